@@ -1,0 +1,1 @@
+"""Reading and writing weight files. The only place that touches the disk."""

@@ -1,0 +1,39 @@
+"""The one function that makes a foreign string safe to show.
+
+Tensor names, file names and dtype fields come from strangers. Terminals obey control characters, ESC
+sequences, C1 codes and bidirectional overrides; a newline can forge a line of a log.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+# Cc control, Cf format (bidi overrides, zero-width), Cs surrogate, Co private, Cn unassigned, Zl/Zp separators
+_UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+
+def printable(text: str, limit: int = 300) -> str:
+    """Return `text` with everything that a terminal could obey written as an escape.
+
+    Longer texts keep their beginning and end around an ellipsis, at most `limit` characters in all.
+    """
+    if len(text) > limit:
+        head = limit * 2 // 3
+        text = f"{text[:head]}…{text[-(limit - head - 1) :]}"
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        c if unicodedata.category(c) not in _UNSAFE else c.encode("unicode_escape").decode("ascii")
+        for c in text
+    )
+
+
+def size_text(nbytes: float) -> str:
+    """Bytes in the unit that keeps three or four figures: `1.07 MB`, powers of ten as disks are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(nbytes) < 999.5:
+            break
+        nbytes /= 1000
+    else:
+        unit = "TB"
+    return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:#.3g} {unit}".replace(". ", " ")
