@@ -1,0 +1,88 @@
+"""Between stored bytes and the numbers that methods compute with.
+
+Methods see float32, or float64 where the source is float64. Widening is exact for every dtype; narrowing
+rounds to nearest, ties to even. Throughput is why bfloat16 goes through ml_dtypes (vectorised both ways,
+and it releases the interpreter lock) and float16 and FP8 through tables (NumPy's own float16 cast is
+several times slower).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import ml_dtypes
+import numpy as np
+
+from compressor.tensor import DTYPES
+from compressor.workspace import Array, Workspace
+
+_ML = {
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "F16": np.float16,
+}
+
+
+@cache
+def _table(dtype: str) -> Array:
+    codes = np.arange(1 << DTYPES[dtype].bits, dtype=DTYPES[dtype].storage)
+    if dtype == "F16":
+        codes = np.arange(1 << 16, dtype=np.uint16)
+    table = codes.view(_ML[dtype]).astype(np.float32)
+    table.setflags(write=False)
+    return table
+
+
+def widen(raw: Array, dtype: str, work: Workspace, key: str = "wide") -> Array:
+    """The numbers stored in `raw`, exactly. May be `raw` itself; treat it as read-only."""
+    if dtype in ("F32", "F64"):
+        return raw
+    out = work.array(key, raw.shape, "<f4")
+    if dtype == "BF16":
+        np.copyto(out, raw.view(ml_dtypes.bfloat16))
+    else:
+        codes = raw.view(np.uint16) if dtype == "F16" else raw
+        _table(dtype).take(codes, out=out, mode="wrap")
+    return out
+
+
+def narrow(values: Array, dtype: str, out: Array) -> None:
+    """Round `values` to `dtype` into `out` (its storage type).
+
+    What exceeds the range becomes an infinity or NaN, as the casts of every framework do: who writes the
+    result looks for it (the runner refuses it by name) rather than store a saturated number silently.
+    """
+    target = out if dtype in ("F32", "F64") else out.view(_ML[dtype])
+    with np.errstate(over="ignore"):
+        np.copyto(target, values, casting="unsafe")
+
+
+def settle(values: Array, dtype: str, out: Array, work: Workspace) -> Array:
+    """Narrow `values` into `out` and return the numbers that `out` now holds."""
+    narrow(values, dtype, out)
+    return widen(out, dtype, work, "settled")
+
+
+@cache
+def largest(dtype: str) -> float:
+    """The largest finite number of a float dtype."""
+    if dtype in ("F32", "F64"):
+        return float(np.finfo(DTYPES[dtype].compute).max)
+    return float(ml_dtypes.finfo(_ML[dtype]).max)
+
+
+@cache
+def smallest(dtype: str) -> float:
+    """The smallest positive number of a float dtype, a subnormal."""
+    if dtype in ("F32", "F64"):
+        return float(np.finfo(DTYPES[dtype].compute).smallest_subnormal)
+    return float(ml_dtypes.finfo(_ML[dtype]).smallest_subnormal)
+
+
+@cache
+def epsilon(dtype: str) -> float:
+    """Half a unit in the last place, relative: what one rounding to `dtype` can cost a normal number."""
+    if dtype in ("F32", "F64"):
+        return float(np.finfo(DTYPES[dtype].compute).eps) / 2
+    return float(ml_dtypes.finfo(_ML[dtype]).eps) / 2

@@ -1,0 +1,276 @@
+"""The contract of a method: what one file under `methods/` provides, and what the engine gives it.
+
+A method is a frozen dataclass. Its fields are the options: recipe keys, command-line flags and provenance
+all come from them. It is pure: it opens no file, prints nothing, reads no clock and no environment.
+
+There are two kinds here, by what they do to the rows of a tensor:
+
+* a `Transform` maps numbers to numbers (prune, distill): `apply(block, out)`;
+* an `Encoder` maps numbers to stored parts and back (quantize): `parts(spec)` declares the parts' dtypes and
+  shapes from the tensor's spec alone, `encode` fills them, `decode` restores the numbers. What `encode` says
+  it restored is exactly what `decode` gives.
+
+The engine hands a tensor over as a matrix, some whole rows at a time (a `Block`), in any order and from any
+thread. `elementwise` methods also accept blocks cut anywhere. A method that needs to know more than a block
+(a threshold over the whole checkpoint, the range of a tensor) names its `reach` and returns a `Survey`: a pass
+over the same blocks (cut at the same places in every pass of a run) that gathers mergeable statistics and
+concludes with the method to run, or with another pass. `partners` names further tensors of the same shape that are read together with the block.
+
+A method says no in two ways. `Skip` is an expected "not for this tensor" and is reported; a raised
+`UsageError` means that the request itself is at odds with the tensor, and names what would work.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import cache
+from importlib.metadata import entry_points
+from math import inf
+from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args, get_type_hints
+
+from compressor.errors import UsageError
+from compressor.tensor import TensorSpec
+from compressor.workspace import Array, Workspace
+
+VERBS = ("prune", "distill", "quantize")
+# The option that names the method of a verb: `--scheme int` says what is stored, `--method` how it is chosen.
+SELECTOR = {"prune": "method", "distill": "method", "quantize": "scheme"}
+
+S = TypeVar("S")
+
+
+@dataclass(slots=True)
+class Block:
+    """Some whole rows of one tensor: `values` [rows, columns], read-only; `start` is the first row's number."""
+
+    values: Array
+    start: int
+    spec: TensorSpec
+    work: Workspace
+    partners: Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A tensor that an encoder stores. Its name is the source tensor's name followed by `suffix`.
+
+    Row r of the part belongs to the tensor's rows [r·every, (r+1)·every); `every` 0 means that the part is not
+    cut by rows: it is written with the block that starts at row 0 and read whole. `value` is a part whose
+    content the spec already determines.
+    """
+
+    suffix: str
+    dtype: str
+    shape: tuple[int, ...]
+    every: int = 1
+    value: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Why a method leaves a tensor as it is."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What is known of a field beyond its type: help and range, `[low, high]` unless said to be open."""
+
+    help: str
+    low: float = -inf
+    high: float = inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def holds(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below and abs(value) != inf  # NaN passes no comparison
+
+    @property
+    def range(self) -> str:
+        """`from 2 to 8`, `at least 0`, …; empty when anything finite goes."""
+        low = f"{'above' if self.open_low else 'at least'} {self.low:g}"
+        high = f"{'below' if self.open_high else 'at most'} {self.high:g}"
+        if self.low == -inf:
+            return "" if self.high == inf else high
+        if self.high == inf:
+            return low
+        if not self.open_low and not self.open_high:
+            return f"from {self.low:g} to {self.high:g}"
+        return f"{low} and {high}"
+
+
+def option(default: Any = MISSING, *, help: str, **range_: Any) -> Any:  # noqa: A002 - as click calls it
+    """Declare a dataclass field as an option of the method; without a default it must be given."""
+    return field(default=default, metadata={"option": Option(help, **range_)})
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """What all methods have in common."""
+
+    verb: ClassVar[str]
+    id: ClassVar[str]
+    elementwise: ClassVar[bool] = False
+    partners: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for name, (hint, declared) in options_of(type(self)).items():
+            value = getattr(self, name)
+            choices = choices_of(hint)
+            wrong = (value not in choices) if choices else False
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                wrong = wrong or not declared.holds(value)
+            if wrong:
+                raise UsageError(f"{name} must be {describe(hint, declared)}, not {value!r}")
+
+    def skip(self, spec: TensorSpec) -> Skip | None:
+        """Why this tensor cannot be treated, judged from its spec alone; None when it can.
+
+        Raises UsageError when the options contradict the tensor.
+        """
+        return None
+
+    @property
+    def reach(self) -> Literal["tensor", "model"]:
+        """Whether a survey looks at one tensor at a time or at all that the stage treats."""
+        return "tensor"
+
+    def survey(self, specs: Sequence[TensorSpec]) -> Survey[Any] | None:
+        """The first pass that this method needs over these tensors; None when a block is all it needs."""
+        return None
+
+    def warning(self, change: Any) -> str | None:
+        """What the user should know about the measured `metrics.Change` of one tensor; None when nothing."""
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """The method as a recipe would give it: selector and options, without the unset ones."""
+        given = {name: getattr(self, name) for name in options_of(type(self))}
+        return {SELECTOR[self.verb]: self.id, **{k: v for k, v in given.items() if v is not None}}
+
+
+class Transform(Method):
+    """Numbers to numbers of the same shape."""
+
+    @abstractmethod
+    def apply(self, block: Block, out: Array) -> None:
+        """Write the new values of `block.values` to `out` [rows, columns]; they never share memory."""
+
+
+class Encoder(Method):
+    """Numbers to stored parts and back."""
+
+    @abstractmethod
+    def parts(self, spec: TensorSpec) -> tuple[Part, ...]:
+        """The parts that are stored for a tensor, in full, before anyone has read it."""
+
+    @abstractmethod
+    def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
+        """Fill the rows of `parts` (storage types, by suffix) that belong to the block, unless None;
+        write to `restored` [rows, columns] the numbers that `decode` will give."""
+
+    @abstractmethod
+    def decode(
+        self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace
+    ) -> None:
+        """Restore rows `start`, … into `out` from those rows of `parts`."""
+
+    @abstractmethod
+    def bound(self, largest: float, spec: TensorSpec) -> float:
+        """The largest absolute error of a restored weight, where no weight of the tensor exceeds `largest`."""
+
+    def config(self, spec: TensorSpec) -> dict[str, Any] | None:
+        """The compressed-tensors scheme under which loaders take the parts; None when only `restore` reads them."""
+        return None
+
+    def codes(self, spec: TensorSpec) -> Encoder | None:
+        """This method with its integer codes stored one to an element, for `.npz`; None when it has none."""
+        return None
+
+
+class Survey(ABC, Generic[S]):
+    """One pass over blocks. Statistics must merge to the same result in any grouping of the blocks."""
+
+    @abstractmethod
+    def start(self) -> S:
+        """Empty statistics."""
+
+    def wants(self, spec: TensorSpec) -> bool:
+        """Whether this pass must see the tensor at all."""
+        return True
+
+    @abstractmethod
+    def observe(self, block: Block, stats: S) -> S:
+        """`stats` with the block added; may change it in place. Blocks of a chunk come in order."""
+
+    @abstractmethod
+    def merge(self, stats: S, more: S) -> S:
+        """Both together; may change `stats` in place."""
+
+    @abstractmethod
+    def conclude(self, stats: S) -> Survey[Any] | Method:
+        """The next pass, or the method with everything it needs to know."""
+
+
+# ---- options: the fields of a method as users give them ------------------------------------------------
+
+
+@cache
+def options_of(method: type[Method]) -> dict[str, tuple[Any, Option]]:
+    """The options of a method: name → (type hint, declaration). Fields without `option(...)` are internal."""
+    hints = get_type_hints(method)
+    return {f.name: (hints[f.name], f.metadata["option"]) for f in fields(method) if "option" in f.metadata}
+
+
+@cache
+def required_options(method: type[Method]) -> tuple[str, ...]:
+    """The options without which the method means nothing."""
+    declared: tuple[Field[Any], ...] = fields(method)
+    return tuple(f.name for f in declared if f.default is MISSING and "option" in f.metadata)
+
+
+def choices_of(hint: Any) -> tuple[Any, ...]:
+    """The allowed values of a Literal, also inside `… | None`; empty for other types."""
+    found: tuple[Any, ...] = ()
+    for part in (hint, *get_args(hint)):
+        if getattr(part, "__origin__", None) is Literal:
+            found += get_args(part)
+        elif part is type(None) and found:
+            found += (None,)
+    return found
+
+
+def describe(hint: Any, declared: Option) -> str:
+    """What a value must be, in words: `an integer from 2 to 8`."""
+    choices = choices_of(hint)
+    if choices:
+        return "one of " + ", ".join(str(choice) for choice in choices if choice is not None)
+    kinds = {part for part in (hint, *get_args(hint)) if isinstance(part, type)}
+    if bool in kinds:
+        return "true or false"
+    noun = "an integer" if int in kinds else "a number" if float in kinds else "a text"
+    return f"{noun} {declared.range}".strip()
+
+
+# ---- discovery -----------------------------------------------------------------------------------------
+
+
+@cache
+def methods_of(verb: str) -> dict[str, type[Method]]:
+    """Every method of a verb by its id: the modules of `compressor.methods.VERB`, then installed entry
+    points of the group `compressor.VERB`. Never code named by a data file."""
+    package = importlib.import_module(f"compressor.methods.{verb}")
+    found: dict[str, type[Method]] = {}
+    for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name):
+        if not info.name.startswith("_"):
+            found[info.name] = importlib.import_module(f"{package.__name__}.{info.name}").METHOD
+    for entry in entry_points(group=f"compressor.{verb}"):
+        found.setdefault(entry.name, entry.load())
+    return found

@@ -1,0 +1,1 @@
+"""Distillation: what a teacher knows is carried into a student."""

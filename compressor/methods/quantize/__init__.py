@@ -1,0 +1,1 @@
+"""Quantization: weights become codes of few bits, and come back as floats."""

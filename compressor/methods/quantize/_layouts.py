@@ -1,0 +1,171 @@
+"""The ways in which scaled integer codes lie in a file. `int.py` has the table of their parts.
+
+Each layout declares its parts from the tensor's spec and moves (unsigned codes, stored scales, unsigned zero
+points) into them and out again. Codes are uint8 [rows, columns], offset by half their range; scales have
+their storage type and the part's shape; zero points are uint8 [rows or 1, groups], None where symmetric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from compressor import bits as bitstream
+from compressor.method import Part
+from compressor.tensor import TensorSpec
+from compressor.workspace import Array, Workspace
+
+
+@dataclass(frozen=True)
+class CodeLayout:
+    """`bits` a code; `symmetric` codes have no zero points; `whole`: one scale for the tensor."""
+
+    bits: int
+    symmetric: bool
+    whole: bool
+    scale: ClassVar[str] = "_scale"
+
+    def parts(self, spec: TensorSpec, scale_dtype: str, scale_shape: tuple[int, ...]) -> tuple[Part, ...]:
+        """All parts of the tensor; `scale_shape` is [rows, groups] or [1]."""
+        raise NotImplementedError
+
+    def store(
+        self, codes: Array, scale: Array, zero: Array | None, parts: Mapping[str, Array], first: bool, work: Workspace
+    ) -> None:
+        """Fill the rows of `parts` that belong to these codes; `first`: the tensor's first rows are among them."""
+        raise NotImplementedError
+
+    def load(self, parts: Mapping[str, Array], codes: Array, work: Workspace) -> Array | None:
+        """Fill `codes` and return the zero points."""
+        raise NotImplementedError
+
+    def _store_scale(self, scale: Array, parts: Mapping[str, Array], first: bool) -> None:
+        if first or not self.whole:
+            parts[self.scale][...] = scale.reshape(parts[self.scale].shape)
+
+    def _scale_part(self, dtype: str, shape: tuple[int, ...]) -> Part:
+        return Part(self.scale, dtype, shape, every=0 if self.whole else 1)
+
+
+@dataclass(frozen=True)
+class PackQuantized(CodeLayout):
+    """compressed-tensors' weight-only layout: words of 32 bits, zero points packed along the rows."""
+
+    def parts(self, spec: TensorSpec, scale_dtype: str, scale_shape: tuple[int, ...]) -> tuple[Part, ...]:
+        rows, columns = spec.matrix
+        found = (
+            Part("_packed", "I32", (rows, (columns * self.bits + 31) // 32)),
+            self._scale_part(scale_dtype, scale_shape),
+            Part("_shape", "I64", (2,), every=0, value=(rows, columns)),
+        )
+        if self.symmetric:
+            return found
+        per_word = 32 // self.bits
+        if self.whole:
+            return (*found, Part("_zero_point", "I32", (1, 1), every=0))
+        return (*found, Part("_zero_point", "I32", (-(-rows // per_word), scale_shape[1]), every=per_word))
+
+    def store(
+        self, codes: Array, scale: Array, zero: Array | None, parts: Mapping[str, Array], first: bool, work: Workspace
+    ) -> None:
+        bitstream.pack(codes, self.bits, _bytes(parts["_packed"]), work)
+        self._store_scale(scale, parts, first)
+        if zero is not None and (first or not self.whole):
+            words = parts["_zero_point"]
+            packed = np.zeros((words.shape[1], words.shape[0] * 4), np.uint8)
+            bitstream.pack(np.ascontiguousarray(zero.T), self.bits, packed, work)
+            words[...] = packed.view("<i4").T
+
+    def load(self, parts: Mapping[str, Array], codes: Array, work: Workspace) -> Array | None:
+        bitstream.unpack(_bytes(parts["_packed"]), self.bits, codes, work)
+        if self.symmetric:
+            return None
+        words = np.ascontiguousarray(parts["_zero_point"].T)
+        zero = np.empty((words.shape[0], 1 if self.whole else len(codes)), np.uint8)
+        bitstream.unpack(_bytes(words), self.bits, zero, work)
+        return zero.T
+
+
+@dataclass(frozen=True)
+class IntQuantized(CodeLayout):
+    """compressed-tensors' plain int8 matrix under the weight's own name, symmetric."""
+
+    def parts(self, spec: TensorSpec, scale_dtype: str, scale_shape: tuple[int, ...]) -> tuple[Part, ...]:
+        return Part("", "I8", spec.shape), self._scale_part(scale_dtype, scale_shape)
+
+    def store(
+        self, codes: Array, scale: Array, zero: Array | None, parts: Mapping[str, Array], first: bool, work: Workspace
+    ) -> None:
+        np.bitwise_xor(codes, 0x80, out=parts[""].view("|u1"))  # offset-binary to two's complement
+        self._store_scale(scale, parts, first)
+
+    def load(self, parts: Mapping[str, Array], codes: Array, work: Workspace) -> Array | None:
+        np.bitwise_xor(parts[""].view("|u1"), 0x80, out=codes)
+        return None
+
+
+@dataclass(frozen=True)
+class Own(CodeLayout):
+    """The project's own: a byte stream a row, for widths and shapes that the others do not hold."""
+
+    scale: ClassVar[str] = ".scale"
+
+    def parts(self, spec: TensorSpec, scale_dtype: str, scale_shape: tuple[int, ...]) -> tuple[Part, ...]:
+        rows, columns = spec.matrix
+        found = (
+            Part(".codes", "U8", (rows, bitstream.row_bytes(columns, self.bits))),
+            self._scale_part(scale_dtype, scale_shape),
+        )
+        if self.symmetric:
+            return found
+        return (*found, Part(".zero_point", "U8", scale_shape, every=0 if self.whole else 1))
+
+    def store(
+        self, codes: Array, scale: Array, zero: Array | None, parts: Mapping[str, Array], first: bool, work: Workspace
+    ) -> None:
+        bitstream.pack(codes, self.bits, parts[".codes"], work)
+        self._store_scale(scale, parts, first)
+        if zero is not None and (first or not self.whole):
+            parts[".zero_point"][...] = zero.reshape(parts[".zero_point"].shape)
+
+    def load(self, parts: Mapping[str, Array], codes: Array, work: Workspace) -> Array | None:
+        bitstream.unpack(parts[".codes"], self.bits, codes, work)
+        return None if self.symmetric else parts[".zero_point"].reshape(1 if self.whole else len(codes), -1)
+
+
+@dataclass(frozen=True)
+class Plain(Own):
+    """One element a code: the integer matrix that `--store codes` writes."""
+
+    def parts(self, spec: TensorSpec, scale_dtype: str, scale_shape: tuple[int, ...]) -> tuple[Part, ...]:
+        _, *others = super().parts(spec, scale_dtype, scale_shape)
+        return Part(".codes", "I8" if self.symmetric else "U8", spec.shape), *others
+
+    def store(
+        self, codes: Array, scale: Array, zero: Array | None, parts: Mapping[str, Array], first: bool, work: Workspace
+    ) -> None:
+        target = parts[".codes"].reshape(codes.shape).view("|u1")
+        np.subtract(codes, 1 << (self.bits - 1) if self.symmetric else 0, out=target)
+        self._store_scale(scale, parts, first)
+        if zero is not None and (first or not self.whole):
+            parts[".zero_point"][...] = zero.reshape(parts[".zero_point"].shape)
+
+    def load(self, parts: Mapping[str, Array], codes: Array, work: Workspace) -> Array | None:
+        stored = parts[".codes"].reshape(codes.shape).view("|u1")
+        np.add(stored, 1 << (self.bits - 1) if self.symmetric else 0, out=codes)
+        return None if self.symmetric else parts[".zero_point"].reshape(1 if self.whole else len(codes), -1)
+
+
+LAYOUTS: dict[str, type[CodeLayout]] = {
+    "pack-quantized": PackQuantized,
+    "int-quantized": IntQuantized,
+    "compressor": Own,
+    "plain": Plain,
+}
+
+
+def _bytes(words: Array) -> Array:
+    return words.view("|u1").reshape(len(words), -1)

@@ -1,0 +1,239 @@
+"""Integers of 2 to 8 bits with one scale (and zero point) for a tensor, a row, or a group of a row.
+
+    symmetric:   s = max|w| / ((2^b − 1)/2);                          w ≈ q·s
+    asymmetric:  s = (max − min)/(2^b − 1), the range extended to 0;  z = −2^(b−1) − round(min/s);  w ≈ (q − z)·s
+    q = clip(round(w/s) + z, −2^(b−1), 2^(b−1) − 1), halves to even
+
+These are the rules of compressed-tensors. Ours differs in two ways that the bytes allow and that lose less: we
+divide in float32 (float64 for float64 weights) whatever the source's dtype, and by the scale as it is stored.
+A zero weight has code z and comes back as exactly zero.
+
+Stored, for `NAME` [rows, columns] (codes offset to unsigned, rows packed as little-endian bit streams):
+
+| layout | parts |
+|---|---|
+| `pack-quantized` (4, 8 bits) | `NAME_packed` I32 [rows, ⌈columns·b/32⌉], `NAME_scale` [rows, groups] or [1], `NAME_shape` I64 [2]; asymmetric: `NAME_zero_point` I32 [⌈rows·b/32⌉, groups], packed along the rows |
+| `int-quantized` (8 bits, symmetric, tensor or channel) | `NAME` I8 [rows, columns], `NAME_scale` [rows, 1] or [1] |
+| `compressor` (any) | `NAME.codes` U8 [rows, ⌈columns·b/8⌉], `NAME.scale` [rows, groups] or [1]; asymmetric: `NAME.zero_point` U8 like the scale |
+
+The first two are compressed-tensors' own. A scale has the weight's dtype (F32 for FP8 weights).
+Error: about half a scale, see `bound`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from compressor.errors import UsageError
+from compressor.floats import epsilon, smallest, widen
+from compressor.method import Block, Encoder, Part, Survey, option
+from compressor.methods.quantize import _layouts, _scales
+from compressor.tensor import TensorSpec
+from compressor.workspace import Array, Workspace
+
+
+@dataclass(frozen=True)
+class Int(Encoder):
+    """Scaled integers, as most runtimes take them."""
+
+    verb: ClassVar[str] = "quantize"
+    id: ClassVar[str] = "int"
+
+    bits: int = option(8, help="bits of a code", low=2, high=8)
+    symmetric: bool = option(True, help="codes centred on zero, or with a zero point")
+    granularity: Literal["tensor", "channel", "group"] | None = option(
+        None, help="what shares a scale; unset: group below 8 bits or with a group size, else channel"
+    )
+    group_size: int | None = option(
+        None, help="weights of a row that share a scale; unset: 128", low=1, high=2**31
+    )
+    method: Literal["absmax"] = option("absmax", help="how scales are chosen")
+    layout: Literal["auto", "pack-quantized", "int-quantized", "compressor"] = option(
+        "auto", help="stored layout; auto takes compressed-tensors' where it has one"
+    )
+
+    extent: tuple[float, float] | None = None  # least and largest weight of the tensor, once surveyed
+    plain: bool = False  # codes stored one to an element
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.group_size is not None and self.granularity in ("tensor", "channel"):
+            raise UsageError(f"group_size has no meaning with granularity {self.granularity}")
+        if self.layout == "pack-quantized" and self.bits not in (4, 8):
+            raise UsageError(f"layout pack-quantized holds 4 or 8 bits here, not {self.bits}")
+        if self.layout == "int-quantized" and (self.bits != 8 or not self.symmetric or self.grain == "group"):
+            raise UsageError("layout int-quantized holds symmetric 8-bit codes by tensor or channel only")
+
+    @property
+    def grain(self) -> str:
+        """The granularity that holds when it was left unset."""
+        if self.granularity is not None:
+            return self.granularity
+        return "group" if self.bits < 8 or self.group_size is not None else "channel"
+
+    @property
+    def group(self) -> int:
+        return self.group_size or 128
+
+    @property
+    def half(self) -> int:
+        """2^(b−1): codes run from −half to half − 1, and are handled with half added."""
+        return 1 << (self.bits - 1)
+
+    # ---- what is stored ----------------------------------------------------------------------------
+
+    def layout_of(self, spec: TensorSpec) -> str:
+        """The layout that `auto` stands for: compressed-tensors' where it has one, for linear weights."""
+        if self.plain:
+            return "plain"
+        if self.layout != "auto":
+            return self.layout
+        if len(spec.shape) != 2 or self.bits not in (4, 8):
+            return "compressor"
+        w8a8 = self.bits == 8 and self.symmetric and self.grain != "group"
+        return "int-quantized" if w8a8 else "pack-quantized"
+
+    def parts(self, spec: TensorSpec) -> tuple[Part, ...]:
+        """Raises UsageError when the group size does not divide the row, naming sizes that do."""
+        rows, columns = spec.matrix
+        layout = self.layout_of(spec)
+        if layout in ("pack-quantized", "int-quantized") and len(spec.shape) != 2:
+            raise UsageError(
+                f"layout {layout} holds matrices, and this has shape {list(spec.shape)}",
+                tensor=spec.name,
+                remedy="Use --layout compressor, --store dense, or --exclude it",
+            )
+        if self.grain == "group" and columns % self.group:
+            fits = [g for g in range(min(columns, 4 * self.group), 7, -1) if columns % g == 0]
+            raise UsageError(
+                f"group size {self.group} does not divide the row of {columns}",
+                tensor=spec.name,
+                remedy=f"These would: {', '.join(map(str, fits[:8])) or 'none from 8 up'}; "
+                "or use --granularity channel, or --exclude it",
+            )
+        groups = columns // self.group if self.grain == "group" else 1
+        shape = (1,) if self.grain == "tensor" else (rows, groups)
+        return self._layout(spec).parts(spec, _scale_dtype(spec), shape)
+
+    def config(self, spec: TensorSpec) -> dict[str, Any] | None:
+        layout = self.layout_of(spec)
+        if layout not in ("pack-quantized", "int-quantized"):
+            return None
+        common = {"num_bits": self.bits, "type": "int", "symmetric": self.symmetric}
+        weights = {
+            **common,
+            "group_size": self.group if self.grain == "group" else None,
+            "strategy": self.grain,
+            "dynamic": False,
+        }
+        # int-quantized means W8A8: loaders quantize activations too, token by token
+        activations = {**common, "group_size": None, "strategy": "token", "dynamic": True}
+        return {
+            "format": layout,
+            "weights": weights,
+            "input_activations": activations if layout == "int-quantized" else None,
+            "output_activations": None,
+        }
+
+    def codes(self, spec: TensorSpec) -> Int:
+        return replace(self, plain=True)
+
+    def survey(self, specs: Sequence[TensorSpec]) -> Extent | None:
+        return Extent(self) if self.grain == "tensor" and self.extent is None else None
+
+    def bound(self, largest: float, spec: TensorSpec) -> float:
+        """Half a scale, and what storing the scale and the result in their dtypes adds at the range's end."""
+        dtype = _scale_dtype(spec)
+        scale = max(2 * largest / (2 * self.half - 1), smallest(dtype))
+        slack = 2 * self.half * (epsilon(dtype) * scale + smallest(dtype))
+        return scale / 2 + slack + 2 * epsilon(spec.dtype) * largest + smallest(spec.dtype)
+
+    # ---- the kernels -------------------------------------------------------------------------------
+
+    def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
+        values, spec, work = block.values, block.spec, block.work
+        grouped, target = self._grouped(values), self._grouped(restored)
+        stored, zero = self._scales(grouped, target, spec)
+        scale = self._scale_column(stored, spec, values.dtype)
+        offset = zero.astype(values.dtype)[..., None] if zero is not None else values.dtype.type(self.half)
+        np.divide(grouped, scale, out=target)
+        np.rint(target, out=target)
+        np.add(target, offset, out=target)
+        np.clip(target, 0, 2 * self.half - 1, out=target)
+        if parts is not None:
+            codes = work.array("int.codes", values.shape, "|u1")
+            np.copyto(codes, restored, casting="unsafe")
+            points = None if zero is None else zero.astype(np.uint8)
+            self._layout(spec).store(codes, stored, points, parts, block.start == 0, work)
+        np.subtract(target, offset, out=target)
+        np.multiply(target, scale, out=target)
+
+    def decode(
+        self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace
+    ) -> None:
+        layout = self._layout(spec)
+        codes = work.array("int.codes", out.shape, "|u1")
+        zero = layout.load(parts, codes, work)
+        offset = zero.astype(out.dtype)[..., None] if zero is not None else out.dtype.type(self.half)
+        target = self._grouped(out)
+        np.copyto(target, self._grouped(codes))
+        np.subtract(target, offset, out=target)
+        np.multiply(target, self._scale_column(parts[layout.scale], spec, out.dtype), out=target)
+
+    def _layout(self, spec: TensorSpec) -> _layouts.CodeLayout:
+        return _layouts.LAYOUTS[self.layout_of(spec)](self.bits, self.symmetric, self.grain == "tensor")
+
+    def _grouped(self, matrix: Array) -> Array:
+        """[rows, columns] as [rows, groups, size]."""
+        rows, columns = matrix.shape
+        return matrix.reshape(rows, -1, self.group) if self.grain == "group" else matrix[:, None, :]
+
+    def _scales(self, grouped: Array, scratch: Array, spec: TensorSpec) -> tuple[Array, Array | None]:
+        """Stored scales and unsigned zero points, [rows or 1, groups]."""
+        if self.grain == "tensor":
+            if self.extent is None:
+                raise TypeError("a survey has to find the tensor's range first")
+            low, high = np.array([[self.extent[0]]]), np.array([[self.extent[1]]])
+        else:
+            low, high = _scales.extent(grouped, self.symmetric, scratch)
+        dtype = _scale_dtype(spec)
+        if self.symmetric:
+            scale, reach = _scales.symmetric_scale(np.maximum(high, -low), self.half)
+            return _scales.store_scale(scale, reach, dtype, spec.dtype), None
+        scale, zero, reaches = _scales.asymmetric_scale(low, high, self.half)
+        return _scales.store_scale(scale, reaches, dtype, spec.dtype), zero
+
+    def _scale_column(self, stored: Array, spec: TensorSpec, dtype: np.dtype[Any]) -> Array:
+        """Stored scales as numbers that broadcast over [rows, groups, size]."""
+        wide = widen(stored, _scale_dtype(spec), Workspace()).astype(dtype, copy=False)
+        return wide.reshape((1, 1, 1) if self.grain == "tensor" else (*stored.shape, 1))
+
+
+@dataclass(frozen=True)
+class Extent(Survey[tuple[float, float]]):
+    """The least and the largest weight of a tensor, and 0."""
+
+    method: Int
+
+    def start(self) -> tuple[float, float]:
+        return 0.0, 0.0
+
+    def observe(self, block: Block, stats: tuple[float, float]) -> tuple[float, float]:
+        return self.merge(stats, (float(block.values.min()), float(block.values.max())))
+
+    def merge(self, stats: tuple[float, float], more: tuple[float, float]) -> tuple[float, float]:
+        return min(stats[0], more[0]), max(stats[1], more[1])
+
+    def conclude(self, stats: tuple[float, float]) -> Int:
+        return replace(self.method, extent=stats)
+
+
+def _scale_dtype(spec: TensorSpec) -> str:
+    return "F32" if spec.dtype.startswith("F8") else spec.dtype
+
+
+METHOD = Int

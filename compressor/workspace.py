@@ -1,0 +1,37 @@
+"""Buffers that are used again for every block, so that the working set stays in the processor's cache."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+class Workspace:
+    """Named scratch memory of one worker. Asking for a name again gives the same memory, perhaps reshaped."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Array] = {}
+        self._views: dict[tuple[str, tuple[int, ...], str], Array] = {}
+
+    def array(self, key: str, shape: tuple[int, ...], dtype: str) -> Array:
+        """An uninitialised C-ordered array; what was in it before is lost."""
+        asked = (key, shape, dtype)
+        view = self._views.get(asked)
+        if view is not None:
+            return view
+        kind = np.dtype(dtype)
+        nbytes = prod(shape) * kind.itemsize
+        held = self._held.get(key)
+        if held is None or held.nbytes < nbytes:
+            held = self._held[key] = np.empty(nbytes, np.uint8)
+            self._views = {k: v for k, v in self._views.items() if k[0] != key}
+        if len(self._views) > 512:  # many odd shapes: forget the views, not the memory
+            self._views.clear()
+        view = held[:nbytes].view(kind).reshape(shape)
+        self._views[asked] = view
+        return view
