@@ -9,6 +9,7 @@ several times slower).
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -16,12 +17,16 @@ import numpy as np
 from compressor.tensor import DTYPES
 from compressor.workspace import Array, Workspace
 
-_ML = {
-    "BF16": ml_dtypes.bfloat16,
-    "F8_E4M3": ml_dtypes.float8_e4m3fn,
-    "F8_E5M2": ml_dtypes.float8_e5m2,
-    "F16": np.float16,
-}
+
+@cache
+def _type(dtype: str) -> Any:
+    """The NumPy or ml_dtypes scalar type of a float that is stored as bit patterns."""
+    return {
+        "BF16": ml_dtypes.bfloat16,
+        "F8_E4M3": ml_dtypes.float8_e4m3fn,
+        "F8_E5M2": ml_dtypes.float8_e5m2,
+        "F16": np.float16,
+    }[dtype]
 
 
 @cache
@@ -29,7 +34,7 @@ def _table(dtype: str) -> Array:
     codes = np.arange(1 << DTYPES[dtype].bits, dtype=DTYPES[dtype].storage)
     if dtype == "F16":
         codes = np.arange(1 << 16, dtype=np.uint16)
-    table = codes.view(_ML[dtype]).astype(np.float32)
+    table = codes.view(_type(dtype)).astype(np.float32)
     table.setflags(write=False)
     return table
 
@@ -53,7 +58,7 @@ def narrow(values: Array, dtype: str, out: Array) -> None:
     What exceeds the range becomes an infinity or NaN, as the casts of every framework do: who writes the
     result looks for it (the runner refuses it by name) rather than store a saturated number silently.
     """
-    target = out if dtype in ("F32", "F64") else out.view(_ML[dtype])
+    target = out if dtype in ("F32", "F64") else out.view(_type(dtype))
     with np.errstate(over="ignore"):
         np.copyto(target, values, casting="unsafe")
 
@@ -69,7 +74,7 @@ def largest(dtype: str) -> float:
     """The largest finite number of a float dtype."""
     if dtype in ("F32", "F64"):
         return float(np.finfo(DTYPES[dtype].compute).max)
-    return float(ml_dtypes.finfo(_ML[dtype]).max)
+    return float(ml_dtypes.finfo(_type(dtype)).max)
 
 
 @cache
@@ -77,7 +82,7 @@ def smallest(dtype: str) -> float:
     """The smallest positive number of a float dtype, a subnormal."""
     if dtype in ("F32", "F64"):
         return float(np.finfo(DTYPES[dtype].compute).smallest_subnormal)
-    return float(ml_dtypes.finfo(_ML[dtype]).smallest_subnormal)
+    return float(ml_dtypes.finfo(_type(dtype)).smallest_subnormal)
 
 
 @cache
@@ -85,4 +90,4 @@ def epsilon(dtype: str) -> float:
     """Half a unit in the last place, relative: what one rounding to `dtype` can cost a normal number."""
     if dtype in ("F32", "F64"):
         return float(np.finfo(DTYPES[dtype].compute).eps) / 2
-    return float(ml_dtypes.finfo(_ML[dtype]).eps) / 2
+    return float(ml_dtypes.finfo(_type(dtype)).eps) / 2

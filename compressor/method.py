@@ -86,6 +86,7 @@ class Option:
     high: float = inf
     open_low: bool = False
     open_high: bool = False
+    off: str = ""  # of a yes-or-no option: the word of the flag that says no
 
     def holds(self, value: float) -> bool:
         above = value > self.low if self.open_low else value >= self.low

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from compressor.errors import InputError
@@ -38,16 +39,21 @@ class InputFile:
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` (bytes, contiguous) from `offset`; InputError if the file is no longer what it was."""
+        self.read_runs([(buffer, offset)])
+
+    def read_runs(self, runs: Iterable[tuple[memoryview, int]]) -> None:
+        """Fill several buffers, each from its offset."""
         fd = _open(self.path)
         try:
             if _identity(os.fstat(fd)) != self.identity:
                 raise self._changed()
-            done = 0
-            while done < len(buffer):
-                got = os.preadv(fd, [buffer[done : done + _CHUNK]], offset + done)
-                if got == 0:
-                    raise self._changed()
-                done += got
+            for buffer, offset in runs:
+                done = 0
+                while done < len(buffer):
+                    got = os.preadv(fd, [buffer[done : done + _CHUNK]], offset + done)
+                    if got == 0:
+                        raise self._changed()
+                    done += got
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror}", file=self.path) from error
         finally:

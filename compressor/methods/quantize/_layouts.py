@@ -33,7 +33,13 @@ class CodeLayout:
         raise NotImplementedError
 
     def store(
-        self, codes: Array, scale: Array, zero: Array | None, parts: Mapping[str, Array], first: bool, work: Workspace
+        self,
+        codes: Array,
+        scale: Array,
+        zero: Array | None,
+        parts: Mapping[str, Array],
+        first: bool,
+        work: Workspace,
     ) -> None:
         """Fill the rows of `parts` that belong to these codes; `first`: the tensor's first rows are among them."""
         raise NotImplementedError
@@ -69,7 +75,13 @@ class PackQuantized(CodeLayout):
         return (*found, Part("_zero_point", "I32", (-(-rows // per_word), scale_shape[1]), every=per_word))
 
     def store(
-        self, codes: Array, scale: Array, zero: Array | None, parts: Mapping[str, Array], first: bool, work: Workspace
+        self,
+        codes: Array,
+        scale: Array,
+        zero: Array | None,
+        parts: Mapping[str, Array],
+        first: bool,
+        work: Workspace,
     ) -> None:
         bitstream.pack(codes, self.bits, _bytes(parts["_packed"]), work)
         self._store_scale(scale, parts, first)
@@ -97,7 +109,13 @@ class IntQuantized(CodeLayout):
         return Part("", "I8", spec.shape), self._scale_part(scale_dtype, scale_shape)
 
     def store(
-        self, codes: Array, scale: Array, zero: Array | None, parts: Mapping[str, Array], first: bool, work: Workspace
+        self,
+        codes: Array,
+        scale: Array,
+        zero: Array | None,
+        parts: Mapping[str, Array],
+        first: bool,
+        work: Workspace,
     ) -> None:
         np.bitwise_xor(codes, 0x80, out=parts[""].view("|u1"))  # offset-binary to two's complement
         self._store_scale(scale, parts, first)
@@ -124,7 +142,13 @@ class Own(CodeLayout):
         return (*found, Part(".zero_point", "U8", scale_shape, every=0 if self.whole else 1))
 
     def store(
-        self, codes: Array, scale: Array, zero: Array | None, parts: Mapping[str, Array], first: bool, work: Workspace
+        self,
+        codes: Array,
+        scale: Array,
+        zero: Array | None,
+        parts: Mapping[str, Array],
+        first: bool,
+        work: Workspace,
     ) -> None:
         bitstream.pack(codes, self.bits, parts[".codes"], work)
         self._store_scale(scale, parts, first)
@@ -145,7 +169,13 @@ class Plain(Own):
         return Part(".codes", "I8" if self.symmetric else "U8", spec.shape), *others
 
     def store(
-        self, codes: Array, scale: Array, zero: Array | None, parts: Mapping[str, Array], first: bool, work: Workspace
+        self,
+        codes: Array,
+        scale: Array,
+        zero: Array | None,
+        parts: Mapping[str, Array],
+        first: bool,
+        work: Workspace,
     ) -> None:
         target = parts[".codes"].reshape(codes.shape).view("|u1")
         np.subtract(codes, 1 << (self.bits - 1) if self.symmetric else 0, out=target)

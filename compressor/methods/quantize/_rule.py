@@ -82,4 +82,3 @@ class Rule(Encoder):
                 "--scheme int fits a scale to the weights"
             )
         return None
-

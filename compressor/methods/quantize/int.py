@@ -44,7 +44,7 @@ class Int(Encoder):
     id: ClassVar[str] = "int"
 
     bits: int = option(8, help="bits of a code", low=2, high=8)
-    symmetric: bool = option(True, help="codes centred on zero, or with a zero point")
+    symmetric: bool = option(True, help="codes centred on zero, or with a zero point", off="asymmetric")
     granularity: Literal["tensor", "channel", "group"] | None = option(
         None, help="what shares a scale; unset: group below 8 bits or with a group size, else channel"
     )

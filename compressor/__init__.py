@@ -1,0 +1,48 @@
+"""Make weight files smaller: the command line's verbs as functions.
+
+    import compressor
+
+    report = compressor.quantize("model.safetensors", "small.safetensors", bits=4)
+    print(report.ratio, report.total.error)
+
+Paths may be `.npy`, `.safetensors` or Hugging Face folders. Every function raises a subclass of
+`CompressorError` that says what is wrong and what to do. The functions are described in `compressor.api`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from compressor.errors import CompressorError, GateFailed, InputError, OutputError, UsageError
+
+if TYPE_CHECKING:
+    from compressor.api import compare, distill, inspect, pipeline, prune, quantize, restore
+    from compressor.results import Gates, Report
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CompressorError",
+    "GateFailed",
+    "Gates",
+    "InputError",
+    "OutputError",
+    "Report",
+    "UsageError",
+    "compare",
+    "distill",
+    "inspect",
+    "pipeline",
+    "prune",
+    "quantize",
+    "restore",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """The verbs are imported when first used: `compressor --help` must not wait for NumPy."""
+    if name not in __all__:
+        raise AttributeError(f"module 'compressor' has no attribute {name!r}")
+    from compressor import api, results
+
+    return getattr(results if name in ("Gates", "Report") else api, name)

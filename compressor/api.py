@@ -1,0 +1,188 @@
+"""The verbs. The command line calls these and nothing else; so can anybody.
+
+Each opens the inputs, plans, runs under an engine, and publishes the output only when everything held.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any, Literal
+
+from compressor.checkpoint import Checkpoint, open_checkpoint
+from compressor.engines.local import available_workers, local
+from compressor.errors import UsageError
+from compressor.files.atomic import check_place
+from compressor.files.sink import Sink
+from compressor.plan import Plan
+from compressor.planner import make_plan
+from compressor.recipe import Recipe, load_recipe, make_stage, parse_stage
+from compressor.results import Gates, Report, ReportedGateFailed
+from compressor.runner import Runner
+from compressor.scan import compare, inspect, non_finite_tensors
+from compressor.target import check_apart, container_of
+
+Path = str | os.PathLike[str]
+NonFinite = Literal["error", "keep"]
+
+__all__ = ["compare", "distill", "inspect", "pipeline", "prune", "quantize", "restore", "run_recipe"]
+
+
+def prune(source: Path, output: Path, **options: Any) -> Report:
+    """Make weights exactly zero. `method="threshold", threshold=0.01` or `method="magnitude", sparsity=0.9,
+    scope="global"`; further keywords as `run_recipe` and `include`, `exclude`, `rules` as `make_stage`."""
+    return _one_stage("prune", source, output, options)
+
+
+def distill(source: Path, output: Path, *, teacher: Path, **options: Any) -> Report:
+    """Carry a teacher's weights into a student: `method="blend", alpha=0.5` or `method="reweight"`."""
+    return _one_stage("distill", source, output, {"teacher": os.fspath(teacher), **options})
+
+
+def quantize(source: Path, output: Path, **options: Any) -> Report:
+    """Make weights integer codes: `bits=4`, `scheme="int"`, `granularity="group"`, `store="packed"`, …"""
+    return _one_stage("quantize", source, output, options)
+
+
+def pipeline(
+    source: Path,
+    output: Path,
+    *,
+    recipe: Recipe | str | None = None,
+    stages: Iterable[str] = (),
+    teacher: Path | None = None,
+    **settings: Any,
+) -> Report:
+    """Apply a recipe (a `Recipe`, a TOML file, a ready recipe's name) or stage texts, fused into one pass."""
+    mentor = None if teacher is None else os.fspath(teacher)
+    texts = list(stages)
+    if (recipe is None) == (not texts):
+        raise UsageError(
+            "give either a recipe or stages", remedy="--recipe FILE-or-NAME, or --stage, repeatedly"
+        )
+    if recipe is None:
+        recipe = Recipe(tuple(parse_stage(text, mentor) for text in texts))
+    elif isinstance(recipe, str):
+        recipe = load_recipe(recipe, mentor)
+    return run_recipe("pipeline", source, output, recipe, **settings)
+
+
+def restore(source: Path, output: Path, **settings: Any) -> Report:
+    """Give back dense tensors of the original names, shapes and dtypes, from what this tool or
+    compressed-tensors stored as integer codes."""
+    return run_recipe("restore", source, output, Recipe(()), **settings)
+
+
+def _one_stage(verb: str, source: Path, output: Path, options: dict[str, Any]) -> Report:
+    settings = {key: options.pop(key) for key in list(options) if key in _SETTINGS}
+    stage_keys = {
+        key: options.pop(key) for key in ("include", "exclude", "rules", "store", "teacher") if key in options
+    }
+    stage = make_stage(verb, options, **stage_keys)
+    return run_recipe(verb, source, output, Recipe((stage,)), **settings)
+
+
+_SETTINGS = ("force", "dry_run", "strict", "non_finite", "gates", "workers", "progress")
+
+
+def run_recipe(
+    verb: str,
+    source: Path,
+    output: Path,
+    recipe: Recipe,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+    strict: bool = False,
+    non_finite: NonFinite = "error",
+    gates: Gates | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Run a recipe from `source` to `output`.
+
+    `force` replaces an existing output; `dry_run` ends with the plan; `strict` refuses to leave weight matrices
+    alone by default; `non_finite="keep"` carries tensors with NaN or Inf over; `progress(done, total)` is called
+    in bytes read. Raises UsageError, InputError, OutputError, GateFailed: in each case nothing is written.
+    """
+    source, output, gates = os.fspath(source), os.fspath(output), gates or Gates()
+    teachers = sorted({stage.teacher for stage in recipe.stages if stage.teacher is not None})
+    check_apart(output, source, *teachers)
+    checkpoint = open_checkpoint(source)
+    container = container_of(output, checkpoint.source)
+    if container == "npz" and any(stage.store not in ("auto", "codes") for stage in recipe.stages):
+        raise UsageError(
+            "an .npz output holds codes", remedy="Use --store codes, or end the output otherwise"
+        )
+    if not dry_run:
+        check_place(output, folder=container == "folder", replace=force)
+    mentors = {path: open_checkpoint(path) for path in teachers}
+    hold: dict[str, str] = {}
+
+    def plan_now(held: Mapping[str, str]) -> Plan:
+        name = os.path.basename(output.rstrip("/"))
+        return make_plan(checkpoint, recipe, container, name, teachers=mentors, hold=held, strict=strict)
+
+    with ExitStack() as stack:
+        plan = plan_now(hold)
+        count = available_workers() if workers is None else workers
+        if non_finite == "keep":
+            executor = stack.enter_context(local(count))
+            hold = non_finite_tensors(checkpoint, plan, executor)
+            plan = plan_now(hold) if hold else plan
+        report = Report(verb, source, output, plan, failures=tuple(gates.judge_plan(plan)))
+        if report.failures:
+            raise ReportedGateFailed(report)
+        if dry_run:
+            return report
+        if non_finite != "keep":
+            executor = stack.enter_context(local(count))
+        layouts = [(file.name, file.layout) for file in plan.files]
+        sink = Sink(output, container, layouts, replace=force)
+        try:
+            by_stage = {
+                number: mentors[stage.teacher]
+                for number, stage in enumerate(recipe.stages)
+                if stage.teacher is not None
+            }
+            runner = Runner(
+                plan, checkpoint, by_stage, executor, 2 * count + 2, sink, _counting(plan, progress)
+            )
+            changes = runner.run()
+            report = Report(verb, source, output, plan, changes)
+            failures = gates.judge(report)
+            if failures:
+                raise ReportedGateFailed(Report(verb, source, output, plan, changes, tuple(failures)))
+            _finish(sink, plan, checkpoint, mentors.values())
+        except BaseException:
+            stack.close()  # workers must have stopped before their files go
+            sink.discard()
+            raise
+        return report
+
+
+def _finish(sink: Sink, plan: Plan, checkpoint: Checkpoint, mentors: Iterable[Checkpoint]) -> None:
+    """Small files, a last look at the inputs, then the name."""
+    for name in plan.carried:
+        sink.copy(name, checkpoint.source.carried[name])
+    for name, content in plan.texts:
+        sink.add_text(name, content)
+    checkpoint.source.check_unchanged()
+    for mentor in mentors:
+        mentor.source.check_unchanged()
+    sink.publish()
+
+
+def _counting(plan: Plan, progress: Callable[[int, int], None] | None) -> Callable[[int], None]:
+    """Turn 'this many bytes more' into 'so many of so many'."""
+    total = sum(job.spec.nbytes for job in plan.jobs)
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress is not None:
+            progress(done, total)
+
+    return count

@@ -1,0 +1,156 @@
+"""An input as its user thinks of it: tensors by their own names, whether a file stores them as numbers or as
+the parts of an encoder.
+
+Stored parts are recognised by our own metadata, or in a folder by compressed-tensors' `quantization_config`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from compressor import hf_config, provenance
+from compressor.errors import InputError, UsageError
+from compressor.files.source import Source, StoredTensor, open_source
+from compressor.floats import narrow, widen
+from compressor.method import Encoder, Part
+from compressor.tensor import DTYPES, TensorSpec
+from compressor.workspace import Array, Workspace
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of the input. `parts` by suffix; without an encoder there is one, the tensor itself."""
+
+    spec: TensorSpec
+    parts: Mapping[str, StoredTensor]
+    file: int
+    encoder: Encoder | None = None
+
+    @property
+    def whole(self) -> StoredTensor:
+        """The tensor as it lies in the file, where it is stored as numbers."""
+        return self.parts[""]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its parts in the input."""
+        return sum(part.spec.nbytes for part in self.parts.values())
+
+    @property
+    def seekable(self) -> bool:
+        """Whether elements can be read from anywhere, and not only whole rows."""
+        return self.encoder is None and self.whole.contiguous
+
+    @property
+    def align(self) -> int:
+        return 1 if self.encoder is None else max(part.every or 1 for part in self.encoder.parts(self.spec))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened input: `tensors` by name, in order; `compression` says in words how parts are stored."""
+
+    source: Source
+    tensors: Mapping[str, Tensor]
+    records: tuple[provenance.Record, ...]
+    compression: str = ""
+
+    @property
+    def path(self) -> str:
+        return self.source.path
+
+
+class Rows:
+    """Some consecutive rows of a tensor, read from disk at once and turned into numbers block by block."""
+
+    def __init__(
+        self, tensor: Tensor, columns: int, start: int, stop: int, work: Workspace, key: str
+    ) -> None:
+        self.tensor, self.columns, self.start, self.work, self.key = tensor, columns, start, work, key
+        if tensor.encoder is None:
+            self.raw = tensor.whole.read_rows(columns, start, stop, work, f"{key}.raw")
+            return
+        self.declared = tensor.encoder.parts(tensor.spec)
+        self.read = {
+            part.suffix: _read_part(tensor, part, start, stop, work, f"{key}.raw{part.suffix}")
+            for part in self.declared
+        }
+
+    def block(self, start: int, stop: int) -> Array:
+        """Rows [start, stop) as numbers; read-only, valid until the next block."""
+        spec, work = self.tensor.spec, self.work
+        if self.tensor.encoder is None:
+            return widen(self.raw[start - self.start : stop - self.start], spec.dtype, work, self.key)
+        parts = {
+            part.suffix: _part_rows(self.read[part.suffix], part, start - self.start, stop - self.start)
+            for part in self.declared
+        }
+        numbers = work.array(f"{self.key}.decoded", (stop - start, self.columns), DTYPES[spec.dtype].compute)
+        self.tensor.encoder.decode(parts, spec, numbers, start, work)
+        # a loader gives numbers of the tensor's own dtype; so do we
+        settled = work.array(f"{self.key}.settled", numbers.shape, DTYPES[spec.dtype].storage)
+        narrow(numbers, spec.dtype, settled)
+        return widen(settled, spec.dtype, work, self.key)
+
+
+def _read_part(tensor: Tensor, part: Part, start: int, stop: int, work: Workspace, key: str) -> Array:
+    stored = tensor.parts[part.suffix]
+    rows, columns = stored.spec.matrix
+    if part.every == 0:
+        return stored.read_rows(columns, 0, rows, work, key).reshape(part.shape)
+    return stored.read_rows(columns, start // part.every, -(-stop // part.every), work, key)
+
+
+def _part_rows(raw: Array, part: Part, start: int, stop: int) -> Array:
+    return raw if part.every == 0 else raw[start // part.every : -(-stop // part.every)]
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open an input and recognise what it stores. InputError when parts contradict what is said of them."""
+    source = open_source(path)
+    records = tuple(provenance.from_metadata(part.header.metadata, part.file.path) for part in source.files)
+    stored = [(spec, encoder) for record in records for spec, encoder in record.tensors]
+    compression = "packed by compressor" if stored else ""
+    declared = hf_config.quantization(source)
+    if declared is not None and not stored:
+        compression = f"quantized ({declared})"
+        stored = hf_config.stored_tensors(source)
+    tensors = {
+        name: Tensor(tensor.spec, {"": tensor}, source.file_of[name])
+        for name, tensor in source.tensors.items()
+    }
+    used: set[str] = set()
+    found: dict[str, Tensor] = {}
+    for spec, encoder in stored:
+        tensor = _stored_tensor(source, spec, encoder)
+        used |= {part.spec.name for part in tensor.parts.values()}
+        found[spec.name] = tensor
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in used} | found
+    return Checkpoint(source, {name: tensors[name] for name in sorted(tensors)}, records, compression)
+
+
+def _stored_tensor(source: Source, spec: TensorSpec, encoder: Encoder) -> Tensor:
+    try:
+        declared = encoder.parts(spec)
+    except UsageError as error:
+        raise InputError(error.reason, file=source.path, tensor=spec.name) from error
+    parts = {}
+    for part in declared:
+        name = spec.name + part.suffix
+        stored = source.tensors.get(name)
+        if stored is None:
+            raise InputError(
+                f"its part {part.suffix or 'codes'} is missing", file=source.path, tensor=spec.name
+            )
+        if (stored.spec.dtype, stored.spec.shape) != (part.dtype, part.shape):
+            raise InputError(
+                f"its part {part.suffix or 'codes'} is {stored.spec.dtype} {list(stored.spec.shape)}, "
+                f"where {part.dtype} {list(part.shape)} belongs",
+                file=source.path,
+                tensor=spec.name,
+            )
+        parts[part.suffix] = stored
+    first = next(iter(parts.values()))
+    return Tensor(spec, parts, source.file_of[first.spec.name], encoder)

@@ -1,0 +1,35 @@
+"""`compressor distill`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import click
+
+from compressor import api
+from compressor.cli import options
+from compressor.recipe import Recipe, make_stage
+
+
+@click.command()
+@options.writing
+@options.method_options("distill")
+@options.teacher
+@options.selecting
+@options.running
+def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any, **values: Any) -> int:
+    """Carry the weights of a teacher into a student of the same shapes, tensor by tensor of the same name.
+
+    Vectors (biases, norms) are left alone unless included.
+    """
+    stage = make_stage(
+        "distill",
+        options.given("distill", values),
+        include=include,
+        exclude=exclude,
+        rules=options.parse_rules(rules),
+        teacher=values.pop("teacher"),
+        text=True,
+    )
+    return options.execute(partial(api.run_recipe, "distill", input_path, output, Recipe((stage,))), values)

@@ -1,0 +1,24 @@
+"""`compressor inspect`."""
+
+from __future__ import annotations
+
+import click
+
+from compressor import api
+from compressor.cli import options
+from compressor.cli.streams import emit
+
+
+@click.command()
+@options.input_argument
+@click.option("--stats", is_flag=True, help="Read the data too: sparsity, range, mean, deviation.")
+@options.workers
+@options.output_format
+@options.top
+@options.debug
+def command(input_path: str, stats: bool, workers: int | None, style: str, top: int | None) -> int:
+    """Show the tensors of an input: name, dtype, shape, size. Reads headers only, so it is instant."""
+    from compressor.report import render
+
+    report = api.inspect(input_path, stats=stats, workers=workers)
+    return 0 if emit(render(report, style, top=top), essential=True) else 4

@@ -1,0 +1,102 @@
+"""The command group and the one place where errors become lines and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+import click
+
+from compressor import __version__
+from compressor.cli.streams import prepare_streams, say
+from compressor.errors import CompressorError
+
+# Name → what the group's help says of it. The modules are imported only when their command runs.
+_COMMANDS = {
+    "prune": "Make weights exactly zero.",
+    "distill": "Carry a teacher's weights into a student.",
+    "quantize": "Store weights as integer codes of few bits.",
+    "pipeline": "Apply a recipe of several stages in one pass.",
+    "inspect": "Show what an input holds, from its headers.",
+    "compare": "Measure what B lost against A, worst first.",
+    "restore": "Turn stored codes back into dense tensors.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are modules of this package."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"compressor.cli.{name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 done, 1 a gate failed, 2 wrong usage or recipe, 3 input refused, "
+    "4 output failed, 70 a bug, 128+N stopped by signal N.",
+)
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def cli() -> None:
+    """Make weight files smaller: .npy, .safetensors and Hugging Face folders.
+
+    Needs no deep-learning framework and no GPU, and holds a few rows in memory, not the model.
+    """
+
+
+def run(args: Sequence[str]) -> int:
+    """Run the command line; the exit code. Nothing but `--debug` ever shows a traceback."""
+    prepare_streams()
+    for name in ("numpy", "ml_dtypes"):
+        _defer(name)
+    debug = "--debug" in args
+    try:
+        code = cli.main(list(args), prog_name="compressor", standalone_mode=False)
+        return int(code or 0)
+    except click.ClickException as error:
+        say("error", error.format_message() + _see_help(error))
+        return 2
+    except CompressorError as error:
+        for problem in getattr(error, "problems", (error,)):
+            say("error", str(problem))
+        return error.exit_code
+    except MemoryError:
+        say("error", "out of memory; --workers 1 needs less")
+        return 4
+    except Exception as error:
+        if debug:
+            raise
+        say("error", f"a bug in compressor: {type(error).__name__}: {error}. Run with --debug and report it")
+        return 70
+
+
+def _see_help(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return f" (see {context.command_path} --help)" if context is not None else ""
+
+
+def _defer(name: str) -> None:
+    """Import a module when it is first used: the standard library's lazy loader, for start-up time.
+
+    Option tables come from the methods' modules, which import NumPy; their help must not wait for it.
+    """
+    spec = importlib.util.find_spec(name)
+    if name in sys.modules or spec is None or spec.loader is None:
+        return
+    loader = importlib.util.LazyLoader(spec.loader)
+    spec.loader = loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    loader.exec_module(module)

@@ -1,0 +1,231 @@
+"""Every option that commands share, once; and the options of methods, made from their dataclasses."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from math import isfinite
+from typing import Any, get_args
+
+import click
+
+from compressor.cli.streams import emit, say
+from compressor.errors import UsageError
+from compressor.method import SELECTOR, choices_of, describe, methods_of, options_of, required_options
+from compressor.results import Gates, Report, ReportedGateFailed
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+_UNITS = {"": 1, "b": 1}
+_UNITS |= {f"{p}b": 1000**n for n, p in enumerate("kmgt", 1)} | {
+    f"{p}ib": 1024**n for n, p in enumerate("kmgt", 1)
+}
+
+
+class Size(click.ParamType):
+    """A number of bytes, `300MB` or `1.5GiB`."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?([A-Za-z]{0,3})", str(value))
+        if found is None or found[2].lower() not in _UNITS:
+            self.fail(f"{value!r} is not a size such as 300MB or 1.5GiB", param, ctx)
+        return int(float(found[1]) * _UNITS[found[2].lower()])
+
+
+class Finite(click.ParamType):
+    """A finite number in [low, high]; Click's own FloatRange lets NaN through."""
+
+    name = "number"
+
+    def __init__(self, low: float, high: float = sys.float_info.max) -> None:
+        self.low, self.high = low, high
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number = float(value) if str(value).isascii() else float("nan")
+        except ValueError:
+            number = float("nan")
+        if not isfinite(number) or not self.low <= number <= self.high:
+            top = "" if self.high == sys.float_info.max else f" and at most {self.high:g}"
+            self.fail(f"{value!r} is not a number of at least {self.low:g}{top}", param, ctx)
+        return number
+
+
+def chain(*decorators: Decorator) -> Decorator:
+    """Several decorators as one; the first named comes first in the help."""
+
+    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+input_argument = click.argument("input_path", metavar="INPUT")
+debug = click.option(
+    "--debug", is_flag=True, expose_value=False, help="Show a traceback when something is our bug."
+)
+workers = click.option("--workers", type=click.IntRange(1, 256), help="Threads; by default one a processor.")
+output_format = click.option(
+    "--format",
+    "style",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    help="How results are printed.",
+)
+top = click.option("--top", type=click.IntRange(0), help="Rows to show, the worst first; 0 shows all.")
+quiet = click.option("-q", "--quiet", is_flag=True, help="Totals only, and no progress.")
+
+writing = chain(
+    input_argument,
+    click.option(
+        "-o",
+        "--output",
+        required=True,
+        metavar="OUTPUT",
+        help="Its suffix decides the container; else a folder.",
+    ),
+)
+running = chain(
+    click.option("--force", is_flag=True, help="Replace OUTPUT if it exists, whole and at the end."),
+    click.option("--dry-run", is_flag=True, help="Show what would be done, with exact sizes; write nothing."),
+    click.option("--strict", is_flag=True, help="Leaving a weight matrix alone by default is an error."),
+    click.option(
+        "--non-finite",
+        type=click.Choice(["error", "keep"]),
+        default="error",
+        help="Tensors with NaN or Inf: refuse, or carry over untouched.",
+    ),
+    click.option("--max-error", type=Finite(0), help="Gate: largest relative error of any tensor."),
+    click.option("--min-ratio", type=Finite(0), help="Gate: how many times smaller at least."),
+    click.option("--max-size", type=Size(), help="Gate: largest output, such as 300MB."),
+    click.option(
+        "--min-sparsity", type=Finite(0, 1), help="Gate: smallest share of zeros in the treated tensors."
+    ),
+    workers,
+    output_format,
+    top,
+    quiet,
+    debug,
+)
+selecting = chain(
+    click.option(
+        "--include",
+        multiple=True,
+        metavar="GLOB",
+        help="Treat only these tensors, also those left alone by default.",
+    ),
+    click.option(
+        "--exclude",
+        multiple=True,
+        metavar="GLOB",
+        help="Leave these tensors alone. Globs, or regular expressions after re:",
+    ),
+    click.option(
+        "--set",
+        "rules",
+        multiple=True,
+        metavar="GLOB:KEY=VALUE,…",
+        help="Other options for these tensors; first match wins.",
+    ),
+)
+teacher = click.option(
+    "--teacher", metavar="PATH", help="The teacher: any container, tensors paired by name."
+)
+store = click.option(
+    "--store",
+    type=click.Choice(["auto", "dense", "packed", "codes"]),
+    default="auto",
+    help="Restored floats, packed codes, or plain integers (.npz). auto: packed, dense for .npy.",
+)
+
+
+def method_options(verb: str) -> Decorator:
+    """An option for every field of every method of a verb, and the one that selects the method.
+
+    Values arrive as text or None and are converted where recipes are, so that all errors read alike.
+    """
+    known = methods_of(verb)
+    selector = SELECTOR[verb]
+    fields: dict[str, list[tuple[str, Any, Any, bool]]] = {}
+    for name, method in known.items():
+        for key, (hint, declared) in options_of(method).items():
+            fields.setdefault(key, []).append((name, hint, declared, key in required_options(method)))
+    made = [
+        click.option(
+            f"--{selector}",
+            selector,
+            metavar="|".join(known),
+            help=f"Which {verb} {selector}; may be left out where the other options tell.",
+        )
+    ]
+    for key, uses in fields.items():
+        flag = "--" + key.replace("_", "-")
+        _, hint, declared, _ = uses[0]
+        owners = ", ".join(name for name, *_ in uses)
+        defaults = {_default(known[name], key) for name, _, _, required in uses if not required}
+        default = f"; default {defaults.pop()}" if len(defaults) == 1 and None not in defaults else ""
+        text = f"{declared.help[0].upper()}{declared.help[1:]} [{owners}{default}]."
+        if bool in (hint, *get_args(hint)):
+            made.append(click.option(f"{flag}/--{declared.off or 'no-' + key}", key, default=None, help=text))
+        else:
+            choices = [str(choice) for choice in choices_of(hint) if choice is not None]
+            metavar = "|".join(choices) if choices else describe(hint, declared).split()[1].upper()
+            made.append(click.option(flag, key, metavar=metavar, help=text))
+    return chain(*made)
+
+
+def _default(method: Any, key: str) -> Any:
+    return getattr(method, key, None)
+
+
+def given(verb: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Take the method options of a verb that the user gave out of `values`, as texts."""
+    keys = {SELECTOR[verb]} | {key for method in methods_of(verb).values() for key in options_of(method)}
+    taken = {key: values.pop(key) for key in keys if key in values}
+    return {
+        key: str(value).lower() if isinstance(value, bool) else value
+        for key, value in taken.items()
+        if value is not None
+    }
+
+
+def parse_rules(texts: tuple[str, ...]) -> list[tuple[str, dict[str, str]]]:
+    """`--set 'GLOB:bits=8,granularity=channel'`, repeatedly."""
+    rules = []
+    for text in texts:
+        glob, colon, rest = text.rpartition(":")
+        pairs = [item.partition("=") for item in rest.split(",")]
+        if not colon or not glob or not all(key and equals for key, equals, _ in pairs):
+            raise UsageError(
+                f"--set {text!r} is not GLOB:KEY=VALUE",
+                remedy="For example --set '*.down_proj.weight:bits=8'",
+            )
+        rules.append((glob, {key.strip().replace("-", "_"): value.strip() for key, _, value in pairs}))
+    return rules
+
+
+def execute(work: Callable[..., Report], values: dict[str, Any]) -> int:
+    """Run a transforming verb with the shared options and print its report; the exit code.
+
+    A failed gate prints the report too. A report that cannot be printed does not undo the result.
+    """
+    from compressor.report import progress, render
+
+    style, rows, hush = values.pop("style"), values.pop("top"), values.pop("quiet")
+    gates = Gates(*(values.pop(key) for key in ("max_error", "min_ratio", "max_size", "min_sparsity")))
+    failed: ReportedGateFailed | None = None
+    try:
+        with progress.bar(enabled=not hush) as advance:
+            report = work(gates=gates, progress=advance, **values)
+    except ReportedGateFailed as error:
+        report, failed = error.report, error
+    emit(render(report, style, top=rows, quiet=hush), essential=False)
+    for sentence in report.warnings:
+        say("warning", sentence)
+    if failed is not None:
+        raise failed
+    return 0

@@ -1,0 +1,33 @@
+"""`compressor prune`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import click
+
+from compressor import api
+from compressor.cli import options
+from compressor.recipe import Recipe, make_stage
+
+
+@click.command()
+@options.writing
+@options.method_options("prune")
+@options.selecting
+@options.running
+def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any, **values: Any) -> int:
+    """Make weights exactly zero: those under a threshold, or the given share of smallest magnitude.
+
+    Vectors (biases, norms), embeddings, output heads and routers are left alone unless included.
+    """
+    stage = make_stage(
+        "prune",
+        options.given("prune", values),
+        include=include,
+        exclude=exclude,
+        rules=options.parse_rules(rules),
+        text=True,
+    )
+    return options.execute(partial(api.run_recipe, "prune", input_path, output, Recipe((stage,))), values)

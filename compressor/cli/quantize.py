@@ -1,0 +1,37 @@
+"""`compressor quantize`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import click
+
+from compressor import api
+from compressor.cli import options
+from compressor.recipe import Recipe, make_stage
+
+
+@click.command()
+@options.writing
+@options.method_options("quantize")
+@options.store
+@options.selecting
+@options.running
+def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any, **values: Any) -> int:
+    """Store weights as integer codes of few bits, in files that loaders take as they are.
+
+    4 and 8 bits are stored as compressed-tensors does (vLLM, transformers), other widths in a layout of our
+    own that `compressor restore` reads. Vectors, embeddings, output heads and routers are left alone unless
+    included.
+    """
+    stage = make_stage(
+        "quantize",
+        options.given("quantize", values),
+        include=include,
+        exclude=exclude,
+        rules=options.parse_rules(rules),
+        store=values.pop("store"),
+        text=True,
+    )
+    return options.execute(partial(api.run_recipe, "quantize", input_path, output, Recipe((stage,))), values)

@@ -1,0 +1,82 @@
+"""How tensors are cut: into chunks that are read and written at once, and blocks that are computed on in cache.
+
+The cuts depend on the job alone, never on the number of workers: every pass of a run sees the same blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from compressor.checkpoint import Tensor
+from compressor.method import Part
+from compressor.plan import Job
+from compressor.tensor import DTYPES, TensorSpec
+from compressor.workspace import Array, Workspace
+
+CHUNK = 1 << 21  # elements read and written at a time
+BLOCK = 1 << 16  # elements computed on at a time: three float32 buffers of it stay in a level-2 cache
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How a tensor is cut: as a matrix [rows, columns], by chunks and blocks of whole rows.
+
+    `bytes`: the rows are single bytes, for tensors that are only copied.
+    """
+
+    rows: int
+    columns: int
+    chunk: int
+    block: int
+    bytes: bool = False
+
+    @property
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        """Row ranges; one empty range for a tensor without elements, so that it is written too."""
+        if self.rows == 0 or self.columns == 0:
+            yield 0, self.rows
+            return
+        for start in range(0, self.rows, self.chunk):
+            yield start, min(start + self.chunk, self.rows)
+
+
+def cut_tensor(job: Job, tensor: Tensor) -> Cut:
+    """The one way in which this job cuts its tensor."""
+    spec = job.spec
+    if not job.steps and tensor.seekable:
+        nbytes = spec.nbytes
+        return Cut(nbytes, 1, 1 << 22, 1 << 22, bytes=True)
+    if (
+        job.encoder is None
+        and job.elementwise
+        and tensor.seekable
+        and not any(step.partners for step in job.steps)
+    ):
+        return Cut(spec.size, 1, CHUNK, BLOCK)
+    rows, columns = spec.matrix
+    align = max(job.align, tensor.align)
+    block = max(BLOCK // max(columns, 1) // align, 1) * align
+    return Cut(rows, columns, max(CHUNK // max(columns, 1) // block, 1) * block, block)
+
+
+def part_buffer(part: Part, job: Job, cut: Cut, start: int, stop: int, work: Workspace) -> Array:
+    storage, key = DTYPES[part.dtype].storage, f"part{part.suffix}"
+    if part.every == 0:
+        return work.array(key, part.shape, storage)
+    if job.encoder is None:
+        return work.array(key, (stop - start, cut.columns), storage)
+    rows = -(-stop // part.every) - start // part.every
+    _, columns = TensorSpec("", part.dtype, part.shape).matrix
+    return work.array(key, (rows, columns), storage)
+
+
+def part_views(parts: Mapping[str, Array], job: Job, rows: slice) -> dict[str, Array]:
+    """The rows of each part's buffer that belong to the tensor's rows."""
+    views = {}
+    for part in job.parts:
+        buffer = parts[part.suffix]
+        if part.every:
+            buffer = buffer[rows.start // part.every : -(-rows.stop // part.every)]
+        views[part.suffix] = buffer
+    return views

@@ -1,0 +1,1 @@
+"""Where work runs. An engine is anything that gives a `concurrent.futures.Executor`."""

@@ -1,0 +1,118 @@
+"""Writing one output: every byte at its planned offset, from any thread; then synced, re-read, published."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from compressor.errors import InputError, OutputError
+from compressor.files import npy, npz, safetensors
+from compressor.files.atomic import Staging, reporting, sync_folder
+from compressor.files.handle import InputFile
+from compressor.files.layout import FileLayout
+from compressor.workspace import Array
+
+_CHUNK = 8 << 20
+
+
+class Sink:
+    """An output under construction. `layouts` are the container files by name; a single-file output has one."""
+
+    def __init__(
+        self, target: str, container: str, layouts: Sequence[tuple[str, FileLayout]], *, replace: bool
+    ) -> None:
+        """Claim the temporary place and write every header. OutputError when that fails."""
+        self.target, self.container, self.layouts = target, container, layouts
+        self.staging = Staging(target, folder=container == "folder", replace=replace)
+        self.folders: set[str] = set()
+        try:
+            for name, layout in layouts:
+                with self._open(name) as fd:
+                    for offset, piece in layout.pieces:
+                        _write(fd, memoryview(piece), offset)
+        except BaseException:
+            self.discard()
+            raise
+
+    def path(self, name: str) -> str:
+        """Where a file of the output lies until it is published."""
+        return os.path.join(self.staging.path, name) if self.staging.folder else self.staging.path
+
+    def write(self, file: int, offset: int, data: Array) -> None:
+        """Write an array's bytes (C-ordered) at a planned offset of a container file."""
+        with self._open(self.layouts[file][0]) as fd:
+            _write(fd, memoryview(data.reshape(-1).view("|u1")), offset)
+
+    def finish_file(self, file: int) -> None:
+        """Sync a container file whose tensors are all written, and read its header back."""
+        name, layout = self.layouts[file]
+        with self._open(name) as fd:
+            if self.container == "npz":
+                npz.seal(fd, layout)
+            os.fsync(fd)
+            if os.fstat(fd).st_size != layout.size:
+                raise OutputError(
+                    f"{os.fstat(fd).st_size} bytes were written, {layout.size} planned", file=self.target
+                )
+        readers = {
+            "npy": npy.read_header,
+            "safetensors": safetensors.read_header,
+            "folder": safetensors.read_header,
+        }
+        if self.container not in readers:
+            return
+        try:
+            header = readers[self.container](InputFile.open(self.path(name)))
+        except InputError as error:
+            raise OutputError(f"does not read back: {error.reason}", file=self.target) from error
+        # an .npy names no tensor: compare where the data lies
+        if sorted(placed.offset for placed in header.tensors) != sorted(layout.offsets.values()):
+            raise OutputError("does not read back as planned", file=self.target)
+
+    def add_text(self, name: str, content: bytes) -> None:
+        """A small generated file of a folder."""
+        with self._open(name) as fd:
+            _write(fd, memoryview(content), 0)
+            os.fsync(fd)
+
+    def copy(self, name: str, source: InputFile) -> None:
+        """Carry a file of the input folder over, byte for byte."""
+        inside = os.path.dirname(name)
+        if inside and inside not in self.folders:
+            with reporting(self.target):
+                os.makedirs(self.path(inside), exist_ok=True)
+            self.folders.add(inside)
+        with self._open(name) as fd:
+            for offset in range(0, source.size, _CHUNK):
+                _write(fd, memoryview(source.read(offset, min(_CHUNK, source.size - offset))), offset)
+            os.fsync(fd)
+
+    def publish(self) -> None:
+        """Give the finished output its name."""
+        with reporting(self.target):
+            for inside in sorted(self.folders):
+                sync_folder(self.path(inside))
+        self.staging.publish()
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        self.staging.discard()
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[int]:
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if self.staging.folder else 0)
+        with reporting(self.target):
+            fd = os.open(self.path(name), flags, 0o666)
+            try:
+                yield fd
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+
+
+def _write(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        done = os.pwrite(fd, data, offset)
+        data, offset = data[done:], offset + done

@@ -1,0 +1,160 @@
+"""Opening an input: one `.npy`, one `.safetensors`, or a Hugging Face folder of shards.
+
+All headers are read and checked here, before anything else happens. Data is read later, by rows.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from compressor.errors import InputError
+from compressor.files import npy, safetensors
+from compressor.files.handle import InputFile
+from compressor.files.layout import Header, Placed
+from compressor.tensor import DTYPES, TensorSpec
+from compressor.workspace import Array, Workspace
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One container file of an input; `name` is what it is called within a folder."""
+
+    name: str
+    file: InputFile
+    header: Header
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file, readable by rows."""
+
+    file: InputFile
+    placed: Placed
+
+    @property
+    def spec(self) -> TensorSpec:
+        return self.placed.spec
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether the file holds the bytes in the order and endianness in which we write them."""
+        return not self.placed.fortran and not self.placed.big_endian
+
+    def read_rows(self, columns: int, start: int, stop: int, work: Workspace, key: str) -> Array:
+        """Rows [start, stop) of the tensor seen as a matrix of `columns` columns, in its storage type."""
+        storage = np.dtype(DTYPES[self.spec.dtype].storage)
+        if self.placed.fortran:
+            raw = self._gather(start, stop, work, key)
+        else:
+            raw = work.array(key, (stop - start, columns), storage.str)
+            offset = self.placed.offset + start * columns * storage.itemsize
+            self.file.read_into(memoryview(raw.reshape(-1).view(np.uint8)), offset)
+        if self.placed.big_endian:
+            raw.byteswap(inplace=True)
+        return raw
+
+    def read_bytes(self, start: int, stop: int, work: Workspace, key: str) -> Array:
+        """Bytes [start, stop) of the tensor as uint8, whatever its dtype."""
+        raw = work.array(key, (stop - start,), "|u1")
+        self.file.read_into(memoryview(raw), self.placed.offset + start)
+        return raw
+
+    def _gather(self, start: int, stop: int, work: Workspace, key: str) -> Array:
+        """Rows of a tensor whose first axis varies fastest: one short run of elements for each column."""
+        shape = self.spec.shape
+        columns, rows = prod(shape[1:]), stop - start
+        storage = np.dtype(DTYPES[self.spec.dtype].storage)
+        runs = work.array(f"{key}.runs", (columns, rows), storage.str)
+        size, first = storage.itemsize, self.placed.offset + start * storage.itemsize
+        self.file.read_runs(
+            (memoryview(run), first + column * shape[0] * size)
+            for column, run in enumerate(runs.view(np.uint8))
+        )
+        raw = work.array(key, (rows, columns), storage.str)
+        axes = tuple(range(len(shape) - 1, -1, -1))
+        np.copyto(raw.reshape(rows, *shape[1:]), runs.reshape(*reversed(shape[1:]), rows).transpose(axes))
+        return raw
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened input. `tensors` are in the order of their names; `kind` is npy, safetensors or folder.
+
+    `carried` are the other files of a folder that go along unchanged, by their path within it;
+    `left` those that do not, with the reason. `config` is the folder's config.json, None without one.
+    """
+
+    path: str
+    kind: str
+    files: tuple[SourceFile, ...]
+    tensors: Mapping[str, StoredTensor]
+    file_of: Mapping[str, int]
+    config: Mapping[str, Any] | None = None
+    carried: Mapping[str, InputFile] = field(default_factory=dict)
+    left: Mapping[str, str] = field(default_factory=dict)
+    indexed: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the container files, headers included."""
+        return sum(part.file.size for part in self.files)
+
+    def check_unchanged(self) -> None:
+        """InputError if any file was changed since it was opened."""
+        for part in self.files:
+            part.file.check_unchanged()
+        for file in self.carried.values():
+            file.check_unchanged()
+
+
+def open_source(path: str | os.PathLike[str]) -> Source:
+    """Open whatever `path` is. InputError when it is missing, unsupported or damaged."""
+    path = os.fspath(path)
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"cannot be opened: {reason}", file=path) from error
+    if stat.S_ISDIR(mode):
+        from compressor.files.folder import open_folder  # here because folder.py builds on this module
+
+        return open_folder(path)
+    file = InputFile.open(path)
+    suffix = os.path.splitext(path)[1].lower()
+    readers = {".npy": npy.read_header, ".safetensors": safetensors.read_header}
+    if suffix not in readers:
+        raise InputError(
+            f"is not a container that is read here ({suffix or 'no suffix'})",
+            file=path,
+            remedy="Give a .npy, a .safetensors, or a folder with model.safetensors",
+        )
+    header = readers[suffix](file)
+    return assemble(path, suffix[1:], (SourceFile(os.path.basename(path), file, header),))
+
+
+def assemble(path: str, kind: str, files: tuple[SourceFile, ...], **more: Any) -> Source:
+    """Join the tensors of several files into one source; InputError when a name occurs twice."""
+    found: dict[str, tuple[int, StoredTensor]] = {}
+    for index, part in enumerate(files):
+        for placed in part.header.tensors:
+            name = placed.spec.name
+            if name in found:
+                first = files[found[name][0]].name
+                raise InputError(f"is in two shards, {first} and {part.name}", file=path, tensor=name)
+            found[name] = (index, StoredTensor(part.file, placed))
+    names = sorted(found)
+    return Source(
+        path,
+        kind,
+        files,
+        {name: found[name][1] for name in names},
+        {name: found[name][0] for name in names},
+        **more,
+    )

@@ -1,0 +1,179 @@
+"""compressed-tensors' `quantization_config` in a folder's config.json: written for loaders, read for `restore`.
+
+Only keys that compressed-tensors knows are written inside groups (it forbids others), and modules that stay
+dense are named exactly, so that loaders with other ideas of a regular expression agree.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from compressor.errors import CompressorError, InputError
+from compressor.files.source import Source
+from compressor.method import Encoder
+from compressor.recipe import make_method
+from compressor.tensor import TensorSpec
+from compressor.text import printable
+from compressor.workspace import Workspace
+
+KEY = "quantization_config"
+
+
+def quantization(source: Source) -> str | None:
+    """The quant_method that the folder's config declares; None when it declares none."""
+    declared = (source.config or {}).get(KEY)
+    if declared is None:
+        return None
+    if not isinstance(declared, dict):
+        raise InputError(f"config.json: {KEY} is not an object", file=source.path)
+    return printable(str(declared.get("quant_method", "unknown")), 60)
+
+
+# ---- writing -------------------------------------------------------------------------------------------
+
+
+def build(
+    packed: Sequence[tuple[TensorSpec, Encoder]], dense: Sequence[TensorSpec], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The quantization_config of a folder with these packed and these dense tensors.
+
+    Where a tensor lies in a layout of our own no loader could take the folder; then the quant_method is
+    `compressor`, so that loaders refuse it by name instead of missing weights.
+    """
+    schemes: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    for spec, encoder in packed:
+        scheme = encoder.config(spec)
+        if scheme is None:
+            return {"quant_method": "compressor", "restore": "compressor restore FOLDER -o DENSE"}
+        key = json.dumps(scheme, sort_keys=True)
+        schemes.setdefault(key, (scheme, []))[1].append(_module(spec.name))
+    ordered = [schemes[key] for key in sorted(schemes)]
+    groups = {
+        f"group_{number}": {"targets": ["Linear"] if len(ordered) == 1 else sorted(names), **scheme}
+        for number, (scheme, names) in enumerate(ordered)
+    }
+    formats = {scheme["format"] for scheme, _ in ordered}
+    ignore = {_module(spec.name) for spec in dense if len(spec.shape) == 2 and spec.name.endswith(".weight")}
+    if config.get("tie_word_embeddings", False):
+        ignore.add("lm_head")  # the module exists although the file holds no weight of its own for it
+    return {
+        "quant_method": "compressed-tensors",
+        "format": formats.pop() if len(formats) == 1 else "mixed-precision",
+        "quantization_status": "compressed",
+        "config_groups": groups,
+        "ignore": sorted(ignore),
+        "kv_cache_scheme": None,
+        "global_compression_ratio": None,
+    }
+
+
+def _module(name: str) -> str:
+    return name.removesuffix(".weight")
+
+
+# ---- reading -------------------------------------------------------------------------------------------
+
+
+def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
+    """The tensors that a compressed-tensors folder stores as parts. InputError for what is not read here."""
+    config = (source.config or {})[KEY]
+    method = config.get("quant_method")
+    if method != "compressed-tensors":
+        raise InputError(
+            f"is quantized by {printable(str(method), 60)!r}, which is not read here",
+            file=source.path,
+            remedy="Give the unquantized model",
+        )
+    groups = config.get("config_groups")
+    if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):
+        raise InputError(f"config.json: {KEY} has no config_groups", file=source.path)
+    found = []
+    for name in source.tensors:
+        if name.endswith(".weight_packed"):
+            base = name.removesuffix("_packed")
+        elif name.endswith(".weight") and f"{name}_scale" in source.tensors:
+            base = name
+        else:
+            continue
+        if f"{base}_g_idx" in source.tensors:
+            raise InputError(
+                "is stored in activation order, which is not read here", file=source.path, tensor=base
+            )
+        group = _group_of(_module(base), groups, source)
+        layout = group.get("format") or config.get("format")
+        found.append((_original(base, source), _encoder(base, group, str(layout), source)))
+    return found
+
+
+def _group_of(module: str, groups: Mapping[str, Any], source: Source) -> Mapping[str, Any]:
+    """The first group that names the module, exactly or by a pattern; else the first that takes all of a class."""
+    by_class = None
+    for group in groups.values():
+        for target in group.get("targets") or ():
+            if target == module or (str(target).startswith("re:") and _matches(target[3:], module, source)):
+                return group
+            if "." not in str(target) and target[:1].isupper():
+                by_class = by_class or group
+    if by_class is None:
+        raise InputError("is in no group of quantization_config", file=source.path, tensor=module)
+    return by_class
+
+
+def _matches(text: str, module: str, source: Source) -> bool:
+    if len(text) > 1000:
+        raise InputError("config.json: a target is longer than 1000 characters", file=source.path)
+    try:
+        return re.match(text, module) is not None
+    except re.error as error:
+        raise InputError(
+            f"config.json: target {printable(text, 60)!r} is no pattern", file=source.path
+        ) from error
+
+
+def _encoder(name: str, group: Mapping[str, Any], layout: str, source: Source) -> Encoder:
+    weights = group.get("weights")
+    try:
+        if not isinstance(weights, dict) or weights.get("type", "int") != "int":
+            raise ValueError
+        made = make_method(
+            "quantize",
+            {
+                "scheme": "int",
+                "bits": weights["num_bits"],
+                "symmetric": weights.get("symmetric", True),
+                "granularity": weights["strategy"],
+                "layout": layout,
+                **({"group_size": weights["group_size"]} if weights["strategy"] == "group" else {}),
+            },
+            where="quantization_config ",
+        )
+    except (KeyError, ValueError, TypeError, CompressorError) as error:
+        reason = (
+            error.reason if isinstance(error, CompressorError) else "its scheme is not of scaled integers"
+        )
+        raise InputError(
+            f"is stored in a way that is not read here: {reason}", file=source.path, tensor=name
+        ) from error
+    assert isinstance(made, Encoder)  # noqa: S101 - the scheme named above
+    return made
+
+
+def _original(name: str, source: Source) -> TensorSpec:
+    """The tensor as it was: shape from `weight_shape` or the codes, dtype from the scale."""
+    scale = source.tensors.get(f"{name}_scale")
+    if scale is None or not scale.spec.is_float:
+        raise InputError("has no float scale beside it", file=source.path, tensor=name)
+    shape_of = source.tensors.get(f"{name}_shape")
+    if shape_of is None:
+        return TensorSpec(name, scale.spec.dtype, source.tensors.get(name, scale).spec.shape)
+    if shape_of.spec.dtype not in ("I64", "I32") or shape_of.spec.shape != (2,):
+        raise InputError("its weight_shape is not two integers", file=source.path, tensor=name)
+    values = shape_of.read_rows(1, 0, 2, Workspace(), "shape").reshape(-1)
+    if not np.all((values >= 0) & (values < 2**40)):
+        raise InputError("its weight_shape makes no sense", file=source.path, tensor=name)
+    return TensorSpec(name, scale.spec.dtype, (int(values[0]), int(values[1])))

@@ -1,0 +1,165 @@
+"""The plan: everything that will be done, decided before any data is read.
+
+Immutable and JSON-serialisable. Deciding (`planner.py`) ends in it; doing (`runner.py`) starts from it; a dry
+run prints it, gates judge its sizes, and its fingerprint names what was done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import lcm
+from typing import Any, Literal
+
+from compressor.files.layout import FileLayout
+from compressor.method import Encoder, Method, Part
+from compressor.selection import Kept
+from compressor.tensor import TensorSpec
+
+Container = Literal["npy", "safetensors", "npz", "folder"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One method applied to one tensor. `stage` is its place in the recipe; `partners` the names (by the
+    partner's role) of the tensors read beside it; `store` whether an encoder's parts or its numbers go on."""
+
+    stage: int
+    method: Method
+    partners: Mapping[str, str]
+    dense: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One tensor of the input: what is done to it and which parts it becomes.
+
+    Without steps it is carried over (`restored`: decoded first). `kept` tells for each stage that leaves it
+    alone why. `file` is the output file that all its parts go to.
+    """
+
+    spec: TensorSpec
+    steps: tuple[Step, ...]
+    parts: tuple[Part, ...]
+    file: int
+    kept: tuple[Kept, ...] = ()
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """The encoder whose parts are stored; None when numbers are."""
+        last = self.steps[-1] if self.steps else None
+        return last.method if last and not last.dense and isinstance(last.method, Encoder) else None
+
+    @property
+    def elementwise(self) -> bool:
+        return all(step.method.elementwise for step in self.steps)
+
+    @property
+    def align(self) -> int:
+        """Blocks begin at multiples of this many rows."""
+        return lcm(*(part.every or 1 for part in self.parts))
+
+    def part_name(self, part: Part) -> str:
+        return self.spec.name + part.suffix
+
+    def part_specs(self) -> list[TensorSpec]:
+        return [TensorSpec(self.part_name(part), part.dtype, part.shape) for part in self.parts]
+
+    @property
+    def size_after(self) -> int:
+        return sum(spec.nbytes for spec in self.part_specs())
+
+    @property
+    def dtype_after(self) -> str:
+        """What the table shows as the new type: a dtype, or scheme and width of the codes."""
+        if self.encoder is None:
+            return self.spec.dtype
+        bits = getattr(self.encoder, "bits", None)
+        return f"{self.encoder.id}{bits}" if bits and self.encoder.id == "int" else self.encoder.id
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """A container file that will be written, with every offset."""
+
+    name: str
+    layout: FileLayout
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All jobs in the order of their tensors' names, and all files, with exact sizes.
+
+    `texts` are small files that are generated (config, index), written last and in this order; `carried` are
+    copied unchanged; `left` stay behind, each with its reason.
+    """
+
+    source: str
+    size_before: int
+    container: Container
+    stages: tuple[Mapping[str, Any], ...]
+    jobs: tuple[Job, ...]
+    files: tuple[OutputFile, ...]
+    texts: tuple[tuple[str, bytes], ...] = ()
+    carried: tuple[str, ...] = ()
+    left: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size_after(self) -> int:
+        """Bytes of the container files, headers included."""
+        return sum(file.layout.size for file in self.files)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON types, without paths of this machine, so that equal work has equal plans."""
+        return {
+            "container": self.container,
+            "stages": [dict(stage) for stage in self.stages],
+            "size_before": self.size_before,
+            "size_after": self.size_after,
+            "tensors": [self._job(job) for job in self.jobs],
+            "files": [
+                *({"name": file.name, "bytes": file.layout.size} for file in self.files),
+                *({"name": name, "bytes": len(content)} for name, content in self.texts),
+            ],
+            "carried": list(self.carried),
+            "left": dict(self.left),
+            "notes": list(self.notes),
+        }
+
+    def _job(self, job: Job) -> dict[str, Any]:
+        layout = self.files[job.file].layout
+        return {
+            "name": job.spec.name,
+            "dtype": job.spec.dtype,
+            "shape": list(job.spec.shape),
+            "bytes": job.spec.nbytes,
+            "steps": [
+                {"stage": step.stage, **step.method.describe(), "dense": step.dense} for step in job.steps
+            ],
+            "parts": [
+                {
+                    "name": spec.name,
+                    "dtype": spec.dtype,
+                    "shape": list(spec.shape),
+                    "bytes": spec.nbytes,
+                    "file": self.files[job.file].name,
+                    "offset": layout.offsets[spec.name],
+                }
+                for spec in job.part_specs()
+            ],
+            "kept": [kept.reason for kept in job.kept],
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the canonical JSON of the plan."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def dense_part(spec: TensorSpec) -> Part:
+    """The only part of a tensor that is stored as numbers."""
+    return Part("", spec.dtype, spec.shape)

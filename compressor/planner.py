@@ -1,0 +1,308 @@
+"""Specs and a recipe in, a plan out: what happens to each tensor and why, with exact sizes.
+
+No tensor data is read here. Everything that can be wrong with a request is found here, all of it at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from compressor import hf_config, provenance
+from compressor.checkpoint import Checkpoint, Tensor
+from compressor.errors import CompressorError, InputError, OutputError, UsageError, raise_all
+from compressor.files import npy, npz, safetensors
+from compressor.files.folder import CONFIG, INDEX, SINGLE, index_bytes, json_bytes
+from compressor.files.layout import FileLayout
+from compressor.method import Encoder
+from compressor.plan import Container, Job, OutputFile, Plan, Step, dense_part
+from compressor.recipe import Recipe, Stage, Store
+from compressor.selection import Kept, kept
+from compressor.tensor import TensorSpec
+
+_DEFAULT_STORE: Mapping[Container, Store] = {
+    "npy": "dense",
+    "npz": "codes",
+    "safetensors": "packed",
+    "folder": "packed",
+}
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    container: Container,
+    output_name: str,
+    *,
+    teachers: Mapping[str, Checkpoint] | None = None,
+    hold: Mapping[str, str] | None = None,
+    strict: bool = False,
+) -> Plan:
+    """Decide everything. `hold` are tensors to leave untouched with the reason (found by an earlier scan).
+
+    `output_name` is the file's own name where the output is one file.
+    Raises the problems of all tensors together: UsageError, InputError (a teacher that does not match),
+    OutputError (content that the container cannot hold).
+    """
+    if checkpoint.compression and recipe.stages:
+        raise InputError(
+            f"is already {checkpoint.compression}",
+            file=checkpoint.path,
+            remedy="Run `compressor restore` on it first",
+        )
+    problems: list[CompressorError] = []
+    jobs: list[Job] = []
+    for tensor in checkpoint.tensors.values():
+        try:
+            jobs.append(_job(tensor, recipe, container, teachers or {}, hold or {}, checkpoint))
+        except CompressorError as error:
+            problems.extend(getattr(error, "problems", [error]))
+    if strict:
+        problems += [
+            UsageError(
+                f"would be left alone: {why.reason}",
+                tensor=job.spec.name,
+                remedy="Exclude it, or drop --strict",
+            )
+            for job in jobs
+            for why in job.kept
+            if not why.asked
+        ]
+    raise_all(problems)
+    _check_containers(jobs, checkpoint, container)
+    _check_names(jobs, checkpoint)
+    stages = tuple(stage.describe() for stage in recipe.stages)
+    files, texts = _files(jobs, checkpoint, container, output_name, stages)
+    carried = tuple(name for name in checkpoint.source.carried if name not in dict(texts))
+    left = tuple(checkpoint.source.left.items())
+    if container != "folder":
+        left += tuple((name, f"a single .{container} holds tensors only") for name in carried)
+        carried = ()
+    return Plan(
+        source=checkpoint.source.kind,
+        size_before=checkpoint.source.nbytes,
+        container=container,
+        stages=stages,
+        jobs=tuple(jobs),
+        files=files,
+        texts=texts,
+        carried=carried,
+        left=left,
+        notes=_notes(jobs, container, recipe),
+    )
+
+
+# ---- one tensor ----------------------------------------------------------------------------------------
+
+
+def _job(
+    tensor: Tensor,
+    recipe: Recipe,
+    container: Container,
+    teachers: Mapping[str, Checkpoint],
+    hold: Mapping[str, str],
+    checkpoint: Checkpoint,
+) -> Job:
+    spec = tensor.spec
+    steps: list[Step] = []
+    reasons: list[Kept] = []
+    for number, stage in enumerate(recipe.stages):
+        why = kept(spec, stage.method.verb, stage.include, stage.exclude)
+        if why is None and spec.name in hold:
+            why = Kept(hold[spec.name], asked=True)
+        if why is None:
+            step = _step(spec, number, stage, container, teachers)
+            if isinstance(step, Step):
+                if steps and not steps[-1].dense:
+                    raise UsageError(
+                        f"stage {number} cannot follow stage {steps[-1].stage}, which stores codes",
+                        tensor=spec.name,
+                        remedy="Let the earlier one store = dense, or put it last",
+                    )
+                steps.append(step)
+                continue
+            why = step
+        reasons.append(why)
+    last = steps[-1] if steps else None
+    if last is not None and not last.dense and isinstance(last.method, Encoder):
+        parts = last.method.parts(spec)
+    elif container == "npz":
+        raise UsageError(
+            "an .npz holds integer codes, and this tensor has none",
+            tensor=spec.name,
+            remedy="Write .npy or .safetensors, or use a quantize stage with --store codes",
+        )
+    else:
+        parts = (dense_part(spec),)
+    return Job(spec, tuple(steps), parts, tensor.file if container == "folder" else 0, tuple(reasons))
+
+
+def _step(
+    spec: TensorSpec, number: int, stage: Stage, container: Container, teachers: Mapping[str, Checkpoint]
+) -> Step | Kept:
+    method = stage.method_for(spec.name)
+    partners = {}
+    if stage.teacher is not None:
+        partners["teacher"] = _partner(spec, teachers[stage.teacher])
+    skip = method.skip(spec)
+    if skip is not None:
+        return Kept(skip.reason)
+    if not isinstance(method, Encoder):
+        return Step(number, method, partners)
+    store = _DEFAULT_STORE[container] if stage.store == "auto" else stage.store
+    if store == "codes":
+        if container != "npz":
+            raise UsageError("--store codes writes an .npz", remedy="End the output in .npz")
+        plain = method.codes(spec)
+        if plain is None:
+            raise UsageError(f"scheme {method.id} has no integer codes", tensor=spec.name)
+        method = plain
+    elif store == "packed":
+        if container in ("npy", "npz"):
+            raise UsageError(
+                f"an .{container} holds no packed codes",
+                remedy="Use --store dense, or write .safetensors",
+            )
+        if container == "folder" and method.config(spec) is not None and not spec.name.endswith(".weight"):
+            return Kept("no module's .weight, so loaders would not look for its codes")
+    method.parts(spec)  # the tensor's shape may contradict the options also where numbers are stored
+    return Step(number, method, partners, dense=store == "dense")
+
+
+def _partner(spec: TensorSpec, teacher: Checkpoint) -> str:
+    """The teacher's tensor of the same name and shape; files of a single tensor pair whatever they call it."""
+    partner = teacher.tensors.get(spec.name)
+    if partner is None:
+        raise InputError(
+            f"the teacher {teacher.path} has no tensor of that name",
+            tensor=spec.name,
+            remedy="Exclude it, or give a teacher of the same structure",
+        )
+    if partner.spec.shape != spec.shape:
+        raise InputError(
+            f"the student has shape {list(spec.shape)}, the teacher's '{partner.spec.name}' {list(partner.spec.shape)}",
+            file=teacher.path,
+            tensor=spec.name,
+            remedy="Exclude it, or give a teacher of the same structure",
+        )
+    if not partner.spec.is_float:
+        raise InputError(
+            f"the teacher's is {partner.spec.dtype}, not a float", file=teacher.path, tensor=spec.name
+        )
+    return partner.spec.name
+
+
+# ---- all tensors together ------------------------------------------------------------------------------
+
+
+def _check_containers(jobs: Sequence[Job], checkpoint: Checkpoint, container: Container) -> None:
+    if container in ("npy", "npz") and len(jobs) != 1:
+        raise OutputError(
+            f"holds {len(jobs)} tensors, and an .{container} holds one",
+            file=checkpoint.path,
+            remedy="Write .safetensors, or a folder",
+        )
+
+
+def _check_names(jobs: Sequence[Job], checkpoint: Checkpoint) -> None:
+    """A generated name must not meet one that is there."""
+    owner: dict[str, str] = {}
+    problems: list[CompressorError] = []
+    for job in jobs:
+        for part in job.parts:
+            name = job.part_name(part)
+            if name in owner:
+                problems.append(
+                    InputError(
+                        f"its part would be called like one of '{owner[name]}'",
+                        file=checkpoint.path,
+                        tensor=job.spec.name,
+                        remedy="Exclude one of them",
+                    )
+                )
+            owner[name] = job.spec.name
+    raise_all(problems)
+
+
+def _files(
+    jobs: Sequence[Job],
+    checkpoint: Checkpoint,
+    container: Container,
+    output_name: str,
+    stages: Sequence[Mapping[str, Any]],
+) -> tuple[tuple[OutputFile, ...], tuple[tuple[str, bytes], ...]]:
+    """Every container file with its layout, and the texts that go with a folder."""
+    source = checkpoint.source
+    if container == "npy":
+        return (OutputFile(output_name, npy.layout(jobs[0].part_specs()[0])),), ()
+    if container == "npz":
+        return (OutputFile(output_name, _npz_layout(jobs[0])),), ()
+    grouped: dict[int, list[Job]] = {
+        number: [] for number in range(len(source.files) if container == "folder" else 1)
+    }
+    for job in jobs:
+        grouped[job.file].append(job)
+    files = []
+    for number, members in grouped.items():
+        origin = source.files if container != "folder" else (source.files[number],)
+        records = [checkpoint.records[source.files.index(part)] for part in origin]
+        metadata = {key: value for part in origin for key, value in part.header.metadata.items()}
+        metadata.pop(provenance.KEY, None)
+        metadata.setdefault("format", "pt")
+        earlier = next((record.stages for record in records if record.stages), ())
+        stored = [(job.spec, job.encoder) for job in members if job.encoder is not None]
+        if stages:
+            metadata |= provenance.to_metadata([*earlier, *stages], stored)
+        elif earlier and not checkpoint.compression:
+            metadata |= provenance.to_metadata(earlier, ())
+        specs = [spec for job in members for spec in job.part_specs()]
+        if container == "folder":
+            output_name = source.files[number].name if source.kind == "folder" else SINGLE
+        files.append(OutputFile(output_name, safetensors.layout(specs, metadata)))
+    if container != "folder":
+        return tuple(files), ()
+    return tuple(files), _texts(jobs, files, checkpoint)
+
+
+def _npz_layout(job: Job) -> FileLayout:
+    members = [
+        (part.suffix.lstrip(".") or "weight", spec)
+        for part, spec in zip(job.parts, job.part_specs(), strict=True)
+    ]
+    return npz.layout(members)
+
+
+def _texts(
+    jobs: Sequence[Job], files: Sequence[OutputFile], checkpoint: Checkpoint
+) -> tuple[tuple[str, bytes], ...]:
+    """config.json where it changes, then the index."""
+    source = checkpoint.source
+    texts = []
+    packed = [(job.spec, job.encoder) for job in jobs if job.encoder is not None]
+    if source.config is not None and (packed or checkpoint.compression):
+        config = {key: value for key, value in source.config.items() if key != hf_config.KEY}
+        if packed:
+            dense = [job.spec for job in jobs if job.encoder is None]
+            config[hf_config.KEY] = hf_config.build(packed, dense, config)
+        texts.append((CONFIG, json_bytes(config)))
+    if source.indexed:
+        names = {spec.name: files[job.file].name for job in jobs for spec in job.part_specs()}
+        texts.append((INDEX, index_bytes(names, sum(job.size_after for job in jobs))))
+    return tuple(texts)
+
+
+def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe) -> tuple[str, ...]:
+    """What the user should know before running."""
+    notes = []
+    encoders = [(job.spec, job.encoder) for job in jobs if job.encoder is not None]
+    layouts = {(encoder.config(spec) or {}).get("format") for spec, encoder in encoders}
+    if "int-quantized" in layouts and container == "folder":
+        notes.append(
+            "int-quantized: loaders also quantize activations to 8 bits, token by token; "
+            "--layout pack-quantized or --granularity group keeps activations as they are"
+        )
+    if None in layouts and container != "npz":
+        notes.append("part of it is in this project's own layout, which only `compressor restore` reads")
+    if recipe.stages and not any(job.steps for job in jobs):
+        notes.append("no tensor was selected: the output equals the input")
+    return tuple(notes)

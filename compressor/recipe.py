@@ -1,0 +1,346 @@
+"""Recipes: TOML, `--stage` texts and Python keywords, all turned into the same frozen dataclasses.
+
+Nothing here is lenient: unknown keys, wrong types and values out of range are errors that name the place in
+the recipe. Text from the command line is converted by the type of the option it is for.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from compressor.errors import CompressorError, UsageError, raise_all
+from compressor.method import (
+    SELECTOR,
+    VERBS,
+    Encoder,
+    Method,
+    describe,
+    methods_of,
+    options_of,
+    required_options,
+)
+from compressor.selection import matches, pattern
+from compressor.text import printable
+
+Store = Literal["auto", "dense", "packed", "codes"]
+_LIMIT = 1_000_000
+_DEFAULT = {"prune": "magnitude", "distill": "blend", "quantize": "int"}  # where the options leave it open
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a recipe: a method, where it applies, and overrides by tensor name (first match wins)."""
+
+    method: Method
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    rules: tuple[tuple[str, Method], ...] = ()
+    store: Store = "auto"
+    teacher: str | None = None
+
+    def method_for(self, name: str) -> Method:
+        """The stage's method with the options of the first rule that matches the tensor."""
+        text = matches(name, (rule for rule, _ in self.rules))
+        return self.method if text is None else dict(self.rules)[text]
+
+    def describe(self) -> dict[str, Any]:
+        """The stage as a recipe would give it; the teacher's path is not part of what was done."""
+        found: dict[str, Any] = {"kind": self.method.verb, **self.method.describe()}
+        for key in ("include", "exclude"):
+            if getattr(self, key):
+                found[key] = list(getattr(self, key))
+        if self.store != "auto":
+            found["store"] = self.store
+        if self.rules:
+            found["rule"] = [{"match": text, **method.describe()} for text, method in self.rules]
+        return found
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Stages in the order in which they are applied."""
+
+    stages: tuple[Stage, ...]
+    name: str = ""
+    description: str = ""
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    stage: list[dict[str, Any]]
+    name: str = ""
+    description: str = ""
+
+
+class _StageKeys(msgspec.Struct):
+    kind: str
+    include: list[str] = []
+    exclude: list[str] = []
+    rule: list[dict[str, Any]] = []
+    store: Store = "auto"
+    teacher: str | None = None
+
+
+# ---- methods from options ------------------------------------------------------------------------------
+
+
+def make_method(verb: str, options: Mapping[str, Any], *, text: bool = False, where: str = "") -> Method:
+    """Build a method from its options; `text`: values are strings from a command line.
+
+    The selector may be left out where the other options belong to one method only. Raises UsageError that
+    starts with `where`; all wrong options at once.
+    """
+    selector = SELECTOR[verb]
+    given = dict(options)
+    known = methods_of(verb)
+    chosen = _choose(verb, given, known, where)
+    given.pop(selector, None)
+    method = known[chosen]
+    values: dict[str, Any] = {}
+    problems: list[CompressorError] = []
+    for name, value in given.items():
+        try:
+            values[name] = _convert(method, chosen, name, value, text)
+        except UsageError as error:
+            problems.append(UsageError(f"{where}{_key(name, where)}: {error.reason}", remedy=error.remedy))
+    for name in required_options(method):
+        if name not in given:
+            hint, declared = options_of(method)[name]
+            problems.append(
+                UsageError(
+                    f"{where}{selector} {chosen} needs {_key(name, where)} ({describe(hint, declared)}; {declared.help})"
+                )
+            )
+    raise_all(problems)
+    try:
+        return method(**values)
+    except UsageError as error:
+        raise UsageError(f"{where}{error.reason}", remedy=error.remedy) from error
+
+
+def _choose(verb: str, given: Mapping[str, Any], known: Mapping[str, type[Method]], where: str) -> str:
+    selector = SELECTOR[verb]
+    chosen = given.get(selector)
+    if chosen is None:
+        fits = [name for name, method in known.items() if set(given) <= set(options_of(method))]
+        ready = [name for name in fits if set(required_options(known[name])) <= set(given)]
+        for pool in (ready, fits):
+            if len(pool) == 1:
+                return pool[0]
+            if _DEFAULT[verb] in pool:
+                break
+        return _DEFAULT[verb]
+    if chosen not in known:
+        close = get_close_matches(str(chosen), known, 1)
+        hint = f"Did you mean {close[0]}? " if close else ""
+        raise UsageError(
+            f"{where}{_key(selector, where)}: there is no {verb} {selector} {printable(str(chosen), 40)!r}",
+            remedy=f"{hint}There are {', '.join(known)}",
+        )
+    return str(chosen)
+
+
+def _convert(method: type[Method], chosen: str, name: str, value: Any, text: bool) -> Any:
+    options = options_of(method)
+    if name not in options:
+        verb = method.verb
+        owners = [other for other, cls in methods_of(verb).items() if name in options_of(cls)]
+        if owners:
+            raise UsageError(
+                f"is no option of {SELECTOR[verb]} {chosen}",
+                remedy=f"It belongs to {', '.join(owners)}: add --{SELECTOR[verb]}",
+            )
+        close = get_close_matches(name, [*options, *_STAGE_KEYS], 1)
+        raise UsageError("is not known", remedy=f"Did you mean {close[0]}?" if close else "")
+    hint, declared = options[name]
+    try:
+        if text and (not isinstance(value, str) or not value.isascii() or len(value) > 100):
+            raise msgspec.ValidationError
+        # A TOML integer stands for a float, never the reverse
+        found = msgspec.convert(value, hint, strict=not text)
+        if isinstance(found, int | float) and not isinstance(found, bool) and not declared.holds(found):
+            raise msgspec.ValidationError
+    except (msgspec.ValidationError, OverflowError) as error:
+        raise UsageError(f"must be {describe(hint, declared)}, not {printable(str(value), 40)!r}") from error
+    return found
+
+
+def _key(name: str, where: str) -> str:
+    """How the user wrote the option: a recipe key, or a flag."""
+    return name if where else "--" + name.replace("_", "-")
+
+
+# ---- stages and recipes --------------------------------------------------------------------------------
+
+_STAGE_KEYS = ("kind", "include", "exclude", "rule", "store", "teacher")
+
+
+def make_stage(
+    verb: str,
+    options: Mapping[str, Any],
+    *,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    rules: Iterable[tuple[str, Mapping[str, Any]]] = (),
+    store: Store = "auto",
+    teacher: str | None = None,
+    text: bool = False,
+    where: str = "",
+) -> Stage:
+    """Build a stage; rules are (pattern, options that replace the stage's)."""
+    method = make_method(verb, options, text=text, where=where)
+    include, exclude, rules = tuple(include), tuple(exclude), tuple(rules)
+    for glob in (*include, *exclude, *(glob for glob, _ in rules)):
+        pattern(glob)
+    made = tuple(
+        (glob, make_method(verb, {**options, **changed}, text=text, where=where)) for glob, changed in rules
+    )
+    if method.partners and teacher is None:
+        raise UsageError(f"{where}{SELECTOR[verb]} {method.id} needs a teacher", remedy="Give --teacher PATH")
+    if teacher is not None and not method.partners:
+        raise UsageError(f"{where}{SELECTOR[verb]} {method.id} takes no teacher")
+    if store != "auto" and not isinstance(method, Encoder):
+        raise UsageError(f"{where}store has no meaning for {verb}: its result is dense")
+    return Stage(method, include, exclude, made, store, teacher)
+
+
+def parse_stage(text: str, teacher: str | None = None) -> Stage:
+    """A stage from `prune:method=magnitude,sparsity=0.5`. Stage keys (include, store, …) are accepted too."""
+    verb, _, rest = text.partition(":")
+    where = f"--stage {printable(text, 60)}: "
+    _check_verb(verb, where)
+    options: dict[str, str] = {}
+    for item in filter(None, rest.split(",")):
+        key, equals, value = item.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or key in options:
+            raise UsageError(f"{where}expected key=value, each key once, got {printable(item, 40)!r}")
+        options[key] = value.strip()
+    own = {key: options.pop(key) for key in ("include", "exclude", "store", "teacher") if key in options}
+    keys = _stage_keys(
+        {"kind": verb, **own} | {key: own[key].split("|") for key in ("include", "exclude") if key in own},
+        where,
+    )
+    needs = any(method.partners for method in methods_of(verb).values())
+    return make_stage(
+        verb,
+        options,
+        include=keys.include,
+        exclude=keys.exclude,
+        store=keys.store,
+        teacher=keys.teacher or (teacher if needs else None),
+        text=True,
+        where=where,
+    )
+
+
+def load_recipe(name: str, teacher: str | None = None) -> Recipe:
+    """A recipe from a TOML file, or a ready one by its name."""
+    path = Path(name)
+    if "/" not in name and not name.endswith(".toml"):
+        ready = ready_recipes()
+        if name not in ready:
+            close = get_close_matches(name, ready, 1)
+            raise UsageError(
+                f"there is no recipe {printable(name, 60)!r}",
+                remedy=(f"Did you mean {close[0]}? " if close else "")
+                + "`compressor pipeline --list` shows the ready ones; a file ends in .toml",
+            )
+        return parse_recipe(ready[name], f"recipe {name}", teacher)
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_LIMIT + 1)
+    except OSError as error:
+        raise UsageError(f"recipe {printable(name)}: cannot be read: {error.strerror}") from error
+    if len(raw) > _LIMIT:
+        raise UsageError(f"recipe {printable(name)}: is larger than {_LIMIT} bytes")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"recipe {printable(name)}: is not UTF-8 text") from error
+    return parse_recipe(text, f"recipe {printable(name)}", teacher)
+
+
+def parse_recipe(text: str, where: str, teacher: str | None = None) -> Recipe:
+    """A recipe from its TOML text; every error starts with `where` and the place in the file."""
+    try:
+        found = msgspec.convert(tomllib.loads(text), _File)
+    except (tomllib.TOMLDecodeError, RecursionError, msgspec.ValidationError) as error:
+        raise UsageError(f"{where}: {printable(_plain(error))}") from error
+    if not found.stage:
+        raise UsageError(f"{where}: has no [[stage]]")
+    stages: list[Stage] = []
+    problems: list[CompressorError] = []
+    for number, table in enumerate(found.stage):
+        try:
+            stages.append(_stage(table, f"{where}: stage[{number}].", teacher))
+        except CompressorError as error:
+            problems.extend(getattr(error, "problems", [error]))
+    raise_all(problems)
+    return Recipe(tuple(stages), found.name, found.description)
+
+
+def _stage(table: dict[str, Any], where: str, teacher: str | None) -> Stage:
+    keys = _stage_keys({key: value for key, value in table.items() if key in _STAGE_KEYS}, where)
+    _check_verb(keys.kind, where)
+    options = {key: value for key, value in table.items() if key not in _STAGE_KEYS}
+    rules = []
+    for number, rule in enumerate(keys.rule):
+        if not isinstance(rule.get("match"), str):
+            raise UsageError(f"{where}rule[{number}].match: must be a pattern of tensor names")
+        rules.append((rule["match"], {key: value for key, value in rule.items() if key != "match"}))
+    needs = make_method(keys.kind, options, where=where).partners
+    return make_stage(
+        keys.kind,
+        options,
+        include=keys.include,
+        exclude=keys.exclude,
+        rules=rules,
+        store=keys.store,
+        teacher=keys.teacher or (teacher if needs else None),
+        where=where,
+    )
+
+
+def _stage_keys(table: Mapping[str, Any], where: str) -> _StageKeys:
+    try:
+        return msgspec.convert(table, _StageKeys)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{where}{printable(_plain(error))}") from error
+
+
+def _check_verb(verb: str, where: str) -> None:
+    if verb not in VERBS:
+        close = get_close_matches(verb, VERBS, 1)
+        raise UsageError(
+            f"{where}kind: must be one of {', '.join(VERBS)}, not {printable(verb, 40)!r}",
+            remedy=f"Did you mean {close[0]}?" if close else "",
+        )
+
+
+def _plain(error: Exception) -> str:
+    """msgspec's sentence with the place in front: `stage[0].bits: Expected int, got str`."""
+    sentence, _, place = str(error).partition(" - at `$")
+    place = place.strip("`.")
+    return f"{place}: {sentence}" if place else sentence
+
+
+def ready_recipes() -> dict[str, str]:
+    """The recipes that ship with the package: name → TOML text."""
+    folder = resources.files("compressor") / "recipes"
+    files = sorted(
+        (entry for entry in folder.iterdir() if entry.name.endswith(".toml")), key=lambda e: e.name
+    )
+    return {entry.name.removesuffix(".toml"): entry.read_text(encoding="utf-8") for entry in files}
+
+
+def with_store(stage: Stage, store: Store) -> Stage:
+    """The stage with what is stored decided."""
+    return replace(stage, store=store)

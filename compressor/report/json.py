@@ -1,0 +1,164 @@
+"""Reports as JSON with a schema version, for machines. Non-ASCII and control characters are escaped."""
+
+from __future__ import annotations
+
+import json
+from math import isfinite
+from typing import Any
+
+from compressor import __version__
+from compressor.checkpoint import Tensor
+from compressor.metrics import Change, Comparison, Moments
+from compressor.plan import Job
+from compressor.results import ComparisonReport, InspectReport, Report
+
+SCHEMA = 1
+
+
+def render(
+    report: Report | ComparisonReport | InspectReport, *, top: int | None = None, quiet: bool = False
+) -> str:
+    """One JSON object and a newline. Complete: `top` does not shorten it; `quiet` leaves the tensors out."""
+    if isinstance(report, Report):
+        content = _report(report, quiet)
+    elif isinstance(report, ComparisonReport):
+        content = _comparison(report)
+    else:
+        content = _inspection(report)
+    head = {"schema": SCHEMA, "tool": f"compressor {__version__}"}
+    return json.dumps(_finite({**head, **content}), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
+
+
+def _report(report: Report, quiet: bool) -> dict[str, Any]:
+    plan = report.plan
+    content: dict[str, Any] = {
+        "verb": report.verb,
+        "input": report.input,
+        "output": report.output,
+        "dry_run": report.changes is None,
+        "container": plan.container,
+        "stages": [dict(stage) for stage in plan.stages],
+        "fingerprint": plan.fingerprint,
+        "size_before": plan.size_before,
+        "size_after": plan.size_after,
+        "ratio": report.ratio,
+        "bits_per_weight": report.bits_per_weight,
+        "treated": _change(report.total),
+        "all": _change(report.everything),
+        "files": plan.to_dict()["files"],
+        "carried": list(plan.carried),
+        "left": dict(plan.left),
+        "notes": list(plan.notes),
+        "warnings": report.warnings,
+        "failed_gates": list(report.failures),
+    }
+    if not quiet:
+        changes = report.changes or [None] * len(plan.jobs)
+        content["tensors"] = [_tensor(job, change) for job, change in zip(plan.jobs, changes, strict=True)]
+    return content
+
+
+def _tensor(job: Job, change: Change | None) -> dict[str, Any]:
+    return {
+        "name": job.spec.name,
+        "shape": list(job.spec.shape),
+        "dtype": job.spec.dtype,
+        "dtype_after": job.dtype_after,
+        "size_before": job.spec.nbytes,
+        "size_after": job.size_after,
+        "parts": [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in job.part_specs()],
+        "steps": [{"stage": step.stage, **step.method.describe()} for step in job.steps],
+        "kept": [why.reason for why in job.kept],
+        **(_change(change) or {}),
+    }
+
+
+def _change(change: Change | None) -> dict[str, Any] | None:
+    if change is None:
+        return None
+    return {
+        "weights": change.size,
+        "sparsity_before": change.sparsity_before,
+        "sparsity_after": change.sparsity_after,
+        "relative_error": change.error,
+    }
+
+
+def _comparison(report: ComparisonReport) -> dict[str, Any]:
+    return {
+        "verb": "compare",
+        "a": report.a,
+        "b": report.b,
+        "size_a": report.sizes[0],
+        "size_b": report.sizes[1],
+        "total": _measured(report.total),
+        "failed_gates": list(report.failures),
+        "tensors": [
+            {
+                "name": row.name,
+                "shape": list(row.shape),
+                "dtype_a": row.dtypes[0],
+                "dtype_b": row.dtypes[1],
+                **({"problem": row.problem} if row.problem else _measured(row.measured)),
+            }
+            for row in report.rows
+        ],
+    }
+
+
+def _measured(found: Comparison) -> dict[str, Any]:
+    return {
+        "weights": found.size,
+        "relative_error": found.error,
+        "sqnr_db": found.sqnr,
+        "cosine": found.cosine,
+        "max_abs_error": found.largest,
+        "sparsity_a": found.sparsity_before,
+        "sparsity_b": found.sparsity_after,
+    }
+
+
+def _inspection(report: InspectReport) -> dict[str, Any]:
+    return {
+        "verb": "inspect",
+        "input": report.path,
+        "kind": report.kind,
+        "size": report.size,
+        "compression": report.compression,
+        "metadata": report.metadata,
+        "left": report.left,
+        "tensors": [_row(tensor, moments) for tensor, moments in report.rows],
+    }
+
+
+def _row(tensor: Tensor, moments: Moments | None) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": tensor.spec.name,
+        "dtype": tensor.spec.dtype,
+        "shape": list(tensor.spec.shape),
+        "size": tensor.nbytes,
+    }
+    if tensor.encoder is not None:
+        row["stored_as"] = {
+            **tensor.encoder.describe(),
+            "parts": sorted(p.spec.name for p in tensor.parts.values()),
+        }
+    if moments is not None:
+        row |= {
+            "sparsity": moments.zeros / moments.size if moments.size else 0.0,
+            "non_finite": moments.non_finite,
+            "min": moments.low,
+            "max": moments.high,
+            "mean": moments.mean,
+            "std": moments.deviation,
+        }
+    return row
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinities: they become null."""
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,166 @@
+"""What a run did, as data: the reporters print it, gates judge it, the exit code follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from compressor.errors import GateFailed
+from compressor.metrics import Change
+from compressor.plan import Job, Plan
+from compressor.text import size_text
+
+
+@dataclass(frozen=True)
+class Report:
+    """A plan and, unless it was a dry run, what it changed. `changes` are in the order of the plan's jobs."""
+
+    verb: str
+    input: str
+    output: str
+    plan: Plan
+    changes: Sequence[Change] | None = None
+    failures: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> list[tuple[Job, Change | None]]:
+        """The tensors that were treated, with their changes."""
+        changes: Sequence[Change | None] = self.changes or [None] * len(self.plan.jobs)
+        return [(job, change) for job, change in zip(self.plan.jobs, changes, strict=True) if job.steps]
+
+    @property
+    def total(self) -> Change | None:
+        """All treated tensors together; None for a dry run."""
+        return None if self.changes is None else merged([change for _, change in self.rows if change])
+
+    @property
+    def everything(self) -> Change | None:
+        """All tensors together, those that were carried over included."""
+        return None if self.changes is None else merged(self.changes)
+
+    @property
+    def ratio(self) -> float:
+        """Size of the container files before, over after."""
+        return self.plan.size_before / self.plan.size_after
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits of the treated tensors, over their weights."""
+        size = sum(job.spec.size for job, _ in self.rows)
+        return sum(job.size_after for job, _ in self.rows) * 8 / size if size else 0.0
+
+    @property
+    def kept(self) -> list[tuple[str, list[Job]]]:
+        """Tensors that no stage treated, by their reason."""
+        groups: dict[str, list[Job]] = {}
+        for job in self.plan.jobs:
+            if not job.steps and job.kept:
+                groups.setdefault("; ".join(dict.fromkeys(why.reason for why in job.kept)), []).append(job)
+        return sorted(groups.items(), key=lambda item: -len(item[1]))
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the methods have to say about what was measured, alike sentences gathered."""
+        found: dict[str, list[str]] = {}
+        for job, change in self.rows:
+            for step in job.steps:
+                said = step.method.warning(change) if change is not None else None
+                if said:
+                    found.setdefault(said, []).append(job.spec.name)
+        return [
+            f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {said}"
+            for said, names in found.items()
+        ]
+
+
+def merged(changes: Sequence[Change]) -> Change:
+    """The sum of several changes."""
+    total = Change()
+    for change in changes:
+        total.merge(change)
+    return total
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Limits that a result must keep; None: no limit. Sizes are judged before any data is read."""
+
+    max_error: float | None = None
+    min_ratio: float | None = None
+    max_size: int | None = None
+    min_sparsity: float | None = None
+
+    def judge_plan(self, plan: Plan) -> list[str]:
+        """What the sizes of the plan fail, in words."""
+        failures = []
+        ratio = plan.size_before / plan.size_after
+        if self.min_ratio is not None and ratio < self.min_ratio:
+            failures.append(f"--min-ratio {self.min_ratio:g}: the output is {ratio:.4g} times smaller")
+        if self.max_size is not None and plan.size_after > self.max_size:
+            failures.append(
+                f"--max-size {size_text(self.max_size)}: the output has {plan.size_after} bytes "
+                f"({size_text(plan.size_after)})"
+            )
+        return failures
+
+    def judge(self, report: Report) -> list[str]:
+        """What the measured changes fail, in words."""
+        failures = []
+        measured = [(job, change) for job, change in report.rows if change is not None]
+        if self.max_error is not None and measured:
+            job, change = max(measured, key=lambda row: row[1].error)
+            if change.error > self.max_error:
+                failures.append(
+                    f"--max-error {self.max_error:g}: the relative error of '{job.spec.name}' is {change.error:.4g}"
+                )
+        total = report.total
+        if self.min_sparsity is not None and total is not None and total.sparsity_after < self.min_sparsity:
+            failures.append(
+                f"--min-sparsity {self.min_sparsity:g}: {total.sparsity_after:.4g} of the treated weights are zero"
+            )
+        return failures
+
+
+class ReportedGateFailed(GateFailed):
+    """A gate failed; `report` says what the output would have been. Nothing was written."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        super().__init__("; ".join(report.failures), remedy="Nothing was written")
+
+
+@dataclass(frozen=True)
+class ComparedTensor:
+    """One row of `compare`: metrics, or the reason why there are none."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtypes: tuple[str, str]
+    measured: Any = None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class ComparisonReport:
+    """`compare A B`: rows sorted worst first, and the gates that failed."""
+
+    a: str
+    b: str
+    rows: tuple[ComparedTensor, ...]
+    total: Any
+    sizes: tuple[int, int]
+    failures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class InspectReport:
+    """`inspect`: what the headers say, and per-tensor moments where asked."""
+
+    path: str
+    kind: str
+    size: int
+    compression: str
+    rows: tuple[tuple[Any, Any], ...]
+    metadata: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,389 @@
+"""Doing what the plan says: read rows, apply the steps in cache, write parts at their offsets, measure the loss.
+
+Every tensor is cut into chunks (one read, one write a part) and every chunk into blocks that fit the
+processor's cache. The cuts depend on the plan alone, so results do not depend on the number of workers, and
+all passes over a tensor see the same blocks. Surveys run first: those of a whole model over all its tensors,
+those of a tensor when its turn comes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from compressor.checkpoint import Checkpoint, Rows, Tensor
+from compressor.cutting import BLOCK, Cut, cut_tensor, part_buffer, part_views
+from compressor.engines.local import in_order
+from compressor.errors import InputError
+from compressor.files.sink import Sink
+from compressor.floats import settle
+from compressor.method import Block, Encoder, Method, Survey, Transform
+from compressor.metrics import Change, count_zeros, dot
+from compressor.plan import Job, Plan
+from compressor.tensor import DTYPES, TensorSpec
+from compressor.workspace import Array, Workspace
+
+_BATCH = 1 << 19  # elements of small tensors that make one task
+
+Progress = Callable[[int], None]
+
+
+@dataclass
+class Runner:
+    """One run of one plan. `teachers` are the partners' checkpoints by stage."""
+
+    plan: Plan
+    checkpoint: Checkpoint
+    teachers: Mapping[int, Checkpoint]
+    executor: Executor
+    window: int
+    sink: Sink
+    progress: Progress = lambda done: None
+    resolved: dict[tuple[str, int], Method] = field(default_factory=dict)
+    idle: deque[Workspace] = field(default_factory=deque)
+
+    def run(self) -> list[Change]:
+        """Treat and write every tensor; what happened to each, in the order of the plan's jobs."""
+        self._survey_models()
+        changes = {job.spec.name: Change() for job in self.plan.jobs}
+        waiting = [
+            sum(job.file == number for job in self.plan.jobs) for number in range(len(self.plan.files))
+        ]
+        finish = deque(number for number, count in enumerate(waiting) if not count)
+        for done in in_order(self.executor, self._tasks(finish), self.window):
+            for job, change, last in done:
+                changes[job.spec.name].merge(change)
+                self.progress(change.size * DTYPES[job.spec.dtype].bits // 8)
+                if last:
+                    waiting[job.file] -= 1
+                    if not waiting[job.file]:
+                        finish.append(job.file)
+        for _ in in_order(
+            self.executor, (partial(self.sink.finish_file, number) for number in finish), self.window
+        ):
+            pass
+        return [changes[job.spec.name] for job in self.plan.jobs]
+
+    # ---- cutting work into tasks -------------------------------------------------------------------
+
+    def _tasks(self, finish: deque[int]) -> Iterator[Callable[[], list[tuple[Job, Change, bool]]]]:
+        """Chunks of large tensors, batches of small ones; files whose tensors are all written are synced
+        between them, while other tensors are computed."""
+        batch: list[Job] = []
+        held = 0
+        for job in self.plan.jobs:
+            while finish:
+                yield partial(self._finish, finish.popleft())
+            if job.spec.size <= _BATCH // 4:
+                batch.append(job)
+                held += job.spec.size + 512
+                if held >= _BATCH:
+                    yield partial(self._small, batch)
+                    batch, held = [], 0
+                continue
+            methods = self._methods(job, self._fold)
+            cut = self._cut(job)
+            for start, stop in cut.chunks:
+                yield partial(self._chunk, job, cut, methods, start, stop)
+        if batch:
+            yield partial(self._small, batch)
+
+    def _finish(self, number: int) -> list[tuple[Job, Change, bool]]:
+        self.sink.finish_file(number)
+        return []
+
+    def _small(self, jobs: Sequence[Job]) -> list[tuple[Job, Change, bool]]:
+        """Whole tensors, one after the other, surveys included."""
+        done = []
+        for job in jobs:
+            methods = self._methods(job, _fold_here)
+            cut = self._cut(job)
+            chunks = [self._chunk(job, cut, methods, start, stop)[0] for start, stop in cut.chunks]
+            total = Change()
+            for _, change, _ in chunks:
+                total.merge(change)
+            done.append((job, total, True))
+        return done
+
+    def _cut(self, job: Job) -> Cut:
+        tensor = self.checkpoint.tensors[job.spec.name]
+        return cut_tensor(job, tensor)
+
+    # ---- surveys -----------------------------------------------------------------------------------
+
+    def _survey_models(self) -> None:
+        """Resolve every method that looks at all tensors of its stage together."""
+        for number in range(len(self.plan.stages)):
+            groups: dict[Method, list[Job]] = {}
+            for job in self.plan.jobs:
+                for step in job.steps:
+                    if step.stage == number and step.method.reach == "model":
+                        groups.setdefault(step.method, []).append(job)
+            for method, jobs in groups.items():
+                found: Any = method.survey([job.spec for job in jobs])
+                while isinstance(found, Survey):
+                    found = found.conclude(self._fold(found, self._survey_tasks(found, jobs, number)))
+                for job in jobs:
+                    self.resolved[job.spec.name, number] = found or method
+
+    def _survey_tasks(
+        self, survey: Survey[Any], jobs: Sequence[Job], stage: int
+    ) -> Iterator[Callable[[], Any]]:
+        for job in jobs:
+            if survey.wants(job.spec):
+                methods = self._methods(job, self._fold, before=stage)
+                cut = self._cut(job)
+                for start, stop in cut.chunks:
+                    yield partial(self._observe, survey, job, cut, methods, start, stop)
+
+    def _methods(self, job: Job, fold: Fold, before: int | None = None) -> list[Method]:
+        """The job's methods, knowing all they need, up to (not including) a stage."""
+        methods: list[Method] = []
+        for step in job.steps:
+            if before is not None and step.stage >= before:
+                break
+            key = (job.spec.name, step.stage)
+            found: Any = self.resolved.get(key)
+            if found is None:
+                found = step.method.survey([job.spec])
+                while isinstance(found, Survey):
+                    cut = self._cut(job)
+                    tasks = (
+                        partial(self._observe, found, job, cut, list(methods), start, stop)
+                        for start, stop in cut.chunks
+                    )
+                    found = found.conclude(fold(found, tasks))
+                found = found or step.method
+                if before is not None:
+                    self.resolved[key] = found
+            methods.append(found)
+        return methods
+
+    def _fold(self, survey: Survey[Any], tasks: Iterator[Callable[[], Any]]) -> Any:
+        stats = survey.start()
+        for more in in_order(self.executor, tasks, self.window):
+            stats = survey.merge(stats, more)
+        return stats
+
+    def _observe(
+        self, survey: Survey[Any], job: Job, cut: Cut, methods: Sequence[Method], start: int, stop: int
+    ) -> Any:
+        stats = survey.start()
+        with self._workspace() as work:
+            for block in self._blocks(job, cut, start, stop, work):
+                numbers = self._transform(job, methods, block)
+                stats = survey.observe(Block(numbers, block.start, job.spec, work, {}), stats)
+        return stats
+
+    # ---- the data ----------------------------------------------------------------------------------
+
+    def _chunk(
+        self, job: Job, cut: Cut, methods: Sequence[Method], start: int, stop: int
+    ) -> list[tuple[Job, Change, bool]]:
+        """Read, treat, write and measure rows [start, stop) of a tensor."""
+        tensor = self.checkpoint.tensors[job.spec.name]
+        with self._workspace() as work:
+            if not job.steps and tensor.encoder is None:
+                change = self._carry(job, tensor, cut, start, stop, work)
+            else:
+                change = self._treat(job, cut, methods, start, stop, work)
+        return [(job, change, stop == cut.rows)]
+
+    def _carry(self, job: Job, tensor: Tensor, cut: Cut, start: int, stop: int, work: Workspace) -> Change:
+        """Copy as it is."""
+        offset = self.plan.files[job.file].layout.offsets[job.spec.name]
+        storage = DTYPES[job.spec.dtype].storage
+        if cut.bytes:
+            raw = tensor.whole.read_bytes(start, stop, work, "carry")
+            self.sink.write(job.file, offset + start, raw)
+            numbers = raw.view(storage) if storage and len(raw) % np.dtype(storage).itemsize == 0 else raw[:0]
+        else:
+            numbers = tensor.whole.read_rows(cut.columns, start, stop, work, "carry")
+            self.sink.write(job.file, offset + start * cut.columns * numbers.itemsize, numbers)
+        zeros = _stored_zeros(numbers, job.spec, work)
+        size = (stop - start) * (8 if cut.bytes else 1) * cut.columns
+        if cut.bytes:
+            size //= DTYPES[job.spec.dtype].bits
+        return Change(size, zeros, zeros)
+
+    def _treat(
+        self, job: Job, cut: Cut, methods: Sequence[Method], start: int, stop: int, work: Workspace
+    ) -> Change:
+        change = Change()
+        parts = {part.suffix: part_buffer(part, job, cut, start, stop, work) for part in job.parts}
+        for block in self._blocks(job, cut, start, stop, work):
+            energy = block.energy
+            rows = slice(block.start - start, block.start - start + len(block.values))
+            if job.encoder is None:
+                result = self._transform(job, methods, block)
+                after = settle(result, job.spec.dtype, parts[""][rows], work)
+            else:
+                numbers = self._transform(job, methods[:-1], block)
+                result = work.array("run.restored", numbers.shape, numbers.dtype.str)
+                encoder = methods[-1]
+                assert isinstance(encoder, Encoder)  # noqa: S101 - the planner composed it
+                inner = Block(numbers, block.start, job.spec, work, {})
+                encoder.encode(inner, part_views(parts, job, rows), result)
+                stored = work.array("run.stored", result.shape, DTYPES[job.spec.dtype].storage)
+                after = settle(result, job.spec.dtype, stored, work)
+            difference = work.array("run.difference", after.shape, after.dtype.str)
+            with np.errstate(invalid="ignore", over="ignore"):
+                np.subtract(block.values, after, out=difference)
+            lost = dot(difference, difference)
+            if not np.isfinite(lost) and not np.isfinite(after).all():
+                raise InputError(
+                    f"its new values leave the range of {job.spec.dtype}",
+                    file=self.checkpoint.path,
+                    tensor=job.spec.name,
+                    remedy="Exclude it",
+                )
+            before = count_zeros(block.values, work)
+            change.merge(Change(after.size, before, count_zeros(after, work), energy, lost))
+        self._write_parts(job, cut, parts, start, stop)
+        return change
+
+    def _write_parts(self, job: Job, cut: Cut, parts: Mapping[str, Array], start: int, stop: int) -> None:
+        offsets = self.plan.files[job.file].layout.offsets
+        for part in job.parts:
+            data = parts[part.suffix]
+            first = 0
+            if part.every == 0:
+                if start != 0:
+                    continue
+                if part.value is not None:
+                    data[...] = np.reshape(part.value, part.shape)
+            else:
+                first = start // part.every
+            row = data[:1].nbytes
+            self.sink.write(job.file, offsets[job.part_name(part)] + (first * row if part.every else 0), data)
+
+    def _blocks(self, job: Job, cut: Cut, start: int, stop: int, work: Workspace) -> Iterator[_Read]:
+        """The source's numbers with their partners', finite, block by block."""
+        tensor = self.checkpoint.tensors[job.spec.name]
+        rows = Rows(tensor, cut.columns, start, stop, work, "source")
+        partners = [
+            (
+                step.stage,
+                role,
+                Rows(
+                    self.teachers[step.stage].tensors[name],
+                    cut.columns,
+                    start,
+                    stop,
+                    work,
+                    f"{role}{step.stage}",
+                ),
+            )
+            for step in job.steps
+            for role, name in step.partners.items()
+        ]
+        for first in range(start, stop, cut.block):
+            last = min(first + cut.block, stop)
+            values = rows.block(first, last)
+            energy = self._finite(values, tensor, self.checkpoint)
+            beside: dict[int, dict[str, Array]] = {}
+            for stage, role, teacher in partners:
+                numbers = teacher.block(first, last)
+                self._finite(numbers, teacher.tensor, self.teachers[stage])
+                beside.setdefault(stage, {})[role] = numbers
+            yield _Read(values, first, energy, beside, work)
+
+    def _finite(self, values: Array, tensor: Tensor, checkpoint: Checkpoint) -> float:
+        """Σ w² of a block; InputError with the tensor's count of NaN and infinite values if it has any."""
+        energy = dot(values, values)
+        if not np.isfinite(energy) and not np.isfinite(values).all():
+            count = count_non_finite(tensor)
+            raise InputError(
+                f"holds {count} NaN or infinite value{'s' if count != 1 else ''}",
+                file=checkpoint.path,
+                tensor=tensor.spec.name,
+                remedy="Mend it, --exclude it, or carry such tensors over with --non-finite keep",
+            )
+        return energy
+
+    def _transform(self, job: Job, methods: Sequence[Method], block: _Read) -> Array:
+        """The numbers after these methods; two buffers take turns."""
+        numbers = block.values
+        for turn, (step, method) in enumerate(zip(job.steps, methods, strict=False)):
+            out = block.work.array(f"run.turn{turn % 2}", numbers.shape, numbers.dtype.str)
+            inner = Block(numbers, block.start, job.spec, block.work, block.partners.get(step.stage, {}))
+            if isinstance(method, Encoder):
+                method.encode(inner, None, out)
+            else:
+                assert isinstance(method, Transform)  # noqa: S101 - there are no other kinds
+                method.apply(inner, out)
+            numbers = out
+        return numbers
+
+    def _workspace(self) -> _Borrowed:
+        return _Borrowed(self.idle)
+
+
+Fold = Callable[[Survey[Any], Iterator[Callable[[], Any]]], Any]
+
+
+def _fold_here(survey: Survey[Any], tasks: Iterator[Callable[[], Any]]) -> Any:
+    stats = survey.start()
+    for task in tasks:
+        stats = survey.merge(stats, task())
+    return stats
+
+
+@dataclass(slots=True)
+class _Read:
+    """A block as it came from disk; partners by stage and role."""
+
+    values: Array
+    start: int
+    energy: float
+    partners: dict[int, dict[str, Array]]
+    work: Workspace
+
+
+class _Borrowed:
+    """A workspace taken from those that are idle, and given back. `deque` operations are atomic."""
+
+    def __init__(self, idle: deque[Workspace]) -> None:
+        self.idle = idle
+
+    def __enter__(self) -> Workspace:
+        try:
+            self.work = self.idle.pop()
+        except IndexError:
+            self.work = Workspace()
+        return self.work
+
+    def __exit__(self, *_: object) -> None:
+        self.idle.append(self.work)
+
+
+def count_non_finite(tensor: Tensor) -> int:
+    """NaN and infinite values of a tensor, read on its own."""
+    rows, columns = tensor.spec.matrix
+    work, count = Workspace(), 0
+    step = max(BLOCK // max(columns, 1) // tensor.align, 1) * tensor.align
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        values = Rows(tensor, columns, start, stop, work, "scan").block(start, stop)
+        count += values.size - int(np.count_nonzero(np.isfinite(values)))
+    return count
+
+
+def _stored_zeros(numbers: Array, spec: TensorSpec, work: Workspace) -> int:
+    """Zeros among stored elements; floats of either sign, 0 for types that are never computed with."""
+    dtype = DTYPES[spec.dtype]
+    if spec.is_float and numbers.dtype.kind == "u":  # bit patterns: drop the sign
+        shifted = work.array("zeros", numbers.shape, numbers.dtype.str)
+        np.left_shift(numbers, 1, out=shifted)
+        return int(numbers.size - np.count_nonzero(shifted))
+    if spec.is_float:
+        return count_zeros(numbers, work)
+    return (
+        int(numbers.size - np.count_nonzero(numbers)) if numbers.dtype.kind in "iub" and dtype.storage else 0
+    )

@@ -1,0 +1,65 @@
+"""Where the output goes and what container that means. Nothing here writes."""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+
+from compressor.errors import UsageError
+from compressor.files.source import Source
+from compressor.plan import Container
+from compressor.text import printable
+
+_FILES = {".npy": "npy", ".safetensors": "safetensors", ".npz": "npz"}
+_OTHER = (
+    ".bin",
+    ".pt",
+    ".pth",
+    ".gguf",
+    ".onnx",
+    ".h5",
+    ".ckpt",
+    ".msgpack",
+    ".pkl",
+    ".zip",
+    ".toml",
+    ".json",
+)
+
+
+def container_of(output: str, source: Source) -> Container:
+    """The container that the output's suffix decides. UsageError for a suffix that means something else."""
+    suffix = os.path.splitext(output.rstrip("/"))[1].lower()
+    if suffix in _FILES and not output.endswith("/"):
+        return _FILES[suffix]  # type: ignore[return-value]  # the values are Containers
+    close = get_close_matches(suffix, _FILES, 1, cutoff=0.75) if suffix else []
+    if suffix in _OTHER or close or (suffix and source.kind != "folder" and not output.endswith("/")):
+        raise UsageError(
+            f"-o {printable(output)}: {suffix} is not a container that is written here",
+            remedy=f"Did you mean {close[0]}?"
+            if close
+            else "End it in .npy, .safetensors, .npz, or name a folder",
+        )
+    return "folder"
+
+
+def check_apart(output: str, *inputs: str) -> None:
+    """UsageError when the output is an input, lies inside one, or holds one: by any path, link or hard link."""
+    place = os.path.realpath(output)
+    for path in inputs:
+        found = os.path.realpath(path)
+        if place == found or _same(output, path):
+            raise UsageError(f"-o {printable(output)}: is the input itself", remedy="Name another output")
+        if os.path.isdir(found) and place.startswith(found.rstrip("/") + "/"):
+            raise UsageError(
+                f"-o {printable(output)}: lies inside the input folder", remedy="Name another output"
+            )
+        if found.startswith(place.rstrip("/") + "/"):
+            raise UsageError(f"-o {printable(output)}: holds the input", remedy="Name another output")
+
+
+def _same(a: str, b: str) -> bool:
+    try:
+        return os.path.samefile(a, b)
+    except (OSError, ValueError):
+        return False
