@@ -58,9 +58,7 @@ def pipeline(
     mentor = None if teacher is None else os.fspath(teacher)
     texts = list(stages)
     if (recipe is None) == (not texts):
-        raise UsageError(
-            "give either a recipe or stages", remedy="--recipe FILE-or-NAME, or --stage, repeatedly"
-        )
+        raise UsageError("give either a recipe or stages", remedy="--recipe FILE-or-NAME, or --stage, repeatedly")
     if recipe is None:
         recipe = Recipe(tuple(parse_stage(text, mentor) for text in texts))
     elif isinstance(recipe, str):
@@ -112,9 +110,7 @@ def run_recipe(
     checkpoint = open_checkpoint(source)
     container = container_of(output, checkpoint.source)
     if container == "npz" and any(stage.store not in ("auto", "codes") for stage in recipe.stages):
-        raise UsageError(
-            "an .npz output holds codes", remedy="Use --store codes, or end the output otherwise"
-        )
+        raise UsageError("an .npz output holds codes", remedy="Use --store codes, or end the output otherwise")
     if not dry_run:
         check_place(output, folder=container == "folder", replace=force)
     mentors = {path: open_checkpoint(path) for path in teachers}
@@ -146,9 +142,7 @@ def run_recipe(
                 for number, stage in enumerate(recipe.stages)
                 if stage.teacher is not None
             }
-            runner = Runner(
-                plan, checkpoint, by_stage, executor, 2 * count + 2, sink, _counting(plan, progress)
-            )
+            runner = Runner(plan, checkpoint, by_stage, executor, 2 * count + 2, sink, _counting(plan, progress))
             changes = runner.run()
             report = Report(verb, source, output, plan, changes)
             failures = gates.judge(report)

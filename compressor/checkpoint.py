@@ -65,9 +65,7 @@ class Checkpoint:
 class Rows:
     """Some consecutive rows of a tensor, read from disk at once and turned into numbers block by block."""
 
-    def __init__(
-        self, tensor: Tensor, columns: int, start: int, stop: int, work: Workspace, key: str
-    ) -> None:
+    def __init__(self, tensor: Tensor, columns: int, start: int, stop: int, work: Workspace, key: str) -> None:
         self.tensor, self.columns, self.start, self.work, self.key = tensor, columns, start, work, key
         if tensor.encoder is None:
             self.raw = tensor.whole.read_rows(columns, start, stop, work, f"{key}.raw")
@@ -118,8 +116,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         compression = f"quantized ({declared})"
         stored = hf_config.stored_tensors(source)
     tensors = {
-        name: Tensor(tensor.spec, {"": tensor}, source.file_of[name])
-        for name, tensor in source.tensors.items()
+        name: Tensor(tensor.spec, {"": tensor}, source.file_of[name]) for name, tensor in source.tensors.items()
     }
     used: set[str] = set()
     found: dict[str, Tensor] = {}
@@ -141,9 +138,7 @@ def _stored_tensor(source: Source, spec: TensorSpec, encoder: Encoder) -> Tensor
         name = spec.name + part.suffix
         stored = source.tensors.get(name)
         if stored is None:
-            raise InputError(
-                f"its part {part.suffix or 'codes'} is missing", file=source.path, tensor=spec.name
-            )
+            raise InputError(f"its part {part.suffix or 'codes'} is missing", file=source.path, tensor=spec.name)
         if (stored.spec.dtype, stored.spec.shape) != (part.dtype, part.shape):
             raise InputError(
                 f"its part {part.suffix or 'codes'} is {stored.spec.dtype} {list(stored.spec.shape)}, "

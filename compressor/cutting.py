@@ -47,12 +47,7 @@ def cut_tensor(job: Job, tensor: Tensor) -> Cut:
     if not job.steps and tensor.seekable:
         nbytes = spec.nbytes
         return Cut(nbytes, 1, 1 << 22, 1 << 22, bytes=True)
-    if (
-        job.encoder is None
-        and job.elementwise
-        and tensor.seekable
-        and not any(step.partners for step in job.steps)
-    ):
+    if job.encoder is None and job.elementwise and tensor.seekable and not any(step.partners for step in job.steps):
         return Cut(spec.size, 1, CHUNK, BLOCK)
     rows, columns = spec.matrix
     align = max(job.align, tensor.align)

@@ -15,9 +15,7 @@ class CompressorError(Exception):
 
     exit_code = 70
 
-    def __init__(
-        self, reason: str, *, file: object = None, tensor: str | None = None, remedy: str = ""
-    ) -> None:
+    def __init__(self, reason: str, *, file: object = None, tensor: str | None = None, remedy: str = "") -> None:
         self.reason = reason
         self.file = None if file is None else str(file)
         self.tensor = tensor

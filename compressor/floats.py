@@ -34,7 +34,7 @@ def _table(dtype: str) -> Array:
     codes = np.arange(1 << DTYPES[dtype].bits, dtype=DTYPES[dtype].storage)
     if dtype == "F16":
         codes = np.arange(1 << 16, dtype=np.uint16)
-    table = codes.view(_type(dtype)).astype(np.float32)
+    table: Array = codes.view(_type(dtype)).astype(np.float32)
     table.setflags(write=False)
     return table
 
@@ -69,25 +69,25 @@ def settle(values: Array, dtype: str, out: Array, work: Workspace) -> Array:
     return widen(out, dtype, work, "settled")
 
 
+def _info(dtype: str) -> Any:
+    if dtype in ("F32", "F64"):
+        return np.finfo(DTYPES[dtype].compute)
+    return ml_dtypes.finfo(_type(dtype))  # type: ignore[no-untyped-call]  # ml_dtypes leaves it untyped
+
+
 @cache
 def largest(dtype: str) -> float:
     """The largest finite number of a float dtype."""
-    if dtype in ("F32", "F64"):
-        return float(np.finfo(DTYPES[dtype].compute).max)
-    return float(ml_dtypes.finfo(_type(dtype)).max)
+    return float(_info(dtype).max)
 
 
 @cache
 def smallest(dtype: str) -> float:
     """The smallest positive number of a float dtype, a subnormal."""
-    if dtype in ("F32", "F64"):
-        return float(np.finfo(DTYPES[dtype].compute).smallest_subnormal)
-    return float(ml_dtypes.finfo(_type(dtype)).smallest_subnormal)
+    return float(_info(dtype).smallest_subnormal)
 
 
 @cache
 def epsilon(dtype: str) -> float:
     """Half a unit in the last place, relative: what one rounding to `dtype` can cost a normal number."""
-    if dtype in ("F32", "F64"):
-        return float(np.finfo(DTYPES[dtype].compute).eps) / 2
-    return float(ml_dtypes.finfo(_type(dtype)).eps) / 2
+    return float(_info(dtype).eps) / 2

@@ -101,9 +101,7 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
         else:
             continue
         if f"{base}_g_idx" in source.tensors:
-            raise InputError(
-                "is stored in activation order, which is not read here", file=source.path, tensor=base
-            )
+            raise InputError("is stored in activation order, which is not read here", file=source.path, tensor=base)
         group = _group_of(_module(base), groups, source)
         layout = group.get("format") or config.get("format")
         found.append((_original(base, source), _encoder(base, group, str(layout), source)))
@@ -112,7 +110,8 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
 
 def _group_of(module: str, groups: Mapping[str, Any], source: Source) -> Mapping[str, Any]:
     """The first group that names the module, exactly or by a pattern; else the first that takes all of a class."""
-    by_class = None
+    by_class: Mapping[str, Any] | None = None
+    group: Mapping[str, Any]
     for group in groups.values():
         for target in group.get("targets") or ():
             if target == module or (str(target).startswith("re:") and _matches(target[3:], module, source)):
@@ -130,9 +129,7 @@ def _matches(text: str, module: str, source: Source) -> bool:
     try:
         return re.match(text, module) is not None
     except re.error as error:
-        raise InputError(
-            f"config.json: target {printable(text, 60)!r} is no pattern", file=source.path
-        ) from error
+        raise InputError(f"config.json: target {printable(text, 60)!r} is no pattern", file=source.path) from error
 
 
 def _encoder(name: str, group: Mapping[str, Any], layout: str, source: Source) -> Encoder:
@@ -153,9 +150,7 @@ def _encoder(name: str, group: Mapping[str, Any], layout: str, source: Source) -
             where="quantization_config ",
         )
     except (KeyError, ValueError, TypeError, CompressorError) as error:
-        reason = (
-            error.reason if isinstance(error, CompressorError) else "its scheme is not of scaled integers"
-        )
+        reason = error.reason if isinstance(error, CompressorError) else "its scheme is not of scaled integers"
         raise InputError(
             f"is stored in a way that is not read here: {reason}", file=source.path, tensor=name
         ) from error

@@ -178,9 +178,7 @@ class Encoder(Method):
         write to `restored` [rows, columns] the numbers that `decode` will give."""
 
     @abstractmethod
-    def decode(
-        self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace
-    ) -> None:
+    def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
         """Restore rows `start`, … into `out` from those rows of `parts`."""
 
     @abstractmethod

@@ -136,9 +136,7 @@ class Plan:
             "dtype": job.spec.dtype,
             "shape": list(job.spec.shape),
             "bytes": job.spec.nbytes,
-            "steps": [
-                {"stage": step.stage, **step.method.describe(), "dense": step.dense} for step in job.steps
-            ],
+            "steps": [{"stage": step.stage, **step.method.describe(), "dense": step.dense} for step in job.steps],
             "parts": [
                 {
                     "name": spec.name,

@@ -186,9 +186,7 @@ def _partner(spec: TensorSpec, teacher: Checkpoint) -> str:
             remedy="Exclude it, or give a teacher of the same structure",
         )
     if not partner.spec.is_float:
-        raise InputError(
-            f"the teacher's is {partner.spec.dtype}, not a float", file=teacher.path, tensor=spec.name
-        )
+        raise InputError(f"the teacher's is {partner.spec.dtype}, not a float", file=teacher.path, tensor=spec.name)
     return partner.spec.name
 
 
@@ -266,8 +264,7 @@ def _files(
 
 def _npz_layout(job: Job) -> FileLayout:
     members = [
-        (part.suffix.lstrip(".") or "weight", spec)
-        for part, spec in zip(job.parts, job.part_specs(), strict=True)
+        (part.suffix.lstrip(".") or "weight", spec) for part, spec in zip(job.parts, job.part_specs(), strict=True)
     ]
     return npz.layout(members)
 

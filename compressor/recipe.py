@@ -225,7 +225,7 @@ def parse_stage(text: str, teacher: str | None = None) -> Stage:
         options[key] = value.strip()
     own = {key: options.pop(key) for key in ("include", "exclude", "store", "teacher") if key in options}
     keys = _stage_keys(
-        {"kind": verb, **own} | {key: own[key].split("|") for key in ("include", "exclude") if key in own},
+        {"kind": verb, **{k: v.split("|") if k in ("include", "exclude") else v for k, v in own.items()}},
         where,
     )
     needs = any(method.partners for method in methods_of(verb).values())
@@ -335,9 +335,7 @@ def _plain(error: Exception) -> str:
 def ready_recipes() -> dict[str, str]:
     """The recipes that ship with the package: name → TOML text."""
     folder = resources.files("compressor") / "recipes"
-    files = sorted(
-        (entry for entry in folder.iterdir() if entry.name.endswith(".toml")), key=lambda e: e.name
-    )
+    files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".toml")), key=lambda e: e.name)
     return {entry.name.removesuffix(".toml"): entry.read_text(encoding="utf-8") for entry in files}
 
 

@@ -52,9 +52,7 @@ class Runner:
         """Treat and write every tensor; what happened to each, in the order of the plan's jobs."""
         self._survey_models()
         changes = {job.spec.name: Change() for job in self.plan.jobs}
-        waiting = [
-            sum(job.file == number for job in self.plan.jobs) for number in range(len(self.plan.files))
-        ]
+        waiting = [sum(job.file == number for job in self.plan.jobs) for number in range(len(self.plan.files))]
         finish = deque(number for number, count in enumerate(waiting) if not count)
         for done in in_order(self.executor, self._tasks(finish), self.window):
             for job, change, last in done:
@@ -132,9 +130,7 @@ class Runner:
                 for job in jobs:
                     self.resolved[job.spec.name, number] = found or method
 
-    def _survey_tasks(
-        self, survey: Survey[Any], jobs: Sequence[Job], stage: int
-    ) -> Iterator[Callable[[], Any]]:
+    def _survey_tasks(self, survey: Survey[Any], jobs: Sequence[Job], stage: int) -> Iterator[Callable[[], Any]]:
         for job in jobs:
             if survey.wants(job.spec):
                 methods = self._methods(job, self._fold, before=stage)
@@ -384,6 +380,4 @@ def _stored_zeros(numbers: Array, spec: TensorSpec, work: Workspace) -> int:
         return int(numbers.size - np.count_nonzero(shifted))
     if spec.is_float:
         return count_zeros(numbers, work)
-    return (
-        int(numbers.size - np.count_nonzero(numbers)) if numbers.dtype.kind in "iub" and dtype.storage else 0
-    )
+    return int(numbers.size - np.count_nonzero(numbers)) if numbers.dtype.kind in "iub" and dtype.storage else 0

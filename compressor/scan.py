@@ -80,12 +80,8 @@ def compare(
     count = available_workers() if workers is None else workers
     total = Comparison()
     with local(count) as executor:
-        for (one, other), measured in zip(
-            pairs, in_order(executor, _compare_tasks(pairs), 2 * count), strict=True
-        ):
-            rows.append(
-                ComparedTensor(one.spec.name, one.spec.shape, (one.spec.dtype, other.spec.dtype), measured)
-            )
+        for (one, other), measured in zip(pairs, in_order(executor, _compare_tasks(pairs), 2 * count), strict=True):
+            rows.append(ComparedTensor(one.spec.name, one.spec.shape, (one.spec.dtype, other.spec.dtype), measured))
             total.merge(measured)
     left.source.check_unchanged()
     right.source.check_unchanged()

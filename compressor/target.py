@@ -36,9 +36,7 @@ def container_of(output: str, source: Source) -> Container:
     if suffix in _OTHER or close or (suffix and source.kind != "folder" and not output.endswith("/")):
         raise UsageError(
             f"-o {printable(output)}: {suffix} is not a container that is written here",
-            remedy=f"Did you mean {close[0]}?"
-            if close
-            else "End it in .npy, .safetensors, .npz, or name a folder",
+            remedy=f"Did you mean {close[0]}?" if close else "End it in .npy, .safetensors, .npz, or name a folder",
         )
     return "folder"
 
@@ -51,9 +49,7 @@ def check_apart(output: str, *inputs: str) -> None:
         if place == found or _same(output, path):
             raise UsageError(f"-o {printable(output)}: is the input itself", remedy="Name another output")
         if os.path.isdir(found) and place.startswith(found.rstrip("/") + "/"):
-            raise UsageError(
-                f"-o {printable(output)}: lies inside the input folder", remedy="Name another output"
-            )
+            raise UsageError(f"-o {printable(output)}: lies inside the input folder", remedy="Name another output")
         if found.startswith(place.rstrip("/") + "/"):
             raise UsageError(f"-o {printable(output)}: holds the input", remedy="Name another output")
 

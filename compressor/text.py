@@ -23,17 +23,15 @@ def printable(text: str, limit: int = 300) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(
-        c if unicodedata.category(c) not in _UNSAFE else c.encode("unicode_escape").decode("ascii")
-        for c in text
+        c if unicodedata.category(c) not in _UNSAFE else c.encode("unicode_escape").decode("ascii") for c in text
     )
 
 
 def size_text(nbytes: float) -> str:
     """Bytes in the unit that keeps three or four figures: `1.07 MB`, powers of ten as disks are sold."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(nbytes) < 999.5:
-            break
+    units = ["B", "kB", "MB", "GB", "TB"]
+    unit = units.pop(0)
+    while abs(nbytes) >= 999.5 and units:
         nbytes /= 1000
-    else:
-        unit = "TB"
+        unit = units.pop(0)
     return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:#.3g} {unit}".replace(". ", " ")

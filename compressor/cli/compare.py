@@ -14,9 +14,7 @@ from compressor.errors import GateFailed
 @click.argument("a")
 @click.argument("b")
 @click.option("--max-error", type=options.Finite(0), help="Gate: largest relative error of any tensor.")
-@click.option(
-    "--min-sqnr", type=options.Finite(-1000), help="Gate: smallest signal to noise of any tensor, in dB."
-)
+@click.option("--min-sqnr", type=options.Finite(-1000), help="Gate: smallest signal to noise of any tensor, in dB.")
 @options.workers
 @options.output_format
 @options.top

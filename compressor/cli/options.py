@@ -17,12 +17,10 @@ from compressor.results import Gates, Report, ReportedGateFailed
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 _UNITS = {"": 1, "b": 1}
-_UNITS |= {f"{p}b": 1000**n for n, p in enumerate("kmgt", 1)} | {
-    f"{p}ib": 1024**n for n, p in enumerate("kmgt", 1)
-}
+_UNITS |= {f"{p}b": 1000**n for n, p in enumerate("kmgt", 1)} | {f"{p}ib": 1024**n for n, p in enumerate("kmgt", 1)}
 
 
-class Size(click.ParamType):
+class Size(click.ParamType[int]):
     """A number of bytes, `300MB` or `1.5GiB`."""
 
     name = "size"
@@ -34,7 +32,7 @@ class Size(click.ParamType):
         return int(float(found[1]) * _UNITS[found[2].lower()])
 
 
-class Finite(click.ParamType):
+class Finite(click.ParamType[float]):
     """A finite number in [low, high]; Click's own FloatRange lets NaN through."""
 
     name = "number"
@@ -102,9 +100,7 @@ running = chain(
     click.option("--max-error", type=Finite(0), help="Gate: largest relative error of any tensor."),
     click.option("--min-ratio", type=Finite(0), help="Gate: how many times smaller at least."),
     click.option("--max-size", type=Size(), help="Gate: largest output, such as 300MB."),
-    click.option(
-        "--min-sparsity", type=Finite(0, 1), help="Gate: smallest share of zeros in the treated tensors."
-    ),
+    click.option("--min-sparsity", type=Finite(0, 1), help="Gate: smallest share of zeros in the treated tensors."),
     workers,
     output_format,
     top,
@@ -132,9 +128,7 @@ selecting = chain(
         help="Other options for these tensors; first match wins.",
     ),
 )
-teacher = click.option(
-    "--teacher", metavar="PATH", help="The teacher: any container, tensors paired by name."
-)
+teacher = click.option("--teacher", metavar="PATH", help="The teacher: any container, tensors paired by name.")
 store = click.option(
     "--store",
     type=click.Choice(["auto", "dense", "packed", "codes"]),

@@ -164,9 +164,7 @@ def _no_weights(path: str, names: list[str]) -> InputError:
 
 def index_bytes(weight_map: dict[str, str], total_size: int) -> bytes:
     """The index of a written folder, with the true number of tensor bytes."""
-    return json_bytes(
-        {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
-    )
+    return json_bytes({"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))})
 
 
 def json_bytes(content: Any) -> bytes:

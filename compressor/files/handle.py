@@ -71,9 +71,7 @@ class InputFile:
             raise self._changed()
 
     def _changed(self) -> InputError:
-        return InputError(
-            "changed while it was read", file=self.path, remedy="Run again when nothing writes to it"
-        )
+        return InputError("changed while it was read", file=self.path, remedy="Run again when nothing writes to it")
 
 
 def _identity(info: os.stat_result) -> tuple[int, ...]:

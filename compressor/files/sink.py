@@ -42,7 +42,7 @@ class Sink:
     def write(self, file: int, offset: int, data: Array) -> None:
         """Write an array's bytes (C-ordered) at a planned offset of a container file."""
         with self._open(self.layouts[file][0]) as fd:
-            _write(fd, memoryview(data.reshape(-1).view("|u1")), offset)
+            _write(fd, data.reshape(-1).view("|u1").data, offset)
 
     def finish_file(self, file: int) -> None:
         """Sync a container file whose tensors are all written, and read its header back."""

@@ -55,7 +55,7 @@ class StoredTensor:
         else:
             raw = work.array(key, (stop - start, columns), storage.str)
             offset = self.placed.offset + start * columns * storage.itemsize
-            self.file.read_into(memoryview(raw.reshape(-1).view(np.uint8)), offset)
+            self.file.read_into(raw.reshape(-1).view(np.uint8).data, offset)
         if self.placed.big_endian:
             raw.byteswap(inplace=True)
         return raw
@@ -63,7 +63,7 @@ class StoredTensor:
     def read_bytes(self, start: int, stop: int, work: Workspace, key: str) -> Array:
         """Bytes [start, stop) of the tensor as uint8, whatever its dtype."""
         raw = work.array(key, (stop - start,), "|u1")
-        self.file.read_into(memoryview(raw), self.placed.offset + start)
+        self.file.read_into(raw.data, self.placed.offset + start)
         return raw
 
     def _gather(self, start: int, stop: int, work: Workspace, key: str) -> Array:
@@ -74,8 +74,7 @@ class StoredTensor:
         runs = work.array(f"{key}.runs", (columns, rows), storage.str)
         size, first = storage.itemsize, self.placed.offset + start * storage.itemsize
         self.file.read_runs(
-            (memoryview(run), first + column * shape[0] * size)
-            for column, run in enumerate(runs.view(np.uint8))
+            (run.data, first + column * shape[0] * size) for column, run in enumerate(runs.view(np.uint8))
         )
         raw = work.array(key, (rows, columns), storage.str)
         axes = tuple(range(len(shape) - 1, -1, -1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from math import isfinite
 from typing import Any
 
@@ -53,7 +54,7 @@ def _report(report: Report, quiet: bool) -> dict[str, Any]:
         "failed_gates": list(report.failures),
     }
     if not quiet:
-        changes = report.changes or [None] * len(plan.jobs)
+        changes: Sequence[Change | None] = report.changes or [None] * len(plan.jobs)
         content["tensors"] = [_tensor(job, change) for job, change in zip(plan.jobs, changes, strict=True)]
     return content
 

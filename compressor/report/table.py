@@ -102,9 +102,7 @@ class Page:
         self.console.print(table)
 
     def _fitting(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[int]:
-        widths = [
-            max(len(column.title), *(len(row[n]) for row in rows), 0) for n, column in enumerate(columns)
-        ]
+        widths = [max(len(column.title), *(len(row[n]) for row in rows), 0) for n, column in enumerate(columns)]
         shown = list(range(len(columns)))
         name = min(widths[0], max(24, self.width // 3))
         while len(shown) > 2 and name + sum(widths[n] + 2 for n in shown[1:]) > self.width:
@@ -164,9 +162,7 @@ def _report(page: Page, report: Report, top: int | None, quiet: bool) -> None:
     for reason, jobs in report.kept:
         size = size_text(sum(job.size_after for job in jobs))
         names = ", ".join(printable(job.spec.name, 60) for job in jobs[:2]) + (", …" if len(jobs) > 2 else "")
-        page.line(
-            f"kept {len(jobs)} ({size}): {reason}: {names}".replace("…", "..." if page.times == "x" else "…")
-        )
+        page.line(f"kept {len(jobs)} ({size}): {reason}: {names}".replace("…", "..." if page.times == "x" else "…"))
     for name, reason in plan.left:
         page.line(f"left behind: {printable(name, 60)}: {reason}")
     for note in plan.notes:

@@ -32,8 +32,8 @@ class Reweight(Transform):
     def apply(self, block: Block, out: Array) -> None:
         """Raises InputError naming the row whose teacher sum is zero or whose result leaves the float range."""
         teacher = block.partners["teacher"]
-        sums = np.sum(teacher, axis=1, keepdims=True, dtype=np.float64)
-        self._check(sums != 0, block, "the teacher's row {row} sums to zero, so its shares are undefined")
+        sums: Array = np.sum(teacher, axis=1, keepdims=True, dtype=np.float64)
+        self._check(np.not_equal(sums, 0), block, "the teacher's row {row} sums to zero, so its shares are undefined")
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             shares = teacher / sums
             np.multiply(block.values, shares, out=out, casting="same_kind")

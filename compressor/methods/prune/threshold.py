@@ -37,7 +37,7 @@ class Threshold(Transform):
 
     def _level(self, values: Array) -> float | np.floating:
         """θ in the type of the weights, rounded up: |w| < θ decides the same for every w of that type."""
-        level = values.dtype.type(self.threshold)
+        level: np.floating = values.dtype.type(self.threshold)
         if float(level) < self.threshold:
             level = np.nextafter(level, values.dtype.type(np.inf))
         return level

@@ -64,9 +64,7 @@ class Rule(Encoder):
             np.copyto(parts[".codes"].reshape(codes.shape), codes, casting="unsafe")
         self.from_codes(codes, restored)
 
-    def decode(
-        self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace
-    ) -> None:
+    def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
         wide = work.array("rule.wide", out.shape, out.dtype.str)
         np.copyto(wide, parts[".codes"].reshape(out.shape), casting="unsafe")
         self.from_codes(wide, out)

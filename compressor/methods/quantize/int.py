@@ -10,11 +10,11 @@ A zero weight has code z and comes back as exactly zero.
 
 Stored, for `NAME` [rows, columns] (codes offset to unsigned, rows packed as little-endian bit streams):
 
-| layout | parts |
-|---|---|
-| `pack-quantized` (4, 8 bits) | `NAME_packed` I32 [rows, ⌈columns·b/32⌉], `NAME_scale` [rows, groups] or [1], `NAME_shape` I64 [2]; asymmetric: `NAME_zero_point` I32 [⌈rows·b/32⌉, groups], packed along the rows |
-| `int-quantized` (8 bits, symmetric, tensor or channel) | `NAME` I8 [rows, columns], `NAME_scale` [rows, 1] or [1] |
-| `compressor` (any) | `NAME.codes` U8 [rows, ⌈columns·b/8⌉], `NAME.scale` [rows, groups] or [1]; asymmetric: `NAME.zero_point` U8 like the scale |
+* `pack-quantized` (4, 8 bits): `NAME_packed` I32 [rows, ⌈columns·b/32⌉], `NAME_scale` [rows, groups] or [1],
+  `NAME_shape` I64 [2]; asymmetric: `NAME_zero_point` I32 [⌈rows·b/32⌉, groups], packed along the rows;
+* `int-quantized` (8 bits, symmetric, by tensor or channel): `NAME` I8 [rows, columns], `NAME_scale` [rows, 1] or [1];
+* `compressor` (any): `NAME.codes` U8 [rows, ⌈columns·b/8⌉], `NAME.scale` [rows, groups] or [1]; asymmetric:
+  `NAME.zero_point` U8 like the scale.
 
 The first two are compressed-tensors' own. A scale has the weight's dtype (F32 for FP8 weights).
 Error: about half a scale, see `bound`.
@@ -48,9 +48,7 @@ class Int(Encoder):
     granularity: Literal["tensor", "channel", "group"] | None = option(
         None, help="what shares a scale; unset: group below 8 bits or with a group size, else channel"
     )
-    group_size: int | None = option(
-        None, help="weights of a row that share a scale; unset: 128", low=1, high=2**31
-    )
+    group_size: int | None = option(None, help="weights of a row that share a scale; unset: 128", low=1, high=2**31)
     method: Literal["absmax"] = option("absmax", help="how scales are chosen")
     layout: Literal["auto", "pack-quantized", "int-quantized", "compressor"] = option(
         "auto", help="stored layout; auto takes compressed-tensors' where it has one"
@@ -172,9 +170,7 @@ class Int(Encoder):
         np.subtract(target, offset, out=target)
         np.multiply(target, scale, out=target)
 
-    def decode(
-        self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace
-    ) -> None:
+    def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
         layout = self._layout(spec)
         codes = work.array("int.codes", out.shape, "|u1")
         zero = layout.load(parts, codes, work)
@@ -189,7 +185,7 @@ class Int(Encoder):
 
     def _grouped(self, matrix: Array) -> Array:
         """[rows, columns] as [rows, groups, size]."""
-        rows, columns = matrix.shape
+        rows = len(matrix)
         return matrix.reshape(rows, -1, self.group) if self.grain == "group" else matrix[:, None, :]
 
     def _scales(self, grouped: Array, scratch: Array, spec: TensorSpec) -> tuple[Array, Array | None]:
