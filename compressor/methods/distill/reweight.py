@@ -33,7 +33,9 @@ class Reweight(Transform):
         """Raises InputError naming the row whose teacher sum is zero or whose result leaves the float range."""
         teacher = block.partners["teacher"]
         sums: Array = np.sum(teacher, axis=1, keepdims=True, dtype=np.float64)
-        self._check(np.not_equal(sums, 0), block, "the teacher's row {row} sums to zero, so its shares are undefined")
+        self._check(
+            np.not_equal(sums, 0), block, "the teacher's row {row} sums to zero, so its shares are undefined"
+        )
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             shares = teacher / sums
             np.multiply(block.values, shares, out=out, casting="same_kind")

@@ -1,0 +1,116 @@
+"""Writing `.npz`: `.npy` members in an uncompressed zip, every offset known before any data is.
+
+`numpy.savez` stamps its members with the time and wants the arrays in memory. Here the dates are fixed, and
+the checksums, which only the data can tell, are patched in by `seal` when the rest is written.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+
+from compressor.errors import OutputError
+from compressor.files import npy
+from compressor.files.layout import FileLayout
+from compressor.tensor import TensorSpec
+
+_LOCAL = struct.Struct("<4s5H3L2H")  # signature … checksum at 14, sizes, lengths of name and extra at 26
+_CENTRAL = struct.Struct("<4s6H3L5H2L")  # signature … checksum at 16, sizes, lengths of name and extra at 28
+_END = struct.Struct("<4s4H2LH")
+_END64 = struct.Struct("<4sQ2H2L4Q")
+_LOCATOR = struct.Struct("<4sLQL")
+
+_DAY = 1 << 5 | 1  # 1 January 1980, where a zip's calendar begins
+_UTF8 = 0x800
+_UNIX = 3 << 8
+_MODE = 0o100644 << 16
+_FULL = 0xFFFFFFFF  # "see the 64-bit field"
+_LIMIT = 0xFFFFFFFF  # sizes and offsets from here on need 64-bit fields
+_CHUNK = 8 << 20
+
+
+def layout(tensors: Sequence[tuple[str, TensorSpec]]) -> FileLayout:
+    """Plan an archive of members `NAME.npy`, in this order; data offsets are found under each spec's name.
+
+    OutputError when two members have one name or a dtype is not one of NumPy's.
+    """
+    pieces: list[tuple[int, bytes]] = []
+    central: list[bytes] = []
+    offsets: dict[str, int] = {}
+    members: set[str] = set()
+    at = 0
+    for member, spec in tensors:
+        if member in members or spec.name in offsets:
+            raise OutputError("would be in the archive twice", tensor=spec.name)
+        members.add(member)
+        name = f"{member}.npy".encode()
+        array = npy.header_bytes(spec)
+        local, entry = _headers(name, len(array) + spec.nbytes, at)
+        pieces.append((at, local + array))
+        central.append(entry)
+        offsets[spec.name] = at + len(local) + len(array)
+        at = offsets[spec.name] + spec.nbytes
+    directory = b"".join(central)
+    tail = directory + _end(len(central), len(directory), at)
+    return FileLayout(at + len(tail), (*pieces, (at, tail)), offsets)
+
+
+def seal(fd: int, planned: FileLayout) -> None:
+    """Write the members' checksums into a file that is otherwise complete. `fd` must allow reading too."""
+    *members, (central, directory) = planned.pieces
+    ends = [offset for offset, _ in planned.pieces[1:]]
+    entry = 0
+    for (start, piece), end in zip(members, ends, strict=True):
+        header = _LOCAL.size + sum(struct.unpack_from("<2H", piece, 26))
+        checksum = struct.pack("<L", _checksum(fd, start + header, end))
+        _patch(fd, checksum, start + 14)
+        _patch(fd, checksum, central + entry + 16)
+        entry += _CENTRAL.size + sum(struct.unpack_from("<2H", directory, entry + 28))
+
+
+def _headers(name: bytes, size: int, at: int) -> tuple[bytes, bytes]:
+    """A member's local header and its entry in the central directory, without the checksum."""
+    long, far = size >= _LIMIT, at >= _LIMIT
+    version = 45 if long or far else 20
+    flags = 0 if name.isascii() else _UTF8
+    sizes = (_FULL, _FULL) if long else (size, size)
+    extra = _extra([size, size] if long else [])
+    local = _LOCAL.pack(b"PK\3\4", version, flags, 0, 0, _DAY, 0, *sizes, len(name), len(extra))
+    wide = _extra([size, size] * long + [at] * far)
+    entry = _CENTRAL.pack(
+        b"PK\1\2", _UNIX | version, version, flags, 0, 0, _DAY, 0, *sizes,
+        len(name), len(wide), 0, 0, 0, _MODE, _FULL if far else at,
+    )  # fmt: skip
+    return local + name + extra, entry + name + wide
+
+
+def _extra(values: list[int]) -> bytes:
+    return struct.pack(f"<2H{len(values)}Q", 1, 8 * len(values), *values) if values else b""
+
+
+def _end(count: int, size: int, at: int) -> bytes:
+    """What follows the central directory of `count` entries and `size` bytes that begins at `at`."""
+    if count < 0xFFFF and at < _LIMIT:
+        return _END.pack(b"PK\5\6", 0, 0, count, count, size, at, 0)
+    end64 = _END64.pack(b"PK\6\6", _END64.size - 12, _UNIX | 45, 45, 0, 0, count, count, size, at)
+    locator = _LOCATOR.pack(b"PK\6\7", 0, at + size, 1)
+    return end64 + locator + _END.pack(b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, size, _FULL, 0)
+
+
+def _checksum(fd: int, at: int, end: int) -> int:
+    """CRC-32 of the bytes from `at` up to `end`."""
+    checksum = 0
+    while at < end:
+        data = os.pread(fd, min(_CHUNK, end - at), at)
+        if not data:
+            raise OSError("the archive is shorter than what was written to it")
+        checksum = zlib.crc32(data, checksum)
+        at += len(data)
+    return checksum
+
+
+def _patch(fd: int, data: bytes, at: int) -> None:
+    if os.pwrite(fd, data, at) != len(data):
+        raise OSError("a checksum could not be written")
