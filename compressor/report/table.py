@@ -170,9 +170,15 @@ def _report(page: Page, report: Report, top: int | None, quiet: bool) -> None:
     verb = "would write" if report.changes is None else "not written" if report.failures else "wrote"
     page.line(
         f"{verb} {printable(report.output)}: {size_text(plan.size_before)} {page.arrow} "
-        f"{size_text(plan.size_after)}, {report.ratio:.3g}{page.times} smaller{_overall(page, report)}",
+        f"{size_text(plan.size_after)}, {_ratio(page, report.ratio)}{_overall(page, report)}",
         style="bold",
     )
+
+
+def _ratio(page: Page, ratio: float) -> str:
+    if abs(ratio - 1) < 0.005:
+        return "same size"
+    return f"{ratio:.3g}{page.times} smaller" if ratio > 1 else f"{1 / ratio:.3g}{page.times} larger"
 
 
 def _overall(page: Page, report: Report) -> str:

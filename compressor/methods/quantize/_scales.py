@@ -18,20 +18,18 @@ def extent(grouped: Array, symmetric: bool, scratch: Array) -> tuple[Array, Arra
 
     Symmetric: ∓ the largest magnitude. `scratch` has the shape of `grouped` and is overwritten.
     """
+    rows, groups, size = grouped.shape
+    starts = np.arange(0, grouped.size, size)
     if symmetric:
-        high = _reduce(np.maximum, np.abs(grouped, out=scratch), scratch)
+        # magnitudes as integers: non-negative floats sort like their bit patterns, and `reduceat` of integers is
+        # ten times as fast as reducing a short last axis of floats
+        patterns = np.abs(grouped, out=scratch).reshape(-1).view(f"<i{scratch.itemsize}")
+        high = np.maximum.reduceat(patterns, starts).view(scratch.dtype).astype(np.float64)
+        high = high.reshape(rows, groups)
         return -high, high
-    return _reduce(np.minimum, grouped, scratch), _reduce(np.maximum, grouped, scratch)
-
-
-def _reduce(ufunc: np.ufunc, grouped: Array, scratch: Array) -> Array:
-    """Reduce the last axis. Halving a short axis first is three times as fast as NumPy's reduction of it."""
-    size, current = grouped.shape[-1], grouped
-    while size > 8 and size % 2 == 0 and size <= 1024:
-        size //= 2
-        current = ufunc(current[..., :size], current[..., size:], out=scratch[..., :size])
-    reduced: Array = ufunc.reduce(current, axis=-1).astype(np.float64)
-    return reduced
+    flat = grouped.reshape(-1)
+    low, high = np.minimum.reduceat(flat, starts), np.maximum.reduceat(flat, starts)
+    return low.astype(np.float64).reshape(rows, groups), high.astype(np.float64).reshape(rows, groups)
 
 
 def symmetric_scale(high: Array, half: int) -> tuple[Array, int]:

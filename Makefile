@@ -1,0 +1,69 @@
+# Everything runs in .venv, which any target makes. PYTHON chooses the interpreter it is made from.
+PYTHON ?= python3
+BIN := .venv/bin
+OUT := demo-output
+
+.PHONY: help demo test lint format test-faults test-interop bench clean
+
+help:
+	@echo "make demo          install, compress the sample weights, show the tables"
+	@echo "make test          install, run the tests (about two minutes)"
+	@echo "make lint          ruff and strict mypy"
+	@echo "make test-faults   the long fault injection: killed runs, failing disks, mutated files"
+	@echo "make test-interop  load the results in compressed-tensors and transformers (installs torch)"
+	@echo "make bench         throughput and memory beside cp and NumPy (writes 2.4 GB to bench-data)"
+
+# A stamp for each set of packages: it is renewed when what is to be installed changes.
+.venv/base: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+.venv/dev: .venv/base
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
+	touch $@
+
+.venv/interop: .venv/dev
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[interop]'
+	touch $@
+
+demo: .venv/base
+	rm -rf $(OUT) && mkdir $(OUT)
+	$(BIN)/compressor inspect sample_weights/lenet300_teacher.safetensors
+	$(BIN)/compressor prune sample_weights/lenet300_teacher.safetensors -o $(OUT)/pruned.safetensors --sparsity 0.8
+	$(BIN)/compressor quantize sample_weights/lenet300_teacher.safetensors -o $(OUT)/int4.safetensors --bits 4 --granularity channel
+	$(BIN)/compressor distill $(OUT)/pruned.safetensors -o $(OUT)/blended.safetensors --teacher sample_weights/lenet300_teacher.safetensors --alpha 0.5
+	$(BIN)/compressor pipeline sample_weights/lenet300_teacher.safetensors -o $(OUT)/edge.safetensors --recipe mlp-edge
+	$(BIN)/compressor quantize sample_weights/tiny-llama -o $(OUT)/tiny-llama-w4a16 --bits 4
+	$(BIN)/compressor quantize sample_weights/matrix.npy -o $(OUT)/matrix.npz --store codes
+	$(BIN)/compressor restore $(OUT)/int4.safetensors -o $(OUT)/int4-restored.safetensors --quiet
+	$(BIN)/compressor restore $(OUT)/edge.safetensors -o $(OUT)/edge-restored.safetensors --quiet
+	$(BIN)/compressor compare sample_weights/lenet300_teacher.safetensors $(OUT)/edge.safetensors
+	@echo "accuracy before and after, on 2,000 MNIST test images:"
+	@$(BIN)/python sample_weights/score.py sample_weights/lenet300_teacher.safetensors \
+		$(OUT)/pruned.safetensors $(OUT)/int4-restored.safetensors $(OUT)/blended.safetensors $(OUT)/edge-restored.safetensors
+
+test: .venv/dev
+	$(BIN)/python -m pytest -n 2 -m "not faults and not interop" --cov --cov-report=term:skip-covered --cov-fail-under=95
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test-faults: .venv/dev
+	$(BIN)/python -m pytest -n 2 -m faults
+
+test-interop: .venv/interop
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 1 -m interop
+
+bench: .venv/base
+	$(BIN)/python bench/bench.py
+
+clean:
+	rm -rf .venv $(OUT) .pytest_cache .mypy_cache .ruff_cache .coverage* htmlcov build dist

@@ -1,0 +1,99 @@
+"""What the documentation shows is what happens: its commands are run and their output compared."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SAMPLES = ROOT / "sample_weights"
+
+
+def blocks(kind: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return re.findall(rf"^```{kind}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    """A folder with the sample weights, and a copy of the teacher under the name that the examples use."""
+    (tmp_path / "sample_weights").symlink_to(SAMPLES)
+    (tmp_path / "model.safetensors").write_bytes((SAMPLES / "lenet300_teacher.safetensors").read_bytes())
+    return tmp_path
+
+
+def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONIOENCODING": "utf-8"}
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command],  # noqa: S607
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("block", blocks("console"), ids=lambda block: block.split("\n")[0][2:60])
+def test_readme_output_is_real(block: str, workplace: Path) -> None:
+    command, _, expected = block.partition("\n")
+    done = shell(command.removeprefix("$ "), workplace)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == expected
+
+
+def test_readme_makefile_rule(workplace: Path) -> None:
+    (rule,) = blocks("make")
+    (workplace / "Makefile").write_text(rule)
+    done = shell("make small.safetensors", workplace)
+    assert done.returncode == 0, done.stderr
+    assert (workplace / "small.safetensors").stat().st_size < 300_000
+    assert "up to date" in shell("make small.safetensors", workplace).stdout
+    (workplace / "small.safetensors").unlink()
+    (workplace / "Makefile").write_text(rule.replace("0.02", "0.0001"))
+    assert shell("make small.safetensors", workplace).returncode == 2
+    assert not (workplace / "small.safetensors").exists()
+
+
+def test_readme_ci_job(workplace: Path) -> None:
+    (job,) = blocks("yaml")
+    lines = job.split("run: |\n")[1]
+    done = shell(lines, workplace)
+    assert done.returncode == 0, done.stderr
+    assert (workplace / "report.json").read_text().startswith("{")
+
+
+def test_readme_python(workplace: Path) -> None:
+    (code,) = blocks("python")
+    done = shell(f"python - <<'END'\n{code}\nEND", workplace)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "7.73 times smaller, relative error 0.156\n"
+
+
+def test_every_command_is_documented() -> None:
+    from compressor.cli.main import _COMMANDS
+
+    for name in _COMMANDS:
+        assert f"`compressor {name}`" in README
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_recipe_page_example_is_valid() -> None:
+    from compressor.recipe import parse_recipe
+
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    for text in re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        assert parse_recipe(text, "docs").stages
