@@ -234,7 +234,7 @@ def _files(
     if container == "npy":
         return (OutputFile(output_name, npy.layout(jobs[0].part_specs()[0])),), ()
     if container == "npz":
-        return (OutputFile(output_name, _npz_layout(jobs[0])),), ()
+        return (OutputFile(output_name, _npz_layout(jobs[0], stages)),), ()
     grouped: dict[int, list[Job]] = {
         number: [] for number in range(len(source.files) if container == "folder" else 1)
     }
@@ -262,11 +262,15 @@ def _files(
     return tuple(files), _texts(jobs, files, checkpoint)
 
 
-def _npz_layout(job: Job) -> FileLayout:
+def _npz_layout(job: Job, stages: Sequence[Mapping[str, Any]]) -> FileLayout:
     members = [
-        (part.suffix.lstrip(".") or "weight", spec) for part, spec in zip(job.parts, job.part_specs(), strict=True)
+        (part.suffix.lstrip(".") or "weight", spec)
+        for part, spec in zip(job.parts, job.part_specs(), strict=True)
     ]
-    return npz.layout(members)
+    listed = [[member, spec.name, spec.dtype, spec.shape] for member, spec in members]
+    stored = [(job.spec, job.encoder)] if job.encoder is not None else []
+    record = provenance.to_metadata(stages, stored, members=listed)[provenance.KEY]
+    return npz.layout(members, record.encode())
 
 
 def _texts(

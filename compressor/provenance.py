@@ -36,13 +36,15 @@ class Record:
 
 
 def to_metadata(
-    stages: Sequence[Mapping[str, Any]], stored: Sequence[tuple[TensorSpec, Encoder]]
+    stages: Sequence[Mapping[str, Any]], stored: Sequence[tuple[TensorSpec, Encoder]], **more: Any
 ) -> dict[str, str]:
-    """The metadata entry for a file whose tensors went through `stages` and that stores these as parts."""
+    """The metadata entry for a file whose tensors went through `stages` and that stores these as parts;
+    `more` entries for containers that need them."""
     record: dict[str, Any] = {
         "version": VERSION,
         "tool": __version__,
         "stages": [dict(stage) for stage in stages],
+        **more,
     }
     if stored:
         methods: list[dict[str, Any]] = []

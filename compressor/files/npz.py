@@ -1,7 +1,10 @@
-"""Writing `.npz`: `.npy` members in an uncompressed zip, every offset known before any data is.
+"""`.npz`: `.npy` members in an uncompressed zip, every offset known before any data is.
 
 `numpy.savez` stamps its members with the time and wants the arrays in memory. Here the dates are fixed, and
 the checksums, which only the data can tell, are patched in by `seal` when the rest is written.
+
+The first member, `compressor`, holds a JSON record as bytes. It lists the members, so that an archive is read
+without trusting a zip directory: the whole layout is computed again from the record and must be what is there.
 """
 
 from __future__ import annotations
@@ -9,11 +12,14 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from compressor.errors import OutputError
+from compressor.errors import InputError, OutputError
 from compressor.files import npy
-from compressor.files.layout import FileLayout
+from compressor.files.handle import InputFile
+from compressor.files.layout import FileLayout, Header, Placed
+from compressor.files.strict_json import parse_object
 from compressor.tensor import TensorSpec
 
 _LOCAL = struct.Struct("<4s5H3L2H")  # signature … checksum at 14, sizes, lengths of name and extra at 26
@@ -29,18 +35,28 @@ _MODE = 0o100644 << 16
 _FULL = 0xFFFFFFFF  # "see the 64-bit field"
 _LIMIT = 0xFFFFFFFF  # sizes and offsets from here on need 64-bit fields
 _CHUNK = 8 << 20
+_MAX_RECORD = 1_000_000
+
+RECORD = "compressor"  # the member that says what the others are
 
 
-def layout(tensors: Sequence[tuple[str, TensorSpec]]) -> FileLayout:
+def layout(tensors: Sequence[tuple[str, TensorSpec]], record: bytes | None = None) -> FileLayout:
     """Plan an archive of members `NAME.npy`, in this order; data offsets are found under each spec's name.
 
-    OutputError when two members have one name or a dtype is not one of NumPy's.
+    With a `record`, a member of these bytes comes first. OutputError when two members have one name or a dtype is not one of NumPy's.
     """
     pieces: list[tuple[int, bytes]] = []
     central: list[bytes] = []
     offsets: dict[str, int] = {}
     members: set[str] = set()
     at = 0
+    if record is not None:
+        array = npy.header_bytes(_record_spec(len(record)))
+        local, entry = _headers(f"{RECORD}.npy".encode(), len(array) + len(record), at)
+        pieces.append((at, local + array + record))
+        central.append(entry)
+        at = len(pieces[0][1])
+        members.add(RECORD)
     for member, spec in tensors:
         if member in members or spec.name in offsets:
             raise OutputError("would be in the archive twice", tensor=spec.name)
@@ -59,15 +75,71 @@ def layout(tensors: Sequence[tuple[str, TensorSpec]]) -> FileLayout:
 
 def seal(fd: int, planned: FileLayout) -> None:
     """Write the members' checksums into a file that is otherwise complete. `fd` must allow reading too."""
+    for start, end, *places in _members(planned):
+        checksum = struct.pack("<L", _checksum(fd, start, end))
+        for place in places:
+            _patch(fd, checksum, place)
+
+
+def read_header(file: InputFile) -> Header:
+    """Read an archive that this tool wrote; its record is the metadata. InputError for any other."""
+    start = file.read(0, min(file.size, 512))
+    name = f"{RECORD}.npy".encode()
+    if len(start) < 512 or start[:4] != b"PK\3\4" or start[_LOCAL.size : _LOCAL.size + len(name)] != name:
+        raise InputError(
+            "is no archive of codes that compressor wrote", file=file.path, remedy="Give the arrays as .npy"
+        )
+    (size,) = struct.unpack_from("<L", start, 22)
+    length = size - len(npy.header_bytes(_record_spec(1)))
+    begin = _LOCAL.size + len(name) + size - length
+    if not 0 < length <= min(file.size, _MAX_RECORD):
+        raise InputError("has a record of an impossible size", file=file.path)
+    raw = file.read(begin, min(length, file.size - begin))
+    try:
+        tensors = [
+            (member, TensorSpec(name, dtype, _shape(shape)))
+            for member, name, dtype, shape in parse_object(raw, file.path)["members"]
+        ]
+        planned = layout(tensors, raw)
+    except (KeyError, TypeError, ValueError, AttributeError, OutputError) as error:
+        raise InputError("has a record that lists no members", file=file.path) from error
+    if planned.size != file.size or not _agrees(file, planned):
+        raise InputError("is not what its record says, or is damaged", file=file.path)
+    placed = tuple(Placed(spec, planned.offsets[spec.name]) for _, spec in tensors)
+    return Header(placed, {RECORD: raw.decode()})
+
+
+def _agrees(file: InputFile, planned: FileLayout) -> bool:
+    """Whether every planned piece stands in the file, checksums aside."""
+    places = [place for _, _, *two in _members(planned) for place in two]
+    for offset, piece in planned.pieces:
+        found = bytearray(file.read(offset, len(piece)))
+        for place in places:
+            if offset <= place < offset + len(piece):
+                found[place - offset : place - offset + 4] = bytes(4)
+        if found != piece:
+            return False
+    return True
+
+
+def _members(planned: FileLayout) -> Iterator[tuple[int, int, int, int]]:
+    """Of each member: where its content begins and ends, and the two places of its checksum."""
     *members, (central, directory) = planned.pieces
-    ends = [offset for offset, _ in planned.pieces[1:]]
     entry = 0
-    for (start, piece), end in zip(members, ends, strict=True):
+    for (start, piece), (end, _) in zip(members, planned.pieces[1:], strict=True):
         header = _LOCAL.size + sum(struct.unpack_from("<2H", piece, 26))
-        checksum = struct.pack("<L", _checksum(fd, start + header, end))
-        _patch(fd, checksum, start + 14)
-        _patch(fd, checksum, central + entry + 16)
+        yield start + header, end, start + 14, central + entry + 16
         entry += _CENTRAL.size + sum(struct.unpack_from("<2H", directory, entry + 28))
+
+
+def _record_spec(length: int) -> TensorSpec:
+    return TensorSpec(RECORD, "U8", (length,))
+
+
+def _shape(sizes: Any) -> tuple[int, ...]:
+    if not isinstance(sizes, list) or not all(type(size) is int and 0 <= size < 2**48 for size in sizes):
+        raise ValueError("shape")
+    return tuple(sizes)
 
 
 def _headers(name: bytes, size: int, at: int) -> tuple[bytes, bytes]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from compressor.errors import InputError
-from compressor.files import npy, safetensors
+from compressor.files import npy, npz, safetensors
 from compressor.files.handle import InputFile
 from compressor.files.layout import Header, Placed
 from compressor.tensor import DTYPES, TensorSpec
@@ -127,7 +127,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         return open_folder(path)
     file = InputFile.open(path)
     suffix = os.path.splitext(path)[1].lower()
-    readers = {".npy": npy.read_header, ".safetensors": safetensors.read_header}
+    readers = {".npy": npy.read_header, ".npz": npz.read_header, ".safetensors": safetensors.read_header}
     if suffix not in readers:
         raise InputError(
             f"is not a container that is read here ({suffix or 'no suffix'})",

@@ -14,7 +14,8 @@ Stored, for `NAME` [rows, columns] (codes offset to unsigned, rows packed as lit
   `NAME_shape` I64 [2]; asymmetric: `NAME_zero_point` I32 [⌈rows·b/32⌉, groups], packed along the rows;
 * `int-quantized` (8 bits, symmetric, by tensor or channel): `NAME` I8 [rows, columns], `NAME_scale` [rows, 1] or [1];
 * `compressor` (any): `NAME.codes` U8 [rows, ⌈columns·b/8⌉], `NAME.scale` [rows, groups] or [1]; asymmetric:
-  `NAME.zero_point` U8 like the scale.
+  `NAME.zero_point` U8 like the scale;
+* `plain` (any; what `--store codes` takes): as `compressor`, with `NAME.codes` I8 (asymmetric: U8), one code an element.
 
 The first two are compressed-tensors' own. A scale has the weight's dtype (F32 for FP8 weights).
 Error: about half a scale, see `bound`.
@@ -50,12 +51,11 @@ class Int(Encoder):
     )
     group_size: int | None = option(None, help="weights of a row that share a scale; unset: 128", low=1, high=2**31)
     method: Literal["absmax"] = option("absmax", help="how scales are chosen")
-    layout: Literal["auto", "pack-quantized", "int-quantized", "compressor"] = option(
+    layout: Literal["auto", "pack-quantized", "int-quantized", "compressor", "plain"] = option(
         "auto", help="stored layout; auto takes compressed-tensors' where it has one"
     )
 
     extent: tuple[float, float] | None = None  # least and largest weight of the tensor, once surveyed
-    plain: bool = False  # codes stored one to an element
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,8 +86,6 @@ class Int(Encoder):
 
     def layout_of(self, spec: TensorSpec) -> str:
         """The layout that `auto` stands for: compressed-tensors' where it has one, for linear weights."""
-        if self.plain:
-            return "plain"
         if self.layout != "auto":
             return self.layout
         if len(spec.shape) != 2 or self.bits not in (4, 8):
@@ -138,7 +136,7 @@ class Int(Encoder):
         }
 
     def codes(self, spec: TensorSpec) -> Int:
-        return replace(self, plain=True)
+        return replace(self, layout="plain")
 
     def survey(self, specs: Sequence[TensorSpec]) -> Extent | None:
         return Extent(self) if self.grain == "tensor" and self.extent is None else None
