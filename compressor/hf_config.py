@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,18 @@ from compressor.errors import CompressorError, InputError
 from compressor.files.source import Source
 from compressor.method import Encoder
 from compressor.recipe import make_method
+from compressor.selection import kept
 from compressor.tensor import TensorSpec
 from compressor.text import printable
 from compressor.workspace import Workspace
 
 KEY = "quantization_config"
+
+# What a model that holds a base model calls it, beside its model_type (`bert.encoder.…`)
+_WRAPPERS = ("model", "transformer", "language_model")
+# Output heads, which share the embedding's weight in many models
+_HEADS = r"re:(.*\.)?(lm_head|lm_head\.decoder|embed_out|predictions\.decoder|vocab_projector|generator_lm_head)$"
+_NUMBER = re.compile(r"(?<![^.])[0-9]+(?![^.])")
 
 
 def quantization(source: Source) -> str | None:
@@ -53,23 +60,71 @@ def build(
         key = json.dumps(scheme, sort_keys=True)
         schemes.setdefault(key, (scheme, []))[1].append(_module(spec.name))
     ordered = [schemes[key] for key in sorted(schemes)]
-    groups = {
-        f"group_{number}": {"targets": ["Linear"] if len(ordered) == 1 else sorted(names), **scheme}
-        for number, (scheme, names) in enumerate(ordered)
-    }
+    all_packed = {_module(spec.name) for spec, _ in packed}
+    untouched = {_module(spec.name) for spec in dense if len(spec.shape) == 2 and spec.name.endswith(".weight")}
+    wrappers = {*_WRAPPERS, str(config.get("model_type", ""))}
+    groups: dict[str, dict[str, Any]] = {}
+    for number, (scheme, names) in enumerate(ordered):
+        modules = set(names)
+        others = (all_packed | untouched) - modules
+        if len(ordered) == 1:  # as nearly all published models have it
+            asked = {_module(spec.name) for spec, _ in packed if kept(spec, "quantize", (), ()) is not None}
+            targets = ["Linear", *_patterns(asked, (modules - asked) | untouched, wrappers)]
+        else:
+            targets = _patterns(modules, others, wrappers)
+        groups[f"group_{number}"] = {"targets": targets, **scheme}
     formats = {scheme["format"] for scheme, _ in ordered}
-    ignore = {_module(spec.name) for spec in dense if len(spec.shape) == 2 and spec.name.endswith(".weight")}
-    if config.get("tie_word_embeddings", False):
-        ignore.add("lm_head")  # the module exists although the file holds no weight of its own for it
+    ignore = sorted(untouched) + _patterns(untouched, all_packed, wrappers)
+    if not any(re.match(_HEADS[3:], name) for name in all_packed):
+        # a head that shares the embedding's weight is a Linear of the model without a tensor in any file
+        ignore += sorted({"lm_head", _HEADS} - set(ignore))
     return {
         "quant_method": "compressed-tensors",
         "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "config_groups": groups,
-        "ignore": sorted(ignore),
+        "ignore": ignore,
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
     }
+
+
+def _patterns(modules: Iterable[str], others: Iterable[str], wrappers: Iterable[str]) -> list[str]:
+    """Targets that match these modules and none of the others, also where a loader calls them by another prefix.
+
+    A model that wraps a base model, and the base model alone, differ in what stands before `layers.0.…`; so a
+    pattern begins there where it can. Numbers become `\\d+` where it can, which keeps the list as short as the
+    model's layer is; a loader compares every module with every entry.
+    """
+    taken = {end for other in others for end in (*_ends(other), *_ends(_NUMBER.sub("#", other)))}
+    found = set()
+    for module in modules:
+        tail = _tail(module, wrappers)
+        for end in (_NUMBER.sub("#", tail), tail, _NUMBER.sub("#", module), module):
+            if end not in taken:
+                found.add(r"re:(.*\.)?" + re.escape(end).replace(r"\#", r"\d+") + "$")
+                break
+        else:
+            found.add(module)
+    return sorted(found)
+
+
+def _ends(name: str) -> Iterator[str]:
+    """The name, and what is left of it after each dot."""
+    while name:
+        yield name
+        name = name.partition(".")[2]
+
+
+def _tail(module: str, wrappers: Iterable[str]) -> str:
+    """The module's name from the list of layers that it is in, or without the names of wrapping models."""
+    parts = module.split(".")
+    first = next((place for place, part in enumerate(parts) if part.isdecimal()), None)
+    if first is not None:
+        return ".".join(parts[max(first - 1, 0) :])
+    while len(parts) > 1 and parts[0] in wrappers:
+        del parts[0]
+    return ".".join(parts)
 
 
 def _module(name: str) -> str:

@@ -14,7 +14,8 @@ The engine hands a tensor over as a matrix, some whole rows at a time (a `Block`
 thread. `elementwise` methods also accept blocks cut anywhere. A method that needs to know more than a block
 (a threshold over the whole checkpoint, the range of a tensor) names its `reach` and returns a `Survey`: a pass
 over the same blocks (cut at the same places in every pass of a run) that gathers mergeable statistics and
-concludes with the method to run, or with another pass. `partners` names further tensors of the same shape that are read together with the block.
+concludes with the method to run, or with another pass. `partners` names further tensors of the same shape
+that are read together with the block.
 
 A method says no in two ways. `Skip` is an expected "not for this tensor" and is reported; a raised
 `UsageError` means that the request itself is at odds with the tensor, and names what would work.

@@ -180,7 +180,7 @@ def _partner(spec: TensorSpec, teacher: Checkpoint) -> str:
         )
     if partner.spec.shape != spec.shape:
         raise InputError(
-            f"the student has shape {list(spec.shape)}, the teacher's '{partner.spec.name}' {list(partner.spec.shape)}",
+            f"the student has shape {list(spec.shape)}, the teacher {list(partner.spec.shape)}",
             file=teacher.path,
             tensor=spec.name,
             remedy="Exclude it, or give a teacher of the same structure",
@@ -264,8 +264,7 @@ def _files(
 
 def _npz_layout(job: Job, stages: Sequence[Mapping[str, Any]]) -> FileLayout:
     members = [
-        (part.suffix.lstrip(".") or "weight", spec)
-        for part, spec in zip(job.parts, job.part_specs(), strict=True)
+        (part.suffix.lstrip(".") or "weight", spec) for part, spec in zip(job.parts, job.part_specs(), strict=True)
     ]
     listed = [[member, spec.name, spec.dtype, spec.shape] for member, spec in members]
     stored = [(job.spec, job.encoder)] if job.encoder is not None else []

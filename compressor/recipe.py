@@ -115,7 +115,8 @@ def make_method(verb: str, options: Mapping[str, Any], *, text: bool = False, wh
             hint, declared = options_of(method)[name]
             problems.append(
                 UsageError(
-                    f"{where}{selector} {chosen} needs {_key(name, where)} ({describe(hint, declared)}; {declared.help})"
+                    f"{where}{selector} {chosen} needs {_key(name, where)} "
+                    f"({describe(hint, declared)}; {declared.help})"
                 )
             )
     raise_all(problems)

@@ -43,7 +43,8 @@ RECORD = "compressor"  # the member that says what the others are
 def layout(tensors: Sequence[tuple[str, TensorSpec]], record: bytes | None = None) -> FileLayout:
     """Plan an archive of members `NAME.npy`, in this order; data offsets are found under each spec's name.
 
-    With a `record`, a member of these bytes comes first. OutputError when two members have one name or a dtype is not one of NumPy's.
+    With a `record`, a member of these bytes comes first. OutputError when two members have one name or a dtype
+    is not one of NumPy's.
     """
     pieces: list[tuple[int, bytes]] = []
     central: list[bytes] = []

@@ -32,7 +32,7 @@ class Reweight(Transform):
     def apply(self, block: Block, out: Array) -> None:
         """Raises InputError naming the row whose teacher sum is zero or whose result leaves the float range."""
         teacher = block.partners["teacher"]
-        sums: Array = np.sum(teacher, axis=1, keepdims=True, dtype=np.float64)
+        sums: Array = np.add.reduce(teacher, axis=1, keepdims=True, dtype=np.float64)
         self._check(
             np.not_equal(sums, 0), block, "the teacher's row {row} sums to zero, so its shares are undefined"
         )
@@ -40,7 +40,7 @@ class Reweight(Transform):
             shares = teacher / sums
             np.multiply(block.values, shares, out=out, casting="same_kind")
         self._check(
-            np.isfinite(out).all(axis=1),
+            np.logical_and.reduce(np.isfinite(out), axis=1),
             block,
             "row {row} leaves the range of floats when weighted by the teacher, whose row nearly cancels",
         )

@@ -12,10 +12,12 @@ Stored, for `NAME` [rows, columns] (codes offset to unsigned, rows packed as lit
 
 * `pack-quantized` (4, 8 bits): `NAME_packed` I32 [rows, ⌈columns·b/32⌉], `NAME_scale` [rows, groups] or [1],
   `NAME_shape` I64 [2]; asymmetric: `NAME_zero_point` I32 [⌈rows·b/32⌉, groups], packed along the rows;
-* `int-quantized` (8 bits, symmetric, by tensor or channel): `NAME` I8 [rows, columns], `NAME_scale` [rows, 1] or [1];
+* `int-quantized` (8 bits, symmetric, by tensor or channel): `NAME` I8 [rows, columns], `NAME_scale` [rows, 1]
+  or [1];
 * `compressor` (any): `NAME.codes` U8 [rows, ⌈columns·b/8⌉], `NAME.scale` [rows, groups] or [1]; asymmetric:
   `NAME.zero_point` U8 like the scale;
-* `plain` (any; what `--store codes` takes): as `compressor`, with `NAME.codes` I8 (asymmetric: U8), one code an element.
+* `plain` (any; what `--store codes` takes): as `compressor`, with `NAME.codes` I8 (asymmetric: U8), one code an
+  element.
 
 The first two are compressed-tensors' own. A scale has the weight's dtype (F32 for FP8 weights).
 Error: about half a scale, see `bound`.
