@@ -7,8 +7,7 @@ for 2, 4 and 8) and of MLX's. Eight codes of b bits are b bytes, so three mergin
 
 from __future__ import annotations
 
-import numpy as np
-
+from compressor.lazy import np
 from compressor.workspace import Array, Workspace
 
 # The lanes that hold finished codes before each merging step: bytes, then 16-bit, then 32-bit lanes.

@@ -11,9 +11,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-
+from compressor.lazy import ml_dtypes, np
 from compressor.tensor import DTYPES
 from compressor.workspace import Array, Workspace
 

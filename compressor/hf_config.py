@@ -11,10 +11,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from compressor.errors import CompressorError, InputError
 from compressor.files.source import Source
+from compressor.lazy import np
 from compressor.method import Encoder
 from compressor.recipe import make_method
 from compressor.selection import kept
@@ -28,7 +27,6 @@ KEY = "quantization_config"
 _WRAPPERS = ("model", "transformer", "language_model")
 # Output heads, which share the embedding's weight in many models
 _HEADS = r"re:(.*\.)?(lm_head|lm_head\.decoder|embed_out|predictions\.decoder|vocab_projector|generator_lm_head)$"
-_NUMBER = re.compile(r"(?<![^.])[0-9]+(?![^.])")
 
 
 def quantization(source: Source) -> str | None:
@@ -96,35 +94,43 @@ def _patterns(modules: Iterable[str], others: Iterable[str], wrappers: Iterable[
     pattern begins there where it can. Numbers become `\\d+` where it can, which keeps the list as short as the
     model's layer is; a loader compares every module with every entry.
     """
-    taken = {end for other in others for end in (*_ends(other), *_ends(_NUMBER.sub("#", other)))}
+    taken = {end for other in others for name in _namings(other) for end in _ends(name)}
     found = set()
     for module in modules:
-        tail = _tail(module, wrappers)
-        for end in (_NUMBER.sub("#", tail), tail, _NUMBER.sub("#", module), module):
-            if end not in taken:
-                found.add(r"re:(.*\.)?" + re.escape(end).replace(r"\#", r"\d+") + "$")
+        whole, tail = module.split("."), _tail(module.split("."), wrappers)
+        for name in (_collapsed(tail), tuple(tail), _collapsed(whole), tuple(whole)):
+            if name not in taken:
+                parts = (r"\d+" if part is None else re.escape(part) for part in name)
+                found.add(r"re:(.*\.)?" + r"\.".join(parts) + "$")
                 break
         else:
             found.add(module)
     return sorted(found)
 
 
-def _ends(name: str) -> Iterator[str]:
-    """The name, and what is left of it after each dot."""
-    while name:
-        yield name
-        name = name.partition(".")[2]
+_Name = tuple[str | None, ...]  # the parts of a module's name, None for any number
+_Group = Mapping[str, Any]
 
 
-def _tail(module: str, wrappers: Iterable[str]) -> str:
-    """The module's name from the list of layers that it is in, or without the names of wrapping models."""
+def _namings(module: str) -> tuple[_Name, _Name]:
     parts = module.split(".")
-    first = next((place for place, part in enumerate(parts) if part.isdecimal()), None)
-    if first is not None:
-        return ".".join(parts[max(first - 1, 0) :])
-    while len(parts) > 1 and parts[0] in wrappers:
-        del parts[0]
-    return ".".join(parts)
+    return tuple(parts), _collapsed(parts)
+
+
+def _collapsed(parts: Sequence[str]) -> _Name:
+    return tuple(None if re.fullmatch("[0-9]+", part) else part for part in parts)
+
+
+def _ends(name: _Name) -> Iterator[_Name]:
+    return (name[start:] for start in range(len(name)))
+
+
+def _tail(parts: Sequence[str], wrappers: Iterable[str]) -> Sequence[str]:
+    """A name from the list of layers that the module is in, or without the names of wrapping models."""
+    start = next((place - 1 for place, part in enumerate(_collapsed(parts)) if part is None), -1)
+    if start < 0:
+        start = next((place for place, part in enumerate(parts) if part not in wrappers), 0)
+    return parts[start:]
 
 
 def _module(name: str) -> str:
@@ -147,44 +153,50 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
     groups = config.get("config_groups")
     if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):
         raise InputError(f"config.json: {KEY} has no config_groups", file=source.path)
+    targets = {str(target): group for group in groups.values() for target in group.get("targets") or ()}
+    patterns = [(_pattern(text[3:], source), targets[text]) for text in sorted(targets) if text.startswith("re:")]
     found = []
     for name in source.tensors:
         if name.endswith(".weight_packed"):
-            base = name.removesuffix("_packed")
+            base, layout = name.removesuffix("_packed"), "pack-quantized"
         elif name.endswith(".weight") and f"{name}_scale" in source.tensors:
-            base = name
+            base, layout = name, "int-quantized"
         else:
             continue
         if f"{base}_g_idx" in source.tensors:
             raise InputError("is stored in activation order, which is not read here", file=source.path, tensor=base)
-        group = _group_of(_module(base), groups, source)
-        layout = group.get("format") or config.get("format")
-        found.append((_original(base, source), _encoder(base, group, str(layout), source)))
+        group = _group_of(_module(base), targets, patterns)
+        if group is None:
+            raise InputError("is in no group of quantization_config", file=source.path, tensor=base)
+        declared = str(group.get("format") or config.get("format"))
+        # older files name the format once for all groups, and `naive` is int-quantized without activations
+        layout = layout if declared in ("mixed-precision", "naive-quantized") else declared
+        found.append((_original(base, source), _encoder(base, group, layout, source)))
     return found
 
 
-def _group_of(module: str, groups: Mapping[str, Any], source: Source) -> Mapping[str, Any]:
-    """The first group that names the module, exactly or by a pattern; else the first that takes all of a class."""
-    by_class: Mapping[str, Any] | None = None
-    group: Mapping[str, Any]
-    for group in groups.values():
-        for target in group.get("targets") or ():
-            if target == module or (str(target).startswith("re:") and _matches(target[3:], module, source)):
-                return group
-            if "." not in str(target) and target[:1].isupper():
-                by_class = by_class or group
-    if by_class is None:
-        raise InputError("is in no group of quantization_config", file=source.path, tensor=module)
-    return by_class
-
-
-def _matches(text: str, module: str, source: Source) -> bool:
+def _pattern(text: str, source: Source) -> re.Pattern[str]:
     if len(text) > 1000:
         raise InputError("config.json: a target is longer than 1000 characters", file=source.path)
     try:
-        return re.match(text, module) is not None
+        return re.compile(text)
     except re.error as error:
         raise InputError(f"config.json: target {printable(text, 60)!r} is no pattern", file=source.path) from error
+
+
+def _group_of(
+    module: str, targets: Mapping[str, _Group], patterns: Iterable[tuple[re.Pattern[str], _Group]]
+) -> _Group | None:
+    """The group of a module, in the order in which compressed-tensors looks: by its name, by the patterns in the
+    order of their texts, by its class. A class is guessed: Embedding where the name says so, else Linear."""
+    if module in targets:
+        return targets[module]
+    for pattern, group in patterns:
+        if pattern.match(module):
+            return group
+    classes = [target for target in targets if target[:1].isupper() and target.isidentifier()]
+    likely = "Embedding" if "embed" in module else "Linear"
+    return targets[min(classes, key=lambda name: (name != likely, name))] if classes else None
 
 
 def _encoder(name: str, group: Mapping[str, Any], layout: str, source: Source) -> Encoder:
@@ -192,15 +204,16 @@ def _encoder(name: str, group: Mapping[str, Any], layout: str, source: Source) -
     try:
         if not isinstance(weights, dict) or weights.get("type", "int") != "int":
             raise ValueError
+        strategy = weights.get("strategy") or ("group" if weights.get("group_size") else "tensor")
         made = make_method(
             "quantize",
             {
                 "scheme": "int",
                 "bits": weights["num_bits"],
                 "symmetric": weights.get("symmetric", True),
-                "granularity": weights["strategy"],
+                "granularity": strategy,
                 "layout": layout,
-                **({"group_size": weights["group_size"]} if weights["strategy"] == "group" else {}),
+                **({"group_size": weights["group_size"]} if strategy == "group" else {}),
             },
             where="quantization_config ",
         )

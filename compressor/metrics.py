@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from math import inf, log10, sqrt
 from typing import Any
 
-import numpy as np
-
+from compressor.lazy import np
 from compressor.workspace import Array, Workspace
 
 _SAFE = (1e-24, 1e37)  # sums of squares that float32 holds without losing their small terms

@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from compressor.checkpoint import Checkpoint, Rows, Tensor
 from compressor.cutting import BLOCK, Cut, cut_tensor, part_buffer, part_views
 from compressor.engines.local import in_order
 from compressor.errors import InputError
 from compressor.files.sink import Sink
 from compressor.floats import settle
+from compressor.lazy import np
 from compressor.method import Block, Encoder, Method, Survey, Transform
 from compressor.metrics import Change, count_zeros, dot
 from compressor.plan import Job, Plan

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from functools import partial
 
-import numpy as np
-
 from compressor.checkpoint import Checkpoint, Rows, Tensor, open_checkpoint
 from compressor.cutting import BLOCK, CHUNK
 from compressor.engines.local import available_workers, in_order, local
+from compressor.lazy import np
 from compressor.metrics import Comparison, Moments, count_zeros, dot
 from compressor.plan import Plan
 from compressor.results import ComparedTensor, ComparisonReport, InspectReport

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from compressor.lazy import np
 
 if TYPE_CHECKING:
     import numpy.typing as npt

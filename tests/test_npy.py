@@ -263,9 +263,7 @@ def test_a_long_header_is_not_read(tmp_path: Path) -> None:
 
 def test_golden_bytes() -> None:
     header = (
-        b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }"
-        + b" " * 58
-        + b"\n"
+        b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }" + b" " * 58 + b"\n"
     )
     assert layout(TensorSpec("any", "F32", (2, 3))).pieces == ((0, header),)
     assert layout(TensorSpec("any", "F32", (2, 3))).offsets == {"any": 128}
@@ -321,9 +319,7 @@ def test_the_first_sizes_of_any_length(tmp_path: Path) -> None:
         for digits in range(1, 19):
             shape = (10 ** (digits - 1), *(0,) * (rank - 1))
             expected = io.BytesIO()
-            np.lib.format.write_array_header_1_0(
-                expected, {"descr": "<f4", "fortran_order": False, "shape": shape}
-            )
+            np.lib.format.write_array_header_1_0(expected, {"descr": "<f4", "fortran_order": False, "shape": shape})
             assert layout(TensorSpec("w", "F32", shape)).pieces == ((0, expected.getvalue()),)
 
 

@@ -200,7 +200,7 @@ def test_bad_header_is_refused(tmp_path: Path, content: bytes, says: str) -> Non
 
 MANY = {f"{i:03}": entry(shape=[1], offsets=(i, i + 1)) for i in range(100)}
 ACCEPTED: list[Any] = [
-    ("10-metadata-1-mb", framed({"__metadata__": {"k": "\x1b[31m\"\\\n\u202e" * 80_000}, "a": entry()})),
+    ("10-metadata-1-mb", framed({"__metadata__": {"k": '\x1b[31m"\\\n\u202e' * 80_000}, "a": entry()})),
     ("11-format-pt", framed({"__metadata__": {"format": "pt"}, "a": entry()})),
     ("21-2**62-by-0", framed({"a": entry(shape=(2**62, 0), offsets=(0, 0)), "b": entry()})),
     ("21-32-dimensions", framed({"a": entry(shape=[1] * 31 + [4])})),
@@ -284,6 +284,16 @@ def test_200000_names_on_one_range_are_refused_in_time(tmp_path: Path) -> None:
     error = refusal(file)
     assert time.process_time() - started < 10
     assert "overlap" in str(error)
+
+
+def test_100000_tensors_are_planned_and_read_in_time(tmp_path: Path) -> None:
+    """87."""
+    tensors = [TensorSpec(f"model.layers.{i:06}.weight", "F32", (2, 0)) for i in range(100_000)]
+    started = time.process_time()
+    plan = layout(tensors, {})
+    header = read_header(put(tmp_path, plan.pieces[0][1]))
+    assert time.process_time() - started < 10
+    assert [placed.spec for placed in header.tensors] == tensors
 
 
 def test_the_library_is_asked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

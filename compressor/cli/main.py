@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import sys
 from collections.abc import Sequence
 
 import click
@@ -59,8 +57,6 @@ def cli() -> None:
 def run(args: Sequence[str]) -> int:
     """Run the command line; the exit code. Nothing but `--debug` ever shows a traceback."""
     prepare_streams()
-    for name in ("numpy", "ml_dtypes"):
-        _defer(name)
     debug = "--debug" in args
     try:
         code = cli.main(list(args), prog_name="compressor", standalone_mode=False)
@@ -85,18 +81,3 @@ def run(args: Sequence[str]) -> int:
 def _see_help(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
     return f" (see {context.command_path} --help)" if context is not None else ""
-
-
-def _defer(name: str) -> None:
-    """Import a module when it is first used: the standard library's lazy loader, for start-up time.
-
-    Option tables come from the methods' modules, which import NumPy; their help must not wait for it.
-    """
-    spec = importlib.util.find_spec(name)
-    if name in sys.modules or spec is None or spec.loader is None:
-        return
-    loader = importlib.util.LazyLoader(spec.loader)
-    spec.loader = loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    loader.exec_module(module)

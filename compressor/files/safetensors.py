@@ -234,9 +234,12 @@ class _Scanner:
 
 
 def _are_sizes(found: Any) -> bool:
-    if type(found) is not list or not {int}.issuperset(map(type, found)):  # True would be an int
+    if type(found) is not list:
         return False
-    return not found or (min(found) >= 0 and max(found) < _BOUND)
+    for size in found:  # noqa: SIM110  three times as fast as `all`, and headers have 100,000 of these
+        if type(size) is not int or not 0 <= size < _BOUND:  # True would be an instance of int
+            return False
+    return True
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-import numpy as np
-
 from compressor.errors import InputError
 from compressor.files import npy, npz, safetensors
 from compressor.files.handle import InputFile
 from compressor.files.layout import Header, Placed
+from compressor.lazy import np
 from compressor.tensor import DTYPES, TensorSpec
 from compressor.workspace import Array, Workspace
 

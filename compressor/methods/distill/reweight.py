@@ -14,9 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from compressor.errors import InputError
+from compressor.lazy import np
 from compressor.method import Block, Transform
 from compressor.workspace import Array
 

@@ -21,8 +21,7 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import ClassVar, Literal
 
-import numpy as np
-
+from compressor.lazy import np
 from compressor.method import Block, Survey, Transform, option
 from compressor.methods.prune.threshold import select
 from compressor.tensor import TensorSpec

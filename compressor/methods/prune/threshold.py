@@ -13,8 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
+from compressor.lazy import np
 from compressor.method import Block, Transform, option
 from compressor.workspace import Array
 

@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from compressor import bits as bitstream
+from compressor.lazy import np
 from compressor.method import Part
 from compressor.tensor import TensorSpec
 from compressor.workspace import Array, Workspace

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
 from compressor.errors import InputError
+from compressor.lazy import np
 from compressor.method import Block, Encoder, Part
 from compressor.tensor import TensorSpec
 from compressor.workspace import Array, Workspace

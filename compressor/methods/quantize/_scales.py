@@ -6,9 +6,8 @@ and never so large that a code times it leaves the range of the weight's dtype.
 
 from __future__ import annotations
 
-import numpy as np
-
 from compressor.floats import largest, narrow, smallest, widen
+from compressor.lazy import np
 from compressor.tensor import DTYPES
 from compressor.workspace import Array, Workspace
 

@@ -29,10 +29,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-
 from compressor.errors import UsageError
 from compressor.floats import epsilon, smallest, widen
+from compressor.lazy import np
 from compressor.method import Block, Encoder, Part, Survey, option
 from compressor.methods.quantize import _layouts, _scales
 from compressor.tensor import TensorSpec

@@ -14,8 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import numpy as np
-
+from compressor.lazy import np
 from compressor.method import option
 from compressor.methods.quantize._rule import Rule
 from compressor.workspace import Array
