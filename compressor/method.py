@@ -159,7 +159,9 @@ class Method(ABC):
 
 
 class Transform(Method):
-    """Numbers to numbers of the same shape."""
+    """Numbers to numbers of the same shape. `selects`: each new number is the old one or zero."""
+
+    selects: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, block: Block, out: Array) -> None:

@@ -20,7 +20,7 @@ from compressor.cutting import BLOCK, Cut, cut_tensor, part_buffer, part_views
 from compressor.engines.local import in_order
 from compressor.errors import InputError
 from compressor.files.sink import Sink
-from compressor.floats import settle
+from compressor.floats import narrow_exact, settle
 from compressor.lazy import np
 from compressor.method import Block, Encoder, Method, Survey, Transform
 from compressor.metrics import Change, count_zeros, dot
@@ -217,7 +217,11 @@ class Runner:
             rows = slice(block.start - start, block.start - start + len(block.values))
             if job.encoder is None:
                 result = self._transform(job, methods, block)
-                after = settle(result, job.spec.dtype, parts[""][rows], work)
+                if _selects(methods):
+                    narrow_exact(result, job.spec.dtype, parts[""][rows], work)
+                    after = result
+                else:
+                    after = settle(result, job.spec.dtype, parts[""][rows], work)
             else:
                 numbers = self._transform(job, methods[:-1], block)
                 result = work.array("run.restored", numbers.shape, numbers.dtype.str)
@@ -356,6 +360,11 @@ class _Borrowed:
 
     def __exit__(self, *_: object) -> None:
         self.idle.append(self.work)
+
+
+def _selects(methods: Sequence[Method]) -> bool:
+    """Whether all results are numbers of the source (or zero), so that none needs rounding."""
+    return all(isinstance(method, Transform) and method.selects for method in methods)
 
 
 def count_non_finite(tensor: Tensor) -> int:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import random
+import time
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressor.errors import OutputError
+from compressor.errors import InputError, OutputError
 from compressor.files import npz
-from compressor.files.layout import FileLayout
-from compressor.files.npz import layout, seal
+from compressor.files.handle import InputFile
+from compressor.files.layout import FileLayout, Placed
+from compressor.files.npz import RECORD, layout, read_header, seal
 from compressor.tensor import TensorSpec
 
 NUMPY_DTYPES = {"F32": "<f4", "F16": "<f2", "I8": "|i1", "U8": "|u1", "I64": "<i8", "BOOL": "|b1"}
@@ -198,3 +202,154 @@ def test_a_checksum_that_is_not_written_is_an_error(tmp_path: Path, monkeypatch:
             seal(fd, plan)
     finally:
         os.close(fd)
+
+
+# ---- reading what was written ----------------------------------------------------------------------------
+
+SPECS = [("codes", TensorSpec("w.codes", "I8", (3, 50))), ("scale", TensorSpec("w.scale", "F32", (3, 1)))]
+DATA = {"w.codes": bytes(range(150)), "w.scale": b"scale" * 2 + b"??"}
+
+
+def listing(**changes: Any) -> dict[str, Any]:
+    listed = [[member, spec.name, spec.dtype, list(spec.shape)] for member, spec in SPECS]
+    return {"version": 1, "members": listed} | changes
+
+
+def archive(folder: Path, record: Any = None) -> Path:
+    """An archive of `SPECS`, whatever its record says of them."""
+    raw = record if isinstance(record, bytes) else json.dumps(record or listing()).encode()
+    path = folder / "a.npz"
+    write(path, layout(SPECS, raw), DATA)
+    return path
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        read_header(InputFile.open(path))
+    text = str(caught.value)
+    assert text.startswith(str(path))
+    assert text.isprintable()
+    return text
+
+
+def test_an_archive_with_a_record_is_read(tmp_path: Path) -> None:
+    record = json.dumps(listing()).encode()
+    path = archive(tmp_path)
+    plan = layout(SPECS, record)
+    header = read_header(InputFile.open(path))
+    assert header.tensors == tuple(Placed(spec, plan.offsets[spec.name]) for _, spec in SPECS)
+    assert header.metadata == {RECORD: record.decode()}
+    for placed in header.tensors:
+        assert path.read_bytes()[placed.offset :].startswith(DATA[placed.spec.name])
+    arrays = {
+        RECORD: np.frombuffer(record, np.uint8),
+        "codes": np.frombuffer(DATA["w.codes"], np.int8).reshape(3, 50),
+        "scale": np.frombuffer(DATA["w.scale"], np.float32).reshape(3, 1),
+    }
+    check(path, arrays)
+
+
+def test_no_member_can_be_called_like_the_record() -> None:
+    with pytest.raises(OutputError, match="twice"):
+        layout([(RECORD, SPECS[0][1])], b"{}")
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    """A listing whose first entry is changed."""
+    fields = {"member": "codes", "name": "w.codes", "dtype": "I8", "shape": [3, 50]} | changes
+    return listing(members=[list(fields.values()), listing()["members"][1]])
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        pytest.param(b"not JSON", "not a valid JSON object", id="not-json"),
+        pytest.param(b'{"a":1,"a":1}', "not a valid JSON object", id="key-twice"),
+        pytest.param(b"[" * 50_000, "not a valid JSON object", id="deep"),
+        pytest.param(b"", "impossible size", id="empty"),
+        pytest.param(b"{}", "lists no members", id="no-list"),
+        pytest.param(listing(members=None), "lists no members", id="null"),
+        pytest.param(listing(members="codes"), "lists no members", id="text"),
+        pytest.param(listing(members=[1]), "lists no members", id="number-as-entry"),
+        pytest.param(listing(members=["abcd"]), "lists no members", id="text-as-entry"),
+        pytest.param(listing(members=[["codes", "w"]]), "lists no members", id="short-entry"),
+        pytest.param(listing(members=listing()["members"][:1]), "is not what its record says", id="too-few"),
+        pytest.param(listing(members=listing()["members"][::-1]), "is not what its record says", id="other-order"),
+        pytest.param(listing(members=listing()["members"] * 2), "lists no members", id="twice"),
+        pytest.param(entry(member="other"), "is not what its record says", id="other-member"),
+        pytest.param(entry(member=5), "lists no members", id="member-is-a-number"),
+        pytest.param(entry(member="x" * 70_000), "lists no members", id="member-too-long"),
+        pytest.param(entry(name=5), "lists no members", id="name-is-a-number"),
+        pytest.param(entry(name=["w"]), "lists no members", id="name-is-a-list"),
+        pytest.param(entry(dtype="U8"), "is not what its record says", id="other-dtype"),
+        pytest.param(entry(dtype="BF16"), "lists no members", id="dtype-not-in-numpy"),
+        pytest.param(entry(dtype="x"), "lists no members", id="dtype-unknown"),
+        pytest.param(entry(dtype=None), "lists no members", id="dtype-null"),
+        pytest.param(entry(shape=[50, 3]), "is not what its record says", id="other-shape"),
+        pytest.param(entry(shape=[-3, -50]), "lists no members", id="shape-negative"),
+        pytest.param(entry(shape=[True, 150]), "lists no members", id="shape-bool"),
+        pytest.param(entry(shape="x"), "lists no members", id="shape-text"),
+        pytest.param(entry(shape=[2**47, 2**47]), "lists no members", id="shape-overflows"),
+        pytest.param(entry(shape=[2**63, 0]), "lists no members", id="shape-hidden-by-0"),
+        pytest.param(entry(shape=[1] * 10_000), "lists no members", id="shape-of-10000-sizes"),
+        pytest.param(
+            listing(members=[[str(n), str(n), "I64", [2**39]] for n in range(20_000)]),
+            "is not what its record says",
+            id="sum-of-sizes",
+        ),
+    ],
+)
+def test_a_record_that_lies_is_refused(tmp_path: Path, record: Any, says: str) -> None:
+    assert says in refusal(archive(tmp_path, record))
+
+
+def test_a_record_is_not_read_beyond_its_limit(tmp_path: Path) -> None:
+    path = archive(tmp_path, json.dumps(listing()).encode() + b" " * 1_000_000)
+    assert "has a record of an impossible size" in refusal(path)
+
+
+def test_another_archive_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    for content in (b"", b"PK\3\4", bytes(1000), b"PK\3\4" + bytes(1000)):
+        path.write_bytes(content)
+        assert "is no archive of codes that compressor wrote" in refusal(path)
+    np.savez(path, codes=np.ones(1000))
+    assert "is no archive of codes" in refusal(path)
+    write(path, layout(SPECS), DATA)
+    assert "is no archive of codes" in refusal(path)
+
+
+def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
+    """Every byte is compared with what the record implies, but for the data, the checksums and the record."""
+    record = json.dumps(listing()).encode()
+    whole = archive(tmp_path).read_bytes()
+    free = set(range(whole.index(record), whole.index(record) + len(record)))
+    for name, offset in layout(SPECS, record).offsets.items():
+        free |= set(range(offset, offset + len(DATA[name])))
+    path = tmp_path / "b.npz"
+    read = set()
+    for at in range(len(whole)):
+        content = bytearray(whole)
+        content[at] ^= 1
+        path.write_bytes(content)
+        try:
+            read_header(InputFile.open(path))
+        except InputError:
+            continue
+        read.add(at)
+    assert free - read  # the record's list of members is not free
+    assert len(read - free) == 4 * 2 * 3  # the checksums of three members, each in two places
+    for content in (whole[:-1], whole + b"x", whole[:600], whole[:300]):
+        path.write_bytes(content)
+        refusal(path)
+
+
+def test_many_members_are_compared_in_time(tmp_path: Path) -> None:
+    tensors = [(str(number), TensorSpec(str(number), "U8", (0,))) for number in range(10_000)]
+    record = json.dumps({"members": [[name, name, "U8", [0]] for name, _ in tensors]}).encode()
+    plan = layout(tensors, record)
+    path = tmp_path / "a.npz"
+    path.write_bytes(b"".join(piece for _, piece in plan.pieces))
+    started = time.process_time()
+    assert len(read_header(InputFile.open(path)).tensors) == 10_000
+    assert time.process_time() - started < 5

@@ -13,6 +13,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Any
 
 from compressor.errors import InputError, OutputError
@@ -97,12 +98,9 @@ def read_header(file: InputFile) -> Header:
         raise InputError("has a record of an impossible size", file=file.path)
     raw = file.read(begin, min(length, file.size - begin))
     try:
-        tensors = [
-            (member, TensorSpec(name, dtype, _shape(shape)))
-            for member, name, dtype, shape in parse_object(raw, file.path)["members"]
-        ]
+        tensors = [_member(*found) for found in parse_object(raw, file.path)["members"]]
         planned = layout(tensors, raw)
-    except (KeyError, TypeError, ValueError, AttributeError, OutputError) as error:
+    except (KeyError, TypeError, ValueError, OutputError) as error:
         raise InputError("has a record that lists no members", file=file.path) from error
     if planned.size != file.size or not _agrees(file, planned):
         raise InputError("is not what its record says, or is damaged", file=file.path)
@@ -112,15 +110,15 @@ def read_header(file: InputFile) -> Header:
 
 def _agrees(file: InputFile, planned: FileLayout) -> bool:
     """Whether every planned piece stands in the file, checksums aside."""
-    places = [place for _, _, *two in _members(planned) for place in two]
-    for offset, piece in planned.pieces:
+    central, directory = planned.pieces[-1]
+    listed = bytearray(file.read(central, len(directory)))
+    for (offset, piece), (_, _, *places) in zip(planned.pieces[:-1], _members(planned), strict=True):
         found = bytearray(file.read(offset, len(piece)))
-        for place in places:
-            if offset <= place < offset + len(piece):
-                found[place - offset : place - offset + 4] = bytes(4)
+        for content, place in zip((found, listed), (places[0] - offset, places[1] - central), strict=True):
+            content[place : place + 4] = bytes(4)
         if found != piece:
             return False
-    return True
+    return listed == directory
 
 
 def _members(planned: FileLayout) -> Iterator[tuple[int, int, int, int]]:
@@ -137,10 +135,15 @@ def _record_spec(length: int) -> TensorSpec:
     return TensorSpec(RECORD, "U8", (length,))
 
 
-def _shape(sizes: Any) -> tuple[int, ...]:
-    if not isinstance(sizes, list) or not all(type(size) is int and 0 <= size < 2**48 for size in sizes):
+def _member(member: Any, name: Any, dtype: Any, shape: Any) -> tuple[str, TensorSpec]:
+    """An entry of the record; ValueError or TypeError unless every part of it can be in a file."""
+    if not all(type(text) is str for text in (member, name, dtype)) or len(member) > 255:
+        raise ValueError("texts")
+    if type(shape) is not list or len(shape) > 32 or not all(type(size) is int and size >= 0 for size in shape):
         raise ValueError("shape")
-    return tuple(sizes)
+    if prod(filter(None, shape)) >= 2**40:  # so that offsets fit 64 bits; a zero must not hide the others
+        raise ValueError("too large")
+    return member, TensorSpec(name, dtype, tuple(shape))
 
 
 def _headers(name: bytes, size: int, at: int) -> tuple[bytes, bytes]:
