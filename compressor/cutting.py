@@ -15,7 +15,7 @@ from compressor.tensor import DTYPES, TensorSpec
 from compressor.workspace import Array, Workspace
 
 CHUNK = 1 << 21  # elements read and written at a time
-BLOCK = 1 << 18  # elements computed on at a time: small enough for cache, large enough that threads seldom queue
+BLOCK = 1 << 19  # elements computed on at a time: small enough for cache, large enough that threads seldom queue
 
 
 @dataclass(frozen=True, slots=True)

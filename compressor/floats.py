@@ -43,7 +43,8 @@ def widen(raw: Array, dtype: str, work: Workspace, key: str = "wide") -> Array:
         return raw
     out = work.array(key, raw.shape, "<f4")
     if dtype == "BF16":
-        np.copyto(out, raw.view(ml_dtypes.bfloat16))
+        with np.errstate(invalid="ignore"):  # a signalling NaN is still a NaN, and who reads looks for those
+            np.copyto(out, raw.view(ml_dtypes.bfloat16))
     else:
         codes = raw.view(np.uint16) if dtype == "F16" else raw
         _table(dtype).take(codes, out=out, mode="wrap")
@@ -57,7 +58,7 @@ def narrow(values: Array, dtype: str, out: Array) -> None:
     result looks for it (the runner refuses it by name) rather than store a saturated number silently.
     """
     target = out if dtype in ("F32", "F64") else out.view(_type(dtype))
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         np.copyto(target, values, casting="unsafe")
 
 

@@ -68,10 +68,13 @@ class Report:
                 said = step.method.warning(change) if change is not None else None
                 if said:
                     found.setdefault(said, []).append(job.spec.name)
-        return [
+        sentences = [
             f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {said}"
             for said, names in found.items()
         ]
+        if self.ratio < 1 and any(job.encoder is not None for job, _ in self.rows):
+            sentences.append("the output is larger than the input: scales and headers outweigh what the codes save")
+        return sentences
 
 
 def merged(changes: Sequence[Change]) -> Change:

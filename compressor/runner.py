@@ -346,12 +346,17 @@ class _Read:
 
 
 class _Borrowed:
-    """A workspace taken from those that are idle, and given back. `deque` operations are atomic."""
+    """A workspace taken from those that are idle, and given back. `deque` operations are atomic.
+
+    NumPy's warnings are off meanwhile: what is not finite is looked for, and refused by name.
+    """
 
     def __init__(self, idle: deque[Workspace]) -> None:
         self.idle = idle
 
     def __enter__(self) -> Workspace:
+        self.quiet = np.errstate(all="ignore")
+        self.quiet.__enter__()
         try:
             self.work = self.idle.pop()
         except IndexError:
@@ -359,6 +364,7 @@ class _Borrowed:
         return self.work
 
     def __exit__(self, *_: object) -> None:
+        self.quiet.__exit__(None, None, None)
         self.idle.append(self.work)
 
 

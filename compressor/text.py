@@ -17,11 +17,16 @@ def printable(text: str, limit: int = 300) -> str:
 
     Longer texts keep their beginning and end around an ellipsis, at most `limit` characters in all.
     """
-    if len(text) > limit:
-        head = limit * 2 // 3
-        text = f"{text[:head]}…{text[-(limit - head - 1) :]}"
-    if text.isascii() and text.isprintable():
+    if len(text) <= limit and text.isascii() and text.isprintable():
         return text
+    head = _escaped(text[:limit])
+    if len(text) <= limit and len(head) <= limit:
+        return head
+    kept = limit * 2 // 3
+    return f"{head[:kept]}…{_escaped(text[-limit:])[kept - limit + 1 :]}"
+
+
+def _escaped(text: str) -> str:
     return "".join(
         c if unicodedata.category(c) not in _UNSAFE else c.encode("unicode_escape").decode("ascii") for c in text
     )

@@ -132,13 +132,8 @@ class Own(CodeLayout):
 
     def parts(self, spec: TensorSpec, scale_dtype: str, scale_shape: tuple[int, ...]) -> tuple[Part, ...]:
         rows, columns = spec.matrix
-        found = (
-            Part(".codes", "U8", (rows, bitstream.row_bytes(columns, self.bits))),
-            self._scale_part(scale_dtype, scale_shape),
-        )
-        if self.symmetric:
-            return found
-        return (*found, Part(".zero_point", "U8", scale_shape, every=0 if self.whole else 1))
+        codes = Part(".codes", "U8", (rows, bitstream.row_bytes(columns, self.bits)))
+        return codes, *self._beside(scale_dtype, scale_shape)
 
     def store(
         self,
@@ -150,13 +145,24 @@ class Own(CodeLayout):
         work: Workspace,
     ) -> None:
         bitstream.pack(codes, self.bits, parts[".codes"], work)
+        self._store_beside(scale, zero, parts, first)
+
+    def load(self, parts: Mapping[str, Array], codes: Array, work: Workspace) -> Array | None:
+        bitstream.unpack(parts[".codes"], self.bits, codes, work)
+        return self._zero_points(parts, len(codes))
+
+    def _beside(self, scale_dtype: str, shape: tuple[int, ...]) -> list[Part]:
+        every = 0 if self.whole else 1
+        zero = [] if self.symmetric else [Part(".zero_point", "U8", shape, every)]
+        return [self._scale_part(scale_dtype, shape), *zero]
+
+    def _store_beside(self, scale: Array, zero: Array | None, parts: Mapping[str, Array], first: bool) -> None:
         self._store_scale(scale, parts, first)
         if zero is not None and (first or not self.whole):
             parts[".zero_point"][...] = zero.reshape(parts[".zero_point"].shape)
 
-    def load(self, parts: Mapping[str, Array], codes: Array, work: Workspace) -> Array | None:
-        bitstream.unpack(parts[".codes"], self.bits, codes, work)
-        return None if self.symmetric else parts[".zero_point"].reshape(1 if self.whole else len(codes), -1)
+    def _zero_points(self, parts: Mapping[str, Array], rows: int) -> Array | None:
+        return None if self.symmetric else parts[".zero_point"].reshape(1 if self.whole else rows, -1)
 
 
 @dataclass(frozen=True)
@@ -164,8 +170,8 @@ class Plain(Own):
     """One element a code: the integer matrix that `--store codes` writes."""
 
     def parts(self, spec: TensorSpec, scale_dtype: str, scale_shape: tuple[int, ...]) -> tuple[Part, ...]:
-        _, *others = super().parts(spec, scale_dtype, scale_shape)
-        return Part(".codes", "I8" if self.symmetric else "U8", spec.shape), *others
+        codes = Part(".codes", "I8" if self.symmetric else "U8", spec.shape)
+        return codes, *self._beside(scale_dtype, scale_shape)
 
     def store(
         self,
@@ -176,16 +182,17 @@ class Plain(Own):
         first: bool,
         work: Workspace,
     ) -> None:
-        target = parts[".codes"].reshape(codes.shape).view("|u1")
-        np.subtract(codes, 1 << (self.bits - 1) if self.symmetric else 0, out=target)
-        self._store_scale(scale, parts, first)
-        if zero is not None and (first or not self.whole):
-            parts[".zero_point"][...] = zero.reshape(parts[".zero_point"].shape)
+        np.subtract(codes, self._shift, out=parts[".codes"].reshape(codes.shape).view("|u1"))
+        self._store_beside(scale, zero, parts, first)
 
     def load(self, parts: Mapping[str, Array], codes: Array, work: Workspace) -> Array | None:
-        stored = parts[".codes"].reshape(codes.shape).view("|u1")
-        np.add(stored, 1 << (self.bits - 1) if self.symmetric else 0, out=codes)
-        return None if self.symmetric else parts[".zero_point"].reshape(1 if self.whole else len(codes), -1)
+        np.add(parts[".codes"].reshape(codes.shape).view("|u1"), self._shift, out=codes)
+        return self._zero_points(parts, len(codes))
+
+    @property
+    def _shift(self) -> int:
+        """Symmetric codes are stored signed; bytes wrap around, as two's complement does."""
+        return 1 << (self.bits - 1) if self.symmetric else 0
 
 
 LAYOUTS: dict[str, type[CodeLayout]] = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from compressor.errors import InputError
+from compressor.floats import epsilon, smallest
 from compressor.lazy import np
 from compressor.method import Block, Encoder, Part
 from compressor.tensor import TensorSpec
@@ -31,6 +32,11 @@ class Rule(Encoder):
     @abstractmethod
     def constant(self) -> int:
         """The integer that is stored beside the codes."""
+
+    @property
+    @abstractmethod
+    def half_unit(self) -> float:
+        """Half of what two neighbouring codes differ by: what rounding to a code can cost."""
 
     @abstractmethod
     def to_codes(self, values: Array, out: Array) -> None:
@@ -67,6 +73,11 @@ class Rule(Encoder):
         wide = work.array("rule.wide", out.shape, out.dtype.str)
         np.copyto(wide, parts[".codes"].reshape(out.shape), casting="unsafe")
         self.from_codes(wide, out)
+
+    def bound(self, largest: float, spec: TensorSpec) -> float:
+        """Half a unit, and what computing in floats and storing the result in the tensor's dtype adds."""
+        reached = largest + self.half_unit
+        return self.half_unit + (2.0**-23 + 2 * epsilon(spec.dtype)) * reached + smallest(spec.dtype)
 
     def codes(self, spec: TensorSpec) -> Encoder:
         return self

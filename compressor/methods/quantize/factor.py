@@ -42,8 +42,9 @@ class Factor(Rule):
     def from_codes(self, codes: Array, out: Array) -> None:
         np.divide(codes, out.dtype.type(self.factor), out=out, casting="same_kind")
 
-    def bound(self, largest: float, spec: object) -> float:
-        return 0.5 / self.factor + 2.0**-23 * largest
+    @property
+    def half_unit(self) -> float:
+        return 0.5 / self.factor
 
 
 METHOD = Factor

@@ -27,7 +27,7 @@ class Step(Rule):
     id: ClassVar[str] = "step"
     unit: ClassVar[str] = "step"
 
-    bits: int = option(help="bit width b; the step is 2^(b−1)", low=1, high=32)
+    bits: int = option(help="bit width b; the step is 2^(b-1)", low=1, high=32)
     code_bits: Literal[8, 16, 32] = option(16, help="width of a stored integer code")
 
     @property
@@ -42,8 +42,9 @@ class Step(Rule):
         with np.errstate(over="ignore"):
             np.multiply(codes, out.dtype.type(self.constant), out=out, casting="same_kind")
 
-    def bound(self, largest: float, spec: object) -> float:
-        return self.constant / 2 + 2.0**-23 * largest
+    @property
+    def half_unit(self) -> float:
+        return self.constant / 2
 
 
 METHOD = Step
