@@ -114,6 +114,8 @@ def run_recipe(
     if not dry_run:
         check_place(output, folder=container == "folder", replace=force)
     mentors = {path: open_checkpoint(path) for path in teachers}
+    for read in (checkpoint, *mentors.values()):  # links in a folder may lead to where the output would be
+        check_apart(output, *(file.path for file in read.source.opened))
     hold: dict[str, str] = {}
 
     def plan_now(held: Mapping[str, str]) -> Plan:

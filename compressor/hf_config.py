@@ -1,17 +1,18 @@
 """compressed-tensors' `quantization_config` in a folder's config.json: written for loaders, read for `restore`.
 
-Only keys that compressed-tensors knows are written inside groups (it forbids others), and modules that stay
-dense are named exactly, so that loaders with other ideas of a regular expression agree.
+Only keys that compressed-tensors knows are written inside groups (it forbids others). Modules that stay dense
+are named exactly, so that loaders with other ideas of a regular expression agree, and by patterns, so that
+loaders whose modules have another prefix than the file's tensors do.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from compressor.errors import CompressorError, InputError
+from compressor.errors import CompressorError, InputError, UsageError
 from compressor.files.source import Source
 from compressor.lazy import np
 from compressor.method import Encoder
@@ -27,6 +28,10 @@ KEY = "quantization_config"
 _WRAPPERS = ("model", "transformer", "language_model")
 # Output heads, which share the embedding's weight in many models
 _HEADS = r"re:(.*\.)?(lm_head|lm_head\.decoder|embed_out|predictions\.decoder|vocab_projector|generator_lm_head)$"
+
+# The models whose linear layers are transformers' Conv1D, [in, out], which no loader quantizes
+_TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+_CONV1D = re.compile(r"\.(c_attn|q_attn|c_proj|c_fc)\.weight$")
 
 
 def quantization(source: Source) -> str | None:
@@ -47,14 +52,23 @@ def build(
 ) -> dict[str, Any]:
     """The quantization_config of a folder with these packed and these dense tensors.
 
-    Where a tensor lies in a layout of our own no loader could take the folder; then the quant_method is
-    `compressor`, so that loaders refuse it by name instead of missing weights.
+    Where a tensor lies in a layout of our own, or belongs to a module that is never quantized, no loader could
+    take the folder; then the scheme is one that they refuse. (A quant_method of our own would not do:
+    transformers skips those it does not know with a warning, and fills the missing weights with random numbers.)
     """
     schemes: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for spec, encoder in packed:
         scheme = encoder.config(spec)
-        if scheme is None:
-            return {"quant_method": "compressor", "restore": "compressor restore FOLDER -o DENSE"}
+        if scheme is None or (config.get("model_type") in _TRANSPOSED and _CONV1D.search(spec.name)):
+            unknown = "run `compressor restore`"
+            return {
+                "quant_method": "compressed-tensors",
+                "format": unknown,
+                "quantization_status": "compressed",
+                "config_groups": {"compressor": {"targets": ["Linear"], "weights": None, "format": unknown}},
+            }
+        if _is_embedding(spec):
+            scheme = {**scheme, "input_activations": None}  # its input is token ids, which nobody may round
         key = json.dumps(scheme, sort_keys=True)
         schemes.setdefault(key, (scheme, []))[1].append(_module(spec.name))
     ordered = [schemes[key] for key in sorted(schemes)]
@@ -66,16 +80,16 @@ def build(
         modules = set(names)
         others = (all_packed | untouched) - modules
         if len(ordered) == 1:  # as nearly all published models have it
-            asked = {_module(spec.name) for spec, _ in packed if kept(spec, "quantize", (), ()) is not None}
-            targets = ["Linear", *_patterns(asked, (modules - asked) | untouched, wrappers)]
+            embeddings = {_module(spec.name) for spec, _ in packed if _is_embedding(spec)}
+            targets = ["Linear", *_patterns(embeddings, (modules - embeddings) | untouched, wrappers)]
         else:
             targets = _patterns(modules, others, wrappers)
         groups[f"group_{number}"] = {"targets": targets, **scheme}
     formats = {scheme["format"] for scheme, _ in ordered}
     ignore = sorted(untouched) + _patterns(untouched, all_packed, wrappers)
     if not any(re.match(_HEADS[3:], name) for name in all_packed):
-        # a head that shares the embedding's weight is a Linear of the model without a tensor in any file
-        ignore += sorted({"lm_head", _HEADS} - set(ignore))
+        # a head that shares the embedding's weight, or is called otherwise in the file, is a Linear all the same
+        ignore += sorted({"lm_head", _HEADS} - untouched)
     return {
         "quant_method": "compressed-tensors",
         "format": formats.pop() if len(formats) == 1 else "mixed-precision",
@@ -87,6 +101,12 @@ def build(
     }
 
 
+def _is_embedding(spec: TensorSpec) -> bool:
+    """Whether a packed tensor belongs to a module that is no Linear, and is treated because the user asked."""
+    default = kept(spec, "quantize", (), ())
+    return default is not None and default.reason.startswith("embedding")
+
+
 def _patterns(modules: Iterable[str], others: Iterable[str], wrappers: Iterable[str]) -> list[str]:
     """Targets that match these modules and none of the others, also where a loader calls them by another prefix.
 
@@ -94,14 +114,16 @@ def _patterns(modules: Iterable[str], others: Iterable[str], wrappers: Iterable[
     pattern begins there where it can. Numbers become `\\d+` where it can, which keeps the list as short as the
     model's layer is; a loader compares every module with every entry.
     """
-    taken = {end for other in others for name in _namings(other) for end in _ends(name)}
+    lasts = {module.rpartition(".")[2] for module in modules}
+    rivals = [other.split(".") for other in others if other.rpartition(".")[2] in lasts]
+    taken = {name for parts in rivals for start in range(len(parts)) for name in _names(parts[start:])}
     found = set()
     for module in modules:
-        whole, tail = module.split("."), _tail(module.split("."), wrappers)
-        for name in (_collapsed(tail), tuple(tail), _collapsed(whole), tuple(whole)):
+        parts = module.split(".")
+        for name in (*_names(_tail(parts, wrappers)), *_names(parts)):
             if name not in taken:
-                parts = (r"\d+" if part is None else re.escape(part) for part in name)
-                found.add(r"re:(.*\.)?" + r"\.".join(parts) + "$")
+                text = r"\.".join(r"\d+" if part is None else re.escape(part) for part in name)
+                found.add(rf"re:(.*\.)?{text}$")
                 break
         else:
             found.add(module)
@@ -109,25 +131,19 @@ def _patterns(modules: Iterable[str], others: Iterable[str], wrappers: Iterable[
 
 
 _Name = tuple[str | None, ...]  # the parts of a module's name, None for any number
-_Group = Mapping[str, Any]
 
 
-def _namings(module: str) -> tuple[_Name, _Name]:
-    parts = module.split(".")
-    return tuple(parts), _collapsed(parts)
-
-
-def _collapsed(parts: Sequence[str]) -> _Name:
-    return tuple(None if re.fullmatch("[0-9]+", part) else part for part in parts)
-
-
-def _ends(name: _Name) -> Iterator[_Name]:
-    return (name[start:] for start in range(len(name)))
+def _names(parts: Sequence[str]) -> tuple[_Name, _Name, _Name]:
+    """A name that stands for all layers and experts, for all experts of a layer, for itself."""
+    numbers = [place for place, part in enumerate(parts) if part.isascii() and part.isdecimal()]
+    every = tuple(None if place in numbers else part for place, part in enumerate(parts))
+    later = tuple(None if place in numbers[1:] else part for place, part in enumerate(parts))
+    return every, later, tuple(parts)
 
 
 def _tail(parts: Sequence[str], wrappers: Iterable[str]) -> Sequence[str]:
     """A name from the list of layers that the module is in, or without the names of wrapping models."""
-    start = next((place - 1 for place, part in enumerate(_collapsed(parts)) if part is None), -1)
+    start = next((place - 1 for place, part in enumerate(_names(parts)[0]) if part is None), -1)
     if start < 0:
         start = next((place for place, part in enumerate(parts) if part not in wrappers), 0)
     return parts[start:]
@@ -150,11 +166,13 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
             file=source.path,
             remedy="Give the unquantized model",
         )
-    groups = config.get("config_groups")
-    if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):
+    declared = config.get("config_groups")
+    if not isinstance(declared, dict) or not declared or not all(isinstance(g, dict) for g in declared.values()):
         raise InputError(f"config.json: {KEY} has no config_groups", file=source.path)
-    targets = {str(target): group for group in groups.values() for target in group.get("targets") or ()}
-    patterns = [(_pattern(text[3:], source), targets[text]) for text in sorted(targets) if text.startswith("re:")]
+    groups: dict[str, list[Encoder | str]] = {
+        layout: [_encoder(group, layout, config.get("format")) for group in declared.values()]
+        for layout in ("pack-quantized", "int-quantized")
+    }
     found = []
     for name in source.tensors:
         if name.endswith(".weight_packed"):
@@ -165,46 +183,54 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
             continue
         if f"{base}_g_idx" in source.tensors:
             raise InputError("is stored in activation order, which is not read here", file=source.path, tensor=base)
-        group = _group_of(_module(base), targets, patterns)
-        if group is None:
-            raise InputError("is in no group of quantization_config", file=source.path, tensor=base)
-        declared = str(group.get("format") or config.get("format"))
-        # older files name the format once for all groups, and `naive` is int-quantized without activations
-        layout = layout if declared in ("mixed-precision", "naive-quantized") else declared
-        found.append((_original(base, source), _encoder(base, group, layout, source)))
+        spec = _original(base, source)
+        found.append((spec, _choose(spec, groups[layout], source)))
     return found
 
 
-def _pattern(text: str, source: Source) -> re.Pattern[str]:
-    if len(text) > 1000:
-        raise InputError("config.json: a target is longer than 1000 characters", file=source.path)
+def _choose(spec: TensorSpec, groups: Sequence[Encoder | str], source: Source) -> Encoder:
+    """The encoder of the group that this tensor was stored by.
+
+    Its parts tell: their shapes follow from width, granularity and zero point. So the patterns by which groups
+    name their modules need not be run, which in a stranger's file may take for ever.
+    """
+    known = [group for group in groups if not isinstance(group, str)]
+    unknown = [group for group in groups if isinstance(group, str)]
+    fits = known if len(groups) == 1 else [encoder for encoder in known if _fits(spec, encoder, source)]
+    if not fits:
+        reason = f"is stored in a way that is not read here: {unknown[0]}" if unknown else "fits no config group"
+        raise InputError(reason, file=source.path, tensor=spec.name)
+    if len({getattr(encoder, "bits", 0) for encoder in fits}) > 1:
+        raise InputError("is so narrow that it fits groups of 4 and of 8 bits", file=source.path, tensor=spec.name)
+    return fits[0]
+
+
+def _fits(spec: TensorSpec, encoder: Encoder, source: Source) -> bool:
     try:
-        return re.compile(text)
-    except re.error as error:
-        raise InputError(f"config.json: target {printable(text, 60)!r} is no pattern", file=source.path) from error
+        parts = encoder.parts(spec)
+    except UsageError:
+        return False
+    zero = "_zero_point"
+    if (f"{spec.name}{zero}" in source.tensors) != any(part.suffix == zero for part in parts):
+        return False
+    stored = [source.tensors.get(spec.name + part.suffix) for part in parts]
+    return all(
+        found is not None and (found.spec.dtype, found.spec.shape) == (part.dtype, part.shape)
+        for found, part in zip(stored, parts, strict=True)
+    )
 
 
-def _group_of(
-    module: str, targets: Mapping[str, _Group], patterns: Iterable[tuple[re.Pattern[str], _Group]]
-) -> _Group | None:
-    """The group of a module, in the order in which compressed-tensors looks: by its name, by the patterns in the
-    order of their texts, by its class. A class is guessed: Embedding where the name says so, else Linear."""
-    if module in targets:
-        return targets[module]
-    for pattern, group in patterns:
-        if pattern.match(module):
-            return group
-    classes = [target for target in targets if target[:1].isupper() and target.isidentifier()]
-    likely = "Embedding" if "embed" in module else "Linear"
-    return targets[min(classes, key=lambda name: (name != likely, name))] if classes else None
-
-
-def _encoder(name: str, group: Mapping[str, Any], layout: str, source: Source) -> Encoder:
-    weights = group.get("weights")
+def _encoder(group: Mapping[str, Any], layout: str, common: object) -> Encoder | str:
+    """The encoder of a group for tensors in this layout, or the reason why there is none."""
+    weights, form = group.get("weights"), group.get("format") or common
+    # older files name the format once for all groups; `naive` is int-quantized without activations
+    if form not in ("pack-quantized", "int-quantized", "naive-quantized", "mixed-precision"):
+        return f"its format is {printable(str(form), 40)!r}"
     try:
         if not isinstance(weights, dict) or weights.get("type", "int") != "int":
-            raise ValueError
-        strategy = weights.get("strategy") or ("group" if weights.get("group_size") else "tensor")
+            return "its scheme is not of scaled integers"
+        size = weights.get("group_size")
+        strategy = weights.get("strategy") or {None: "tensor", -1: "channel"}.get(size, "group")
         made = make_method(
             "quantize",
             {
@@ -213,15 +239,12 @@ def _encoder(name: str, group: Mapping[str, Any], layout: str, source: Source) -
                 "symmetric": weights.get("symmetric", True),
                 "granularity": strategy,
                 "layout": layout,
-                **({"group_size": weights["group_size"]} if strategy == "group" else {}),
+                **({"group_size": size} if strategy == "group" else {}),
             },
             where="quantization_config ",
         )
-    except (KeyError, ValueError, TypeError, CompressorError) as error:
-        reason = error.reason if isinstance(error, CompressorError) else "its scheme is not of scaled integers"
-        raise InputError(
-            f"is stored in a way that is not read here: {reason}", file=source.path, tensor=name
-        ) from error
+    except (KeyError, TypeError, CompressorError) as error:
+        return error.reason if isinstance(error, CompressorError) else "its scheme is not of scaled integers"
     assert isinstance(made, Encoder)  # noqa: S101 - the scheme named above
     return made
 

@@ -11,7 +11,8 @@ There are two kinds here, by what they do to the rows of a tensor:
   it restored is exactly what `decode` gives.
 
 The engine hands a tensor over as a matrix, some whole rows at a time (a `Block`), in any order and from any
-thread. `elementwise` methods also accept blocks cut anywhere. A method that needs to know more than a block
+thread. `elementwise` methods also accept blocks cut anywhere; `nameless` ones treat a row alike whatever tensor
+it belongs to and wherever it stands. A method that needs to know more than a block
 (a threshold over the whole checkpoint, the range of a tensor) names its `reach` and returns a `Survey`: a pass
 over the same blocks (cut at the same places in every pass of a run) that gathers mergeable statistics and
 concludes with the method to run, or with another pass. `partners` names further tensors of the same shape
@@ -120,6 +121,7 @@ class Method(ABC):
     verb: ClassVar[str]
     id: ClassVar[str]
     elementwise: ClassVar[bool] = False
+    nameless: ClassVar[bool] = False
     partners: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -147,6 +149,10 @@ class Method(ABC):
     def survey(self, specs: Sequence[TensorSpec]) -> Survey[Any] | None:
         """The first pass that this method needs over these tensors; None when a block is all it needs."""
         return None
+
+    def within(self, stage: Method) -> Method:
+        """This method as a rule's, where `stage` is the stage's own: what the rule leaves open, that decides."""
+        return self
 
     def warning(self, change: Any) -> str | None:
         """What the user should know about the measured `metrics.Change` of one tensor; None when nothing."""

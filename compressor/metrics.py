@@ -12,20 +12,22 @@ from math import inf, log10, sqrt
 from typing import Any
 
 from compressor.lazy import np
+from compressor.tensor import DTYPES, TensorSpec
 from compressor.workspace import Array, Workspace
 
 _SAFE = (1e-24, 1e37)  # sums of squares that float32 holds without losing their small terms
 
 
 def dot(a: Array, b: Array) -> float:
-    """Σ a·b, safe against overflow and underflow; NaN or infinite only if the arrays are."""
+    """Σ a·b, safe against overflow and underflow; NaN or infinite only if the arrays are.
+
+    Callers run under `np.errstate(all="ignore")`: an overflow here is noticed and mended.
+    """
     a, b = a.reshape(-1), b.reshape(-1)
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        total = float(np.dot(a, b))
+    total = float(np.dot(a, b))
     if not _SAFE[0] < abs(total) < _SAFE[1] and a.size:
         # longdouble holds the squares of every float64 where the platform has one wider than a double
-        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            total = float(np.dot(a.astype(np.longdouble), b.astype(np.longdouble)))
+        total = float(np.dot(a.astype(np.longdouble), b.astype(np.longdouble)))
     return total
 
 
@@ -34,6 +36,18 @@ def count_zeros(values: Array, work: Workspace) -> int:
     mask = work.array("metrics.mask", values.shape, "|b1")
     np.equal(values, 0, out=mask)
     return int(np.count_nonzero(mask))
+
+
+def count_stored_zeros(numbers: Array, spec: TensorSpec, work: Workspace) -> int:
+    """Zeros among stored elements; floats of either sign, 0 for types that are never computed with."""
+    dtype = DTYPES[spec.dtype]
+    if spec.is_float and numbers.dtype.kind == "u":  # bit patterns: drop the sign
+        shifted = work.array("zeros", numbers.shape, numbers.dtype.str)
+        np.left_shift(numbers, 1, out=shifted)
+        return int(numbers.size - np.count_nonzero(shifted))
+    if spec.is_float:
+        return count_zeros(numbers, work)
+    return int(numbers.size - np.count_nonzero(numbers)) if numbers.dtype.kind in "iub" and dtype.storage else 0
 
 
 @dataclass(slots=True)

@@ -19,6 +19,7 @@ from compressor.plan import Container, Job, OutputFile, Plan, Step, dense_part
 from compressor.recipe import Recipe, Stage, Store
 from compressor.selection import Kept, kept
 from compressor.tensor import TensorSpec
+from compressor.text import printable
 
 _DEFAULT_STORE: Mapping[Container, Store] = {
     "npy": "dense",
@@ -50,6 +51,8 @@ def make_plan(
             file=checkpoint.path,
             remedy="Run `compressor restore` on it first",
         )
+    _check_container(checkpoint, container)
+    _check_stores(recipe, container)
     problems: list[CompressorError] = []
     jobs: list[Job] = []
     for tensor in checkpoint.tensors.values():
@@ -69,7 +72,6 @@ def make_plan(
             if not why.asked
         ]
     raise_all(problems)
-    _check_containers(jobs, checkpoint, container)
     _check_names(jobs, checkpoint)
     stages = tuple(stage.describe() for stage in recipe.stages)
     files, texts = _files(jobs, checkpoint, container, output_name, stages)
@@ -88,7 +90,7 @@ def make_plan(
         texts=texts,
         carried=carried,
         left=left,
-        notes=_notes(jobs, container, recipe),
+        notes=_notes(jobs, container, recipe, checkpoint),
     )
 
 
@@ -111,14 +113,9 @@ def _job(
         if why is None and spec.name in hold:
             why = Kept(hold[spec.name], asked=True)
         if why is None:
-            step = _step(spec, number, stage, container, teachers)
+            step = _step(spec, number, stage, container, teachers, checkpoint)
             if isinstance(step, Step):
-                if steps and not steps[-1].dense:
-                    raise UsageError(
-                        f"stage {number} cannot follow stage {steps[-1].stage}, which stores codes",
-                        tensor=spec.name,
-                        remedy="Let the earlier one store = dense, or put it last",
-                    )
+                _check_order(spec, steps, step)
                 steps.append(step)
                 continue
             why = step
@@ -137,13 +134,35 @@ def _job(
     return Job(spec, tuple(steps), parts, tensor.file if container == "folder" else 0, tuple(reasons))
 
 
+def _check_order(spec: TensorSpec, steps: Sequence[Step], step: Step) -> None:
+    """Codes end the work on a tensor, and a zero that was pruned stays zero."""
+    if steps and not steps[-1].dense:
+        raise UsageError(
+            f"stage {step.stage} cannot follow stage {steps[-1].stage}, which stores codes",
+            tensor=spec.name,
+            remedy="Let the earlier one store = dense, or put it last",
+        )
+    pruned = next((earlier.stage for earlier in steps if earlier.method.verb == "prune"), None)
+    if pruned is not None and not getattr(step.method, "keeps_zeros", True):
+        raise UsageError(
+            f"stage {step.stage} ({step.method.verb} {step.method.id}) would fill what stage {pruned} made zero",
+            tensor=spec.name,
+            remedy="Put the pruning after it",
+        )
+
+
 def _step(
-    spec: TensorSpec, number: int, stage: Stage, container: Container, teachers: Mapping[str, Checkpoint]
+    spec: TensorSpec,
+    number: int,
+    stage: Stage,
+    container: Container,
+    teachers: Mapping[str, Checkpoint],
+    checkpoint: Checkpoint,
 ) -> Step | Kept:
     method = stage.method_for(spec.name)
     partners = {}
     if stage.teacher is not None:
-        partners["teacher"] = _partner(spec, teachers[stage.teacher])
+        partners["teacher"] = _partner(spec, checkpoint, teachers[stage.teacher])
     skip = method.skip(spec)
     if skip is not None:
         return Kept(skip.reason)
@@ -151,27 +170,24 @@ def _step(
         return Step(number, method, partners)
     store = _DEFAULT_STORE[container] if stage.store == "auto" else stage.store
     if store == "codes":
-        if container != "npz":
-            raise UsageError("--store codes writes an .npz", remedy="End the output in .npz")
         plain = method.codes(spec)
         if plain is None:
             raise UsageError(f"scheme {method.id} has no integer codes", tensor=spec.name)
         method = plain
-    elif store == "packed":
-        if container in ("npy", "npz"):
-            raise UsageError(
-                f"an .{container} holds no packed codes",
-                remedy="Use --store dense, or write .safetensors",
-            )
-        if container == "folder" and method.config(spec) is not None and not spec.name.endswith(".weight"):
+    elif store == "packed" and container == "folder":
+        if len(spec.shape) != 2 and not stage.include:
+            return Kept("no matrix: loaders take codes of matrices only (--include stores it in our own layout)")
+        if method.config(spec) is not None and not spec.name.endswith(".weight"):
             return Kept("no module's .weight, so loaders would not look for its codes")
     method.parts(spec)  # the tensor's shape may contradict the options also where numbers are stored
     return Step(number, method, partners, dense=store == "dense")
 
 
-def _partner(spec: TensorSpec, teacher: Checkpoint) -> str:
-    """The teacher's tensor of the same name and shape; files of a single tensor pair whatever they call it."""
+def _partner(spec: TensorSpec, student: Checkpoint, teacher: Checkpoint) -> str:
+    """The teacher's tensor of the same name and shape; two inputs of one tensor pair whatever they call it."""
     partner = teacher.tensors.get(spec.name)
+    if partner is None and len(student.tensors) == len(teacher.tensors) == 1:
+        partner = next(iter(teacher.tensors.values()))
     if partner is None:
         raise InputError(
             f"the teacher {teacher.path} has no tensor of that name",
@@ -193,12 +209,23 @@ def _partner(spec: TensorSpec, teacher: Checkpoint) -> str:
 # ---- all tensors together ------------------------------------------------------------------------------
 
 
-def _check_containers(jobs: Sequence[Job], checkpoint: Checkpoint, container: Container) -> None:
-    if container in ("npy", "npz") and len(jobs) != 1:
+def _check_container(checkpoint: Checkpoint, container: Container) -> None:
+    if container in ("npy", "npz") and len(checkpoint.tensors) != 1:
         raise OutputError(
-            f"holds {len(jobs)} tensors, and an .{container} holds one",
+            f"holds {len(checkpoint.tensors)} tensors, and an .{container} holds one",
             file=checkpoint.path,
             remedy="Write .safetensors, or a folder",
+        )
+
+
+def _check_stores(recipe: Recipe, container: Container) -> None:
+    """What a stage asks to be stored must be something that the container holds."""
+    stores = {stage.store for stage in recipe.stages}
+    if "codes" in stores and container != "npz":
+        raise UsageError("--store codes writes an .npz", remedy="End the output in .npz")
+    if "packed" in stores and container in ("npy", "npz"):
+        raise UsageError(
+            f"an .{container} holds no packed codes", remedy="Use --store dense, or write .safetensors"
         )
 
 
@@ -212,7 +239,7 @@ def _check_names(jobs: Sequence[Job], checkpoint: Checkpoint) -> None:
             if name in owner:
                 problems.append(
                     InputError(
-                        f"its part would be called like one of '{owner[name]}'",
+                        f"its part '{printable(name)}' would have the name of one of '{printable(owner[name])}'",
                         file=checkpoint.path,
                         tensor=job.spec.name,
                         remedy="Exclude one of them",
@@ -291,7 +318,7 @@ def _texts(
     return tuple(texts)
 
 
-def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe) -> tuple[str, ...]:
+def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint: Checkpoint) -> tuple[str, ...]:
     """What the user should know before running."""
     notes = []
     encoders = [(job.spec, job.encoder) for job in jobs if job.encoder is not None]
@@ -301,8 +328,18 @@ def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe) -> tuple[s
             "int-quantized: loaders also quantize activations to 8 bits, token by token; "
             "--layout pack-quantized or --granularity group keeps activations as they are"
         )
+    if layouts - {None} and container == "folder" and checkpoint.source.config is None:
+        notes.append("without a config.json nothing tells loaders that weights are quantized; `restore` knows")
+    asymmetric = any(not getattr(encoder, "symmetric", True) for _, encoder in encoders)
+    if "pack-quantized" in layouts and asymmetric and container == "folder":
+        notes.append(
+            "asymmetric: transformers loads it with CompressedTensorsConfig(dequantize=True) only "
+            "(seen with 5.23 and compressed-tensors 0.20)"
+        )
     if None in layouts and container != "npz":
         notes.append("part of it is in this project's own layout, which only `compressor restore` reads")
     if recipe.stages and not any(job.steps for job in jobs):
         notes.append("no tensor was selected: the output equals the input")
+    if not recipe.stages and not checkpoint.compression:
+        notes.append("it stores no codes: the output's tensors are those of the input")
     return tuple(notes)

@@ -80,7 +80,7 @@ def _parse(record: dict[str, Any]) -> Record:
     encoders = [_encoder(method) for method in record.get("methods", [])]
     stored = []
     for name, (dtype, shape, index) in record.get("tensors", {}).items():
-        if dtype not in DTYPES or type(index) is not int or index < 0:
+        if dtype not in DTYPES or not DTYPES[dtype].compute or type(index) is not int or index < 0:
             raise ValueError(name)
         if len(shape) > 64 or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
             raise ValueError(name)

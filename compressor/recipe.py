@@ -6,13 +6,14 @@ the recipe. Text from the command line is converted by the type of the option it
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -31,7 +32,13 @@ from compressor.selection import matches, pattern
 from compressor.text import printable
 
 Store = Literal["auto", "dense", "packed", "codes"]
-_LIMIT = 1_000_000
+_LIMIT = 250_000  # bytes of a recipe
+_DOTS = 32  # in the keys of one line: the parser's memory grows with their square
+_NO_KEYS = re.compile(  # strings and comments of TOML, where dots are harmless
+    r""""{3}(?:[^"\\]|\\.|"(?!""))*+"{3}|'{3}(?:[^']|'(?!''))*+'{3}|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+'|\#[^\n]*+""",
+    re.DOTALL,
+)
+_POINT = re.compile(r"^\.(?=[0-9])")  # `.5`, which people write and TOML does not know
 _DEFAULT = {"prune": "magnitude", "distill": "blend", "quantize": "int"}  # where the options leave it open
 
 
@@ -74,7 +81,7 @@ class Recipe:
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
-    stage: list[dict[str, Any]]
+    stage: list[dict[str, Any]] = []
     name: str = ""
     description: str = ""
 
@@ -110,8 +117,9 @@ def make_method(verb: str, options: Mapping[str, Any], *, text: bool = False, wh
             values[name] = _convert(method, chosen, name, value, text)
         except UsageError as error:
             problems.append(UsageError(f"{where}{_key(name, where)}: {error.reason}", remedy=error.remedy))
+    unknown = not set(given) <= set(options_of(method))  # one of them may be a misspelt one that is required
     for name in required_options(method):
-        if name not in given:
+        if name not in given and not unknown:
             hint, declared = options_of(method)[name]
             problems.append(
                 UsageError(
@@ -129,7 +137,7 @@ def make_method(verb: str, options: Mapping[str, Any], *, text: bool = False, wh
 def _choose(verb: str, given: Mapping[str, Any], known: Mapping[str, type[Method]], where: str) -> str:
     selector = SELECTOR[verb]
     chosen = given.get(selector)
-    if chosen is None:
+    if selector not in given:
         fits = [name for name, method in known.items() if set(given) <= set(options_of(method))]
         ready = [name for name in fits if set(required_options(known[name])) <= set(given)]
         for pool in (ready, fits):
@@ -138,38 +146,41 @@ def _choose(verb: str, given: Mapping[str, Any], known: Mapping[str, type[Method
             if _DEFAULT[verb] in pool:
                 break
         return _DEFAULT[verb]
-    if chosen not in known:
+    if not isinstance(chosen, str) or chosen not in known:
         close = get_close_matches(str(chosen), known, 1)
         hint = f"Did you mean {close[0]}? " if close else ""
         raise UsageError(
-            f"{where}{_key(selector, where)}: there is no {verb} {selector} {printable(str(chosen), 40)!r}",
+            f"{where}{_key(selector, where)}: there is no {verb} {selector} '{printable(str(chosen), 40)}'",
             remedy=f"{hint}There are {', '.join(known)}",
         )
-    return str(chosen)
+    return chosen
 
 
 def _convert(method: type[Method], chosen: str, name: str, value: Any, text: bool) -> Any:
     options = options_of(method)
     if name not in options:
-        verb = method.verb
+        verb, selector = method.verb, SELECTOR[method.verb]
         owners = [other for other, cls in methods_of(verb).items() if name in options_of(cls)]
         if owners:
             raise UsageError(
-                f"is no option of {SELECTOR[verb]} {chosen}",
-                remedy=f"It belongs to {', '.join(owners)}: add --{SELECTOR[verb]}",
+                f"is no option of {selector} {chosen}",
+                remedy=f"Give {' or '.join(f'{selector} {owner}' for owner in owners)}, or leave it out",
             )
-        close = get_close_matches(name, [*options, *_STAGE_KEYS], 1)
+        known = {selector, *options, *_STAGE_KEYS} - {name}
+        close = get_close_matches(name, sorted(known), 1)
         raise UsageError("is not known", remedy=f"Did you mean {close[0]}?" if close else "")
     hint, declared = options[name]
     try:
         if text and (not isinstance(value, str) or not value.isascii() or len(value) > 100):
             raise msgspec.ValidationError
+        if text:
+            value = _POINT.sub("0.", value)
         # A TOML integer stands for a float, never the reverse
         found = msgspec.convert(value, hint, strict=not text)
         if isinstance(found, int | float) and not isinstance(found, bool) and not declared.holds(found):
             raise msgspec.ValidationError
     except (msgspec.ValidationError, OverflowError) as error:
-        raise UsageError(f"must be {describe(hint, declared)}, not {printable(str(value), 40)!r}") from error
+        raise UsageError(f"must be {describe(hint, declared)}, not '{printable(str(value), 40)}'") from error
     return found
 
 
@@ -201,7 +212,16 @@ def make_stage(
     for glob in (*include, *exclude, *(glob for glob, _ in rules)):
         pattern(glob)
     made = tuple(
-        (glob, make_method(verb, {**options, **changed}, text=text, where=where)) for glob, changed in rules
+        (
+            glob,
+            make_method(
+                verb,
+                _overridden(verb, options, changed),
+                text=text,
+                where=f"{where}rule[{number}]." if where else f"--set {printable(glob, 60)}: ",
+            ).within(method),
+        )
+        for number, (glob, changed) in enumerate(rules)
     )
     if method.partners and teacher is None:
         raise UsageError(f"{where}{SELECTOR[verb]} {method.id} needs a teacher", remedy="Give --teacher PATH")
@@ -210,6 +230,14 @@ def make_stage(
     if store != "auto" and not isinstance(method, Encoder):
         raise UsageError(f"{where}store has no meaning for {verb}: its result is dense")
     return Stage(method, include, exclude, made, store, teacher)
+
+
+def _overridden(verb: str, options: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's options with a rule's in their place; another method takes only those of them that it has."""
+    other = methods_of(verb).get(str(changed.get(SELECTOR[verb])))
+    if other is not None:
+        options = {key: value for key, value in options.items() if key in options_of(other)}
+    return {**options, **changed}
 
 
 def parse_stage(text: str, teacher: str | None = None) -> Stage:
@@ -222,7 +250,7 @@ def parse_stage(text: str, teacher: str | None = None) -> Stage:
         key, equals, value = item.partition("=")
         key = key.strip().replace("-", "_")
         if not equals or key in options:
-            raise UsageError(f"{where}expected key=value, each key once, got {printable(item, 40)!r}")
+            raise UsageError(f"{where}expected key=value, each key once, got '{printable(item, 40)}'")
         options[key] = value.strip()
     own = {key: options.pop(key) for key in ("include", "exclude", "store", "teacher") if key in options}
     keys = _stage_keys(
@@ -250,7 +278,7 @@ def load_recipe(name: str, teacher: str | None = None) -> Recipe:
         if name not in ready:
             close = get_close_matches(name, ready, 1)
             raise UsageError(
-                f"there is no recipe {printable(name, 60)!r}",
+                f"there is no recipe '{printable(name, 60)}'",
                 remedy=(f"Did you mean {close[0]}? " if close else "")
                 + "`compressor pipeline --list` shows the ready ones; a file ends in .toml",
             )
@@ -258,8 +286,9 @@ def load_recipe(name: str, teacher: str | None = None) -> Recipe:
     try:
         with path.open("rb") as file:
             raw = file.read(_LIMIT + 1)
-    except OSError as error:
-        raise UsageError(f"recipe {printable(name)}: cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UsageError(f"recipe {printable(name)}: cannot be read: {reason}") from error
     if len(raw) > _LIMIT:
         raise UsageError(f"recipe {printable(name)}: is larger than {_LIMIT} bytes")
     try:
@@ -271,6 +300,8 @@ def load_recipe(name: str, teacher: str | None = None) -> Recipe:
 
 def parse_recipe(text: str, where: str, teacher: str | None = None) -> Recipe:
     """A recipe from its TOML text; every error starts with `where` and the place in the file."""
+    if any(line.count(".") > _DOTS for line in _NO_KEYS.sub("", text).split("\n")):
+        raise UsageError(f"{where}: a line has keys of more than {_DOTS} dots")
     try:
         found = msgspec.convert(tomllib.loads(text), _File)
     except (tomllib.TOMLDecodeError, RecursionError, msgspec.ValidationError) as error:
@@ -311,9 +342,15 @@ def _stage(table: dict[str, Any], where: str, teacher: str | None) -> Stage:
 
 
 def _stage_keys(table: Mapping[str, Any], where: str) -> _StageKeys:
+    if "kind" not in table:
+        raise UsageError(f"{where}kind: is missing; give one of {', '.join(VERBS)}")
     try:
         return msgspec.convert(table, _StageKeys)
     except msgspec.ValidationError as error:
+        store = table.get("store", "auto")
+        if store not in get_args(Store):  # msgspec would not say which there are
+            choices, shown = ", ".join(get_args(Store)), printable(str(store), 40)
+            raise UsageError(f"{where}store: must be one of {choices}, not '{shown}'") from error
         raise UsageError(f"{where}{printable(_plain(error))}") from error
 
 
@@ -321,7 +358,7 @@ def _check_verb(verb: str, where: str) -> None:
     if verb not in VERBS:
         close = get_close_matches(verb, VERBS, 1)
         raise UsageError(
-            f"{where}kind: must be one of {', '.join(VERBS)}, not {printable(verb, 40)!r}",
+            f"{where}kind: must be one of {', '.join(VERBS)}, not '{printable(verb, 40)}'",
             remedy=f"Did you mean {close[0]}?" if close else "",
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from compressor.errors import GateFailed
@@ -23,18 +24,18 @@ class Report:
     changes: Sequence[Change] | None = None
     failures: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def rows(self) -> list[tuple[Job, Change | None]]:
         """The tensors that were treated, with their changes."""
         changes: Sequence[Change | None] = self.changes or [None] * len(self.plan.jobs)
         return [(job, change) for job, change in zip(self.plan.jobs, changes, strict=True) if job.steps]
 
-    @property
+    @cached_property
     def total(self) -> Change | None:
         """All treated tensors together; None for a dry run."""
         return None if self.changes is None else merged([change for _, change in self.rows if change])
 
-    @property
+    @cached_property
     def everything(self) -> Change | None:
         """All tensors together, those that were carried over included."""
         return None if self.changes is None else merged(self.changes)
@@ -59,7 +60,7 @@ class Report:
                 groups.setdefault("; ".join(dict.fromkeys(why.reason for why in job.kept)), []).append(job)
         return sorted(groups.items(), key=lambda item: -len(item[1]))
 
-    @property
+    @cached_property
     def warnings(self) -> list[str]:
         """What the methods have to say about what was measured, alike sentences gathered."""
         found: dict[str, list[str]] = {}

@@ -16,17 +16,19 @@ from functools import partial
 from typing import Any
 
 from compressor.checkpoint import Checkpoint, Rows, Tensor
-from compressor.cutting import BLOCK, Cut, cut_tensor, part_buffer, part_views
+from compressor.cutting import Cut, cut_tensor, part_buffer, part_views
 from compressor.engines.local import in_order
-from compressor.errors import InputError
+from compressor.errors import InputError, UsageError
 from compressor.files.sink import Sink
 from compressor.floats import narrow_exact, settle
+from compressor.joining import Joined, changes_by_rows, join
 from compressor.lazy import np
 from compressor.method import Block, Encoder, Method, Survey, Transform
-from compressor.metrics import Change, count_zeros, dot
+from compressor.metrics import Change, count_stored_zeros, count_zeros, dot
 from compressor.plan import Job, Plan
-from compressor.tensor import DTYPES, TensorSpec
-from compressor.workspace import Array, Workspace
+from compressor.scan import count_non_finite
+from compressor.tensor import DTYPES
+from compressor.workspace import Array, Borrowed, Workspace
 
 _BATCH = 1 << 19  # elements of small tensors that make one task
 
@@ -69,9 +71,10 @@ class Runner:
 
     # ---- cutting work into tasks -------------------------------------------------------------------
 
-    def _tasks(self, finish: deque[int]) -> Iterator[Callable[[], list[tuple[Job, Change, bool]]]]:
+    def _tasks(self, finish: deque[int]) -> Iterator[Callable[[], list[_Done]]]:
         """Chunks of large tensors, batches of small ones; files whose tensors are all written are synced
-        between them, while other tensors are computed."""
+        between them, while other tensors are computed. Small ones are treated here, by who hands out the
+        tasks: they are all interpreter, and two threads of that are slower than one."""
         batch: list[Job] = []
         held = 0
         for job in self.plan.jobs:
@@ -81,7 +84,7 @@ class Runner:
                 batch.append(job)
                 held += job.spec.size + 512
                 if held >= _BATCH:
-                    yield partial(self._small, batch)
+                    yield _ready(self._small(batch))
                     batch, held = [], 0
                 continue
             methods = self._methods(job, self._fold)
@@ -89,24 +92,42 @@ class Runner:
             for start, stop in cut.chunks:
                 yield partial(self._chunk, job, cut, methods, start, stop)
         if batch:
-            yield partial(self._small, batch)
+            yield _ready(self._small(batch))
 
-    def _finish(self, number: int) -> list[tuple[Job, Change, bool]]:
+    def _finish(self, number: int) -> list[_Done]:
         self.sink.finish_file(number)
         return []
 
-    def _small(self, jobs: Sequence[Job]) -> list[tuple[Job, Change, bool]]:
-        """Whole tensors, one after the other, surveys included."""
-        done = []
-        for job in jobs:
-            methods = self._methods(job, _fold_here)
-            cut = self._cut(job)
-            chunks = [self._chunk(job, cut, methods, start, stop)[0] for start, stop in cut.chunks]
-            total = Change()
-            for _, change, _ in chunks:
-                total.merge(change)
-            done.append((job, total, True))
+    def _small(self, jobs: Sequence[Job]) -> list[_Done]:
+        """Whole tensors, one after the other, surveys included; alike neighbours at once."""
+        done: list[_Done] = []
+        for item in join(jobs, self.plan, self.checkpoint):
+            if isinstance(item, Joined):
+                done += self._joined(item)
+            else:
+                done.append(self._one(item))
         return done
+
+    def _one(self, job: Job) -> _Done:
+        methods, cut, total = self._methods(job, _fold_here), self._cut(job), Change()
+        for start, stop in cut.chunks:
+            for _, change, _ in self._chunk(job, cut, methods, start, stop):
+                total.merge(change)
+        return job, total, True
+
+    def _joined(self, joined: Joined) -> list[_Done]:
+        """Neighbours as one; if something is wrong with one of them, each alone, so that it is named."""
+        job, cut = joined.job, self._cut(joined.job)
+        methods = [step.method for step in job.steps]
+        if any(method.survey([job.spec]) is not None for method in methods):
+            return [self._one(member) for member in joined.members]
+        try:
+            with self._workspace() as work:
+                ((block, after),) = self._treat(job, cut, methods, 0, cut.rows, work)
+                changes = changes_by_rows(block.values, after, np.array(joined.starts))
+        except (InputError, UsageError):
+            return [self._one(member) for member in joined.members]
+        return [(member, change, True) for member, change in zip(joined.members, changes, strict=True)]
 
     def _cut(self, job: Job) -> Cut:
         tensor = self.checkpoint.tensors[job.spec.name]
@@ -130,12 +151,20 @@ class Runner:
                     self.resolved[job.spec.name, number] = found or method
 
     def _survey_tasks(self, survey: Survey[Any], jobs: Sequence[Job], stage: int) -> Iterator[Callable[[], Any]]:
+        batch: list[_Piece] = []
+        held = 0
         for job in jobs:
-            if survey.wants(job.spec):
-                methods = self._methods(job, self._fold, before=stage)
-                cut = self._cut(job)
-                for start, stop in cut.chunks:
-                    yield partial(self._observe, survey, job, cut, methods, start, stop)
+            if not survey.wants(job.spec):
+                continue
+            methods, cut = self._methods(job, self._fold, before=stage), self._cut(job)
+            for start, stop in cut.chunks:
+                batch.append((job, cut, methods, start, stop))
+                held += (stop - start) * cut.columns
+                if held >= _BATCH:
+                    yield partial(self._observe, survey, batch)
+                    batch, held = [], 0
+        if batch:
+            yield partial(self._observe, survey, batch)
 
     def _methods(self, job: Job, fold: Fold, before: int | None = None) -> list[Method]:
         """The job's methods, knowing all they need, up to (not including) a stage."""
@@ -149,8 +178,9 @@ class Runner:
                 found = step.method.survey([job.spec])
                 while isinstance(found, Survey):
                     cut = self._cut(job)
+                    before_it = list(methods)
                     tasks = (
-                        partial(self._observe, found, job, cut, list(methods), start, stop)
+                        partial(self._observe, found, [(job, cut, before_it, start, stop)])
                         for start, stop in cut.chunks
                     )
                     found = found.conclude(fold(found, tasks))
@@ -166,28 +196,28 @@ class Runner:
             stats = survey.merge(stats, more)
         return stats
 
-    def _observe(
-        self, survey: Survey[Any], job: Job, cut: Cut, methods: Sequence[Method], start: int, stop: int
-    ) -> Any:
+    def _observe(self, survey: Survey[Any], pieces: Sequence[_Piece]) -> Any:
+        """The survey's statistics over some rows of some tensors."""
         stats = survey.start()
         with self._workspace() as work:
-            for block in self._blocks(job, cut, start, stop, work):
-                numbers = self._transform(job, methods, block)
-                stats = survey.observe(Block(numbers, block.start, job.spec, work, {}), stats)
+            for job, cut, methods, start, stop in pieces:
+                for block in self._blocks(job, cut, start, stop, work):
+                    numbers = self._transform(job, methods, block)
+                    stats = survey.observe(Block(numbers, block.start, job.spec, work, {}), stats)
         return stats
 
     # ---- the data ----------------------------------------------------------------------------------
 
-    def _chunk(
-        self, job: Job, cut: Cut, methods: Sequence[Method], start: int, stop: int
-    ) -> list[tuple[Job, Change, bool]]:
+    def _chunk(self, job: Job, cut: Cut, methods: Sequence[Method], start: int, stop: int) -> list[_Done]:
         """Read, treat, write and measure rows [start, stop) of a tensor."""
         tensor = self.checkpoint.tensors[job.spec.name]
         with self._workspace() as work:
             if not job.steps and tensor.encoder is None:
                 change = self._carry(job, tensor, cut, start, stop, work)
             else:
-                change = self._treat(job, cut, methods, start, stop, work)
+                change = Change()
+                for block, after in self._treat(job, cut, methods, start, stop, work):
+                    change.merge(self._measure(job, block, after))
         return [(job, change, stop == cut.rows)]
 
     def _carry(self, job: Job, tensor: Tensor, cut: Cut, start: int, stop: int, work: Workspace) -> Change:
@@ -201,7 +231,7 @@ class Runner:
         else:
             numbers = tensor.whole.read_rows(cut.columns, start, stop, work, "carry")
             self.sink.write(job.file, offset + start * cut.columns * numbers.itemsize, numbers)
-        zeros = _stored_zeros(numbers, job.spec, work)
+        zeros = count_stored_zeros(numbers, job.spec, work)
         size = (stop - start) * (8 if cut.bytes else 1) * cut.columns
         if cut.bytes:
             size //= DTYPES[job.spec.dtype].bits
@@ -209,43 +239,43 @@ class Runner:
 
     def _treat(
         self, job: Job, cut: Cut, methods: Sequence[Method], start: int, stop: int, work: Workspace
-    ) -> Change:
-        change = Change()
+    ) -> Iterator[tuple[_Read, Array]]:
+        """Each block with the numbers that the output will give back for it; the output is written at the end."""
         parts = {part.suffix: part_buffer(part, job, cut, start, stop, work) for part in job.parts}
         for block in self._blocks(job, cut, start, stop, work):
-            energy = block.energy
             rows = slice(block.start - start, block.start - start + len(block.values))
             if job.encoder is None:
                 result = self._transform(job, methods, block)
                 if _selects(methods):
                     narrow_exact(result, job.spec.dtype, parts[""][rows], work)
-                    after = result
+                    yield block, result
                 else:
-                    after = settle(result, job.spec.dtype, parts[""][rows], work)
-            else:
-                numbers = self._transform(job, methods[:-1], block)
-                result = work.array("run.restored", numbers.shape, numbers.dtype.str)
-                encoder = methods[-1]
-                assert isinstance(encoder, Encoder)  # noqa: S101 - the planner composed it
-                inner = Block(numbers, block.start, job.spec, work, {})
-                encoder.encode(inner, part_views(parts, job, rows), result)
-                stored = work.array("run.stored", result.shape, DTYPES[job.spec.dtype].storage)
-                after = settle(result, job.spec.dtype, stored, work)
-            difference = work.array("run.difference", after.shape, after.dtype.str)
-            with np.errstate(invalid="ignore", over="ignore"):
-                np.subtract(block.values, after, out=difference)
-            lost = dot(difference, difference)
-            if not np.isfinite(lost) and not np.isfinite(after).all():
-                raise InputError(
-                    f"its new values leave the range of {job.spec.dtype}",
-                    file=self.checkpoint.path,
-                    tensor=job.spec.name,
-                    remedy="Exclude it",
-                )
-            before = count_zeros(block.values, work)
-            change.merge(Change(after.size, before, count_zeros(after, work), energy, lost))
+                    yield block, settle(result, job.spec.dtype, parts[""][rows], work)
+                continue
+            numbers = self._transform(job, methods[:-1], block)
+            result = work.array("run.restored", numbers.shape, numbers.dtype.str)
+            encoder = methods[-1]
+            assert isinstance(encoder, Encoder)  # noqa: S101 - the planner composed it
+            inner = Block(numbers, block.start, job.spec, work, {})
+            encoder.encode(inner, part_views(parts, job, rows), result)
+            stored = work.array("run.stored", result.shape, DTYPES[job.spec.dtype].storage)
+            yield block, settle(result, job.spec.dtype, stored, work)
         self._write_parts(job, cut, parts, start, stop)
-        return change
+
+    def _measure(self, job: Job, block: _Read, after: Array) -> Change:
+        """What happened to one block; InputError when a new number is not finite."""
+        work = block.work
+        difference = work.array("run.difference", after.shape, after.dtype.str)
+        np.subtract(block.values, after, out=difference)
+        lost = dot(difference, difference)
+        if not np.isfinite(lost) and not np.isfinite(after).all():
+            raise InputError(
+                f"its new values leave the range of {job.spec.dtype}",
+                file=self.checkpoint.path,
+                tensor=job.spec.name,
+                remedy="Exclude it",
+            )
+        return Change(after.size, count_zeros(block.values, work), count_zeros(after, work), block.energy, lost)
 
     def _write_parts(self, job: Job, cut: Cut, parts: Mapping[str, Array], start: int, stop: int) -> None:
         offsets = self.plan.files[job.file].layout.offsets
@@ -320,11 +350,13 @@ class Runner:
             numbers = out
         return numbers
 
-    def _workspace(self) -> _Borrowed:
-        return _Borrowed(self.idle)
+    def _workspace(self) -> Borrowed:
+        return Borrowed(self.idle)
 
 
 Fold = Callable[[Survey[Any], Iterator[Callable[[], Any]]], Any]
+_Done = tuple[Job, Change, bool]  # a job, what happened to some of its rows, and whether they were the last
+_Piece = tuple[Job, Cut, Sequence[Method], int, int]  # rows of a job's tensor, and the methods before the survey
 
 
 def _fold_here(survey: Survey[Any], tasks: Iterator[Callable[[], Any]]) -> Any:
@@ -345,53 +377,11 @@ class _Read:
     work: Workspace
 
 
-class _Borrowed:
-    """A workspace taken from those that are idle, and given back. `deque` operations are atomic.
-
-    NumPy's warnings are off meanwhile: what is not finite is looked for, and refused by name.
-    """
-
-    def __init__(self, idle: deque[Workspace]) -> None:
-        self.idle = idle
-
-    def __enter__(self) -> Workspace:
-        self.quiet = np.errstate(all="ignore")
-        self.quiet.__enter__()
-        try:
-            self.work = self.idle.pop()
-        except IndexError:
-            self.work = Workspace()
-        return self.work
-
-    def __exit__(self, *_: object) -> None:
-        self.quiet.__exit__(None, None, None)
-        self.idle.append(self.work)
+def _ready(result: list[_Done]) -> Callable[[], list[_Done]]:
+    """A task that is done already."""
+    return lambda: result
 
 
 def _selects(methods: Sequence[Method]) -> bool:
     """Whether all results are numbers of the source (or zero), so that none needs rounding."""
     return all(isinstance(method, Transform) and method.selects for method in methods)
-
-
-def count_non_finite(tensor: Tensor) -> int:
-    """NaN and infinite values of a tensor, read on its own."""
-    rows, columns = tensor.spec.matrix
-    work, count = Workspace(), 0
-    step = max(BLOCK // max(columns, 1) // tensor.align, 1) * tensor.align
-    for start in range(0, rows, step):
-        stop = min(start + step, rows)
-        values = Rows(tensor, columns, start, stop, work, "scan").block(start, stop)
-        count += values.size - int(np.count_nonzero(np.isfinite(values)))
-    return count
-
-
-def _stored_zeros(numbers: Array, spec: TensorSpec, work: Workspace) -> int:
-    """Zeros among stored elements; floats of either sign, 0 for types that are never computed with."""
-    dtype = DTYPES[spec.dtype]
-    if spec.is_float and numbers.dtype.kind == "u":  # bit patterns: drop the sign
-        shifted = work.array("zeros", numbers.shape, numbers.dtype.str)
-        np.left_shift(numbers, 1, out=shifted)
-        return int(numbers.size - np.count_nonzero(shifted))
-    if spec.is_float:
-        return count_zeros(numbers, work)
-    return int(numbers.size - np.count_nonzero(numbers)) if numbers.dtype.kind in "iub" and dtype.storage else 0

@@ -127,14 +127,18 @@ def _compare_tasks(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[partial[Compa
 
 
 def _compare(one: Tensor, other: Tensor) -> Comparison:
+    with np.errstate(all="ignore"):  # what is not finite is looked for
+        return _compared(one, other)
+
+
+def _compared(one: Tensor, other: Tensor) -> Comparison:
     total = Comparison()
     work = Workspace()
     beside = _blocks(other, Workspace(), max(one.align, other.align))
     for a in _blocks(one, work, max(one.align, other.align)):
         b = next(beside)
         a, b = _numbers(a), _numbers(b)
-        with np.errstate(invalid="ignore", over="ignore"):
-            difference = np.subtract(a, b)
+        difference = np.subtract(a, b)
         wrong = ~np.isfinite(difference)
         if wrong.any():  # equal NaN or Inf on both sides are no loss; anything else is
             same = (a == b) | (np.isnan(a) & np.isnan(b))
@@ -167,8 +171,9 @@ def _moments(tensor: Tensor) -> Moments | None:
     if not DTYPES[tensor.spec.dtype].storage or tensor.spec.dtype == "C64":
         return None
     moments = Moments()
-    for block in _blocks(tensor, Workspace(), tensor.align):
-        moments.add(block)
+    with np.errstate(all="ignore"):
+        for block in _blocks(tensor, Workspace(), tensor.align):
+            moments.add(block)
     return moments
 
 
@@ -204,3 +209,9 @@ def non_finite_tensors(checkpoint: Checkpoint, plan: Plan, executor: Executor) -
         if moments is not None and moments.non_finite:
             held[name] = f"holds {moments.non_finite} NaN or infinite values (--non-finite keep)"
     return held
+
+
+def count_non_finite(tensor: Tensor) -> int:
+    """NaN and infinite values of a tensor, read on its own."""
+    blocks = _blocks(tensor, Workspace(), tensor.align)
+    return sum(block.size - int(np.count_nonzero(np.isfinite(block))) for block in blocks)

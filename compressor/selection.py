@@ -12,7 +12,9 @@ from compressor.errors import UsageError
 from compressor.tensor import TensorSpec
 from compressor.text import printable
 
-_EMBEDDING = re.compile(r"(^|\.)(embed[^.]*|[^.]*_embed(ding)?s?|wte|wpe|shared)\.([^.]+\.)?weight$")
+_EMBEDDING = re.compile(
+    r"(^|\.)(embed[^.]*|[^.]*_embed(ding)?s?|wte|wpe|relative_attention_bias)\.([^.]+\.)?weight$|(^|\.)shared\.weight$"
+)
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$|^output\.weight$")
 _ROUTER = re.compile(r"(^|\.)(gate|router|[^.]*_router|shared_expert_gate|router\.[^.]+)\.weight$")
 
@@ -34,7 +36,7 @@ def pattern(text: str) -> re.Pattern[str]:
     try:
         return re.compile(text[3:])
     except re.error as error:
-        raise UsageError(f"pattern {printable(text)!r} is not a regular expression: {error}") from error
+        raise UsageError(f"pattern '{printable(text)}' is not a regular expression: {error}") from error
 
 
 def matches(name: str, patterns: Iterable[str]) -> str | None:

@@ -32,6 +32,11 @@ def container_of(output: str, source: Source) -> Container:
     suffix = os.path.splitext(output.rstrip("/"))[1].lower()
     if suffix in _FILES and not output.endswith("/"):
         return _FILES[suffix]  # type: ignore[return-value]  # the values are Containers
+    if suffix in _FILES:
+        raise UsageError(
+            f"-o {printable(output)}: is a folder with the suffix of a file",
+            remedy="Drop the slash, or name the folder otherwise",
+        )
     close = get_close_matches(suffix, _FILES, 1, cutoff=0.75) if suffix else []
     if suffix in _OTHER or close or (suffix and source.kind != "folder" and not output.endswith("/")):
         raise UsageError(
@@ -43,8 +48,12 @@ def container_of(output: str, source: Source) -> Container:
 
 def check_apart(output: str, *inputs: str) -> None:
     """UsageError when the output is an input, lies inside one, or holds one: by any path, link or hard link."""
+    if "\0" in output:
+        raise UsageError(f"-o {printable(output)}: is not a file name")
     place = os.path.realpath(output)
     for path in inputs:
+        if "\0" in path:
+            continue  # opening it says so
         found = os.path.realpath(path)
         if place == found or _same(output, path):
             raise UsageError(f"-o {printable(output)}: is the input itself", remedy="Name another output")

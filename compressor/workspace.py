@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -39,3 +40,26 @@ class Workspace:
         view = held[:nbytes].view(kind).reshape(shape)
         self._views[asked] = view
         return view
+
+
+class Borrowed:
+    """A workspace taken from those that are `idle`, and given back. `deque` operations are atomic.
+
+    NumPy's warnings are off meanwhile: what is not finite is looked for, and refused by name.
+    """
+
+    def __init__(self, idle: deque[Workspace]) -> None:
+        self.idle = idle
+
+    def __enter__(self) -> Workspace:
+        self.quiet = np.errstate(all="ignore")
+        self.quiet.__enter__()
+        try:
+            self.work = self.idle.pop()
+        except IndexError:
+            self.work = Workspace()
+        return self.work
+
+    def __exit__(self, *_: object) -> None:
+        self.quiet.__exit__(None, None, None)
+        self.idle.append(self.work)

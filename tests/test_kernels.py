@@ -88,12 +88,14 @@ def test_narrowing_rounds_halves_to_even() -> None:
     assert out.view(ml_dtypes.bfloat16).astype(float).tolist() == [1.0, 1.015625, -1.0, np.inf]
 
 
+@np.errstate(all="ignore")
 @given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=50))
 def test_dot_equals_the_sum_in_double(values: list[float]) -> None:
     array = np.array(values, np.float32)
     assert dot(array, array) == pytest.approx(float(np.sum(array.astype(np.float64) ** 2)), rel=1e-5)
 
 
+@np.errstate(all="ignore")
 def test_dot_survives_the_ends_of_the_range() -> None:
     assert dot(np.full(3, 3e38, np.float32), np.full(3, 3e38, np.float32)) == pytest.approx(2.7e77)
     assert dot(np.full(2, 1e-40, np.float32), np.full(2, 1e-40, np.float32)) == pytest.approx(2e-80, rel=1e-3)

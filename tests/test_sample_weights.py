@@ -217,9 +217,7 @@ def fewer_classes(tensors: Tensors) -> None:
 
 
 @pytest.mark.parametrize("change", [rename, narrow_codes, beside, transpose, fewer_classes])
-def test_score_refuses_other_files_and_scores_the_rest(
-    tmp_path: Path, change: Callable[[Tensors], None]
-) -> None:
+def test_score_refuses_other_files_and_scores_the_rest(tmp_path: Path, change: Callable[[Tensors], None]) -> None:
     tensors = load_file(TEACHER)
     change(tensors)
     save_file(tensors, tmp_path / "other.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Sequence
 
 import click
@@ -21,6 +22,7 @@ _COMMANDS = {
     "compare": "Measure what B lost against A, worst first.",
     "restore": "Turn stored codes back into dense tensors.",
 }
+_LINES = 20  # of errors that are shown
 
 
 class LazyGroup(click.Group):
@@ -65,11 +67,21 @@ def run(args: Sequence[str]) -> int:
         say("error", error.format_message() + _see_help(error))
         return 2
     except CompressorError as error:
-        for problem in getattr(error, "problems", (error,)):
+        problems = getattr(error, "problems", (error,))
+        for problem in problems[:_LINES]:
             say("error", str(problem))
+        if len(problems) > _LINES:
+            say("error", f"and {len(problems) - _LINES} more")
         return error.exit_code
     except MemoryError:
         say("error", "out of memory; --workers 1 needs less")
+        return 4
+    except SystemExit as error:  # Click's way out when stdout is a closed pipe, or a shell asks for completions
+        return 4 if os.environ.get("_COMPRESSOR_COMPLETE") is None else int(error.code or 0)
+    except OSError as error:  # of Click's own printing; ours says more
+        if debug:
+            raise
+        say("error", f"input or output failed: {error.strerror or error}")
         return 4
     except Exception as error:
         if debug:

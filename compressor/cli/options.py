@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from typing import Any, get_args
 
@@ -12,7 +12,16 @@ import click
 
 from compressor.cli.streams import emit, say
 from compressor.errors import UsageError
-from compressor.method import SELECTOR, choices_of, describe, methods_of, options_of, required_options
+from compressor.method import (
+    SELECTOR,
+    Method,
+    Option,
+    choices_of,
+    describe,
+    methods_of,
+    options_of,
+    required_options,
+)
 from compressor.results import Gates, Report, ReportedGateFailed
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -124,7 +133,7 @@ selecting = chain(
         "--set",
         "rules",
         multiple=True,
-        metavar="GLOB:KEY=VALUE,…",
+        metavar="GLOB:KEY=VALUE,...",
         help="Other options for these tensors; first match wins.",
     ),
 )
@@ -144,7 +153,7 @@ def method_options(verb: str) -> Decorator:
     """
     known = methods_of(verb)
     selector = SELECTOR[verb]
-    fields: dict[str, list[tuple[str, Any, Any, bool]]] = {}
+    fields: dict[str, list[tuple[str, Any, Option, bool]]] = {}
     for name, method in known.items():
         for key, (hint, declared) in options_of(method).items():
             fields.setdefault(key, []).append((name, hint, declared, key in required_options(method)))
@@ -159,10 +168,8 @@ def method_options(verb: str) -> Decorator:
     for key, uses in fields.items():
         flag = "--" + key.replace("_", "-")
         _, hint, declared, _ = uses[0]
-        owners = ", ".join(name for name, *_ in uses)
-        defaults = {_default(known[name], key) for name, _, _, required in uses if not required}
-        default = f"; default {defaults.pop()}" if len(defaults) == 1 and None not in defaults else ""
-        text = f"{declared.help[0].upper()}{declared.help[1:]} [{owners}{default}]."
+        text = "; ".join(dict.fromkeys(option.help for _, _, option, _ in uses))
+        text = f"{text[0].upper()}{text[1:]} [{_owners(known, key, uses, declared)}]."
         if bool in (hint, *get_args(hint)):
             made.append(click.option(f"{flag}/--{declared.off or 'no-' + key}", key, default=None, help=text))
         else:
@@ -172,8 +179,17 @@ def method_options(verb: str) -> Decorator:
     return chain(*made)
 
 
-def _default(method: Any, key: str) -> Any:
-    return getattr(method, key, None)
+def _owners(
+    known: Mapping[str, type[Method]], key: str, uses: Sequence[tuple[str, Any, Option, bool]], declared: Option
+) -> str:
+    """The methods that an option belongs to, with its default in each: `int: 8; step: required`."""
+    said: dict[str, list[str]] = {}
+    for name, _, _, required in uses:
+        default = getattr(known[name], key, None)
+        if isinstance(default, bool):
+            default = key if default else declared.off or f"no-{key}"
+        said.setdefault("required" if required else "" if default is None else str(default), []).append(name)
+    return "; ".join(", ".join(names) + (f": {value}" if value else "") for value, names in said.items())
 
 
 def given(verb: str, values: dict[str, Any]) -> dict[str, Any]:

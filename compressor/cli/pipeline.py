@@ -28,7 +28,7 @@ def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     "--stage",
     "stages",
     multiple=True,
-    metavar="KIND:KEY=VALUE,…",
+    metavar="KIND:KEY=VALUE,...",
     help="A stage, such as prune:method=magnitude,sparsity=0.5; repeatable, in order.",
 )
 @click.option(

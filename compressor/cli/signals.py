@@ -1,7 +1,8 @@
 """SIGINT, SIGTERM and SIGHUP: remove what is half-written and leave at once with 128+N.
 
 Nothing is raised into the program, so there is no place where a signal could be swallowed or half-handled.
-While the finished output is being given its name, a signal comes too late and is ignored.
+Once the finished output is being given its name, a first signal comes too late and is ignored: what is left
+to do is to print the report. A second one cuts the report short; the exit code is still that of success.
 """
 
 from __future__ import annotations
@@ -11,20 +12,38 @@ import signal
 import sys
 from types import FrameType
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SHOW_CURSOR = b"\r\x1b[2K\x1b[?25h"  # a progress bar hides it, and clears its own line
+
+_stopping = False
+_ignored = 0
+
 
 def install() -> None:
     """Take over the signals, unless the caller has them ignored (as nohup does)."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _stop)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    atomic = sys.modules.get("compressor.files.atomic")  # not imported yet: nothing can be half-written
-    if atomic is not None and hasattr(atomic, "discard_all") and not atomic.discard_all():
+    global _stopping, _ignored
+    if _stopping:  # an earlier signal is removing things
         return
-    name = signal.Signals(number).name
+    _stopping = True
+    atomic = sys.modules.get("compressor.files.atomic")  # not imported yet: nothing can be half-written
+    if atomic is None or not hasattr(atomic, "discard_all") or atomic.discard_all():
+        _leave(128 + number, f"error: stopped by {signal.Signals(number).name}; nothing was written\n")
+    if _ignored and atomic is not None and atomic.is_published():
+        _leave(0, "warning: the report was cut short; the output is complete\n")
+    _ignored += 1
+    _stopping = False
+
+
+def _leave(code: int, line: str) -> None:
     try:
-        os.write(2, f"error: stopped by {name}; nothing was written\n".encode())
+        if "rich.progress" in sys.modules and os.isatty(2):
+            os.write(2, _SHOW_CURSOR)
+        os.write(2, line.encode())
     finally:
-        os._exit(128 + number)
+        os._exit(code)

@@ -4,19 +4,53 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TextIO
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
 
 from compressor.text import printable
 
 
+class _Lenient:
+    """stderr for as long as there is one: a terminal that goes away must not end the run that it watched."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._losses():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._losses():
+            self._stream.flush()
+
+    @contextmanager
+    def _losses(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError):  # ValueError: closed
+            silence(self._stream)
+
+
 def prepare_streams() -> None:
     """Make both streams accept any text, and exist."""
+    with suppress(OSError):
+        while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass  # a file of ours must never get the number of a stream that the caller closed
+        os.close(null)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by the caller
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - lives as long as we do
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = cast("TextIO", _Lenient(sys.stderr))
 
 
 def say(kind: str, text: str) -> None:
@@ -25,7 +59,7 @@ def say(kind: str, text: str) -> None:
     try:
         sys.stderr.write(f"{kind}: {line}\n")
         sys.stderr.flush()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: closed
         silence(sys.stderr)
 
 

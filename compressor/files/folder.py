@@ -2,6 +2,12 @@
 
 Shard names come from a stranger's index: each must be one plain component, and is never used as a path
 beyond the folder. The links of a Hugging Face cache are followed for reading.
+
+What is read: the index where there is one, also beside a `model.safetensors`, and only the shards that it
+names; index and shards must tell the same story, and `total_size` is not believed but counted again. Without
+an index `model.safetensors`; other safetensors files need one. What goes along unchanged: every other regular
+file, also in sub-folders; not the weights in other formats, which would be the uncompressed model once more,
+except inside the module folders of sentence-transformers (`2_Dense/model.safetensors`), which belong to it.
 """
 
 from __future__ import annotations
@@ -29,6 +35,8 @@ _OTHER_WEIGHTS = re.compile(
     r"|.*\.(bin|safetensors|h5|msgpack)\.index\.json$",
     re.IGNORECASE,
 )
+_MODULE = re.compile(r"\d+_\w+/")  # what sentence-transformers calls the folder of a further module
+_DEEPEST = 32  # folders in folders
 
 
 def open_folder(path: str) -> Source:
@@ -124,18 +132,20 @@ def _others(path: str, known: set[str]) -> tuple[dict[str, InputFile], dict[str,
     pending = [""]
     while pending:
         inside = pending.pop()
-        for entry in sorted(os.scandir(os.path.join(path, inside)), key=lambda entry: entry.name):
+        for entry in _listed(path, inside):
             name = f"{inside}{entry.name}"
             if name in known:
                 continue
-            if entry.is_dir(follow_symlinks=False):
+            if stat.S_ISDIR(_mode(entry, follow=False)):
                 if entry.name.startswith("."):
                     left[name] = "hidden folder"
+                elif inside.count("/") == _DEEPEST:
+                    raise InputError(f"has more than {_DEEPEST} folders inside one another", file=path)
                 else:
                     pending.append(f"{name}/")
-            elif _OTHER_WEIGHTS.match(entry.name):
+            elif _OTHER_WEIGHTS.match(entry.name) and not _MODULE.fullmatch(inside):
                 left[name] = "weights that the index does not name"
-            elif not _is_regular(entry):
+            elif not stat.S_ISREG(_mode(entry, follow=True)):
                 left[name] = "not a regular file"
             elif entry.name.startswith(".") and entry.name.endswith(".tmp"):
                 left[name] = "temporary file"
@@ -144,11 +154,19 @@ def _others(path: str, known: set[str]) -> tuple[dict[str, InputFile], dict[str,
     return carried, left
 
 
-def _is_regular(entry: os.DirEntry[str]) -> bool:
+def _listed(path: str, inside: str) -> list[os.DirEntry[str]]:
     try:
-        return stat.S_ISREG(entry.stat().st_mode)
-    except OSError:
-        return False
+        with os.scandir(os.path.join(path, inside)) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise InputError(f"cannot be listed: {error.strerror}", file=os.path.join(path, inside)) from error
+
+
+def _mode(entry: os.DirEntry[str], *, follow: bool) -> int:
+    try:
+        return entry.stat(follow_symlinks=follow).st_mode
+    except OSError:  # a link that leads nowhere, or in circles
+        return 0
 
 
 def _no_weights(path: str, names: list[str]) -> InputError:

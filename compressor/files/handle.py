@@ -30,11 +30,11 @@ class InputFile:
     def open(cls, path: str | os.PathLike[str]) -> InputFile:
         """Look at `path` (links are followed); InputError if it is missing, unreadable or not a regular file."""
         path = os.fspath(path)
-        fd = _open(path)
+        fd, info = _open(path)
         try:
-            info = os.fstat(fd)
-        finally:
             os.close(fd)
+        except OSError as error:
+            raise _unreadable(path, error) from error
         return cls(path, info.st_size, _identity(info))
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
@@ -43,21 +43,22 @@ class InputFile:
 
     def read_runs(self, runs: Iterable[tuple[memoryview, int]]) -> None:
         """Fill several buffers, each from its offset."""
-        fd = _open(self.path)
+        fd, info = _open(self.path)
         try:
-            if _identity(os.fstat(fd)) != self.identity:
-                raise self._changed()
-            for buffer, offset in runs:
-                done = 0
-                while done < len(buffer):
-                    got = os.preadv(fd, [buffer[done : done + _CHUNK]], offset + done)
-                    if got == 0:
-                        raise self._changed()
-                    done += got
+            try:
+                if _identity(info) != self.identity:
+                    raise self._changed()
+                for buffer, offset in runs:
+                    done = 0
+                    while done < len(buffer):
+                        got = os.preadv(fd, [buffer[done : done + _CHUNK]], offset + done)
+                        if got == 0:
+                            raise self._changed()
+                        done += got
+            finally:
+                os.close(fd)
         except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror}", file=self.path) from error
-        finally:
-            os.close(fd)
+            raise _unreadable(self.path, error) from error
 
     def read(self, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`. For headers and small files."""
@@ -78,13 +79,23 @@ def _identity(info: os.stat_result) -> tuple[int, ...]:
     return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
 
 
-def _open(path: str) -> int:
+def _open(path: str) -> tuple[int, os.stat_result]:
+    """A descriptor of a regular file, and what it is."""
     try:
         fd = os.open(path, _FLAGS)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InputError(f"cannot be opened: {reason}", file=path) from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        info = os.fstat(fd)
+    except OSError as error:
+        os.close(fd)
+        raise _unreadable(path, error) from error
+    if not stat.S_ISREG(info.st_mode):
         os.close(fd)
         raise InputError("is not a regular file", file=path)
-    return fd
+    return fd, info
+
+
+def _unreadable(path: str, error: OSError) -> InputError:
+    return InputError(f"cannot be read: {error.strerror}", file=path)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from threading import Lock
 
 from compressor.errors import InputError, OutputError
 from compressor.files import npy, npz, safetensors
-from compressor.files.atomic import Staging, reporting, sync_folder
+from compressor.files.atomic import Staging, failure, reporting, sync_folder
 from compressor.files.handle import InputFile
 from compressor.files.layout import FileLayout
 from compressor.workspace import Array
 
 _CHUNK = 8 << 20
+_IDLE = 8  # descriptors kept open between writes; a model may have more files than a process may open
 
 
 class Sink:
@@ -26,11 +29,12 @@ class Sink:
         self.target, self.container, self.layouts = target, container, layouts
         self.staging = Staging(target, folder=container == "folder", replace=replace)
         self.folders: set[str] = set()
+        self.idle: list[tuple[str, int]] = []
+        self.lock = Lock()
         try:
             for name, layout in layouts:
-                with self._open(name) as fd:
-                    for offset, piece in layout.pieces:
-                        _write(fd, memoryview(piece), offset)
+                for offset, piece in layout.pieces:
+                    self._write(name, memoryview(piece), offset)
         except BaseException:
             self.discard()
             raise
@@ -41,20 +45,20 @@ class Sink:
 
     def write(self, file: int, offset: int, data: Array) -> None:
         """Write an array's bytes (C-ordered) at a planned offset of a container file."""
-        with self._open(self.layouts[file][0]) as fd:
-            _write(fd, data.reshape(-1).view("|u1").data, offset)
+        self._write(self.layouts[file][0], data.reshape(-1).view("|u1").data, offset)
 
     def finish_file(self, file: int) -> None:
         """Sync a container file whose tensors are all written, and read its header back."""
         name, layout = self.layouts[file]
+        with reporting(self.target):
+            self._close(name)
         with self._open(name) as fd:
             if self.container == "npz":
                 npz.seal(fd, layout)
             os.fsync(fd)
-            if os.fstat(fd).st_size != layout.size:
-                raise OutputError(
-                    f"{os.fstat(fd).st_size} bytes were written, {layout.size} planned", file=self.target
-                )
+            size = os.fstat(fd).st_size
+            if size != layout.size:
+                raise OutputError(f"{size} bytes were written, {layout.size} planned", file=self.target)
         readers = {
             "npy": npy.read_header,
             "safetensors": safetensors.read_header,
@@ -82,7 +86,9 @@ class Sink:
         if inside and inside not in self.folders:
             with reporting(self.target):
                 os.makedirs(self.path(inside), exist_ok=True)
-            self.folders.add(inside)
+            while inside:
+                self.folders.add(inside)
+                inside = os.path.dirname(inside)
         with self._open(name) as fd:
             for offset in range(0, source.size, _CHUNK):
                 _write(fd, memoryview(source.read(offset, min(_CHUNK, source.size - offset))), offset)
@@ -91,19 +97,55 @@ class Sink:
     def publish(self) -> None:
         """Give the finished output its name."""
         with reporting(self.target):
-            for inside in sorted(self.folders):
+            self._close(None)
+            for inside in sorted(self.folders, reverse=True):
                 sync_folder(self.path(inside))
         self.staging.publish()
 
     def discard(self) -> None:
         """Leave nothing behind."""
         self.staging.discard()
+        with suppress(OSError):
+            self._close(None)
+
+    def _write(self, name: str, data: memoryview, offset: int) -> None:
+        """Write through an idle descriptor of the file, or a new one, which is idle afterwards."""
+        try:
+            with self.lock:
+                at = next((at for at, (held, _) in enumerate(self.idle) if held == name), None)
+                fd = None if at is None else self.idle.pop(at)[1]
+            fd = self._new(name) if fd is None else fd
+            try:
+                _write(fd, data, offset)
+            except BaseException:
+                os.close(fd)
+                raise
+            with self.lock:
+                self.idle.append((name, fd))
+                fd = self.idle.pop(0)[1] if len(self.idle) > _IDLE else None
+            if fd is not None:
+                os.close(fd)
+        except OSError as error:
+            raise failure(self.target, error) from error
+
+    def _close(self, name: str | None) -> None:
+        """Close the idle descriptors of a file, or of all files. OSError when one cannot be."""
+        with self.lock:
+            closing = [fd for held, fd in self.idle if name in (held, None)]
+            self.idle = [(held, fd) for held, fd in self.idle if name not in (held, None)]
+        problems = []
+        for fd in closing:
+            try:
+                os.close(fd)
+            except OSError as error:
+                problems.append(error)
+        if problems:
+            raise problems[0]
 
     @contextmanager
     def _open(self, name: str) -> Iterator[int]:
-        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if self.staging.folder else 0)
         with reporting(self.target):
-            fd = os.open(self.path(name), flags, 0o666)
+            fd = self._new(name)
             try:
                 yield fd
             except BaseException:
@@ -111,8 +153,14 @@ class Sink:
                 raise
             os.close(fd)
 
+    def _new(self, name: str) -> int:
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if self.staging.folder else 0)
+        return os.open(self.path(name), flags, 0o666)
+
 
 def _write(fd: int, data: memoryview, offset: int) -> None:
     while data:
         done = os.pwrite(fd, data, offset)
+        if not done:
+            raise OSError(errno.EIO, "nothing more is taken")
         data, offset = data[done:], offset + done

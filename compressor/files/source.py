@@ -18,6 +18,7 @@ from compressor.files.handle import InputFile
 from compressor.files.layout import Header, Placed
 from compressor.lazy import np
 from compressor.tensor import DTYPES, TensorSpec
+from compressor.text import printable
 from compressor.workspace import Array, Workspace
 
 
@@ -104,11 +105,14 @@ class Source:
         """Bytes of the container files, headers included."""
         return sum(part.file.size for part in self.files)
 
+    @property
+    def opened(self) -> tuple[InputFile, ...]:
+        """Every file that is read, wherever links in the folder lead."""
+        return (*(part.file for part in self.files), *self.carried.values())
+
     def check_unchanged(self) -> None:
         """InputError if any file was changed since it was opened."""
-        for part in self.files:
-            part.file.check_unchanged()
-        for file in self.carried.values():
+        for file in self.opened:
             file.check_unchanged()
 
 
@@ -129,7 +133,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     readers = {".npy": npy.read_header, ".npz": npz.read_header, ".safetensors": safetensors.read_header}
     if suffix not in readers:
         raise InputError(
-            f"is not a container that is read here ({suffix or 'no suffix'})",
+            f"is not a container that is read here ({printable(suffix, 40) or 'no suffix'})",
             file=path,
             remedy="Give a .npy, a .safetensors, or a folder with model.safetensors",
         )

@@ -1,30 +1,40 @@
-"""JSON from strangers: UTF-8 without guessing, no duplicate keys, no NaN, bounded size and depth."""
+"""JSON from strangers: UTF-8 without guessing, no duplicate keys, no NaN, bounded depth and memory."""
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from compressor.errors import InputError
 from compressor.files.handle import InputFile
 
-_LIMIT = 100_000_000
+_LIMIT = 24_000_000  # bytes of a file; the index of a model of 10^12 weights has 13 million
+_BUDGET = 230_000_000  # bytes of memory for the parsed object
+# what json makes of each: an empty container, an item's place, a string's object
+_COSTS = {b"[": 80, b"{": 80, b",": 80, b'"': 60}
+
+_HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_object(file: InputFile) -> dict[str, Any]:
     """The JSON object that a file holds; InputError when it is anything else."""
     if file.size > _LIMIT:
-        raise InputError(f"is larger than {_LIMIT} bytes", file=file.path)
+        raise InputError(f"has {file.size} bytes; the limit is {_LIMIT}", file=file.path)
     return parse_object(file.read(0, file.size), file.path)
 
 
 def parse_object(raw: bytes, path: str) -> dict[str, Any]:
     """Parse bytes as one strict JSON object; `path` is for the message."""
     try:
-        found = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
+        text = raw.decode("utf-8")
+        if sum(raw.count(sign) * cost for sign, cost in _COSTS.items()) > _BUDGET:
+            raise ValueError("it has too many items")
+        found = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
         if not isinstance(found, dict):
             raise ValueError("not an object")
-        json.dumps(found, ensure_ascii=False).encode("utf-8")  # lone surrogates
+        if _HALF_PAIR.search(raw):
+            json.dumps(found, ensure_ascii=False).encode("utf-8")  # lone surrogates
     except UnicodeError as error:
         raise InputError("is not valid UTF-8 JSON", file=path) from error
     except (ValueError, RecursionError, MemoryError) as error:
@@ -34,7 +44,7 @@ def parse_object(raw: bytes, path: str) -> dict[str, Any]:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0][:200].encode("unicode_escape").decode("ascii")
+    return str(error).partition("\n")[0][:200].encode("unicode_escape").decode("ascii") or "out of memory"
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

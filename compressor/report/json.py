@@ -14,6 +14,7 @@ from compressor.plan import Job
 from compressor.results import ComparisonReport, InspectReport, Report
 
 SCHEMA = 1
+_LONG = 1000  # characters of a metadata value that are shown
 
 
 def render(
@@ -27,7 +28,8 @@ def render(
     else:
         content = _inspection(report)
     head = {"schema": SCHEMA, "tool": f"compressor {__version__}"}
-    return json.dumps(_finite({**head, **content}), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
+    text = json.dumps(_finite({**head, **content}), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
+    return text.replace("\x7f", "\\u007f")  # the one control character that ASCII JSON leaves as it is
 
 
 def _report(report: Report, quiet: bool) -> dict[str, Any]:
@@ -126,7 +128,7 @@ def _inspection(report: InspectReport) -> dict[str, Any]:
         "kind": report.kind,
         "size": report.size,
         "compression": report.compression,
-        "metadata": report.metadata,
+        "metadata": {key: _shortened(value) for key, value in report.metadata.items()},
         "left": report.left,
         "tensors": [_row(tensor, moments) for tensor, moments in report.rows],
     }
@@ -154,6 +156,11 @@ def _row(tensor: Tensor, moments: Moments | None) -> dict[str, Any]:
             "std": moments.deviation,
         }
     return row
+
+
+def _shortened(text: str) -> str:
+    """Metadata may be megabytes: a report shows how it begins."""
+    return text if len(text) <= _LONG else f"{text[:_LONG]}… ({len(text)} characters)"
 
 
 def _finite(value: Any) -> Any:

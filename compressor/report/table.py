@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isinf
 
-from rich.box import SIMPLE_HEAD
+from rich.box import SIMPLE, SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -26,6 +27,7 @@ from compressor.results import ComparisonReport, InspectReport, Report
 from compressor.text import printable, size_text
 
 _MANY = 60  # rows that are shown without being asked for more
+_GAP = 3  # characters between two columns
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Page:
         terminal = sys.stdout.isatty()
         self.width = _terminal_width() if terminal else 4000
         plain = not (sys.stdout.encoding or "ascii").lower().startswith("utf")
-        self.arrow, self.times = ("->", "x") if plain else ("→", "×")
+        self.arrow, self.times, self.more = ("->", "x", "...") if plain else ("→", "×", "…")
         # both sizes: without a height rich asks the terminal and falls back to 80 columns
         self.console = Console(
             file=_Encoded(sys.stdout.encoding or "ascii"),
@@ -85,8 +87,9 @@ class Page:
         self, columns: Sequence[Column], rows: Sequence[Sequence[str]], footer: Sequence[str] | None = None
     ) -> None:
         """The first column holds foreign names and folds; the others never wrap."""
-        shown = self._fitting(columns, [*rows, *([footer] if footer else [])])
-        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, show_footer=footer is not None)
+        shown, names = self._fitting(columns, [*rows, *([footer] if footer else [])])
+        box = SIMPLE if footer else SIMPLE_HEAD  # with a rule above the footer, or without
+        table = Table(box=box, show_edge=False, pad_edge=False, show_footer=footer is not None)
         for number in shown:
             column = columns[number]
             table.add_column(
@@ -98,22 +101,41 @@ class Page:
                 footer_style="bold",
             )
         for row in rows:
-            table.add_row(*(Text(row[number]) for number in shown))
+            table.add_row(Text(_folded(row[0], names)), *(Text(row[number]) for number in shown[1:]))
         self.console.print(table)
 
-    def _fitting(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[int]:
-        widths = [max(len(column.title), *(len(row[n]) for row in rows), 0) for n, column in enumerate(columns)]
+    def _fitting(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> tuple[list[int], int]:
+        """The columns that are shown, and the width that is left for names."""
+        widths = [
+            max((cell_len(text) for text in (column.title, *(row[n] for row in rows))), default=0)
+            for n, column in enumerate(columns)
+        ]
         shown = list(range(len(columns)))
         name = min(widths[0], max(24, self.width // 3))
-        while len(shown) > 2 and name + sum(widths[n] + 2 for n in shown[1:]) > self.width:
+        while len(shown) > 2 and name + sum(widths[n] + _GAP for n in shown[1:]) > self.width:
             shown.remove(min(shown[1:], key=lambda n: columns[n].keep))
-        return shown
+        return shown, max(self.width - sum(widths[n] + _GAP for n in shown[1:]), 8)
 
     def text(self) -> str:
         found = self.console.file
         assert isinstance(found, _Encoded)  # noqa: S101 - set above
         lines = found.getvalue().splitlines()
-        return "\n".join(line.rstrip() for line in lines) + "\n"
+        return "\n".join(line.rstrip() for line in lines).replace("…", self.more) + "\n"
+
+
+def _folded(name: str, width: int) -> str:
+    """A name in lines of at most `width` characters, cut after a dot where that leaves no line half empty."""
+    lines = []
+    while len(name) > width:
+        at = name.rfind(".", width // 2, width) + 1 or width
+        lines.append(name[:at])
+        name = name[at:]
+    return "\n".join([*lines, name])
+
+
+def _shown(name: str) -> str:
+    """A tensor's name as a cell; a name of no characters is shown too."""
+    return printable(name, 100) or "''"
 
 
 class _Encoded(io.StringIO):
@@ -161,13 +183,14 @@ def _report(page: Page, report: Report, top: int | None, quiet: bool) -> None:
         page.line()
     for reason, jobs in report.kept:
         size = size_text(sum(job.size_after for job in jobs))
-        names = ", ".join(printable(job.spec.name, 60) for job in jobs[:2]) + (", …" if len(jobs) > 2 else "")
-        page.line(f"kept {len(jobs)} ({size}): {reason}: {names}".replace("…", "..." if page.times == "x" else "…"))
+        page.line(f"kept {len(jobs)} ({size}): {reason}: {_names(page, jobs)}")
+    for reason, jobs in _partly(plan.jobs):
+        page.line(f"left out of a stage {len(jobs)}: {reason}: {_names(page, jobs)}")
     for name, reason in plan.left:
         page.line(f"left behind: {printable(name, 60)}: {reason}")
     for note in plan.notes:
         page.line(f"note: {note}")
-    verb = "would write" if report.changes is None else "not written" if report.failures else "wrote"
+    verb = "not written" if report.failures else "would write" if report.changes is None else "wrote"
     page.line(
         f"{verb} {printable(report.output)}: {size_text(plan.size_before)} {page.arrow} "
         f"{size_text(plan.size_after)}, {_ratio(page, report.ratio)}{_overall(page, report)}",
@@ -179,6 +202,19 @@ def _ratio(page: Page, ratio: float) -> str:
     if abs(ratio - 1) < 0.005:
         return "same size"
     return f"{ratio:.3g}{page.times} smaller" if ratio > 1 else f"{1 / ratio:.3g}{page.times} larger"
+
+
+def _names(page: Page, jobs: Sequence[Job]) -> str:
+    return ", ".join(printable(job.spec.name, 60) for job in jobs[:2]) + (f", {page.more}" if len(jobs) > 2 else "")
+
+
+def _partly(jobs: Sequence[Job]) -> list[tuple[str, list[Job]]]:
+    """Tensors that some stages treated and others left alone, by the reason of those."""
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        for reason in dict.fromkeys(why.reason for why in job.kept if job.steps):
+            groups.setdefault(reason, []).append(job)
+    return list(groups.items())
 
 
 def _overall(page: Page, report: Report) -> str:
@@ -193,7 +229,7 @@ def _row(page: Page, job: Job, change: Change | None) -> list[str]:
     spec = job.spec
     bits = job.size_after * 8 / spec.size if spec.size else 0
     return [
-        printable(spec.name, 100),
+        _shown(spec.name),
         page.shape(spec.shape),
         page.pair(spec.dtype, job.dtype_after),
         page.pair(size_text(spec.nbytes), size_text(job.size_after)),
@@ -252,7 +288,7 @@ def _comparison(page: Page, report: ComparisonReport, top: int | None) -> None:
     rows = []
     for row in shown:
         found = row.measured
-        head = [printable(row.name, 100), page.shape(row.shape), page.pair(*row.dtypes)]
+        head = [_shown(row.name), page.shape(row.shape), page.pair(*row.dtypes)]
         if found is None:
             rows.append([*head, "", "", "", "", row.problem])
             continue
@@ -303,14 +339,15 @@ def _inspection(page: Page, report: InspectReport, top: int | None) -> None:
     for tensor, moments in rows:
         if moments is not None and moments.non_finite:
             page.line(
-                f"{printable(tensor.spec.name, 100)} holds {moments.non_finite} NaN or infinite values",
+                f"{_shown(tensor.spec.name)} holds {moments.non_finite} NaN or infinite values",
                 style="bold",
             )
     page.line()
     said = f", {report.compression}" if report.compression else ""
     weights = sum(tensor.spec.size for tensor, _ in rows)
     page.line(
-        f"{printable(report.path)}: {report.kind}{said}, {len(rows)} tensors, {weights:,} elements, "
+        f"{printable(report.path)}: {report.kind}{said}, {len(rows)} tensor{'s' * (len(rows) != 1)}, "
+        f"{weights:,} elements, "
         f"{size_text(report.size)}",
         style="bold",
     )
@@ -320,7 +357,7 @@ def _inspected(page: Page, tensor: Tensor, moments: Moments | None, with_stats: 
     stored = getattr(tensor.encoder, "id", "")
     bits = getattr(tensor.encoder, "bits", "") if stored == "int" else ""
     row = [
-        printable(tensor.spec.name, 100),
+        _shown(tensor.spec.name),
         page.shape(tensor.spec.shape),
         f"{tensor.spec.dtype} as {stored}{bits}" if stored else tensor.spec.dtype,
         size_text(tensor.nbytes),

@@ -3,7 +3,7 @@
     W' = (1 − α)·W + α·T
 
 α = 0 keeps the student, α = 1 gives the teacher. Stored: the same dtype and shape; each weight lies between
-the two it was made from.
+the two it was made from. A zero of the student takes the teacher's share, so pruning comes after, not before.
 """
 
 from __future__ import annotations
@@ -24,15 +24,24 @@ class Blend(Transform):
     id: ClassVar[str] = "blend"
     elementwise: ClassVar[bool] = True
     partners: ClassVar[tuple[str, ...]] = ("teacher",)
+    keeps_zeros: ClassVar[bool] = False
 
     alpha: float = option(0.5, help="share of the teacher", low=0, high=1)
 
     def apply(self, block: Block, out: Array) -> None:
+        teacher = block.work.array("blend.teacher", out.shape, out.dtype.str)
+        with np.errstate(over="ignore"):  # a float64 teacher may be too large for a float32 student: infinite
+            np.copyto(teacher, block.partners["teacher"], casting="same_kind")
         # Two products, not W + α(T − W): the difference of two large numbers could overflow.
-        np.multiply(block.partners["teacher"], out.dtype.type(self.alpha), out=out, casting="same_kind")
+        np.multiply(teacher, out.dtype.type(self.alpha), out=out)
         own = block.work.array("blend.own", out.shape, out.dtype.str)
         np.multiply(block.values, out.dtype.type(1 - self.alpha), out=own)
         np.add(out, own, out=out)
+        # Rounding could step over either end.
+        np.minimum(block.values, teacher, out=own)
+        np.maximum(out, own, out=out)
+        np.maximum(block.values, teacher, out=own)
+        np.minimum(out, own, out=out)
 
 
 METHOD = Blend

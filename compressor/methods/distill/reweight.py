@@ -29,13 +29,19 @@ class Reweight(Transform):
     partners: ClassVar[tuple[str, ...]] = ("teacher",)
 
     def apply(self, block: Block, out: Array) -> None:
-        """Raises InputError naming the row whose teacher sum is zero or whose result leaves the float range."""
+        """Raises InputError naming the row whose teacher sum is zero, or whose sum or result is too large."""
         teacher = block.partners["teacher"]
-        sums: Array = np.add.reduce(teacher, axis=1, keepdims=True, dtype=np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums: Array = np.add.reduce(teacher, axis=1, keepdims=True, dtype=np.float64)
         self._check(
             np.not_equal(sums, 0), block, "the teacher's row {row} sums to zero, so its shares are undefined"
         )
-        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        self._check(
+            np.isfinite(sums),
+            block,
+            "the sum of the teacher's row {row} leaves the range of floats, as its shares do",
+        )
+        with np.errstate(over="ignore"):
             shares = teacher / sums
             np.multiply(block.values, shares, out=out, casting="same_kind")
         self._check(

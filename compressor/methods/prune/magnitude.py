@@ -37,6 +37,7 @@ class Magnitude(Transform):
     verb: ClassVar[str] = "prune"
     id: ClassVar[str] = "magnitude"
     elementwise: ClassVar[bool] = True
+    selects: ClassVar[bool] = True
 
     sparsity: float = option(help="share of weights that become zero", low=0, high=1, open_high=True)
     scope: Literal["tensor", "global"] = option("tensor", help="each tensor alone, or all of them together")

@@ -25,6 +25,8 @@ class Threshold(Transform):
     verb: ClassVar[str] = "prune"
     id: ClassVar[str] = "threshold"
     elementwise: ClassVar[bool] = True
+    selects: ClassVar[bool] = True
+    nameless: ClassVar[bool] = True
 
     threshold: float = option(help="weights with a smaller magnitude become zero", low=0)
 
@@ -36,7 +38,8 @@ class Threshold(Transform):
 
     def _level(self, values: Array) -> float | np.floating:
         """θ in the type of the weights, rounded up: |w| < θ decides the same for every w of that type."""
-        level: np.floating = values.dtype.type(self.threshold)
+        with np.errstate(over="ignore"):  # beyond the type's range every weight goes: the level is infinite
+            level: np.floating = values.dtype.type(self.threshold)
         if float(level) < self.threshold:
             level = np.nextafter(level, values.dtype.type(np.inf))
         return level

@@ -69,8 +69,8 @@ class PackQuantized(CodeLayout):
         if self.symmetric:
             return found
         per_word = 32 // self.bits
-        if self.whole:
-            return (*found, Part("_zero_point", "I32", (1, 1), every=0))
+        if self.whole:  # compressed-tensors packs the zero points of channels and groups only
+            return (*found, Part("_zero_point", "I8", (1,), every=0))
         return (*found, Part("_zero_point", "I32", (-(-rows // per_word), scale_shape[1]), every=per_word))
 
     def store(
@@ -84,7 +84,12 @@ class PackQuantized(CodeLayout):
     ) -> None:
         bitstream.pack(codes, self.bits, _bytes(parts["_packed"]), work)
         self._store_scale(scale, parts, first)
-        if zero is not None and (first or not self.whole):
+        if zero is None:
+            return
+        if self.whole:
+            if first:
+                np.subtract(zero.reshape(1), self._half, out=parts["_zero_point"].view("|u1"))
+        else:
             words = parts["_zero_point"]
             packed = np.zeros((words.shape[1], words.shape[0] * 4), np.uint8)
             bitstream.pack(np.ascontiguousarray(zero.T), self.bits, packed, work)
@@ -94,10 +99,18 @@ class PackQuantized(CodeLayout):
         bitstream.unpack(_bytes(parts["_packed"]), self.bits, codes, work)
         if self.symmetric:
             return None
+        if self.whole:
+            point: Array = parts["_zero_point"].view("|u1") + self._half
+            return point.reshape(1, 1)
         words = np.ascontiguousarray(parts["_zero_point"].T)
-        zero = np.empty((words.shape[0], 1 if self.whole else len(codes)), np.uint8)
+        zero = np.empty((words.shape[0], len(codes)), np.uint8)
         bitstream.unpack(_bytes(words), self.bits, zero, work)
         return zero.T
+
+    @property
+    def _half(self) -> np.uint8:
+        """Between signed and unsigned zero points; bytes wrap around, as two's complement does."""
+        return np.uint8(1 << (self.bits - 1))
 
 
 @dataclass(frozen=True)

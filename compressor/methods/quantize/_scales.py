@@ -48,7 +48,8 @@ def asymmetric_scale(low: Array, high: Array, half: int) -> tuple[Array, Array, 
 def store_scale(scale: Array, reach: Array | int, dtype: str, weight_dtype: str) -> Array:
     """`scale` rounded to its stored `dtype` (storage type), so that reach · scale fits `weight_dtype`."""
     limit = largest(weight_dtype) / reach
-    wanted = np.where(scale > 0, np.clip(scale, smallest(dtype), limit), 1)
+    wanted = np.minimum(np.maximum(scale, smallest(dtype)), limit)
+    wanted[scale == 0] = 1
     stored = np.empty(scale.shape, DTYPES[dtype].storage)
     narrow(wanted.astype(DTYPES[dtype].compute), dtype, stored)
     above = widen(stored, dtype, Workspace()) > np.maximum(limit, 1)

@@ -11,7 +11,8 @@ A zero weight has code z and comes back as exactly zero.
 Stored, for `NAME` [rows, columns] (codes offset to unsigned, rows packed as little-endian bit streams):
 
 * `pack-quantized` (4, 8 bits): `NAME_packed` I32 [rows, ⌈columns·b/32⌉], `NAME_scale` [rows, groups] or [1],
-  `NAME_shape` I64 [2]; asymmetric: `NAME_zero_point` I32 [⌈rows·b/32⌉, groups], packed along the rows;
+  `NAME_shape` I64 [2]; asymmetric: `NAME_zero_point` I32 [⌈rows·b/32⌉, groups], packed along the rows
+  (I8 [1] by tensor);
 * `int-quantized` (8 bits, symmetric, by tensor or channel): `NAME` I8 [rows, columns], `NAME_scale` [rows, 1]
   or [1];
 * `compressor` (any): `NAME.codes` U8 [rows, ⌈columns·b/8⌉], `NAME.scale` [rows, groups] or [1]; asymmetric:
@@ -32,7 +33,7 @@ from typing import Any, ClassVar, Literal
 from compressor.errors import UsageError
 from compressor.floats import epsilon, smallest, widen
 from compressor.lazy import np
-from compressor.method import Block, Encoder, Part, Survey, option
+from compressor.method import Block, Encoder, Method, Part, Survey, option
 from compressor.methods.quantize import _layouts, _scales
 from compressor.tensor import TensorSpec
 from compressor.workspace import Array, Workspace
@@ -44,6 +45,7 @@ class Int(Encoder):
 
     verb: ClassVar[str] = "quantize"
     id: ClassVar[str] = "int"
+    nameless: ClassVar[bool] = True
 
     bits: int = option(8, help="bits of a code", low=2, high=8)
     symmetric: bool = option(True, help="codes centred on zero, or with a zero point", off="asymmetric")
@@ -67,8 +69,14 @@ class Int(Encoder):
         if self.layout == "int-quantized" and (self.bits != 8 or not self.symmetric or self.grain == "group"):
             raise UsageError("layout int-quantized holds symmetric 8-bit codes by tensor or channel only")
 
+    def within(self, stage: Method) -> Method:
+        """A rule that changes the bits alone keeps the stage's granularity."""
+        if self.granularity is not None or self.group_size is not None or not isinstance(stage, Int):
+            return self
+        return replace(self, granularity=stage.grain, group_size=stage.group_size)
+
     @property
-    def grain(self) -> str:
+    def grain(self) -> Literal["tensor", "channel", "group"]:
         """The granularity that holds when it was left unset."""
         if self.granularity is not None:
             return self.granularity

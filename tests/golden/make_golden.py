@@ -1,0 +1,121 @@
+"""Makes the golden files: small inputs, what every method makes of them today, and the values that come back.
+
+Run by hand, never by tests, when a method is added (existing files are kept) or when the bytes of one are meant
+to change (delete its files first): `python tests/golden/make_golden.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import archives  # noqa: E402
+import console  # noqa: E402
+from laws import numbers, store  # noqa: E402
+
+from compressor import __version__, api, provenance  # noqa: E402
+
+VERSION = "golden"  # in place of the version that outputs carry, so that a release changes no golden file
+
+
+def _ints(bits: int, dtype: str = "F32", **options: Any) -> tuple[str, str, dict[str, Any]]:
+    return "quantize", dtype, {"bits": bits, **options}
+
+
+REPORTS = ("table", "json")
+# Name of the output: verb, input, options.
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "prune-threshold-f32.safetensors": ("prune", "F32", {"threshold": 0.02}),
+    "prune-magnitude-f32.safetensors": ("prune", "F32", {"sparsity": 0.6}),
+    "prune-magnitude-global-f64.safetensors": ("prune", "F64", {"sparsity": 0.3, "scope": "global"}),
+    "distill-blend-bf16.safetensors": ("distill", "BF16", {"method": "blend", "alpha": 0.3}),
+    "distill-reweight-f32.safetensors": ("distill", "F32", {"method": "reweight"}),
+    "quantize-factor-f32.safetensors": ("quantize", "F32", {"factor": 64}),
+    "quantize-factor-codes8-f16.safetensors": ("quantize", "F16", {"factor": 50, "code_bits": 8}),
+    "quantize-step-bf16.safetensors": ("quantize", "BF16", {"scheme": "step", "bits": 2}),
+    "quantize-int-dense-f32.npy": _ints(4, granularity="channel"),
+    "quantize-int-codes-symmetric-f32.npz": _ints(8),
+    "quantize-int-codes-asymmetric-f32.npz": _ints(5, symmetric=False, group_size=8),
+    "quantize-int-int-quantized-channel-bf16.safetensors": _ints(8, "BF16"),
+    "quantize-int-int-quantized-tensor-f16.safetensors": _ints(8, "F16", granularity="tensor"),
+    "quantize-int-pack-quantized-4-group-bf16.safetensors": _ints(4, "BF16", group_size=8),
+    "quantize-int-pack-quantized-4-asymmetric-f32.safetensors": _ints(4, symmetric=False, group_size=8),
+    "quantize-int-pack-quantized-4-tensor-f32.safetensors": _ints(4, symmetric=False, granularity="tensor"),
+    "quantize-int-pack-quantized-8-group-f16.safetensors": _ints(8, "F16", group_size=16),
+    "quantize-int-pack-quantized-8-asymmetric-f64.safetensors": _ints(8, "F64", symmetric=False),
+    "quantize-int-pack-quantized-8-fp8.safetensors": _ints(8, "F8_E4M3", layout="pack-quantized"),
+    **{f"quantize-int-compressor-{bits}-f32.safetensors": _ints(bits, group_size=8) for bits in (2, 3, 5, 6, 7)},
+    **{
+        f"quantize-int-compressor-{bits}-asymmetric-bf16.safetensors": _ints(
+            bits, "BF16", symmetric=False, granularity=grain, layout="compressor"
+        )
+        for bits, grain in ((3, "tensor"), (4, "channel"), (8, "channel"))
+    },
+}
+
+
+def produce(name: str, folder: Path) -> Path:
+    """Make a case's output in a folder. The caller has put VERSION in the version's place."""
+    verb, dtype, options = CASES[name]
+    more = {"teacher": HERE / "input-teacher.safetensors"} if verb == "distill" else {}
+    source = HERE / ("input-f32.npy" if name.endswith((".npy", ".npz")) else f"input-{dtype.lower()}.safetensors")
+    getattr(api, verb)(source, folder / name, **options, **more)
+    return folder / name
+
+
+def restore(path: Path, folder: Path) -> np.ndarray:
+    """The values that an output comes back as, float64."""
+    api.restore(path, folder / "restored.safetensors")
+    ((dtype, shape, data),) = archives.read(folder / "restored.safetensors").values()
+    raw = np.frombuffer(data, np.dtype(store(0, dtype).dtype)).reshape(shape)
+    return numbers(raw, dtype).astype(np.float64)
+
+
+def report(style: str, folder: Path) -> str:
+    """What the command line prints of a small run, with short paths and without the version."""
+    values = {"a.bias": [1, 2], "a.weight": [[1, 2, 3, 4], [0, -1, 0.5, 8]], "lm_head.weight": [[1]]}
+    tensors = {name: ("F32", store(value, "F32")) for name, value in values.items()}
+    source = archives.write(folder / "in.safetensors", {**tensors, "steps": ("I64", np.array([7], "<i8"))})
+    stages = ["--stage", "prune:sparsity=0.25", "--stage", "quantize:bits=8"]
+    done = console.compressor("pipeline", source, "-o", folder / "out.safetensors", *stages, "--format", style)
+    return done.out.replace(f"{folder}/", "").replace(f"compressor {__version__}", "compressor")
+
+
+def inputs() -> None:
+    """A matrix with zeros of both signs, a row of zeros, ties and an outlier, in every dtype; and a teacher."""
+    random = np.random.default_rng(20)
+    values = random.standard_normal((9, 16)) * 0.05
+    values[random.random((9, 16)) < 0.2] = 0
+    values[2], values[4, 3], values[5, :4], values[6, 9] = 0, -0.0, 0.03, 1.5
+    for dtype in ("F64", "F32", "F16", "BF16", "F8_E4M3"):
+        archives.write(HERE / f"input-{dtype.lower()}.safetensors", {"layer.weight": (dtype, store(values, dtype))})
+    np.save(HERE / "input-f32.npy", store(values, "F32"))
+    teacher = store(random.random((9, 16)) + 0.1, "F32")
+    archives.write(HERE / "input-teacher.safetensors", {"layer.weight": ("F32", teacher)})
+
+
+def main() -> None:
+    provenance.__version__ = VERSION
+    if not (HERE / "input-teacher.safetensors").exists():
+        inputs()
+    for name in CASES:
+        if not (HERE / name).exists():
+            path = produce(name, HERE)
+            np.save(HERE / f"{path.stem}.restored.npy", restore(path, HERE))
+            (HERE / "restored.safetensors").unlink()
+            print(name, path.stat().st_size)
+    for style in REPORTS:
+        if not (HERE / f"report.{style}").exists():
+            with TemporaryDirectory() as folder:
+                (HERE / f"report.{style}").write_text(report(style, Path(folder)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,350 @@
+"""The laws that every method obeys, and what is needed to run a method on an array without any file.
+
+A method is run as the engine runs it: surveys first, then block by block with one workspace, parts in buffers
+full of garbage. `OPTIONS` is the table of the option combinations under which the laws are tested; a method that
+is missing from it fails `test_laws.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import lcm
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from compressor.errors import CompressorError, InputError, UsageError
+from compressor.floats import largest, narrow, smallest, widen
+from compressor.method import VERBS, Block, Encoder, Method, Part, Survey, Transform, methods_of
+from compressor.tensor import DTYPES, TensorSpec
+from compressor.workspace import Workspace
+
+Array = npt.NDArray[Any]
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+
+OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
+    ("prune", "threshold"): ({"threshold": 0.01}, {"threshold": 0.0}, {"threshold": 1e300}),
+    ("prune", "magnitude"): (
+        {"sparsity": 0.0},
+        {"sparsity": 0.5},
+        {"sparsity": 0.9, "scope": "global"},
+        {"sparsity": 0.999},
+    ),
+    ("distill", "blend"): ({"alpha": 0.0}, {"alpha": 0.3}, {"alpha": 1.0}),
+    ("distill", "reweight"): ({},),
+    ("quantize", "factor"): ({"factor": 64}, {"factor": 3, "code_bits": 32}, {"factor": 10, "code_bits": 8}),
+    ("quantize", "step"): ({"bits": 1}, {"bits": 3}, {"bits": 32, "code_bits": 8}),
+    ("quantize", "int"): (
+        *({"bits": bits, "granularity": "channel", "layout": "compressor"} for bits in range(2, 9)),
+        *(
+            {"bits": bits, "symmetric": False, "granularity": "channel", "layout": "compressor"}
+            for bits in (2, 3, 8)
+        ),
+        *({"bits": bits, "symmetric": True, "granularity": "tensor"} for bits in (3, 4, 8)),
+        *({"bits": bits, "symmetric": False, "granularity": "tensor"} for bits in (4, 5, 8)),
+        *({"bits": bits, "symmetric": False, "granularity": "channel"} for bits in (4, 8)),
+        *({"bits": bits, "group_size": 8} for bits in (3, 4, 8)),
+        *({"bits": bits, "group_size": 8, "symmetric": False} for bits in (4, 6, 8)),
+        {"bits": 4, "granularity": "channel", "layout": "pack-quantized"},
+        {"bits": 8, "granularity": "channel", "layout": "int-quantized"},
+        {"bits": 8, "granularity": "channel", "layout": "plain"},
+        {"bits": 5, "symmetric": False, "group_size": 8, "layout": "plain"},
+    ),
+}
+# What may say no to an array: a code that does not fit, a sum that is zero, a result out of the dtype's range.
+MAY_REFUSE = {("quantize", "factor"), ("quantize", "step"), ("distill", "reweight")}
+
+
+def every_method() -> dict[tuple[str, str], type[Method]]:
+    """All methods that the package finds, by verb and id."""
+    return {(verb, name): method for verb in VERBS for name, method in methods_of(verb).items()}
+
+
+def combinations() -> Iterator[tuple[str, Method]]:
+    """Every method under every option combination of the table, with a name for the test."""
+    for key, method in every_method().items():
+        for given in OPTIONS.get(key, ()):
+            said = ",".join(f"{name}={value}" for name, value in given.items())
+            yield f"{key[0]}-{key[1]}-{said}", method(**given)
+
+
+# ---- arrays --------------------------------------------------------------------------------------------
+
+
+def store(values: npt.ArrayLike, dtype: str) -> Array:
+    """Numbers rounded to a dtype, as a file holds them."""
+    array = np.asarray(values, DTYPES[dtype].compute, order="C")
+    raw = np.empty(array.shape, DTYPES[dtype].storage)
+    narrow(array, dtype, raw)
+    return raw
+
+
+def numbers(raw: Array, dtype: str) -> Array:
+    """The numbers that stored elements stand for, in the type that methods compute in."""
+    return np.array(widen(np.asarray(raw, order="C"), dtype, Workspace()))
+
+
+def edges(dtype: str) -> dict[str, Array]:
+    """Stored arrays that methods have tripped over: extremes of the dtype in shapes of all kinds."""
+    top, tiny = largest(dtype), smallest(dtype)
+    random = np.random.default_rng(7)
+    usual = random.standard_normal((9, 16)) * 0.02
+    holes = np.where(random.random((9, 16)) < 0.5, 0, random.standard_normal((9, 16)))
+    holes[3], holes[:, 5] = 0, 0
+    outlier = usual.copy()
+    outlier[4, 7] = top
+    found: dict[str, Array] = {
+        "zeros": np.zeros((4, 16)),
+        "negative zeros": np.full((3, 8), -0.0),
+        "constant": np.full((5, 16), 0.1),
+        "negative constant": np.full((5, 16), -0.1),
+        "all largest": np.full((2, 8), top),
+        "both ends": np.tile([top, -top, 0, tiny], (9, 4)),
+        "lowest and tiny": np.tile([-top, tiny, -tiny, -0.0], (2, 2)),
+        "subnormals": tiny * random.integers(-3, 4, (8, 8)),
+        "one subnormal": np.where(np.arange(8) == 3, tiny, 0.0)[None, :],
+        "outlier": outlier,
+        "zeros among weights": holes,
+        "only positive": np.abs(usual) + 0.01,
+        "one element": np.full((1, 1), 0.3),
+        "one zero": np.zeros((1, 1)),
+        "wide": random.standard_normal((1, 384)),
+        "tall": random.standard_normal((65, 1)),
+        "odd columns": random.standard_normal((10, 13)),
+        "many rows": random.standard_normal((41, 8)),
+        "vector": random.standard_normal(24),
+        "scalar": np.array(0.7),
+        "three axes": random.standard_normal((5, 2, 8)),
+        "four axes": random.standard_normal((3, 2, 3, 5)),
+    }
+    return {name: store(values, dtype) for name, values in found.items()}
+
+
+# ---- running a method ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Outcome:
+    """What a method made of an array: `parts` (None of a transform), the numbers `restored` [rows, columns], and
+    `settled`, those numbers rounded to the tensor's dtype. `method` knows what its surveys found."""
+
+    asked: Method
+    method: Method
+    parts: dict[str, Array] | None
+    restored: Array
+    settled: Array
+
+
+def align_of(method: Method, spec: TensorSpec) -> int:
+    """Rows at whose multiples blocks may begin."""
+    return lcm(*(part.every or 1 for part in method.parts(spec))) if isinstance(method, Encoder) else 1
+
+
+def cut(rows: int, size: int, align: int = 1) -> list[tuple[int, int]]:
+    """Row ranges of about `size` rows."""
+    step = max(size // align, 1) * align
+    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def blocks(
+    spec: TensorSpec, matrix: Array, partners: Mapping[str, Array], ranges: list[tuple[int, int]], work: Workspace
+) -> Iterator[Block]:
+    for start, stop in ranges:
+        values = matrix[start:stop].copy()
+        values.setflags(write=False)
+        yield Block(values, start, spec, work, {role: other[start:stop] for role, other in partners.items()})
+
+
+def resolve(
+    method: Method,
+    spec: TensorSpec,
+    matrix: Array,
+    partners: Mapping[str, Array],
+    ranges: list[tuple[int, int]],
+    work: Workspace,
+) -> Method:
+    """The method with everything that its surveys find out."""
+    found: Any = method.survey([spec])
+    while isinstance(found, Survey):
+        stats = found.start()
+        for block in blocks(spec, matrix, partners, ranges, work):
+            stats = found.merge(stats, found.observe(block, found.start()))
+        found = found.conclude(stats)
+    return found or method
+
+
+def run(
+    method: Method,
+    spec: TensorSpec,
+    raw: Array,
+    *,
+    size: int = 1 << 30,
+    teacher: Array | None = None,
+    garbage: int = 0xA5,
+    flat: bool = False,
+    store_parts: bool = True,
+) -> Outcome:
+    """Run a method on a stored tensor in blocks of about `size` rows; `flat`: cut anywhere, as columns of one."""
+    work = Workspace()
+    matrix = numbers(raw, spec.dtype).reshape((-1, 1) if flat else spec.matrix)
+    partners = {}
+    if method.partners:
+        partners["teacher"] = (matrix if teacher is None else teacher).reshape(matrix.shape)
+    ranges = cut(len(matrix), size, align_of(method, spec))
+    asked, method = method, resolve(method, spec, matrix, partners, ranges, work)
+    restored = np.full(matrix.shape, np.nan, matrix.dtype)
+    parts = None
+    if isinstance(method, Encoder) and store_parts:
+        parts = {part.suffix: fresh(part, garbage) for part in method.parts(spec)}
+    for block in blocks(spec, matrix, partners, ranges, work):
+        rows = slice(block.start, block.start + len(block.values))
+        out = np.full(block.values.shape, np.nan, matrix.dtype)
+        if isinstance(method, Encoder):
+            views = None if parts is None else views_of(method, spec, parts, rows)
+            method.encode(block, views, out)
+        else:
+            assert isinstance(method, Transform)
+            method.apply(block, out)
+        restored[rows] = out
+    settled = numbers(store(restored, spec.dtype), spec.dtype)
+    return Outcome(asked, method, parts, restored, settled)
+
+
+def fresh(part: Part, garbage: int) -> Array:
+    """A part's buffer as the engine hands it out: whatever memory held before, fixed contents filled in."""
+    buffer = np.empty(part.shape, DTYPES[part.dtype].storage)
+    buffer.reshape(-1).view(np.uint8)[...] = garbage
+    if part.value is not None:
+        buffer[...] = np.reshape(part.value, part.shape)
+    return buffer
+
+
+def views_of(method: Encoder, spec: TensorSpec, parts: dict[str, Array], rows: slice) -> dict[str, Array]:
+    """The rows of each part that belong to a block; a part that is not cut is only the first block's to write."""
+    views = {}
+    for part in method.parts(spec):
+        buffer = parts[part.suffix]
+        if part.every == 0:
+            views[part.suffix] = buffer if rows.start == 0 else buffer.copy()
+        else:
+            matrix = buffer.reshape(TensorSpec("", part.dtype, part.shape).matrix)
+            views[part.suffix] = matrix[rows.start // part.every : -(-rows.stop // part.every)]
+    return views
+
+
+def decode(outcome: Outcome, spec: TensorSpec, size: int = 1 << 30) -> Array:
+    """Restore all rows from the parts, some at a time."""
+    method, parts, work = outcome.method, outcome.parts, Workspace()
+    assert isinstance(method, Encoder)
+    assert parts is not None
+    rows, columns = spec.matrix
+    found = np.full((rows, columns), np.nan, DTYPES[spec.dtype].compute)
+    for start, stop in cut(rows, size, align_of(method, spec)):
+        out = np.full((stop - start, columns), np.nan, found.dtype)
+        method.decode(views_of(method, spec, parts, slice(start, stop)), spec, out, start, work)
+        found[start:stop] = out
+    return found
+
+
+def same_bits(a: Array, b: Array) -> bool:
+    """Equal to the last bit, the signs of zeros included."""
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+# ---- the laws ------------------------------------------------------------------------------------------
+# Each is given what the method made of the whole array at once.
+
+
+def law_decoding_gives_what_encoding_promised(whole: Outcome, spec: TensorSpec, raw: Array) -> None:
+    if isinstance(whole.method, Encoder):
+        assert same_bits(decode(whole, spec), whole.restored)
+        assert same_bits(decode(whole, spec, 3), whole.restored)
+        unstored = run(whole.asked, spec, raw, store_parts=False)
+        assert same_bits(unstored.restored, whole.restored)
+
+
+def law_cuts_and_what_memory_held_do_not_matter(whole: Outcome, spec: TensorSpec, raw: Array) -> None:
+    for size in (3, 8):
+        pieces = run(whole.asked, spec, raw, size=size, garbage=0x5A)
+        assert same_bits(pieces.restored, whole.restored)
+        for suffix, content in (whole.parts or {}).items():
+            assert same_bits(content, (pieces.parts or {})[suffix]), suffix
+    if whole.method.elementwise:
+        flat = run(whole.asked, spec, raw, size=5 + spec.size // 4, flat=True, store_parts=False)
+        assert same_bits(flat.restored.reshape(whole.restored.shape), whole.restored)
+
+
+def law_the_same_again_gives_the_same(whole: Outcome, spec: TensorSpec, raw: Array) -> None:
+    again = run(whole.asked, spec, raw)
+    assert again.method == whole.method
+    assert same_bits(again.restored, whole.restored)
+
+
+def law_error_is_within_the_bound(whole: Outcome, spec: TensorSpec, raw: Array) -> None:
+    if isinstance(whole.method, Encoder) and np.isfinite(whole.settled).all():
+        weights = numbers(raw, spec.dtype).reshape(spec.matrix).astype(np.longdouble)
+        error = np.max(np.abs(whole.settled - weights))
+        bound = whole.method.bound(float(np.max(np.abs(weights))), spec)
+        assert error <= bound, f"error {error} above the bound {bound}"
+
+
+def law_zeros_stay_exactly_zero(whole: Outcome, spec: TensorSpec, raw: Array) -> None:
+    if getattr(whole.method, "keeps_zeros", True):
+        zero = numbers(raw, spec.dtype).reshape(spec.matrix) == 0
+        assert np.all(whole.restored[zero] == 0)
+        assert np.all(whole.settled[zero] == 0)
+
+
+def law_scales_are_positive_and_finite(whole: Outcome, spec: TensorSpec, raw: Array) -> None:
+    if isinstance(whole.method, Encoder):
+        declared = {part.suffix: part for part in whole.method.parts(spec)}
+        for suffix, content in (whole.parts or {}).items():
+            if suffix.endswith("scale"):
+                scales = numbers(content, declared[suffix].dtype)
+                assert np.all(np.isfinite(scales) & (scales > 0)), suffix
+
+
+def law_finite_in_finite_out(whole: Outcome, spec: TensorSpec, raw: Array) -> None:
+    if (whole.method.verb, whole.method.id) not in MAY_REFUSE:
+        assert np.isfinite(whole.restored).all()
+        assert np.isfinite(whole.settled).all()
+
+
+LAWS: tuple[Callable[[Outcome, TensorSpec, Array], None], ...] = tuple(
+    law for name, law in sorted(globals().items()) if name.startswith("law_")
+)
+
+
+def refusal(law: Callable[[], object]) -> CompressorError | None:
+    """What a call refuses, if it does."""
+    try:
+        law()
+    except CompressorError as error:
+        return error
+    return None
+
+
+def check_laws(method: Method, name: str, dtype: str, raw: Array) -> bool:
+    """All laws on one stored array; False where the method says no to it, by name and with a reason."""
+    spec = TensorSpec(name, dtype, raw.shape)
+    if isinstance(method, Encoder):
+        no = refusal(lambda: method.parts(spec))
+        if no is not None:
+            assert isinstance(no, UsageError)
+            assert no.remedy, "a refusal must say what to do instead"
+            return False
+    outcomes: list[Outcome] = []
+    no = refusal(lambda: outcomes.append(run(method, spec, raw)))
+    if no is not None:
+        assert (method.verb, method.id) in MAY_REFUSE, f"{name}: {no}"
+        assert isinstance(no, InputError)
+        assert no.tensor == name
+        return False
+    for law in LAWS:
+        try:
+            law(outcomes[0], spec, raw)
+        except AssertionError as error:
+            raise AssertionError(f"{method} breaks {law.__name__} on {name} in {dtype}: {error}") from error
+    return True
