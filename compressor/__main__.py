@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 
 from compressor.cli.signals import install
@@ -13,6 +14,8 @@ def main() -> None:
     install()  # before anything slow is imported: a signal must always end in one line and 128+N
     from compressor.cli.main import run
 
+    # One worker is one thread: BLAS, when it is loaded, must not start its own beside ours.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # The plan of a model is millions of objects that live to the end: no use in looking for garbage among them.
     gc.set_threshold(50_000, 20, 100)
     # Workers yield to each other where they compute and read; being interrupted costs more than it gives.

@@ -5,6 +5,7 @@ Each opens the inputs, plans, runs under an engine, and publishes the output onl
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -136,6 +137,7 @@ def run_recipe(
             return report
         if non_finite != "keep":
             executor = stack.enter_context(local(count))
+        importlib.import_module("numpy")  # if that cannot be, then before anything is written
         layouts = [(file.name, file.layout) for file in plan.files]
         sink = Sink(output, container, layouts, replace=force)
         try:

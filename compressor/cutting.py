@@ -5,7 +5,7 @@ The cuts depend on the job alone, never on the number of workers: every pass of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from compressor.checkpoint import Tensor
@@ -41,16 +41,16 @@ class Cut:
             yield start, min(start + self.chunk, self.rows)
 
 
-def cut_tensor(job: Job, tensor: Tensor) -> Cut:
-    """The one way in which this job cuts its tensor."""
+def cut_tensor(job: Job, tensor: Tensor, partners: Sequence[Tensor]) -> Cut:
+    """The one way in which this job cuts its tensor, and those that are read beside it."""
     spec = job.spec
     if not job.steps and tensor.seekable:
         nbytes = spec.nbytes
         return Cut(nbytes, 1, 1 << 22, 1 << 22, bytes=True)
-    if job.encoder is None and job.elementwise and tensor.seekable and not any(step.partners for step in job.steps):
+    if job.encoder is None and job.elementwise and tensor.seekable and not partners:
         return Cut(spec.size, 1, CHUNK, BLOCK)
     rows, columns = spec.matrix
-    align = max(job.align, tensor.align)
+    align = max(job.align, tensor.align, *(partner.align for partner in partners))
     block = max(BLOCK // max(columns, 1) // align, 1) * align
     return Cut(rows, columns, max(CHUNK // max(columns, 1) // block, 1) * block, block)
 

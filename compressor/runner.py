@@ -131,7 +131,10 @@ class Runner:
 
     def _cut(self, job: Job) -> Cut:
         tensor = self.checkpoint.tensors[job.spec.name]
-        return cut_tensor(job, tensor)
+        partners = [
+            self.teachers[step.stage].tensors[name] for step in job.steps for name in step.partners.values()
+        ]
+        return cut_tensor(job, tensor, partners)
 
     # ---- surveys -----------------------------------------------------------------------------------
 

@@ -451,7 +451,6 @@ def test_mistakes_of_usage(arguments: list[str], said: str) -> None:
     assert said in line
 
 
-@pytest.mark.xfail(strict=True, reason="the group does not say which command may be meant")
 @pytest.mark.parametrize(("typed", "meant"), [("prun", "prune"), ("quantise", "quantize"), ("inspct", "inspect")])
 def test_a_mistyped_command_is_guessed(typed: str, meant: str) -> None:
     done = compressor(typed, "x")
@@ -459,7 +458,6 @@ def test_a_mistyped_command_is_guessed(typed: str, meant: str) -> None:
     assert f"Did you mean {meant}?" in done.err.replace("'", "")
 
 
-@pytest.mark.xfail(strict=True, reason="the help is squeezed into one line of error")
 def test_no_command_shows_the_help() -> None:
     done = compressor()
     assert "\n  quantize " in done.out + done.err

@@ -55,9 +55,6 @@ def test_laws_hold_on_edge_arrays(name: str, dtype: str) -> None:
     assert sum(held) >= 7
 
 
-@pytest.mark.xfail(
-    strict=True, reason="int's bound and F64 scales do not hold where weights reach the dtype's ends"
-)
 def test_int_obeys_the_laws_at_the_ends_of_the_range() -> None:
     for method in COMBINATIONS.values():
         for dtype in FLOATS:

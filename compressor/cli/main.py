@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 import click
 
@@ -37,6 +39,15 @@ class LazyGroup(click.Group):
         command: click.Command = importlib.import_module(f"compressor.cli.{name}").command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            close = get_close_matches(args[0], _COMMANDS, 1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            ctx.fail(f"there is no command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
@@ -63,6 +74,9 @@ def run(args: Sequence[str]) -> int:
     try:
         code = cli.main(list(args), prog_name="compressor", standalone_mode=False)
         return int(code or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        sys.stderr.write(f"{error.format_message()}\n")
+        return 2
     except click.ClickException as error:
         say("error", error.format_message() + _see_help(error))
         return 2
@@ -76,6 +90,11 @@ def run(args: Sequence[str]) -> int:
     except MemoryError:
         say("error", "out of memory; --workers 1 needs less")
         return 4
+    except RuntimeError as error:
+        if debug or "start new thread" not in str(error):
+            return _bug(error, debug)
+        say("error", "no more threads can be started; --workers 1 needs none")
+        return 4
     except SystemExit as error:  # Click's way out when stdout is a closed pipe, or a shell asks for completions
         return 4 if os.environ.get("_COMPRESSOR_COMPLETE") is None else int(error.code or 0)
     except OSError as error:  # of Click's own printing; ours says more
@@ -84,10 +103,14 @@ def run(args: Sequence[str]) -> int:
         say("error", f"input or output failed: {error.strerror or error}")
         return 4
     except Exception as error:
-        if debug:
-            raise
-        say("error", f"a bug in compressor: {type(error).__name__}: {error}. Run with --debug and report it")
-        return 70
+        return _bug(error, debug)
+
+
+def _bug(error: Exception, debug: bool) -> int:
+    if debug:
+        raise error
+    say("error", f"a bug in compressor: {type(error).__name__}: {error}. Run with --debug and report it")
+    return 70
 
 
 def _see_help(error: click.ClickException) -> str:

@@ -33,26 +33,33 @@ def extent(grouped: Array, symmetric: bool, scratch: Array) -> tuple[Array, Arra
 
 def symmetric_scale(high: Array, half: int) -> tuple[Array, int]:
     """compressed-tensors' rule: max|w| / ((2^b − 1)/2), and the largest magnitude of a code."""
-    return high / (half - 0.5), half
+    return _positive(high / (half - 0.5), high), half
 
 
 def asymmetric_scale(low: Array, high: Array, half: int) -> tuple[Array, Array, Array]:
     """(max − min)/(2^b − 1) over a range extended to 0; the unsigned zero point; the largest |q − z|."""
     low, high = np.minimum(low, 0), np.maximum(high, 0)
     steps = 2 * half - 1
-    scale = high / steps - low / steps  # the difference first could overflow float64
-    zero = np.clip(np.rint(-low / np.where(scale > 0, scale, 1)), 0, steps)
+    scale = _positive(high / steps - low / steps, high - low)  # high − low may overflow, but not to 0
+    zero = np.minimum(np.rint(-low / np.where(scale > 0, scale, 1)), steps)
     return scale, zero, np.maximum(steps - zero, zero)
+
+
+def _positive(scale: Array, extent: Array) -> Array:
+    """The scale, where it underflowed although there is an extent the smallest number."""
+    return np.where((scale == 0) & (extent > 0), smallest("F64"), scale)
 
 
 def store_scale(scale: Array, reach: Array | int, dtype: str, weight_dtype: str) -> Array:
     """`scale` rounded to its stored `dtype` (storage type), so that reach · scale fits `weight_dtype`."""
     limit = largest(weight_dtype) / reach
+    if weight_dtype == "F64":  # no wider type to divide in: the quotient may have been rounded up
+        limit = np.nextafter(limit, 0)
     wanted = np.minimum(np.maximum(scale, smallest(dtype)), limit)
     wanted[scale == 0] = 1
     stored = np.empty(scale.shape, DTYPES[dtype].storage)
     narrow(wanted.astype(DTYPES[dtype].compute), dtype, stored)
-    above = widen(stored, dtype, Workspace()) > np.maximum(limit, 1)
+    above = widen(stored, dtype, Workspace()) > limit
     if above.any():
         patterns = stored.view(f"<u{stored.itemsize}")  # positive floats step down as their bit patterns do
         np.subtract(patterns, 1, out=patterns, where=above)

@@ -32,6 +32,7 @@ from typing import Any, ClassVar, Literal
 
 from compressor.errors import UsageError
 from compressor.floats import epsilon, smallest, widen
+from compressor.floats import largest as limit
 from compressor.lazy import np
 from compressor.method import Block, Encoder, Method, Part, Survey, option
 from compressor.methods.quantize import _layouts, _scales
@@ -153,9 +154,12 @@ class Int(Encoder):
     def bound(self, largest: float, spec: TensorSpec) -> float:
         """Half a scale, and what storing the scale and the result in their dtypes adds at the range's end."""
         dtype = _scale_dtype(spec)
-        scale = max(2 * largest / (2 * self.half - 1), smallest(dtype))
+        scale = max(largest / (self.half - 0.5), smallest(dtype))
+        # near the end of the dtype's range the scale is held back, so that no code leaves it
+        held_back = largest * (1 + 1 / self.half) >= limit(spec.dtype)
         slack = 2 * self.half * (epsilon(dtype) * scale + smallest(dtype))
-        return scale / 2 + slack + 2 * epsilon(spec.dtype) * largest + smallest(spec.dtype)
+        rounding = 2 * epsilon(spec.dtype) * largest + smallest(spec.dtype)
+        return scale * (1.5 if held_back else 0.5) + slack + rounding
 
     # ---- the kernels -------------------------------------------------------------------------------
 
