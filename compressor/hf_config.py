@@ -255,6 +255,8 @@ def _original(name: str, source: Source) -> TensorSpec:
     if scale is None or not scale.spec.is_float:
         raise InputError("has no float scale beside it", file=source.path, tensor=name)
     shape_of = source.tensors.get(f"{name}_shape")
+    if shape_of is None and f"{name}_packed" in source.tensors:
+        raise InputError("has no weight_shape beside it", file=source.path, tensor=name)
     if shape_of is None:
         return TensorSpec(name, scale.spec.dtype, source.tensors.get(name, scale).spec.shape)
     if shape_of.spec.dtype not in ("I64", "I32") or shape_of.spec.shape != (2,):

@@ -40,7 +40,7 @@ def asymmetric_scale(low: Array, high: Array, half: int) -> tuple[Array, Array, 
     """(max − min)/(2^b − 1) over a range extended to 0; the unsigned zero point; the largest |q − z|."""
     low, high = np.minimum(low, 0), np.maximum(high, 0)
     steps = 2 * half - 1
-    scale = _positive(high / steps - low / steps, high - low)  # high − low may overflow, but not to 0
+    scale = _positive(high / steps - low / steps, np.maximum(high, -low))  # the difference could overflow
     zero = np.minimum(np.rint(-low / np.where(scale > 0, scale, 1)), steps)
     return scale, zero, np.maximum(steps - zero, zero)
 
