@@ -67,6 +67,18 @@ def measure(command: Sequence[str | Path]) -> Run:
     return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 1e6)
 
 
+def warm(nbytes: int) -> None:
+    """Touch and free memory, so that every run finds the same pages.
+
+    A virtual machine gives pages that were free for some seconds back to its host, and the first touch of such a
+    page costs several times the write of it (seen here: 2.4 GB to the page cache in 0.6 s or in 5). In a process of
+    its own, because a child's peak memory counts its parent's.
+    """
+    code = "import mmap, sys; n = int(sys.argv[1]); m = mmap.mmap(-1, n << 20); b = bytes(1 << 20)"
+    code += "; [m.write(b) for _ in range(n)]"
+    subprocess.run([PYTHON, "-c", code, str(nbytes >> 20)], check=True)
+
+
 def commands(model: Path, output: Path, *, naive: bool) -> dict[str, list[str | Path]]:
     """What a round runs, by name."""
     found: dict[str, list[str | Path]] = {
@@ -93,6 +105,7 @@ def rounds(model: Path, count: int, *, naive: bool) -> list[Round]:
         for name, command in order:
             shutil.rmtree(output, ignore_errors=True)
             os.sync()
+            warm(int(1.5e9 * gigabytes(model)))
             progress(f"round {number + 1}/{count}: {name}" if number >= 0 else "warming up")
             measured[name] = measure(command)
         if number >= 0:

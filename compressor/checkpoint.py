@@ -76,6 +76,10 @@ class Rows:
             for part in self.declared
         }
 
+    def stored(self, start: int, stop: int) -> Array | None:
+        """Rows [start, stop) as they lie in the file; None where they are parts of an encoder."""
+        return None if self.tensor.encoder is not None else self.raw[start - self.start : stop - self.start]
+
     def block(self, start: int, stop: int) -> Array:
         """Rows [start, stop) as numbers; read-only, valid until the next block."""
         spec, work = self.tensor.spec, self.work

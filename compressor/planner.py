@@ -339,7 +339,7 @@ def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint
     if None in layouts and container != "npz":
         notes.append("part of it is in this project's own layout, which only `compressor restore` reads")
     if recipe.stages and not any(job.steps for job in jobs):
-        notes.append("no tensor was selected: the output equals the input")
+        notes.append("no tensor was selected: the output's tensors are those of the input")
     if not recipe.stages and not checkpoint.compression:
         notes.append("it stores no codes: the output's tensors are those of the input")
     return tuple(notes)

@@ -123,7 +123,7 @@ class Runner:
             return [self._one(member) for member in joined.members]
         try:
             with self._workspace() as work:
-                ((block, after),) = self._treat(job, cut, methods, 0, cut.rows, work)
+                ((block, after, _),) = self._treat(job, cut, methods, 0, cut.rows, work)
                 changes = changes_by_rows(block.values, after, np.array(joined.starts))
         except (InputError, UsageError):
             return [self._one(member) for member in joined.members]
@@ -219,8 +219,8 @@ class Runner:
                 change = self._carry(job, tensor, cut, start, stop, work)
             else:
                 change = Change()
-                for block, after in self._treat(job, cut, methods, start, stop, work):
-                    change.merge(self._measure(job, block, after))
+                for block, after, stored in self._treat(job, cut, methods, start, stop, work):
+                    change.merge(self._measure(job, block, after, stored))
         return [(job, change, stop == cut.rows)]
 
     def _carry(self, job: Job, tensor: Tensor, cut: Cut, start: int, stop: int, work: Workspace) -> Change:
@@ -242,18 +242,20 @@ class Runner:
 
     def _treat(
         self, job: Job, cut: Cut, methods: Sequence[Method], start: int, stop: int, work: Workspace
-    ) -> Iterator[tuple[_Read, Array]]:
-        """Each block with the numbers that the output will give back for it; the output is written at the end."""
+    ) -> Iterator[tuple[_Read, Array, Array]]:
+        """Each block with the numbers that the output will give back for it, and these as they would be stored;
+        the output is written at the end."""
         parts = {part.suffix: part_buffer(part, job, cut, start, stop, work) for part in job.parts}
         for block in self._blocks(job, cut, start, stop, work):
             rows = slice(block.start - start, block.start - start + len(block.values))
             if job.encoder is None:
                 result = self._transform(job, methods, block)
+                stored = parts[""][rows]
                 if _selects(methods):
-                    narrow_exact(result, job.spec.dtype, parts[""][rows], work)
-                    yield block, result
+                    narrow_exact(result, job.spec.dtype, stored, work)
+                    yield block, result, stored
                 else:
-                    yield block, settle(result, job.spec.dtype, parts[""][rows], work)
+                    yield block, settle(result, job.spec.dtype, stored, work), stored
                 continue
             numbers = self._transform(job, methods[:-1], block)
             result = work.array("run.restored", numbers.shape, numbers.dtype.str)
@@ -262,10 +264,10 @@ class Runner:
             inner = Block(numbers, block.start, job.spec, work, {})
             encoder.encode(inner, part_views(parts, job, rows), result)
             stored = work.array("run.stored", result.shape, DTYPES[job.spec.dtype].storage)
-            yield block, settle(result, job.spec.dtype, stored, work)
+            yield block, settle(result, job.spec.dtype, stored, work), stored
         self._write_parts(job, cut, parts, start, stop)
 
-    def _measure(self, job: Job, block: _Read, after: Array) -> Change:
+    def _measure(self, job: Job, block: _Read, after: Array, stored: Array) -> Change:
         """What happened to one block; InputError when a new number is not finite."""
         work = block.work
         difference = work.array("run.difference", after.shape, after.dtype.str)
@@ -278,7 +280,11 @@ class Runner:
                 tensor=job.spec.name,
                 remedy="Exclude it",
             )
-        return Change(after.size, count_zeros(block.values, work), count_zeros(after, work), block.energy, lost)
+        if block.stored is None:
+            before = count_zeros(block.values, work)
+        else:
+            before = count_stored_zeros(block.stored, job.spec, work)
+        return Change(after.size, before, count_stored_zeros(stored, job.spec, work), block.energy, lost)
 
     def _write_parts(self, job: Job, cut: Cut, parts: Mapping[str, Array], start: int, stop: int) -> None:
         offsets = self.plan.files[job.file].layout.offsets
@@ -324,7 +330,7 @@ class Runner:
                 numbers = teacher.block(first, last)
                 self._finite(numbers, teacher.tensor, self.teachers[stage])
                 beside.setdefault(stage, {})[role] = numbers
-            yield _Read(values, first, energy, beside, work)
+            yield _Read(values, rows.stored(first, last), first, energy, beside, work)
 
     def _finite(self, values: Array, tensor: Tensor, checkpoint: Checkpoint) -> float:
         """Σ w² of a block; InputError with the tensor's count of NaN and infinite values if it has any."""
@@ -371,9 +377,10 @@ def _fold_here(survey: Survey[Any], tasks: Iterator[Callable[[], Any]]) -> Any:
 
 @dataclass(slots=True)
 class _Read:
-    """A block as it came from disk; partners by stage and role."""
+    """A block as it came from disk, as numbers and as stored; partners by stage and role."""
 
     values: Array
+    stored: Array | None
     start: int
     energy: float
     partners: dict[int, dict[str, Array]]

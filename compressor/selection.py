@@ -67,10 +67,10 @@ def _language_model_default(name: str, verb: str) -> Kept | None:
     """What hurts a language model most for the least gain, and what its loaders want dense."""
     if verb == "distill":
         return None
+    if _HEAD.search(name):  # before embeddings: `embed_out` is a head
+        return Kept("output head (--include treats it)")
     if _EMBEDDING.search(name):
         return Kept("embedding (--include treats it)")
-    if _HEAD.search(name):
-        return Kept("output head (--include treats it)")
     if _ROUTER.search(name):
         return Kept("router (--include treats it)")
     return None

@@ -341,3 +341,58 @@ def test_parts_that_contradict_the_config_are_refused(name: str, tmp_path: Path)
     assert done.code == 3, done.out
     assert said in done.err
     assert "tensor 'a.weight'" in done.err
+
+
+def small_folder(folder: Path, **shapes: tuple[int, int]) -> Path:
+    """A folder of one file with matrices of these shapes; `__` stands for a dot."""
+    folder.mkdir()
+    tensors = {
+        f"{name.replace('__', '.')}.weight": ("F32", store(np.random.default_rng(5).standard_normal(shape), "F32"))
+        for name, shape in shapes.items()
+    }
+    archives.write(folder / "model.safetensors", tensors)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def test_modules_whose_names_end_alike_are_told_apart(tmp_path: Path) -> None:
+    source = small_folder(tmp_path / "in", a=(8, 16), b__a=(8, 16), layers__0__a=(8, 16), layers__1__a=(8, 16))
+    rules = [("a.weight", {"bits": 4}), ("layers.1*", {"bits": 4})]
+    api.quantize(source, tmp_path / "q", bits=8, group_size=8, rules=rules)
+    without_records(tmp_path / "q")
+    groups = json.loads((tmp_path / "q" / "config.json").read_bytes())["quantization_config"]["config_groups"]
+    four, eight = (
+        next(g for g in groups.values() if g["weights"]["num_bits"] == bits)["targets"] for bits in (4, 8)
+    )
+    assert "a" in four
+    assert not set(four) & set(eight)
+    api.restore(tmp_path / "q", tmp_path / "back.safetensors")
+    api.quantize(source, tmp_path / "dense", bits=8, group_size=8, rules=rules, store="dense")
+    expected = archives.read(tmp_path / "dense" / "model.safetensors")
+    assert archives.read(tmp_path / "back.safetensors") == expected
+
+
+def test_parts_that_fit_two_groups_are_refused(tmp_path: Path) -> None:
+    """A row of four codes fills one word with 4 bits and with 8."""
+    source = small_folder(tmp_path / "in", a=(8, 4), b=(8, 64))
+    rules = [("a.weight", {"bits": 4, "granularity": "channel", "layout": "pack-quantized"})]
+    api.quantize(source, tmp_path / "q", bits=8, layout="pack-quantized", rules=rules)
+    without_records(tmp_path / "q")
+    done = compressor("restore", tmp_path / "q", "-o", tmp_path / "o")
+    assert done.code == 3
+    assert "tensor 'a.weight': is so narrow that it fits groups of 4 and of 8 bits" in done.err
+
+
+def test_parts_that_fit_no_group_are_refused(tmp_path: Path) -> None:
+    source = small_folder(tmp_path / "in", a=(8, 24), b=(8, 64))
+    rules = [("a.weight", {"bits": 4, "group_size": 8})]
+    api.quantize(source, tmp_path / "q", bits=8, group_size=64, rules=rules)
+    without_records(tmp_path / "q")
+
+    def change(config: dict[str, Any]) -> None:
+        for group in config["quantization_config"]["config_groups"].values():
+            group["weights"]["num_bits"] = 8
+
+    done = compressor("restore", damaged(tmp_path / "q", change), "-o", tmp_path / "o")
+    assert done.code == 3
+    assert "tensor 'a.weight': fits no config group" in done.err

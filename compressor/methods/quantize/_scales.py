@@ -18,6 +18,13 @@ def extent(grouped: Array, symmetric: bool, scratch: Array) -> tuple[Array, Arra
     Symmetric: ∓ the largest magnitude. `scratch` has the shape of `grouped` and is overwritten.
     """
     rows, groups, size = grouped.shape
+    if size >= 1024:  # long rows reduce well
+        low, high = np.minimum.reduce(grouped, axis=2), np.maximum.reduce(grouped, axis=2)
+        low, high = low.astype(np.float64), high.astype(np.float64)
+        if not symmetric:
+            return low, high
+        high = np.maximum(high, -low)
+        return -high, high
     starts = np.arange(0, grouped.size, size)
     if symmetric:
         # magnitudes as integers: non-negative floats sort like their bit patterns, and `reduceat` of integers is
