@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from compressor.checkpoint import Checkpoint, open_checkpoint
 from compressor.engines.local import available_workers, local
-from compressor.errors import UsageError
+from compressor.errors import InputError, UsageError
 from compressor.files.atomic import check_place
 from compressor.files.sink import Sink
 from compressor.plan import Plan
@@ -64,6 +64,8 @@ def pipeline(
         recipe = Recipe(tuple(parse_stage(text, mentor) for text in texts))
     elif isinstance(recipe, str):
         recipe = load_recipe(recipe, mentor)
+    if mentor is not None and all(stage.teacher is None for stage in recipe.stages):
+        raise UsageError("--teacher: no stage takes a teacher")
     return run_recipe("pipeline", source, output, recipe, **settings)
 
 
@@ -153,9 +155,11 @@ def run_recipe(
             if failures:
                 raise ReportedGateFailed(Report(verb, source, output, plan, changes, tuple(failures)))
             _finish(sink, plan, checkpoint, mentors.values())
-        except BaseException:
+        except BaseException as error:
             stack.close()  # workers must have stopped before their files go
             sink.discard()
+            if isinstance(error, InputError):
+                error.file = error.file or source  # a method knows the tensor, not the file
             raise
         return report
 

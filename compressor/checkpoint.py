@@ -127,6 +127,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     for spec, encoder in stored:
         tensor = _stored_tensor(source, spec, encoder)
         used |= {part.spec.name for part in tensor.parts.values()}
+        if spec.name in found or (spec.name in source.tensors and "" not in tensor.parts):
+            raise InputError("is there twice, as numbers and as codes", file=source.path, tensor=spec.name)
         found[spec.name] = tensor
     tensors = {name: tensor for name, tensor in tensors.items() if name not in used} | found
     return Checkpoint(source, {name: tensors[name] for name in sorted(tensors)}, records, compression)

@@ -12,11 +12,12 @@ There are two kinds here, by what they do to the rows of a tensor:
 
 The engine hands a tensor over as a matrix, some whole rows at a time (a `Block`), in any order and from any
 thread. `elementwise` methods also accept blocks cut anywhere; `nameless` ones treat a row alike whatever tensor
-it belongs to and wherever it stands. A method that needs to know more than a block
-(a threshold over the whole checkpoint, the range of a tensor) names its `reach` and returns a `Survey`: a pass
-over the same blocks (cut at the same places in every pass of a run) that gathers mergeable statistics and
-concludes with the method to run, or with another pass. `partners` names further tensors of the same shape
-that are read together with the block.
+it belongs to and wherever it stands; a method that does not say `keeps_zeros = False` maps zero to exactly zero.
+
+A method that needs to know more than a block (a threshold over the whole checkpoint, the range of a tensor)
+names its `reach` and returns a `Survey`: a pass over the same blocks (cut at the same places in every pass of a
+run) that gathers mergeable statistics and concludes with the method to run, or with another pass. `partners`
+names further tensors of the same shape that are read together with the block.
 
 A method says no in two ways. `Skip` is an expected "not for this tensor" and is reported; a raised
 `UsageError` means that the request itself is at odds with the tensor, and names what would work.
@@ -98,14 +99,14 @@ class Option:
     @property
     def range(self) -> str:
         """`from 2 to 8`, `at least 0`, …; empty when anything finite goes."""
-        low = f"{'above' if self.open_low else 'at least'} {self.low:g}"
-        high = f"{'below' if self.open_high else 'at most'} {self.high:g}"
+        low = f"{'above' if self.open_low else 'at least'} {self.low:.10g}"
+        high = f"{'below' if self.open_high else 'at most'} {self.high:.10g}"
         if self.low == -inf:
             return "" if self.high == inf else high
         if self.high == inf:
             return low
         if not self.open_low and not self.open_high:
-            return f"from {self.low:g} to {self.high:g}"
+            return f"from {self.low:.10g} to {self.high:.10g}"
         return f"{low} and {high}"
 
 
@@ -122,6 +123,7 @@ class Method(ABC):
     id: ClassVar[str]
     elementwise: ClassVar[bool] = False
     nameless: ClassVar[bool] = False
+    keeps_zeros: ClassVar[bool] = True
     partners: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ the data, so the same job gives the same figures with any number of workers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, log10, sqrt
+from math import inf, isinf, log10, sqrt
 from typing import Any
 
 from compressor.lazy import np
@@ -108,7 +108,9 @@ class Comparison(Change):
         """Signal to noise in dB, 10·log10(Σ a² / Σ (a − b)²); infinite for equal tensors."""
         if self.lost == 0:
             return inf
-        return 10 * log10(self.energy / self.lost) if self.energy > 0 else -inf
+        if self.energy == 0 or isinf(self.lost):
+            return -inf
+        return 10 * (log10(self.energy) - log10(self.lost))
 
     @property
     def cosine(self) -> float:

@@ -45,6 +45,18 @@ class Job:
     parts: tuple[Part, ...]
     file: int
     kept: tuple[Kept, ...] = ()
+    stored_as: str = ""  # what the input stores it as, where that is the parts of an encoder
+    stored_bytes: int = 0
+
+    @property
+    def dtype_before(self) -> str:
+        """What the table shows as the old type."""
+        return self.stored_as or self.spec.dtype
+
+    @property
+    def size_before(self) -> int:
+        """Bytes in the input."""
+        return self.stored_bytes if self.stored_as else self.spec.nbytes
 
     @property
     def encoder(self) -> Encoder | None:
@@ -74,10 +86,7 @@ class Job:
     @property
     def dtype_after(self) -> str:
         """What the table shows as the new type: a dtype, or scheme and width of the codes."""
-        if self.encoder is None:
-            return self.spec.dtype
-        bits = getattr(self.encoder, "bits", None)
-        return f"{self.encoder.id}{bits}" if bits and self.encoder.id == "int" else self.encoder.id
+        return self.spec.dtype if self.encoder is None else short_name(self.encoder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,3 +170,9 @@ class Plan:
 def dense_part(spec: TensorSpec) -> Part:
     """The only part of a tensor that is stored as numbers."""
     return Part("", spec.dtype, spec.shape)
+
+
+def short_name(encoder: Encoder) -> str:
+    """`int4`, `factor`: how tables call what an encoder stores."""
+    bits = getattr(encoder, "bits", None)
+    return f"{encoder.id}{bits}" if bits and encoder.id == "int" else encoder.id

@@ -15,7 +15,7 @@ from compressor.files import npy, npz, safetensors
 from compressor.files.folder import CONFIG, INDEX, SINGLE, index_bytes, json_bytes
 from compressor.files.layout import FileLayout
 from compressor.method import Encoder
-from compressor.plan import Container, Job, OutputFile, Plan, Step, dense_part
+from compressor.plan import Container, Job, OutputFile, Plan, Step, dense_part, short_name
 from compressor.recipe import Recipe, Stage, Store
 from compressor.selection import Kept, kept
 from compressor.tensor import TensorSpec
@@ -131,7 +131,9 @@ def _job(
         )
     else:
         parts = (dense_part(spec),)
-    return Job(spec, tuple(steps), parts, tensor.file if container == "folder" else 0, tuple(reasons))
+    file = tensor.file if container == "folder" else 0
+    stored_as = "" if tensor.encoder is None else short_name(tensor.encoder)
+    return Job(spec, tuple(steps), parts, file, tuple(reasons), stored_as, tensor.nbytes)
 
 
 def _check_order(spec: TensorSpec, steps: Sequence[Step], step: Step) -> None:
@@ -143,7 +145,7 @@ def _check_order(spec: TensorSpec, steps: Sequence[Step], step: Step) -> None:
             remedy="Let the earlier one store = dense, or put it last",
         )
     pruned = next((earlier.stage for earlier in steps if earlier.method.verb == "prune"), None)
-    if pruned is not None and not getattr(step.method, "keeps_zeros", True):
+    if pruned is not None and not step.method.keeps_zeros:
         raise UsageError(
             f"stage {step.stage} ({step.method.verb} {step.method.id}) would fill what stage {pruned} made zero",
             tensor=spec.name,

@@ -28,7 +28,9 @@ class Report:
     def rows(self) -> list[tuple[Job, Change | None]]:
         """The tensors that were treated, with their changes."""
         changes: Sequence[Change | None] = self.changes or [None] * len(self.plan.jobs)
-        return [(job, change) for job, change in zip(self.plan.jobs, changes, strict=True) if job.steps]
+        return [
+            (job, change) for job, change in zip(self.plan.jobs, changes, strict=True) if job.steps or job.stored_as
+        ]
 
     @cached_property
     def total(self) -> Change | None:

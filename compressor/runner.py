@@ -124,7 +124,8 @@ class Runner:
         try:
             with self._workspace() as work:
                 ((block, after, _),) = self._treat(job, cut, methods, 0, cut.rows, work)
-                changes = changes_by_rows(block.values, after, np.array(joined.starts))
+                rows = (-1, job.spec.shape[1])  # an element-wise cut is flat
+                changes = changes_by_rows(block.values.reshape(rows), after.reshape(rows), np.array(joined.starts))
         except (InputError, UsageError):
             return [self._one(member) for member in joined.members]
         return [(member, change, True) for member, change in zip(joined.members, changes, strict=True)]

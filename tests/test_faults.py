@@ -9,7 +9,6 @@ import errno
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,6 @@ import pytest
 from fault_injection import (
     KINDS,
     FaultyOs,
-    Kind,
     Server,
     damaged,
     invoke,
@@ -46,6 +45,7 @@ from safetensors.numpy import load_file, save
 from compressor.files import npy
 from compressor.tensor import TensorSpec
 
+SECOND = "model-00002-of-00002.safetensors"
 LINUX = sys.platform == "linux"
 
 
@@ -124,7 +124,7 @@ def fail_every_call(stage: Stage, numbers: tuple[int, ...], *, lasting: bool, ev
             assert code in (3, 4), told
             assert is_one_line(lines), told
             assert stage.state == "old", told
-            call, subject = faulty.victims[0]
+            subject = faulty.victims[0][1]
             if subject and not lasting:
                 assert (code == 3) == subject.startswith(str(stage.place / stage.kind.source)), told
         if not lasting:
@@ -160,12 +160,10 @@ def test_every_call_fails_with_every_error(
 
 @EVERY
 @FORCE
-@pytest.mark.parametrize("limit", [0, 100, 1000, 2500])
+@pytest.mark.parametrize("limit", [0, 700])
 def test_a_limit_of_file_sizes(tmp_path: Path, name: str, force: bool, limit: int, server: Server) -> None:
     stage = Stage(tmp_path, name, force)
     stage.set_up()
-    if name == "npz" and limit == 2500:
-        pytest.skip("the output is smaller")
     run = server.run(stage.arguments(), limits={"RLIMIT_FSIZE": limit})
     assert (run.code, stage.state, strays(tmp_path)) == (4, "old", [])
     assert is_one_line(run.lines)
@@ -331,9 +329,8 @@ def stop_imports(stage: Stage, rounds: int, chance: random.Random) -> None:
         finally:
             running.kill()
         lines = said.decode().splitlines()
-        run = type("Run", (), {"code": running.returncode, "lines": lines, "__repr__": lambda self: str(lines)})()
         assert seconds < 2
-        end_of(stage, run, number)
+        end_of(stage, SimpleNamespace(code=running.returncode, lines=lines), number)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
@@ -535,7 +532,10 @@ def _become_a_fifo(path: Path) -> None:
     os.mkfifo(path)
 
 
-CHANGES = [_truncate, _empty, _grow, _rewrite, _replace, _unlink, _become_a_fifo]
+CHANGES = [_truncate, _empty, _grow, _rewrite, _replace, _unlink]
+VICTIMS = [
+    (name, file, change) for name, file in (("npy", ""), ("file", ""), ("folder", SECOND)) for change in CHANGES
+]
 
 
 def change_at_calls(
@@ -570,10 +570,7 @@ def change_at_calls(
     return outcomes
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize(
-    ("name", "file"), [("npy", ""), ("file", ""), ("folder", "model-00002-of-00002.safetensors")]
-)
+@pytest.mark.parametrize(("name", "file", "change"), [*VICTIMS, ("npy", "", _become_a_fifo)])
 def test_inputs_that_change_while_they_are_read(
     tmp_path: Path, name: str, file: str, change: Callable[[Path], None]
 ) -> None:
@@ -582,14 +579,17 @@ def test_inputs_that_change_while_they_are_read(
 
 
 @LONG
-@pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize(
-    ("name", "file"),
+    ("name", "file", "change"),
     [
-        ("npy", ""),
-        ("npz", ""),
-        ("file", ""),
-        *(("folder", f) for f in ("model-00001-of-00002.safetensors", "config.json", "1_Pooling/config.json")),
+        *VICTIMS,
+        ("npy", "", _become_a_fifo),
+        *(("npz", "", change) for change in [*CHANGES, _become_a_fifo]),
+        *(
+            ("folder", file, change)
+            for file in ("config.json", "1_Pooling/config.json", "model.safetensors.index.json")
+            for change in [*CHANGES, _become_a_fifo]
+        ),
     ],
 )
 def test_inputs_that_change_at_any_call(
@@ -888,9 +888,10 @@ def test_mutated_files_are_processed_or_refused(good: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("part", range(20))
 def test_many_mutated_files_are_processed_or_refused(good: Path, tmp_path: Path, part: int) -> None:
     outcomes = run_mutations(good, tmp_path, range(1000 + 500 * part, 1500 + 500 * part))
-    print(
-        sum(outcomes.values()), {code: sum(n for (_, c), n in outcomes.items() if c == code) for code in (0, 3, 4)}
-    )
+    codes = Counter({code: 0 for _, code in outcomes})
+    for (_, code), count in outcomes.items():
+        codes[code] += count
+    print(sum(codes.values()), dict(codes))
 
 
 def test_damage_is_seeded_and_harms(good: Path) -> None:
@@ -911,11 +912,3 @@ def test_the_faulty_kernel_is_taken_out_again(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), FaultyOs(1).installed():
         raise RuntimeError
     assert atomic.os is os
-
-
-def test_limits_are_those_of_the_server_and_not_ours() -> None:
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] in (
-        resource.RLIM_INFINITY,
-        resource.getrlimit(resource.RLIMIT_FSIZE)[1],
-    )
-    assert isinstance(KINDS["npy"], Kind)

@@ -272,14 +272,11 @@ def test_3_cuts_change_nothing(name: str, animals: Path, tmp_path: Path) -> None
         assert (tmp_path / f"few{end}").read_bytes() == (tmp_path / f"many{end}").read_bytes()
 
 
-FLAT = pytest.mark.xfail(strict=True, reason="rows of joined tensors are counted as elements where cuts are flat")
-
-
 @pytest.mark.parametrize(
     "stages",
     [
         *([stage] for stage in NAMES.values()),
-        pytest.param(["prune:threshold=0.3"], marks=FLAT),
+        ["prune:threshold=0.3"],
         ["prune:sparsity=0.5"],
         ["prune:threshold=0.3", "quantize:bits=4,granularity=channel"],
     ],

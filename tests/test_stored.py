@@ -134,7 +134,6 @@ def test_a_missing_part_is_named(packed: Path, tmp_path: Path) -> None:
     assert "its part" in compressor("compare", path, path).err
 
 
-@pytest.mark.xfail(strict=True, reason="the dense tensor is lost without a word")
 def test_a_tensor_stored_twice_is_refused(tmp_path: Path) -> None:
     """Both `w` as numbers and `w` as parts: one of them would be lost."""
     archives.write(tmp_path / "in.safetensors", {"w": ("F32", np.eye(8, dtype="<f4"))})

@@ -176,7 +176,7 @@ def _report(page: Page, report: Report, top: int | None, quiet: bool) -> None:
         shown = rows
         limit = _MANY if top is None else top
         if limit and len(rows) > limit:
-            shown = sorted(rows, key=lambda row: -(row[1].error if row[1] else row[0].spec.nbytes))[:limit]
+            shown = sorted(rows, key=lambda row: -(row[1].error if row[1] else row[0].size_before))[:limit]
         page.table(_REPORT, [_row(page, job, change) for job, change in shown], _total(page, report))
         if len(shown) < len(rows):
             page.line(f"{len(rows) - len(shown)} more tensors; --top 0 shows all, --format json gives all")
@@ -231,8 +231,8 @@ def _row(page: Page, job: Job, change: Change | None) -> list[str]:
     return [
         _shown(spec.name),
         page.shape(spec.shape),
-        page.pair(spec.dtype, job.dtype_after),
-        page.pair(size_text(spec.nbytes), size_text(job.size_after)),
+        page.pair(job.dtype_before, job.dtype_after),
+        page.pair(size_text(job.size_before), size_text(job.size_after)),
         page.pair(_percent(change.sparsity_before), _percent(change.sparsity_after)) if change else "",
         f"{bits:.3g}",
         _error(change.error) if change else "",
@@ -241,10 +241,10 @@ def _row(page: Page, job: Job, change: Change | None) -> list[str]:
 
 def _total(page: Page, report: Report) -> list[str]:
     total = report.total
-    before = sum(job.spec.nbytes for job, _ in report.rows)
+    before = sum(job.size_before for job, _ in report.rows)
     after = sum(job.size_after for job, _ in report.rows)
     return [
-        f"{len(report.rows)} treated",
+        f"{len(report.rows)} {'treated' if report.plan.stages else 'restored'}",
         "",
         "",
         page.pair(size_text(before), size_text(after)),

@@ -114,7 +114,7 @@ class Int(Encoder):
                 remedy="Use --layout compressor, --store dense, or --exclude it",
             )
         if self.grain == "group" and columns % self.group:
-            fits = [g for g in range(min(columns, 4 * self.group), 7, -1) if columns % g == 0]
+            fits = [g for g in range(min(columns, 4 * self.group, 1 << 16), 7, -1) if columns % g == 0]
             raise UsageError(
                 f"group size {self.group} does not divide the row of {columns}",
                 tensor=spec.name,
