@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 
-from compressor.cli.signals import install
+from compressor.cli.signals import ignore, install
 
 
 def main() -> None:
@@ -20,7 +20,9 @@ def main() -> None:
     gc.set_threshold(50_000, 20, 100)
     # Workers yield to each other where they compute and read; being interrupted costs more than it gives.
     sys.setswitchinterval(0.05)
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    ignore()
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -279,6 +279,7 @@ def _serve() -> None:
         make_folder(Path(place) / "in")
         assert invoke(kind.arguments(Path(place)))[0] == 0  # everything is imported now
     answers = os.fdopen(os.dup(1), "w")
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as for a process that has not begun to run Python
     _reply(answers, {"ready": True})
     for line in sys.stdin:
         asked = json.loads(line)

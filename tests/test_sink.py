@@ -1107,14 +1107,23 @@ def test_the_module_runs_the_command_line(monkeypatch: pytest.MonkeyPatch) -> No
     seen: list[Any] = []
     monkeypatch.setattr(command_line, "run", lambda arguments: seen.append(arguments) or 3)
     monkeypatch.setattr(sys, "argv", ["compressor", "x"])
-    monkeypatch.setattr(signals, "install", lambda: seen.append("signals"))
-    monkeypatch.setattr(entry, "install", lambda: seen.append("signals"))
+    for module in (signals, entry):
+        monkeypatch.setattr(module, "install", lambda: seen.append("signals"))
+        monkeypatch.setattr(module, "ignore", lambda: seen.append("ignored"))
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
     monkeypatch.setattr(sys, "setswitchinterval", lambda seconds: None)
     monkeypatch.setattr(gc, "set_threshold", lambda *_: None)
     with pytest.raises(SystemExit) as end:
         entry.main()
-    assert (end.value.code, seen) == (3, ["signals", ["x"]])
+    assert (end.value.code, seen) == (3, ["signals", ["x"], "ignored"])
     monkeypatch.delitem(sys.modules, "compressor.__main__")
     with pytest.raises(SystemExit):
         runpy.run_module("compressor", run_name="__main__")
-    assert len(seen) == 4
+    assert len(seen) == 6
+
+
+def test_at_the_end_signals_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_to: dict[int, Any] = {}
+    monkeypatch.setattr(signals.signal, "signal", set_to.__setitem__)
+    signals.ignore()
+    assert set_to == dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), signal.SIG_IGN)

@@ -26,6 +26,12 @@ def install() -> None:
             signal.signal(number, _stop)
 
 
+def ignore() -> None:
+    """For the way out: Python gives signals back their default meaning, to kill, before it has ended."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _stop(number: int, frame: FrameType | None) -> None:
     global _stopping, _ignored
     if _stopping:  # an earlier signal is removing things

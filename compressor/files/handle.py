@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from compressor.errors import InputError
@@ -89,10 +90,12 @@ def _open(path: str) -> tuple[int, os.stat_result]:
     try:
         info = os.fstat(fd)
     except OSError as error:
-        os.close(fd)
+        with suppress(OSError):
+            os.close(fd)
         raise _unreadable(path, error) from error
     if not stat.S_ISREG(info.st_mode):
-        os.close(fd)
+        with suppress(OSError):
+            os.close(fd)
         raise InputError("is not a regular file", file=path)
     return fd, info
 
