@@ -82,13 +82,13 @@ class Staging:
         except BaseException:
             self.settled = False
             raise
-        _published = True
-        _pending.discard(self)
         # the result stands; only its durability across a power cut is in doubt
         with suppress(OSError):
             sync_folder(self.parent)
         if self.folder and self.replace:
             remove(self.path)  # the old one, now that the exchange is durable
+        _published = True
+        _pending.discard(self)
 
     def _move(self) -> None:
         if self.replace and os.path.lexists(self.place):
