@@ -695,22 +695,22 @@ def test_no_more_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 # ---- row 87: bounds --------------------------------------------------------------------------------------------
 
 _MEASURED = """
-import os, resource, sys, time
+import os, sys, time
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import numpy, ml_dtypes, safetensors.numpy
 from compressor.cli.main import run
-before = resource.getrusage(resource.RUSAGE_SELF)
+from fault_injection import peak_memory
+memory, seconds = peak_memory(), time.process_time()
 code = run(sys.argv[1:])
-after = resource.getrusage(resource.RUSAGE_SELF)
-used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-print("FIGURES", code, (after.ru_maxrss - before.ru_maxrss) / 1024, used)
+print("FIGURES", code, (peak_memory() - memory) / (1 << 20), time.process_time() - seconds)
 """
 
 
 def measured(*arguments: str) -> tuple[int, float, float]:
     """Exit code, peak memory over that of the start in MiB, and seconds of processor time."""
     command = [sys.executable, "-c", _MEASURED, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     figures = next(line for line in done.stdout.splitlines() if line.startswith("FIGURES")).split()
     return int(figures[1]), float(figures[2]), float(figures[3])
 

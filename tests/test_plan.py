@@ -67,10 +67,13 @@ METHOD = Halves
 def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A package that offers the method is installed."""
     entry = EntryPoint("halves", f"{__name__}:METHOD", "compressor.quantize")
+    # a command's options are made when its module is first imported, and must not keep the plug-in's
+    monkeypatch.delitem(sys.modules, "compressor.cli.quantize", raising=False)
     monkeypatch.setattr(contract, "entry_points", lambda group: [entry] if group == entry.group else [])
     methods_of.cache_clear()
     yield
     methods_of.cache_clear()
+    sys.modules.pop("compressor.cli.quantize", None)
 
 
 @pytest.fixture
