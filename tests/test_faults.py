@@ -698,10 +698,13 @@ _MEASURED = """
 import os, sys, time
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import numpy, ml_dtypes, safetensors.numpy
-from compressor.cli.main import run
+from compressor.__main__ import main
 from fault_injection import peak_memory
 memory, seconds = peak_memory(), time.process_time()
-code = run(sys.argv[1:])
+try:
+    main()
+except SystemExit as end:
+    code = end.code
 print("FIGURES", code, (peak_memory() - memory) / (1 << 20), time.process_time() - seconds)
 """
 

@@ -557,6 +557,24 @@ def test_a_quantization_config_that_contradicts_the_tensors(
     assert not strays(model.parent)
 
 
+def test_patterns_of_strangers_are_not_run(tmp_path: Path) -> None:
+    """A regular expression can take for ever: here 2^40 ways to match a name of sixty letters."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    name = "a" * 60 + ".weight"
+    codes = {name: np.ones((4, 8), np.int8), f"{name}_scale": np.ones((4, 1), np.float32)}
+    (folder / SINGLE).write_bytes(save(codes))
+    weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+    groups = {
+        "a": {"targets": ["re:(a|aa)+!", "re:(" * 5000], "weights": weights},
+        "b": {"targets": ["Linear"], "weights": weights},
+    }
+    declared = {"quant_method": "compressed-tensors", "format": "int-quantized", "config_groups": groups}
+    (folder / CONFIG).write_text(json.dumps({"quantization_config": declared}))
+    out = accepted(folder, "restore")
+    np.testing.assert_array_equal(load_file(out / SINGLE)[name], np.ones((4, 8), np.float32))
+
+
 def test_a_quantization_config_over_dense_tensors(model: Path) -> None:
     """Policy: a folder that says that it is quantized is not quantized again, whatever its tensors are."""
     (model / CONFIG).write_text('{"quantization_config": {"quant_method": "bitsandbytes"}}')

@@ -649,6 +649,21 @@ def test_short_writes_are_continued_and_empty_ones_are_errors(
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), DATA)
 
 
+def test_a_temporary_that_became_a_link_is_not_written_through(tmp_path: Path) -> None:
+    """In a folder where others may write, somebody may put a link to a file of ours in its place."""
+    (tmp_path / "precious").write_bytes(b"mine")
+    sink = one_file(tmp_path / "x.npy")
+    with sink._open("x.npy"):
+        pass
+    sink._close(None)
+    os.unlink(sink.path("x.npy"))
+    os.symlink("precious", sink.path("x.npy"))
+    with pytest.raises(OutputError, match="Too many levels of symbolic links"):
+        write(sink)
+    sink.discard()
+    assert tree(tmp_path) == {"precious": {"": b"mine"}}
+
+
 def test_few_descriptors_are_kept_open(tmp_path: Path) -> None:
     plan = safetensors.layout([SPEC], {})
     sink = Sink(str(tmp_path / "x"), "folder", [(f"{n}.safetensors", plan) for n in range(30)], replace=False)
@@ -920,6 +935,23 @@ def test_streams_that_the_caller_closed(monkeypatch: pytest.MonkeyPatch) -> None
         assert sys.stdout.write("x") == sys.stderr.write("x") == 1
 
 
+def test_the_numbers_of_closed_streams_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers, closed = iter([0, 2, 7]), []
+    monkeypatch.setattr(streams.os, "open", lambda *_: next(numbers))
+    monkeypatch.setattr(streams.os, "close", closed.append)
+    streams.prepare_streams()
+    monkeypatch.undo()
+    assert closed == [7]
+
+
+def test_a_silenced_stream_writes_nowhere(tmp_path: Path) -> None:
+    with (tmp_path / "x").open("w") as stream:
+        stream.write("before ")
+        streams.silence(stream)
+        stream.write("after")
+    assert (tmp_path / "x").read_bytes() == b""
+
+
 def test_a_terminal_that_goes_away_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     lost: list[Any] = []
     monkeypatch.setattr(streams, "silence", lost.append)
@@ -957,6 +989,12 @@ def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch, *arguments: s
             "error: input or output failed: No space left on device",
         ),
         (OSError("odd"), 4, "error: input or output failed: odd"),
+        (
+            RuntimeError("can't start new thread"),
+            4,
+            "error: no more threads can be started; --workers 1 needs none",
+        ),
+        (RuntimeError("odd"), 70, "error: a bug in compressor: RuntimeError: odd. Run with --debug and report it"),
         (KeyError("k\n"), 70, "error: a bug in compressor: KeyError: 'k\\n'. Run with --debug and report it"),
         (
             RecursionError("deep"),
@@ -971,7 +1009,7 @@ def test_every_error_has_its_code_and_one_line(
     assert raising(error, monkeypatch) == (code, [line])
 
 
-@pytest.mark.parametrize("error", [KeyError("k"), OSError("odd")])
+@pytest.mark.parametrize("error", [KeyError("k"), OSError("odd"), RuntimeError("can't start new thread")])
 def test_tracebacks_are_for_debugging(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(type(error)):
         raising(error, monkeypatch, "--debug")

@@ -154,7 +154,7 @@ class Sink:
             os.close(fd)
 
     def _new(self, name: str) -> int:
-        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if self.staging.folder else 0)
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if self.staging.folder else 0)
         return os.open(self.path(name), flags, 0o666)
 
 
