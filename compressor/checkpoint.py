@@ -10,10 +10,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from compressor import hf_config, provenance
+from compressor import dialects, provenance
 from compressor.errors import InputError, UsageError
 from compressor.files.source import Source, StoredTensor, open_source
-from compressor.floats import narrow, widen
+from compressor.floats import widen
 from compressor.method import Encoder, Part
 from compressor.tensor import DTYPES, TensorSpec
 from compressor.workspace import Array, Workspace
@@ -86,39 +86,32 @@ class Rows:
         if self.tensor.encoder is None:
             return widen(self.raw[start - self.start : stop - self.start], spec.dtype, work, self.key)
         parts = {
-            part.suffix: _part_rows(self.read[part.suffix], part, start - self.start, stop - self.start)
+            part.suffix: part.view(self.read[part.suffix], start - self.start, stop - self.start)
             for part in self.declared
         }
         numbers = work.array(f"{self.key}.decoded", (stop - start, self.columns), DTYPES[spec.dtype].compute)
         self.tensor.encoder.decode(parts, spec, numbers, start, work)
-        # a loader gives numbers of the tensor's own dtype; so do we
-        settled = work.array(f"{self.key}.settled", numbers.shape, DTYPES[spec.dtype].storage)
-        narrow(numbers, spec.dtype, settled)
-        return widen(settled, spec.dtype, work, self.key)
+        return numbers
 
 
 def _read_part(tensor: Tensor, part: Part, start: int, stop: int, work: Workspace, key: str) -> Array:
     stored = tensor.parts[part.suffix]
-    rows, columns = stored.spec.matrix
     if part.every == 0:
-        return stored.read_rows(columns, 0, rows, work, key).reshape(part.shape)
-    return stored.read_rows(columns, start // part.every, -(-stop // part.every), work, key)
-
-
-def _part_rows(raw: Array, part: Part, start: int, stop: int) -> Array:
-    return raw if part.every == 0 else raw[start // part.every : -(-stop // part.every)]
+        return stored.read_rows(part.size, 0, 1, work, key).reshape(part.shape)
+    first, last = part.rows(start, stop)
+    if part.across:
+        return stored.read_columns(first, last, work, key)
+    return stored.read_rows(part.width(tensor.spec), first, last, work, key)
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Open an input and recognise what it stores. InputError when parts contradict what is said of them."""
     source = open_source(path)
     records = tuple(provenance.from_metadata(part.header.metadata, part.file.path) for part in source.files)
-    stored = [(spec, encoder) for record in records for spec, encoder in record.tensors]
+    stored: dialects.Stored = [pair for record in records for pair in record.tensors]
     compression = "packed by compressor" if stored else ""
-    declared = hf_config.quantization(source)
-    if declared is not None and not stored:
-        compression = f"quantized ({declared})"
-        stored = hf_config.stored_tensors(source)
+    if not stored:
+        compression, stored = dialects.read(source)
     tensors = {
         name: Tensor(tensor.spec, {"": tensor}, source.file_of[name]) for name, tensor in source.tensors.items()
     }
@@ -141,7 +134,7 @@ def _stored_tensor(source: Source, spec: TensorSpec, encoder: Encoder) -> Tensor
         raise InputError(error.reason, file=source.path, tensor=spec.name) from error
     parts = {}
     for part in declared:
-        name = spec.name + part.suffix
+        name = part.name(spec.name)
         stored = source.tensors.get(name)
         if stored is None:
             raise InputError(f"its part {part.suffix or 'codes'} is missing", file=source.path, tensor=spec.name)

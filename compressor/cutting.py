@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from compressor.checkpoint import Tensor
 from compressor.method import Part
 from compressor.plan import Job
-from compressor.tensor import DTYPES, TensorSpec
+from compressor.tensor import DTYPES
 from compressor.workspace import Array, Workspace
 
 CHUNK = 1 << 21  # elements read and written at a time
@@ -56,22 +56,18 @@ def cut_tensor(job: Job, tensor: Tensor, partners: Sequence[Tensor]) -> Cut:
 
 
 def part_buffer(part: Part, job: Job, cut: Cut, start: int, stop: int, work: Workspace) -> Array:
+    """Memory for what the rows [start, stop) have of a part."""
     storage, key = DTYPES[part.dtype].storage, f"part{part.suffix}"
     if part.every == 0:
         return work.array(key, part.shape, storage)
     if job.encoder is None:
         return work.array(key, (stop - start, cut.columns), storage)
-    rows = -(-stop // part.every) - start // part.every
-    _, columns = TensorSpec("", part.dtype, part.shape).matrix
-    return work.array(key, (rows, columns), storage)
+    first, last = part.rows(start, stop)
+    if part.across:
+        return work.array(key, (part.shape[0], last - first), storage)
+    return work.array(key, (last - first, part.width(job.spec)), storage)
 
 
 def part_views(parts: Mapping[str, Array], job: Job, rows: slice) -> dict[str, Array]:
-    """The rows of each part's buffer that belong to the tensor's rows."""
-    views = {}
-    for part in job.parts:
-        buffer = parts[part.suffix]
-        if part.every:
-            buffer = buffer[rows.start // part.every : -(-rows.stop // part.every)]
-        views[part.suffix] = buffer
-    return views
+    """What each part's buffer has of the tensor's rows."""
+    return {part.suffix: part.view(parts[part.suffix], rows.start, rows.stop) for part in job.parts}

@@ -32,10 +32,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
 from importlib.metadata import entry_points
-from math import inf
+from math import inf, prod
 from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args, get_type_hints
 
 from compressor.errors import UsageError
+from compressor.lazy import np
+from compressor.metrics import count_zeros, dot
 from compressor.tensor import TensorSpec
 from compressor.workspace import Array, Workspace
 
@@ -59,11 +61,14 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A tensor that an encoder stores. Its name is the source tensor's name followed by `suffix`.
+    """A tensor that an encoder stores. Its name is the source tensor's name followed by `suffix`; with `stem` the
+    suffix takes the place of the name's `.weight`.
 
-    Row r of the part belongs to the tensor's rows [r·every, (r+1)·every); `every` 0 means that the part is not
-    cut by rows: it is written with the block that starts at row 0 and read whole. `value` is a part whose
-    content the spec already determines.
+    The part lies in as many equal runs as there are `every` rows in the tensor (the last may be fewer): run r
+    belongs to the tensor's rows [r·every, (r+1)·every), and encoders see runs as the rows of a matrix, whatever
+    the part's shape. `across`: the part is a matrix whose columns those runs are, and encoders see it so
+    [part's rows, columns of the block]. `every` 0 means that the part is not cut: it is written with the block
+    that starts at row 0 and read whole. `value` is a part whose content the spec already determines.
     """
 
     suffix: str
@@ -71,6 +76,31 @@ class Part:
     shape: tuple[int, ...]
     every: int = 1
     value: tuple[int, ...] | None = None
+    stem: bool = False
+    across: bool = False
+
+    def name(self, tensor: str) -> str:
+        """What the part of a tensor of this name is called."""
+        return (tensor.removesuffix(".weight") if self.stem else tensor) + self.suffix
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+    def rows(self, start: int, stop: int) -> tuple[int, int]:
+        """The runs that the tensor's rows [start, stop) have."""
+        return start // self.every, -(-stop // self.every)
+
+    def width(self, spec: TensorSpec) -> int:
+        """Elements of a run of the part of this tensor."""
+        return self.size // max(self.rows(0, spec.matrix[0])[1], 1)
+
+    def view(self, held: Array, start: int, stop: int) -> Array:
+        """Of the runs in `held`, those of the rows [start, stop) after the first that it holds."""
+        if self.every == 0:
+            return held
+        first, last = self.rows(start, stop)
+        return held[:, first:last] if self.across else held[first:last]
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +229,23 @@ class Encoder(Method):
     def config(self, spec: TensorSpec) -> dict[str, Any] | None:
         """The compressed-tensors scheme under which loaders take the parts; None when only `restore` reads them."""
         return None
+
+    def dialect(self, spec: TensorSpec) -> str:
+        """The dialect whose loaders take the parts of this tensor; "" where only `restore` reads them."""
+        return "compressed-tensors" if self.config(spec) is not None else ""
+
+    @property
+    def label(self) -> str:
+        """What tables call the stored tensor, in a word: `int4`."""
+        return self.id
+
+    def measured(self, block: Block, parts: Mapping[str, Array]) -> tuple[float, int]:
+        """Encode, and tell Σ (w − w')² and how many w' are zero. For encoders that know both without restoring."""
+        restored = block.work.array("method.restored", block.values.shape, block.values.dtype.str)
+        self.encode(block, parts, restored)
+        zeros = count_zeros(restored, block.work)
+        np.subtract(block.values, restored, out=restored)
+        return dot(restored, restored), zeros
 
     def codes(self, spec: TensorSpec) -> Encoder | None:
         """This method with its integer codes stored one to an element, for `.npz`; None when it has none."""

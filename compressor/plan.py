@@ -74,7 +74,7 @@ class Job:
         return lcm(*(part.every or 1 for part in self.parts))
 
     def part_name(self, part: Part) -> str:
-        return self.spec.name + part.suffix
+        return part.name(self.spec.name)
 
     def part_specs(self) -> list[TensorSpec]:
         return [TensorSpec(self.part_name(part), part.dtype, part.shape) for part in self.parts]
@@ -174,5 +174,4 @@ def dense_part(spec: TensorSpec) -> Part:
 
 def short_name(encoder: Encoder) -> str:
     """`int4`, `factor`: how tables call what an encoder stores."""
-    bits = getattr(encoder, "bits", None)
-    return f"{encoder.id}{bits}" if bits and encoder.id == "int" else encoder.id
+    return encoder.label

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from compressor import hf_config, provenance
+from compressor import dialects, provenance
 from compressor.checkpoint import Checkpoint, Tensor
 from compressor.errors import CompressorError, InputError, OutputError, UsageError, raise_all
 from compressor.files import npy, npz, safetensors
@@ -270,12 +270,14 @@ def _files(
     for job in jobs:
         grouped[job.file].append(job)
     files = []
+    form = dialects.metadata_format([(job.spec, job.encoder) for job in jobs if job.encoder is not None])
     for number, members in grouped.items():
         origin = source.files if container != "folder" else (source.files[number],)
         records = [checkpoint.records[source.files.index(part)] for part in origin]
         metadata = {key: value for part in origin for key, value in part.header.metadata.items()}
         metadata.pop(provenance.KEY, None)
         metadata.setdefault("format", "pt")
+        metadata["format"] = form or metadata["format"]
         earlier = next((record.stages for record in records if record.stages), ())
         stored = [(job.spec, job.encoder) for job in members if job.encoder is not None]
         if stages:
@@ -309,10 +311,8 @@ def _texts(
     texts = []
     packed = [(job.spec, job.encoder) for job in jobs if job.encoder is not None]
     if source.config is not None and (packed or checkpoint.compression):
-        config = {key: value for key, value in source.config.items() if key != hf_config.KEY}
-        if packed:
-            dense = [job.spec for job in jobs if job.encoder is None]
-            config[hf_config.KEY] = hf_config.build(packed, dense, config)
+        dense = [job.spec for job in jobs if job.encoder is None]
+        config = dialects.configure(source.config, packed, dense) if packed else dialects.without(source.config)
         texts.append((CONFIG, json_bytes(config)))
     if source.indexed:
         names = {spec.name: files[job.file].name for job in jobs for spec in job.part_specs()}

@@ -20,7 +20,7 @@ from compressor.cutting import Cut, cut_tensor, part_buffer, part_views
 from compressor.engines.local import in_order
 from compressor.errors import InputError, UsageError
 from compressor.files.sink import Sink
-from compressor.floats import narrow_exact, settle
+from compressor.floats import narrow, narrow_exact, settle
 from compressor.joining import Joined, changes_by_rows, join
 from compressor.lazy import np
 from compressor.method import Block, Encoder, Method, Survey, Transform
@@ -123,7 +123,8 @@ class Runner:
             return [self._one(member) for member in joined.members]
         try:
             with self._workspace() as work:
-                ((block, after, _),) = self._treat(job, cut, methods, 0, cut.rows, work)
+                ((block, after, _),) = self._treat(job, cut, methods, 0, cut.rows, work, whole=True)
+                assert not isinstance(after, Change)  # noqa: S101 - it was asked for the numbers
                 rows = (-1, job.spec.shape[1])  # an element-wise cut is flat
                 changes = changes_by_rows(block.values.reshape(rows), after.reshape(rows), np.array(joined.starts))
         except (InputError, UsageError):
@@ -221,7 +222,7 @@ class Runner:
             else:
                 change = Change()
                 for block, after, stored in self._treat(job, cut, methods, start, stop, work):
-                    change.merge(self._measure(job, block, after, stored))
+                    change.merge(after if isinstance(after, Change) else self._measure(job, block, after, stored))
         return [(job, change, stop == cut.rows)]
 
     def _carry(self, job: Job, tensor: Tensor, cut: Cut, start: int, stop: int, work: Workspace) -> Change:
@@ -242,33 +243,48 @@ class Runner:
         return Change(size, zeros, zeros)
 
     def _treat(
-        self, job: Job, cut: Cut, methods: Sequence[Method], start: int, stop: int, work: Workspace
-    ) -> Iterator[tuple[_Read, Array, Array]]:
-        """Each block with the numbers that the output will give back for it, and these as they would be stored;
-        the output is written at the end."""
+        self,
+        job: Job,
+        cut: Cut,
+        methods: Sequence[Method],
+        start: int,
+        stop: int,
+        work: Workspace,
+        *,
+        whole: bool = False,
+    ) -> Iterator[tuple[_Read, Array | Change, Array | None]]:
+        """Each block with the numbers that the output stands for and, if it stores numbers, these as stored; the
+        output is written at the end. Unless `whole`, an encoder may tell the change instead of the numbers."""
         parts = {part.suffix: part_buffer(part, job, cut, start, stop, work) for part in job.parts}
         for block in self._blocks(job, cut, start, stop, work):
             rows = slice(block.start - start, block.start - start + len(block.values))
             if job.encoder is None:
                 result = self._transform(job, methods, block)
                 stored = parts[""][rows]
-                if _selects(methods):
+                if block.stored is not None and _selects(methods):
                     narrow_exact(result, job.spec.dtype, stored, work)
                     yield block, result, stored
-                else:
+                elif methods:
                     yield block, settle(result, job.spec.dtype, stored, work), stored
+                else:  # restoring: what codes stand for is rounded to the tensor's dtype, as by any loader
+                    narrow(result, job.spec.dtype, stored)
+                    yield block, result, stored
                 continue
-            numbers = self._transform(job, methods[:-1], block)
-            result = work.array("run.restored", numbers.shape, numbers.dtype.str)
             encoder = methods[-1]
             assert isinstance(encoder, Encoder)  # noqa: S101 - the planner composed it
-            inner = Block(numbers, block.start, job.spec, work, {})
-            encoder.encode(inner, part_views(parts, job, rows), result)
-            stored = work.array("run.stored", result.shape, DTYPES[job.spec.dtype].storage)
-            yield block, settle(result, job.spec.dtype, stored, work), stored
+            views = part_views(parts, job, rows)
+            if len(methods) == 1 and not whole:
+                lost, zeros = encoder.measured(Block(block.values, block.start, job.spec, work, {}), views)
+                if np.isfinite(lost):  # else look at the numbers
+                    yield block, _changed(job, block, zeros, lost), None
+                    continue
+            numbers = self._transform(job, methods[:-1], block)
+            result = work.array("run.restored", numbers.shape, numbers.dtype.str)
+            encoder.encode(Block(numbers, block.start, job.spec, work, {}), views, result)
+            yield block, result, None
         self._write_parts(job, cut, parts, start, stop)
 
-    def _measure(self, job: Job, block: _Read, after: Array, stored: Array) -> Change:
+    def _measure(self, job: Job, block: _Read, after: Array, stored: Array | None) -> Change:
         """What happened to one block; InputError when a new number is not finite."""
         work = block.work
         difference = work.array("run.difference", after.shape, after.dtype.str)
@@ -281,26 +297,26 @@ class Runner:
                 tensor=job.spec.name,
                 remedy="Exclude it",
             )
-        if block.stored is None:
-            before = count_zeros(block.values, work)
-        else:
-            before = count_stored_zeros(block.stored, job.spec, work)
-        return Change(after.size, before, count_stored_zeros(stored, job.spec, work), block.energy, lost)
+        return _changed(job, block, _zeros(after, stored, job, work), lost)
 
     def _write_parts(self, job: Job, cut: Cut, parts: Mapping[str, Array], start: int, stop: int) -> None:
         offsets = self.plan.files[job.file].layout.offsets
         for part in job.parts:
             data = parts[part.suffix]
-            first = 0
+            offset = offsets[job.part_name(part)]
             if part.every == 0:
                 if start != 0:
                     continue
                 if part.value is not None:
                     data[...] = np.reshape(part.value, part.shape)
-            else:
-                first = start // part.every
-            row = data[:1].nbytes
-            self.sink.write(job.file, offsets[job.part_name(part)] + (first * row if part.every else 0), data)
+                self.sink.write(job.file, offset, data)
+                continue
+            first, _ = part.rows(start, stop)
+            if not part.across:
+                self.sink.write(job.file, offset + first * data[:1].nbytes, data)
+                continue
+            for number, row in enumerate(data):
+                self.sink.write(job.file, offset + (number * part.shape[1] + first) * data.itemsize, row)
 
     def _blocks(self, job: Job, cut: Cut, start: int, stop: int, work: Workspace) -> Iterator[_Read]:
         """The source's numbers with their partners', finite, block by block."""
@@ -386,6 +402,15 @@ class _Read:
     energy: float
     partners: dict[int, dict[str, Array]]
     work: Workspace
+
+
+def _zeros(numbers: Array, raw: Array | None, job: Job, work: Workspace) -> int:
+    return count_zeros(numbers, work) if raw is None else count_stored_zeros(raw, job.spec, work)
+
+
+def _changed(job: Job, block: _Read, zeros: int, lost: float) -> Change:
+    before = _zeros(block.values, block.stored, job, block.work)
+    return Change(block.values.size, before, zeros, block.energy, lost)
 
 
 def _ready(result: list[_Done]) -> Callable[[], list[_Done]]:

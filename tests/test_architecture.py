@@ -91,7 +91,9 @@ def test_only_reports_and_commands_print(name: str) -> None:
     }
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith((*THREADS, "files/sink.py"))])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if not name.startswith((*THREADS, "files/sink.py", "files/direct.py"))]
+)
 def test_only_engines_know_threads(name: str) -> None:
     assert not imports(PACKAGE / name) & {"threading", "multiprocessing", "asyncio", "threadpoolctl", "_thread"}
     made = {call for call, _ in calls(PACKAGE / name)}

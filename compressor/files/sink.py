@@ -9,13 +9,15 @@ from contextlib import contextmanager, suppress
 from threading import Lock
 
 from compressor.errors import InputError, OutputError
+from compressor.files import direct as unbuffered
 from compressor.files import npy, npz, safetensors
-from compressor.files.atomic import Staging, failure, reporting, sync_folder
+from compressor.files.atomic import Staging, reporting, sync_folder
 from compressor.files.handle import InputFile
 from compressor.files.layout import FileLayout
 from compressor.workspace import Array
 
 _CHUNK = 8 << 20
+_LARGE = 64 << 20  # bytes of a file that is written past the page cache; a smaller one may be read again soon
 _IDLE = 8  # descriptors kept open between writes; a model may have more files than a process may open
 
 
@@ -29,12 +31,15 @@ class Sink:
         self.target, self.container, self.layouts = target, container, layouts
         self.staging = Staging(target, folder=container == "folder", replace=replace)
         self.folders: set[str] = set()
-        self.idle: list[tuple[str, int]] = []
+        self.idle: list[tuple[tuple[str, int], int]] = []
         self.lock = Lock()
+        large = unbuffered.FLAG and any(layout.size >= _LARGE for _, layout in layouts)
+        self.direct = unbuffered.Direct(self._write) if large else None
         try:
             for name, layout in layouts:
                 for offset, piece in layout.pieces:
-                    self._write(name, memoryview(piece), offset)
+                    with reporting(target):
+                        self._write(name, memoryview(piece), offset)
         except BaseException:
             self.discard()
             raise
@@ -45,12 +50,20 @@ class Sink:
 
     def write(self, file: int, offset: int, data: Array) -> None:
         """Write an array's bytes (C-ordered) at a planned offset of a container file."""
-        self._write(self.layouts[file][0], data.reshape(-1).view("|u1").data, offset)
+        name, layout = self.layouts[file]
+        run = data.reshape(-1).view("|u1")
+        with reporting(self.target):
+            if self.direct is None or layout.size < _LARGE or len(run) < unbuffered.LEAST:
+                self._write(name, run.data, offset)
+            else:
+                self.direct.write(name, run, offset)
 
     def finish_file(self, file: int) -> None:
         """Sync a container file whose tensors are all written, and read its header back."""
         name, layout = self.layouts[file]
         with reporting(self.target):
+            if self.direct is not None:
+                self.direct.drain(name)
             self._close(name)
         with self._open(name) as fd:
             if self.container == "npz":
@@ -97,7 +110,7 @@ class Sink:
     def publish(self) -> None:
         """Give the finished output its name."""
         with reporting(self.target):
-            self._close(None)
+            self._end()
             for inside in sorted(self.folders, reverse=True):
                 sync_folder(self.path(inside))
         self.staging.publish()
@@ -106,33 +119,36 @@ class Sink:
         """Leave nothing behind."""
         self.staging.discard()
         with suppress(OSError):
-            self._close(None)
+            self._end()
 
-    def _write(self, name: str, data: memoryview, offset: int) -> None:
-        """Write through an idle descriptor of the file, or a new one, which is idle afterwards."""
+    def _end(self) -> None:
+        if self.direct is not None:
+            self.direct.close()
+        self._close(None)
+
+    def _write(self, name: str, data: memoryview, offset: int, flags: int = 0) -> None:
+        """Write through an idle descriptor of the file that was opened with `flags`, or a new one."""
+        key = name, flags
+        with self.lock:
+            at = next((at for at, (held, _) in enumerate(self.idle) if held == key), None)
+            fd = None if at is None else self.idle.pop(at)[1]
+        fd = self._new(name, flags) if fd is None else fd
         try:
-            with self.lock:
-                at = next((at for at, (held, _) in enumerate(self.idle) if held == name), None)
-                fd = None if at is None else self.idle.pop(at)[1]
-            fd = self._new(name) if fd is None else fd
-            try:
-                _write(fd, data, offset)
-            except BaseException:
-                os.close(fd)
-                raise
-            with self.lock:
-                self.idle.append((name, fd))
-                fd = self.idle.pop(0)[1] if len(self.idle) > _IDLE else None
-            if fd is not None:
-                os.close(fd)
-        except OSError as error:
-            raise failure(self.target, error) from error
+            _write(fd, data, offset)
+        except BaseException:
+            os.close(fd)
+            raise
+        with self.lock:
+            self.idle.append((key, fd))
+            fd = self.idle.pop(0)[1] if len(self.idle) > _IDLE else None
+        if fd is not None:
+            os.close(fd)
 
     def _close(self, name: str | None) -> None:
         """Close the idle descriptors of a file, or of all files. OSError when one cannot be."""
         with self.lock:
-            closing = [fd for held, fd in self.idle if name in (held, None)]
-            self.idle = [(held, fd) for held, fd in self.idle if name not in (held, None)]
+            closing = [fd for held, fd in self.idle if name in (held[0], None)]
+            self.idle = [(held, fd) for held, fd in self.idle if name not in (held[0], None)]
         problems = []
         for fd in closing:
             try:
@@ -153,8 +169,8 @@ class Sink:
                 raise
             os.close(fd)
 
-    def _new(self, name: str) -> int:
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if self.staging.folder else 0)
+    def _new(self, name: str, flags: int = 0) -> int:
+        flags |= os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if self.staging.folder else 0)
         return os.open(self.path(name), flags, 0o666)
 
 

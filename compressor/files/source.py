@@ -60,6 +60,16 @@ class StoredTensor:
             raw.byteswap(inplace=True)
         return raw
 
+    def read_columns(self, start: int, stop: int, work: Workspace, key: str) -> Array:
+        """Columns [start, stop) of a stored matrix, in its storage type."""
+        rows, columns = self.spec.shape
+        storage = np.dtype(DTYPES[self.spec.dtype].storage)
+        raw = work.array(key, (rows, stop - start), storage.str)
+        first = self.placed.offset + start * storage.itemsize
+        runs = raw.view(np.uint8)
+        self.file.read_runs((run.data, first + row * columns * storage.itemsize) for row, run in enumerate(runs))
+        return raw
+
     def read_bytes(self, start: int, stop: int, work: Workspace, key: str) -> Array:
         """Bytes [start, stop) of the tensor as uint8, whatever its dtype."""
         raw = work.array(key, (stop - start,), "|u1")

@@ -6,6 +6,8 @@ and never so large that a code times it leaves the range of the weight's dtype.
 
 from __future__ import annotations
 
+from typing import Any
+
 from compressor.floats import largest, narrow, smallest, widen
 from compressor.lazy import np
 from compressor.tensor import DTYPES
@@ -36,6 +38,22 @@ def extent(grouped: Array, symmetric: bool, scratch: Array) -> tuple[Array, Arra
     flat = grouped.reshape(-1)
     low, high = np.minimum.reduceat(flat, starts), np.maximum.reduceat(flat, starts)
     return low.astype(np.float64).reshape(rows, groups), high.astype(np.float64).reshape(rows, groups)
+
+
+def apply(ufunc: Any, grouped: Array, scale: Array, out: Array) -> None:
+    """ufunc(grouped [rows, groups, size], scale [rows or 1, groups or 1, 1]) into `out`.
+
+    NumPy copies a repeated operand into its buffer when a few rows fit there, which takes as long as the
+    arithmetic; with the least buffer, long rows are taken one by one, each with its scale in a register.
+    """
+    if grouped.shape[2] < 1024:
+        ufunc(grouped, scale, out=out)
+        return
+    usual = np.setbufsize(16)
+    try:
+        ufunc(grouped, scale, out=out)
+    finally:
+        np.setbufsize(usual)
 
 
 def symmetric_scale(high: Array, half: int) -> tuple[Array, int]:

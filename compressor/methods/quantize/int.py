@@ -145,6 +145,10 @@ class Int(Encoder):
             "output_activations": None,
         }
 
+    @property
+    def label(self) -> str:
+        return f"int{self.bits}"
+
     def codes(self, spec: TensorSpec) -> Int:
         return replace(self, layout="plain")
 
@@ -173,7 +177,7 @@ class Int(Encoder):
         anchor = values.dtype.type(1.5 * 2.0 ** (23 if values.itemsize == 4 else 52))
         offset = zero.astype(values.dtype)[..., None] if zero is not None else values.dtype.type(self.half)
         offset += anchor
-        np.divide(grouped, scale, out=target)
+        _scales.apply(np.divide, grouped, scale, target)
         np.add(target, offset, out=target)
         np.clip(target, anchor, anchor + (2 * self.half - 1), out=target)
         if parts is not None:
@@ -182,7 +186,7 @@ class Int(Encoder):
             points = None if zero is None else zero.astype(np.uint8)
             self._layout(spec).store(codes, stored, points, parts, block.start == 0, work)
         np.subtract(target, offset, out=target)
-        np.multiply(target, scale, out=target)
+        _scales.apply(np.multiply, target, scale, target)
 
     def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
         layout = self._layout(spec)
@@ -192,7 +196,7 @@ class Int(Encoder):
         target = self._grouped(out)
         np.copyto(target, self._grouped(codes))
         np.subtract(target, offset, out=target)
-        np.multiply(target, self._scale_column(parts[layout.scale], spec, out.dtype), out=target)
+        _scales.apply(np.multiply, target, self._scale_column(parts[layout.scale], spec, out.dtype), target)
 
     def _layout(self, spec: TensorSpec) -> _layouts.CodeLayout:
         return _layouts.LAYOUTS[self.layout_of(spec)](self.bits, self.symmetric, self.grain == "tensor")

@@ -22,6 +22,8 @@ from compressor.tensor import TensorSpec
 from compressor.text import printable
 from compressor.workspace import Workspace
 
+NAME = "compressed-tensors"
+METADATA = "pt"
 KEY = "quantization_config"
 
 # What a model that holds a base model calls it, beside its model_type (`bert.encoder.…`)
@@ -34,39 +36,24 @@ _TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 _CONV1D = re.compile(r"\.(c_attn|q_attn|c_proj|c_fc)\.weight$")
 
 
-def quantization(source: Source) -> str | None:
-    """The quant_method that the folder's config declares; None when it declares none."""
-    declared = (source.config or {}).get(KEY)
-    if declared is None:
-        return None
-    if not isinstance(declared, dict):
-        raise InputError(f"config.json: {KEY} is not an object", file=source.path)
-    return printable(str(declared.get("quant_method", "unknown")), 60)
+def speaks(config: Mapping[str, Any]) -> bool:
+    declared = config.get(KEY)
+    return isinstance(declared, dict) and declared.get("quant_method") == NAME
 
 
 # ---- writing -------------------------------------------------------------------------------------------
 
 
-def build(
-    packed: Sequence[tuple[TensorSpec, Encoder]], dense: Sequence[TensorSpec], config: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The quantization_config of a folder with these packed and these dense tensors.
-
-    Where a tensor lies in a layout of our own, or belongs to a module that is never quantized, no loader could
-    take the folder; then the scheme is one that they refuse. (A quant_method of our own would not do:
-    transformers skips those it does not know with a warning, and fills the missing weights with random numbers.)
-    """
+def configure(
+    config: Mapping[str, Any], packed: Sequence[tuple[TensorSpec, Encoder]], dense: Sequence[TensorSpec]
+) -> dict[str, Any] | None:
+    """config.json with the quantization_config of a folder with these packed and these dense tensors; None where
+    a tensor belongs to a module that is never quantized."""
     schemes: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for spec, encoder in packed:
         scheme = encoder.config(spec)
         if scheme is None or (config.get("model_type") in _TRANSPOSED and _CONV1D.search(spec.name)):
-            unknown = "run `compressor restore`"
-            return {
-                "quant_method": "compressed-tensors",
-                "format": unknown,
-                "quantization_status": "compressed",
-                "config_groups": {"compressor": {"targets": ["Linear"], "weights": None, "format": unknown}},
-            }
+            return None
         if _is_embedding(spec):
             scheme = {**scheme, "input_activations": None}  # its input is token ids, which nobody may round
         key = json.dumps(scheme, sort_keys=True)
@@ -90,8 +77,8 @@ def build(
     if not any(re.match(_HEADS[3:], name) for name in all_packed):
         # a head that shares the embedding's weight, or is called otherwise in the file, is a Linear all the same
         ignore += sorted({"lm_head", _HEADS} - untouched)
-    return {
-        "quant_method": "compressed-tensors",
+    declared = {
+        "quant_method": NAME,
         "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "config_groups": groups,
@@ -99,6 +86,7 @@ def build(
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
     }
+    return {**config, KEY: declared}
 
 
 def _is_embedding(spec: TensorSpec) -> bool:
@@ -159,13 +147,6 @@ def _module(name: str) -> str:
 def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
     """The tensors that a compressed-tensors folder stores as parts. InputError for what is not read here."""
     config = (source.config or {})[KEY]
-    method = config.get("quant_method")
-    if method != "compressed-tensors":
-        raise InputError(
-            f"is quantized by {printable(str(method), 60)!r}, which is not read here",
-            file=source.path,
-            remedy="Give the unquantized model",
-        )
     declared = config.get("config_groups")
     if not isinstance(declared, dict) or not declared or not all(isinstance(g, dict) for g in declared.values()):
         raise InputError(f"config.json: {KEY} has no config_groups", file=source.path)
