@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ LARGE = 4  # times the checkpoint
 
 @dataclass(frozen=True)
 class Run:
-    """One whole process: seconds by the clock, seconds of CPU, peak resident megabytes."""
+    """One whole process: seconds by the clock, seconds of CPU, peak resident megabytes of it and its children."""
 
     wall: float
     cpu: float
@@ -53,18 +54,47 @@ Round = Mapping[str, Run]
 def measure(command: Sequence[str | Path]) -> Run:
     """Run a process to its end; SystemExit with what it said when it failed."""
     start = time.perf_counter()
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     process = subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        list(map(str, command)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,  # users have compiled modules
     )
+    peaks: dict[int, float] = {}
+    watch = threading.Thread(target=_watch, args=(process.pid, peaks))
+    watch.start()
     assert process.stderr is not None
     said = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - start
+    watch.join()
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(map(str, command))}\nended with {process.returncode}: {said}")
     unit = 1 if platform.system() == "Darwin" else 1024
-    return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 1e6)
+    own = usage.ru_maxrss * unit / 1e6
+    return Run(wall, usage.ru_utime + usage.ru_stime, max(own, sum(peaks.values())))
+
+
+def _watch(pid: int, peaks: dict[int, float]) -> None:
+    """Keep the peak of a process and of each of its children, as long as it runs (Linux). Pages that they share
+    are counted in each: the sum is an upper bound."""
+    while True:
+        try:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        except OSError:
+            return
+        for member in (str(pid), *children):
+            try:
+                status = Path(f"/proc/{member}/status").read_text()
+            except OSError:
+                continue
+            for line in status.splitlines():
+                if line.startswith("VmHWM:"):
+                    peaks[int(member)] = int(line.split()[1]) * 1024 / 1e6
+        time.sleep(0.05)
 
 
 def warm(nbytes: int) -> None:

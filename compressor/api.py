@@ -8,10 +8,12 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Literal
 
 from compressor.checkpoint import Checkpoint, open_checkpoint
+from compressor.engines import forked
 from compressor.engines.local import available_workers, local
 from compressor.errors import InputError, UsageError
 from compressor.files.atomic import check_place
@@ -23,6 +25,7 @@ from compressor.results import Gates, Report, ReportedGateFailed
 from compressor.runner import Runner
 from compressor.scan import compare, inspect, non_finite_tensors
 from compressor.target import check_apart, container_of
+from compressor.worker import Worker
 
 Path = str | os.PathLike[str]
 NonFinite = Literal["error", "keep"]
@@ -84,7 +87,8 @@ def _one_stage(verb: str, source: Path, output: Path, options: dict[str, Any]) -
     return run_recipe(verb, source, output, Recipe((stage,)), **settings)
 
 
-_SETTINGS = ("force", "dry_run", "strict", "non_finite", "gates", "workers", "progress")
+_SETTINGS = ("force", "dry_run", "strict", "non_finite", "gates", "workers", "progress", "processes")
+_LARGE = 128 << 20  # bytes of a model that are worth the start of processes
 
 
 def run_recipe(
@@ -100,12 +104,14 @@ def run_recipe(
     gates: Gates | None = None,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    processes: bool = False,
 ) -> Report:
     """Run a recipe from `source` to `output`.
 
     `force` replaces an existing output; `dry_run` ends with the plan; `strict` refuses to leave weight matrices
     alone by default; `non_finite="keep"` carries tensors with NaN or Inf over; `progress(done, total)` is called
-    in bytes read. Raises UsageError, InputError, OutputError, GateFailed: in each case nothing is written.
+    in bytes read; `processes` allows workers to be forked for large models, which a program with threads of its
+    own had better not. Raises UsageError, InputError, OutputError, GateFailed: in each case nothing is written.
     """
     source, output, gates = os.fspath(source), os.fspath(output), gates or Gates()
     teachers = sorted({stage.teacher for stage in recipe.stages if stage.teacher is not None})
@@ -129,16 +135,14 @@ def run_recipe(
         plan = plan_now(hold)
         count = available_workers() if workers is None else workers
         if non_finite == "keep":
-            executor = stack.enter_context(local(count))
-            hold = non_finite_tensors(checkpoint, plan, executor)
+            with local(count) as executor:
+                hold = non_finite_tensors(checkpoint, plan, executor)
             plan = plan_now(hold) if hold else plan
         report = Report(verb, source, output, plan, failures=tuple(gates.judge_plan(plan)))
         if report.failures:
             raise ReportedGateFailed(report)
         if dry_run:
             return report
-        if non_finite != "keep":
-            executor = stack.enter_context(local(count))
         importlib.import_module("numpy")  # if that cannot be, then before anything is written
         layouts = [(file.name, file.layout) for file in plan.files]
         sink = Sink(output, container, layouts, replace=force)
@@ -148,8 +152,9 @@ def run_recipe(
                 for number, stage in enumerate(recipe.stages)
                 if stage.teacher is not None
             }
-            runner = Runner(plan, checkpoint, by_stage, executor, 2 * count + 2, sink, _counting(plan, progress))
-            changes = runner.run()
+            worker = Worker(plan, checkpoint, by_stage, sink)
+            executor = stack.enter_context(_engine(count, worker, processes=processes))
+            changes = Runner(worker, executor, 2 * count + 2, _counting(plan, progress)).run()
             report = Report(verb, source, output, plan, changes)
             failures = gates.judge(report)
             if failures:
@@ -162,6 +167,13 @@ def run_recipe(
                 error.file = error.file or source  # a method knows the tensor, not the file
             raise
         return report
+
+
+def _engine(count: int, worker: Worker, *, processes: bool) -> AbstractContextManager[Executor]:
+    """Processes where it pays to start them, else threads."""
+    if processes and forked.available and count > 1 and worker.plan.size_before >= _LARGE:
+        return forked.forked(count, [worker, *worker.plan.jobs])
+    return local(count)
 
 
 def _finish(sink: Sink, plan: Plan, checkpoint: Checkpoint, mentors: Iterable[Checkpoint]) -> None:

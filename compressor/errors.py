@@ -61,6 +61,9 @@ class Problems(CompressorError):
         self.exit_code = max(problem.exit_code for problem in self.problems)
         super().__init__(f"{len(self.problems)} problems")
 
+    def __reduce__(self) -> tuple[type[Problems], tuple[tuple[CompressorError, ...]]]:
+        return Problems, (self.problems,)
+
     def __str__(self) -> str:
         return "\n".join(map(str, self.problems))
 

@@ -396,7 +396,7 @@ def test_5_ready_recipes_run_and_are_restored(recipe: str, tmp_path: Path) -> No
     treated = {job.spec.name for job, _ in report.rows}
     reported = max(change.error for _, change in report.rows if change)
     # codes stand for numbers; a restored folder rounds them to the tensor's dtype
-    for found, close in ((name, 1e-5), (f"back-{name}", 0.05)):
+    for found, close in ((name, 1e-5), (f"back-{name}", 0.06)):
         measured = api.compare(source, tmp_path / found)
         assert not any(row.problem for row in measured.rows)
         worst = max(row.measured.error for row in measured.rows if row.name in treated)

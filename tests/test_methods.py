@@ -180,7 +180,7 @@ def test_magnitude_counts_zeros_that_were_there(tmp_path: Path) -> None:
 def test_magnitude_cannot_run_without_its_survey() -> None:
     method = made("prune", "magnitude", sparsity=0.5)
     with pytest.raises(TypeError):
-        method.apply(None, None)  # type: ignore[attr-defined]
+        method.keep(None, None)  # type: ignore[attr-defined]
 
 
 def test_global_pruning_with_rules_counts_each_sparsity_on_its_own(tmp_path: Path) -> None:

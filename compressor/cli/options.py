@@ -75,7 +75,7 @@ input_argument = click.argument("input_path", metavar="INPUT")
 debug = click.option(
     "--debug", is_flag=True, expose_value=False, help="Show a traceback when something is our bug."
 )
-workers = click.option("--workers", type=click.IntRange(1, 256), help="Threads; by default one a processor.")
+workers = click.option("--workers", type=click.IntRange(1, 256), help="Workers; by default one a processor.")
 output_format = click.option(
     "--format",
     "style",
@@ -230,7 +230,7 @@ def execute(work: Callable[..., Report], values: dict[str, Any]) -> int:
     failed: ReportedGateFailed | None = None
     try:
         with progress.bar(enabled=not hush) as advance:
-            report = work(gates=gates, progress=advance, **values)
+            report = work(gates=gates, progress=advance, processes=True, **values)
     except ReportedGateFailed as error:
         report, failed = error.report, error
     emit(render(report, style, top=rows, quiet=hush), essential=False)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from threadpoolctl import threadpool_limits
 
 T = TypeVar("T")
+Task = Callable[[], T] | Future[T]  # to be done, or done already
 
 
 class SerialExecutor(Executor):
@@ -52,11 +53,11 @@ def local(workers: int) -> Iterator[Executor]:
             executor.shutdown(wait=True, cancel_futures=True)
 
 
-def in_order(executor: Executor, tasks: Iterable[Callable[[], T]], window: int) -> Iterator[T]:
+def in_order(executor: Executor, tasks: Iterable[Task[T]], window: int) -> Iterator[T]:
     """Results of `tasks` in their order, at most `window` of them under way or waiting at a time."""
     pending: deque[Future[T]] = deque()
     for task in tasks:
-        pending.append(executor.submit(task))
+        pending.append(task if isinstance(task, Future) else executor.submit(task))
         while len(pending) >= window or (pending and pending[0].done()):
             yield pending.popleft().result()
     while pending:

@@ -62,8 +62,6 @@ class Sink:
         """Sync a container file whose tensors are all written, and read its header back."""
         name, layout = self.layouts[file]
         with reporting(self.target):
-            if self.direct is not None:
-                self.direct.drain(name)
             self._close(name)
         with self._open(name) as fd:
             if self.container == "npz":
@@ -110,7 +108,7 @@ class Sink:
     def publish(self) -> None:
         """Give the finished output its name."""
         with reporting(self.target):
-            self._end()
+            self._close(None)
             for inside in sorted(self.folders, reverse=True):
                 sync_folder(self.path(inside))
         self.staging.publish()
@@ -119,12 +117,7 @@ class Sink:
         """Leave nothing behind."""
         self.staging.discard()
         with suppress(OSError):
-            self._end()
-
-    def _end(self) -> None:
-        if self.direct is not None:
-            self.direct.close()
-        self._close(None)
+            self._close(None)
 
     def _write(self, name: str, data: memoryview, offset: int, flags: int = 0) -> None:
         """Write through an idle descriptor of the file that was opened with `flags`, or a new one."""

@@ -22,8 +22,7 @@ from itertools import accumulate
 from typing import ClassVar, Literal
 
 from compressor.lazy import np
-from compressor.method import Block, Survey, Transform, option
-from compressor.methods.prune.threshold import select
+from compressor.method import Block, Selection, Survey, option
 from compressor.tensor import TensorSpec
 from compressor.workspace import Array
 
@@ -31,13 +30,12 @@ _DIGIT = 16
 
 
 @dataclass(frozen=True)
-class Magnitude(Transform):
+class Magnitude(Selection):
     """Zero the `sparsity` share of smallest magnitude, in each tensor or over all of them."""
 
     verb: ClassVar[str] = "prune"
     id: ClassVar[str] = "magnitude"
     elementwise: ClassVar[bool] = True
-    selects: ClassVar[bool] = True
 
     sparsity: float = option(help="share of weights that become zero", low=0, high=1, open_high=True)
     scope: Literal["tensor", "global"] = option("tensor", help="each tensor alone, or all of them together")
@@ -50,7 +48,7 @@ class Magnitude(Transform):
         wide = any(spec.dtype == "F64" for spec in specs)
         return Digit(self, "<u8" if wide else "<u4", shift=48 if wide else 16)
 
-    def apply(self, block: Block, out: Array) -> None:
+    def keep(self, block: Block, out: Array) -> None:
         raise TypeError("a survey has to find the cut first")
 
 
@@ -66,18 +64,16 @@ class Cut(Magnitude):
     level: int = 0
     until: tuple[str, int, int] | None = None
 
-    def apply(self, block: Block, out: Array) -> None:
+    def keep(self, block: Block, out: Array) -> None:
         keys = _magnitudes(block, self.keys)
-        keep = block.work.array("magnitude.keep", keys.shape, "|b1")
         here, place = (block.spec.name, block.start), self.until and self.until[:2]
         if place is None or here < place:
-            np.greater(keys, self.level, out=keep)
+            np.greater(keys, self.level, out=out)
         else:
-            np.greater_equal(keys, self.level, out=keep)
+            np.greater_equal(keys, self.level, out=out)
         if self.until is not None and here == place:
             ties = np.flatnonzero(keys == self.level)[: self.until[2]]
-            keep.reshape(-1)[ties] = False
-        select(block.values, keep, out)
+            out.reshape(-1)[ties] = False
 
 
 @dataclass

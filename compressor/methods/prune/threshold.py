@@ -14,27 +14,25 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from compressor.lazy import np
-from compressor.method import Block, Transform, option
+from compressor.method import Block, Selection, option
 from compressor.workspace import Array
 
 
 @dataclass(frozen=True)
-class Threshold(Transform):
+class Threshold(Selection):
     """Zero what lies strictly under `threshold` in magnitude."""
 
     verb: ClassVar[str] = "prune"
     id: ClassVar[str] = "threshold"
     elementwise: ClassVar[bool] = True
-    selects: ClassVar[bool] = True
     nameless: ClassVar[bool] = True
 
     threshold: float = option(help="weights with a smaller magnitude become zero", low=0)
 
-    def apply(self, block: Block, out: Array) -> None:
-        np.abs(block.values, out=out)
-        keep = block.work.array("threshold.keep", out.shape, "|b1")
-        np.greater_equal(out, self._level(out), out=keep)
-        select(block.values, keep, out)
+    def keep(self, block: Block, out: Array) -> None:
+        magnitudes = block.work.array("threshold.magnitudes", block.values.shape, block.values.dtype.str)
+        np.abs(block.values, out=magnitudes)
+        np.greater_equal(magnitudes, self._level(magnitudes), out=out)
 
     def _level(self, values: Array) -> float | np.floating:
         """θ in the type of the weights, rounded up: |w| < θ decides the same for every w of that type."""
@@ -43,15 +41,6 @@ class Threshold(Transform):
         if float(level) < self.threshold:
             level = np.nextafter(level, values.dtype.type(np.inf))
         return level
-
-
-def select(values: Array, keep: Array, out: Array) -> None:
-    """`values` where `keep` [same shape, bool], else +0, without touching a kept weight's bits.
-
-    Multiplying bit patterns instead of numbers leaves no −0 behind and is as fast.
-    """
-    bits = f"<u{values.itemsize}"
-    np.multiply(values.view(bits), keep, out=out.view(bits), casting="same_kind")
 
 
 METHOD = Threshold

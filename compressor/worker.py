@@ -1,0 +1,278 @@
+"""What a worker does: read rows, apply the steps in cache, write parts at their offsets, measure the loss.
+
+Every tensor is cut into chunks (one read, one write a part) and every chunk into blocks that fit the
+processor's cache. The cuts depend on the plan alone, so results do not depend on the number of workers, and
+all passes over a tensor see the same blocks. A worker is shared by threads, and known to forked processes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from compressor.checkpoint import Checkpoint, Rows, Tensor
+from compressor.cutting import Cut, cut_tensor, part_buffer, part_views
+from compressor.errors import InputError
+from compressor.files.sink import Sink
+from compressor.floats import narrow, narrow_exact, settle, widen
+from compressor.joining import Joined, changes_by_rows
+from compressor.lazy import np
+from compressor.method import Block, Encoder, Method, Selection, Survey, Transform, select
+from compressor.metrics import Change, count_stored_zeros, count_zeros, dot
+from compressor.plan import Job, Plan
+from compressor.scan import count_non_finite
+from compressor.tensor import DTYPES
+from compressor.workspace import Array, Borrowed, Workspace
+
+Done = tuple[str, Change, bool]  # a tensor, what happened to some of its rows, and whether they were the last
+Piece = tuple[Job, Cut, Sequence[Method], int, int]  # rows of a job's tensor, and the methods before a survey
+
+
+@dataclass
+class Worker:
+    """Treats pieces of one plan. `teachers` are the partners' checkpoints by stage."""
+
+    plan: Plan
+    checkpoint: Checkpoint
+    teachers: Mapping[int, Checkpoint]
+    sink: Sink
+    idle: deque[Workspace] = field(default_factory=deque)
+
+    def cut(self, job: Job) -> Cut:
+        tensor = self.checkpoint.tensors[job.spec.name]
+        partners = [
+            self.teachers[step.stage].tensors[name] for step in job.steps for name in step.partners.values()
+        ]
+        return cut_tensor(job, tensor, partners)
+
+    def observe(self, survey: Survey[Any], pieces: Sequence[Piece]) -> Any:
+        """The survey's statistics over some rows of some tensors."""
+        stats = survey.start()
+        with Borrowed(self.idle) as work:
+            for job, cut, methods, start, stop in pieces:
+                for block in self._blocks(job, cut, start, stop, work):
+                    numbers = self._transform(job, methods, block)
+                    stats = survey.observe(Block(numbers, block.start, job.spec, work, {}), stats)
+        return stats
+
+    def chunk(self, job: Job, cut: Cut, methods: Sequence[Method], start: int, stop: int) -> list[Done]:
+        """Read, treat, write and measure rows [start, stop) of a tensor."""
+        tensor = self.checkpoint.tensors[job.spec.name]
+        with Borrowed(self.idle) as work:
+            if not job.steps and tensor.encoder is None:
+                change = self._carry(job, tensor, cut, start, stop, work)
+            else:
+                change = Change()
+                for block, after, stored in self._treat(job, cut, methods, start, stop, work):
+                    change.merge(after if isinstance(after, Change) else self._measure(job, block, after, stored))
+        return [(job.spec.name, change, stop == cut.rows)]
+
+    def joined(self, joined: Joined, methods: Sequence[Method]) -> list[Done]:
+        """Treat neighbours as one. InputError or UsageError that may name the wrong one of them."""
+        job, cut = joined.job, self.cut(joined.job)
+        with Borrowed(self.idle) as work:
+            ((block, after, _),) = self._treat(job, cut, methods, 0, cut.rows, work, whole=True)
+            assert not isinstance(after, Change)  # noqa: S101 - it was asked for the numbers
+            rows = (-1, job.spec.shape[1])  # an element-wise cut is flat
+            changes = changes_by_rows(block.values.reshape(rows), after.reshape(rows), np.array(joined.starts))
+        return [(member.spec.name, change, True) for member, change in zip(joined.members, changes, strict=True)]
+
+    def finish(self, file: int) -> list[Done]:
+        """Sync a container file whose tensors are all written."""
+        self.sink.finish_file(file)
+        return []
+
+    def _carry(self, job: Job, tensor: Tensor, cut: Cut, start: int, stop: int, work: Workspace) -> Change:
+        """Copy as it is."""
+        offset = self.plan.files[job.file].layout.offsets[job.spec.name]
+        storage = DTYPES[job.spec.dtype].storage
+        if cut.bytes:
+            raw = tensor.whole.read_bytes(start, stop, work, "carry")
+            self.sink.write(job.file, offset + start, raw)
+            numbers = raw.view(storage) if storage and len(raw) % np.dtype(storage).itemsize == 0 else raw[:0]
+        else:
+            numbers = tensor.whole.read_rows(cut.columns, start, stop, work, "carry")
+            self.sink.write(job.file, offset + start * cut.columns * numbers.itemsize, numbers)
+        zeros = count_stored_zeros(numbers, job.spec, work)
+        size = (stop - start) * (8 if cut.bytes else 1) * cut.columns
+        if cut.bytes:
+            size //= DTYPES[job.spec.dtype].bits
+        return Change(size, zeros, zeros)
+
+    def _treat(
+        self,
+        job: Job,
+        cut: Cut,
+        methods: Sequence[Method],
+        start: int,
+        stop: int,
+        work: Workspace,
+        *,
+        whole: bool = False,
+    ) -> Iterator[tuple[_Read, Array | Change, Array | None]]:
+        """Each block with the numbers that the output stands for and, if it stores numbers, these as stored; the
+        output is written at the end. Unless `whole`, an encoder may tell the change instead of the numbers."""
+        parts = {part.suffix: part_buffer(part, job, cut, start, stop, work) for part in job.parts}
+        for block in self._blocks(job, cut, start, stop, work):
+            rows = slice(block.start - start, block.start - start + len(block.values))
+            if job.encoder is None:
+                stored = parts[""][rows]
+                if (
+                    block.stored is not None
+                    and len(methods) == 1
+                    and isinstance(methods[0], Selection)
+                    and not whole
+                ):
+                    yield block, self._select(job, methods[0], block, stored), None
+                    continue
+                result = self._transform(job, methods, block)
+                if block.stored is not None and all(isinstance(method, Selection) for method in methods):
+                    narrow_exact(result, job.spec.dtype, stored, work)
+                    yield block, result, stored
+                elif methods:
+                    yield block, settle(result, job.spec.dtype, stored, work), stored
+                else:  # restoring: what codes stand for is rounded to the tensor's dtype, as by any loader
+                    narrow(result, job.spec.dtype, stored)
+                    yield block, result, stored
+                continue
+            encoder = methods[-1]
+            assert isinstance(encoder, Encoder)  # noqa: S101 - the planner composed it
+            views = part_views(parts, job, rows)
+            if len(methods) == 1 and not whole:
+                lost, zeros = encoder.measured(Block(block.values, block.start, job.spec, work, {}), views)
+                if np.isfinite(lost):  # else look at the numbers
+                    yield block, _changed(job, block, zeros, lost), None
+                    continue
+            numbers = self._transform(job, methods[:-1], block)
+            result = work.array("run.restored", numbers.shape, numbers.dtype.str)
+            encoder.encode(Block(numbers, block.start, job.spec, work, {}), views, result)
+            yield block, result, None
+        self._write_parts(job, cut, parts, start, stop)
+
+    def _select(self, job: Job, method: Selection, block: _Read, out: Array) -> Change:
+        """Write to `out` the stored weights that stay; what happened, from the bits of those that do not."""
+        work, stored = block.work, block.stored
+        assert stored is not None  # noqa: S101 - who calls looked
+        keep = work.array("run.keep", stored.shape, "|b1")
+        method.keep(Block(block.values, block.start, job.spec, work, {}), keep)
+        select(stored, keep, out)
+        bits = f"<u{stored.itemsize}"
+        gone = work.array("run.gone", stored.shape, bits)
+        np.bitwise_xor(stored.view(bits), out.view(bits), out=gone)
+        lost = widen(gone.view(stored.dtype), job.spec.dtype, work, "run.lost")
+        return _changed(job, block, _zeros(block.values, out, job, work), dot(lost, lost))
+
+    def _measure(self, job: Job, block: _Read, after: Array, stored: Array | None) -> Change:
+        """What happened to one block; InputError when a new number is not finite."""
+        work = block.work
+        difference = work.array("run.difference", after.shape, after.dtype.str)
+        np.subtract(block.values, after, out=difference)
+        lost = dot(difference, difference)
+        if not np.isfinite(lost) and not np.isfinite(after).all():
+            raise InputError(
+                f"its new values leave the range of {job.spec.dtype}",
+                file=self.checkpoint.path,
+                tensor=job.spec.name,
+                remedy="Exclude it",
+            )
+        return _changed(job, block, _zeros(after, stored, job, work), lost)
+
+    def _write_parts(self, job: Job, cut: Cut, parts: Mapping[str, Array], start: int, stop: int) -> None:
+        offsets = self.plan.files[job.file].layout.offsets
+        for part in job.parts:
+            data = parts[part.suffix]
+            offset = offsets[job.part_name(part)]
+            if part.every == 0:
+                if start != 0:
+                    continue
+                if part.value is not None:
+                    data[...] = np.reshape(part.value, part.shape)
+                self.sink.write(job.file, offset, data)
+                continue
+            first, _ = part.rows(start, stop)
+            if not part.across:
+                self.sink.write(job.file, offset + first * data[:1].nbytes, data)
+                continue
+            for number, row in enumerate(data):
+                self.sink.write(job.file, offset + (number * part.shape[1] + first) * data.itemsize, row)
+
+    def _blocks(self, job: Job, cut: Cut, start: int, stop: int, work: Workspace) -> Iterator[_Read]:
+        """The source's numbers with their partners', finite, block by block."""
+        tensor = self.checkpoint.tensors[job.spec.name]
+        rows = Rows(tensor, cut.columns, start, stop, work, "source")
+        partners = [
+            (
+                step.stage,
+                role,
+                Rows(
+                    self.teachers[step.stage].tensors[name],
+                    cut.columns,
+                    start,
+                    stop,
+                    work,
+                    f"{role}{step.stage}",
+                ),
+            )
+            for step in job.steps
+            for role, name in step.partners.items()
+        ]
+        for first in range(start, stop, cut.block):
+            last = min(first + cut.block, stop)
+            values = rows.block(first, last)
+            energy = self._finite(values, tensor, self.checkpoint)
+            beside: dict[int, dict[str, Array]] = {}
+            for stage, role, teacher in partners:
+                numbers = teacher.block(first, last)
+                self._finite(numbers, teacher.tensor, self.teachers[stage])
+                beside.setdefault(stage, {})[role] = numbers
+            yield _Read(values, rows.stored(first, last), first, energy, beside, work)
+
+    def _finite(self, values: Array, tensor: Tensor, checkpoint: Checkpoint) -> float:
+        """Σ w² of a block; InputError with the tensor's count of NaN and infinite values if it has any."""
+        energy = dot(values, values)
+        if not np.isfinite(energy) and not np.isfinite(values).all():
+            count = count_non_finite(tensor)
+            raise InputError(
+                f"holds {count} NaN or infinite value{'s' if count != 1 else ''}",
+                file=checkpoint.path,
+                tensor=tensor.spec.name,
+                remedy="Mend it, --exclude it, or carry such tensors over with --non-finite keep",
+            )
+        return energy
+
+    def _transform(self, job: Job, methods: Sequence[Method], block: _Read) -> Array:
+        """The numbers after these methods; two buffers take turns."""
+        numbers = block.values
+        for turn, (step, method) in enumerate(zip(job.steps, methods, strict=False)):
+            out = block.work.array(f"run.turn{turn % 2}", numbers.shape, numbers.dtype.str)
+            inner = Block(numbers, block.start, job.spec, block.work, block.partners.get(step.stage, {}))
+            if isinstance(method, Encoder):
+                method.encode(inner, None, out)
+            else:
+                assert isinstance(method, Transform)  # noqa: S101 - there are no other kinds
+                method.apply(inner, out)
+            numbers = out
+        return numbers
+
+
+@dataclass(slots=True)
+class _Read:
+    """A block as it came from disk, as numbers and as stored; partners by stage and role."""
+
+    values: Array
+    stored: Array | None
+    start: int
+    energy: float
+    partners: dict[int, dict[str, Array]]
+    work: Workspace
+
+
+def _zeros(numbers: Array, raw: Array | None, job: Job, work: Workspace) -> int:
+    return count_zeros(numbers, work) if raw is None else count_stored_zeros(raw, job.spec, work)
+
+
+def _changed(job: Job, block: _Read, zeros: int, lost: float) -> Change:
+    before = _zeros(block.values, block.stored, job, block.work)
+    return Change(block.values.size, before, zeros, block.energy, lost)
