@@ -20,7 +20,7 @@ from compressor.files.atomic import check_place
 from compressor.files.sink import Sink
 from compressor.plan import Plan
 from compressor.planner import make_plan
-from compressor.recipe import Recipe, load_recipe, make_stage, parse_stage
+from compressor.recipe import Recipe, load_recipe, make_stage, parse_stage, with_presets
 from compressor.results import Gates, Report, ReportedGateFailed
 from compressor.runner import Runner
 from compressor.scan import compare, inspect, non_finite_tensors
@@ -80,14 +80,13 @@ def restore(source: Path, output: Path, **settings: Any) -> Report:
 
 def _one_stage(verb: str, source: Path, output: Path, options: dict[str, Any]) -> Report:
     settings = {key: options.pop(key) for key in list(options) if key in _SETTINGS}
-    stage_keys = {
-        key: options.pop(key) for key in ("include", "exclude", "rules", "store", "teacher") if key in options
-    }
+    stage_keys = {key: options.pop(key) for key in _STAGE_KEYS if key in options}
     stage = make_stage(verb, options, **stage_keys)
     return run_recipe(verb, source, output, Recipe((stage,)), **settings)
 
 
-_SETTINGS = ("force", "dry_run", "strict", "non_finite", "gates", "workers", "progress", "processes")
+_STAGE_KEYS = ("include", "exclude", "rules", "store", "teacher", "fallback", "preset")
+_SETTINGS = ("requantize", "force", "dry_run", "strict", "non_finite", "gates", "workers", "progress", "processes")
 _LARGE = 128 << 20  # bytes of a model that are worth the start of processes
 
 
@@ -100,6 +99,7 @@ def run_recipe(
     force: bool = False,
     dry_run: bool = False,
     strict: bool = False,
+    requantize: bool = False,
     non_finite: NonFinite = "error",
     gates: Gates | None = None,
     workers: int | None = None,
@@ -109,7 +109,8 @@ def run_recipe(
     """Run a recipe from `source` to `output`.
 
     `force` replaces an existing output; `dry_run` ends with the plan; `strict` refuses to leave weight matrices
-    alone by default; `non_finite="keep"` carries tensors with NaN or Inf over; `progress(done, total)` is called
+    alone by default; `requantize` quantizes a source that is quantized already; `non_finite="keep"` carries
+    tensors with NaN or Inf over; `progress(done, total)` is called
     in bytes read; `processes` allows workers to be forked for large models, which a program with threads of its
     own had better not. Raises UsageError, InputError, OutputError, GateFailed: in each case nothing is written.
     """
@@ -117,6 +118,7 @@ def run_recipe(
     teachers = sorted({stage.teacher for stage in recipe.stages if stage.teacher is not None})
     check_apart(output, source, *teachers)
     checkpoint = open_checkpoint(source)
+    recipe = with_presets(recipe, list(checkpoint.tensors))
     container = container_of(output, checkpoint.source)
     if container == "npz" and any(stage.store not in ("auto", "codes") for stage in recipe.stages):
         raise UsageError("an .npz output holds codes", remedy="Use --store codes, or end the output otherwise")
@@ -129,7 +131,9 @@ def run_recipe(
 
     def plan_now(held: Mapping[str, str]) -> Plan:
         name = os.path.basename(output.rstrip("/"))
-        return make_plan(checkpoint, recipe, container, name, teachers=mentors, hold=held, strict=strict)
+        return make_plan(
+            checkpoint, recipe, container, name, teachers=mentors, hold=held, strict=strict, requantize=requantize
+        )
 
     with ExitStack() as stack:
         plan = plan_now(hold)

@@ -267,6 +267,11 @@ class Encoder(Method):
         np.subtract(block.values, restored, out=restored)
         return dot(restored, restored), zeros
 
+    def fallback(self, spec: TensorSpec) -> tuple[Encoder, str] | None:
+        """Where `parts` refuses a tensor: the nearest configuration that its shape allows, and what differs, in
+        words. None when there is none."""
+        return None
+
     def codes(self, spec: TensorSpec) -> Encoder | None:
         """This method with its integer codes stored one to an element, for `.npz`; None when it has none."""
         return None

@@ -24,12 +24,14 @@ Container = Literal["npy", "safetensors", "npz", "folder"]
 @dataclass(frozen=True, slots=True)
 class Step:
     """One method applied to one tensor. `stage` is its place in the recipe; `partners` the names (by the
-    partner's role) of the tensors read beside it; `store` whether an encoder's parts or its numbers go on."""
+    partner's role) of the tensors read beside it; `dense` whether an encoder's numbers or its parts go on;
+    `instead` says how the method differs from what was asked, where the tensor's shape did not allow that."""
 
     stage: int
     method: Method
     partners: Mapping[str, str]
     dense: bool = True
+    instead: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,15 @@ class Plan:
             "dtype": job.spec.dtype,
             "shape": list(job.spec.shape),
             "bytes": job.spec.nbytes,
-            "steps": [{"stage": step.stage, **step.method.describe(), "dense": step.dense} for step in job.steps],
+            "steps": [
+                {
+                    "stage": step.stage,
+                    **step.method.describe(),
+                    "dense": step.dense,
+                    **({"instead": step.instead} if step.instead else {}),
+                }
+                for step in job.steps
+            ],
             "parts": [
                 {
                     "name": spec.name,

@@ -38,6 +38,7 @@ def make_plan(
     teachers: Mapping[str, Checkpoint] | None = None,
     hold: Mapping[str, str] | None = None,
     strict: bool = False,
+    requantize: bool = False,
 ) -> Plan:
     """Decide everything. `hold` are tensors to leave untouched with the reason (found by an earlier scan).
 
@@ -45,11 +46,11 @@ def make_plan(
     Raises the problems of all tensors together: UsageError, InputError (a teacher that does not match),
     OutputError (content that the container cannot hold).
     """
-    if checkpoint.compression and recipe.stages:
+    if checkpoint.compression and not requantize and any(s.method.verb == "quantize" for s in recipe.stages):
         raise InputError(
             f"is already {checkpoint.compression}",
             file=checkpoint.path,
-            remedy="Run `compressor restore` on it first",
+            remedy="Use --requantize to quantize what its codes stand for, which loses once more",
         )
     _check_container(checkpoint, container)
     _check_stores(recipe, container)
@@ -181,8 +182,17 @@ def _step(
             return Kept("no matrix: loaders take codes of matrices only (--include stores it in our own layout)")
         if method.config(spec) is not None and not spec.name.endswith(".weight"):
             return Kept("no module's .weight, so loaders would not look for its codes")
-    method.parts(spec)  # the tensor's shape may contradict the options also where numbers are stored
-    return Step(number, method, partners, dense=store == "dense")
+    instead = ""
+    try:
+        method.parts(spec)  # the tensor's shape may contradict the options also where numbers are stored
+    except UsageError as error:
+        if not stage.fallback:
+            raise
+        found = method.fallback(spec)
+        if found is None:
+            return Kept(f"{error.reason}, and --fallback knows nothing near it")
+        method, instead = found
+    return Step(number, method, partners, dense=store == "dense", instead=instead)
 
 
 def _partner(spec: TensorSpec, student: Checkpoint, teacher: Checkpoint) -> str:
@@ -340,6 +350,8 @@ def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint
         )
     if None in layouts and container != "npz":
         notes.append("part of it is in this project's own layout, which only `compressor restore` reads")
+    if checkpoint.compression and recipe.stages:
+        notes.append(f"the input is {checkpoint.compression}: what its codes stand for was taken as the weights")
     if recipe.stages and not any(job.steps for job in jobs):
         notes.append("no tensor was selected: the output's tensors are those of the input")
     if not recipe.stages and not checkpoint.compression:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib import resources
@@ -18,16 +18,10 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from compressor.errors import CompressorError, UsageError, raise_all
-from compressor.method import (
-    SELECTOR,
-    VERBS,
-    Encoder,
-    Method,
-    describe,
-    methods_of,
-    options_of,
-    required_options,
-)
+from compressor.method import SELECTOR, VERBS, Encoder, Method, methods_of, options_of
+from compressor.options import STAGE_KEYS, flag
+from compressor.options import make_method as make_method
+from compressor.presets import PRESETS, rules
 from compressor.selection import matches, pattern
 from compressor.text import printable
 
@@ -38,8 +32,6 @@ _NO_KEYS = re.compile(  # strings and comments of TOML, where dots are harmless
     r""""{3}(?:[^"\\]|\\.|"(?!""))*+"{3}|'{3}(?:[^']|'(?!''))*+'{3}|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+'|\#[^\n]*+""",
     re.DOTALL,
 )
-_POINT = re.compile(r"^\.(?=[0-9])")  # `.5`, which people write and TOML does not know
-_DEFAULT = {"prune": "magnitude", "distill": "blend", "quantize": "int"}  # where the options leave it open
 
 
 @dataclass(frozen=True)
@@ -52,6 +44,8 @@ class Stage:
     rules: tuple[tuple[str, Method], ...] = ()
     store: Store = "auto"
     teacher: str | None = None
+    fallback: bool = False
+    preset: str = ""
 
     def method_for(self, name: str) -> Method:
         """The stage's method with the options of the first rule that matches the tensor."""
@@ -66,6 +60,8 @@ class Stage:
                 found[key] = list(getattr(self, key))
         if self.store != "auto":
             found["store"] = self.store
+        if self.fallback:
+            found["fallback"] = True
         if self.rules:
             found["rule"] = [{"match": text, **method.describe()} for text, method in self.rules]
         return found
@@ -93,105 +89,11 @@ class _StageKeys(msgspec.Struct):
     rule: list[dict[str, Any]] = []
     store: Store = "auto"
     teacher: str | None = None
-
-
-# ---- methods from options ------------------------------------------------------------------------------
-
-
-def make_method(verb: str, options: Mapping[str, Any], *, text: bool = False, where: str = "") -> Method:
-    """Build a method from its options; `text`: values are strings from a command line.
-
-    The selector may be left out where the other options belong to one method only. Raises UsageError that
-    starts with `where`; all wrong options at once.
-    """
-    selector = SELECTOR[verb]
-    given = dict(options)
-    known = methods_of(verb)
-    chosen = _choose(verb, given, known, where)
-    given.pop(selector, None)
-    method = known[chosen]
-    values: dict[str, Any] = {}
-    problems: list[CompressorError] = []
-    for name, value in given.items():
-        try:
-            values[name] = _convert(method, chosen, name, value, text)
-        except UsageError as error:
-            problems.append(UsageError(f"{where}{_key(name, where)}: {error.reason}", remedy=error.remedy))
-    unknown = not set(given) <= set(options_of(method))  # one of them may be a misspelt one that is required
-    for name in required_options(method):
-        if name not in given and not unknown:
-            hint, declared = options_of(method)[name]
-            problems.append(
-                UsageError(
-                    f"{where}{selector} {chosen} needs {_key(name, where)} "
-                    f"({describe(hint, declared)}; {declared.help})"
-                )
-            )
-    raise_all(problems)
-    try:
-        return method(**values)
-    except UsageError as error:
-        raise UsageError(f"{where}{error.reason}", remedy=error.remedy) from error
-
-
-def _choose(verb: str, given: Mapping[str, Any], known: Mapping[str, type[Method]], where: str) -> str:
-    selector = SELECTOR[verb]
-    chosen = given.get(selector)
-    if selector not in given:
-        fits = [name for name, method in known.items() if set(given) <= set(options_of(method))]
-        ready = [name for name in fits if set(required_options(known[name])) <= set(given)]
-        for pool in (ready, fits):
-            if len(pool) == 1:
-                return pool[0]
-            if _DEFAULT[verb] in pool:
-                break
-        return _DEFAULT[verb]
-    if not isinstance(chosen, str) or chosen not in known:
-        close = get_close_matches(str(chosen), known, 1)
-        hint = f"Did you mean {close[0]}? " if close else ""
-        raise UsageError(
-            f"{where}{_key(selector, where)}: there is no {verb} {selector} '{printable(str(chosen), 40)}'",
-            remedy=f"{hint}There are {', '.join(known)}",
-        )
-    return chosen
-
-
-def _convert(method: type[Method], chosen: str, name: str, value: Any, text: bool) -> Any:
-    options = options_of(method)
-    if name not in options:
-        verb, selector = method.verb, SELECTOR[method.verb]
-        owners = [other for other, cls in methods_of(verb).items() if name in options_of(cls)]
-        if owners:
-            raise UsageError(
-                f"is no option of {selector} {chosen}",
-                remedy=f"Give {' or '.join(f'{selector} {owner}' for owner in owners)}, or leave it out",
-            )
-        known = {selector, *options, *_STAGE_KEYS} - {name}
-        close = get_close_matches(name, sorted(known), 1)
-        raise UsageError("is not known", remedy=f"Did you mean {close[0]}?" if close else "")
-    hint, declared = options[name]
-    try:
-        if text and (not isinstance(value, str) or not value.isascii() or len(value) > 100):
-            raise msgspec.ValidationError
-        if text:
-            value = _POINT.sub("0.", value)
-        # A TOML integer stands for a float, never the reverse
-        found = msgspec.convert(value, hint, strict=not text)
-        if isinstance(found, int | float) and not isinstance(found, bool) and not declared.holds(found):
-            raise msgspec.ValidationError
-    except (msgspec.ValidationError, OverflowError) as error:
-        raise UsageError(f"must be {describe(hint, declared)}, not '{printable(str(value), 40)}'") from error
-    return found
-
-
-def _key(name: str, where: str) -> str:
-    """How the user wrote the option: a recipe key, or a flag."""
-    return name if where else "--" + name.replace("_", "-")
+    fallback: bool = False
+    preset: str = ""
 
 
 # ---- stages and recipes --------------------------------------------------------------------------------
-
-_STAGE_KEYS = ("kind", "include", "exclude", "rule", "store", "teacher")
 
 
 def make_stage(
@@ -203,10 +105,14 @@ def make_stage(
     rules: Iterable[tuple[str, Mapping[str, Any]]] = (),
     store: Store = "auto",
     teacher: str | None = None,
+    fallback: bool = False,
+    preset: str = "",
     text: bool = False,
     where: str = "",
 ) -> Stage:
     """Build a stage; rules are (pattern, options that replace the stage's)."""
+    if preset:
+        options = {**_preset(verb, preset, where, text=text), **options}
     method = make_method(verb, options, text=text, where=where)
     include, exclude, rules = tuple(include), tuple(exclude), tuple(rules)
     for glob in (*include, *exclude, *(glob for glob, _ in rules)):
@@ -229,7 +135,33 @@ def make_stage(
         raise UsageError(f"{where}{SELECTOR[verb]} {method.id} takes no teacher")
     if store != "auto" and not isinstance(method, Encoder):
         raise UsageError(f"{where}store has no meaning for {verb}: its result is dense")
-    return Stage(method, include, exclude, made, store, teacher)
+    if fallback and not isinstance(method, Encoder):
+        raise UsageError(f"{where}fallback has no meaning for {verb}")
+    return Stage(method, include, exclude, made, store, teacher, fallback, preset)
+
+
+def _preset(verb: str, preset: str, where: str, *, text: bool) -> dict[str, Any]:
+    """The options that a preset gives where the user leaves them open."""
+    if verb != "quantize" or preset not in PRESETS:
+        close = get_close_matches(preset, PRESETS, 1)
+        raise UsageError(
+            f"{where}{flag('preset', where)}: there is no {verb} preset '{printable(preset, 40)}'",
+            remedy=f"{f'Did you mean {close[0]}? ' if close else ''}There are {', '.join(PRESETS)}",
+        )
+    return {key: str(value) if text else value for key, value in PRESETS[preset].items()}
+
+
+def with_presets(recipe: Recipe, names: Sequence[str]) -> Recipe:
+    """The recipe with its presets turned into rules for tensors of these names, after the user's own."""
+    stages = []
+    for stage in recipe.stages:
+        if stage.preset:
+            layout = str(getattr(stage.method, "layout", ""))
+            added = rules(stage.preset, names, layout)
+            made = tuple((glob, replace(stage.method, **options)) for glob, options in added)
+            stage = replace(stage, rules=stage.rules + made, preset="")
+        stages.append(stage)
+    return replace(recipe, stages=tuple(stages))
 
 
 def _overridden(verb: str, options: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,11 +184,15 @@ def parse_stage(text: str, teacher: str | None = None) -> Stage:
         if not equals or key in options:
             raise UsageError(f"{where}expected key=value, each key once, got '{printable(item, 40)}'")
         options[key] = value.strip()
-    own = {key: options.pop(key) for key in ("include", "exclude", "store", "teacher") if key in options}
-    keys = _stage_keys(
-        {"kind": verb, **{k: v.split("|") if k in ("include", "exclude") else v for k, v in own.items()}},
-        where,
-    )
+    own: dict[str, Any] = {
+        key: options.pop(key)
+        for key in ("include", "exclude", "store", "teacher", "fallback", "preset")
+        if key in options
+    }
+    own |= {key: own[key].split("|") for key in ("include", "exclude") if key in own}
+    if own.get("fallback") in ("true", "false"):
+        own["fallback"] = own["fallback"] == "true"
+    keys = _stage_keys({"kind": verb, **own}, where)
     needs = any(method.partners for method in methods_of(verb).values())
     return make_stage(
         verb,
@@ -265,6 +201,8 @@ def parse_stage(text: str, teacher: str | None = None) -> Stage:
         exclude=keys.exclude,
         store=keys.store,
         teacher=keys.teacher or (teacher if needs else None),
+        fallback=keys.fallback,
+        preset=keys.preset,
         text=True,
         where=where,
     )
@@ -320,15 +258,15 @@ def parse_recipe(text: str, where: str, teacher: str | None = None) -> Recipe:
 
 
 def _stage(table: dict[str, Any], where: str, teacher: str | None) -> Stage:
-    keys = _stage_keys({key: value for key, value in table.items() if key in _STAGE_KEYS}, where)
+    keys = _stage_keys({key: value for key, value in table.items() if key in STAGE_KEYS}, where)
     _check_verb(keys.kind, where)
-    options = {key: value for key, value in table.items() if key not in _STAGE_KEYS}
+    options = {key: value for key, value in table.items() if key not in STAGE_KEYS}
     rules = []
     for number, rule in enumerate(keys.rule):
         if not isinstance(rule.get("match"), str):
             raise UsageError(f"{where}rule[{number}].match: must be a pattern of tensor names")
         rules.append((rule["match"], {key: value for key, value in rule.items() if key != "match"}))
-    needs = make_method(keys.kind, options, where=where).partners
+    needs = keys.kind == "distill" and make_method(keys.kind, options, where=where).partners
     return make_stage(
         keys.kind,
         options,
@@ -337,6 +275,8 @@ def _stage(table: dict[str, Any], where: str, teacher: str | None) -> Stage:
         rules=rules,
         store=keys.store,
         teacher=keys.teacher or (teacher if needs else None),
+        fallback=keys.fallback,
+        preset=keys.preset,
         where=where,
     )
 
@@ -375,8 +315,3 @@ def ready_recipes() -> dict[str, str]:
     folder = resources.files("compressor") / "recipes"
     files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".toml")), key=lambda e: e.name)
     return {entry.name.removesuffix(".toml"): entry.read_text(encoding="utf-8") for entry in files}
-
-
-def with_store(stage: Stage, store: Store) -> Stage:
-    """The stage with what is stored decided."""
-    return replace(stage, store=store)

@@ -25,7 +25,6 @@ from compressor.recipe import (
     parse_recipe,
     parse_stage,
     ready_recipes,
-    with_store,
 )
 
 BAD_BITS = ["0", "1", "1.5", "-8", "33", "nan", "inf", "", "٤", "1" * 30, "8x", "0x8", "True"]
@@ -376,7 +375,7 @@ def test_the_first_rule_that_matches_wins() -> None:
 def test_what_was_done_is_described_without_the_teachers_path() -> None:
     stage = make_stage("distill", {"alpha": 0.5}, teacher="/secret/path", exclude=["x"])
     assert stage.describe() == {"kind": "distill", "method": "blend", "alpha": 0.5, "exclude": ["x"]}
-    packed = with_store(make_stage("quantize", {"bits": 4}, rules=[("a", {"bits": 8})]), "dense")
+    packed = make_stage("quantize", {"bits": 4}, rules=[("a", {"bits": 8})], store="dense")
     assert packed.describe()["store"] == "dense"
     assert packed.describe()["rule"][0]["match"] == "a"
     assert replace(packed, store="auto") == make_stage("quantize", {"bits": 4}, rules=[("a", {"bits": 8})])

@@ -22,6 +22,7 @@ from compressor.method import (
     options_of,
     required_options,
 )
+from compressor.presets import PRESETS
 from compressor.results import Gates, Report, ReportedGateFailed
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -138,6 +139,13 @@ selecting = chain(
     ),
 )
 teacher = click.option("--teacher", metavar="PATH", help="The teacher: any container, tensors paired by name.")
+requantize = click.option(
+    "--requantize", is_flag=True, help="Quantize also what is quantized already: its codes are decoded first."
+)
+fallback = click.option(
+    "--fallback", is_flag=True, help="Where a shape does not allow what is asked, take what is nearest, and say so."
+)
+preset = click.option("--preset", default="", metavar="|".join(PRESETS), help="Ready choice of bits per tensor.")
 store = click.option(
     "--store",
     type=click.Choice(["auto", "dense", "packed", "codes"]),

@@ -15,7 +15,10 @@ from compressor.recipe import Recipe, make_stage
 @click.command()
 @options.writing
 @options.method_options("quantize")
+@options.preset
 @options.store
+@options.fallback
+@options.requantize
 @options.selecting
 @options.running
 def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any, **values: Any) -> int:
@@ -32,6 +35,8 @@ def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any
         exclude=exclude,
         rules=options.parse_rules(rules),
         store=values.pop("store"),
+        fallback=values.pop("fallback"),
+        preset=values.pop("preset"),
         text=True,
     )
     return options.execute(partial(api.run_recipe, "quantize", input_path, output, Recipe((stage,))), values)

@@ -71,7 +71,10 @@ def _tensor(job: Job, change: Change | None) -> dict[str, Any]:
         "size_before": job.size_before,
         "size_after": job.size_after,
         "parts": [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in job.part_specs()],
-        "steps": [{"stage": step.stage, **step.method.describe()} for step in job.steps],
+        "steps": [
+            {"stage": step.stage, **step.method.describe(), **({"instead": step.instead} if step.instead else {})}
+            for step in job.steps
+        ],
         "kept": [why.reason for why in job.kept],
         **(_change(change) or {}),
     }

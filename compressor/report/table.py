@@ -186,6 +186,8 @@ def _report(page: Page, report: Report, top: int | None, quiet: bool) -> None:
         page.line(f"kept {len(jobs)} ({size}): {reason}: {_names(page, jobs)}")
     for reason, jobs in _partly(plan.jobs):
         page.line(f"left out of a stage {len(jobs)}: {reason}: {_names(page, jobs)}")
+    for said, jobs in _instead(plan.jobs):
+        page.line(f"not as asked {len(jobs)}: {said}: {_names(page, jobs)}")
     for name, reason in plan.left:
         page.line(f"left behind: {printable(name, 60)}: {reason}")
     for note in plan.notes:
@@ -214,6 +216,16 @@ def _partly(jobs: Sequence[Job]) -> list[tuple[str, list[Job]]]:
     for job in jobs:
         for reason in dict.fromkeys(why.reason for why in job.kept if job.steps):
             groups.setdefault(reason, []).append(job)
+    return list(groups.items())
+
+
+def _instead(jobs: Sequence[Job]) -> list[tuple[str, list[Job]]]:
+    """Tensors whose shape did not allow what was asked, by what they got."""
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        for step in job.steps:
+            if step.instead:
+                groups.setdefault(step.instead, []).append(job)
     return list(groups.items())
 
 

@@ -1,0 +1,123 @@
+"""Methods from the options that a user gave: in a recipe, on the command line, as Python keywords.
+
+Unknown keys, wrong types and values out of range are errors that name the place. Text from the command line is
+converted by the type of the option it is for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import msgspec
+
+from compressor.errors import CompressorError, UsageError, raise_all
+from compressor.method import SELECTOR, Method, describe, methods_of, options_of, required_options
+from compressor.text import printable
+
+# What a recipe says of a stage beside the options of its method
+STAGE_KEYS = (
+    "kind",
+    "include",
+    "exclude",
+    "rule",
+    "store",
+    "teacher",
+    "fallback",
+    "preset",
+)  # of recipes, no options
+_POINT = re.compile(r"^\.(?=[0-9])")  # `.5`, which people write and TOML does not know
+_DEFAULT = {"prune": "magnitude", "distill": "blend", "quantize": "int"}  # where the options leave it open
+
+
+def make_method(verb: str, options: Mapping[str, Any], *, text: bool = False, where: str = "") -> Method:
+    """Build a method from its options; `text`: values are strings from a command line.
+
+    The selector may be left out where the other options belong to one method only. Raises UsageError that
+    starts with `where`; all wrong options at once.
+    """
+    selector = SELECTOR[verb]
+    given = dict(options)
+    known = methods_of(verb)
+    chosen = _choose(verb, given, known, where)
+    given.pop(selector, None)
+    method = known[chosen]
+    values: dict[str, Any] = {}
+    problems: list[CompressorError] = []
+    for name, value in given.items():
+        try:
+            values[name] = _convert(method, chosen, name, value, text)
+        except UsageError as error:
+            problems.append(UsageError(f"{where}{flag(name, where)}: {error.reason}", remedy=error.remedy))
+    unknown = not set(given) <= set(options_of(method))  # one of them may be a misspelt one that is required
+    for name in required_options(method):
+        if name not in given and not unknown:
+            hint, declared = options_of(method)[name]
+            problems.append(
+                UsageError(
+                    f"{where}{selector} {chosen} needs {flag(name, where)} "
+                    f"({describe(hint, declared)}; {declared.help})"
+                )
+            )
+    raise_all(problems)
+    try:
+        return method(**values)
+    except UsageError as error:
+        raise UsageError(f"{where}{error.reason}", remedy=error.remedy) from error
+
+
+def _choose(verb: str, given: Mapping[str, Any], known: Mapping[str, type[Method]], where: str) -> str:
+    selector = SELECTOR[verb]
+    chosen = given.get(selector)
+    if selector not in given:
+        fits = [name for name, method in known.items() if set(given) <= set(options_of(method))]
+        ready = [name for name in fits if set(required_options(known[name])) <= set(given)]
+        for pool in (ready, fits):
+            if len(pool) == 1:
+                return pool[0]
+            if _DEFAULT[verb] in pool:
+                break
+        return _DEFAULT[verb]
+    if not isinstance(chosen, str) or chosen not in known:
+        close = get_close_matches(str(chosen), known, 1)
+        hint = f"Did you mean {close[0]}? " if close else ""
+        raise UsageError(
+            f"{where}{flag(selector, where)}: there is no {verb} {selector} '{printable(str(chosen), 40)}'",
+            remedy=f"{hint}There are {', '.join(known)}",
+        )
+    return chosen
+
+
+def _convert(method: type[Method], chosen: str, name: str, value: Any, text: bool) -> Any:
+    options = options_of(method)
+    if name not in options:
+        verb, selector = method.verb, SELECTOR[method.verb]
+        owners = [other for other, cls in methods_of(verb).items() if name in options_of(cls)]
+        if owners:
+            raise UsageError(
+                f"is no option of {selector} {chosen}",
+                remedy=f"Give {' or '.join(f'{selector} {owner}' for owner in owners)}, or leave it out",
+            )
+        known = {selector, *options, *STAGE_KEYS} - {name}
+        close = get_close_matches(name, sorted(known), 1)
+        raise UsageError("is not known", remedy=f"Did you mean {close[0]}?" if close else "")
+    hint, declared = options[name]
+    try:
+        if text and (not isinstance(value, str) or not value.isascii() or len(value) > 100):
+            raise msgspec.ValidationError
+        if text:
+            value = _POINT.sub("0.", value)
+        # A TOML integer stands for a float, never the reverse
+        found = msgspec.convert(value, hint, strict=not text)
+        if isinstance(found, int | float) and not isinstance(found, bool) and not declared.holds(found):
+            raise msgspec.ValidationError
+    except (msgspec.ValidationError, OverflowError) as error:
+        raise UsageError(f"must be {describe(hint, declared)}, not '{printable(str(value), 40)}'") from error
+    return found
+
+
+def flag(name: str, where: str) -> str:
+    """How the user wrote the option: a recipe key, or a flag."""
+    return name if where else "--" + name.replace("_", "-")
