@@ -39,7 +39,7 @@ class Direct:
 
     def write(self, name: str, data: Array, offset: int) -> None:
         """Write a flat array of bytes. OSError when it cannot be."""
-        first = -offset % _PAGE
+        first = min(-offset % _PAGE, len(data))
         last = first + (len(data) - first) // _PAGE * _PAGE
         try:
             buffer = self._idle.pop()
