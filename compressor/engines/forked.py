@@ -17,7 +17,7 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from queue import SimpleQueue
@@ -133,9 +133,7 @@ class ForkedExecutor(Executor):
         end = self._idle.get()
         try:
             text = io.BytesIO()
-            pickler = pickle.Pickler(text, pickle.HIGHEST_PROTOCOL)
-            pickler.persistent_id = lambda thing: self._numbers.get(id(thing))  # type: ignore[method-assign]
-            pickler.dump(task)
+            _Pickler(text, self._numbers).dump(task)
             _send(end, text.getbuffer())
             done, result = self._receive(end)
         except (EOFError, OSError) as error:
@@ -151,9 +149,29 @@ class ForkedExecutor(Executor):
 
     def _receive(self, end: socket.socket) -> Any:
         (size,) = _LENGTH.unpack(_take(end, _LENGTH.size))
-        unpickler = pickle.Unpickler(io.BytesIO(_take(end, size)))  # noqa: S301 - our own socket pair
-        unpickler.persistent_load = self._shared.__getitem__  # type: ignore[method-assign]
-        return unpickler.load()
+        return _Unpickler(io.BytesIO(_take(end, size)), self._shared).load()
+
+
+class _Pickler(pickle.Pickler):
+    """Writes the number of what is shared in its place."""
+
+    def __init__(self, file: io.BytesIO, numbers: Mapping[int, int]) -> None:
+        super().__init__(file, pickle.HIGHEST_PROTOCOL)
+        self._numbers = numbers
+
+    def persistent_id(self, obj: Any) -> int | None:
+        return self._numbers.get(id(obj))
+
+
+class _Unpickler(pickle.Unpickler):
+    """Puts what is shared in the place of its number."""
+
+    def __init__(self, file: io.BytesIO, shared: Sequence[Any]) -> None:
+        super().__init__(file)
+        self._shared = shared
+
+    def persistent_load(self, pid: Any) -> Any:
+        return self._shared[pid]
 
 
 def _send(end: socket.socket, content: bytes | memoryview) -> None:
