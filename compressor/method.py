@@ -182,6 +182,10 @@ class Method(ABC):
         """The first pass that this method needs over these tensors; None when a block is all it needs."""
         return None
 
+    def remark(self, spec: TensorSpec) -> str:
+        """What of a tensor is treated otherwise than asked, judged from its spec; "" when nothing is."""
+        return ""
+
     def within(self, stage: Method) -> Method:
         """This method as a rule's, where `stage` is the stage's own: what the rule leaves open, that decides."""
         return self
@@ -352,7 +356,7 @@ def methods_of(verb: str) -> dict[str, type[Method]]:
     found: dict[str, type[Method]] = {}
     for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name):
         if not info.name.startswith("_"):
-            found[info.name] = importlib.import_module(f"{package.__name__}.{info.name}").METHOD
+            found[info.name.replace("_", "-")] = importlib.import_module(f"{package.__name__}.{info.name}").METHOD
     for entry in entry_points(group=f"compressor.{verb}"):
         found.setdefault(entry.name, entry.load())
     return found

@@ -170,7 +170,7 @@ def _step(
     if skip is not None:
         return Kept(skip.reason)
     if not isinstance(method, Encoder):
-        return Step(number, method, partners)
+        return Step(number, method, partners, instead=method.remark(spec))
     store = _DEFAULT_STORE[container] if stage.store == "auto" else stage.store
     if store == "codes":
         plain = method.codes(spec)

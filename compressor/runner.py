@@ -149,8 +149,9 @@ class Runner:
                 break
             key = (job.spec.name, step.stage)
             found: Any = self.resolved.get(key)
-            if found is None:
-                found = step.method.survey([job.spec])
+            if found is None or (found is not step.method and found.reach == "tensor"):
+                asked = found or step.method
+                found = asked.survey([job.spec])
                 while isinstance(found, Survey):
                     cut = self.worker.cut(job)
                     before_it = list(methods)
@@ -159,7 +160,7 @@ class Runner:
                         for start, stop in cut.chunks
                     )
                     found = found.conclude(fold(found, tasks))
-                found = found or step.method
+                found = found or asked
                 if before is not None:
                     self.resolved[key] = found
             methods.append(found)

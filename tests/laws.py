@@ -31,7 +31,13 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
         {"sparsity": 0.5},
         {"sparsity": 0.9, "scope": "global"},
         {"sparsity": 0.999},
+        {"sparsity": 0.7, "scope": "global", "min_keep": 0.2},
+        {"sparsity": 0.5, "granularity": "row"},
+        {"sparsity": 0.5, "granularity": "block", "block_size": 8},
     ),
+    ("prune", "layer-adaptive"): ({"sparsity": 0.6}, {"sparsity": 0.9, "min_keep": 0.1}),
+    ("prune", "random"): ({"sparsity": 0.5}, {"sparsity": 0.3, "seed": 7, "respect_zeros": True}),
+    ("prune", "nm"): ({"pattern": "2:4"}, {"pattern": "1:3"}, {"pattern": "5:20"}),
     ("distill", "blend"): ({"alpha": 0.0}, {"alpha": 0.3}, {"alpha": 1.0}),
     ("distill", "reweight"): ({},),
     ("quantize", "factor"): ({"factor": 64}, {"factor": 3, "code_bits": 32}, {"factor": 10, "code_bits": 8}),
@@ -172,6 +178,8 @@ def resolve(
         for block in blocks(spec, matrix, partners, ranges, work):
             stats = found.merge(stats, found.observe(block, found.start()))
         found = found.conclude(stats)
+        if isinstance(found, Method) and found.reach == "tensor":  # what a whole model told may need one more look
+            found = found.survey([spec]) or found
     return found or method
 
 
@@ -335,6 +343,8 @@ def check_laws(method: Method, name: str, dtype: str, raw: Array) -> bool:
             assert isinstance(no, UsageError)
             assert no.remedy, "a refusal must say what to do instead"
             return False
+    elif refusal(lambda: method.skip(spec)) is not None:
+        return False
     outcomes: list[Outcome] = []
     no = refusal(lambda: outcomes.append(run(method, spec, raw)))
     if no is not None:

@@ -158,11 +158,11 @@ def method_modules() -> list[tuple[str, str]]:
 def test_a_method_is_a_file(verb: str, name: str) -> None:
     module: ModuleType = importlib.import_module(f"compressor.methods.{verb}.{name}")
     method: type[Method] = module.METHOD
-    assert (method.verb, method.id) == (verb, name)
+    assert (method.verb, method.id) == (verb, name.replace("_", "-"))
     assert is_dataclass(method)
     assert method.__dataclass_params__.frozen  # type: ignore[attr-defined]
     assert issubclass(method, Transform | Encoder)
-    assert methods_of(verb)[name] is method
+    assert methods_of(verb)[method.id] is method
     assert module.__doc__
     assert len(module.__doc__) > 200
     for word in (

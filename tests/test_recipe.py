@@ -123,7 +123,10 @@ MISTAKES = [
         "stage[0].scheme: there is no quantize scheme 'itn'. Did you mean int?",
     ),
     ("[[stage]]\nkind = 'quantize'\nscheme = ['int']", "stage[0].scheme: there is no quantize scheme '['int']'"),
-    ("[[stage]]\nkind = 'prune'\nmethod = 'treshold'", "Did you mean threshold? There are magnitude, threshold"),
+    (
+        "[[stage]]\nkind = 'prune'\nmethod = 'treshold'",
+        "Did you mean threshold? There are layer-adaptive, magnitude, nm, random, threshold",
+    ),
     (
         "[[stage]]\nkind = 'prune'",
         "stage[0].method magnitude needs sparsity (a number at least 0 and below 1; share of",

@@ -1,179 +1,100 @@
 """Zero the given share of weights, those of smallest magnitude; exactly that many.
 
-Of the n weights in reach, the k = round(sparsity · n) smallest become zero. With `scope` tensor each tensor
-loses that share; with `scope` global the k are the smallest of all the tensors that the stage treats. Of
-weights with the same magnitude as the last one cut, those first in the order (tensor name, row, column) are
-cut. The result is that of a full stable sort, found without holding the weights:
+Of the n weights that are compared with each other, the k = round(sparsity · n) smallest become zero. They are all
+weights of a tensor, of a row (`granularity` row) or of `block_size` weights of a row (block); with `scope` global
+they are all weights of all tensors that the stage treats. Of weights with the same magnitude as the last one cut,
+those first in the order (tensor name, row, column) are cut. `min_keep` is a share of each tensor that stays under
+`scope` global: no tensor is emptied for the others' sake, and they lose the more (see `layer_adaptive.py`).
 
-* magnitudes are compared as the bit patterns of their floats, which sort like the numbers;
-* a histogram of the highest 16 bits finds the digit of the k-th smallest, further passes the digits below
-  (one pass for bfloat16 weights, two for float32, four where float64 occurs);
-* if only some of the weights equal to the k-th may go, one more pass counts them block by block.
+Whole tensors are cut by a survey that never holds the weights (`_smallest.py`).
 
 Stored: the same dtype and shape. Error: every zeroed weight is at most the largest zeroed one.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from itertools import accumulate
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
-from compressor.lazy import np
-from compressor.method import Block, Selection, Survey, option
+from compressor.errors import UsageError
+from compressor.method import Block, Selection, Skip, Survey, option
+from compressor.methods.prune._rows import keep_largest
+from compressor.methods.prune._shares import Shares, check_floor
+from compressor.methods.prune._smallest import Smallest, magnitudes
 from compressor.tensor import TensorSpec
 from compressor.workspace import Array
 
-_DIGIT = 16
-
 
 @dataclass(frozen=True)
-class Magnitude(Selection):
-    """Zero the `sparsity` share of smallest magnitude, in each tensor or over all of them."""
+class Magnitude(Smallest):
+    """Zero the `sparsity` share of smallest magnitude, in each tensor, row or block, or over all tensors."""
 
-    verb: ClassVar[str] = "prune"
     id: ClassVar[str] = "magnitude"
-    elementwise: ClassVar[bool] = True
 
     sparsity: float = option(help="share of weights that become zero", low=0, high=1, open_high=True)
     scope: Literal["tensor", "global"] = option("tensor", help="each tensor alone, or all of them together")
+    granularity: Literal["tensor", "row", "block"] | None = option(
+        None, help="what loses the share: the whole, each row, each block of a row; unset: tensor"
+    )
+    block_size: int | None = option(None, help="weights of a row that are a block", low=2, high=2**31)
+    min_keep: float | None = option(None, help="share of each tensor that stays at least", low=0, high=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self._by_rows and self.scope == "global":
+            raise UsageError(f"granularity {self.granularity} compares within a tensor, so scope cannot be global")
+        if (self.block_size is not None) != (self.granularity == "block"):
+            raise UsageError("granularity block and block_size go together")
+        if self.min_keep and self.scope != "global":
+            raise UsageError("min_keep is for scope global: alone, each tensor loses exactly its share")
+        check_floor(self.min_keep, self.sparsity)
+
+    @property
+    def _by_rows(self) -> bool:
+        return self.granularity in ("row", "block")
+
+    @property
+    def elementwise(self) -> bool:  # type: ignore[override]
+        return not self._by_rows
+
+    @property
+    def nameless(self) -> bool:  # type: ignore[override]
+        return self._by_rows
 
     @property
     def reach(self) -> Literal["tensor", "model"]:
         return "model" if self.scope == "global" else "tensor"
 
-    def survey(self, specs: Sequence[TensorSpec]) -> Digit:
-        wide = any(spec.dtype == "F64" for spec in specs)
-        return Digit(self, "<u8" if wide else "<u4", shift=48 if wide else 16)
+    def skip(self, spec: TensorSpec) -> Skip | None:
+        if self.block_size is not None and spec.matrix[1] % self.block_size:
+            raise UsageError(
+                f"block size {self.block_size} does not divide the row of {spec.matrix[1]}",
+                tensor=spec.name,
+                remedy="Use another --block-size, --granularity row, or --exclude it",
+            )
+        return None
+
+    def survey(self, specs: Sequence[TensorSpec]) -> Survey[Any] | None:
+        if self._by_rows:
+            return None
+        if self.min_keep:
+            return Shares(self, self.key_type(specs), specs)
+        return super().survey(specs)
+
+    def rank(self, size: int) -> int:
+        return round(self.sparsity * size)
+
+    def keys(self, block: Block, key_type: str) -> Array:
+        return magnitudes(block, key_type)
 
     def keep(self, block: Block, out: Array) -> None:
-        raise TypeError("a survey has to find the cut first")
+        if not self._by_rows:
+            super().keep(block, out)
+            return
+        size = self.block_size or block.values.shape[1]
+        keys = magnitudes(block, self.key_type([block.spec]))
+        keep_largest(keys.reshape(-1, size), size - self.rank(size), out.reshape(-1, size), block.work)
 
 
-@dataclass(frozen=True)
-class Cut(Magnitude):
-    """What the survey found: magnitudes under `level` go; those equal to it go up to the place `until`.
-
-    `level` is a bit pattern of `keys`, the unsigned type as wide as the widest float in reach. `until` is
-    (tensor name, start of the block, how many in that block), or None where all that equal it go.
-    """
-
-    keys: str = "<u4"
-    level: int = 0
-    until: tuple[str, int, int] | None = None
-
-    def keep(self, block: Block, out: Array) -> None:
-        keys = _magnitudes(block, self.keys)
-        here, place = (block.spec.name, block.start), self.until and self.until[:2]
-        if place is None or here < place:
-            np.greater(keys, self.level, out=out)
-        else:
-            np.greater_equal(keys, self.level, out=out)
-        if self.until is not None and here == place:
-            ties = np.flatnonzero(keys == self.level)[: self.until[2]]
-            out.reshape(-1)[ties] = False
-
-
-@dataclass
-class Histogram:
-    """Statistics of one digit: how many keys have each value of it, and which lower bits occur at all."""
-
-    counts: Array = field(default_factory=lambda: np.zeros(1 << _DIGIT, np.int64))
-    lower: int = 0
-
-
-@dataclass(frozen=True)
-class Digit(Survey[Histogram]):
-    """Find one digit of the k-th smallest key, the higher digits `prefix` being known."""
-
-    method: Magnitude
-    keys: str
-    shift: int
-    prefix: int = 0
-    rank: int | None = None  # how many of the keys under this prefix are to go; None: not yet known
-
-    def start(self) -> Histogram:
-        return Histogram()
-
-    def observe(self, block: Block, stats: Histogram) -> Histogram:
-        keys = _magnitudes(block, self.keys).reshape(-1)
-        if self.rank is not None:
-            keys = keys[keys >> (self.shift + _DIGIT) == self.prefix]
-        digits = block.work.array("magnitude.digits", keys.shape, self.keys)
-        np.right_shift(keys, self.shift, out=digits)
-        np.bitwise_and(digits, (1 << _DIGIT) - 1, out=digits)
-        counts = np.bincount(digits.view(self.keys.replace("u", "i")), minlength=1)
-        stats.counts[: counts.size] += counts
-        if self.shift and keys.size:
-            stats.lower |= int(np.bitwise_or.reduce(keys)) & ((1 << self.shift) - 1)
-        return stats
-
-    def merge(self, stats: Histogram, more: Histogram) -> Histogram:
-        stats.counts += more.counts
-        stats.lower |= more.lower
-        return stats
-
-    def conclude(self, stats: Histogram) -> Digit | Ties | Cut:
-        below = np.cumsum(stats.counts)
-        rank = self.rank
-        if rank is None:
-            rank = round(self.method.sparsity * int(below[-1]))
-            if rank == 0:
-                return self._cut(0, until=("", 0, 0))
-        digit = int(np.searchsorted(below, rank))
-        rank -= int(below[digit] - stats.counts[digit])
-        prefix = self.prefix << _DIGIT | digit
-        if self.shift and stats.lower:
-            return replace(self, shift=self.shift - _DIGIT, prefix=prefix, rank=rank)
-        level = prefix << self.shift
-        if rank == int(stats.counts[digit]):
-            return self._cut(level, until=None)
-        return Ties(self, level, rank)
-
-    def _cut(self, level: int, until: tuple[str, int, int] | None) -> Cut:
-        return Cut(self.method.sparsity, self.method.scope, self.keys, level, until)
-
-
-@dataclass(frozen=True)
-class Ties(Survey[list[tuple[str, int, int]]]):
-    """Count the keys equal to `level` in each block, to find the place where `rank` of them are reached."""
-
-    digit: Digit
-    level: int
-    rank: int
-
-    def start(self) -> list[tuple[str, int, int]]:
-        return []
-
-    def observe(self, block: Block, stats: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
-        count = int(np.count_nonzero(_magnitudes(block, self.digit.keys) == self.level))
-        if count:
-            stats.append((block.spec.name, block.start, count))
-        return stats
-
-    def merge(
-        self, stats: list[tuple[str, int, int]], more: list[tuple[str, int, int]]
-    ) -> list[tuple[str, int, int]]:
-        stats.extend(more)
-        return stats
-
-    def conclude(self, stats: list[tuple[str, int, int]]) -> Cut:
-        stats.sort()
-        reached = list(accumulate(count for _, _, count in stats))
-        last = bisect_left(reached, self.rank)
-        name, start, count = stats[last]
-        return self.digit._cut(self.level, (name, start, self.rank - (reached[last] - count)))
-
-
-def _magnitudes(block: Block, keys: str) -> Array:
-    """The block's magnitudes as unsigned integers that sort like them."""
-    values = block.values
-    wide = "<f8" if keys == "<u8" else "<f4"
-    magnitudes = block.work.array("magnitude.keys", values.shape, wide)
-    np.abs(values, out=magnitudes)
-    return magnitudes.view(keys)
-
-
-METHOD = Magnitude
+METHOD: type[Selection] = Magnitude

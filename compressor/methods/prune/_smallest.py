@@ -1,0 +1,190 @@
+"""Zeroing exactly k weights: those with the smallest keys, found without holding the weights.
+
+A key is an unsigned integer for each weight, such as the bit pattern of its magnitude, which sorts like the
+number. The result is that of a full stable sort by (key, tensor name, row, column):
+
+* a histogram of the highest 16 bits finds the digit of the k-th smallest key, further passes the digits below
+  (for bfloat16 magnitudes one pass, for float32 two, four where float64 occurs);
+* if only some of the weights with the k-th key may go, one more pass counts them block by block.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import Any, ClassVar
+
+from compressor.lazy import np
+from compressor.method import Block, Selection, Survey
+from compressor.tensor import TensorSpec
+from compressor.workspace import Array
+
+_DIGIT = 16
+
+
+@dataclass(frozen=True)
+class Smallest(Selection):
+    """Zeroes the weights with the smallest keys. `key_type` is the unsigned type of the keys."""
+
+    verb: ClassVar[str] = "prune"
+    elementwise: ClassVar[bool] = True
+
+    @abstractmethod
+    def keys(self, block: Block, key_type: str) -> Array:
+        """The keys of a block's weights, unsigned, in a buffer that may be overwritten."""
+
+    @abstractmethod
+    def rank(self, size: int) -> int:
+        """How many of so many weights go."""
+
+    def key_type(self, specs: Sequence[TensorSpec]) -> str:
+        """Wide enough for every tensor in reach."""
+        return "<u8" if any(spec.dtype == "F64" for spec in specs) else "<u4"
+
+    def survey(self, specs: Sequence[TensorSpec]) -> Survey[Any] | None:
+        return Digit.of(self, specs)
+
+    def keep(self, block: Block, out: Array) -> None:
+        raise TypeError("a survey has to find the cut first")
+
+
+@dataclass(frozen=True)
+class Cut(Selection):
+    """What the survey found: keys under `level` go; those equal to it go up to the place `until`.
+
+    `until` is (tensor name, start of the block, how many in that block), or None where all that equal it go.
+    """
+
+    verb: ClassVar[str] = "prune"
+    elementwise: ClassVar[bool] = True
+
+    method: Smallest
+    key_type: str
+    level: int
+    until: tuple[str, int, int] | None
+
+    def keep(self, block: Block, out: Array) -> None:
+        keys = self.method.keys(block, self.key_type)
+        here, place = (block.spec.name, block.start), self.until and self.until[:2]
+        if place is None or here < place:
+            np.greater(keys, self.level, out=out)
+        else:
+            np.greater_equal(keys, self.level, out=out)
+        if self.until is not None and here == place:
+            ties = np.flatnonzero(keys == self.level)[: self.until[2]]
+            out.reshape(-1)[ties] = False
+
+    @property
+    def id(self) -> str:  # type: ignore[override]  # what was asked
+        return self.method.id
+
+    def describe(self) -> dict[str, Any]:
+        return self.method.describe()
+
+
+@dataclass
+class Histogram:
+    """Statistics of one digit: how many keys have each value of it, and which lower bits occur at all."""
+
+    counts: Array = field(default_factory=lambda: np.zeros(1 << _DIGIT, np.int64))
+    lower: int = 0
+
+
+@dataclass(frozen=True)
+class Digit(Survey[Histogram]):
+    """Find one digit of the k-th smallest key, the higher digits `prefix` being known."""
+
+    method: Smallest
+    key_type: str
+    shift: int
+    prefix: int = 0
+    rank: int | None = None  # how many of the keys under this prefix are to go; None: not yet known
+
+    @classmethod
+    def of(cls, method: Smallest, specs: Sequence[TensorSpec]) -> Digit:
+        """The first pass over these tensors."""
+        key_type = method.key_type(specs)
+        return cls(method, key_type, shift=48 if key_type == "<u8" else 16)
+
+    def start(self) -> Histogram:
+        return Histogram()
+
+    def observe(self, block: Block, stats: Histogram) -> Histogram:
+        keys = self.method.keys(block, self.key_type).reshape(-1)
+        if self.rank is not None:
+            keys = keys[keys >> (self.shift + _DIGIT) == self.prefix]
+        digits = block.work.array("smallest.digits", keys.shape, self.key_type)
+        np.right_shift(keys, self.shift, out=digits)
+        np.bitwise_and(digits, (1 << _DIGIT) - 1, out=digits)
+        counts = np.bincount(digits.view(self.key_type.replace("u", "i")), minlength=1)
+        stats.counts[: counts.size] += counts
+        if self.shift and keys.size:
+            stats.lower |= int(np.bitwise_or.reduce(keys)) & ((1 << self.shift) - 1)
+        return stats
+
+    def merge(self, stats: Histogram, more: Histogram) -> Histogram:
+        stats.counts += more.counts
+        stats.lower |= more.lower
+        return stats
+
+    def conclude(self, stats: Histogram) -> Digit | Ties | Cut:
+        below = np.cumsum(stats.counts)
+        rank = self.rank
+        if rank is None:
+            rank = self.method.rank(int(below[-1]))
+            if rank == 0:
+                return Cut(self.method, self.key_type, 0, ("", 0, 0))
+        digit = int(np.searchsorted(below, rank))
+        rank -= int(below[digit] - stats.counts[digit])
+        prefix = self.prefix << _DIGIT | digit
+        if self.shift and stats.lower:
+            return replace(self, shift=self.shift - _DIGIT, prefix=prefix, rank=rank)
+        level = prefix << self.shift
+        if rank == int(stats.counts[digit]):
+            return Cut(self.method, self.key_type, level, None)
+        return Ties(self, level, rank)
+
+
+Places = list[tuple[str, int, int]]  # tensor name, start of a block, how many in it
+
+
+@dataclass(frozen=True)
+class Ties(Survey[Places]):
+    """Count the keys equal to `level` in each block, to find the place where `rank` of them are reached."""
+
+    digit: Digit
+    level: int
+    rank: int
+
+    def start(self) -> Places:
+        return []
+
+    def observe(self, block: Block, stats: Places) -> Places:
+        count = int(np.count_nonzero(self.digit.method.keys(block, self.digit.key_type) == self.level))
+        if count:
+            stats.append((block.spec.name, block.start, count))
+        return stats
+
+    def merge(self, stats: Places, more: Places) -> Places:
+        stats.extend(more)
+        return stats
+
+    def conclude(self, stats: Places) -> Cut:
+        stats.sort()
+        reached = list(accumulate(count for _, _, count in stats))
+        last = bisect_left(reached, self.rank)
+        name, start, count = stats[last]
+        until = name, start, self.rank - (reached[last] - count)
+        return Cut(self.digit.method, self.digit.key_type, self.level, until)
+
+
+def magnitudes(block: Block, key_type: str) -> Array:
+    """The block's magnitudes as unsigned integers that sort like them."""
+    values = block.values
+    wide = "<f8" if key_type == "<u8" else "<f4"
+    found = block.work.array("smallest.keys", values.shape, wide)
+    np.abs(values, out=found)
+    return found.view(key_type)
