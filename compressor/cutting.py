@@ -40,6 +40,11 @@ class Cut:
         for start in range(0, self.rows, self.chunk):
             yield start, min(start + self.chunk, self.rows)
 
+    def sampled(self, every: int) -> Iterator[tuple[int, int]]:
+        """The chunks, or of each its first rows, about one in `every`."""
+        for start, stop in self.chunks:
+            yield start, stop if every == 1 else min(start + -(-(stop - start) // every), stop)
+
 
 def cut_tensor(job: Job, tensor: Tensor, partners: Sequence[Tensor]) -> Cut:
     """The one way in which this job cuts its tensor, and those that are read beside it."""

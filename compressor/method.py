@@ -282,7 +282,10 @@ class Encoder(Method):
 
 
 class Survey(ABC, Generic[S]):
-    """One pass over blocks. Statistics must merge to the same result in any grouping of the blocks."""
+    """One pass over blocks. Statistics must merge to the same result in any grouping of the blocks. With `sample` k
+    about every k-th weight is enough, the same ones in every run."""
+
+    sample: ClassVar[int] = 1
 
     @abstractmethod
     def start(self) -> S:

@@ -132,7 +132,7 @@ class Runner:
             if not survey.wants(job.spec):
                 continue
             methods, cut = self._methods(job, self._fold, before=stage), self.worker.cut(job)
-            for start, stop in cut.chunks:
+            for start, stop in cut.sampled(survey.sample):
                 batch.append((job, cut, methods, start, stop))
                 held += (stop - start) * cut.columns
                 if held >= _BATCH:
@@ -157,7 +157,7 @@ class Runner:
                     before_it = list(methods)
                     tasks = (
                         partial(self.worker.observe, found, [(job, cut, before_it, start, stop)])
-                        for start, stop in cut.chunks
+                        for start, stop in cut.sampled(found.sample)
                     )
                     found = found.conclude(fold(found, tasks))
                 found = found or asked

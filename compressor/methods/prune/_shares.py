@@ -16,7 +16,7 @@ from typing import Any
 from compressor.errors import UsageError
 from compressor.lazy import np
 from compressor.method import Block, Survey
-from compressor.methods.prune._smallest import Digit, Smallest, magnitudes
+from compressor.methods.prune._smallest import Smallest, first_pass, magnitudes
 from compressor.tensor import TensorSpec
 from compressor.workspace import Array
 
@@ -109,7 +109,7 @@ class Allotted(Smallest):
     def survey(self, specs: Sequence[TensorSpec]) -> Survey[Any]:
         names = {spec.name for spec in specs}
         own = replace(self, shares=tuple(share for share in self.shares if share[0] in names))
-        return Digit.of(own, specs)
+        return first_pass(own, specs)
 
     def rank(self, size: int) -> int:
         return sum(count for _, count in self.shares)

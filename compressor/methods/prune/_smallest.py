@@ -5,6 +5,8 @@ number. The result is that of a full stable sort by (key, tensor name, row, colu
 
 * a histogram of the highest 16 bits finds the digit of the k-th smallest key, further passes the digits below
   (for bfloat16 magnitudes one pass, for float32 two, four where float64 occurs);
+* of many weights, a sample first tells which few digits can be meant: comparing with those takes a third of the
+  time of a histogram, and if the sample misled, the histogram is made after all;
 * if only some of the weights with the k-th key may go, one more pass counts them block by block.
 """
 
@@ -23,6 +25,8 @@ from compressor.tensor import TensorSpec
 from compressor.workspace import Array
 
 _DIGIT = 16
+_MANY = 1 << 24  # keys that are worth a sample first
+_CANDIDATES = 12  # digits; comparing with more takes longer than counting all
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Smallest(Selection):
         return "<u8" if any(spec.dtype == "F64" for spec in specs) else "<u4"
 
     def survey(self, specs: Sequence[TensorSpec]) -> Survey[Any] | None:
-        return Digit.of(self, specs)
+        return first_pass(self, specs)
 
     def keep(self, block: Block, out: Array) -> None:
         raise TypeError("a survey has to find the cut first")
@@ -103,12 +107,6 @@ class Digit(Survey[Histogram]):
     prefix: int = 0
     rank: int | None = None  # how many of the keys under this prefix are to go; None: not yet known
 
-    @classmethod
-    def of(cls, method: Smallest, specs: Sequence[TensorSpec]) -> Digit:
-        """The first pass over these tensors."""
-        key_type = method.key_type(specs)
-        return cls(method, key_type, shift=48 if key_type == "<u8" else 16)
-
     def start(self) -> Histogram:
         return Histogram()
 
@@ -132,20 +130,92 @@ class Digit(Survey[Histogram]):
 
     def conclude(self, stats: Histogram) -> Digit | Ties | Cut:
         below = np.cumsum(stats.counts)
-        rank = self.rank
-        if rank is None:
-            rank = self.method.rank(int(below[-1]))
-            if rank == 0:
-                return Cut(self.method, self.key_type, 0, ("", 0, 0))
+        rank = self.method.rank(int(below[-1])) if self.rank is None else self.rank
+        if rank == 0:
+            return Cut(self.method, self.key_type, 0, ("", 0, 0))
         digit = int(np.searchsorted(below, rank))
-        rank -= int(below[digit] - stats.counts[digit])
+        count = int(stats.counts[digit])
+        return self.found(digit, rank - int(below[digit]) + count, count, lower=bool(stats.lower))
+
+    def found(self, digit: int, rank: int, count: int, *, lower: bool) -> Digit | Ties | Cut:
+        """What is left to do when `rank` of the `count` keys with this digit are to go."""
         prefix = self.prefix << _DIGIT | digit
-        if self.shift and stats.lower:
+        if self.shift and lower:
             return replace(self, shift=self.shift - _DIGIT, prefix=prefix, rank=rank)
         level = prefix << self.shift
-        if rank == int(stats.counts[digit]):
+        if rank == count:
             return Cut(self.method, self.key_type, level, None)
         return Ties(self, level, rank)
+
+
+def first_pass(method: Smallest, specs: Sequence[TensorSpec]) -> Survey[Any]:
+    """The first look at these tensors."""
+    key_type = method.key_type(specs)
+    digit = Digit(method, key_type, shift=48 if key_type == "<u8" else 16)
+    return Sample(digit) if sum(spec.size for spec in specs) >= _MANY else digit
+
+
+@dataclass(frozen=True)
+class Sample(Survey[Histogram]):
+    """A histogram of some of the keys, to guess the digit of the k-th smallest of all."""
+
+    digit: Digit
+    sample: ClassVar[int] = 64
+
+    def start(self) -> Histogram:
+        return Histogram()
+
+    def observe(self, block: Block, stats: Histogram) -> Histogram:
+        return self.digit.observe(block, stats)
+
+    def merge(self, stats: Histogram, more: Histogram) -> Histogram:
+        return self.digit.merge(stats, more)
+
+    def conclude(self, stats: Histogram) -> Digit | Bracket:
+        below = np.cumsum(stats.counts)
+        total = int(below[-1])
+        rank = self.digit.method.rank(total)
+        slack = total // 500 + 1
+        low = int(np.searchsorted(below, max(rank - slack, 1)))
+        high = int(np.searchsorted(below, min(rank + slack, total)))
+        if rank == 0 or high - low >= _CANDIDATES:
+            return self.digit
+        return Bracket(self.digit, max(low - 1, 0), min(high + 1, (1 << _DIGIT) - 2))
+
+
+@dataclass(frozen=True)
+class Bracket(Survey[Histogram]):
+    """How many keys have a digit up to `low`, `low` + 1, …, `high`, found by comparing; last, how many are all."""
+
+    digit: Digit
+    low: int
+    high: int
+
+    def start(self) -> Histogram:
+        return Histogram(np.zeros(self.high - self.low + 2, np.int64))
+
+    def observe(self, block: Block, stats: Histogram) -> Histogram:
+        keys = self.digit.method.keys(block, self.digit.key_type)
+        under = block.work.array("smallest.under", keys.shape, "|b1")
+        for number in range(self.high - self.low + 1):
+            np.less(keys, (self.low + number + 1) << self.digit.shift, out=under)
+            stats.counts[number] += np.count_nonzero(under)
+        stats.counts[-1] += keys.size
+        if keys.size:
+            stats.lower |= int(np.bitwise_or.reduce(keys, axis=None)) & ((1 << self.digit.shift) - 1)
+        return stats
+
+    def merge(self, stats: Histogram, more: Histogram) -> Histogram:
+        return self.digit.merge(stats, more)
+
+    def conclude(self, stats: Histogram) -> Digit | Ties | Cut:
+        *below, total = stats.counts.tolist()
+        rank = self.digit.method.rank(total)
+        if not below[0] < rank <= below[-1]:
+            return self.digit  # the sample misled
+        at = bisect_left(below, rank)
+        count = below[at] - below[at - 1]
+        return self.digit.found(self.low + at, rank - below[at - 1], count, lower=bool(stats.lower))
 
 
 Places = list[tuple[str, int, int]]  # tensor name, start of a block, how many in it
