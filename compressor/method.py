@@ -234,6 +234,10 @@ class Encoder(Method):
         """The dialect whose loaders take the parts of this tensor; "" where only `restore` reads them."""
         return "compressed-tensors" if self.config(spec) is not None else ""
 
+    def remark(self, spec: TensorSpec) -> str:
+        """What the user should know of the tensor's stored form before the run; "" when nothing."""
+        return ""
+
     @property
     def label(self) -> str:
         """What tables call the stored tensor, in a word: `int4`."""

@@ -179,7 +179,7 @@ def _step(
     elif store == "packed" and container == "folder":
         if len(spec.shape) != 2 and not stage.include:
             return Kept("no matrix: loaders take codes of matrices only (--include stores it in our own layout)")
-        if method.config(spec) is not None and not spec.name.endswith(".weight"):
+        if method.dialect(spec) and not spec.name.endswith(".weight"):
             return Kept("no module's .weight, so loaders would not look for its codes")
     method.parts(spec)  # the tensor's shape may contradict the options also where numbers are stored
     return Step(number, method, partners, dense=store == "dense")
@@ -330,7 +330,8 @@ def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint
             "int-quantized: loaders also quantize activations to 8 bits, token by token; "
             "--layout pack-quantized or --granularity group keeps activations as they are"
         )
-    if layouts - {None} and container == "folder" and checkpoint.source.config is None:
+    spoken = {encoder.dialect(spec) for spec, encoder in encoders}
+    if spoken - {""} and container == "folder" and checkpoint.source.config is None:
         notes.append("without a config.json nothing tells loaders that weights are quantized; `restore` knows")
     asymmetric = any(not getattr(encoder, "symmetric", True) for _, encoder in encoders)
     if "pack-quantized" in layouts and asymmetric and container == "folder":
@@ -338,7 +339,8 @@ def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint
             "asymmetric: transformers loads it with CompressedTensorsConfig(dequantize=True) only "
             "(seen with 5.23 and compressed-tensors 0.20)"
         )
-    if None in layouts and container != "npz":
+    notes += sorted({encoder.remark(spec) for spec, encoder in encoders} - {""})
+    if "" in spoken and container != "npz":
         notes.append("part of it is in this project's own layout, which only `compressor restore` reads")
     if recipe.stages and not any(job.steps for job in jobs):
         notes.append("no tensor was selected: the output's tensors are those of the input")
