@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache
-from math import isfinite
 from typing import Any
 
 from compressor.errors import InputError
@@ -71,11 +70,11 @@ def parse(raw: bytes, tensor: str) -> dict[str, Any]:
         raise _bad("has no shape", tensor)
     if type(size) is not int or not 32 <= size <= 4096 or size & (size - 1):
         raise _bad("has no blocksize from 32 to 4096", tensor)
-    if state.get("dtype") not in DTYPES:
+    if state.get("dtype") not in list(DTYPES):  # it may be a thing without a hash
         raise _bad("has no dtype of float32, float16 and bfloat16", tensor)
     if "nested_offset" in state:
         offset = state["nested_offset"]
-        if type(offset) not in (int, float) or not isfinite(offset) or abs(offset) > largest("F32"):
+        if type(offset) not in (int, float) or not abs(offset) <= largest("F32"):
             raise _bad("has a nested_offset that is no number", tensor)
         if (state.get("nested_blocksize"), state.get("nested_dtype")) != (BLOCK, "float32"):
             raise _bad(f"has nested scales that are not float32 in blocks of {BLOCK}", tensor)
