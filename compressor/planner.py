@@ -94,6 +94,12 @@ def make_plan(
     )
 
 
+def stores_packed(stage: Stage, container: Container) -> bool:
+    """Whether the stage stores codes in layouts that loaders or `restore` unpack."""
+    store = _DEFAULT_STORE[container] if stage.store == "auto" else stage.store
+    return stage.method.verb == "quantize" and store == "packed"
+
+
 # ---- one tensor ----------------------------------------------------------------------------------------
 
 
@@ -322,7 +328,7 @@ def _texts(
 
 def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint: Checkpoint) -> tuple[str, ...]:
     """What the user should know before running."""
-    notes = []
+    notes = list(checkpoint.notes)
     encoders = [(job.spec, job.encoder) for job in jobs if job.encoder is not None]
     layouts = {(encoder.config(spec) or {}).get("format") for spec, encoder in encoders}
     if "int-quantized" in layouts and container == "folder":
