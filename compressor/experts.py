@@ -60,7 +60,7 @@ _FAMILIES: Mapping[str, Family] = {
         ),
         _QWEN,
     ),
-    **dict.fromkeys(("mixtral", "phimoe", "minimax", "minimax_m2"), _MIXTRAL),
+    **dict.fromkeys(("mixtral", "minimax", "minimax_m2"), _MIXTRAL),
     "lfm2_moe": Family("w1", "w3", "w2"),
     **dict.fromkeys(("llama4", "llama4_text", "qwen3_vl_moe", "qwen3_vl_moe_text"), _LLAMA4),
     "gpt_oss": _GPT_OSS,
@@ -253,8 +253,7 @@ def _renamed(tensors: Mapping[str, Tensor], modules: Sequence[str], family: Fami
         if around is None or tensor.encoder is not None:
             yield tensor
             continue
-        inner = re.sub(r"^router\.", "gate.", name[len(around) :])
-        spec = replace(tensor.spec, name=f"{around.removesuffix('mlp.')}{family.block}.{inner}")
+        spec = replace(tensor.spec, name=f"{around.removesuffix('mlp.')}{family.block}.{name[len(around) :]}")
         yield replace(
             tensor, spec=spec, parts={"": replace(tensor.whole, placed=replace(tensor.whole.placed, spec=spec))}
         )

@@ -68,16 +68,13 @@ MODELS: dict[str, Any] = {
     "llama4": (transposed, "feed_forward.experts", "feed_forward.experts", QWEN, ("feed_forward.router",) * 2),
     "qwen3_vl_moe": (transposed, "mlp.experts", "mlp.experts", QWEN, ("mlp.gate", "mlp.gate")),
     "gpt_oss": (interleaved, "mlp.experts", "mlp.experts", QWEN, ("mlp.router", "mlp.router")),
-    **{
-        name: (
-            straight,
-            "mlp.experts",
-            "block_sparse_moe.experts",
-            ("w1", "w3", "w2"),
-            (router, "block_sparse_moe.gate"),
-        )
-        for name, router in (("mixtral", "mlp.gate"), ("phimoe", "mlp.router"))
-    },
+    "mixtral": (
+        straight,
+        "mlp.experts",
+        "block_sparse_moe.experts",
+        ("w1", "w3", "w2"),
+        ("mlp.gate", "block_sparse_moe.gate"),
+    ),
 }
 
 

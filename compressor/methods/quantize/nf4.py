@@ -24,6 +24,7 @@ quantization, whose scales are rough, never more than the weight itself.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import gcd
@@ -38,6 +39,7 @@ from compressor.tensor import DTYPES, TensorSpec
 from compressor.workspace import Array, Workspace
 
 _WHOLE = 1 << 21  # weights of a tensor that is taken whole
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,11 @@ class Nf4(Encoder):
         return "bitsandbytes" if len(spec.shape) == 2 else ""
 
     def remark(self, spec: TensorSpec) -> str:
+        if _EXPERT.search(spec.name):
+            return (
+                "experts as nf4: transformers 5 keeps experts as one tensor, which bitsandbytes does not pack, and "
+                "refuses to load them; --exclude '*experts*' leaves them dense"
+            )
         if spec.matrix[1] % self.group_size == 0:
             return ""
         return (
