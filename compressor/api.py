@@ -16,10 +16,11 @@ from compressor.checkpoint import Checkpoint, open_checkpoint
 from compressor.engines import forked
 from compressor.engines.local import available_workers, local
 from compressor.errors import InputError, UsageError
+from compressor.experts import divided, split_experts
 from compressor.files.atomic import check_place
 from compressor.files.sink import Sink
 from compressor.plan import Plan
-from compressor.planner import make_plan
+from compressor.planner import make_plan, stores_packed
 from compressor.recipe import Recipe, load_recipe, make_stage, parse_stage, with_presets
 from compressor.results import Gates, Report, ReportedGateFailed
 from compressor.runner import Runner
@@ -124,7 +125,10 @@ def run_recipe(
         raise UsageError("an .npz output holds codes", remedy="Use --store codes, or end the output otherwise")
     if not dry_run:
         check_place(output, folder=container == "folder", replace=force)
+    checkpoint = divided(checkpoint, [stage for stage in recipe.stages if stores_packed(stage, container)])
     mentors = {path: open_checkpoint(path) for path in teachers}
+    if checkpoint.fused:
+        mentors = {path: split_experts(mentor) for path, mentor in mentors.items()}
     for read in (checkpoint, *mentors.values()):  # links in a folder may lead to where the output would be
         check_apart(output, *(file.path for file in read.source.opened))
     hold: dict[str, str] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from compressor import dialects, provenance
 from compressor.errors import InputError, UsageError
@@ -50,12 +50,18 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened input: `tensors` by name, in order; `compression` says in words how parts are stored."""
+    """An opened input: `tensors` by name, in order; `compression` says in words how parts are stored.
+
+    `fused`: tensors of the file in whose place parts of them stand here (see `experts`), and the names of these;
+    `notes`: what the user should know about it.
+    """
 
     source: Source
     tensors: Mapping[str, Tensor]
     records: tuple[provenance.Record, ...]
     compression: str = ""
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def path(self) -> str:

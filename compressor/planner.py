@@ -95,6 +95,12 @@ def make_plan(
     )
 
 
+def stores_packed(stage: Stage, container: Container) -> bool:
+    """Whether the stage stores codes in layouts that loaders or `restore` unpack."""
+    store = _DEFAULT_STORE[container] if stage.store == "auto" else stage.store
+    return stage.method.verb == "quantize" and store == "packed"
+
+
 # ---- one tensor ----------------------------------------------------------------------------------------
 
 
@@ -170,7 +176,7 @@ def _step(
     if skip is not None:
         return Kept(skip.reason)
     if not isinstance(method, Encoder):
-        return Step(number, method, partners, instead=method.remark(spec))
+        return Step(number, method, partners, instead=method.shortfall(spec))
     store = _DEFAULT_STORE[container] if stage.store == "auto" else stage.store
     if store == "codes":
         plain = method.codes(spec)
@@ -180,7 +186,7 @@ def _step(
     elif store == "packed" and container == "folder":
         if len(spec.shape) != 2 and not stage.include:
             return Kept("no matrix: loaders take codes of matrices only (--include stores it in our own layout)")
-        if method.config(spec) is not None and not spec.name.endswith(".weight"):
+        if method.dialect(spec) and not spec.name.endswith(".weight"):
             return Kept("no module's .weight, so loaders would not look for its codes")
     instead = ""
     try:
@@ -332,7 +338,7 @@ def _texts(
 
 def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint: Checkpoint) -> tuple[str, ...]:
     """What the user should know before running."""
-    notes = []
+    notes = list(checkpoint.notes)
     encoders = [(job.spec, job.encoder) for job in jobs if job.encoder is not None]
     layouts = {(encoder.config(spec) or {}).get("format") for spec, encoder in encoders}
     if "int-quantized" in layouts and container == "folder":
@@ -340,7 +346,8 @@ def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint
             "int-quantized: loaders also quantize activations to 8 bits, token by token; "
             "--layout pack-quantized or --granularity group keeps activations as they are"
         )
-    if layouts - {None} and container == "folder" and checkpoint.source.config is None:
+    spoken = {encoder.dialect(spec) for spec, encoder in encoders}
+    if spoken - {""} and container == "folder" and checkpoint.source.config is None:
         notes.append("without a config.json nothing tells loaders that weights are quantized; `restore` knows")
     asymmetric = any(not getattr(encoder, "symmetric", True) for _, encoder in encoders)
     if "pack-quantized" in layouts and asymmetric and container == "folder":
@@ -348,7 +355,8 @@ def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint
             "asymmetric: transformers loads it with CompressedTensorsConfig(dequantize=True) only "
             "(seen with 5.23 and compressed-tensors 0.20)"
         )
-    if None in layouts and container != "npz":
+    notes += sorted({encoder.remark(spec) for spec, encoder in encoders} - {""})
+    if "" in spoken and container != "npz":
         notes.append("part of it is in this project's own layout, which only `compressor restore` reads")
     if checkpoint.compression and recipe.stages:
         notes.append(f"the input is {checkpoint.compression}: what its codes stand for was taken as the weights")

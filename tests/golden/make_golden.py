@@ -71,6 +71,9 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         )
         for bits, grain in ((3, "tensor"), (4, "channel"), (8, "channel"))
     },
+    "quantize-nf4-absmax-f16.safetensors": ("quantize", "F16", {"scheme": "nf4", "method": "absmax"}),
+    "quantize-nf4-search-f32.safetensors": ("quantize", "F32", {"scheme": "nf4", "group_size": 32}),
+    "quantize-nf4-double-bf16.safetensors": ("quantize", "BF16", {"scheme": "nf4", "double_quant": True}),
 }
 
 
