@@ -73,6 +73,8 @@ def make_plan(
         ]
     raise_all(problems)
     _check_names(jobs, checkpoint)
+    if container == "folder":
+        _check_dialects(jobs)
     stages = tuple(stage.describe() for stage in recipe.stages)
     files, texts = _files(jobs, checkpoint, container, output_name, stages)
     carried = tuple(name for name in checkpoint.source.carried if name not in dict(texts))
@@ -179,7 +181,7 @@ def _step(
     elif store == "packed" and container == "folder":
         if len(spec.shape) != 2 and not stage.include:
             return Kept("no matrix: loaders take codes of matrices only (--include stores it in our own layout)")
-        if method.config(spec) is not None and not spec.name.endswith(".weight"):
+        if method.dialect(spec) and not spec.name.endswith(".weight"):
             return Kept("no module's .weight, so loaders would not look for its codes")
     method.parts(spec)  # the tensor's shape may contradict the options also where numbers are stored
     return Step(number, method, partners, dense=store == "dense")
@@ -249,6 +251,20 @@ def _check_names(jobs: Sequence[Job], checkpoint: Checkpoint) -> None:
                 )
             owner[name] = job.spec.name
     raise_all(problems)
+
+
+def _check_dialects(jobs: Sequence[Job]) -> None:
+    """A folder's config can speak to the loaders of one kind only."""
+    spoken: dict[str, str] = {}
+    for job in jobs:
+        if job.encoder is not None:
+            spoken.setdefault(job.encoder.dialect(job.spec), job.spec.name)
+    spoken.pop("", None)
+    if len(spoken) > 1:
+        named = ", ".join(f"'{printable(name)}' would be {dialect}'s" for dialect, name in sorted(spoken.items()))
+        raise UsageError(
+            f"one folder cannot hold layouts of several loaders: {named}", remedy="Give all tensors one --layout"
+        )
 
 
 def _files(
@@ -330,7 +346,8 @@ def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint
             "int-quantized: loaders also quantize activations to 8 bits, token by token; "
             "--layout pack-quantized or --granularity group keeps activations as they are"
         )
-    if layouts - {None} and container == "folder" and checkpoint.source.config is None:
+    dialects_spoken = {encoder.dialect(spec) for spec, encoder in encoders}
+    if dialects_spoken - {""} and container == "folder" and checkpoint.source.config is None:
         notes.append("without a config.json nothing tells loaders that weights are quantized; `restore` knows")
     asymmetric = any(not getattr(encoder, "symmetric", True) for _, encoder in encoders)
     if "pack-quantized" in layouts and asymmetric and container == "folder":
@@ -338,7 +355,7 @@ def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint
             "asymmetric: transformers loads it with CompressedTensorsConfig(dequantize=True) only "
             "(seen with 5.23 and compressed-tensors 0.20)"
         )
-    if None in layouts and container != "npz":
+    if "" in dialects_spoken and container != "npz":
         notes.append("part of it is in this project's own layout, which only `compressor restore` reads")
     if recipe.stages and not any(job.steps for job in jobs):
         notes.append("no tensor was selected: the output's tensors are those of the input")
