@@ -143,11 +143,14 @@ class Words(StoredCodes):
     def _zero_points(self, words: Array, start: int, rows: int, work: Workspace) -> Array:
         """Those of the rows [start, start + rows) as [rows, groups]; `words` holds all."""
         first = start // 32  # 32 codes are whole words, whatever their width
-        held = np.ascontiguousarray(words[:, first * self.bits : -(-(start + rows) * self.bits // 32)])
+        held = np.array(words[:, first * self.bits : -(-(start + rows) * self.bits // 32)], order="C").view("<u4")
+        if self.shift and self.bits != 3:
+            # whole words, as loaders do: who took 1 from a zero point of 0 has borrowed from its neighbour
+            held += np.uint32(sum(1 << place for place in range(0, 32, self.bits)))
         zero = np.empty((self.groups, start + rows - first * 32), np.uint8)
-        bitstream.unpack(held.view("|u1").reshape(self.groups, -1), self.bits, zero, work)
-        found: Array = (zero[:, start - first * 32 :].T + self.shift) & ((1 << self.bits) - 1)
-        return found
+        bitstream.unpack(held.view("|u1"), self.bits, zero, work)
+        found: Array = zero[:, start - first * 32 :].T
+        return (found + self.shift) & 7 if self.bits == 3 else found
 
 
 def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
