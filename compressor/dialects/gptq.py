@@ -156,11 +156,9 @@ class Words(StoredCodes):
 def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
     """The tensors that a GPTQ folder stores as codes. InputError for what is not read here."""
     declared = (source.config or {})[KEY]
-    form = declared.get("checkpoint_format", declared.get("format", "gptq"))
+    form = str(declared.get("checkpoint_format", declared.get("format", "gptq")))
     if form not in _SHIFTS:
-        raise InputError(
-            f"config.json: GPTQ's format {printable(str(form), 40)!r} is not read here", file=source.path
-        )
+        raise InputError(f"config.json: GPTQ's format {printable(form, 40)!r} is not read here", file=source.path)
     bits = integer(declared, "bits", (2, 3, 4, 8), f"{KEY} ", source)
     return [
         _stored(name.removesuffix(".qweight"), bits, form, declared, source)
