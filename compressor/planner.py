@@ -74,6 +74,8 @@ def make_plan(
         ]
     raise_all(problems)
     _check_names(jobs, checkpoint)
+    if container == "folder":
+        _check_dialects(jobs)
     stages = tuple(stage.describe() for stage in recipe.stages)
     files, texts = _files(jobs, checkpoint, container, output_name, stages)
     carried = tuple(name for name in checkpoint.source.carried if name not in dict(texts))
@@ -265,6 +267,20 @@ def _check_names(jobs: Sequence[Job], checkpoint: Checkpoint) -> None:
                 )
             owner[name] = job.spec.name
     raise_all(problems)
+
+
+def _check_dialects(jobs: Sequence[Job]) -> None:
+    """A folder's config can speak to the loaders of one kind only."""
+    spoken: dict[str, str] = {}
+    for job in jobs:
+        if job.encoder is not None:
+            spoken.setdefault(job.encoder.dialect(job.spec), job.spec.name)
+    spoken.pop("", None)
+    if len(spoken) > 1:
+        named = ", ".join(f"'{printable(name)}' would be {dialect}'s" for dialect, name in sorted(spoken.items()))
+        raise UsageError(
+            f"one folder cannot hold layouts of several loaders: {named}", remedy="Give all tensors one --layout"
+        )
 
 
 def _files(

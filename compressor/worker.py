@@ -192,11 +192,11 @@ class Worker:
                 self.sink.write(job.file, offset, data)
                 continue
             first, _ = part.rows(start, stop)
-            if not part.across:
+            if part.across:
+                stride = part.shape[1] * data.itemsize
+                self.sink.write_columns(job.file, offset + first * data.itemsize, stride, data)
+            else:
                 self.sink.write(job.file, offset + first * data[:1].nbytes, data)
-                continue
-            for number, row in enumerate(data):
-                self.sink.write(job.file, offset + (number * part.shape[1] + first) * data.itemsize, row)
 
     def _blocks(self, job: Job, cut: Cut, start: int, stop: int, work: Workspace) -> Iterator[_Read]:
         """The source's numbers with their partners', finite, block by block."""

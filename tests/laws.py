@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from math import lcm
+from math import gcd, lcm
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,10 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
         {"bits": 8, "granularity": "channel", "layout": "int-quantized"},
         {"bits": 8, "granularity": "channel", "layout": "plain"},
         {"bits": 5, "symmetric": False, "group_size": 8, "layout": "plain"},
+        *({"bits": bits, "group_size": 32, "layout": "mlx"} for bits in (2, 3, 4, 5, 6, 8)),
+        *({"bits": bits, "symmetric": False, "group_size": 32, "layout": "mlx"} for bits in (2, 3, 4, 5, 6, 8)),
+        {"bits": 4, "group_size": 16, "layout": "gptq"},
+        {"bits": 8, "granularity": "channel", "layout": "gptq"},
     ),
     ("quantize", "nf4"): (
         *(
@@ -137,6 +141,14 @@ def edges(dtype: str) -> dict[str, Array]:
         "four axes": random.standard_normal((3, 2, 3, 5)),
     }
     return {name: store(values, dtype) for name, values in found.items()}
+
+
+def fitting(method: Method, raw: Array) -> Array:
+    """The array repeated to a matrix of whole groups and words, for layouts that hold nothing else."""
+    if getattr(method, "layout", "") not in ("mlx", "gptq"):
+        return raw
+    matrix = raw.reshape(TensorSpec("", "F32", raw.shape).matrix)
+    return np.tile(matrix, [size // gcd(size, length) for size, length in zip((8, 32), matrix.shape, strict=True)])
 
 
 # ---- running a method ----------------------------------------------------------------------------------
@@ -320,7 +332,7 @@ def law_scales_are_positive_and_finite(whole: Outcome, spec: TensorSpec, raw: Ar
     if isinstance(whole.method, Encoder):
         declared = {part.suffix: part for part in whole.method.parts(spec)}
         for suffix, content in (whole.parts or {}).items():
-            if suffix.endswith("scale"):
+            if suffix.endswith(("scale", "scales")):
                 scales = numbers(content, declared[suffix].dtype)
                 assert np.all(np.isfinite(scales) & (scales > 0)), suffix
 

@@ -29,7 +29,7 @@ from compressor.tensor import TensorSpec
 from compressor.text import printable
 
 KEYS = ("quantization_config", "quantization")  # of config.json; the second is MLX's
-_MODULES = ("compressed_tensors", "bitsandbytes")
+_MODULES = ("compressed_tensors", "bitsandbytes", "mlx", "gptq", "awq")
 
 Stored = Sequence[tuple[TensorSpec, Encoder]]
 

@@ -52,7 +52,7 @@ def configure(
     schemes: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for spec, encoder in packed:
         scheme = encoder.config(spec)
-        if scheme is None or (config.get("model_type") in _TRANSPOSED and _CONV1D.search(spec.name)):
+        if scheme is None or holds_transposed(config, [(spec, encoder)]):
             return None
         if _is_embedding(spec):
             scheme = {**scheme, "input_activations": None}  # its input is token ids, which nobody may round
@@ -87,6 +87,11 @@ def configure(
         "global_compression_ratio": None,
     }
     return {**config, KEY: declared}
+
+
+def holds_transposed(config: Mapping[str, Any], packed: Sequence[tuple[TensorSpec, Encoder]]) -> bool:
+    """Whether any of the packed tensors is the weight of a Conv1D."""
+    return config.get("model_type") in _TRANSPOSED and any(_CONV1D.search(spec.name) for spec, _ in packed)
 
 
 def _is_embedding(spec: TensorSpec) -> bool:

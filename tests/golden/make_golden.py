@@ -74,6 +74,13 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "quantize-nf4-absmax-f16.safetensors": ("quantize", "F16", {"scheme": "nf4", "method": "absmax"}),
     "quantize-nf4-search-f32.safetensors": ("quantize", "F32", {"scheme": "nf4", "group_size": 32}),
     "quantize-nf4-double-bf16.safetensors": ("quantize", "BF16", {"scheme": "nf4", "double_quant": True}),
+    "quantize-int-mlx-4-bf16.safetensors": _ints(4, "WIDE-BF16", group_size=32, layout="mlx"),
+    "quantize-int-mlx-6-f16.safetensors": _ints(6, "WIDE-F16", group_size=64, layout="mlx"),
+    "quantize-int-mlx-3-asymmetric-bf16.safetensors": _ints(
+        3, "WIDE-BF16", symmetric=False, group_size=32, layout="mlx"
+    ),
+    "quantize-int-gptq-4-bf16.safetensors": _ints(4, "WIDE-BF16", group_size=32, layout="gptq"),
+    "quantize-int-gptq-8-f16.safetensors": _ints(8, "WIDE-F16", layout="gptq"),
 }
 
 
@@ -117,10 +124,22 @@ def inputs() -> None:
     archives.write(HERE / "input-teacher.safetensors", {"layer.weight": ("F32", teacher)})
 
 
+def wide_inputs() -> None:
+    """A matrix of whole words and groups both ways, for layouts that hold nothing else."""
+    random = np.random.default_rng(21)
+    values = random.standard_normal((8, 64)) * 0.05
+    values[2], values[4, 3], values[5, :4], values[6, 9], values[7, ::3] = 0, -0.0, 0.03, 1.5, 0
+    for dtype in ("F16", "BF16"):
+        path = HERE / f"input-wide-{dtype.lower()}.safetensors"
+        archives.write(path, {"layer.weight": (dtype, store(values, dtype))})
+
+
 def main() -> None:
     provenance.__version__ = VERSION
     if not (HERE / "input-teacher.safetensors").exists():
         inputs()
+    if not (HERE / "input-wide-bf16.safetensors").exists():
+        wide_inputs()
     for name in CASES:
         if not (HERE / name).exists():
             path = produce(name, HERE)
