@@ -77,6 +77,9 @@ def make_plan(
     files, texts = _files(jobs, checkpoint, container, output_name, stages)
     carried = tuple(name for name in checkpoint.source.carried if name not in dict(texts))
     left = tuple(checkpoint.source.left.items())
+    if checkpoint.compression and dialects.SIDECAR in carried:
+        carried = tuple(name for name in carried if name != dialects.SIDECAR)
+        left += ((dialects.SIDECAR, "says how the source's weights were quantized"),)
     if container != "folder":
         left += tuple((name, f"a single .{container} holds tensors only") for name in carried)
         carried = ()
@@ -330,6 +333,11 @@ def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint
             "int-quantized: loaders also quantize activations to 8 bits, token by token; "
             "--layout pack-quantized or --granularity group keeps activations as they are"
         )
+    if "float-quantized" in layouts and container == "folder":
+        notes.append(
+            "float-quantized: loaders also quantize activations to 8-bit floats; "
+            "--layout naive-quantized keeps activations as they are"
+        )
     if layouts - {None} and container == "folder" and checkpoint.source.config is None:
         notes.append("without a config.json nothing tells loaders that weights are quantized; `restore` knows")
     asymmetric = any(not getattr(encoder, "symmetric", True) for _, encoder in encoders)
@@ -340,6 +348,10 @@ def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint
         )
     if None in layouts and container != "npz":
         notes.append("part of it is in this project's own layout, which only `compressor restore` reads")
+    if checkpoint.dropped:
+        shown = ", ".join(printable(name, 100) for name in checkpoint.dropped[:2])
+        more = f" and {len(checkpoint.dropped) - 2} more" if len(checkpoint.dropped) > 2 else ""
+        notes.append(f"dropped, because it serves loaders of quantized weights only: {shown}{more}")
     if recipe.stages and not any(job.steps for job in jobs):
         notes.append("no tensor was selected: the output's tensors are those of the input")
     if not recipe.stages and not checkpoint.compression:
