@@ -42,6 +42,15 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
     ("distill", "reweight"): ({},),
     ("quantize", "factor"): ({"factor": 64}, {"factor": 3, "code_bits": 32}, {"factor": 10, "code_bits": 8}),
     ("quantize", "step"): ({"bits": 1}, {"bits": 3}, {"bits": 32, "code_bits": 8}),
+    ("quantize", "binary"): ({}, {"group_size": 8}),
+    ("quantize", "ternary"): ({}, {"layout": "2bit"}, {"group_size": 8}),
+    ("quantize", "codebook"): (
+        *({"entries": entries} for entries in (2, 5, 16, 256)),
+        *({"entries": 4, "rows": rows} for rows in (1, 3)),
+        {"entries": 40, "rows": 2},
+        *({"entries": 4, "init": init} for init in ("linear", "kmeans++", "density")),
+        {"entries": 3, "rows": 2, "init": "kmeans++", "seed": 7},
+    ),
     ("quantize", "int"): (
         *({"bits": bits, "granularity": "channel", "layout": "compressor"} for bits in range(2, 9)),
         *(

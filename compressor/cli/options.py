@@ -181,8 +181,8 @@ def method_options(verb: str) -> Decorator:
         if bool in (hint, *get_args(hint)):
             made.append(click.option(f"{flag}/--{declared.off or 'no-' + key}", key, default=None, help=text))
         else:
-            every = dict.fromkeys(choice for _, hint, _, _ in uses for choice in choices_of(hint))
-            choices = [str(choice) for choice in every if choice is not None]
+            allowed = (choice for _, theirs, _, _ in uses for choice in choices_of(theirs) if choice is not None)
+            choices = [str(choice) for choice in dict.fromkeys(allowed)]
             metavar = "|".join(choices) if choices else describe(hint, declared).split()[1].upper()
             made.append(click.option(flag, key, metavar=metavar, help=text))
     return chain(*made)

@@ -64,6 +64,23 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "quantize-int-pack-quantized-8-group-f16.safetensors": _ints(8, "F16", group_size=16),
     "quantize-int-pack-quantized-8-asymmetric-f64.safetensors": _ints(8, "F64", symmetric=False),
     "quantize-int-pack-quantized-8-fp8.safetensors": _ints(8, "F8_E4M3", layout="pack-quantized"),
+    "quantize-codebook-f32.safetensors": ("quantize", "F32", {"scheme": "codebook"}),
+    "quantize-codebook-5-rows-bf16.safetensors": ("quantize", "BF16", {"entries": 5, "rows": 4}),
+    "quantize-codebook-linear-f64.safetensors": ("quantize", "F64", {"entries": 7, "init": "linear"}),
+    "quantize-codebook-density-fp8.safetensors": ("quantize", "F8_E4M3", {"entries": 4, "init": "density"}),
+    "quantize-codebook-plus-plus-f16.safetensors": (
+        "quantize",
+        "F16",
+        {"entries": 8, "init": "kmeans++", "seed": 3},
+    ),
+    "quantize-binary-bf16.safetensors": ("quantize", "BF16", {"scheme": "binary"}),
+    "quantize-binary-group-fp8.safetensors": ("quantize", "F8_E4M3", {"scheme": "binary", "group_size": 8}),
+    "quantize-ternary-f32.safetensors": ("quantize", "F32", {"scheme": "ternary"}),
+    "quantize-ternary-2bit-group-f16.safetensors": (
+        "quantize",
+        "F16",
+        {"scheme": "ternary", "layout": "2bit", "group_size": 8},
+    ),
     **{f"quantize-int-compressor-{bits}-f32.safetensors": _ints(bits, group_size=8) for bits in (2, 3, 5, 6, 7)},
     **{
         f"quantize-int-compressor-{bits}-asymmetric-bf16.safetensors": _ints(
