@@ -176,6 +176,8 @@ def method_options(verb: str) -> Decorator:
             every = dict.fromkeys(choice for _, hint, _, _ in uses for choice in choices_of(hint))
             choices = [str(choice) for choice in every if choice is not None]
             metavar = "|".join(choices) if choices else describe(hint, declared).split()[1].upper()
+            if len(metavar) > 60:
+                metavar, text = key.upper(), f"{text[:-1]}: {', '.join(choices)}."
             made.append(click.option(flag, key, metavar=metavar, help=text))
     return chain(*made)
 
