@@ -46,7 +46,7 @@ def distill(source: Path, output: Path, *, teacher: Path, **options: Any) -> Rep
 
 
 def quantize(source: Path, output: Path, **options: Any) -> Report:
-    """Make weights integer codes: `bits=4`, `scheme="int"`, `granularity="group"`, `store="packed"`, …"""
+    """Make weights codes of few bits: `bits=4`, `scheme="nvfp4"`, `granularity="group"`, `store="packed"`, …"""
     return _one_stage("quantize", source, output, options)
 
 
@@ -74,8 +74,8 @@ def pipeline(
 
 
 def restore(source: Path, output: Path, **settings: Any) -> Report:
-    """Give back dense tensors of the original names, shapes and dtypes, from what this tool or
-    compressed-tensors stored as integer codes."""
+    """Give back dense tensors of the original names, shapes and dtypes, from what this tool or another one
+    stored as codes."""
     return run_recipe("restore", source, output, Recipe(()), **settings)
 
 

@@ -29,6 +29,10 @@ def _ints(bits: int, dtype: str = "F32", **options: Any) -> tuple[str, str, dict
     return "quantize", dtype, {"bits": bits, **options}
 
 
+def _floats(scheme: str, dtype: str, **options: Any) -> tuple[str, str, dict[str, Any]]:
+    return "quantize", dtype, {"scheme": scheme, **options}
+
+
 REPORTS = ("table", "json")
 # Name of the output: verb, input, options.
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -98,6 +102,14 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "quantize-int-gptq-4-bf16.safetensors": _ints(4, "WIDE-BF16", group_size=32, layout="gptq"),
     "quantize-int-gptq-8-f16.safetensors": _ints(8, "WIDE-F16", layout="gptq"),
+    "quantize-fp8-channel-bf16.safetensors": _floats("fp8", "BF16"),
+    "quantize-fp8-tensor-f16.safetensors": _floats("fp8", "F16", granularity="tensor"),
+    "quantize-fp8-block-f32.safetensors": _floats("fp8", "F32", granularity="block"),
+    "quantize-fp8-e5m2-f64.safetensors": _floats("fp8", "F64", element="e5m2", method="absmax"),
+    "quantize-nvfp4-bf16.safetensors": _floats("nvfp4", "BF16"),
+    "quantize-nvfp4-absmax-f32.safetensors": _floats("nvfp4", "F32", method="absmax"),
+    **{f"quantize-{scheme}-wide.safetensors": _floats(scheme, "WIDE") for scheme in ("nvfp4", "mxfp4", "mxfp8")},
+    "quantize-mxfp4-absmax-wide.safetensors": _floats("mxfp4", "WIDE", method="absmax"),
 }
 
 
@@ -111,11 +123,13 @@ def produce(name: str, folder: Path) -> Path:
 
 
 def restore(path: Path, folder: Path) -> np.ndarray:
-    """The values that an output comes back as, float64."""
+    """The values that an output comes back as, float64; those of several tensors below one another."""
     api.restore(path, folder / "restored.safetensors")
-    ((dtype, shape, data),) = archives.read(folder / "restored.safetensors").values()
-    raw = np.frombuffer(data, np.dtype(store(0, dtype).dtype)).reshape(shape)
-    return numbers(raw, dtype).astype(np.float64)
+    found = []
+    for _, (dtype, shape, data) in sorted(archives.read(folder / "restored.safetensors").items()):
+        raw = np.frombuffer(data, np.dtype(store(0, dtype).dtype)).reshape(shape)
+        found.append(numbers(raw, dtype).astype(np.float64))
+    return np.concatenate(found)
 
 
 def report(style: str, folder: Path) -> str:
@@ -151,12 +165,25 @@ def wide_inputs() -> None:
         archives.write(path, {"layer.weight": (dtype, store(values, dtype))})
 
 
+def wide_input() -> None:
+    """Two parts of one layer with rows of 64, in bfloat16: one larger, with blocks of zeros and outliers."""
+    random = np.random.default_rng(21)
+    tensors = {}
+    for name, size in (("gate_proj", 0.05), ("up_proj", 0.4)):
+        values = random.standard_normal((5, 64)) * size
+        values[2, :40], values[4, 3], values[1, 50] = 0, -0.0, 12 * size
+        tensors[f"mlp.{name}.weight"] = ("BF16", store(values, "BF16"))
+    archives.write(HERE / "input-wide.safetensors", tensors)
+
+
 def main() -> None:
     provenance.__version__ = VERSION
     if not (HERE / "input-teacher.safetensors").exists():
         inputs()
     if not (HERE / "input-wide-bf16.safetensors").exists():
         wide_inputs()
+    if not (HERE / "input-wide.safetensors").exists():
+        wide_input()
     for name in CASES:
         if not (HERE / name).exists():
             path = produce(name, HERE)
