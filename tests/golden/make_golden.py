@@ -55,7 +55,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "quantize-codebook-5-rows-bf16.safetensors": ("quantize", "BF16", {"entries": 5, "rows": 4}),
     "quantize-codebook-linear-f64.safetensors": ("quantize", "F64", {"entries": 7, "init": "linear"}),
     "quantize-codebook-density-fp8.safetensors": ("quantize", "F8_E4M3", {"entries": 4, "init": "density"}),
-    "quantize-codebook-plus-plus-f16.safetensors": ("quantize", "F16", {"entries": 8, "init": "kmeans++", "seed": 3}),
+    "quantize-codebook-plus-plus-f16.safetensors": (
+        "quantize",
+        "F16",
+        {"entries": 8, "init": "kmeans++", "seed": 3},
+    ),
     "quantize-binary-bf16.safetensors": ("quantize", "BF16", {"scheme": "binary"}),
     "quantize-binary-group-fp8.safetensors": ("quantize", "F8_E4M3", {"scheme": "binary", "group_size": 8}),
     "quantize-ternary-f32.safetensors": ("quantize", "F32", {"scheme": "ternary"}),
