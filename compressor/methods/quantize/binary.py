@@ -65,8 +65,8 @@ class Binary(Signs):
     def warning(self, change: Change) -> str | None:
         if change.energy > 0:
             return (
-                f"one bit a weight loses {change.error:.3f} of it: √(1 − 2/π) = 0.603 is what normally distributed "
-                "weights lose, unless they are trained with their signs in the loop"
+                "one bit a weight loses √(1 − 2/π) = 0.603 of normally distributed weights: it is made for "
+                "training with the signs in the loop"
             )
         return None
 

@@ -8,9 +8,10 @@ by dynamic programming, and Lloyd's iteration over all the weights finishes it. 
 * a tensor, or a group of rows, of at most 2^16 weights, and every bfloat16, float16 and FP8 tensor, is clustered by
   the numbers that it holds; a larger float32 or float64 tensor by classes of weights that agree to 2^-9 (2^-7), the
   mean and number of each class being exact (`_patterns.py`);
-* up to 2048 different numbers (16 an entry in a group of rows, at least 128) the result is the optimum. Beyond that
-  neighbours are put together for the dynamic programming, and the result is the local optimum next to the best
-  partition of those: within 0.1 % of the optimum's error for 16 entries a row of 4096 weights, whatever was tried;
+* up to 2^18 / entries different numbers or classes (at least 4096; of a group of rows: 16 an entry, at least 256)
+  the result is the optimum. Beyond that close ones are put together for the dynamic programming, and the result is
+  the local optimum next to the best partition of those. For 16 entries and rows of 4096 weights that was within
+  0.1 % of the optimum's error, whatever was tried;
 * codes are always the nearest centroid's, of the centroids as they are stored.
 
 `linear`, `density` (equal shares of the weights) and `kmeans++` are where Lloyd's iteration begins instead; the
@@ -43,8 +44,6 @@ from compressor.methods.quantize._nearest import nearest
 from compressor.methods.quantize._patterns import FEW, Patterns
 from compressor.tensor import DTYPES, TensorSpec
 from compressor.workspace import Array, Workspace
-
-_BUCKETS = 2048  # of the dynamic programming
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ class Codebook(Encoder):
         assert self.rows is not None  # noqa: S101 - else there are no groups
         number = start // self.rows
         groups = max(len(values) // self.rows, 1)
-        buckets = min(max(16 * self.entries, 128), _BUCKETS)
+        buckets = max(16 * self.entries, 256)
         if values.size == 0:
             return np.zeros((groups, self.entries))
         if values.size > groups * FEW:  # too many to sort
@@ -193,7 +192,8 @@ class Clustering(Survey[Patterns]):
         book = np.zeros((1, self.method.entries))
         if stats.tables:
             points = stats.points(DTYPES[self.spec.dtype].compute)
-            book = self.method.fit(points, self.spec, stats.zeros > 0, 0, _BUCKETS)
+            buckets = max((1 << 18) // self.method.entries, 4096)
+            book = self.method.fit(points, self.spec, stats.zeros > 0, 0, buckets)
         return replace(self.method, book=tuple(book[0].tolist()))
 
 

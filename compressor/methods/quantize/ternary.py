@@ -109,7 +109,7 @@ def unpack_base3(packed: Array, out: Array, work: Workspace) -> None:
     table = (np.arange(256)[:, None] // 3 ** np.arange(5) % 3).astype(np.uint8)
     digits = work.array("base3.digits", (*packed.shape, 5), "|u1")
     table.take(packed, axis=0, out=digits, mode="clip")
-    out[...] = digits.reshape(rows, -1)[:, :columns]
+    out[...] = digits.reshape(rows, 5 * packed.shape[1])[:, :columns]
 
 
 METHOD = Ternary
