@@ -22,8 +22,8 @@ def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any
     """Store weights as integer codes of few bits, in files that loaders take as they are.
 
     4 and 8 bits are stored as compressed-tensors does (vLLM, transformers), other widths in a layout of our
-    own that `compressor restore` reads. Vectors, embeddings, output heads and routers are left alone unless
-    included.
+    own that `compressor restore` reads; `--layout mlx` and `--layout gptq` are what their names say. Vectors,
+    embeddings, output heads and routers are left alone unless included.
     """
     stage = make_stage(
         "quantize",
