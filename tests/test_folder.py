@@ -538,7 +538,7 @@ def test_a_foreign_quantized_folder_is_read(model: Path) -> None:
         (lambda c: c["quantization_config"].update(config_groups=[]), "has no config_groups"),
         (lambda c: c["quantization_config"].update(config_groups={"a": 1}), "has no config_groups"),
         (lambda c: c["quantization_config"].update(config_groups={}), "group"),
-        (lambda c: c["quantization_config"].update(quant_method="gptq"), "is quantized by 'gptq'"),
+        (lambda c: c["quantization_config"].update(quant_method="aqlm"), "is quantized by 'aqlm'"),
         (lambda c: c["quantization_config"].update(quant_method="\x1b[31m\n"), "\\x1b[31m"),
         (lambda c: c.update(quantization_config=[]), "is not an object"),
         (lambda c: c.update(quantization_config="int8"), "is not an object"),

@@ -298,6 +298,23 @@ def test_an_mlx_folder_is_read(tmp_path: Path) -> None:
     assert "F16 as mlx" in compressor("inspect", source).out
 
 
+@pytest.mark.parametrize(("mode", "bits", "group"), [("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16)])
+def test_an_mlx_folder_of_tiny_floats_is_read(tmp_path: Path, mode: str, bits: int, group: int) -> None:
+    codes = RANDOM.integers(0, 0x7F if bits == 8 else 16, (8, 64)).astype(np.uint8)
+    scales = RANDOM.integers(100, 126, (8, 64 // group)).astype(np.uint8)
+    packed = codes if bits == 8 else codes[:, ::2] | codes[:, 1::2] << 4
+    tensors = {"l.weight": ("U32", np.ascontiguousarray(packed).view("<u4")), "l.scales": ("U8", scales)}
+    config = {"quantization": {"group_size": group, "bits": bits, "mode": mode}}
+    source = folder(tmp_path / "in", tensors, config)
+    floats = ml_dtypes.float8_e4m3fn if bits == 8 else ml_dtypes.float4_e2m1fn
+    kind = ml_dtypes.float8_e4m3fn if mode == "nvfp4" else ml_dtypes.float8_e8m0fnu
+    wide = np.repeat(scales.view(kind).astype(np.float32), group, axis=1)
+    wanted = codes.view(floats).astype(np.float32) * wide
+    api.restore(source, tmp_path / "dense")
+    (found,) = archives.read(tmp_path / "dense" / "model.safetensors").values()
+    assert found == ("BF16", (8, 64), wanted.astype(ml_dtypes.bfloat16).tobytes())
+
+
 def test_a_gptq_folder_is_read(tmp_path: Path) -> None:
     source = gptq_folder(tmp_path / "in")
     parts = parts_of(source)
@@ -384,7 +401,31 @@ HOSTILE: dict[str, Change] = {
     "mlx own bits": (mlx_folder, {}, {"l": {"group_size": 32, "bits": "4"}}, "quantization of l bits is '4'"),
     "mlx own nothing": (mlx_folder, {}, {"l": {}}, "quantization of l bits is None"),
     "mlx denied": (mlx_folder, {}, {"l": False}, "is stored as codes, and config.json says that it is not"),
-    "mlx mode": (mlx_folder, {}, {"mode": "mxfp4"}, "is in MLX's mode 'mxfp4', which is not read here"),
+    "mlx mode": (mlx_folder, {}, {"mode": "mxfp2"}, "is in MLX's mode 'mxfp2', which is not read here"),
+    "mlx other mode": (
+        mlx_folder,
+        {},
+        {"mode": "mxfp4"},
+        "its scales are F16 [8, 2], where a matrix of U8 belongs",
+    ),
+    "mlx floats": (
+        mlx_folder,
+        {"l.scales": ("U8", np.full((8, 3), 127, np.uint8))},
+        {"mode": "mxfp4"},
+        "do not fit together in mode mxfp4",
+    ),
+    "mlx NaN floats": (
+        mlx_folder,
+        {"l.scales": ("U8", np.full((8, 2), 255, np.uint8))},
+        {"mode": "mxfp4"},
+        "tensor 'l.weight': holds 512 NaN",
+    ),
+    "mlx global scale": (
+        mlx_folder,
+        {"l.scales": ("U8", np.full((8, 4), 60, np.uint8)), "l.global_scale": half(1)},
+        {"mode": "nvfp4"},
+        "has a global scale, which is not read here",
+    ),
     "mlx mode of a list": (mlx_folder, {}, {"mode": ["\x1b"]}, "is in MLX's mode"),
     "mlx NaN": (
         mlx_folder,

@@ -25,7 +25,8 @@ def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any
     """Store weights as codes of few bits, in files that loaders take as they are.
 
     Integers of 4 and 8 bits and small floats (fp8, nvfp4, mxfp4, mxfp8) are stored as compressed-tensors does
-    (vLLM, transformers), other widths in a layout of our own that `compressor restore` reads. Vectors,
+    (vLLM, transformers), other widths in a layout of our own that `compressor restore` reads;
+    `--layout mlx` and `--layout gptq` are what their names say. Vectors,
     embeddings, output heads and routers are left alone unless included.
     """
     stage = make_stage(

@@ -144,6 +144,19 @@ def test_we_restore_what_mlx_wrote(tmp_path: Path, bits: int, group: int, dtype:
     assert not {"quantization", "quantization_config"} & set(config_of(tmp_path / "dense"))
 
 
+@pytest.mark.parametrize(("mode", "group", "bits"), [("mxfp4", 32, 4), ("mxfp8", 32, 8), ("nvfp4", 16, 4)])
+def test_we_restore_the_tiny_floats_that_mlx_wrote(tmp_path: Path, mode: str, group: int, bits: int) -> None:
+    weight = matrix(40, 256, mx.bfloat16, 4)[:12]
+    words, scales = mx.quantize(weight, group_size=group, bits=bits, mode=mode)
+    content = {"a.proj.weight": words, "a.proj.scales": scales}
+    quantization = {"group_size": group, "bits": bits, "mode": mode}
+    theirs = folder(tmp_path / "theirs", content, {"quantization": quantization})
+    compressor.restore(theirs, tmp_path / "dense")
+    wanted = mx.dequantize(words, scales, group_size=group, bits=bits, mode=mode)
+    assert wanted.dtype == mx.bfloat16
+    assert_same(load(tmp_path / "dense"), {"a.proj.weight": wanted})
+
+
 def test_stacked_experts_of_mlx_are_restored(tmp_path: Path) -> None:
     experts = mx.random.normal((4, 24, 128), dtype=mx.bfloat16)
     made = mx.quantize(experts, group_size=64, bits=6)
