@@ -50,7 +50,7 @@ class Nf4(Encoder):
     id: ClassVar[str] = "nf4"
 
     group_size: int = option(64, help="weights that share a scale: a power of two", low=32, high=4096)
-    double_quant: bool = option(False, help="store the scales in 8 bits too")
+    double_quant: bool = option(False, help="store the scales in 8 bits too", off="single-quant")
     method: Literal["search", "absmax"] = option("search", help="how scales are chosen")
 
     scales: _nf4_state.Nested | None = None  # what the survey for double quantization found
