@@ -13,20 +13,20 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
-from laws import FLOATS, Array, decode, numbers, run, same_bits, store
+from laws import FLOATS, Array, check_laws, decode, edges, numbers, run, same_bits, store
 
 from compressor import api
 from compressor.errors import InputError, Problems, UsageError
 from compressor.floats import largest
 from compressor.method import Block, methods_of
-from compressor.methods.quantize import _nearest, _patterns
+from compressor.methods.quantize import _nearest, _patterns, codebook
 from compressor.methods.quantize._kmeans import centroids, sort_points
 from compressor.methods.quantize._nearest import nearest
 from compressor.methods.quantize._patterns import Patterns
 from compressor.methods.quantize.binary import Binary
 from compressor.methods.quantize.codebook import Codebook
 from compressor.methods.quantize.ternary import Ternary, pack_base3, unpack_base3
-from compressor.tensor import TensorSpec
+from compressor.tensor import DTYPES, TensorSpec
 from compressor.workspace import Workspace
 
 
@@ -203,12 +203,27 @@ def test_patterns_are_counted_alike_in_any_grouping(dtype: str, monkeypatch: pyt
 @pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
 def test_large_tensors_are_cut_and_merged_alike(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_patterns, "FEW", 64)
+    monkeypatch.setattr(codebook, "FEW", 64)
     raw = store(np.random.default_rng(4).standard_normal((48, 64)), dtype)
     for method in (Codebook(entries=6), Codebook(entries=6, rows=7)):
         outcomes = [run(method, spec_of(raw, dtype), raw, size=size) for size in (48, 5, 1)]
         assert same_bits(outcomes[0].restored, outcomes[1].restored)
         assert same_bits(outcomes[0].restored, outcomes[2].restored)
         assert same_bits(decode(outcomes[0], spec_of(raw, dtype), 3), outcomes[0].restored)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_laws_hold_where_weights_are_counted_by_classes(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_patterns, "FEW", 4)
+    monkeypatch.setattr(codebook, "FEW", 4)
+    random = np.random.default_rng(11)
+    storage = np.dtype(DTYPES[dtype].storage)
+    wild = np.frombuffer(random.bytes(40 * 16 * storage.itemsize), storage).reshape(40, 16).copy()
+    with np.errstate(invalid="ignore"):
+        wild[~np.isfinite(numbers(wild, dtype))] = 0
+    for method in (Codebook(entries=5), Codebook(entries=4, rows=3), Codebook(entries=40, init="linear")):
+        for edge, raw in {**edges(dtype), "any bits": wild}.items():
+            assert check_laws(method, edge, dtype, raw)
 
 
 @pytest.mark.parametrize("dtype", ["F64", "F32"])

@@ -70,7 +70,7 @@ def centroids(
     points: Points, entries: int, start: str, pinned: bool, buckets: int, draws: Callable[[int], Draw]
 ) -> Array:
     """The `entries` centroids of each problem, ascending, [problems, entries]; the last one again where there are
-    fewer different values. `pinned`: one of them is zero, exactly.
+    fewer different values. `pinned`: one of them is zero, exactly. `draws` gives each problem its random numbers.
 
     `start` is `optimal` (the best partition; of at most `buckets` buckets) or names where Lloyd's iteration begins.
     """
@@ -96,7 +96,8 @@ def centroids(
         found[problem] = np.append(few, np.full(entries - few.size, few[-1]))
         if pinned:
             found[problem, np.abs(found[problem]).argmin()] = 0
-    exact: Array = np.ldexp(found, points.exponent[:, None])
+    with np.errstate(over="ignore"):  # a mean of float64's largest may round beyond them; who stores it clips
+        exact: Array = np.ldexp(found, points.exponent[:, None])
     return exact
 
 

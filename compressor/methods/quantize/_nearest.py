@@ -18,9 +18,10 @@ def borders(books: Array) -> Array:
     error = (low - (middle - part)) + (high - part)  # middle + error is exact
     found = middle.astype(books.dtype)
     above = (found > middle) | ((found == middle) & (error < 0))
-    found = np.where(above, np.nextafter(found, books.dtype.type(-np.inf)), found)
-    # a middle may round to the upper number itself, which is to keep its own code
-    below: Array = np.nextafter(books[:, 1:], books.dtype.type(-np.inf))
+    with np.errstate(over="ignore"):  # below the least float there is −Inf
+        found = np.where(above, np.nextafter(found, books.dtype.type(-np.inf)), found)
+        # a middle may round to the upper number itself, which is to keep its own code
+        below: Array = np.nextafter(books[:, 1:], books.dtype.type(-np.inf))
     return np.where(books[:, 1:] > books[:, :-1], np.minimum(found, below), found)
 
 

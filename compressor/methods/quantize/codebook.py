@@ -14,9 +14,9 @@ by dynamic programming, and Lloyd's iteration over all the weights finishes it. 
   0.1 % of the optimum's error, whatever was tried;
 * codes are always the nearest centroid's, of the centroids as they are stored.
 
-`linear`, `density` (equal shares of the weights) and `kmeans++` are where Lloyd's iteration begins instead; the
-last draws by the seed and the tensor's name. Where there are zeros, one centroid is zero, exactly: what was pruned
-stays so.
+`linear`, `density` (equal shares of the weights) and `kmeans++` are where Lloyd's iteration (at most 300 rounds)
+begins instead; the last draws by the seed and the tensor's name. Where there are zeros, one centroid is zero,
+exactly: what was pruned stays so.
 
 Stored, for `NAME` [rows, columns] and b = ⌈log2 entries⌉: `NAME.codes` U8 [rows, ⌈columns·b/8⌉], rows as
 little-endian bit streams, and `NAME.codebook` [entries], or [⌈rows/r⌉, entries] where r rows share one, ascending,
@@ -129,7 +129,7 @@ class Codebook(Encoder):
         rows, columns = values.shape
         group = self.rows * max(columns, 1)
         whole = rows // self.rows * self.rows
-        step = max((1 << 17) // group, 1) * self.rows
+        step = max(2 * FEW // group, 1) * self.rows  # a group that is too large to sort is alone
         for start in range(0, whole, step):
             yield start, min(start + step, whole)
         if whole < rows:
