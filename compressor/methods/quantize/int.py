@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from compressor.errors import UsageError
-from compressor.floats import epsilon, smallest, widen
+from compressor.floats import epsilon, smallest
 from compressor.floats import largest as limit
 from compressor.lazy import np
 from compressor.method import Block, Encoder, Method, Part, Survey, option
@@ -168,25 +168,40 @@ class Int(Encoder):
     # ---- the kernels -------------------------------------------------------------------------------
 
     def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
-        values, spec, work = block.values, block.spec, block.work
-        grouped, target = self._grouped(values), self._grouped(restored)
-        stored, zero = self._scales(grouped, target, spec)
-        scale = self._scale_column(stored, spec, values.dtype)
-        # A float beyond 2^23 (2^52) has no fraction: adding the anchor rounds halves to even and leaves the
-        # code in the lowest bits, in one pass where rounding and converting would take three.
-        anchor = values.dtype.type(1.5 * 2.0 ** (23 if values.itemsize == 4 else 52))
-        offset = zero.astype(values.dtype)[..., None] if zero is not None else values.dtype.type(self.half)
-        offset += anchor
-        _scales.apply(np.divide, grouped, scale, target)
-        np.add(target, offset, out=target)
-        np.clip(target, anchor, anchor + (2 * self.half - 1), out=target)
-        if parts is not None:
-            codes = work.array("int.codes", values.shape, "|u1")
-            np.copyto(codes, restored.view(f"<u{restored.itemsize}"), casting="unsafe")
-            points = None if zero is None else zero.astype(np.uint8)
-            self._layout(spec).store(codes, stored, points, parts, block.start == 0, work)
-        np.subtract(target, offset, out=target)
-        _scales.apply(np.multiply, target, scale, target)
+        target = self._grouped(restored)
+        chosen = self._choose(block, target)
+        _scales.apply(np.divide, self._grouped(block.values), chosen.column, target)
+        codes = None if parts is None else block.work.array("int.codes", restored.shape, "|u1")
+        self._round(target, target, chosen.zero, codes)
+        if parts is not None and codes is not None:
+            self._store(codes, chosen, parts, block)
+        if chosen.zero is None:
+            np.add(target, 0.0, out=target)  # decoding knows no −0
+        _scales.apply(np.multiply, target, chosen.column, target)
+
+    def measured(self, block: Block, parts: Mapping[str, Array]) -> tuple[float, int]:
+        """In units of the scale: Σ (q − z − w/s)² of each group, times s²."""
+        values, work = block.values, block.work
+        ratio = self._grouped(work.array("int.ratio", values.shape, values.dtype.str))
+        rounded = self._grouped(work.array("int.rounded", values.shape, values.dtype.str))
+        codes = work.array("int.codes", values.shape, "|u1")
+        chosen = self._choose(block, rounded)
+        _scales.apply(np.divide, self._grouped(values), chosen.column, ratio)
+        self._round(ratio, rounded, chosen.zero, codes)
+        np.subtract(rounded, ratio, out=rounded)
+        units = np.vecdot(rounded, rounded).astype(np.float64)
+        lost = float(np.sum(units * np.square(chosen.column, dtype=np.float64)[..., 0]))
+        if not (1e-250 < lost < 1e250 and units.max() > 1e-9 * ratio.shape[-1]):
+            # squares that leave the range; or codes so close that w/s has lost what is to be measured
+            return super().measured(block, parts)
+        if chosen.zero is None:
+            zeros = codes.size - np.count_nonzero(codes)
+        else:
+            mask = work.array("int.mask", codes.shape, "|b1")
+            np.equal(self._grouped(codes), chosen.zero.astype(np.uint8)[..., None], out=self._grouped(mask))
+            zeros = np.count_nonzero(mask)
+        self._store(codes, chosen, parts, block)
+        return lost, int(zeros)
 
     def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
         layout = self._layout(spec)
@@ -196,7 +211,34 @@ class Int(Encoder):
         target = self._grouped(out)
         np.copyto(target, self._grouped(codes))
         np.subtract(target, offset, out=target)
-        _scales.apply(np.multiply, target, self._scale_column(parts[layout.scale], spec, out.dtype), target)
+        scale = _scales.wide_scale(parts[layout.scale], _scale_dtype(spec)).astype(out.dtype, copy=False)
+        _scales.apply(np.multiply, target, self._column(scale), target)
+
+    def _round(self, ratio: Array, rounded: Array, zero: Array | None, codes: Array | None) -> None:
+        """From w/s the codes: as floats q − z [rows, groups, size] (maybe the same memory), and as bytes q [rows,
+        columns], unsigned where there is a zero point. Floats are −0 where a small negative weight became zero."""
+        half, kind, flat = self.half, rounded.dtype.type, rounded.reshape(len(rounded), -1)
+        if zero is None:
+            np.rint(ratio, out=rounded)
+            rounded.clip(kind(-half), kind(half - 1), out=rounded)
+            if codes is not None:
+                np.copyto(codes.view("|i1"), flat, casting="unsafe")
+            return
+        # A float beyond 2^23 (2^52) has no fraction: adding the anchor rounds halves to even and leaves the
+        # code in the lowest bits, in one pass where rounding and converting would take three.
+        anchor = kind(1.5 * 2.0 ** (23 if rounded.itemsize == 4 else 52))
+        offset = zero.astype(rounded.dtype)[..., None] + anchor
+        np.add(ratio, offset, out=rounded)
+        rounded.clip(anchor, anchor + kind(2 * half - 1), out=rounded)
+        if codes is not None:
+            np.copyto(codes, flat.view(f"<u{rounded.itemsize}"), casting="unsafe")
+        np.subtract(rounded, offset, out=rounded)
+
+    def _store(self, codes: Array, chosen: _Chosen, parts: Mapping[str, Array], block: Block) -> None:
+        points = None if chosen.zero is None else chosen.zero.astype(np.uint8)
+        if points is None:
+            np.add(codes, self.half, out=codes)  # bytes wrap around, as two's complement does
+        self._layout(block.spec).store(codes, chosen.stored, points, parts, block.start == 0, block.work)
 
     def _layout(self, spec: TensorSpec) -> _layouts.CodeLayout:
         return _layouts.LAYOUTS[self.layout_of(spec)](self.bits, self.symmetric, self.grain == "tensor")
@@ -206,25 +248,36 @@ class Int(Encoder):
         rows = len(matrix)
         return matrix.reshape(rows, -1, self.group) if self.grain == "group" else matrix[:, None, :]
 
-    def _scales(self, grouped: Array, scratch: Array, spec: TensorSpec) -> tuple[Array, Array | None]:
-        """Stored scales and unsigned zero points, [rows or 1, groups]."""
+    def _choose(self, block: Block, scratch: Array) -> _Chosen:
+        """Scales and zero points of a block; `scratch` [rows, groups, size] is overwritten."""
+        spec, grouped = block.spec, self._grouped(block.values)
         if self.grain == "tensor":
             if self.extent is None:
                 raise TypeError("a survey has to find the tensor's range first")
             low, high = np.array([[self.extent[0]]]), np.array([[self.extent[1]]])
         else:
             low, high = _scales.extent(grouped, self.symmetric, scratch)
-        dtype = _scale_dtype(spec)
+        zero, dtype = None, _scale_dtype(spec)
+        reach: Any
         if self.symmetric:
             scale, reach = _scales.symmetric_scale(np.maximum(high, -low), self.half)
-            return _scales.store_scale(scale, reach, dtype, spec.dtype), None
-        scale, zero, reaches = _scales.asymmetric_scale(low, high, self.half)
-        return _scales.store_scale(scale, reaches, dtype, spec.dtype), zero
+        else:
+            scale, zero, reach = _scales.asymmetric_scale(low, high, self.half)
+        stored, wide = _scales.store_scale(scale, reach, dtype, spec.dtype)
+        return _Chosen(stored, zero, self._column(wide.astype(grouped.dtype, copy=False)))
 
-    def _scale_column(self, stored: Array, spec: TensorSpec, dtype: np.dtype[Any]) -> Array:
-        """Stored scales as numbers that broadcast over [rows, groups, size]."""
-        wide = widen(stored, _scale_dtype(spec), Workspace()).astype(dtype, copy=False)
-        return wide.reshape((1, 1, 1) if self.grain == "tensor" else (*stored.shape, 1))
+    def _column(self, scale: Array) -> Array:
+        """Scales in a shape that broadcasts over [rows, groups, size]."""
+        return scale.reshape((1, 1, 1) if self.grain == "tensor" else (*scale.shape, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """Scales as stored, unsigned zero points [rows or 1, groups], and scales as numbers [rows or 1, groups, 1]."""
+
+    stored: Array
+    zero: Array | None
+    column: Array
 
 
 @dataclass(frozen=True)
