@@ -28,14 +28,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import sqrt
 from typing import Any, ClassVar, Literal
 
 from compressor.errors import UsageError
 from compressor.floats import epsilon, smallest
 from compressor.floats import largest as limit
 from compressor.lazy import np
-from compressor.method import Block, Encoder, Method, Part, Survey, option
-from compressor.methods.quantize import _layouts, _scales
+from compressor.method import Block, Encoder, Method, Part, option
+from compressor.methods.quantize import _layouts, _ranges, _scales
+from compressor.methods.quantize._hqq import HalfQuadratic
+from compressor.methods.quantize._search import Search
+from compressor.methods.quantize._units import LEAST, MOST, Rule
 from compressor.tensor import TensorSpec
 from compressor.workspace import Array, Workspace
 
@@ -54,17 +58,25 @@ class Int(Encoder):
         None, help="what shares a scale; unset: group below 8 bits or with a group size, else channel"
     )
     group_size: int | None = option(None, help="weights of a row that share a scale; unset: 128", low=1, high=2**31)
-    method: Literal["absmax"] = option("absmax", help="how scales are chosen")
+    method: Literal["absmax", "search", "hqq"] = option(
+        "search", help="how scales are chosen: from the range, for the least squared error, or half-quadratic"
+    )
+    signed_scales: bool = option(False, help="a search may choose negative scales too", off="positive-scales")
     layout: Literal["auto", "pack-quantized", "int-quantized", "compressor", "plain"] = option(
         "auto", help="stored layout; auto takes compressed-tensors' where it has one"
     )
 
     extent: tuple[float, float] | None = None  # least and largest weight of the tensor, once surveyed
+    found: tuple[float, float | None] | None = None  # scale and zero point of the tensor, once searched
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.group_size is not None and self.granularity in ("tensor", "channel"):
             raise UsageError(f"group_size has no meaning with granularity {self.granularity}")
+        if self.signed_scales and (not self.symmetric or self.method != "search"):
+            raise UsageError("signed_scales holds for method search with symmetric codes only")
+        if self.method == "hqq" and self.grain == "tensor":
+            raise UsageError("method hqq works on channels and groups; for a whole tensor take search")
         if self.layout == "pack-quantized" and self.bits not in (4, 8):
             raise UsageError(f"layout pack-quantized holds 4 or 8 bits here, not {self.bits}")
         if self.layout == "int-quantized" and (self.bits != 8 or not self.symmetric or self.grain == "group"):
@@ -145,6 +157,11 @@ class Int(Encoder):
             "output_activations": None,
         }
 
+    def describe(self) -> dict[str, Any]:
+        """Without `signed_scales` unless they were asked for: as records of files before it was an option."""
+        said = super().describe()
+        return {name: value for name, value in said.items() if name != "signed_scales" or value}
+
     @property
     def label(self) -> str:
         return f"int{self.bits}"
@@ -152,18 +169,31 @@ class Int(Encoder):
     def codes(self, spec: TensorSpec) -> Int:
         return replace(self, layout="plain")
 
-    def survey(self, specs: Sequence[TensorSpec]) -> Extent | None:
-        return Extent(self) if self.grain == "tensor" and self.extent is None else None
+    def survey(self, specs: Sequence[TensorSpec]) -> _ranges.Extent | None:
+        """The range of the tensor, where it has one scale; a search goes on to a histogram."""
+        if self.grain != "tensor" or self.extent is not None:
+            return None
+        return _ranges.Extent(self, self._rule(specs[0]))
 
     def bound(self, largest: float, spec: TensorSpec) -> float:
-        """Half a scale, and what storing the scale and the result in their dtypes adds at the range's end."""
+        """From the range: half a scale, and what storing the scale and the result in their dtypes adds at the
+        range's end. A search may clip, but Σ (w − w')² of a group is at most what it would be then: so no weight
+        loses more than √(weights of the group) as much, nor more than the least scale leaves of the largest."""
         dtype = _scale_dtype(spec)
         scale = max(largest / (self.half - 0.5), smallest(dtype))
         # near the end of the dtype's range the scale is held back, so that no code leaves it
         held_back = largest * (1 + 1 / self.half) >= limit(spec.dtype)
         slack = 2 * self.half * (epsilon(dtype) * scale + smallest(dtype))
         rounding = 2 * epsilon(spec.dtype) * largest + smallest(spec.dtype)
-        return scale * (1.5 if held_back else 0.5) + slack + rounding
+        nearest = scale * (1.5 if held_back else 0.5) + slack
+        if self.method == "absmax":
+            return nearest + rounding
+        clipped = largest
+        if self.symmetric:
+            clipped = max(largest - (self.half - 1) * LEAST * largest / (self.half - 0.5), MOST * scale / 2) + slack
+        size = spec.size if self.grain == "tensor" else self.group if self.grain == "group" else spec.matrix[1]
+        alike = 1.001 * nearest * sqrt(size) if self.method == "search" else clipped
+        return max(nearest, min(clipped, alike)) + rounding
 
     # ---- the kernels -------------------------------------------------------------------------------
 
@@ -251,20 +281,34 @@ class Int(Encoder):
     def _choose(self, block: Block, scratch: Array) -> _Chosen:
         """Scales and zero points of a block; `scratch` [rows, groups, size] is overwritten."""
         spec, grouped = block.spec, self._grouped(block.values)
+        rule = self._rule(spec)
         if self.grain == "tensor":
-            if self.extent is None:
-                raise TypeError("a survey has to find the tensor's range first")
-            low, high = np.array([[self.extent[0]]]), np.array([[self.extent[1]]])
+            stored, zero = self._for_tensor(rule)
         else:
             low, high = _scales.extent(grouped, self.symmetric, scratch)
-        zero, dtype = None, _scale_dtype(spec)
-        reach: Any
-        if self.symmetric:
-            scale, reach = _scales.symmetric_scale(np.maximum(high, -low), self.half)
+            if self.method == "absmax":
+                scale, zero = rule.absmax(low, high)
+                stored, wide = rule.store(scale, zero)
+                return _Chosen(stored, zero, self._column(wide.astype(grouped.dtype, copy=False)))
+            way = Search if self.method == "search" else HalfQuadratic
+            rows = grouped.reshape(-1, grouped.shape[2])
+            with np.errstate(all="ignore"):  # of groups of zeros, and far candidates
+                stored, zero = way(rows, low.reshape(-1), high.reshape(-1), rule, block.work).run()
+            stored, zero = stored.reshape(low.shape), None if zero is None else zero.reshape(low.shape)
+        return _Chosen(stored, zero, self._column(rule.numbers(stored).astype(grouped.dtype, copy=False)))
+
+    def _for_tensor(self, rule: Rule) -> tuple[Array, Array | None]:
+        if self.extent is None:
+            raise TypeError("a survey has to find the tensor's range first")
+        if self.found is None:
+            scale, zero = rule.absmax(np.array([[self.extent[0]]]), np.array([[self.extent[1]]]))
         else:
-            scale, zero, reach = _scales.asymmetric_scale(low, high, self.half)
-        stored, wide = _scales.store_scale(scale, reach, dtype, spec.dtype)
-        return _Chosen(stored, zero, self._column(wide.astype(grouped.dtype, copy=False)))
+            scale = np.array([[self.found[0]]])
+            zero = None if self.found[1] is None else np.array([[self.found[1]]])
+        return rule.store(scale, zero)[0], zero
+
+    def _rule(self, spec: TensorSpec) -> Rule:
+        return Rule(self.bits, self.symmetric, self.signed_scales, _scale_dtype(spec), spec.dtype)
 
     def _column(self, scale: Array) -> Array:
         """Scales in a shape that broadcasts over [rows, groups, size]."""
@@ -278,25 +322,6 @@ class _Chosen:
     stored: Array
     zero: Array | None
     column: Array
-
-
-@dataclass(frozen=True)
-class Extent(Survey[tuple[float, float]]):
-    """The least and the largest weight of a tensor, and 0."""
-
-    method: Int
-
-    def start(self) -> tuple[float, float]:
-        return 0.0, 0.0
-
-    def observe(self, block: Block, stats: tuple[float, float]) -> tuple[float, float]:
-        return self.merge(stats, (float(block.values.min()), float(block.values.max())))
-
-    def merge(self, stats: tuple[float, float], more: tuple[float, float]) -> tuple[float, float]:
-        return min(stats[0], more[0]), max(stats[1], more[1])
-
-    def conclude(self, stats: tuple[float, float]) -> Int:
-        return replace(self.method, extent=stats)
 
 
 def _scale_dtype(spec: TensorSpec) -> str:
