@@ -14,6 +14,8 @@ from compressor.workspace import Array, Workspace
 if TYPE_CHECKING:
     from compressor.methods.quantize.int import Int
 
+_PARTS = 1 << 11  # of a bin: as fine as float32 tells places apart
+
 
 @dataclass(frozen=True)
 class Extent(Survey[tuple[float, float]]):
@@ -38,7 +40,8 @@ class Extent(Survey[tuple[float, float]]):
 
 @dataclass(frozen=True)
 class Histogram(Survey[Array]):
-    """How many weights there are at each of many places; a bin lies around 0, so that zeros stay what they are."""
+    """How many weights lie at each of many places, and where in the mean: [2, bins], both whole numbers, so that
+    sums are the same in any order. A bin lies around 0, so that zeros stay what they are."""
 
     method: Int
     rule: Rule
@@ -55,18 +58,24 @@ class Histogram(Survey[Array]):
         return 32 << self.rule.bits
 
     def start(self) -> Array:
-        return np.zeros(2 * self.half + 1, np.int64)
+        return np.zeros((2, 2 * self.half + 1), np.int64)
 
     def observe(self, block: Block, stats: Array) -> Array:
-        values, work = block.values, block.work
+        values, work, kind = block.values, block.work, block.values.dtype.type
         places = work.array("histogram.places", values.shape, values.dtype.str)
-        np.divide(values, values.dtype.type(self.peak), out=places)
-        np.multiply(places, values.dtype.type(self.half), out=places)
-        np.rint(places, out=places)
+        nearest = work.array("histogram.nearest", values.shape, values.dtype.str)
         numbers = work.array("histogram.numbers", values.shape, "<i8")
-        np.copyto(numbers, places, casting="unsafe")
+        np.divide(values, kind(self.peak), out=places)
+        np.multiply(places, kind(self.half), out=places)
+        np.rint(places, out=nearest)
+        np.copyto(numbers, nearest, casting="unsafe")
         np.add(numbers, self.half, out=numbers)
-        stats += np.bincount(numbers.reshape(-1), minlength=2 * self.half + 1)
+        np.subtract(places, nearest, out=places)
+        np.multiply(places, kind(_PARTS), out=places)
+        np.rint(places, out=places)
+        stats[0] += np.bincount(numbers.reshape(-1), minlength=stats.shape[1])
+        beside = np.bincount(numbers.reshape(-1), weights=places.reshape(-1), minlength=stats.shape[1])
+        stats[1] += beside.astype(np.int64)  # whole numbers far below 2^53: exact
         return stats
 
     def merge(self, stats: Array, more: Array) -> Array:
@@ -75,10 +84,11 @@ class Histogram(Survey[Array]):
 
     def conclude(self, stats: Array) -> Int:
         """The scale found, as the number that is stored for it, and the zero point."""
-        occupied, width = np.flatnonzero(stats), self.peak / self.half
-        centres, counts = (occupied - self.half)[None] * width, stats[occupied].astype(np.float64)
+        occupied, width = np.flatnonzero(stats[0]), self.peak / self.half
+        counts = stats[0, occupied].astype(np.float64)
+        means = (occupied - self.half + stats[1, occupied] / counts / _PARTS) * width
         low, high = np.array([self.low]), np.array([self.high])
         with np.errstate(all="ignore"):
-            stored, zero = Search(centres, low, high, self.rule, Workspace(), counts, width).run()
+            stored, zero = Search(means[None], low, high, self.rule, Workspace(), counts, width).run()
         scale = float(self.rule.numbers(stored)[0])
         return replace(self.method, found=(scale, None if zero is None else float(zero[0])))

@@ -1,12 +1,15 @@
 """Integers of 2 to 8 bits with one scale (and zero point) for a tensor, a row, or a group of a row.
 
-    symmetric:   s = max|w| / ((2^b − 1)/2);                          w ≈ q·s
-    asymmetric:  s = (max − min)/(2^b − 1), the range extended to 0;  z = −2^(b−1) − round(min/s);  w ≈ (q − z)·s
-    q = clip(round(w/s) + z, −2^(b−1), 2^(b−1) − 1), halves to even
+    q = clip(round(w/s) + z, −2^(b−1), 2^(b−1) − 1), halves to even;  w ≈ (q − z)·s;  symmetric: z = 0
 
-These are the rules of compressed-tensors. Ours differs in two ways that the bytes allow and that lose less: we
-divide in float32 (float64 for float64 weights) whatever the source's dtype, and by the scale as it is stored.
-A zero weight has code z and comes back as exactly zero.
+`method` chooses s and z. From the range (absmax, the rule of compressed-tensors):
+
+    symmetric:   s = max|w| / ((2^b − 1)/2)
+    asymmetric:  s = (max − min)/(2^b − 1), the range extended to 0;  z = −2^(b−1) − round(min/s)
+
+or from there on for the least squared error (`_search.py`) or half-quadratic (`_hqq.py`). We divide in float32
+(float64 for float64 weights) whatever the source's dtype, and by the scale as it is stored, which loses less than
+compressed-tensors' own arithmetic in the same bytes. A zero weight has code z and comes back as exactly zero.
 
 Stored, for `NAME` [rows, columns] (codes offset to unsigned, rows packed as little-endian bit streams):
 
@@ -25,8 +28,9 @@ Stored, for `NAME` [rows, columns] (codes offset to unsigned, rows packed as lit
   element.
 
 The first two are compressed-tensors' own. A scale has the weight's dtype (F32 for FP8 weights; `mlx`: and for
-float64; `gptq`: always F16, and weights beyond its range are clipped).
-Error: about half a scale, see `bound`.
+float64; `gptq`: always F16, and weights beyond its range are clipped), and is positive unless `signed_scales` says
+otherwise.
+Error: about half a scale; what a search clips more, but never more in the sum of squares. See `bound`.
 """
 
 from __future__ import annotations
