@@ -1,9 +1,9 @@
 """Searched int4 beside what others search with, in one run on the same tensors: `schemes.py [--check]`.
 
 Rivals are llm-compressor's `memoryless_mse` observer and HQQ, both on the CPU with as many threads; one that is not
-installed is named and left out (`pip install llmcompressor hqq`). What is timed is the work on a tensor in memory, not
-imports and files; ours includes packing the codes. Rounds are interleaved, ratios taken within a round, and their
-median is judged.
+installed is named and left out (`pip install llmcompressor hqq`). What is timed is the work on a tensor in memory,
+not imports and files; ours includes packing the codes. Rounds are interleaved, ratios taken within a round, and
+their median is judged.
 """
 
 from __future__ import annotations
