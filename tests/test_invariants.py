@@ -297,7 +297,7 @@ def test_3_tensors_treated_together_are_treated_as_alone(
         report = api.pipeline(source, tmp_path / f"{stem}.safetensors", stages=stages)
         figures.append([(c.size, c.zeros_before, c.zeros_after, c.energy, c.lost) for c in report.changes or ()])
     assert (tmp_path / "together.safetensors").read_bytes() == (tmp_path / "alone.safetensors").read_bytes()
-    np.testing.assert_allclose(*figures, rtol=1e-5, atol=1e-12)
+    np.testing.assert_allclose(*figures, rtol=1e-4, atol=1e-12)
 
 
 def test_3_one_bad_tensor_among_those_treated_together_is_named(tmp_path: Path) -> None:
