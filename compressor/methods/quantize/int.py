@@ -157,7 +157,8 @@ class Int(Encoder):
         columns = spec.matrix[1]
         if self.grain != "group" or columns % self.group == 0:
             return None
-        for size in (*(size for size in self._sizes(columns) if size < min(self.group, columns)), None):
+        smaller = [size for size in self._sizes(columns) if size < self.group < columns]
+        for size in (*smaller, None):  # a row shorter than the group is the nearest there is
             with suppress(UsageError):
                 grain: Literal["channel", "group"] = "channel" if size is None else "group"
                 nearest = replace(self, granularity=grain, group_size=size)
