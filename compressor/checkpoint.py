@@ -15,6 +15,7 @@ from compressor.errors import InputError, UsageError
 from compressor.files.source import Source, StoredTensor, open_source
 from compressor.floats import widen
 from compressor.method import Encoder, Part
+from compressor.structure.coupling import Coupled
 from compressor.tensor import DTYPES, TensorSpec
 from compressor.workspace import Array, Workspace
 
@@ -50,12 +51,14 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened input: `tensors` by name, in order; `compression` says in words how parts are stored."""
+    """An opened input: `tensors` by name, in order; `compression` says in words how parts are stored, `cuts` what
+    structured cuts have left out of it."""
 
     source: Source
     tensors: Mapping[str, Tensor]
     records: tuple[provenance.Record, ...]
     compression: str = ""
+    cuts: tuple[Coupled, ...] = ()
 
     @property
     def path(self) -> str:

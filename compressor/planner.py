@@ -74,7 +74,7 @@ def make_plan(
         ]
     raise_all(problems)
     _check_names(jobs, checkpoint)
-    stages = tuple(stage.describe() for stage in recipe.stages)
+    stages = (*(cut.describe() for cut in recipe.cuts), *(stage.describe() for stage in recipe.stages))
     files, texts = _files(jobs, checkpoint, container, output_name, stages)
     carried = tuple(name for name in checkpoint.source.carried if name not in dict(texts))
     left = tuple(checkpoint.source.left.items())
@@ -92,6 +92,8 @@ def make_plan(
         carried=carried,
         left=left,
         notes=_notes(jobs, container, recipe, checkpoint),
+        cuts=checkpoint.cuts,
+        language_model=_is_language_model(checkpoint.source.config),
     )
 
 
@@ -109,7 +111,7 @@ def _job(
     spec = tensor.spec
     steps: list[Step] = []
     reasons: list[Kept] = []
-    for number, stage in enumerate(recipe.stages):
+    for number, stage in enumerate(recipe.stages, len(recipe.cuts)):
         why = kept(spec, stage.method.verb, stage.include, stage.exclude)
         if why is None and spec.name in hold:
             why = Kept(hold[spec.name], asked=True)
@@ -320,7 +322,8 @@ def _texts(
     source = checkpoint.source
     texts = []
     packed = [(job.spec, job.encoder) for job in jobs if job.encoder is not None]
-    if source.config is not None and (packed or checkpoint.compression):
+    changed = CONFIG not in source.carried  # by a structured cut
+    if source.config is not None and (packed or checkpoint.compression or changed):
         dense = [job.spec for job in jobs if job.encoder is None]
         config = dialects.configure(source.config, packed, dense) if packed else dialects.without(source.config)
         texts.append((CONFIG, json_bytes(config)))
@@ -328,6 +331,11 @@ def _texts(
         names = {spec.name: files[job.file].name for job in jobs for spec in job.part_specs()}
         texts.append((INDEX, index_bytes(names, sum(job.size_after for job in jobs))))
     return tuple(texts)
+
+
+def _is_language_model(config: Mapping[str, Any] | None) -> bool:
+    named = (config or {}).get("architectures")
+    return isinstance(named, list) and any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in named)
 
 
 def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -353,7 +361,8 @@ def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint
     if checkpoint.compression and recipe.stages:
         notes.append(f"the input is {checkpoint.compression}: what its codes stand for was taken as the weights")
     if recipe.stages and not any(job.steps for job in jobs):
-        notes.append("no tensor was selected: the output's tensors are those of the input")
-    if not recipe.stages and not checkpoint.compression:
+        those = "what the cut left" if checkpoint.cuts else "those of the input"
+        notes.append(f"no tensor was selected: the output's tensors are {those}")
+    if not recipe.stages and not checkpoint.compression and not checkpoint.cuts:
         notes.append("it stores no codes: the output's tensors are those of the input")
     return tuple(notes)

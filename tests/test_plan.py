@@ -250,7 +250,7 @@ def test_a_terminal_of_unknown_size_has_80_columns(monkeypatch: pytest.MonkeyPat
 
 @given(st.text(alphabet="ab._", max_size=80), st.integers(8, 40))
 def test_folded_names_lose_nothing(name: str, width: int) -> None:
-    lines = table._folded(name, width).split("\n")
+    lines = page._folded(name, width).split("\n")
     assert "".join(lines) == name
     assert all(len(line) <= width for line in lines)
     assert all(len(line) * 2 >= width for line in lines[:-1])
