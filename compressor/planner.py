@@ -320,7 +320,7 @@ def _texts(
 ) -> tuple[tuple[str, bytes], ...]:
     """config.json where it changes, then the index."""
     source = checkpoint.source
-    texts = []
+    texts = list(source.texts.items())
     packed = [(job.spec, job.encoder) for job in jobs if job.encoder is not None]
     changed = CONFIG not in source.carried  # by a structured cut
     if source.config is not None and (packed or checkpoint.compression or changed):

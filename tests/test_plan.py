@@ -26,7 +26,7 @@ from compressor.engines import local
 from compressor.errors import InputError, UsageError
 from compressor.method import Block, Encoder, Part, Skip, methods_of, option
 from compressor.recipe import Recipe, Stage, make_method
-from compressor.report import progress, render, table
+from compressor.report import page, progress, render, table
 from compressor.selection import kept
 from compressor.tensor import TensorSpec
 from compressor.workspace import Workspace

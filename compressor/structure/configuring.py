@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.errors import InputError
+from compressor.errors import InputError, UsageError
+from compressor.files.folder import json_bytes
+from compressor.files.source import Source
+from compressor.files.strict_json import parse_object, read_object
 from compressor.structure.coupling import Structure
 from compressor.structure.families import FAMILIES
 from compressor.structure.models import Model
+from compressor.text import printable
 from compressor.workspace import Array
 
 # Lists that have as many entries as the model has blocks by chance only
 _NO_LAYERS = ("architectures", "_ids", "_id", "label2id", "id2label", "languages", "keys_to_ignore_at_inference")
+_MODULE = re.compile(r"[0-9]+_\w+/config\.json")  # of sentence-transformers
+_WEIGHTS = re.compile(r"[0-9]+_\w+/.*\.(safetensors|bin)")
 _COUNTS = tuple({names for family in FAMILIES for names in family.keys.get("experts", ())})
 
 
@@ -35,6 +42,30 @@ def edited(
     if structure.layers:
         mask = keep[structure.groups[0].name]
         found = _layers({**config, **_implied(config, len(mask))}, found, mask, path)
+    return found
+
+
+def pooling(source: Source, structure: Structure, keep: Mapping[str, Array]) -> dict[str, bytes]:
+    """The files of sentence-transformers' modules that name the width, where that was cut.
+
+    UsageError where a module has weights that take the width.
+    """
+    found: dict[str, bytes] = {}
+    if structure.kind != "hidden" or "modules.json" not in source.carried:
+        return found
+    width = structure.groups[0].units
+    for name, file in source.carried.items():
+        if _WEIGHTS.fullmatch(name):
+            raise UsageError(
+                f"structure hidden: {printable(name, 100)} holds weights that take a width of {width}, and are not "
+                "part of the model"
+            )
+        if not _MODULE.fullmatch(name):
+            continue
+        held = parse_object(source.texts[name], file.path) if name in source.texts else read_object(file)
+        if held.get("word_embedding_dimension") == width:
+            left = int(keep[structure.groups[0].name].sum())
+            found[name] = json_bytes({**held, "word_embedding_dimension": left})
     return found
 
 

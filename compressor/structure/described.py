@@ -13,7 +13,7 @@ from compressor.structure.request import Description
 from compressor.tensor import TensorSpec
 from compressor.text import printable
 
-_NUMBER = re.compile(r"\d{1,9}")
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _LAST = ("out", "output", "head", "classifier", "fc", "final", "logits", "last")  # of a chain, by habit
 
 

@@ -1,4 +1,4 @@
-"""How much the units of a group weigh: sums over the coupled rows and columns, read block by block.
+"""How important the units of a group are: sums over the coupled rows and columns, read block by block.
 
 Sums of squares and of magnitudes are taken in float64, tensor by tensor in the order of the rows, so they are the
 same whatever the number of workers.
@@ -6,7 +6,7 @@ same whatever the number of workers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,10 +26,11 @@ _LARGEST = 1e290  # of a square: sums of these stay finite
 
 @dataclass(frozen=True)
 class Sums:
-    """Σ w² (and Σ |w|) of a tensor, in all and by position along the axes that were asked for."""
+    """Σ w² (and Σ |w|) of a tensor of so many axes, in all and by position along those asked for."""
 
     squares: float = 0.0
     magnitudes: float = 0.0
+    axes: int = 0
     by_axis: Mapping[int, tuple[Array, Array]] = field(default_factory=dict)
 
 
@@ -92,22 +93,42 @@ def _sums(tensor: Tensor, axes: list[int], path: str, keep_non_finite: bool) -> 
             lead = by_rows.reshape(2, *spec.shape[:last]) if tensor.encoder is None else by_rows
             others = tuple(n for n in range(lead.ndim - 1) if n != axis)
             found[axis] = (lead[0].sum(axis=others), lead[1].sum(axis=others))
-    return Sums(float(by_rows[0].sum()), float(by_rows[1].sum()), found)
+    return Sums(float(by_rows[0].sum()), float(by_rows[1].sum()), len(spec.shape), found)
 
 
 def weights_of(group: Group, sums: Mapping[str, Sums], norm: int) -> Array:
-    """What each unit of a group weighs: Σ w² over all that belongs to it (`norm` 2), or Σ |w| (`norm` 1)."""
-    total = np.zeros(group.units)
-    for touch in group.touches:
-        if touch.tensor not in sums:
-            continue
+    """How important each unit is: of every coupled matrix its Σ w² (`norm` 2) or Σ |w| (`norm` 1) over the mean
+    unit's, and of these the mean.
+
+    So each matrix counts alike, and not the one that happens to have the larger numbers: a ReLU network computes
+    the same when what makes a neuron is doubled and what reads it is halved. Vectors count where there are no
+    matrices.
+    """
+    total, count = np.zeros(group.units), np.zeros(group.units)
+    for has, part in _roles(group, sums, norm):
+        mean = part[has].mean() if has.any() else 0.0
+        if mean > 0:
+            total[has] += part[has] / mean
+            count[has] += 1
+    found: Array = total / np.maximum(count, 1)
+    return found
+
+
+def _roles(group: Group, sums: Mapping[str, Sums], norm: int) -> Iterator[tuple[Array, Array]]:
+    """Of each matrix (or of each that every unit has for itself): which units have it, and their sums."""
+    touches = [touch for touch in group.touches if touch.tensor in sums]
+    matrices = [touch for touch in touches if sums[touch.tensor].axes > 1]
+    for touch in matrices or touches:
         vector = sums[touch.tensor].by_axis[touch.axis][norm % 2]
         part = vector[touch.offset : touch.offset + group.units * touch.block]
-        total += part.reshape(group.units, touch.block).sum(axis=1)
+        yield np.ones(group.units, bool), part.reshape(group.units, touch.block).sum(axis=1)
+    roles: dict[str, tuple[Array, Array]] = {}
     for name, owned in group.owned.items():
-        if name in sums:
-            total[owned.unit] += sums[name].squares if norm == 2 else sums[name].magnitudes
-    return total
+        if name in sums and sums[name].axes > 1:
+            has, part = roles.setdefault(owned.after, (np.zeros(group.units, bool), np.zeros(group.units)))
+            has[owned.unit] = True
+            part[owned.unit] += sums[name].squares if norm == 2 else sums[name].magnitudes
+    yield from roles.values()
 
 
 def draw(seed: int, group: str, units: int) -> Array:

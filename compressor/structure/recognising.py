@@ -189,16 +189,25 @@ def _check_shapes(model: Model) -> None:
 
 
 def _check_complete(model: Model) -> None:
-    """Blocks are numbered from 0 without gaps, and have the matrices that blocks of their kind have."""
+    """Blocks are numbered from 0 without gaps, and have the matrices that blocks of their kind have, once."""
+    places: dict[tuple[Any, ...], str] = {}
+    for one in model.known:
+        other = places.setdefault((one.line, one.layer, one.expert), one.spec.name)
+        if other != one.spec.name:
+            raise InputError(
+                f"is there under two names, the other is '{printable(other, 100)}'",
+                file=model.path,
+                tensor=one.spec.name,
+            )
     layers: dict[int, set[str]] = {}
     for one in model.known:
         if one.layer is not None:
             layers.setdefault(one.layer, set()).add(one.line)
     count = model.sizes["layers"]
     key = model.key("layers")
-    if set(layers) != set(range(count)):
-        absent = sorted(set(range(min(count, 100_000))) - set(layers))
-        said = f"block {absent[0]} is missing" if absent else f"there is a block {max(layers)}"
+    if len(layers) != count or max(layers) != count - 1:
+        absent = next((number for number in range(min(count, len(layers) + 1)) if number not in layers), None)
+        said = f"there is a block {max(layers)}" if absent is None else f"block {absent} is missing"
         raise model.contradiction(f"says {key} {count}, and {said}")
     partners = _coupled_lines(model)
     for layer, held in sorted(layers.items()):

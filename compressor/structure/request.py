@@ -14,8 +14,8 @@ from compressor.options import convert, flag
 from compressor.text import printable
 
 STRUCTURES = ("neurons", "heads", "layers", "experts", "hidden")
-_AXIS = re.compile(r"(?P<name>.+):(?P<axis>[0-9]{1,2})(?::(?P<block>[0-9]{1,9}))?")
-_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
+_AXIS = re.compile(r"(?P<name>.+?):(?P<axis>[0-9]{1,2})(?::(?P<block>[0-9]{1,9}))?")
+_RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from compressor.files.folder import CONFIG
 from compressor.files.handle import InputFile
 from compressor.files.source import Source
 from compressor.lazy import np
-from compressor.structure.configuring import edited
+from compressor.structure.configuring import edited, pooling
 from compressor.structure.coupling import Coupled, Group, Structure
 from compressor.structure.described import chain, described
 from compressor.structure.gather import Gathered, gathered
@@ -179,8 +179,10 @@ def _coupled(
     removed = float(weights[~keep].sum()) / total if total else 0.0
     worst = max((touch.tensor for touch in group.touches), key=lambda name: errors.get(name, 0.0), default="")
     error = errors.get(worst, 0.0)
-    if group.owned and sqrt(removed) > error:
-        error, worst = sqrt(removed), group.name
+    owned = [(sums[name].squares, keep[one.unit]) for name, one in group.owned.items() if name in sums]
+    if owned:
+        whole = sqrt(sum(size for size, stays in owned if not stays) / (sum(size for size, _ in owned) or 1.0))
+        error, worst = max((error, worst), (whole, group.name))
     places = [f"{touch.tensor}:{touch.axis}" for touch in group.touches] or [f"{group.name}.*"]
     shares = (round(removed, 6), round(error, 6))  # sums differ in their last digits between processors
     return Coupled(kind, group.name, group.units, int(keep.sum()), *shares, worst, tuple(dict.fromkeys(places)))
@@ -211,6 +213,7 @@ def _source(
         config=config,
         # config.json is written anew, no longer carried
         carried={name: file for name, file in source.carried.items() if config is None or name != CONFIG},
+        texts={**source.texts, **pooling(source, structure, keep)},
         left=source.left,
         indexed=source.indexed,
         original=source.original if isinstance(source, CutSource) else source,
