@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from compressor import dialects, provenance
 from compressor.errors import InputError, UsageError
 from compressor.files.source import Source, StoredTensor, open_source
-from compressor.floats import widen
+from compressor.floats import narrow, widen
 from compressor.method import Encoder, Part
 from compressor.structure.coupling import Coupled
 from compressor.tensor import DTYPES, TensorSpec
@@ -52,13 +52,20 @@ class Tensor:
 @dataclass(frozen=True)
 class Checkpoint:
     """An opened input: `tensors` by name, in order; `compression` says in words how parts are stored, `cuts` what
-    structured cuts have left out of it."""
+    structured cuts have left out of it.
+
+    `fused`: tensors of the file in whose place parts of them stand here (see `experts`), and the names of these;
+    `notes`: what the user should know about it.
+    """
 
     source: Source
     tensors: Mapping[str, Tensor]
     records: tuple[provenance.Record, ...]
     compression: str = ""
     cuts: tuple[Coupled, ...] = ()
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()  # tensors of the source that mean nothing once its weights are numbers
 
     @property
     def path(self) -> str:
@@ -94,7 +101,10 @@ class Rows:
         }
         numbers = work.array(f"{self.key}.decoded", (stop - start, self.columns), DTYPES[spec.dtype].compute)
         self.tensor.encoder.decode(parts, spec, numbers, start, work)
-        return numbers
+        # a loader gives numbers of the tensor's own dtype; so do we
+        settled = work.array(f"{self.key}.settled", numbers.shape, DTYPES[spec.dtype].storage)
+        narrow(numbers, spec.dtype, settled)
+        return widen(settled, spec.dtype, work, self.key)
 
 
 def _read_part(tensor: Tensor, part: Part, start: int, stop: int, work: Workspace, key: str) -> Array:
@@ -112,13 +122,13 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     source = open_source(path)
     records = tuple(provenance.from_metadata(part.header.metadata, part.file.path) for part in source.files)
     stored: dialects.Stored = [pair for record in records for pair in record.tensors]
-    compression = "packed by compressor" if stored else ""
+    compression, left = "packed by compressor" if stored else "", frozenset[str]()
     if not stored:
-        compression, stored = dialects.read(source)
+        compression, stored, left = dialects.read(source)
     tensors = {
         name: Tensor(tensor.spec, {"": tensor}, source.file_of[name]) for name, tensor in source.tensors.items()
     }
-    used: set[str] = set()
+    used = set(left)
     found: dict[str, Tensor] = {}
     for spec, encoder in stored:
         tensor = _stored_tensor(source, spec, encoder)
@@ -127,7 +137,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             raise InputError("is there twice, as numbers and as codes", file=source.path, tensor=spec.name)
         found[spec.name] = tensor
     tensors = {name: tensor for name, tensor in tensors.items() if name not in used} | found
-    return Checkpoint(source, {name: tensors[name] for name in sorted(tensors)}, records, compression)
+    ordered = {name: tensors[name] for name in sorted(tensors)}
+    return Checkpoint(source, ordered, records, compression, dropped=tuple(sorted(left)))
 
 
 def _stored_tensor(source: Source, spec: TensorSpec, encoder: Encoder) -> Tensor:

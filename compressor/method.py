@@ -182,7 +182,7 @@ class Method(ABC):
         """The first pass that this method needs over these tensors; None when a block is all it needs."""
         return None
 
-    def remark(self, spec: TensorSpec) -> str:
+    def shortfall(self, spec: TensorSpec) -> str:
         """What of a tensor is treated otherwise than asked, judged from its spec; "" when nothing is."""
         return ""
 
@@ -257,6 +257,10 @@ class Encoder(Method):
     def dialect(self, spec: TensorSpec) -> str:
         """The dialect whose loaders take the parts of this tensor; "" where only `restore` reads them."""
         return "compressed-tensors" if self.config(spec) is not None else ""
+
+    def remark(self, spec: TensorSpec) -> str:
+        """What the user should know of the tensor's stored form before the run; "" when nothing."""
+        return ""
 
     @property
     def label(self) -> str:

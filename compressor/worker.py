@@ -16,7 +16,7 @@ from compressor.checkpoint import Checkpoint, Rows, Tensor
 from compressor.cutting import Cut, cut_tensor, part_buffer, part_views
 from compressor.errors import InputError
 from compressor.files.sink import Sink
-from compressor.floats import narrow, narrow_exact, settle, widen
+from compressor.floats import narrow_exact, settle, widen
 from compressor.joining import Joined, changes_by_rows
 from compressor.lazy import np
 from compressor.method import Block, Encoder, Method, Selection, Survey, Transform, select
@@ -133,8 +133,8 @@ class Worker:
                     yield block, result, stored
                 elif methods:
                     yield block, settle(result, job.spec.dtype, stored, work), stored
-                else:  # restoring: what codes stand for is rounded to the tensor's dtype, as by any loader
-                    narrow(result, job.spec.dtype, stored)
+                else:  # restoring: these are numbers of the tensor's dtype already
+                    narrow_exact(result, job.spec.dtype, stored, work)
                     yield block, result, stored
                 continue
             encoder = methods[-1]
@@ -192,11 +192,11 @@ class Worker:
                 self.sink.write(job.file, offset, data)
                 continue
             first, _ = part.rows(start, stop)
-            if not part.across:
+            if part.across:
+                stride = part.shape[1] * data.itemsize
+                self.sink.write_columns(job.file, offset + first * data.itemsize, stride, data)
+            else:
                 self.sink.write(job.file, offset + first * data[:1].nbytes, data)
-                continue
-            for number, row in enumerate(data):
-                self.sink.write(job.file, offset + (number * part.shape[1] + first) * data.itemsize, row)
 
     def _blocks(self, job: Job, cut: Cut, start: int, stop: int, work: Workspace) -> Iterator[_Read]:
         """The source's numbers with their partners', finite, block by block."""

@@ -323,6 +323,32 @@ def test_fused_experts_are_cut_along_each_of_their_axes(tmp_path: Path) -> None:
     assert np.array_equal(after[down], before[down][:, :6])
 
 
+def test_fused_experts_that_are_quantized_are_cut_one_by_one(tmp_path: Path) -> None:
+    path = folder(tmp_path / "model", experts(fused=True), MOE, shards=2)
+    stages = [
+        "prune:structure=experts,count=2,importance=index",
+        "prune:structure=neurons,count=1,importance=index",
+    ]
+    compressor.pipeline(path, tmp_path / "dense", stages=stages)
+    compressor.pipeline(path, tmp_path / "out", stages=[*stages, "quantize:bits=8,granularity=channel"])
+    compressor.restore(tmp_path / "out", tmp_path / "restored")
+    dense, restored = (
+        {
+            name: array
+            for file in (tmp_path / where).glob("*.safetensors")
+            for name, array in load_file(file).items()
+        }
+        for where in ("dense", "restored")
+    )
+    fused = dense["model.layers.0.mlp.experts.gate_up_proj"]
+    assert fused.shape == (3, 6, 8)
+    for expert in range(3):
+        for name, rows in (("gate", fused[expert, :3]), ("up", fused[expert, 3:])):
+            found = restored[f"model.layers.0.mlp.experts.{expert}.{name}_proj.weight"]
+            np.testing.assert_allclose(found, rows, atol=0.02)
+    assert "model.layers.0.mlp.experts.3.up_proj.weight" not in restored
+
+
 def test_which_layers_have_experts_is_said_anew(tmp_path: Path) -> None:
     path = folder(tmp_path / "model", experts(), MOE, shards=2)
     assert cut(path, structure="layers", layers="0")[1]["mlp_only_layers"] == [0]

@@ -99,5 +99,5 @@ def gathered(tensor: Tensor, name: str, keep: Mapping[int, Array]) -> Tensor:
     if not index:
         return replace(tensor, spec=renamed)
     first = next(iter(tensor.parts.values()))
-    placed = replace(first.placed, spec=renamed, fortran=False, big_endian=False)
+    placed = replace(first.placed, spec=renamed, fortran=False, big_endian=False, strides=None)
     return Tensor(renamed, {"": Gathered(first.file, placed, tensor, index)}, tensor.file)

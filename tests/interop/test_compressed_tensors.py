@@ -46,6 +46,11 @@ def every_scheme() -> Iterator[Any]:
         yield pytest.param(options, id=f"pack-{bits}-{'sym' if symmetric else 'asym'}-{grain}")
     for grain in ("tensor", "channel"):
         yield pytest.param({"bits": 8, **GRAINS[grain], "layout": "int-quantized"}, id=f"int-8-sym-{grain}")
+    for bits, grain in ((4, "group128"), (8, "channel")):
+        yield pytest.param({"bits": bits, **GRAINS[grain], "signed_scales": True}, id=f"{bits}-signed-{grain}")
+    for method, symmetric in product(("absmax", "hqq"), (True, False)):
+        options = {"bits": 4, "symmetric": symmetric, **GRAINS["group64"], "method": method}
+        yield pytest.param(options, id=f"{method}-4-{'sym' if symmetric else 'asym'}-group64")
 
 
 SCHEMES = list(every_scheme())
@@ -284,7 +289,10 @@ def test_what_could_be_either_is_refused(tmp_path: Path, library_compressed: Cal
         ({"num_bits": 8, "symmetric": False, "strategy": "channel"}, 8),
         ({"num_bits": 4, "symmetric": True, "strategy": "channel"}, 8),
         ({"num_bits": 3, "symmetric": True, "strategy": "channel"}, None),
-        ({"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"}, None),
+        (
+            {"num_bits": 6, "type": "float", "strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8"},
+            None,
+        ),
     ],
 )
 def test_what_is_not_read_is_refused_by_name(
