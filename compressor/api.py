@@ -21,10 +21,12 @@ from compressor.files.atomic import check_place
 from compressor.files.sink import Sink
 from compressor.plan import Plan
 from compressor.planner import make_plan, stores_packed
-from compressor.recipe import Recipe, load_recipe, make_stage, parse_stage, with_presets
+from compressor.recipe import Recipe, load_recipe, make_stage, parse_stage, recipe_of, with_presets
 from compressor.results import Gates, Report, ReportedGateFailed
 from compressor.runner import Runner
 from compressor.scan import compare, inspect, non_finite_tensors
+from compressor.structure.request import is_request, make_request
+from compressor.structure.restructure import restructure
 from compressor.target import check_apart, container_of
 from compressor.worker import Worker
 
@@ -36,7 +38,11 @@ __all__ = ["compare", "distill", "inspect", "pipeline", "prune", "quantize", "re
 
 def prune(source: Path, output: Path, **options: Any) -> Report:
     """Make weights exactly zero. `method="threshold", threshold=0.01` or `method="magnitude", sparsity=0.9,
-    scope="global"`; further keywords as `run_recipe` and `include`, `exclude`, `rules` as `make_stage`."""
+    scope="global"`; further keywords as `run_recipe` and `include`, `exclude`, `rules` as `make_stage`.
+    Or cut structures out: `structure="neurons", fraction=0.25`, with the options of a `Request`."""
+    if is_request("prune", options):
+        settings = {key: options.pop(key) for key in list(options) if key in _SETTINGS}
+        return run_recipe("prune", source, output, Recipe((), cuts=(make_request(options),)), **settings)
     return _one_stage("prune", source, output, options)
 
 
@@ -65,7 +71,7 @@ def pipeline(
     if (recipe is None) == (not texts):
         raise UsageError("give either a recipe or stages", remedy="--recipe FILE-or-NAME, or --stage, repeatedly")
     if recipe is None:
-        recipe = Recipe(tuple(parse_stage(text, mentor) for text in texts))
+        recipe = recipe_of((parse_stage(text, mentor) for text in texts), "--stage: ")
     elif isinstance(recipe, str):
         recipe = load_recipe(recipe, mentor)
     if mentor is not None and all(stage.teacher is None for stage in recipe.stages):
@@ -119,7 +125,6 @@ def run_recipe(
     teachers = sorted({stage.teacher for stage in recipe.stages if stage.teacher is not None})
     check_apart(output, source, *teachers)
     checkpoint = open_checkpoint(source)
-    recipe = with_presets(recipe, list(checkpoint.tensors))
     container = container_of(output, checkpoint.source)
     if container == "npz" and any(stage.store not in ("auto", "codes") for stage in recipe.stages):
         raise UsageError("an .npz output holds codes", remedy="Use --store codes, or end the output otherwise")
@@ -131,6 +136,9 @@ def run_recipe(
         mentors = {path: split_experts(mentor) for path, mentor in mentors.items()}
     for read in (checkpoint, *mentors.values()):  # links in a folder may lead to where the output would be
         check_apart(output, *(file.path for file in read.source.opened))
+    count = available_workers() if workers is None else workers
+    checkpoint = restructure(checkpoint, recipe.cuts, workers=count, keep_non_finite=non_finite == "keep")
+    recipe = with_presets(recipe, list(checkpoint.tensors))
     hold: dict[str, str] = {}
 
     def plan_now(held: Mapping[str, str]) -> Plan:
@@ -141,7 +149,6 @@ def run_recipe(
 
     with ExitStack() as stack:
         plan = plan_now(hold)
-        count = available_workers() if workers is None else workers
         if non_finite == "keep":
             with local(count) as executor:
                 hold = non_finite_tensors(checkpoint, plan, executor)
@@ -157,7 +164,7 @@ def run_recipe(
         try:
             by_stage = {
                 number: mentors[stage.teacher]
-                for number, stage in enumerate(recipe.stages)
+                for number, stage in enumerate(recipe.stages, len(recipe.cuts))
                 if stage.teacher is not None
             }
             worker = Worker(plan, checkpoint, by_stage, sink)

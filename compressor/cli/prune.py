@@ -10,18 +10,29 @@ import click
 from compressor import api
 from compressor.cli import options
 from compressor.recipe import Recipe, make_stage
+from compressor.structure.request import make_request
 
 
 @click.command()
 @options.writing
 @options.method_options("prune")
+@options.structure
 @options.selecting
 @options.running
 def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any, **values: Any) -> int:
     """Make weights exactly zero: those under a threshold, or the given share of smallest magnitude.
 
     Vectors (biases, norms), embeddings, output heads and routers are left alone unless included.
+
+    With --structure whole neurons, heads, layers, experts or channels go, and the dense model gets smaller.
     """
+    work = partial(api.run_recipe, "prune", input_path, output)
+    cut = options.given_structure(values)
+    if cut:
+        besides = [key for key, value in (("include", include), ("exclude", exclude), ("set", rules)) if value]
+        return options.execute(
+            partial(work, Recipe((), cuts=(make_request(cut, text=True, stage_keys=besides),))), values
+        )
     stage = make_stage(
         "prune",
         options.given("prune", values),
@@ -30,4 +41,4 @@ def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any
         rules=options.parse_rules(rules),
         text=True,
     )
-    return options.execute(partial(api.run_recipe, "prune", input_path, output, Recipe((stage,))), values)
+    return options.execute(partial(work, Recipe((stage,))), values)
