@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal
 
 from compressor.checkpoint import Checkpoint, open_checkpoint
@@ -18,6 +18,7 @@ from compressor.engines.local import available_workers, local
 from compressor.errors import InputError, UsageError
 from compressor.files.atomic import check_place
 from compressor.files.sink import Sink
+from compressor.method import Method
 from compressor.plan import Plan
 from compressor.planner import make_plan
 from compressor.recipe import Recipe, load_recipe, make_stage, parse_stage, with_presets
@@ -120,7 +121,8 @@ def run_recipe(
     checkpoint = open_checkpoint(source)
     recipe = with_presets(recipe, list(checkpoint.tensors))
     container = container_of(output, checkpoint.source)
-    if container == "npz" and any(stage.store not in ("auto", "codes") for stage in recipe.stages):
+    coding = [stage.store for stage in recipe.stages if stage.method.verb == "quantize"]
+    if container == "npz" and any(store in ("dense", "packed") for store in coding):
         raise UsageError("an .npz output holds codes", remedy="Use --store codes, or end the output otherwise")
     if not dry_run:
         check_place(output, folder=container == "folder", replace=force)
@@ -128,11 +130,22 @@ def run_recipe(
     for read in (checkpoint, *mentors.values()):  # links in a folder may lead to where the output would be
         check_apart(output, *(file.path for file in read.source.opened))
     hold: dict[str, str] = {}
+    resolved: dict[tuple[str, int], Method] = {}
+    by_stage = {
+        number: mentors[stage.teacher] for number, stage in enumerate(recipe.stages) if stage.teacher is not None
+    }
 
-    def plan_now(held: Mapping[str, str]) -> Plan:
-        name = os.path.basename(output.rstrip("/"))
+    def plan_now(held: Mapping[str, str], known: Mapping[str, Method] | None = None) -> Plan:
         return make_plan(
-            checkpoint, recipe, container, name, teachers=mentors, hold=held, strict=strict, requantize=requantize
+            checkpoint,
+            recipe,
+            container,
+            os.path.basename(output.rstrip("/")),
+            teachers=mentors,
+            hold=held,
+            known=known,
+            strict=strict,
+            requantize=requantize,
         )
 
     with ExitStack() as stack:
@@ -142,6 +155,13 @@ def run_recipe(
             with local(count) as executor:
                 hold = non_finite_tensors(checkpoint, plan, executor)
             plan = plan_now(hold) if hold else plan
+        if not plan.counted:
+            importlib.import_module("numpy")
+            worker = Worker(plan, checkpoint, by_stage, None)
+            with _engine(count, worker, processes=processes) as executor, _in_file(source):
+                counter = Runner(worker, executor, 2 * count + 2)
+                plan = plan_now(hold, counter.count())
+                resolved = counter.resolved
         report = Report(verb, source, output, plan, failures=tuple(gates.judge_plan(plan)))
         if report.failures:
             raise ReportedGateFailed(report)
@@ -151,14 +171,9 @@ def run_recipe(
         layouts = [(file.name, file.layout) for file in plan.files]
         sink = Sink(output, container, layouts, replace=force)
         try:
-            by_stage = {
-                number: mentors[stage.teacher]
-                for number, stage in enumerate(recipe.stages)
-                if stage.teacher is not None
-            }
             worker = Worker(plan, checkpoint, by_stage, sink)
             executor = stack.enter_context(_engine(count, worker, processes=processes))
-            changes = Runner(worker, executor, 2 * count + 2, _counting(plan, progress)).run()
+            changes = Runner(worker, executor, 2 * count + 2, _counting(plan, progress), resolved).run()
             report = Report(verb, source, output, plan, changes)
             failures = gates.judge(report)
             if failures:
@@ -173,10 +188,21 @@ def run_recipe(
         return report
 
 
+@contextmanager
+def _in_file(source: str) -> Iterator[None]:
+    """Name the file in what is refused: a method knows the tensor only."""
+    try:
+        yield
+    except InputError as error:
+        error.file = error.file or source
+        raise
+
+
 def _engine(count: int, worker: Worker, *, processes: bool) -> AbstractContextManager[Executor]:
     """Processes where it pays to start them, else threads."""
     if processes and forked.available and count > 1 and worker.plan.size_before >= _LARGE:
-        return forked.forked(count, [worker, *worker.plan.jobs])
+        methods = [step.method for job in worker.plan.jobs for step in job.steps if step.method.verb == "store"]
+        return forked.forked(count, [worker, *worker.plan.jobs, *methods])
     return local(count)
 
 

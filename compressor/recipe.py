@@ -25,7 +25,12 @@ from compressor.presets import PRESETS, rules
 from compressor.selection import matches, pattern
 from compressor.text import printable
 
-Store = Literal["auto", "dense", "packed", "codes"]
+Store = Literal["auto", "dense", "packed", "codes", "bitmask", "csr", "nm", "smallest"]
+# `auto` is what suits the container for codes, and the smallest for pruned floats.
+_STORES: Mapping[str, tuple[str, ...]] = {
+    "prune": ("dense", "bitmask", "csr", "nm", "auto", "smallest"),
+    "quantize": get_args(Store),
+}
 _LIMIT = 250_000  # bytes of a recipe
 _DOTS = 32  # in the keys of one line: the parser's memory grows with their square
 _NO_KEYS = re.compile(  # strings and comments of TOML, where dots are harmless
@@ -36,7 +41,8 @@ _NO_KEYS = re.compile(  # strings and comments of TOML, where dots are harmless
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a recipe: a method, where it applies, and overrides by tensor name (first match wins)."""
+    """One step of a recipe: a method, where it applies, and overrides by tensor name (first match wins). `store`
+    auto is what suits the container: numbers of a transform, codes of an encoder."""
 
     method: Method
     include: tuple[str, ...] = ()
@@ -87,7 +93,7 @@ class _StageKeys(msgspec.Struct):
     include: list[str] = []
     exclude: list[str] = []
     rule: list[dict[str, Any]] = []
-    store: Store = "auto"
+    store: Store | None = None
     teacher: str | None = None
     fallback: bool = False
     preset: str = ""
@@ -103,7 +109,7 @@ def make_stage(
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     rules: Iterable[tuple[str, Mapping[str, Any]]] = (),
-    store: Store = "auto",
+    store: Store | None = None,
     teacher: str | None = None,
     fallback: bool = False,
     preset: str = "",
@@ -133,11 +139,16 @@ def make_stage(
         raise UsageError(f"{where}{SELECTOR[verb]} {method.id} needs a teacher", remedy="Give --teacher PATH")
     if teacher is not None and not method.partners:
         raise UsageError(f"{where}{SELECTOR[verb]} {method.id} takes no teacher")
-    if store != "auto" and not isinstance(method, Encoder):
+    if store is not None and verb not in _STORES:
         raise UsageError(f"{where}store has no meaning for {verb}: its result is dense")
+    if store is not None and store not in _STORES[verb]:
+        said = f"{flag('store', where)} of {verb} must be one of {', '.join(_STORES[verb])}, not '{store}'"
+        raise UsageError(f"{where}{said}")
+    if verb == "prune" and store is not None:
+        store = "smallest" if store == "auto" else store
     if fallback and not isinstance(method, Encoder):
         raise UsageError(f"{where}fallback has no meaning for {verb}")
-    return Stage(method, include, exclude, made, store, teacher, fallback, preset)
+    return Stage(method, include, exclude, made, store or "auto", teacher, fallback, preset)
 
 
 def _preset(verb: str, preset: str, where: str, *, text: bool) -> dict[str, Any]:

@@ -8,6 +8,7 @@ A dialect module provides
   not read here, and for parts that contradict the config;
 * `configure(config, packed, dense)`: the config.json (without an older quantization) of a folder that stores
   `packed` in the dialect's layouts and `dense` as numbers. A dialect that is only read has none;
+* `SAID`: where it is not quantization, what it is in words;
 * `METADATA`: what the `format` entry of the container files must be.
 
 An `Encoder` names the dialect whose loaders take its parts (`Encoder.dialect`); "" is our own layout, which
@@ -29,7 +30,8 @@ from compressor.tensor import TensorSpec
 from compressor.text import printable
 
 KEYS = ("quantization_config", "quantization")  # of config.json; the second is MLX's
-_MODULES = ("compressed_tensors",)
+_OLDER = ("sparsity_config", "compression_config")  # also of config.json, as compressed-tensors once wrote them
+_MODULES = ("compressed_tensors_sparse", "compressed_tensors")
 
 Stored = Sequence[tuple[TensorSpec, Encoder]]
 
@@ -45,13 +47,15 @@ def read(source: Source) -> tuple[str, Stored]:
     """What a folder's config says of quantization, in words, and what it stores as parts; ("", ()) if nothing."""
     config = source.config or {}
     declared = next((config[key] for key in KEYS if config.get(key) is not None), None)
-    if declared is None:
+    if declared is None and not any(key in config for key in _OLDER):
         return "", ()
-    if not isinstance(declared, dict):
+    if declared is not None and not isinstance(declared, dict):
         raise InputError("config.json: quantization_config is not an object", file=source.path)
     for name, module in dialects().items():
         if module.speaks(config):
-            return f"quantized ({name})", module.stored_tensors(source)
+            return getattr(module, "SAID", f"quantized ({name})"), module.stored_tensors(source)
+    if declared is None:
+        return "", ()
     method = printable(str(declared.get("quant_method", "unknown")), 60)
     raise InputError(
         f"is quantized by {method!r}, which is not read here", file=source.path, remedy="Give the unquantized model"
@@ -60,7 +64,7 @@ def read(source: Source) -> tuple[str, Stored]:
 
 def without(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json that says nothing of quantization."""
-    return {key: value for key, value in config.items() if key not in KEYS}
+    return {key: value for key, value in config.items() if key not in (*KEYS, *_OLDER)}
 
 
 def configure(config: Mapping[str, Any], packed: Stored, dense: Sequence[TensorSpec]) -> dict[str, Any]:

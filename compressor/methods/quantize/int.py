@@ -152,6 +152,10 @@ class Int(Encoder):
     def codes(self, spec: TensorSpec) -> Int:
         return replace(self, layout="plain")
 
+    @property
+    def code_bits_used(self) -> int | None:
+        return self.bits if self.symmetric else None
+
     def survey(self, specs: Sequence[TensorSpec]) -> Extent | None:
         return Extent(self) if self.grain == "tensor" and self.extent is None else None
 
