@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from compressor import bits as bitstream
 from compressor.errors import InputError, UsageError
 from compressor.floats import epsilon, narrow, smallest, widen
 from compressor.lazy import np
 from compressor.method import Block, Encoder, Method, Part, Survey
 from compressor.methods.store._fours import fours
+from compressor.methods.store._rows import pack_rows, unpack_rows
 from compressor.tensor import DTYPES, TensorSpec
 from compressor.workspace import Array, Workspace
 
@@ -349,41 +349,3 @@ class Within(Survey[Any]):
             return replace(self.method, inner=found, settled=found.reach == "model" or self.inner is None)
         known = replace(self.method, inner=found, settled=True)
         return known.survey([self.spec]) or known
-
-
-# ---- bits ----------------------------------------------------------------------------------------------
-
-
-def _padded(counts: Array, lengths: Array) -> Array:
-    """Where the elements of rows with these counts lie when each row takes `lengths` places."""
-    gaps = np.cumsum(lengths) - lengths - (np.cumsum(counts) - counts)
-    places: Array = np.repeat(gaps, counts)
-    places += np.arange(len(places))
-    return places
-
-
-def pack_rows(values: Array, starts: Array, bits: int, out: Array, work: Workspace) -> None:
-    """Pack codes (uint8) of rows that begin at `starts` into `out`, where every row begins on a byte."""
-    counts = np.diff(starts)
-    octets = (counts + 7) // 8
-    total = int(octets.sum())
-    padded = work.array("store.padded", (1, total * 8), "|u1")
-    padded[...] = 0
-    padded[0, _padded(counts, octets * 8)] = values & np.uint8((1 << bits) - 1)
-    packed = work.array("store.packed", (1, total * bits), "|u1")
-    bitstream.pack(padded, bits, packed, work)
-    np.take(packed[0], _padded((counts * bits + 7) // 8, octets * bits), out=out, mode="clip")
-
-
-def unpack_rows(packed: Array, starts: Array, bits: int, work: Workspace) -> Array:
-    """Undo `pack_rows`."""
-    counts = np.diff(starts)
-    octets = (counts + 7) // 8
-    total = int(octets.sum())
-    padded = work.array("store.packed", (1, total * bits), "|u1")
-    padded[...] = 0
-    padded[0, _padded((counts * bits + 7) // 8, octets * bits)] = packed
-    codes = work.array("store.padded", (1, total * 8), "|u1")
-    bitstream.unpack(padded, bits, codes, work)
-    found: Array = codes[0][_padded(counts, octets * 8)]
-    return found

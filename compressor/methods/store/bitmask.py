@@ -50,7 +50,8 @@ class Bitmask(Sparse):
     def store(self, elements: Array, parts: Mapping[str, Array], block: Block) -> None:
         mask = self.mask(elements, block.work)
         parts[self.mask_suffix][...] = np.packbits(mask, axis=1, bitorder="little")
-        self.put(elements[mask], parts[self.values_suffix], block)
+        # places and not the mask itself as an index: that takes a third of the time
+        self.put(elements.reshape(-1)[np.flatnonzero(mask)], parts[self.values_suffix], block)
 
     def load(
         self, parts: Mapping[str, Array], elements: Array, spec: TensorSpec, start: int, work: Workspace
@@ -58,12 +59,13 @@ class Bitmask(Sparse):
         rows, columns = elements.shape
         mask = parts[self.mask_suffix]
         counts = np.add.reduce(np.bitwise_count(mask), axis=1, dtype=np.int64)
-        chosen = np.unpackbits(mask, axis=1, count=columns, bitorder="little").view(np.bool_)
         if not np.array_equal(counts, np.diff(self.starts()[start : start + rows + 1])) or (
             columns % 8 and np.any(mask[:, -1] >> np.uint8(columns % 8))
         ):
             raise damaged(spec, "its mask marks other numbers of values than its rows have")
-        elements[chosen] = self.take(parts[self.values_suffix], spec, start, rows, work).reshape(-1)
+        places = np.flatnonzero(np.unpackbits(mask, axis=1, count=columns, bitorder="little").view(np.bool_))
+        values = self.take(parts[self.values_suffix], spec, start, rows, work)
+        elements.reshape(-1)[places] = values.reshape(-1)
 
 
 METHOD = Bitmask

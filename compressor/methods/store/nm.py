@@ -67,10 +67,12 @@ class NM(Sparse):
         if groups % 2:
             positions[:, -1] &= 15
         parts[".positions"][...] = positions
-        chosen = np.unpackbits(fours().full[mask], axis=1, count=groups * 4, bitorder="little").view(np.bool_)
+        places = self.places(fours().full[mask], groups)
         width = groups * 2 + columns % 4
         values = work.array("store.values", (rows, width), elements.dtype.str)
-        values[:, : groups * 2] = elements[:, : groups * 4][chosen].reshape(rows, groups * 2)
+        values[:, : groups * 2] = (
+            np.ascontiguousarray(elements[:, : groups * 4]).reshape(-1)[places].reshape(rows, groups * 2)
+        )
         values[:, groups * 2 :] = elements[:, groups * 4 :]
         if self.bits is None:
             parts[".values"].view(elements.dtype)[...] = values
@@ -97,10 +99,15 @@ class NM(Sparse):
             bitstream.unpack(values, self.bits, codes, work)
             values = self.signed(codes, spec)
         values = values.view(elements.dtype)
-        masks = fours().masks[positions]
-        chosen = np.unpackbits(masks, axis=1, count=groups * 4, bitorder="little").view(np.bool_)
-        elements[:, : groups * 4][chosen] = values[:, : groups * 2].reshape(-1)
-        elements[:, groups * 4 :] = values[:, groups * 2 :]
+        places = self.places(fours().masks[positions], groups)
+        if columns % 4:
+            places += np.repeat(np.arange(rows) * (columns % 4), groups * 2)
+            elements[:, groups * 4 :] = values[:, groups * 2 :]
+        elements.reshape(-1)[places] = values[:, : groups * 2].reshape(-1)
+
+    def places(self, masks: Array, groups: int) -> Array:
+        """Where the bits of a mask of so many groups a row are set, counted through all rows."""
+        return np.flatnonzero(np.unpackbits(masks, axis=1, count=groups * 4, bitorder="little").view(np.bool_))
 
 
 METHOD = NM
