@@ -16,11 +16,12 @@ from compressor.checkpoint import Checkpoint, open_checkpoint
 from compressor.engines import forked
 from compressor.engines.local import available_workers, local
 from compressor.errors import InputError, UsageError
+from compressor.experts import divided, split_experts
 from compressor.files.atomic import check_place
 from compressor.files.sink import Sink
 from compressor.method import Method
 from compressor.plan import Plan
-from compressor.planner import make_plan
+from compressor.planner import make_plan, stores_packed
 from compressor.recipe import Recipe, load_recipe, make_stage, parse_stage, with_presets
 from compressor.results import Gates, Report, ReportedGateFailed
 from compressor.runner import Runner
@@ -46,7 +47,7 @@ def distill(source: Path, output: Path, *, teacher: Path, **options: Any) -> Rep
 
 
 def quantize(source: Path, output: Path, **options: Any) -> Report:
-    """Make weights integer codes: `bits=4`, `scheme="int"`, `granularity="group"`, `store="packed"`, …"""
+    """Make weights codes of few bits: `bits=4`, `scheme="nvfp4"`, `granularity="group"`, `store="packed"`, …"""
     return _one_stage("quantize", source, output, options)
 
 
@@ -74,8 +75,8 @@ def pipeline(
 
 
 def restore(source: Path, output: Path, **settings: Any) -> Report:
-    """Give back dense tensors of the original names, shapes and dtypes, from what this tool or
-    compressed-tensors stored as integer codes."""
+    """Give back dense tensors of the original names, shapes and dtypes, from what this tool or another one
+    stored as codes."""
     return run_recipe("restore", source, output, Recipe(()), **settings)
 
 
@@ -126,7 +127,10 @@ def run_recipe(
         raise UsageError("an .npz output holds codes", remedy="Use --store codes, or end the output otherwise")
     if not dry_run:
         check_place(output, folder=container == "folder", replace=force)
+    checkpoint = divided(checkpoint, [stage for stage in recipe.stages if stores_packed(stage, container)])
     mentors = {path: open_checkpoint(path) for path in teachers}
+    if checkpoint.fused:
+        mentors = {path: split_experts(mentor) for path, mentor in mentors.items()}
     for read in (checkpoint, *mentors.values()):  # links in a folder may lead to where the output would be
         check_apart(output, *(file.path for file in read.source.opened))
     hold: dict[str, str] = {}

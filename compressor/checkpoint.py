@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from compressor import dialects, provenance
 from compressor.errors import InputError, UsageError
@@ -50,12 +50,19 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened input: `tensors` by name, in order; `compression` says in words how parts are stored."""
+    """An opened input: `tensors` by name, in order; `compression` says in words how parts are stored.
+
+    `fused`: tensors of the file in whose place parts of them stand here (see `experts`), and the names of these;
+    `notes`: what the user should know about it.
+    """
 
     source: Source
     tensors: Mapping[str, Tensor]
     records: tuple[provenance.Record, ...]
     compression: str = ""
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()  # tensors of the source that mean nothing once its weights are numbers
 
     @property
     def path(self) -> str:
@@ -115,13 +122,13 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     source = open_source(path)
     records = tuple(provenance.from_metadata(part.header.metadata, part.file.path) for part in source.files)
     stored: dialects.Stored = [pair for record in records for pair in record.tensors]
-    compression = "packed by compressor" if stored else ""
+    compression, left = "packed by compressor" if stored else "", frozenset[str]()
     if not stored:
-        compression, stored = dialects.read(source)
+        compression, stored, left = dialects.read(source)
     tensors = {
         name: Tensor(tensor.spec, {"": tensor}, source.file_of[name]) for name, tensor in source.tensors.items()
     }
-    used: set[str] = set()
+    used = set(left)
     found: dict[str, Tensor] = {}
     for spec, encoder in stored:
         tensor = _stored_tensor(source, spec, encoder)
@@ -130,17 +137,18 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             raise InputError("is there twice, as numbers and as codes", file=source.path, tensor=spec.name)
         found[spec.name] = tensor
     tensors = {name: tensor for name, tensor in tensors.items() if name not in used} | found
-    return Checkpoint(source, {name: tensors[name] for name in sorted(tensors)}, records, compression)
+    ordered = {name: tensors[name] for name in sorted(tensors)}
+    return Checkpoint(source, ordered, records, compression, dropped=tuple(sorted(left)))
 
 
 def _stored_tensor(source: Source, spec: TensorSpec, encoder: Encoder) -> Tensor:
     try:
         encoder.check(spec)
-        index = encoder.index(spec)
+        index = encoder.counts_part(spec)
         if index is not None:
             stored = _stored_part(source, spec, index)
             content = stored.read_rows(index.size, 0, 1, Workspace(), "index").reshape(index.shape)
-            encoder = encoder.indexed(spec, content)
+            encoder = encoder.counted_by(spec, content)
         declared = encoder.parts(spec)
     except UsageError as error:
         raise InputError(error.reason, file=source.path, tensor=spec.name) from error

@@ -37,6 +37,11 @@ def _table(dtype: str) -> Array:
     return table
 
 
+def every_number(dtype: str) -> Array:
+    """What each bit pattern of a float of at most 16 bits stands for, in float32."""
+    return _table(dtype)
+
+
 def widen(raw: Array, dtype: str, work: Workspace, key: str = "wide") -> Array:
     """The numbers stored in `raw`, exactly. May be `raw` itself; treat it as read-only."""
     if dtype in ("F32", "F64"):

@@ -78,7 +78,7 @@ def _follows(job: Job, after: Job, plan: Plan, checkpoint: Checkpoint) -> bool:
         return False
     offsets = plan.files[job.file].layout.offsets
     return all(
-        part.every == 1 and offsets[stored.name] + stored.nbytes == offsets[next_stored.name]
+        part.every == 1 and not part.across and offsets[stored.name] + stored.nbytes == offsets[next_stored.name]
         for part, stored, next_stored in zip(job.parts, job.part_specs(), after.part_specs(), strict=True)
     )
 

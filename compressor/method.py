@@ -139,7 +139,7 @@ class Method(ABC):
         """The first pass that this method needs over these tensors; None when a block is all it needs."""
         return None
 
-    def remark(self, spec: TensorSpec) -> str:
+    def shortfall(self, spec: TensorSpec) -> str:
         """What of a tensor is treated otherwise than asked, judged from its spec; "" when nothing is."""
         return ""
 
@@ -228,13 +228,13 @@ class Encoder(Method):
         """Blocks begin at multiples of this many rows."""
         return lcm(*(part.every or 1 for part in self.parts(spec)))
 
-    def index(self, spec: TensorSpec) -> Part | None:
+    def counts_part(self, spec: TensorSpec) -> Part | None:
         """The part without whose content the others cannot be declared; None where the spec tells them."""
         return None
 
-    def indexed(self, spec: TensorSpec, content: Array) -> Encoder:
-        """This encoder with what is stored as its `index`. Raises UsageError when that cannot be."""
-        raise TypeError(f"{self.id} has no index")
+    def counted_by(self, spec: TensorSpec, content: Array) -> Encoder:
+        """This encoder with what is stored as its `counts_part`. Raises UsageError when that cannot be."""
+        raise TypeError(f"{self.id} counts nothing")
 
     def config(self, spec: TensorSpec) -> dict[str, Any] | None:
         """The compressed-tensors scheme under which loaders take the parts; None when only `restore` reads them."""
@@ -243,6 +243,10 @@ class Encoder(Method):
     def dialect(self, spec: TensorSpec) -> str:
         """The dialect whose loaders take the parts of this tensor; "" where only `restore` reads them."""
         return "compressed-tensors" if self.config(spec) is not None else ""
+
+    def remark(self, spec: TensorSpec) -> str:
+        """What the user should know of the tensor's stored form before the run; "" when nothing."""
+        return ""
 
     @property
     def label(self) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 
 from compressor import dialects, provenance
 from compressor.checkpoint import Checkpoint, Tensor
-from compressor.errors import CompressorError, InputError, OutputError, UsageError, raise_all
+from compressor.composition import check_container, check_dialects, check_fused, check_names, check_stores
+from compressor.errors import CompressorError, InputError, UsageError, raise_all
 from compressor.files import npy, npz, safetensors
 from compressor.files.folder import CONFIG, INDEX, SINGLE, index_bytes, json_bytes
 from compressor.files.layout import FileLayout
@@ -18,7 +19,7 @@ from compressor.method import Encoder, Method
 from compressor.plan import Container, Job, OutputFile, Plan, Step, dense_part, short_name
 from compressor.recipe import Recipe, Stage, Store
 from compressor.selection import Kept, kept
-from compressor.storing import SPARSE, check_stores, with_layout
+from compressor.storing import SPARSE, with_layout
 from compressor.tensor import TensorSpec
 from compressor.text import printable
 
@@ -56,7 +57,7 @@ def make_plan(
             file=checkpoint.path,
             remedy="Use --requantize to quantize what its codes stand for, which loses once more",
         )
-    _check_container(checkpoint, container)
+    check_container(checkpoint, container)
     check_stores(recipe.stages, container)
     problems: list[CompressorError] = []
     jobs: list[Job] = []
@@ -77,11 +78,17 @@ def make_plan(
             if not why.asked
         ]
     raise_all(problems)
-    _check_names(jobs, checkpoint)
+    check_names(jobs, checkpoint)
+    if container == "folder":
+        check_dialects(jobs)
+        check_fused(jobs, checkpoint)
     stages = tuple(stage.describe() for stage in recipe.stages)
     files, texts = _files(jobs, checkpoint, container, output_name, stages)
     carried = tuple(name for name in checkpoint.source.carried if name not in dict(texts))
     left = tuple(checkpoint.source.left.items())
+    if checkpoint.compression and dialects.SIDECAR in carried:
+        carried = tuple(name for name in carried if name != dialects.SIDECAR)
+        left += ((dialects.SIDECAR, "says how the source's weights were quantized"),)
     if container != "folder":
         left += tuple((name, f"a single .{container} holds tensors only") for name in carried)
         carried = ()
@@ -97,6 +104,12 @@ def make_plan(
         left=left,
         notes=_notes(jobs, container, recipe, checkpoint),
     )
+
+
+def stores_packed(stage: Stage, container: Container) -> bool:
+    """Whether the stage stores codes in layouts that loaders or `restore` unpack."""
+    store = _DEFAULT_STORE[container] if stage.store == "auto" else stage.store
+    return stage.method.verb == "quantize" and store == "packed"
 
 
 # ---- one tensor ----------------------------------------------------------------------------------------
@@ -176,7 +189,7 @@ def _step(
     if skip is not None:
         return Kept(skip.reason)
     if not isinstance(method, Encoder):
-        return Step(number, method, partners, instead=method.remark(spec))
+        return Step(number, method, partners, instead=method.shortfall(spec))
     store = _DEFAULT_STORE[container] if stage.store == "auto" else stage.store
     if store == "codes" or (store in SPARSE and store != "smallest"):
         plain = method.codes(spec)
@@ -186,7 +199,7 @@ def _step(
     elif store in ("packed", "smallest") and container == "folder":
         if len(spec.shape) != 2 and not stage.include:
             return Kept("no matrix: loaders take codes of matrices only (--include stores it in our own layout)")
-        if method.config(spec) is not None and not spec.name.endswith(".weight"):
+        if method.dialect(spec) and not spec.name.endswith(".weight"):
             return Kept("no module's .weight, so loaders would not look for its codes")
     instead = ""
     try:
@@ -225,35 +238,6 @@ def _partner(spec: TensorSpec, student: Checkpoint, teacher: Checkpoint) -> str:
 
 
 # ---- all tensors together ------------------------------------------------------------------------------
-
-
-def _check_container(checkpoint: Checkpoint, container: Container) -> None:
-    if container in ("npy", "npz") and len(checkpoint.tensors) != 1:
-        raise OutputError(
-            f"holds {len(checkpoint.tensors)} tensors, and an .{container} holds one",
-            file=checkpoint.path,
-            remedy="Write .safetensors, or a folder",
-        )
-
-
-def _check_names(jobs: Sequence[Job], checkpoint: Checkpoint) -> None:
-    """A generated name must not meet one that is there."""
-    owner: dict[str, str] = {}
-    problems: list[CompressorError] = []
-    for job in jobs:
-        for part in job.parts:
-            name = job.part_name(part)
-            if name in owner:
-                problems.append(
-                    InputError(
-                        f"its part '{printable(name)}' would have the name of one of '{printable(owner[name])}'",
-                        file=checkpoint.path,
-                        tensor=job.spec.name,
-                        remedy="Exclude one of them",
-                    )
-                )
-            owner[name] = job.spec.name
-    raise_all(problems)
 
 
 def _files(
@@ -329,7 +313,7 @@ def _texts(
 
 def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint: Checkpoint) -> tuple[str, ...]:
     """What the user should know before running."""
-    notes = []
+    notes = list(checkpoint.notes)
     encoders = [(job.spec, job.encoder) for job in jobs if job.encoder is not None]
     layouts = {(encoder.config(spec) or {}).get("format") for spec, encoder in encoders}
     if "int-quantized" in layouts and container == "folder":
@@ -337,7 +321,13 @@ def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint
             "int-quantized: loaders also quantize activations to 8 bits, token by token; "
             "--layout pack-quantized or --granularity group keeps activations as they are"
         )
-    if layouts - {None} and container == "folder" and checkpoint.source.config is None:
+    if "float-quantized" in layouts and container == "folder":
+        notes.append(
+            "float-quantized: loaders also quantize activations to 8-bit floats; "
+            "--layout naive-quantized keeps activations as they are"
+        )
+    spoken = {encoder.dialect(spec) for spec, encoder in encoders}
+    if spoken - {""} and container == "folder" and checkpoint.source.config is None:
         notes.append("without a config.json nothing tells loaders that weights are quantized; `restore` knows")
     asymmetric = any(not getattr(encoder, "symmetric", True) for _, encoder in encoders)
     if "pack-quantized" in layouts and asymmetric and container == "folder":
@@ -345,10 +335,15 @@ def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint
             "asymmetric: transformers loads it with CompressedTensorsConfig(dequantize=True) only "
             "(seen with 5.23 and compressed-tensors 0.20)"
         )
-    if None in layouts and container != "npz":
+    notes += sorted({encoder.remark(spec) for spec, encoder in encoders} - {""})
+    if "" in spoken and container != "npz":
         notes.append("part of it is in this project's own layout, which only `compressor restore` reads")
     if checkpoint.compression and recipe.stages:
         notes.append(f"the input is {checkpoint.compression}: what its codes stand for was taken as the weights")
+    if checkpoint.dropped:
+        shown = ", ".join(printable(name, 100) for name in checkpoint.dropped[:2])
+        more = f" and {len(checkpoint.dropped) - 2} more" if len(checkpoint.dropped) > 2 else ""
+        notes.append(f"dropped, because it serves loaders of quantized weights only: {shown}{more}")
     if recipe.stages and not any(job.steps for job in jobs):
         notes.append("no tensor was selected: the output's tensors are those of the input")
     if not recipe.stages and not checkpoint.compression:

@@ -10,6 +10,7 @@ from functools import partial
 from compressor.checkpoint import Checkpoint, Rows, Tensor, open_checkpoint
 from compressor.cutting import BLOCK, CHUNK
 from compressor.engines.local import available_workers, in_order, local
+from compressor.experts import split_like
 from compressor.lazy import np
 from compressor.metrics import Comparison, Moments, count_zeros, dot
 from compressor.plan import Plan
@@ -57,6 +58,7 @@ def compare(
     A tensor that only one side has, or that differs in shape, is a row with a problem, and fails any gate.
     """
     left, right = open_checkpoint(a), open_checkpoint(b)
+    left, right = split_like(left, right), split_like(right, left)
     lone = len(left.tensors) == len(right.tensors) == 1
     pairs: list[tuple[Tensor, Tensor]] = []
     rows: list[ComparedTensor] = []

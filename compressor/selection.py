@@ -16,7 +16,7 @@ _EMBEDDING = re.compile(
     r"(^|\.)(embed[^.]*|[^.]*_embed(ding)?s?|wte|wpe|relative_attention_bias)\.([^.]+\.)?weight$|(^|\.)shared\.weight$"
 )
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$|^output\.weight$")
-_ROUTER = re.compile(r"(^|\.)(gate|router|[^.]*_router|shared_expert_gate|router\.[^.]+)\.weight$")
+_ROUTER = re.compile(r"(^|\.)(gate|router|[^.]*_router|shared_expert_gate|gate\.wg|router\.[^.]+)\.weight$")
 
 
 @dataclass(frozen=True, slots=True)

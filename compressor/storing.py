@@ -7,11 +7,10 @@ open, the runner counts, and the plan that is carried out is made with what it `
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from compressor.errors import UsageError
 from compressor.method import Encoder, Method, methods_of
 from compressor.plan import Container, Step
 from compressor.tensor import TensorSpec
@@ -53,25 +52,3 @@ def with_layout(
     if encoder is not None:
         return (replace(step, method=found),), grain
     return (step, Step(step.stage, found, {}, dense=False)), grain
-
-
-def check_stores(stages: Sequence[Stage], container: Container) -> None:
-    """What a stage asks to be stored must be something that the container holds."""
-    stores = {stage.store for stage in stages}
-    if "codes" in stores and container != "npz":
-        raise UsageError("--store codes writes an .npz", remedy="End the output in .npz")
-    if "packed" in stores and container in ("npy", "npz"):
-        raise UsageError(
-            f"an .{container} holds no packed codes", remedy="Use --store dense, or write .safetensors"
-        )
-    sparse = [stage for stage in stages if stage.store in SPARSE]
-    if sparse and container == "npy":
-        raise UsageError(
-            "an .npy holds no sparse layout",
-            remedy="Write .safetensors, or an .npz in SciPy's format with --store csr",
-        )
-    if container == "npz" and any(stage.store != "csr" or stage.method.verb != "prune" for stage in sparse):
-        raise UsageError(
-            "an .npz holds floats as SciPy's csr, and no other sparse layout",
-            remedy="Use prune with --store csr, or write .safetensors",
-        )

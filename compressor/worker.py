@@ -200,12 +200,12 @@ class Worker:
             first, _ = part.rows(start, stop)
             if part.bounds is not None:
                 self._write(job.file, offset + int(part.bounds[first]) * data.itemsize, data)
-                continue
-            if not part.across:
+            elif part.across:
+                assert self.sink is not None  # noqa: S101 - as in `_write`
+                stride = part.shape[1] * data.itemsize
+                self.sink.write_columns(job.file, offset + first * data.itemsize, stride, data)
+            else:
                 self._write(job.file, offset + first * data[:1].nbytes, data)
-                continue
-            for number, row in enumerate(data):
-                self._write(job.file, offset + (number * part.shape[1] + first) * data.itemsize, row)
 
     def _blocks(self, job: Job, cut: Cut, start: int, stop: int, work: Workspace) -> Iterator[_Read]:
         """The source's numbers with their partners', finite, block by block."""

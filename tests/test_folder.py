@@ -538,7 +538,7 @@ def test_a_foreign_quantized_folder_is_read(model: Path) -> None:
         (lambda c: c["quantization_config"].update(config_groups=[]), "has no config_groups"),
         (lambda c: c["quantization_config"].update(config_groups={"a": 1}), "has no config_groups"),
         (lambda c: c["quantization_config"].update(config_groups={}), "group"),
-        (lambda c: c["quantization_config"].update(quant_method="gptq"), "is quantized by 'gptq'"),
+        (lambda c: c["quantization_config"].update(quant_method="aqlm"), "is quantized by 'aqlm'"),
         (lambda c: c["quantization_config"].update(quant_method="\x1b[31m\n"), "\\x1b[31m"),
         (lambda c: c.update(quantization_config=[]), "is not an object"),
         (lambda c: c.update(quantization_config="int8"), "is not an object"),
@@ -577,8 +577,8 @@ def test_patterns_of_strangers_are_not_run(tmp_path: Path) -> None:
 
 def test_a_quantization_config_over_dense_tensors(model: Path) -> None:
     """Policy: a folder that says that it is quantized is not quantized again, whatever its tensors are."""
-    (model / CONFIG).write_text('{"quantization_config": {"quant_method": "bitsandbytes"}}')
-    refused(model, "is quantized by 'bitsandbytes'", "Give the unquantized model")
+    (model / CONFIG).write_text('{"quantization_config": {"quant_method": "eetq"}}')
+    refused(model, "is quantized by 'eetq'", "Give the unquantized model")
 
 
 # ---- other containers ------------------------------------------------------------------------------------------

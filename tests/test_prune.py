@@ -70,7 +70,7 @@ def test_nm_keeps_the_n_largest_of_every_m(data: st.DataObject, dtype: str, m: i
         gone = np.argsort(-np.abs(block), kind="stable")[n:]  # of equals the first stays
         block[gone] = 0
     assert np.array_equal(found, expected)
-    assert bool(method.remark(spec)) == bool(tail)
+    assert bool(method.shortfall(spec)) == bool(tail)
 
 
 @pytest.mark.parametrize("pattern", ["4:2", "2:2", "0:4", "2", "2:4:8", "-1:4", "a:b", "٢:٤", ""])

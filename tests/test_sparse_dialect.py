@@ -30,7 +30,9 @@ def bitmask(matrix: Any, dtype: str) -> dict[str, tuple[str, Any]]:
 def two_of_four(matrix: Any, dtype: str) -> dict[str, tuple[str, Any]]:
     """`sparse-24-bitmask`: the two largest magnitudes of every four, zeros among them where there are fewer."""
     rows, columns = matrix.shape
-    magnitude = np.abs(matrix.astype(np.float64) if matrix.dtype.kind == "f" else matrix & 0x7FFF)
+    magnitude = np.abs(
+        matrix.astype(np.float64) if matrix.dtype.kind == "f" else (matrix & 0x7FFF).astype(np.int64)
+    )
     order = np.argsort(-magnitude.reshape(rows, -1, 4), axis=2, kind="stable")
     mask = np.zeros((rows, columns // 4, 4), bool)
     np.put_along_axis(mask, order[:, :, :2], True, axis=2)

@@ -251,9 +251,9 @@ def damaged(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
 GROUP = ("quantization_config", "config_groups", "group_0")
 BAD_CONFIGS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "no object": (set_("quantization_config", to=[1]), "quantization_config is not an object"),
-    "gptq": (
-        set_("quantization_config", "quant_method", to="gptq"),
-        "is quantized by 'gptq', which is not read here",
+    "aqlm": (
+        set_("quantization_config", "quant_method", to="aqlm"),
+        "is quantized by 'aqlm', which is not read here",
     ),
     "escape": (set_("quantization_config", "quant_method", to="\x1b[31m"), "is quantized by '\\"),
     "no groups": (set_("quantization_config", "config_groups", to=None), "has no config_groups"),

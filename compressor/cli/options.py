@@ -189,8 +189,11 @@ def method_options(verb: str) -> Decorator:
         if bool in (hint, *get_args(hint)):
             made.append(click.option(f"{flag}/--{declared.off or 'no-' + key}", key, default=None, help=text))
         else:
-            choices = [str(choice) for choice in choices_of(hint) if choice is not None]
+            allowed = (choice for _, theirs, _, _ in uses for choice in choices_of(theirs) if choice is not None)
+            choices = [str(choice) for choice in dict.fromkeys(allowed)]
             metavar = "|".join(choices) if choices else describe(hint, declared).split()[1].upper()
+            if len(metavar) > 60:
+                metavar, text = key.upper(), f"{text[:-1]}: {', '.join(choices)}."
             made.append(click.option(flag, key, metavar=metavar, help=text))
     return chain(*made)
 

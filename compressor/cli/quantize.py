@@ -22,11 +22,12 @@ from compressor.recipe import Recipe, make_stage
 @options.selecting
 @options.running
 def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any, **values: Any) -> int:
-    """Store weights as integer codes of few bits, in files that loaders take as they are.
+    """Store weights as codes of few bits, in files that loaders take as they are.
 
-    4 and 8 bits are stored as compressed-tensors does (vLLM, transformers), other widths in a layout of our
-    own that `compressor restore` reads. Vectors, embeddings, output heads and routers are left alone unless
-    included.
+    Integers of 4 and 8 bits and small floats (fp8, nvfp4, mxfp4, mxfp8) are stored as compressed-tensors does
+    (vLLM, transformers), other widths in a layout of our own that `compressor restore` reads;
+    `--layout mlx` and `--layout gptq` are what their names say. Vectors,
+    embeddings, output heads and routers are left alone unless included.
     """
     stage = make_stage(
         "quantize",

@@ -9,7 +9,9 @@ A dialect module provides
 * `configure(config, packed, dense)`: the config.json (without an older quantization) of a folder that stores
   `packed` in the dialect's layouts and `dense` as numbers. A dialect that is only read has none;
 * `SAID`: where it is not quantization, what it is in words;
-* `METADATA`: what the `format` entry of the container files must be.
+* `METADATA`: what the `format` entry of the container files must be;
+* `leftovers(source, stored)`, where the dialect has such: names of tensors that nobody needs once weights are
+  numbers, as the scales of activations.
 
 An `Encoder` names the dialect whose loaders take its parts (`Encoder.dialect`); "" is our own layout, which
 only `restore` reads.
@@ -19,19 +21,31 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from types import ModuleType
 from typing import Any
 
 from compressor.errors import InputError
 from compressor.files.source import Source
+from compressor.files.strict_json import read_object
 from compressor.method import Encoder
 from compressor.tensor import TensorSpec
 from compressor.text import printable
 
 KEYS = ("quantization_config", "quantization")  # of config.json; the second is MLX's
 _OLDER = ("sparsity_config", "compression_config")  # also of config.json, as compressed-tensors once wrote them
-_MODULES = ("compressed_tensors_sparse", "compressed_tensors")
+SIDECAR = "hf_quant_config.json"  # where some of NVIDIA's tools say it beside config.json
+_MODULES = (
+    "compressed_tensors_sparse",
+    "compressed_tensors",
+    "fp8",
+    "modelopt",
+    "bitsandbytes",
+    "mlx",
+    "gptq",
+    "awq",
+)
 
 Stored = Sequence[tuple[TensorSpec, Encoder]]
 
@@ -43,23 +57,39 @@ def dialects() -> dict[str, ModuleType]:
     return {module.NAME: module for module in modules}
 
 
-def read(source: Source) -> tuple[str, Stored]:
-    """What a folder's config says of quantization, in words, and what it stores as parts; ("", ()) if nothing."""
-    config = source.config or {}
+def read(source: Source) -> tuple[str, Stored, frozenset[str]]:
+    """What a folder's config says of quantization, in words, what it stores as parts, and what is left over then;
+    ("", (), …) if nothing."""
+    config = _with_sidecar(source)
+    source = replace(source, config=config)
     declared = next((config[key] for key in KEYS if config.get(key) is not None), None)
     if declared is None and not any(key in config for key in _OLDER):
-        return "", ()
+        return "", (), frozenset()
     if declared is not None and not isinstance(declared, dict):
         raise InputError("config.json: quantization_config is not an object", file=source.path)
     for name, module in dialects().items():
         if module.speaks(config):
-            return getattr(module, "SAID", f"quantized ({name})"), module.stored_tensors(source)
+            stored = module.stored_tensors(source)
+            left = module.leftovers(source, stored) if hasattr(module, "leftovers") else ()
+            return getattr(module, "SAID", f"quantized ({name})"), stored, frozenset(left)
     if declared is None:
-        return "", ()
+        return "", (), frozenset()
     method = printable(str(declared.get("quant_method", "unknown")), 60)
     raise InputError(
         f"is quantized by {method!r}, which is not read here", file=source.path, remedy="Give the unquantized model"
     )
+
+
+def _with_sidecar(source: Source) -> Mapping[str, Any]:
+    """config.json, and what the file beside it says of quantization where config.json says nothing."""
+    config = source.config or {}
+    beside = source.carried.get(SIDECAR)
+    if beside is None or any(config.get(key) is not None for key in KEYS):
+        return config
+    said = read_object(beside).get("quantization")
+    if not isinstance(said, dict):
+        raise InputError("says nothing of quantization", file=beside.path)
+    return {**config, KEYS[0]: {"quant_method": "modelopt", **said}}
 
 
 def without(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def _offsets(kind: type[SparseBitmask], spec: TensorSpec, values: StoredTensor, 
     if stored is None or stored.spec.dtype != "I64" or stored.spec.shape != (rows,):
         raise InputError(f"its part .row_offsets is not {rows} integers", file=source.path, tensor=spec.name)
     try:
-        known = kind().indexed(spec, np.append(_integers(stored), values.spec.size))
+        known = kind().counted_by(spec, np.append(_integers(stored), values.spec.size))
     except UsageError as error:
         raise InputError(error.reason, file=source.path, tensor=spec.name) from error
     return known.starts()

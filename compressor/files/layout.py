@@ -12,13 +12,15 @@ from compressor.tensor import TensorSpec
 class Placed:
     """A tensor in an input file: its bytes begin at `offset` from the start of the file.
 
-    `fortran`: the first axis varies fastest. `big_endian`: each element's bytes are reversed.
+    `fortran`: the first axis varies fastest. `big_endian`: each element's bytes are reversed. `strides`: elements
+    from one row, and from one column, of the tensor's matrix to the next, where it is a part of what lies there.
     """
 
     spec: TensorSpec
     offset: int
     fortran: bool = False
     big_endian: bool = False
+    strides: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

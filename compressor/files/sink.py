@@ -58,6 +58,17 @@ class Sink:
             else:
                 self.direct.write(name, run, offset)
 
+    def write_columns(self, file: int, offset: int, stride: int, data: Array) -> None:
+        """Write each row of a matrix as a run of its own, `stride` bytes after the one before.
+
+        Through one descriptor: the runs are short and many.
+        """
+        name, _ = self.layouts[file]
+        runs = data.view("|u1")
+        with reporting(self.target), self._descriptor(name, 0) as fd:
+            for number, run in enumerate(runs):
+                _write(fd, run.data, offset + number * stride)
+
     def finish_file(self, file: int) -> None:
         """Sync a container file whose tensors are all written, and read its header back."""
         name, layout = self.layouts[file]
@@ -120,22 +131,27 @@ class Sink:
             self._close(None)
 
     def _write(self, name: str, data: memoryview, offset: int, flags: int = 0) -> None:
-        """Write through an idle descriptor of the file that was opened with `flags`, or a new one."""
+        with self._descriptor(name, flags) as fd:
+            _write(fd, data, offset)
+
+    @contextmanager
+    def _descriptor(self, name: str, flags: int) -> Iterator[int]:
+        """An idle descriptor of the file that was opened with `flags`, or a new one; kept if all went well."""
         key = name, flags
         with self.lock:
             at = next((at for at, (held, _) in enumerate(self.idle) if held == key), None)
             fd = None if at is None else self.idle.pop(at)[1]
         fd = self._new(name, flags) if fd is None else fd
         try:
-            _write(fd, data, offset)
+            yield fd
         except BaseException:
             os.close(fd)
             raise
         with self.lock:
             self.idle.append((key, fd))
-            fd = self.idle.pop(0)[1] if len(self.idle) > _IDLE else None
-        if fd is not None:
-            os.close(fd)
+            surplus = self.idle.pop(0)[1] if len(self.idle) > _IDLE else None
+        if surplus is not None:
+            os.close(surplus)
 
     def _close(self, name: str | None) -> None:
         """Close the idle descriptors of a file, or of all files. OSError when one cannot be."""

@@ -45,13 +45,15 @@ class StoredTensor:
     @property
     def contiguous(self) -> bool:
         """Whether the file holds the bytes in the order and endianness in which we write them."""
-        return not self.placed.fortran and not self.placed.big_endian
+        return not self.placed.fortran and not self.placed.big_endian and self.placed.strides is None
 
     def read_rows(self, columns: int, start: int, stop: int, work: Workspace, key: str) -> Array:
         """Rows [start, stop) of the tensor seen as a matrix of `columns` columns, in its storage type."""
         storage = np.dtype(DTYPES[self.spec.dtype].storage)
         if self.placed.fortran:
             raw = self._gather(start, stop, work, key)
+        elif self.placed.strides is not None:
+            raw = self._stride(columns, start, stop, work, key)
         else:
             raw = work.array(key, (stop - start, columns), storage.str)
             offset = self.placed.offset + start * columns * storage.itemsize
@@ -89,6 +91,25 @@ class StoredTensor:
         raw = work.array(key, (rows, columns), storage.str)
         axes = tuple(range(len(shape) - 1, -1, -1))
         np.copyto(raw.reshape(rows, *shape[1:]), runs.reshape(*reversed(shape[1:]), rows).transpose(axes))
+        return raw
+
+    def _stride(self, columns: int, start: int, stop: int, work: Workspace, key: str) -> Array:
+        """Rows of a tensor that is a part of a larger one: a run of the file for each row or, where rows lie closer
+        to each other than columns, for each column."""
+        assert self.placed.strides is not None  # noqa: S101 - who calls looked
+        by_row, by_column = self.placed.strides
+        storage = np.dtype(DTYPES[self.spec.dtype].storage)
+        raw = work.array(key, (stop - start, columns), storage.str)
+        if not raw.size:
+            return raw
+        first = self.placed.offset + start * by_row * storage.itemsize
+        target, near, far = (raw, by_column, by_row) if by_column <= by_row else (raw.T, by_row, by_column)
+        count, length = target.shape
+        runs = work.array(f"{key}.runs", (count, (length - 1) * near + 1), storage.str)
+        self.file.read_runs(
+            (run.data, first + number * far * storage.itemsize) for number, run in enumerate(runs.view(np.uint8))
+        )
+        np.copyto(target, runs[:, ::near])
         return raw
 
 

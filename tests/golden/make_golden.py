@@ -29,6 +29,10 @@ def _ints(bits: int, dtype: str = "F32", **options: Any) -> tuple[str, str, dict
     return "quantize", dtype, {"bits": bits, **options}
 
 
+def _floats(scheme: str, dtype: str, **options: Any) -> tuple[str, str, dict[str, Any]]:
+    return "quantize", dtype, {"scheme": scheme, **options}
+
+
 REPORTS = ("table", "json")
 # Name of the output: verb, input, options.
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -82,6 +86,23 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "quantize-int-pack-quantized-8-group-f16.safetensors": _ints(8, "F16", group_size=16),
     "quantize-int-pack-quantized-8-asymmetric-f64.safetensors": _ints(8, "F64", symmetric=False),
     "quantize-int-pack-quantized-8-fp8.safetensors": _ints(8, "F8_E4M3", layout="pack-quantized"),
+    "quantize-codebook-f32.safetensors": ("quantize", "F32", {"scheme": "codebook"}),
+    "quantize-codebook-5-rows-bf16.safetensors": ("quantize", "BF16", {"entries": 5, "rows": 4}),
+    "quantize-codebook-linear-f64.safetensors": ("quantize", "F64", {"entries": 7, "init": "linear"}),
+    "quantize-codebook-density-fp8.safetensors": ("quantize", "F8_E4M3", {"entries": 4, "init": "density"}),
+    "quantize-codebook-plus-plus-f16.safetensors": (
+        "quantize",
+        "F16",
+        {"entries": 8, "init": "kmeans++", "seed": 3},
+    ),
+    "quantize-binary-bf16.safetensors": ("quantize", "BF16", {"scheme": "binary"}),
+    "quantize-binary-group-fp8.safetensors": ("quantize", "F8_E4M3", {"scheme": "binary", "group_size": 8}),
+    "quantize-ternary-f32.safetensors": ("quantize", "F32", {"scheme": "ternary"}),
+    "quantize-ternary-2bit-group-f16.safetensors": (
+        "quantize",
+        "F16",
+        {"scheme": "ternary", "layout": "2bit", "group_size": 8},
+    ),
     **{f"quantize-int-compressor-{bits}-f32.safetensors": _ints(bits, group_size=8) for bits in (2, 3, 5, 6, 7)},
     **{
         f"quantize-int-compressor-{bits}-asymmetric-bf16.safetensors": _ints(
@@ -89,6 +110,24 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         )
         for bits, grain in ((3, "tensor"), (4, "channel"), (8, "channel"))
     },
+    "quantize-nf4-absmax-f16.safetensors": ("quantize", "F16", {"scheme": "nf4", "method": "absmax"}),
+    "quantize-nf4-search-f32.safetensors": ("quantize", "F32", {"scheme": "nf4", "group_size": 32}),
+    "quantize-nf4-double-bf16.safetensors": ("quantize", "BF16", {"scheme": "nf4", "double_quant": True}),
+    "quantize-int-mlx-4-bf16.safetensors": _ints(4, "WIDE-BF16", group_size=32, layout="mlx"),
+    "quantize-int-mlx-6-f16.safetensors": _ints(6, "WIDE-F16", group_size=64, layout="mlx"),
+    "quantize-int-mlx-3-asymmetric-bf16.safetensors": _ints(
+        3, "WIDE-BF16", symmetric=False, group_size=32, layout="mlx"
+    ),
+    "quantize-int-gptq-4-bf16.safetensors": _ints(4, "WIDE-BF16", group_size=32, layout="gptq"),
+    "quantize-int-gptq-8-f16.safetensors": _ints(8, "WIDE-F16", layout="gptq"),
+    "quantize-fp8-channel-bf16.safetensors": _floats("fp8", "BF16"),
+    "quantize-fp8-tensor-f16.safetensors": _floats("fp8", "F16", granularity="tensor"),
+    "quantize-fp8-block-f32.safetensors": _floats("fp8", "F32", granularity="block"),
+    "quantize-fp8-e5m2-f64.safetensors": _floats("fp8", "F64", element="e5m2", method="absmax"),
+    "quantize-nvfp4-bf16.safetensors": _floats("nvfp4", "BF16"),
+    "quantize-nvfp4-absmax-f32.safetensors": _floats("nvfp4", "F32", method="absmax"),
+    **{f"quantize-{scheme}-wide.safetensors": _floats(scheme, "WIDE") for scheme in ("nvfp4", "mxfp4", "mxfp8")},
+    "quantize-mxfp4-absmax-wide.safetensors": _floats("mxfp4", "WIDE", method="absmax"),
 }
 
 
@@ -102,11 +141,13 @@ def produce(name: str, folder: Path) -> Path:
 
 
 def restore(path: Path, folder: Path) -> np.ndarray:
-    """The values that an output comes back as, float64."""
+    """The values that an output comes back as, float64; those of several tensors below one another."""
     api.restore(path, folder / "restored.safetensors")
-    ((dtype, shape, data),) = archives.read(folder / "restored.safetensors").values()
-    raw = np.frombuffer(data, np.dtype(store(0, dtype).dtype)).reshape(shape)
-    return numbers(raw, dtype).astype(np.float64)
+    found = []
+    for _, (dtype, shape, data) in sorted(archives.read(folder / "restored.safetensors").items()):
+        raw = np.frombuffer(data, np.dtype(store(0, dtype).dtype)).reshape(shape)
+        found.append(numbers(raw, dtype).astype(np.float64))
+    return np.concatenate(found)
 
 
 def report(style: str, folder: Path) -> str:
@@ -132,10 +173,35 @@ def inputs() -> None:
     archives.write(HERE / "input-teacher.safetensors", {"layer.weight": ("F32", teacher)})
 
 
+def wide_inputs() -> None:
+    """A matrix of whole words and groups both ways, for layouts that hold nothing else."""
+    random = np.random.default_rng(21)
+    values = random.standard_normal((8, 64)) * 0.05
+    values[2], values[4, 3], values[5, :4], values[6, 9], values[7, ::3] = 0, -0.0, 0.03, 1.5, 0
+    for dtype in ("F16", "BF16"):
+        path = HERE / f"input-wide-{dtype.lower()}.safetensors"
+        archives.write(path, {"layer.weight": (dtype, store(values, dtype))})
+
+
+def wide_input() -> None:
+    """Two parts of one layer with rows of 64, in bfloat16: one larger, with blocks of zeros and outliers."""
+    random = np.random.default_rng(21)
+    tensors = {}
+    for name, size in (("gate_proj", 0.05), ("up_proj", 0.4)):
+        values = random.standard_normal((5, 64)) * size
+        values[2, :40], values[4, 3], values[1, 50] = 0, -0.0, 12 * size
+        tensors[f"mlp.{name}.weight"] = ("BF16", store(values, "BF16"))
+    archives.write(HERE / "input-wide.safetensors", tensors)
+
+
 def main() -> None:
     provenance.__version__ = VERSION
     if not (HERE / "input-teacher.safetensors").exists():
         inputs()
+    if not (HERE / "input-wide-bf16.safetensors").exists():
+        wide_inputs()
+    if not (HERE / "input-wide.safetensors").exists():
+        wide_input()
     for name in CASES:
         if not (HERE / name).exists():
             path = produce(name, HERE)

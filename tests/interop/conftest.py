@@ -24,7 +24,7 @@ SAMPLES = HERE.parents[1] / "sample_weights"
 # Imported here first, so that a warning at import does not fail the collection
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    for package in ("torch", "transformers", "compressed_tensors", "mlx.core"):
+    for package in ("torch", "transformers", "compressed_tensors", "mlx.core", "bitsandbytes"):
         with suppress(ImportError):
             importlib.import_module(package)
 

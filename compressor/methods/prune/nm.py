@@ -55,7 +55,7 @@ class NM(Selection):
     def m(self) -> int:
         return int(self.pattern.partition(":")[2])
 
-    def remark(self, spec: TensorSpec) -> str:
+    def shortfall(self, spec: TensorSpec) -> str:
         tail = spec.matrix[1] % self.m
         return f"the last {tail} columns of a row fill no block of {self.m}, and stay" if tail else ""
 

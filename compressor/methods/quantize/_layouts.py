@@ -14,6 +14,7 @@ from typing import ClassVar
 from compressor import bits as bitstream
 from compressor.lazy import np
 from compressor.method import Part
+from compressor.methods.quantize import _scales
 from compressor.tensor import TensorSpec
 from compressor.workspace import Array, Workspace
 
@@ -26,6 +27,16 @@ class CodeLayout:
     symmetric: bool
     whole: bool
     scale: ClassVar[str] = "_scale"
+    dialect: ClassVar[str] = ""  # whose loaders take the layout, where compressed-tensors' do not
+
+    @staticmethod
+    def scale_dtype(spec: TensorSpec) -> str:
+        """The dtype of the scales of this tensor."""
+        return "F32" if spec.dtype.startswith("F8") else spec.dtype
+
+    @staticmethod
+    def check(bits: int, symmetric: bool, grain: str, group: int) -> None:
+        """UsageError where the layout cannot hold such codes of any tensor."""
 
     def parts(self, spec: TensorSpec, scale_dtype: str, scale_shape: tuple[int, ...]) -> tuple[Part, ...]:
         """All parts of the tensor; `scale_shape` is [rows, groups] or [1]."""
@@ -46,6 +57,27 @@ class CodeLayout:
     def load(self, parts: Mapping[str, Array], codes: Array, work: Workspace) -> Array | None:
         """Fill `codes` and return the zero points."""
         raise NotImplementedError
+
+    def scales(self, parts: Mapping[str, Array]) -> Array:
+        """The stored scales, [rows, groups] or [1]."""
+        return parts[self.scale]
+
+    def settle(self, grouped: Array, scale: Array, zero: Array | None, dtype: str) -> tuple[Array, Array | None]:
+        """Chosen scales (of `dtype`, stored type) and zero points as far as the layout's arithmetic allows them,
+        for these weights [rows, groups, size]. May change both in place."""
+        return scale, zero
+
+    def numbers(self, centred: Array, scale: Array, zero: Array | None, dtype: str, work: Workspace) -> None:
+        """What loaders make of q − z, in place [rows, groups, size]; `scale` broadcasts and is of `dtype`."""
+        _scales.apply(np.multiply, centred, scale, centred)
+
+    def decode(self, parts: Mapping[str, Array], grouped: Array, work: Workspace) -> bool:
+        """Restore [rows, groups, size] from the parts, where that is not s·(q − z); False where it is."""
+        return False
+
+    def slack(self, weight: float, spec: TensorSpec) -> float:
+        """What the layout's arithmetic may add to the error, where no weight of the tensor exceeds `weight`."""
+        return 0.0
 
     def _store_scale(self, scale: Array, parts: Mapping[str, Array], first: bool) -> None:
         if first or not self.whole:

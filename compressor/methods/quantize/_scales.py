@@ -77,7 +77,7 @@ def _positive(scale: Array, extent: Array) -> Array:
 
 def store_scale(scale: Array, reach: Array | int, dtype: str, weight_dtype: str) -> Array:
     """`scale` rounded to its stored `dtype` (storage type), so that reach · scale fits `weight_dtype`."""
-    limit = largest(weight_dtype) / reach
+    limit = np.minimum(largest(weight_dtype) / reach, largest(dtype))  # scales may be of a narrower dtype
     if weight_dtype == "F64":  # no wider type to divide in: the quotient may have been rounded up
         limit = np.nextafter(limit, 0)
     wanted = np.minimum(np.maximum(scale, smallest(dtype)), limit)

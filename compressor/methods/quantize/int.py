@@ -17,10 +17,15 @@ Stored, for `NAME` [rows, columns] (codes offset to unsigned, rows packed as lit
   or [1];
 * `compressor` (any): `NAME.codes` U8 [rows, ⌈columns·b/8⌉], `NAME.scale` [rows, groups] or [1]; asymmetric:
   `NAME.zero_point` U8 like the scale;
+* `mlx` (2, 3, 4, 5, 6, 8 bits; groups of 32, 64, 128): `NAME` U32 [rows, columns·b/32], and without `.weight` in
+  the name `.scales`, `.biases` [rows, groups]; w ≈ s·q + β as MLX rounds it, β = −z·s;
+* `gptq` (4, 8 bits, symmetric, by channel or group): without `.weight` in the name, `.qweight` I32
+  [columns·b/32, rows], `.qzeros` I32 [groups, rows·b/32], `.scales` F16 [groups, rows], `.g_idx` I32 [columns];
 * `plain` (any; what `--store codes` takes): as `compressor`, with `NAME.codes` I8 (asymmetric: U8), one code an
   element.
 
-The first two are compressed-tensors' own. A scale has the weight's dtype (F32 for FP8 weights).
+The first two are compressed-tensors' own. A scale has the weight's dtype (F32 for FP8 weights; `mlx`: and for
+float64; `gptq`: always F16, and weights beyond its range are clipped).
 Error: about half a scale, see `bound`.
 """
 
@@ -35,9 +40,11 @@ from compressor.floats import epsilon, smallest, widen
 from compressor.floats import largest as limit
 from compressor.lazy import np
 from compressor.method import Block, Encoder, Method, Part, Survey, option
-from compressor.methods.quantize import _layouts, _scales
+from compressor.methods.quantize import _layouts, _layouts_foreign, _scales
 from compressor.tensor import TensorSpec
 from compressor.workspace import Array, Workspace
+
+_LAYOUTS: dict[str, type[_layouts.CodeLayout]] = {**_layouts.LAYOUTS, **_layouts_foreign.LAYOUTS}
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class Int(Encoder):
     )
     group_size: int | None = option(None, help="weights of a row that share a scale; unset: 128", low=1, high=2**31)
     method: Literal["absmax"] = option("absmax", help="how scales are chosen")
-    layout: Literal["auto", "pack-quantized", "int-quantized", "compressor", "plain"] = option(
+    layout: Literal["auto", "pack-quantized", "int-quantized", "mlx", "gptq", "compressor", "plain"] = option(
         "auto", help="stored layout; auto takes compressed-tensors' where it has one"
     )
 
@@ -69,6 +76,8 @@ class Int(Encoder):
             raise UsageError(f"layout pack-quantized holds 4 or 8 bits here, not {self.bits}")
         if self.layout == "int-quantized" and (self.bits != 8 or not self.symmetric or self.grain == "group"):
             raise UsageError("layout int-quantized holds symmetric 8-bit codes by tensor or channel only")
+        if self.layout != "auto":
+            _LAYOUTS[self.layout].check(self.bits, self.symmetric, self.grain, self.group)
 
     def within(self, stage: Method) -> Method:
         """A rule that changes the bits alone keeps the stage's granularity."""
@@ -81,7 +90,8 @@ class Int(Encoder):
         """The granularity that holds when it was left unset."""
         if self.granularity is not None:
             return self.granularity
-        return "group" if self.bits < 8 or self.group_size is not None else "channel"
+        grouped = self.bits < 8 or self.group_size is not None or self.layout == "mlx"
+        return "group" if grouped else "channel"
 
     @property
     def group(self) -> int:
@@ -107,7 +117,7 @@ class Int(Encoder):
         """Raises UsageError when the group size does not divide the row, naming sizes that do."""
         rows, columns = spec.matrix
         layout = self.layout_of(spec)
-        if layout in ("pack-quantized", "int-quantized") and len(spec.shape) != 2:
+        if layout not in ("compressor", "plain") and len(spec.shape) != 2:
             raise UsageError(
                 f"layout {layout} holds matrices, and this has shape {list(spec.shape)}",
                 tensor=spec.name,
@@ -123,7 +133,7 @@ class Int(Encoder):
             )
         groups = columns // self.group if self.grain == "group" else 1
         shape = (1,) if self.grain == "tensor" else (rows, groups)
-        return self._layout(spec).parts(spec, _scale_dtype(spec), shape)
+        return self._layout(spec).parts(spec, self._scale_dtype(spec), shape)
 
     def config(self, spec: TensorSpec) -> dict[str, Any] | None:
         layout = self.layout_of(spec)
@@ -145,6 +155,9 @@ class Int(Encoder):
             "output_activations": None,
         }
 
+    def dialect(self, spec: TensorSpec) -> str:
+        return _LAYOUTS[self.layout_of(spec)].dialect or super().dialect(spec)
+
     @property
     def label(self) -> str:
         return f"int{self.bits}"
@@ -161,20 +174,21 @@ class Int(Encoder):
 
     def bound(self, largest: float, spec: TensorSpec) -> float:
         """Half a scale, and what storing the scale and the result in their dtypes adds at the range's end."""
-        dtype = _scale_dtype(spec)
+        dtype = self._scale_dtype(spec)
         scale = max(largest / (self.half - 0.5), smallest(dtype))
         # near the end of the dtype's range the scale is held back, so that no code leaves it
         held_back = largest * (1 + 1 / self.half) >= limit(spec.dtype)
         slack = 2 * self.half * (epsilon(dtype) * scale + smallest(dtype))
         rounding = 2 * epsilon(spec.dtype) * largest + smallest(spec.dtype)
-        return scale * (1.5 if held_back else 0.5) + slack + rounding
+        return scale * (1.5 if held_back else 0.5) + slack + rounding + self._layout(spec).slack(largest, spec)
 
     # ---- the kernels -------------------------------------------------------------------------------
 
     def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
         values, spec, work = block.values, block.spec, block.work
         grouped, target = self._grouped(values), self._grouped(restored)
-        stored, zero = self._scales(grouped, target, spec)
+        layout, dtype = self._layout(spec), self._scale_dtype(spec)
+        stored, zero = layout.settle(grouped, *self._scales(grouped, target, spec), dtype)
         scale = self._scale_column(stored, spec, values.dtype)
         # A float beyond 2^23 (2^52) has no fraction: adding the anchor rounds halves to even and leaves the
         # code in the lowest bits, in one pass where rounding and converting would take three.
@@ -188,22 +202,27 @@ class Int(Encoder):
             codes = work.array("int.codes", values.shape, "|u1")
             np.copyto(codes, restored.view(f"<u{restored.itemsize}"), casting="unsafe")
             points = None if zero is None else zero.astype(np.uint8)
-            self._layout(spec).store(codes, stored, points, parts, block.start == 0, work)
+            layout.store(codes, stored, points, parts, block.start == 0, work)
         np.subtract(target, offset, out=target)
-        _scales.apply(np.multiply, target, scale, target)
+        layout.numbers(target, scale, zero, dtype, work)
 
     def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
         layout = self._layout(spec)
+        if layout.decode(parts, self._grouped(out), work):
+            return
         codes = work.array("int.codes", out.shape, "|u1")
         zero = layout.load(parts, codes, work)
         offset = zero.astype(out.dtype)[..., None] if zero is not None else out.dtype.type(self.half)
         target = self._grouped(out)
         np.copyto(target, self._grouped(codes))
         np.subtract(target, offset, out=target)
-        _scales.apply(np.multiply, target, self._scale_column(parts[layout.scale], spec, out.dtype), target)
+        _scales.apply(np.multiply, target, self._scale_column(layout.scales(parts), spec, out.dtype), target)
 
     def _layout(self, spec: TensorSpec) -> _layouts.CodeLayout:
-        return _layouts.LAYOUTS[self.layout_of(spec)](self.bits, self.symmetric, self.grain == "tensor")
+        return _LAYOUTS[self.layout_of(spec)](self.bits, self.symmetric, self.grain == "tensor")
+
+    def _scale_dtype(self, spec: TensorSpec) -> str:
+        return _LAYOUTS[self.layout_of(spec)].scale_dtype(spec)
 
     def _grouped(self, matrix: Array) -> Array:
         """[rows, columns] as [rows, groups, size]."""
@@ -218,7 +237,7 @@ class Int(Encoder):
             low, high = np.array([[self.extent[0]]]), np.array([[self.extent[1]]])
         else:
             low, high = _scales.extent(grouped, self.symmetric, scratch)
-        dtype = _scale_dtype(spec)
+        dtype = self._scale_dtype(spec)
         if self.symmetric:
             scale, reach = _scales.symmetric_scale(np.maximum(high, -low), self.half)
             return _scales.store_scale(scale, reach, dtype, spec.dtype), None
@@ -227,7 +246,7 @@ class Int(Encoder):
 
     def _scale_column(self, stored: Array, spec: TensorSpec, dtype: np.dtype[Any]) -> Array:
         """Stored scales as numbers that broadcast over [rows, groups, size]."""
-        wide = widen(stored, _scale_dtype(spec), Workspace()).astype(dtype, copy=False)
+        wide = widen(stored, self._scale_dtype(spec), Workspace()).astype(dtype, copy=False)
         return wide.reshape((1, 1, 1) if self.grain == "tensor" else (*stored.shape, 1))
 
 
@@ -248,10 +267,6 @@ class Extent(Survey[tuple[float, float]]):
 
     def conclude(self, stats: tuple[float, float]) -> Int:
         return replace(self.method, extent=stats)
-
-
-def _scale_dtype(spec: TensorSpec) -> str:
-    return "F32" if spec.dtype.startswith("F8") else spec.dtype
 
 
 METHOD = Int

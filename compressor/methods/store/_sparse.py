@@ -252,7 +252,7 @@ class Sparse(Encoder):
             np.subtract(codes, half, out=codes)
         return codes
 
-    def index(self, spec: TensorSpec) -> Part | None:
+    def counts_part(self, spec: TensorSpec) -> Part | None:
         if not self.counts or self.offsets is not None:
             return None
         rows, columns = spec.matrix
@@ -265,7 +265,7 @@ class Sparse(Encoder):
         rows, columns = spec.matrix
         return Part(self.index_suffix, index_dtype(rows, columns), (rows + 1,), every=0, value=self.starts())
 
-    def indexed(self, spec: TensorSpec, content: Array) -> Sparse:
+    def counted_by(self, spec: TensorSpec, content: Array) -> Sparse:
         offsets = content.astype(np.int64)
         counts = np.diff(offsets)
         if offsets[0] != 0 or np.any(counts < 0) or np.any(counts > spec.matrix[1]):

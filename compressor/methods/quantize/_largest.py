@@ -1,0 +1,47 @@
+"""The largest magnitude of every tensor, for schemes that have a scale for a whole tensor.
+
+Tensors that loaders fuse into one (`fusing.py`) get the largest of them all, so that they share that scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from compressor.fusing import fused_group
+from compressor.method import Block, Method, Survey
+
+Found = tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Largest(Survey[dict[str, float]]):
+    """Concludes with `method` whose field `found` is a tuple of (tensor's name, magnitude)."""
+
+    method: Any
+
+    def start(self) -> dict[str, float]:
+        return {}
+
+    def observe(self, block: Block, stats: dict[str, float]) -> dict[str, float]:
+        extent = max(float(block.values.max()), -float(block.values.min()))
+        return self.merge(stats, {block.spec.name: extent})
+
+    def merge(self, stats: dict[str, float], more: dict[str, float]) -> dict[str, float]:
+        for name, extent in more.items():
+            stats[name] = max(stats.get(name, 0.0), extent)
+        return stats
+
+    def conclude(self, stats: dict[str, float]) -> Method:
+        made: Method = replace(self.method, found=tuple(sorted(shared(stats).items())))
+        return made
+
+
+def shared(largest: Mapping[str, float]) -> dict[str, float]:
+    """For each tensor the largest magnitude of those that it is fused with."""
+    groups: dict[str, float] = {}
+    for name, extent in largest.items():
+        whole = fused_group(name) or name
+        groups[whole] = max(groups.get(whole, 0.0), extent)
+    return {name: groups[fused_group(name) or name] for name in largest}

@@ -1,0 +1,50 @@
+"""What the OCP Microscaling formats have in common: blocks of 32 whose scale is a power of two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import frexp
+from typing import Any, ClassVar
+
+from compressor.floats import epsilon, smallest
+from compressor.methods.quantize._blocks import BlockScaled, powers_of_two
+from compressor.tensor import TensorSpec
+from compressor.workspace import Array, Workspace
+
+
+@dataclass(frozen=True)
+class Microscaling(BlockScaled):
+    """A scale is stored as its biased exponent, E8M0, in a byte."""
+
+    nameless: ClassVar[bool] = True
+    size: ClassVar[int] = 32
+    scale_dtype: ClassVar[str] = "U8"
+    tried: ClassVar[tuple[int, ...]] = (0, 1)
+    weights: ClassVar[Mapping[str, Any]] = {"strategy": "group", "scale_dtype": "torch.uint8"}
+
+    def ladder(self, spec: TensorSpec) -> Array:
+        return powers_of_two()[:255]
+
+    def stored_scale(self, parts: Mapping[str, Array], spec: TensorSpec) -> Array:
+        return powers_of_two()
+
+    def suggested(self, high: Array, spec: TensorSpec, work: Workspace) -> Array:
+        """The exponent with which the largest weight has that of the format's largest number.
+
+        Under `absmax` magnitudes of mantissa 1.75 and more count as the next power of two, which is
+        compressed-tensors' rule; the search tries both.
+        """
+        patterns = high.view("<i4") + (0 if self.method == "search" else 1 << 21)
+        rungs = (patterns >> 23) - (frexp(self.element.largest)[1] - 1)
+        rungs[high == 0] = 127
+        found: Array = rungs
+        return found
+
+    def bound(self, largest: float, spec: TensorSpec) -> float:
+        """The largest weight of a block is at most 2^(e+1) in units of a scale of which 2^e is within range, so
+        clipping costs 2^(e+1) minus the largest number, which is also no less than half a step anywhere."""
+        top = self.element.largest
+        lost = 2.0 ** frexp(top)[1] / top - 1
+        rounding = 2 * epsilon(spec.dtype) * largest + smallest(spec.dtype) + 2.0**-127
+        return lost * largest + rounding

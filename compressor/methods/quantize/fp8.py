@@ -1,0 +1,231 @@
+"""FP8: 8-bit floats (E4M3, or E5M2) with one scale for a tensor, a row, or a block of 128 × 128.
+
+    w ≈ q · s,  q a float8 number of at most 448 (e5m2: 57344),  absmax: s = max|w| / 448
+
+`search` (the default) also tries larger scales, s · 2^(k/8) for k up to 7, and keeps the one of least squared
+error for every row or block: which weights lie just above a power of two, where steps double, is worth 2 % of the
+error. By tensor it is not worth another pass, and both are the same. Parts that loaders fuse (q/k/v, gate/up) share
+the scale of a tensor. Divided in float32 (float64 for float64 weights) by the scale as stored, clamped before it
+is rounded, halves to even. A zero stays exactly zero.
+
+Stored, for `NAME` [rows, columns]: `NAME` F8_E4M3 (F8_E5M2) [rows, columns]; `NAME_scale` in the weight's dtype
+(F32 for FP8 weights), [1] by tensor, [rows, 1] by channel, [⌈rows/128⌉, ⌈columns/128⌉] by block. E4M3 matrices are
+compressed-tensors' own layouts, and the names differ in what loaders do with activations:
+
+* `float-quantized`: they are rounded to 8 bits too, token by token (by block: every 128 of a token);
+* `naive-quantized`: they are left as they are; `auto` takes it where 128 does not divide the rows of blocks.
+
+E5M2, and tensors that are no matrices, only `restore` reads.
+Error: at most 2^-4 of the weight (e5m2: 2^-3), and less than 2^-10 (2^-17) of a scale for the smallest.
+
+    compressor quantize model -o small --scheme fp8 --granularity block
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+from compressor.floats import epsilon, smallest, widen
+from compressor.floats import largest as limit
+from compressor.lazy import np
+from compressor.method import Block, Encoder, Part, option
+from compressor.methods.quantize import _scales
+from compressor.methods.quantize._largest import Found, Largest
+from compressor.methods.quantize._minifloat import E4M3, E5M2, Minifloat
+from compressor.tensor import TensorSpec
+from compressor.workspace import Array, Workspace
+
+_TRIALS = 8  # scales that the search tries within a factor of two
+
+
+@dataclass(frozen=True)
+class Scales:
+    """How the scales are stored; other than like this in strangers' files only.
+
+    They are called NAME + `suffix`; `dtype` "" is ours to choose; `single` is the shape of a tensor's only scale;
+    `block` the rows and columns that share one.
+    """
+
+    suffix: str = "_scale"
+    dtype: str = ""
+    single: tuple[int, ...] = (1,)
+    block: tuple[int, int] = (128, 128)
+
+    def dtype_for(self, spec: TensorSpec) -> str:
+        return self.dtype or ("F32" if spec.dtype.startswith("F8") else spec.dtype)
+
+
+@dataclass(frozen=True)
+class Fp8(Encoder):
+    """8-bit floats with a scale for a tensor, a row or a block."""
+
+    verb: ClassVar[str] = "quantize"
+    id: ClassVar[str] = "fp8"
+    nameless: ClassVar[bool] = True
+
+    element: Literal["e4m3", "e5m2"] = option("e4m3", help="bits of exponent and mantissa")
+    granularity: Literal["tensor", "channel", "block"] = option("channel", help="what shares a scale")
+    method: Literal["search", "absmax"] = option("search", help="how scales are chosen")
+    layout: Literal["auto", "float-quantized", "naive-quantized"] = option(
+        "auto", help="stored layout: activations are rounded too (float-), or not (naive-quantized)"
+    )
+
+    found: Found | None = None  # the largest magnitude for each tensor, once surveyed
+    scales: Scales = Scales()
+
+    # ---- what is stored ----------------------------------------------------------------------------
+
+    @property
+    def minifloat(self) -> Minifloat:
+        return E4M3 if self.element == "e4m3" else E5M2
+
+    def parts(self, spec: TensorSpec) -> tuple[Part, ...]:
+        rows, columns = spec.matrix
+        codes = Part("", f"F8_{self.element.upper()}", spec.shape)
+        suffix, dtype = self.scales.suffix, self.scales.dtype_for(spec)
+        if self.granularity == "tensor":
+            return codes, Part(suffix, dtype, self.scales.single, every=0)
+        if self.granularity == "channel":
+            return codes, Part(suffix, dtype, (rows, 1))
+        high, wide = self.scales.block
+        return codes, Part(suffix, dtype, (-(-rows // high), -(-columns // wide)), every=high)
+
+    def config(self, spec: TensorSpec) -> dict[str, Any] | None:
+        if self.element != "e4m3" or len(spec.shape) != 2:
+            return None
+        common = {"num_bits": 8, "type": "float", "symmetric": True}
+        weights = {**common, "group_size": None, "strategy": self.granularity, "dynamic": False}
+        activations = {**common, "group_size": None, "strategy": "token", "dynamic": True}
+        layout = "float-quantized" if self.layout == "auto" else self.layout
+        if self.granularity == "block":
+            weights["block_structure"] = list(self.scales.block)
+            activations |= {"group_size": self.scales.block[1], "strategy": "group"}
+            if self.layout == "auto" and spec.shape[1] % self.scales.block[1]:
+                layout = "naive-quantized"
+        return {
+            "format": layout,
+            "weights": weights,
+            "input_activations": activations if layout == "float-quantized" else None,
+            "output_activations": None,
+        }
+
+    @property
+    def label(self) -> str:
+        return self.id if self.element == "e4m3" else f"{self.id}-{self.element}"
+
+    @property
+    def reach(self) -> Literal["tensor", "model"]:
+        return "model" if self.granularity == "tensor" else "tensor"
+
+    def survey(self, specs: Sequence[TensorSpec]) -> Largest | None:
+        return Largest(self) if self.granularity == "tensor" and self.found is None else None
+
+    def bound(self, largest: float, spec: TensorSpec) -> float:
+        """Half a step of the largest weight, and what storing scale and result in their dtypes adds."""
+        dtype, top = self.scales.dtype_for(spec), self.minifloat.largest
+        half_step = 2.0 ** -(self.minifloat.mantissa + 1)
+        slack = 4 * epsilon(dtype) * largest + top * smallest(dtype)
+        return half_step * largest + slack + 2 * epsilon(spec.dtype) * largest + smallest(spec.dtype)
+
+    # ---- the kernels -------------------------------------------------------------------------------
+
+    def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
+        values, spec, work = block.values, block.spec, block.work
+        dtype = self.scales.dtype_for(spec)
+        for run, rows in self._runs(len(values)):
+            piece = values[rows]
+            codes = None if parts is None else parts[""].reshape(values.shape)[rows]
+            with np.errstate(all="ignore"):
+                stored = self._scales(piece, spec, work)
+                scale = self._spread(widen(stored, dtype, Workspace()), piece)
+                self.minifloat.quantize(piece, scale, codes, restored[rows], work)
+            if parts is not None and (block.start == 0 or self.granularity != "tensor"):
+                held = parts[self.scales.suffix]
+                held = held[run : run + 1] if self.granularity == "block" else held
+                held[...] = stored.reshape(held.shape)
+
+    def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
+        codes, kind = parts[""].reshape(out.shape), out.dtype.str
+        self.minifloat.table(kind).take(codes, out=out, mode="wrap")
+        numbers = widen(parts[self.scales.suffix], self.scales.dtype_for(spec), Workspace())
+        for run, rows in self._runs(len(out)):
+            held = numbers[run : run + 1] if self.granularity == "block" else numbers
+            np.multiply(out[rows], self._spread(held, out[rows]), out=out[rows])
+
+    def _runs(self, rows: int) -> Iterator[tuple[int, slice]]:
+        """The rows that are treated at once, with the number of their run of scales."""
+        step = self.scales.block[0] if self.granularity == "block" else max(rows, 1)
+        for run, first in enumerate(range(0, rows, step)):
+            yield run, slice(first, min(first + step, rows))
+
+    def _spread(self, scale: Array, values: Array) -> Array:
+        """Scales [runs' units] as numbers that broadcast over `values` [rows, columns]."""
+        numbers = scale.astype(values.dtype, copy=False)
+        if self.granularity == "block":
+            return np.repeat(numbers.reshape(-1), self.scales.block[1])[None, : values.shape[1]]
+        return numbers.reshape(-1, 1)
+
+    def _scales(self, values: Array, spec: TensorSpec, work: Workspace) -> Array:
+        """The stored scales of some rows, one for each unit."""
+        if self.granularity == "tensor":
+            return self._stored(np.array([self._largest[spec.name]]), 1.0, spec)
+        magnitudes = work.array("fp8.magnitudes", values.shape, values.dtype.str)
+        np.abs(values, out=magnitudes)
+        high = self._gather(np.maximum, magnitudes)
+        stored = self._stored(high, 1.0, spec)
+        if self.method == "absmax":
+            return stored
+        quotient, rounded = (
+            work.array(f"fp8.{name}", values.shape, values.dtype.str) for name in ("quotient", "rounded")
+        )
+        unit, least = None, np.full(high.shape, np.inf)
+        for trial in range(_TRIALS):
+            tried = stored if trial == 0 else self._stored(high, 2 ** (trial / _TRIALS), spec)
+            number = widen(tried, self.scales.dtype_for(spec), Workspace()).astype(values.dtype)
+            unit = number if unit is None else unit
+            np.divide(magnitudes, self._spread(number, values), out=quotient)
+            self.minifloat.nearest(quotient, rounded, work)
+            np.subtract(quotient, rounded, out=quotient)
+            np.multiply(quotient, quotient, out=quotient)
+            error = self._gather(np.add, quotient) * np.square(number / unit)
+            better = error < least
+            stored, least = np.where(better, tried, stored), np.where(better, error, least)
+        return stored
+
+    def _gather(self, ufunc: Any, values: Array) -> Array:
+        """Maximum or sum over each unit of some rows, [units]."""
+        found: Array
+        if self.granularity == "channel":
+            found = ufunc.reduce(values, axis=1)
+        else:
+            starts = np.arange(0, values.shape[1], self.scales.block[1])
+            found = ufunc.reduceat(ufunc.reduce(values, axis=0), starts)
+        return found
+
+    def _stored(self, high: Array, factor: float, spec: TensorSpec) -> Array:
+        """The scale for units whose largest magnitudes are `high`, times a factor, as stored: never 0, never so
+        large that a code leaves the range of the weight's dtype, and where its dtype is coarse rather too large."""
+        dtype, top = self.scales.dtype_for(spec), self.minifloat.largest
+        wanted = high.astype(np.float64) / top
+        wanted[(wanted == 0) & (high > 0)] = smallest("F64")
+        stored = _scales.store_scale(wanted * factor, int(top), dtype, spec.dtype)
+        beyond = top * (1 + 2.0 ** -(self.minifloat.mantissa + 2))  # what still rounds to the largest, nearly
+        short = widen(stored, dtype, Workspace()).astype(np.float64) * beyond < high
+        if short.any():
+            patterns = stored.view(f"<u{stored.itemsize}")  # positive floats step up as their bit patterns do
+            up = (patterns + short.astype(patterns.dtype)).view(stored.dtype)
+            fits = widen(up, dtype, Workspace()).astype(np.float64) <= limit(spec.dtype) / top
+            stored = np.where(fits, up, stored)
+        return stored
+
+    @cached_property
+    def _largest(self) -> Mapping[str, float]:
+        if self.found is None:
+            raise TypeError("a survey has to find the largest magnitudes first")
+        return dict(self.found)
+
+
+METHOD = Fp8
