@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal
@@ -19,10 +19,10 @@ from compressor.errors import InputError, UsageError
 from compressor.experts import divided, split_experts
 from compressor.files.atomic import check_place
 from compressor.files.sink import Sink
-from compressor.method import Method
+from compressor.method import Method, methods_of
 from compressor.plan import Plan
 from compressor.planner import make_plan, stores_packed
-from compressor.recipe import Recipe, load_recipe, make_stage, parse_stage, with_presets
+from compressor.recipe import Recipe, Stage, load_recipe, make_stage, parse_stage, with_presets
 from compressor.results import Gates, Report, ReportedGateFailed
 from compressor.runner import Runner
 from compressor.scan import compare, inspect, non_finite_tensors
@@ -36,8 +36,9 @@ __all__ = ["compare", "distill", "inspect", "pipeline", "prune", "quantize", "re
 
 
 def prune(source: Path, output: Path, **options: Any) -> Report:
-    """Make weights exactly zero. `method="threshold", threshold=0.01` or `method="magnitude", sparsity=0.9,
-    scope="global"`; further keywords as `run_recipe` and `include`, `exclude`, `rules` as `make_stage`."""
+    """Make weights exactly zero. `method="threshold", threshold=0.01`, `method="magnitude", sparsity=0.9,
+    scope="global"`, or `mask=PATH`; `save_mask=PATH`; further keywords as `run_recipe` and `include`, `exclude`,
+    `rules` as `make_stage`."""
     return _one_stage("prune", source, output, options)
 
 
@@ -83,12 +84,25 @@ def restore(source: Path, output: Path, **settings: Any) -> Report:
 def _one_stage(verb: str, source: Path, output: Path, options: dict[str, Any]) -> Report:
     settings = {key: options.pop(key) for key in list(options) if key in _SETTINGS}
     stage_keys = {key: options.pop(key) for key in _STAGE_KEYS if key in options}
+    if stage_keys.get("mask") is not None:
+        stage_keys["mask"] = os.fspath(stage_keys["mask"])
     stage = make_stage(verb, options, **stage_keys)
     return run_recipe(verb, source, output, Recipe((stage,)), **settings)
 
 
-_STAGE_KEYS = ("include", "exclude", "rules", "store", "teacher", "fallback", "preset")
-_SETTINGS = ("requantize", "force", "dry_run", "strict", "non_finite", "gates", "workers", "progress", "processes")
+_STAGE_KEYS = ("include", "exclude", "rules", "store", "teacher", "mask", "fallback", "preset")
+_SETTINGS = (
+    "requantize",
+    "force",
+    "dry_run",
+    "strict",
+    "non_finite",
+    "gates",
+    "workers",
+    "progress",
+    "processes",
+    "save_mask",
+)
 _LARGE = 128 << 20  # bytes of a model that are worth the start of processes
 
 
@@ -107,6 +121,8 @@ def run_recipe(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     processes: bool = False,
+    save_mask: Path | None = None,
+    only: Sequence[str] | None = None,
 ) -> Report:
     """Run a recipe from `source` to `output`.
 
@@ -114,11 +130,15 @@ def run_recipe(
     alone by default; `requantize` quantizes a source that is quantized already; `non_finite="keep"` carries
     tensors with NaN or Inf over; `progress(done, total)` is called
     in bytes read; `processes` allows workers to be forked for large models, which a program with threads of its
-    own had better not. Raises UsageError, InputError, OutputError, GateFailed: in each case nothing is written.
+    own had better not; `save_mask` is a .safetensors for the bits of which pruned weights stay, written when the
+    output is complete; `only` these tensors are put into the output. Raises UsageError, InputError, OutputError,
+    GateFailed: in each case nothing is written.
     """
     source, output, gates = os.fspath(source), os.fspath(output), gates or Gates()
     teachers = sorted({stage.teacher for stage in recipe.stages if stage.teacher is not None})
     check_apart(output, source, *teachers)
+    if save_mask is not None:
+        _check_mask(os.fspath(save_mask), output, (source, *teachers), force=force or dry_run)
     checkpoint = open_checkpoint(source)
     recipe = with_presets(recipe, list(checkpoint.tensors))
     container = container_of(output, checkpoint.source)
@@ -148,6 +168,7 @@ def run_recipe(
             teachers=mentors,
             hold=held,
             known=known,
+            only=only,
             strict=strict,
             requantize=requantize,
         )
@@ -189,7 +210,19 @@ def run_recipe(
             if isinstance(error, InputError):
                 error.file = error.file or source  # a method knows the tensor, not the file
             raise
-        return report
+    if save_mask is not None:
+        pruned = [job.spec.name for job in plan.jobs if any(step.method.verb == "prune" for step in job.steps)]
+        stage = Stage(methods_of("store")["mask"](), include=("*",), store="packed")
+        run_recipe("prune", output, save_mask, Recipe((stage,)), force=force, workers=workers, only=pruned)
+    return report
+
+
+def _check_mask(save_mask: str, output: str, inputs: Iterable[str], *, force: bool) -> None:
+    """Before anything is done: whether the mask can be written where it is to go."""
+    if os.path.splitext(save_mask)[1] != ".safetensors":
+        raise UsageError("--save-mask writes a .safetensors", remedy="End its name so")
+    check_apart(save_mask, output, *inputs)
+    check_place(save_mask, folder=False, replace=force)
 
 
 @contextmanager

@@ -40,11 +40,13 @@ def make_plan(
     teachers: Mapping[str, Checkpoint] | None = None,
     hold: Mapping[str, str] | None = None,
     known: Mapping[str, Method] | None = None,
+    only: Sequence[str] | None = None,
     strict: bool = False,
     requantize: bool = False,
 ) -> Plan:
     """Decide everything. `hold` are tensors to leave untouched with the reason (found by an earlier scan); `known`
-    are sparse layouts that were counted, by tensor: without them the plan may be one that is not `counted`.
+    are sparse layouts that were counted, by tensor: without them the plan may be one that is not `counted`; `only`
+    these tensors are in the output, where given.
 
     `output_name` is the file's own name where the output is one file.
     Raises the problems of all tensors together: UsageError, InputError (a teacher that does not match),
@@ -61,7 +63,10 @@ def make_plan(
     check_stores(recipe.stages, container)
     problems: list[CompressorError] = []
     jobs: list[Job] = []
+    wanted = set(checkpoint.tensors if only is None else only)
     for tensor in checkpoint.tensors.values():
+        if tensor.spec.name not in wanted:
+            continue
         try:
             jobs.append(_job(tensor, recipe, container, teachers or {}, hold or {}, known or {}, checkpoint))
         except CompressorError as error:
@@ -184,7 +189,8 @@ def _step(
     method = stage.method_for(spec.name)
     partners = {}
     if stage.teacher is not None:
-        partners["teacher"] = _partner(spec, checkpoint, teachers[stage.teacher])
+        role = method.partners[0]
+        partners[role] = _partner(spec, checkpoint, teachers[stage.teacher], role)
     skip = method.skip(spec)
     if skip is not None:
         return Kept(skip.reason)
@@ -214,26 +220,28 @@ def _step(
     return Step(number, method, partners, dense=store == "dense", instead=instead)
 
 
-def _partner(spec: TensorSpec, student: Checkpoint, teacher: Checkpoint) -> str:
-    """The teacher's tensor of the same name and shape; two inputs of one tensor pair whatever they call it."""
+def _partner(spec: TensorSpec, student: Checkpoint, teacher: Checkpoint, role: str) -> str:
+    """The tensor of the same name and shape of the teacher, or whatever its `role`; two inputs of one tensor pair
+    whatever they call it."""
     partner = teacher.tensors.get(spec.name)
     if partner is None and len(student.tensors) == len(teacher.tensors) == 1:
         partner = next(iter(teacher.tensors.values()))
     if partner is None:
         raise InputError(
-            f"the teacher {teacher.path} has no tensor of that name",
+            f"the {role} {teacher.path} has no tensor of that name",
             tensor=spec.name,
-            remedy="Exclude it, or give a teacher of the same structure",
+            remedy=f"Exclude it, or give a {role} of the same structure",
         )
     if partner.spec.shape != spec.shape:
         raise InputError(
-            f"the student has shape {list(spec.shape)}, the teacher {list(partner.spec.shape)}",
+            f"the {'student' if role == 'teacher' else 'input'} has shape {list(spec.shape)}, "
+            f"the {role} {list(partner.spec.shape)}",
             file=teacher.path,
             tensor=spec.name,
-            remedy="Exclude it, or give a teacher of the same structure",
+            remedy=f"Exclude it, or give a {role} of the same structure",
         )
     if not partner.spec.is_float:
-        raise InputError(f"the teacher's is {partner.spec.dtype}, not a float", file=teacher.path, tensor=spec.name)
+        raise InputError(f"the {role}'s is {partner.spec.dtype}, not a float", file=teacher.path, tensor=spec.name)
     return partner.spec.name
 
 

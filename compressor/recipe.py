@@ -95,6 +95,7 @@ class _StageKeys(msgspec.Struct):
     rule: list[dict[str, Any]] = []
     store: Store | None = None
     teacher: str | None = None
+    mask: str | None = None
     fallback: bool = False
     preset: str = ""
 
@@ -111,6 +112,7 @@ def make_stage(
     rules: Iterable[tuple[str, Mapping[str, Any]]] = (),
     store: Store | None = None,
     teacher: str | None = None,
+    mask: str | None = None,
     fallback: bool = False,
     preset: str = "",
     text: bool = False,
@@ -119,6 +121,10 @@ def make_stage(
     """Build a stage; rules are (pattern, options that replace the stage's)."""
     if preset:
         options = {**_preset(verb, preset, where, text=text), **options}
+    if mask is not None:
+        if verb != "prune":
+            raise UsageError(f"{where}mask has no meaning for {verb}")
+        options, teacher = {SELECTOR[verb]: "mask", **options}, mask
     method = make_method(verb, options, text=text, where=where)
     include, exclude, rules = tuple(include), tuple(exclude), tuple(rules)
     for glob in (*include, *exclude, *(glob for glob, _ in rules)):
@@ -136,9 +142,11 @@ def make_stage(
         for number, (glob, changed) in enumerate(rules)
     )
     if method.partners and teacher is None:
-        raise UsageError(f"{where}{SELECTOR[verb]} {method.id} needs a teacher", remedy="Give --teacher PATH")
+        role = method.partners[0]
+        raise UsageError(f"{where}{SELECTOR[verb]} {method.id} needs a {role}", remedy=f"Give --{role} PATH")
     if teacher is not None and not method.partners:
-        raise UsageError(f"{where}{SELECTOR[verb]} {method.id} takes no teacher")
+        role = "teacher" if mask is None else "mask"
+        raise UsageError(f"{where}{SELECTOR[verb]} {method.id} takes no {role}")
     if store is not None and verb not in _STORES:
         raise UsageError(f"{where}store has no meaning for {verb}: its result is dense")
     if store is not None and store not in _STORES[verb]:
@@ -197,14 +205,14 @@ def parse_stage(text: str, teacher: str | None = None) -> Stage:
         options[key] = value.strip()
     own: dict[str, Any] = {
         key: options.pop(key)
-        for key in ("include", "exclude", "store", "teacher", "fallback", "preset")
+        for key in ("include", "exclude", "store", "teacher", "mask", "fallback", "preset")
         if key in options
     }
     own |= {key: own[key].split("|") for key in ("include", "exclude") if key in own}
     if own.get("fallback") in ("true", "false"):
         own["fallback"] = own["fallback"] == "true"
     keys = _stage_keys({"kind": verb, **own}, where)
-    needs = any(method.partners for method in methods_of(verb).values())
+    needs = verb == "distill" and any(method.partners for method in methods_of(verb).values())
     return make_stage(
         verb,
         options,
@@ -212,6 +220,7 @@ def parse_stage(text: str, teacher: str | None = None) -> Stage:
         exclude=keys.exclude,
         store=keys.store,
         teacher=keys.teacher or (teacher if needs else None),
+        mask=keys.mask,
         fallback=keys.fallback,
         preset=keys.preset,
         text=True,
@@ -286,6 +295,7 @@ def _stage(table: dict[str, Any], where: str, teacher: str | None) -> Stage:
         rules=rules,
         store=keys.store,
         teacher=keys.teacher or (teacher if needs else None),
+        mask=keys.mask,
         fallback=keys.fallback,
         preset=keys.preset,
         where=where,

@@ -162,7 +162,8 @@ class Worker:
         work, stored = block.work, block.stored
         assert stored is not None  # noqa: S101 - who calls looked
         keep = work.array("run.keep", stored.shape, "|b1")
-        method.keep(Block(block.values, block.start, job.spec, work, {}), keep)
+        beside = block.partners.get(job.steps[0].stage, {})
+        method.keep(Block(block.values, block.start, job.spec, work, beside), keep)
         select(stored, keep, out)
         bits = f"<u{stored.itemsize}"
         gone = work.array("run.gone", stored.shape, bits)

@@ -99,6 +99,8 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
         for layout, grain in (("bitmask", "group"), ("csr", "group"), ("nm", "channel"))
     },
     ("store", "scipy"): ({},),
+    ("store", "mask"): ({},),
+    ("prune", "mask"): ({},),
 }
 # What may say no to an array: a code that does not fit, a sum that is zero, a result out of the dtype's range.
 # More than two values in four neighbours.
@@ -258,7 +260,7 @@ def run(
     matrix = numbers(raw, spec.dtype).reshape((-1, 1) if flat else spec.matrix)
     partners = {}
     if method.partners:
-        partners["teacher"] = (matrix if teacher is None else teacher).reshape(matrix.shape)
+        partners[method.partners[0]] = (matrix if teacher is None else teacher).reshape(matrix.shape)
     ranges = cut(len(matrix), size, align_of(method, spec))
     asked, method = method, resolve(method, spec, matrix, partners, ranges, work)
     restored = np.full(matrix.shape, np.nan, matrix.dtype)

@@ -450,3 +450,59 @@ def test_a_method_without_counts_has_no_parts() -> None:
         assert not made.counted
         with pytest.raises(TypeError, match="has to count"):
             made.parts(spec)
+
+
+# ---- masks ---------------------------------------------------------------------------------------------
+
+
+def test_a_saved_mask_is_bits_and_prunes_again(tmp_path: Path) -> None:
+    values = gaussian(30, 21)
+    source = written(tmp_path / "in.safetensors", a_weight=("BF16", values), b_bias=("F32", values[0]))
+    other = written(tmp_path / "other.safetensors", a_weight=("F32", values + 5), b_bias=("F32", values[0]))
+    mask = tmp_path / "mask.safetensors"
+    for store_ in ("dense", "auto"):
+        given_ = ("--sparsity", 0.7, "--save-mask", mask, "--store", store_, "--force")
+        done = compressor("prune", source, "-o", tmp_path / "out.safetensors", *given_)
+        assert done.code == 0, done.err
+        ((name, (dtype, shape, data)),) = archives.read(mask).items()
+        assert (name, dtype, shape) == ("a.weight.mask", "U8", (30, 3))
+    api.restore(tmp_path / "out.safetensors", tmp_path / "dense.safetensors")
+    kept = np.frombuffer(archives.read(tmp_path / "dense.safetensors")["a.weight"][2], "<u2").reshape(30, 21) != 0
+    bits = np.unpackbits(np.frombuffer(data, np.uint8).reshape(30, 3), axis=1, count=21, bitorder="little")
+    assert np.array_equal(bits, kept)
+    assert kept.sum() == 630 - 441
+    for number, by in enumerate((mask, tmp_path / "out.safetensors")):  # a mask, or whatever has the same zeros
+        to = tmp_path / f"masked{number}.safetensors"
+        assert compressor("prune", other, "-o", to, "--mask", by).code == 0
+        found = np.frombuffer(archives.read(to)["a.weight"][2], "<f4").reshape(30, 21)
+        assert np.array_equal(found, np.where(kept, store(values + 5, "F32"), 0))
+    stage = f"prune:mask={mask},store=bitmask"
+    report = api.pipeline(other, tmp_path / "p.safetensors", stages=[stage])
+    assert [job.dtype_after for job in report.plan.jobs] == ["bitmask", "F32"]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--mask", "{mask}"), "'b.weight': the mask {mask} has no tensor of that name"),
+        (("--mask", "{mask}", "--exclude", "b.*"), "'a.weight': the input has shape [4, 6], the mask [4, 5]"),
+        (("--mask", "{mask}", "--sparsity", "0.5"), "sparsity"),
+        (("--method", "mask"), "method mask needs a mask. Give --mask PATH"),
+        (("--mask", "{mask}", "--method", "nm", "--pattern", "2:4"), "method nm takes no mask"),
+        (("--mask", "nowhere.safetensors"), "cannot be opened"),
+        (("--sparsity", "0.5", "--save-mask", "m.npy"), "--save-mask writes a .safetensors"),
+        (("--sparsity", "0.5", "--save-mask", "{mask}"), "exists"),
+        (("--sparsity", "0.5", "--save-mask", "{out}"), "is the input itself|Name another output"),
+    ],
+)
+def test_masks_that_do_not_match(args: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    source = written(
+        tmp_path / "in.safetensors", a_weight=("F32", gaussian(4, 6)), b_weight=("F32", gaussian(4, 6))
+    )
+    mask = written(tmp_path / "mask.safetensors", a_weight=("F32", gaussian(4, 5)))
+    out = tmp_path / "out.safetensors"
+    given = [text.format(mask=mask, out=out) for text in args]
+    done = compressor("prune", source, "-o", out, *given)
+    assert done.code in (2, 3, 4)
+    assert any(text.format(mask=mask) in done.err for text in said.split("|")), done.err
+    assert not out.exists()

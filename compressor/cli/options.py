@@ -153,6 +153,10 @@ store = click.option(
     help="Restored floats, packed codes, plain integers (.npz), or the non-zero codes only. auto: packed, dense "
     "for .npy; smallest: of packed and the sparse layouts, tensor by tensor.",
 )
+mask = click.option("--mask", metavar="PATH", help="Zero what is zero there: a saved mask, or a pruned checkpoint.")
+save_mask = click.option(
+    "--save-mask", metavar="FILE", help="Write which weights stay too, a bit each, as .safetensors."
+)
 store_pruned = click.option(
     "--store",
     type=click.Choice(["dense", "bitmask", "csr", "nm", "auto"]),

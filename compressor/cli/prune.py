@@ -15,10 +15,14 @@ from compressor.recipe import Recipe, make_stage
 @click.command()
 @options.writing
 @options.method_options("prune")
+@options.mask
+@options.save_mask
 @options.store_pruned
 @options.selecting
 @options.running
-def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any, store: Any, **values: Any) -> int:
+def command(
+    input_path: str, output: str, include: Any, exclude: Any, rules: Any, store: Any, mask: Any, **values: Any
+) -> int:
     """Make weights exactly zero: those under a threshold, or the given share of smallest magnitude.
 
     Such a file is as large as before, unless --store leaves the zeros out; then `compressor restore` reads it.
@@ -31,6 +35,7 @@ def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any
         exclude=exclude,
         rules=options.parse_rules(rules),
         store=None if store == "dense" else store,
+        mask=mask,
         text=True,
     )
     return options.execute(partial(api.run_recipe, "prune", input_path, output, Recipe((stage,))), values)
