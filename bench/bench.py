@@ -26,8 +26,8 @@ HERE = Path(__file__).resolve().parent
 PYTHON = sys.executable
 WORKERS = "2"
 JOBS: dict[str, list[str]] = {  # the options of each job; `naive.py` knows them by the same names
-    "int8": ["quantize", "--bits", "8", "--granularity", "channel"],
-    "int4": ["quantize", "--bits", "4", "--group-size", "128"],
+    "int8": ["quantize", "--bits", "8", "--granularity", "channel", "--method", "absmax"],
+    "int4": ["quantize", "--bits", "4", "--group-size", "128", "--method", "absmax"],
     "prune": ["prune", "--method", "threshold", "--threshold", "0.01"],
 }
 TITLES = {"int8": "int8 per channel", "int4": "int4, groups of 128", "prune": "threshold pruning"}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from compressor import dialects, provenance
 from compressor.errors import InputError, UsageError
 from compressor.files.source import Source, StoredTensor, open_source
-from compressor.floats import widen
+from compressor.floats import narrow, widen
 from compressor.method import Encoder, Part
 from compressor.tensor import DTYPES, TensorSpec
 from compressor.workspace import Array, Workspace
@@ -102,7 +102,12 @@ class Rows:
         except InputError as error:
             error.file = error.file or next(iter(self.tensor.parts.values())).file.path
             raise
-        return numbers
+        if self.tensor.encoder.exact:
+            return numbers
+        # a loader gives numbers of the tensor's own dtype; so do we
+        settled = work.array(f"{self.key}.settled", numbers.shape, DTYPES[spec.dtype].storage)
+        narrow(numbers, spec.dtype, settled)
+        return widen(settled, spec.dtype, work, self.key)
 
 
 def _read_part(tensor: Tensor, part: Part, start: int, stop: int, work: Workspace, key: str) -> Array:

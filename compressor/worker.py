@@ -16,7 +16,7 @@ from compressor.checkpoint import Checkpoint, Rows, Tensor
 from compressor.cutting import Cut, cut_tensor, part_buffer, part_views
 from compressor.errors import InputError
 from compressor.files.sink import Sink
-from compressor.floats import narrow, narrow_exact, settle, widen
+from compressor.floats import narrow_exact, settle, widen
 from compressor.joining import Joined, changes_by_rows
 from compressor.lazy import np
 from compressor.method import Block, Encoder, Method, Selection, Survey, Transform, select
@@ -139,8 +139,8 @@ class Worker:
                     yield block, result, stored
                 elif methods:
                     yield block, settle(result, job.spec.dtype, stored, work), stored
-                else:  # restoring: what codes stand for is rounded to the tensor's dtype, as by any loader
-                    narrow(result, job.spec.dtype, stored)
+                else:  # restoring: these are numbers of the tensor's dtype already
+                    narrow_exact(result, job.spec.dtype, stored, work)
                     yield block, result, stored
                 continue
             encoder = methods[-1]

@@ -25,6 +25,19 @@ from compressor.workspace import Workspace
 Array = npt.NDArray[Any]
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
+_INTS: tuple[dict[str, Any], ...] = (
+    *({"bits": bits, "granularity": "channel", "layout": "compressor"} for bits in range(2, 9)),
+    *({"bits": bits, "symmetric": False, "granularity": "channel", "layout": "compressor"} for bits in (2, 3, 8)),
+    *({"bits": bits, "symmetric": True, "granularity": "tensor"} for bits in (3, 4, 8)),
+    *({"bits": bits, "symmetric": False, "granularity": "tensor"} for bits in (4, 5, 8)),
+    *({"bits": bits, "symmetric": False, "granularity": "channel"} for bits in (4, 8)),
+    *({"bits": bits, "group_size": 8} for bits in (3, 4, 8)),
+    *({"bits": bits, "group_size": 8, "symmetric": False} for bits in (4, 6, 8)),
+    {"bits": 4, "granularity": "channel", "layout": "pack-quantized"},
+    {"bits": 8, "granularity": "channel", "layout": "int-quantized"},
+    {"bits": 8, "granularity": "channel", "layout": "plain"},
+    {"bits": 5, "symmetric": False, "group_size": 8, "layout": "plain"},
+)
 OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
     ("prune", "threshold"): ({"threshold": 0.01}, {"threshold": 0.0}, {"threshold": 1e300}),
     ("prune", "magnitude"): (
@@ -53,23 +66,19 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
         {"entries": 3, "rows": 2, "init": "kmeans++", "seed": 7},
     ),
     ("quantize", "int"): (
-        *({"bits": bits, "granularity": "channel", "layout": "compressor"} for bits in range(2, 9)),
+        *({**chosen, "method": method} for chosen in _INTS for method in ("absmax", "search")),
+        *({"bits": bits, "granularity": "channel", "signed_scales": True} for bits in (2, 4)),
+        *({"bits": bits, "group_size": 8, "signed_scales": True} for bits in (3, 8)),
+        {"bits": 4, "granularity": "tensor", "signed_scales": True},
+        *({"bits": bits, "group_size": 8, "method": "hqq"} for bits in (2, 8)),
+        *({"bits": bits, "granularity": "channel", "symmetric": False, "method": "hqq"} for bits in (3, 4)),
         *(
-            {"bits": bits, "symmetric": False, "granularity": "channel", "layout": "compressor"}
-            for bits in (2, 3, 8)
+            {"bits": bits, "symmetric": symmetric, "group_size": 32, "layout": "mlx", "method": method}
+            for bits in (2, 3, 4, 5, 6, 8)
+            for symmetric in (True, False)
+            for method in ("absmax", "search")
         ),
-        *({"bits": bits, "symmetric": True, "granularity": "tensor"} for bits in (3, 4, 8)),
-        *({"bits": bits, "symmetric": False, "granularity": "tensor"} for bits in (4, 5, 8)),
-        *({"bits": bits, "symmetric": False, "granularity": "channel"} for bits in (4, 8)),
-        *({"bits": bits, "group_size": 8} for bits in (3, 4, 8)),
-        *({"bits": bits, "group_size": 8, "symmetric": False} for bits in (4, 6, 8)),
-        {"bits": 4, "granularity": "channel", "layout": "pack-quantized"},
-        {"bits": 8, "granularity": "channel", "layout": "int-quantized"},
-        {"bits": 8, "granularity": "channel", "layout": "plain"},
-        {"bits": 5, "symmetric": False, "group_size": 8, "layout": "plain"},
-        *({"bits": bits, "group_size": 32, "layout": "mlx"} for bits in (2, 3, 4, 5, 6, 8)),
-        *({"bits": bits, "symmetric": False, "group_size": 32, "layout": "mlx"} for bits in (2, 3, 4, 5, 6, 8)),
-        {"bits": 4, "group_size": 16, "layout": "gptq"},
+        *({"bits": 4, "group_size": 16, "layout": "gptq", "method": method} for method in ("absmax", "search")),
         {"bits": 8, "granularity": "channel", "layout": "gptq"},
     ),
     ("quantize", "nf4"): (
@@ -299,7 +308,8 @@ def views_of(method: Encoder, spec: TensorSpec, parts: dict[str, Array], rows: s
             views[part.suffix] = buffer if rows.start == 0 else buffer.copy()
         else:
             whole = part.across or part.bounds is not None
-            matrix = buffer if whole else buffer.reshape(-1, part.width(spec))
+            runs = part.rows(0, spec.matrix[0])[1]
+            matrix = buffer if whole else buffer.reshape(runs, part.width(spec))
             views[part.suffix] = part.view(matrix, rows.start, rows.stop)
     return views
 
@@ -368,7 +378,9 @@ def law_zeros_stay_exactly_zero(whole: Outcome, spec: TensorSpec, raw: Array) ->
 
 
 def law_scales_are_positive_and_finite(whole: Outcome, spec: TensorSpec, raw: Array) -> None:
+    """Positive unless signed ones were asked for; never 0."""
     if isinstance(whole.method, Encoder):
+        signed = getattr(whole.method, "signed_scales", False)
         declared = {part.suffix: part for part in whole.method.parts(spec)}
         for suffix, content in (whole.parts or {}).items():
             if suffix.endswith(("scale", "scales")):
@@ -376,7 +388,7 @@ def law_scales_are_positive_and_finite(whole: Outcome, spec: TensorSpec, raw: Ar
                     assert np.all(content != 255), suffix
                     continue
                 scales = numbers(content, declared[suffix].dtype)
-                assert np.all(np.isfinite(scales) & (scales > 0)), suffix
+                assert np.all(np.isfinite(scales) & ((np.abs(scales) if signed else scales) > 0)), suffix
 
 
 def law_finite_in_finite_out(whole: Outcome, spec: TensorSpec, raw: Array) -> None:

@@ -110,7 +110,7 @@ def test_tables_are_readable_in_ten_columns(tmp_path: Path) -> None:
     lines = ANSI.sub("", done.out).splitlines()
     assert max(map(len, lines)) <= 40
     assert lines[0].split() == ["tensor", "error"]
-    assert lines[2].split() == ["model.layers.0.mlp.down_proj.", "0.11"]
+    assert lines[2].split() == ["model.layers.0.mlp.down_proj.", "0.1"]
     assert lines[3] == "weight"
     with_progress = terminal(10, *request["prune"], errors=True)
     assert with_progress.code == 0
@@ -400,7 +400,7 @@ def test_json_reports_are_whole(tmp_path: Path) -> None:
         "scheme": "int",
         "bits": 4,
         "symmetric": True,
-        "method": "absmax",
+        "method": "search",
         "layout": "auto",
     }
     treated = [tensor for tensor in report["tensors"] if tensor["steps"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -75,7 +76,7 @@ def test_readme_python(workplace: Path) -> None:
     (code,) = blocks("python")
     done = shell(f"python - <<'END'\n{code}\nEND", workplace)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "7.73 times smaller, relative error 0.156\n"
+    assert done.stdout == "7.73 times smaller, relative error 0.125\n"
 
 
 def test_every_command_is_documented() -> None:
@@ -83,6 +84,21 @@ def test_every_command_is_documented() -> None:
 
     for name in _COMMANDS:
         assert f"`compressor {name}`" in README
+
+
+def test_the_table_of_errors_has_every_scheme() -> None:
+    """Rows of bench/errors.py, and no others, with a figure in every column."""
+    path = ROOT / "bench" / "errors.py"
+    spec = importlib.util.spec_from_file_location("errors", path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    page = script.PAGE.read_text(encoding="utf-8")
+    rows = page.split(script.BEGIN)[1].split(script.END)[0].strip().splitlines()
+    assert [row.split("|")[1].strip(" `") for row in rows[2:]] == [script.name(row) for row in script.SCHEMES]
+    for row in rows[2:]:
+        assert all(0 < float(cell) < 9 for cell in row.split("|")[2:-1])
 
 
 def test_links_lead_somewhere() -> None:

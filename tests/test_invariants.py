@@ -304,7 +304,7 @@ def test_3_tensors_treated_together_are_treated_as_alone(
         report = api.pipeline(source, tmp_path / f"{stem}.safetensors", stages=stages)
         figures.append([(c.size, c.zeros_before, c.zeros_after, c.energy, c.lost) for c in report.changes or ()])
     assert (tmp_path / "together.safetensors").read_bytes() == (tmp_path / "alone.safetensors").read_bytes()
-    np.testing.assert_allclose(*figures, rtol=1e-5, atol=1e-12)
+    np.testing.assert_allclose(*figures, rtol=1e-4, atol=1e-12)
 
 
 def test_3_one_bad_tensor_among_those_treated_together_is_named(tmp_path: Path) -> None:
@@ -402,12 +402,12 @@ def test_5_ready_recipes_run_and_are_restored(recipe: str, tmp_path: Path) -> No
     api.restore(tmp_path / name, tmp_path / f"back-{name}")
     treated = {job.spec.name for job, _ in report.rows}
     reported = max(change.error for _, change in report.rows if change)
-    # codes stand for numbers; a restored folder rounds them to the tensor's dtype
-    for found, close in ((name, 1e-5), (f"back-{name}", 0.06)):
-        measured = api.compare(source, tmp_path / found)
-        assert not any(row.problem for row in measured.rows)
-        worst = max(row.measured.error for row in measured.rows if row.name in treated)
-        assert worst == pytest.approx(reported, rel=close)
+    measured = api.compare(source, tmp_path / name)
+    assert not any(row.problem for row in measured.rows)
+    worst = max(row.measured.error for row in measured.rows if row.name in treated)
+    # what is reported is the loss of the codes; who compares sees their numbers in the tensor's dtype
+    assert worst == pytest.approx(reported, rel=1e-5 if recipe == "mlp-edge" else 0.06)
+    assert api.compare(tmp_path / name, tmp_path / f"back-{name}").total.error == 0
 
 
 def test_5_a_restored_file_needs_no_restoring(animals: Path, tmp_path: Path) -> None:
@@ -423,7 +423,7 @@ def test_5_what_is_packed_is_not_packed_again(animals: Path, tmp_path: Path) -> 
 
 
 def test_5_what_is_packed_is_packed_again_when_asked(animals: Path, tmp_path: Path) -> None:
-    """As if it had been restored in between, except that nothing is rounded to a narrow dtype on the way."""
+    """As if it had been restored in between; and pruning needs no asking, since nothing is rounded twice."""
     api.quantize(animals, tmp_path / "a.safetensors", bits=8)
     options = {"bits": 4, "granularity": "channel"}
     report = api.quantize(tmp_path / "a.safetensors", tmp_path / "b.safetensors", requantize=True, **options)
@@ -432,15 +432,10 @@ def test_5_what_is_packed_is_packed_again_when_asked(animals: Path, tmp_path: Pa
     api.quantize(tmp_path / "dense.safetensors", tmp_path / "c.safetensors", **options)
     api.restore(tmp_path / "b.safetensors", tmp_path / "b-dense.safetensors")
     api.restore(tmp_path / "c.safetensors", tmp_path / "c-dense.safetensors")
-    assert wide(tmp_path / "b-dense.safetensors") == wide(tmp_path / "c-dense.safetensors")
+    assert contents(tmp_path / "b-dense.safetensors") == contents(tmp_path / "c-dense.safetensors")
     api.prune(tmp_path / "a.safetensors", tmp_path / "p.safetensors", threshold=0.01)
     api.prune(tmp_path / "dense.safetensors", tmp_path / "q.safetensors", threshold=0.01)
-    assert wide(tmp_path / "p.safetensors") == wide(tmp_path / "q.safetensors")
-
-
-def wide(path: Path) -> dict[str, object]:
-    """The tensors that no restoring rounds."""
-    return {name: found for name, found in contents(path).items() if found[0] in ("F32", "F64")}
+    assert contents(tmp_path / "p.safetensors") == contents(tmp_path / "q.safetensors")
 
 
 # ---- 7: nothing unsaid ---------------------------------------------------------------------------------

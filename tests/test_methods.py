@@ -328,7 +328,7 @@ def test_no_warning_for_weights_that_were_zero_before() -> None:
 def test_symmetric_scale_is_that_of_compressed_tensors() -> None:
     """max|w| / ((2^b − 1)/2): 7.5 for 4 bits, so the largest weight has code 7 and no code is wasted."""
     outcome = run(
-        made("quantize", "int", bits=4, granularity="channel"),
+        made("quantize", "int", bits=4, granularity="channel", method="absmax"),
         TensorSpec("w", "F32", (1, 4)),
         np.float32([[7.5, -7.5, 1.4, 0]]),
     )
@@ -349,6 +349,9 @@ def test_asymmetric_codes_hold_zero_exactly() -> None:
         ({"bits": 8, "symmetric": False, "layout": "int-quantized"}, "layout int-quantized"),
         ({"bits": 5, "layout": "pack-quantized"}, "layout pack-quantized holds 4 or 8 bits here, not 5"),
         ({"granularity": "channel", "group_size": 8}, "group_size has no meaning with granularity channel"),
+        ({"signed_scales": True, "symmetric": False}, "signed_scales holds for method search with symmetric codes"),
+        ({"signed_scales": True, "method": "absmax"}, "signed_scales holds for method search with symmetric codes"),
+        ({"granularity": "tensor", "method": "hqq"}, "method hqq works on channels and groups"),
         ({"granularity": "row"}, "granularity must be one of tensor, channel, group"),
     ],
 )

@@ -220,7 +220,7 @@ def test_a_tensor_scale_is_found_once_and_counted_with(tmp_path: Path) -> None:
     source = written(tmp_path / "in.safetensors", a_weight=("F32", gaussian(100, 500)))
     for store_, expected in (("bitmask", "int2 bitmask"), ("smallest", "int2 bitmask")):
         report = api.quantize(
-            source, tmp_path / f"{store_}.safetensors", bits=2, granularity="tensor", store=store_
+            source, tmp_path / f"{store_}.safetensors", bits=2, granularity="tensor", method="absmax", store=store_
         )
         assert [job.dtype_after for job in report.plan.jobs] == [expected]
         assert report.plan.size_after == (tmp_path / f"{store_}.safetensors").stat().st_size

@@ -366,7 +366,9 @@ def _inspection(page: Page, report: InspectReport, top: int | None) -> None:
 
 
 def _inspected(page: Page, tensor: Tensor, moments: Moments | None, with_stats: bool) -> list[str]:
-    stored = "" if tensor.encoder is None else tensor.encoder.label
+    stored = getattr(tensor.encoder, "id", "")
+    if tensor.encoder is not None and (stored == "int" or tensor.encoder.verb == "store"):
+        stored = tensor.encoder.label
     row = [
         _shown(tensor.spec.name),
         page.shape(tensor.spec.shape),

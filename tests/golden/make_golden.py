@@ -26,7 +26,7 @@ VERSION = "golden"  # in place of the version that outputs carry, so that a rele
 
 
 def _ints(bits: int, dtype: str = "F32", **options: Any) -> tuple[str, str, dict[str, Any]]:
-    return "quantize", dtype, {"bits": bits, **options}
+    return "quantize", dtype, {"bits": bits, "method": "absmax", **options}
 
 
 def _floats(scheme: str, dtype: str, **options: Any) -> tuple[str, str, dict[str, Any]]:
@@ -65,7 +65,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         f"store-{layout}-int{bits}-f32.safetensors": (
             "quantize",
             "F32",
-            {"bits": bits, "group_size": 8, "store": layout},
+            {"bits": bits, "group_size": 8, "method": "absmax", "store": layout},
         )
         for layout, bits in (("bitmask", 3), ("bitmask", 8), ("csr", 4))
     },
@@ -105,6 +105,16 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "F16",
         {"scheme": "ternary", "layout": "2bit", "group_size": 8},
     ),
+    "quantize-int-search-4-group-bf16.safetensors": _ints(4, "BF16", group_size=8, method="search"),
+    "quantize-int-search-8-channel-f32.safetensors": _ints(8, method="search"),
+    "quantize-int-search-3-asymmetric-f16.safetensors": _ints(
+        3, "F16", symmetric=False, group_size=16, method="search"
+    ),
+    "quantize-int-search-4-tensor-f32.safetensors": _ints(4, granularity="tensor", method="search"),
+    "quantize-int-search-4-signed-f64.safetensors": _ints(
+        4, "F64", granularity="channel", signed_scales=True, method="search"
+    ),
+    "quantize-int-hqq-4-asymmetric-f32.safetensors": _ints(4, symmetric=False, group_size=8, method="hqq"),
     **{f"quantize-int-compressor-{bits}-f32.safetensors": _ints(bits, group_size=8) for bits in (2, 3, 5, 6, 7)},
     **{
         f"quantize-int-compressor-{bits}-asymmetric-bf16.safetensors": _ints(
@@ -161,7 +171,7 @@ def report(style: str, folder: Path) -> str:
     values = {"a.bias": [1, 2], "a.weight": [[1, 2, 3, 4], [0, -1, 0.5, 8]], "lm_head.weight": [[1]]}
     tensors = {name: ("F32", store(value, "F32")) for name, value in values.items()}
     source = archives.write(folder / "in.safetensors", {**tensors, "steps": ("I64", np.array([7], "<i8"))})
-    stages = ["--stage", "prune:sparsity=0.25", "--stage", "quantize:bits=8"]
+    stages = ["--stage", "prune:sparsity=0.25", "--stage", "quantize:bits=8,method=absmax"]
     done = console.compressor("pipeline", source, "-o", folder / "out.safetensors", *stages, "--format", style)
     return done.out.replace(f"{folder}/", "").replace(f"compressor {__version__}", "compressor")
 

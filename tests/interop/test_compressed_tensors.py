@@ -46,6 +46,11 @@ def every_scheme() -> Iterator[Any]:
         yield pytest.param(options, id=f"pack-{bits}-{'sym' if symmetric else 'asym'}-{grain}")
     for grain in ("tensor", "channel"):
         yield pytest.param({"bits": 8, **GRAINS[grain], "layout": "int-quantized"}, id=f"int-8-sym-{grain}")
+    for bits, grain in ((4, "group128"), (8, "channel")):
+        yield pytest.param({"bits": bits, **GRAINS[grain], "signed_scales": True}, id=f"{bits}-signed-{grain}")
+    for method, symmetric in product(("absmax", "hqq"), (True, False)):
+        options = {"bits": 4, "symmetric": symmetric, **GRAINS["group64"], "method": method}
+        yield pytest.param(options, id=f"{method}-4-{'sym' if symmetric else 'asym'}-group64")
 
 
 SCHEMES = list(every_scheme())

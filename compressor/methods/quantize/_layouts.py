@@ -28,6 +28,7 @@ class CodeLayout:
     whole: bool
     scale: ClassVar[str] = "_scale"
     dialect: ClassVar[str] = ""  # whose loaders take the layout, where compressed-tensors' do not
+    plain: ClassVar[bool] = True  # whether loaders compute s·(q − z), unrounded
 
     @staticmethod
     def scale_dtype(spec: TensorSpec) -> str:

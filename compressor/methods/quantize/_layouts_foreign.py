@@ -40,6 +40,7 @@ class Mlx(CodeLayout):
 
     scale: ClassVar[str] = ".scales"
     dialect: ClassVar[str] = "mlx"
+    plain: ClassVar[bool] = False
 
     @staticmethod
     def scale_dtype(spec: TensorSpec) -> str:

@@ -1,4 +1,4 @@
-"""Choosing the scale of a group from its range, in float64, and storing it so that nothing can go wrong.
+"""Scales from the range of a group, in float64, and storing scales so that nothing can go wrong.
 
 A stored scale is never 0 (a group of zeros gets 1, a group of subnormals the smallest number of the dtype)
 and never so large that a code times it leaves the range of the weight's dtype.
@@ -46,7 +46,7 @@ def apply(ufunc: Any, grouped: Array, scale: Array, out: Array) -> None:
     NumPy copies a repeated operand into its buffer when a few rows fit there, which takes as long as the
     arithmetic; with the least buffer, long rows are taken one by one, each with its scale in a register.
     """
-    if grouped.shape[2] < 1024:
+    if grouped.shape[-1] < 1024:
         ufunc(grouped, scale, out=out)
         return
     usual = np.setbufsize(16)
@@ -72,20 +72,42 @@ def asymmetric_scale(low: Array, high: Array, half: int) -> tuple[Array, Array, 
 
 def _positive(scale: Array, extent: Array) -> Array:
     """The scale, where it underflowed although there is an extent the smallest number."""
+    if scale.all():
+        return scale
     return np.where((scale == 0) & (extent > 0), smallest("F64"), scale)
 
 
-def store_scale(scale: Array, reach: Array | int, dtype: str, weight_dtype: str) -> Array:
-    """`scale` rounded to its stored `dtype` (storage type), so that reach · scale fits `weight_dtype`."""
+def store_scale(scale: Array, reach: Array | int, dtype: str, weight_dtype: str) -> tuple[Array, Array]:
+    """`scale` rounded to its stored `dtype` (storage type), so that reach · scale fits `weight_dtype`; and the
+    numbers that it then stands for, in the type that is computed in. Negative scales keep their sign."""
+    size, tiny = np.abs(scale), smallest(dtype)
     limit = np.minimum(largest(weight_dtype) / reach, largest(dtype))  # scales may be of a narrower dtype
     if weight_dtype == "F64":  # no wider type to divide in: the quotient may have been rounded up
         limit = np.nextafter(limit, 0)
-    wanted = np.minimum(np.maximum(scale, smallest(dtype)), limit)
-    wanted[scale == 0] = 1
+    least = limit if isinstance(limit, float) else limit.min()
+    if size.size and size.min() >= tiny and size.max() <= 0.99 * least:  # as ever: rounding cannot do harm
+        stored = _rounded(scale, dtype)
+        return stored, wide_scale(stored, dtype)
+    wanted = np.minimum(np.maximum(size, tiny), limit)
+    wanted[size == 0] = 1
+    stored = _rounded(wanted, dtype)
+    patterns = stored.view(f"<u{stored.itemsize}")  # positive floats step down as their bit patterns do
+    np.subtract(patterns, 1, out=patterns, where=widen(stored, dtype, Workspace()) > limit)
+    np.bitwise_or(patterns, 1 << (8 * stored.itemsize - 1), out=patterns, where=scale < 0)
+    return stored, wide_scale(stored, dtype)
+
+
+def _rounded(scale: Array, dtype: str) -> Array:
+    values = scale.astype(DTYPES[dtype].compute)
+    if dtype in ("F32", "F64"):
+        return values
     stored = np.empty(scale.shape, DTYPES[dtype].storage)
-    narrow(wanted.astype(DTYPES[dtype].compute), dtype, stored)
-    above = widen(stored, dtype, Workspace()) > limit
-    if above.any():
-        patterns = stored.view(f"<u{stored.itemsize}")  # positive floats step down as their bit patterns do
-        np.subtract(patterns, 1, out=patterns, where=above)
+    narrow(values, dtype, stored)
     return stored
+
+
+def wide_scale(stored: Array, dtype: str) -> Array:
+    """The numbers that stored scales stand for."""
+    if dtype == "BF16":  # the upper half of a float32; quicker than `widen` for so few
+        return (stored.astype("<u4") << 16).view("<f4")
+    return widen(stored, dtype, Workspace())

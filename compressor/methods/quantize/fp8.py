@@ -211,7 +211,7 @@ class Fp8(Encoder):
         dtype, top = self.scales.dtype_for(spec), self.minifloat.largest
         wanted = high.astype(np.float64) / top
         wanted[(wanted == 0) & (high > 0)] = smallest("F64")
-        stored = _scales.store_scale(wanted * factor, int(top), dtype, spec.dtype)
+        stored = _scales.store_scale(wanted * factor, int(top), dtype, spec.dtype)[0]
         beyond = top * (1 + 2.0 ** -(self.minifloat.mantissa + 2))  # what still rounds to the largest, nearly
         short = widen(stored, dtype, Workspace()).astype(np.float64) * beyond < high
         if short.any():

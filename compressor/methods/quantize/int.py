@@ -1,12 +1,15 @@
 """Integers of 2 to 8 bits with one scale (and zero point) for a tensor, a row, or a group of a row.
 
-    symmetric:   s = max|w| / ((2^b − 1)/2);                          w ≈ q·s
-    asymmetric:  s = (max − min)/(2^b − 1), the range extended to 0;  z = −2^(b−1) − round(min/s);  w ≈ (q − z)·s
-    q = clip(round(w/s) + z, −2^(b−1), 2^(b−1) − 1), halves to even
+    q = clip(round(w/s) + z, −2^(b−1), 2^(b−1) − 1), halves to even;  w ≈ (q − z)·s;  symmetric: z = 0
 
-These are the rules of compressed-tensors. Ours differs in two ways that the bytes allow and that lose less: we
-divide in float32 (float64 for float64 weights) whatever the source's dtype, and by the scale as it is stored.
-A zero weight has code z and comes back as exactly zero.
+`method` chooses s and z. From the range (absmax, the rule of compressed-tensors):
+
+    symmetric:   s = max|w| / ((2^b − 1)/2)
+    asymmetric:  s = (max − min)/(2^b − 1), the range extended to 0;  z = −2^(b−1) − round(min/s)
+
+or from there on for the least squared error (`_search.py`) or half-quadratic (`_hqq.py`). We divide in float32
+(float64 for float64 weights) whatever the source's dtype, and by the scale as it is stored, which loses less than
+compressed-tensors' own arithmetic in the same bytes. A zero weight has code z and comes back as exactly zero.
 
 Stored, for `NAME` [rows, columns] (codes offset to unsigned, rows packed as little-endian bit streams):
 
@@ -25,22 +28,27 @@ Stored, for `NAME` [rows, columns] (codes offset to unsigned, rows packed as lit
   element.
 
 The first two are compressed-tensors' own. A scale has the weight's dtype (F32 for FP8 weights; `mlx`: and for
-float64; `gptq`: always F16, and weights beyond its range are clipped).
-Error: about half a scale, see `bound`.
+float64; `gptq`: always F16, and weights beyond its range are clipped), and is positive unless `signed_scales` says
+otherwise.
+Error: about half a scale; what a search clips more, but never more in the sum of squares. See `bound`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import sqrt
 from typing import Any, ClassVar, Literal
 
 from compressor.errors import UsageError
-from compressor.floats import epsilon, smallest, widen
+from compressor.floats import epsilon, smallest
 from compressor.floats import largest as limit
 from compressor.lazy import np
-from compressor.method import Block, Encoder, Method, Part, Survey, option
-from compressor.methods.quantize import _layouts, _layouts_foreign, _scales
+from compressor.method import Block, Encoder, Method, Part, option
+from compressor.methods.quantize import _layouts, _layouts_foreign, _ranges, _scales
+from compressor.methods.quantize._hqq import HalfQuadratic
+from compressor.methods.quantize._search import Search
+from compressor.methods.quantize._units import LEAST, MOST, Rule
 from compressor.tensor import TensorSpec
 from compressor.workspace import Array, Workspace
 
@@ -61,17 +69,25 @@ class Int(Encoder):
         None, help="what shares a scale; unset: group below 8 bits or with a group size, else channel"
     )
     group_size: int | None = option(None, help="weights of a row that share a scale; unset: 128", low=1, high=2**31)
-    method: Literal["absmax"] = option("absmax", help="how scales are chosen")
+    method: Literal["absmax", "search", "hqq"] = option(
+        "search", help="how scales are chosen: from the range, for the least squared error, or half-quadratic"
+    )
+    signed_scales: bool = option(False, help="a search may choose negative scales too", off="positive-scales")
     layout: Literal["auto", "pack-quantized", "int-quantized", "mlx", "gptq", "compressor", "plain"] = option(
         "auto", help="stored layout; auto takes compressed-tensors' where it has one"
     )
 
     extent: tuple[float, float] | None = None  # least and largest weight of the tensor, once surveyed
+    found: tuple[float, float | None] | None = None  # scale and zero point of the tensor, once searched
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.group_size is not None and self.granularity in ("tensor", "channel"):
             raise UsageError(f"group_size has no meaning with granularity {self.granularity}")
+        if self.signed_scales and (not self.symmetric or self.method != "search"):
+            raise UsageError("signed_scales holds for method search with symmetric codes only")
+        if self.method == "hqq" and self.grain == "tensor":
+            raise UsageError("method hqq works on channels and groups; for a whole tensor take search")
         if self.layout == "pack-quantized" and self.bits not in (4, 8):
             raise UsageError(f"layout pack-quantized holds 4 or 8 bits here, not {self.bits}")
         if self.layout == "int-quantized" and (self.bits != 8 or not self.symmetric or self.grain == "group"):
@@ -158,6 +174,11 @@ class Int(Encoder):
     def dialect(self, spec: TensorSpec) -> str:
         return _LAYOUTS[self.layout_of(spec)].dialect or super().dialect(spec)
 
+    def describe(self) -> dict[str, Any]:
+        """Without `signed_scales` unless they were asked for: as records of files before it was an option."""
+        said = super().describe()
+        return {name: value for name, value in said.items() if name != "signed_scales" or value}
+
     @property
     def label(self) -> str:
         return f"int{self.bits}"
@@ -169,42 +190,72 @@ class Int(Encoder):
     def code_bits_used(self) -> int | None:
         return self.bits if self.symmetric else None
 
-    def survey(self, specs: Sequence[TensorSpec]) -> Extent | None:
-        return Extent(self) if self.grain == "tensor" and self.extent is None else None
+    def survey(self, specs: Sequence[TensorSpec]) -> _ranges.Extent | None:
+        """The range of the tensor, where it has one scale; a search goes on to a histogram."""
+        if self.grain != "tensor" or self.extent is not None:
+            return None
+        return _ranges.Extent(self, self._rule(specs[0]))
 
     def bound(self, largest: float, spec: TensorSpec) -> float:
-        """Half a scale, and what storing the scale and the result in their dtypes adds at the range's end."""
+        """From the range: half a scale, and what storing the scale and the result in their dtypes adds at the
+        range's end. A search may clip, but Σ (w − w')² of a group is at most what it would be then: so no weight
+        loses more than √(weights of the group) as much, nor more than the least scale leaves of the largest."""
         dtype = self._scale_dtype(spec)
         scale = max(largest / (self.half - 0.5), smallest(dtype))
         # near the end of the dtype's range the scale is held back, so that no code leaves it
         held_back = largest * (1 + 1 / self.half) >= limit(spec.dtype)
         slack = 2 * self.half * (epsilon(dtype) * scale + smallest(dtype))
         rounding = 2 * epsilon(spec.dtype) * largest + smallest(spec.dtype)
-        return scale * (1.5 if held_back else 0.5) + slack + rounding + self._layout(spec).slack(largest, spec)
+        nearest = scale * (1.5 if held_back else 0.5) + slack
+        if self.method == "absmax":
+            return nearest + rounding + self._layout(spec).slack(largest, spec)
+        clipped = largest
+        if self.symmetric:
+            clipped = max(largest - (self.half - 1) * LEAST * largest / (self.half - 0.5), MOST * scale / 2) + slack
+        size = spec.size if self.grain == "tensor" else self.group if self.grain == "group" else spec.matrix[1]
+        alike = 1.001 * nearest * sqrt(size) if self.method == "search" else clipped
+        return max(nearest, min(clipped, alike)) + rounding + MOST * self._layout(spec).slack(largest, spec)
 
     # ---- the kernels -------------------------------------------------------------------------------
 
     def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
-        values, spec, work = block.values, block.spec, block.work
-        grouped, target = self._grouped(values), self._grouped(restored)
-        layout, dtype = self._layout(spec), self._scale_dtype(spec)
-        stored, zero = layout.settle(grouped, *self._scales(grouped, target, spec), dtype)
-        scale = self._scale_column(stored, spec, values.dtype)
-        # A float beyond 2^23 (2^52) has no fraction: adding the anchor rounds halves to even and leaves the
-        # code in the lowest bits, in one pass where rounding and converting would take three.
-        anchor = values.dtype.type(1.5 * 2.0 ** (23 if values.itemsize == 4 else 52))
-        offset = zero.astype(values.dtype)[..., None] if zero is not None else values.dtype.type(self.half)
-        offset += anchor
-        _scales.apply(np.divide, grouped, scale, target)
-        np.add(target, offset, out=target)
-        np.clip(target, anchor, anchor + (2 * self.half - 1), out=target)
-        if parts is not None:
-            codes = work.array("int.codes", values.shape, "|u1")
-            np.copyto(codes, restored.view(f"<u{restored.itemsize}"), casting="unsafe")
-            points = None if zero is None else zero.astype(np.uint8)
-            layout.store(codes, stored, points, parts, block.start == 0, work)
-        np.subtract(target, offset, out=target)
-        layout.numbers(target, scale, zero, dtype, work)
+        target = self._grouped(restored)
+        chosen = self._choose(block, target)
+        _scales.apply(np.divide, self._grouped(block.values), chosen.column, target)
+        codes = None if parts is None else block.work.array("int.codes", restored.shape, "|u1")
+        self._round(target, target, chosen.zero, codes)
+        if parts is not None and codes is not None:
+            self._store(codes, chosen, parts, block)
+        if chosen.zero is None:
+            np.add(target, 0.0, out=target)  # decoding knows no −0
+        layout, dtype = self._layout(block.spec), self._scale_dtype(block.spec)
+        layout.numbers(target, chosen.column, chosen.zero, dtype, block.work)
+
+    def measured(self, block: Block, parts: Mapping[str, Array]) -> tuple[float, int]:
+        """In units of the scale: Σ (q − z − w/s)² of each group, times s²."""
+        if not self._layout(block.spec).plain:
+            return super().measured(block, parts)
+        values, work = block.values, block.work
+        ratio = self._grouped(work.array("int.ratio", values.shape, values.dtype.str))
+        rounded = self._grouped(work.array("int.rounded", values.shape, values.dtype.str))
+        codes = work.array("int.codes", values.shape, "|u1")
+        chosen = self._choose(block, rounded)
+        _scales.apply(np.divide, self._grouped(values), chosen.column, ratio)
+        self._round(ratio, rounded, chosen.zero, codes)
+        np.subtract(rounded, ratio, out=rounded)
+        units = np.vecdot(rounded, rounded).astype(np.float64)
+        lost = float(np.sum(units * np.square(chosen.column, dtype=np.float64)[..., 0]))
+        if not (1e-250 < lost < 1e250 and units.max() > 1e-9 * ratio.shape[-1]):
+            # squares that leave the range; or codes so close that w/s has lost what is to be measured
+            return super().measured(block, parts)
+        if chosen.zero is None:
+            zeros = codes.size - np.count_nonzero(codes)
+        else:
+            mask = work.array("int.mask", codes.shape, "|b1")
+            np.equal(self._grouped(codes), chosen.zero.astype(np.uint8)[..., None], out=self._grouped(mask))
+            zeros = np.count_nonzero(mask)
+        self._store(codes, chosen, parts, block)
+        return lost, int(zeros)
 
     def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
         layout = self._layout(spec)
@@ -216,7 +267,34 @@ class Int(Encoder):
         target = self._grouped(out)
         np.copyto(target, self._grouped(codes))
         np.subtract(target, offset, out=target)
-        _scales.apply(np.multiply, target, self._scale_column(layout.scales(parts), spec, out.dtype), target)
+        scale = _scales.wide_scale(layout.scales(parts), self._scale_dtype(spec)).astype(out.dtype, copy=False)
+        _scales.apply(np.multiply, target, self._column(scale), target)
+
+    def _round(self, ratio: Array, rounded: Array, zero: Array | None, codes: Array | None) -> None:
+        """From w/s the codes: as floats q − z [rows, groups, size] (maybe the same memory), and as bytes q [rows,
+        columns], unsigned where there is a zero point. Floats are −0 where a small negative weight became zero."""
+        half, kind, flat = self.half, rounded.dtype.type, rounded.reshape(len(rounded), -1)
+        if zero is None:
+            np.rint(ratio, out=rounded)
+            rounded.clip(kind(-half), kind(half - 1), out=rounded)
+            if codes is not None:
+                np.copyto(codes.view("|i1"), flat, casting="unsafe")
+            return
+        # A float beyond 2^23 (2^52) has no fraction: adding the anchor rounds halves to even and leaves the
+        # code in the lowest bits, in one pass where rounding and converting would take three.
+        anchor = kind(1.5 * 2.0 ** (23 if rounded.itemsize == 4 else 52))
+        offset = zero.astype(rounded.dtype)[..., None] + anchor
+        np.add(ratio, offset, out=rounded)
+        rounded.clip(anchor, anchor + kind(2 * half - 1), out=rounded)
+        if codes is not None:
+            np.copyto(codes, flat.view(f"<u{rounded.itemsize}"), casting="unsafe")
+        np.subtract(rounded, offset, out=rounded)
+
+    def _store(self, codes: Array, chosen: _Chosen, parts: Mapping[str, Array], block: Block) -> None:
+        points = None if chosen.zero is None else chosen.zero.astype(np.uint8)
+        if points is None:
+            np.add(codes, self.half, out=codes)  # bytes wrap around, as two's complement does
+        self._layout(block.spec).store(codes, chosen.stored, points, parts, block.start == 0, block.work)
 
     def _layout(self, spec: TensorSpec) -> _layouts.CodeLayout:
         return _LAYOUTS[self.layout_of(spec)](self.bits, self.symmetric, self.grain == "tensor")
@@ -229,44 +307,55 @@ class Int(Encoder):
         rows = len(matrix)
         return matrix.reshape(rows, -1, self.group) if self.grain == "group" else matrix[:, None, :]
 
-    def _scales(self, grouped: Array, scratch: Array, spec: TensorSpec) -> tuple[Array, Array | None]:
-        """Stored scales and unsigned zero points, [rows or 1, groups]."""
+    def _choose(self, block: Block, scratch: Array) -> _Chosen:
+        """Scales and zero points of a block; `scratch` [rows, groups, size] is overwritten."""
+        spec, grouped = block.spec, self._grouped(block.values)
+        rule = self._rule(spec)
         if self.grain == "tensor":
-            if self.extent is None:
-                raise TypeError("a survey has to find the tensor's range first")
-            low, high = np.array([[self.extent[0]]]), np.array([[self.extent[1]]])
+            stored, zero = self._for_tensor(rule)
         else:
             low, high = _scales.extent(grouped, self.symmetric, scratch)
-        dtype = self._scale_dtype(spec)
-        if self.symmetric:
-            scale, reach = _scales.symmetric_scale(np.maximum(high, -low), self.half)
-            return _scales.store_scale(scale, reach, dtype, spec.dtype), None
-        scale, zero, reaches = _scales.asymmetric_scale(low, high, self.half)
-        return _scales.store_scale(scale, reaches, dtype, spec.dtype), zero
+            stored, zero = self._for_groups(grouped, low, high, rule, block.work)
+        stored, zero = self._layout(spec).settle(grouped, stored, zero, rule.dtype)
+        return _Chosen(stored, zero, self._column(rule.numbers(stored).astype(grouped.dtype, copy=False)))
 
-    def _scale_column(self, stored: Array, spec: TensorSpec, dtype: np.dtype[Any]) -> Array:
-        """Stored scales as numbers that broadcast over [rows, groups, size]."""
-        wide = widen(stored, self._scale_dtype(spec), Workspace()).astype(dtype, copy=False)
-        return wide.reshape((1, 1, 1) if self.grain == "tensor" else (*stored.shape, 1))
+    def _for_groups(
+        self, grouped: Array, low: Array, high: Array, rule: Rule, work: Workspace
+    ) -> tuple[Array, Array | None]:
+        if self.method == "absmax":
+            scale, zero = rule.absmax(low, high)
+            return rule.store(scale, zero)[0], zero
+        way = Search if self.method == "search" else HalfQuadratic
+        rows = grouped.reshape(-1, grouped.shape[2])
+        with np.errstate(all="ignore"):  # of groups of zeros, and far candidates
+            stored, zero = way(rows, low.reshape(-1), high.reshape(-1), rule, work).run()
+        return stored.reshape(low.shape), None if zero is None else zero.reshape(low.shape)
+
+    def _for_tensor(self, rule: Rule) -> tuple[Array, Array | None]:
+        if self.extent is None:
+            raise TypeError("a survey has to find the tensor's range first")
+        if self.found is None:
+            scale, zero = rule.absmax(np.array([[self.extent[0]]]), np.array([[self.extent[1]]]))
+        else:
+            scale = np.array([[self.found[0]]])
+            zero = None if self.found[1] is None else np.array([[self.found[1]]])
+        return rule.store(scale, zero)[0], zero
+
+    def _rule(self, spec: TensorSpec) -> Rule:
+        return Rule(self.bits, self.symmetric, self.signed_scales, self._scale_dtype(spec), spec.dtype)
+
+    def _column(self, scale: Array) -> Array:
+        """Scales in a shape that broadcasts over [rows, groups, size]."""
+        return scale.reshape((1, 1, 1) if self.grain == "tensor" else (*scale.shape, 1))
 
 
-@dataclass(frozen=True)
-class Extent(Survey[tuple[float, float]]):
-    """The least and the largest weight of a tensor, and 0."""
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """Scales as stored, unsigned zero points [rows or 1, groups], and scales as numbers [rows or 1, groups, 1]."""
 
-    method: Int
-
-    def start(self) -> tuple[float, float]:
-        return 0.0, 0.0
-
-    def observe(self, block: Block, stats: tuple[float, float]) -> tuple[float, float]:
-        return self.merge(stats, (float(block.values.min()), float(block.values.max())))
-
-    def merge(self, stats: tuple[float, float], more: tuple[float, float]) -> tuple[float, float]:
-        return min(stats[0], more[0]), max(stats[1], more[1])
-
-    def conclude(self, stats: tuple[float, float]) -> Int:
-        return replace(self.method, extent=stats)
+    stored: Array
+    zero: Array | None
+    column: Array
 
 
 METHOD = Int
