@@ -85,6 +85,8 @@ def _parse(record: dict[str, Any]) -> Record:
             raise ValueError(name)
         if len(shape) > 64 or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
             raise ValueError(name)
+        if 0 in shape and max(shape) >= 2**31:  # rows without end that take no byte
+            raise ValueError(name)
         stored.append((TensorSpec(name, dtype, tuple(shape)), encoders[index]))
     stages = record.get("stages", [])
     if not all(isinstance(stage, dict) for stage in stages):

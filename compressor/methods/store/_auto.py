@@ -41,7 +41,7 @@ class Auto(Sparse):
         found = [
             layout(coded, settled=True, offsets=self.offsets)
             for layout in (NM, Bitmask, Csr)
-            if layout is not NM or self.pairs
+            if (layout is not NM or self.pairs) and (layout is not Csr or spec.matrix[1] <= Csr.longest)
         ]
         best = min(found, key=lambda layout: _size(layout, spec))
         return best if _size(best, spec) < dense else None

@@ -35,13 +35,14 @@ class Csr(Sparse):
     """Columns and values of the non-zero elements, row by row."""
 
     id: ClassVar[str] = "csr"
+    longest: ClassVar[int] = 1 << 26
     columns_suffix: ClassVar[str] = ".columns"
     values_suffix: ClassVar[str] = ".values"
 
     def check(self, spec: TensorSpec) -> None:
         super().check(spec)
-        if spec.matrix[1] > 1 << 30:  # of a stranger's file a few bytes would become any memory
-            raise UsageError("csr holds rows of up to 2^30 columns", tensor=spec.name, remedy="Use --store bitmask")
+        if spec.matrix[1] > self.longest:  # of a stranger's file a few bytes would become any memory
+            raise UsageError("csr holds rows of up to 2^26 columns", tensor=spec.name, remedy="Use --store bitmask")
 
     def column_dtype(self, spec: TensorSpec) -> str:
         columns = spec.matrix[1]
