@@ -74,6 +74,8 @@ def _choose(verb: str, given: Mapping[str, Any], known: Mapping[str, type[Method
     chosen = given.get(selector)
     if selector not in given:
         fits = [name for name, method in known.items() if set(given) <= set(options_of(method))]
+        # a method that the options alone do not tell, because it lives from a partner, is never guessed
+        fits = [name for name in fits if options_of(known[name]) or name == _DEFAULT[verb] or verb == "distill"]
         ready = [name for name in fits if set(required_options(known[name])) <= set(given)]
         for pool in (ready, fits):
             if len(pool) == 1:
