@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal
 
 from compressor.checkpoint import Checkpoint, open_checkpoint
@@ -19,9 +19,10 @@ from compressor.errors import InputError, UsageError
 from compressor.experts import divided, split_experts
 from compressor.files.atomic import check_place
 from compressor.files.sink import Sink
+from compressor.method import Method, methods_of
 from compressor.plan import Plan
 from compressor.planner import make_plan, stores_packed
-from compressor.recipe import Recipe, load_recipe, make_stage, parse_stage, recipe_of, with_presets
+from compressor.recipe import Recipe, Stage, load_recipe, make_stage, parse_stage, recipe_of, with_presets
 from compressor.results import Gates, Report, ReportedGateFailed
 from compressor.runner import Runner
 from compressor.scan import compare, inspect, non_finite_tensors
@@ -37,8 +38,9 @@ __all__ = ["compare", "distill", "inspect", "pipeline", "prune", "quantize", "re
 
 
 def prune(source: Path, output: Path, **options: Any) -> Report:
-    """Make weights exactly zero. `method="threshold", threshold=0.01` or `method="magnitude", sparsity=0.9,
-    scope="global"`; further keywords as `run_recipe` and `include`, `exclude`, `rules` as `make_stage`.
+    """Make weights exactly zero. `method="threshold", threshold=0.01`, `method="magnitude", sparsity=0.9,
+    scope="global"`, or `mask=PATH`; `save_mask=PATH`; further keywords as `run_recipe` and `include`, `exclude`,
+    `rules` as `make_stage`.
     Or cut structures out: `structure="neurons", fraction=0.25`, with the options of a `Request`."""
     if is_request("prune", options):
         settings = {key: options.pop(key) for key in list(options) if key in _SETTINGS}
@@ -88,12 +90,25 @@ def restore(source: Path, output: Path, **settings: Any) -> Report:
 def _one_stage(verb: str, source: Path, output: Path, options: dict[str, Any]) -> Report:
     settings = {key: options.pop(key) for key in list(options) if key in _SETTINGS}
     stage_keys = {key: options.pop(key) for key in _STAGE_KEYS if key in options}
+    if stage_keys.get("mask") is not None:
+        stage_keys["mask"] = os.fspath(stage_keys["mask"])
     stage = make_stage(verb, options, **stage_keys)
     return run_recipe(verb, source, output, Recipe((stage,)), **settings)
 
 
-_STAGE_KEYS = ("include", "exclude", "rules", "store", "teacher", "fallback", "preset")
-_SETTINGS = ("requantize", "force", "dry_run", "strict", "non_finite", "gates", "workers", "progress", "processes")
+_STAGE_KEYS = ("include", "exclude", "rules", "store", "teacher", "mask", "fallback", "preset")
+_SETTINGS = (
+    "requantize",
+    "force",
+    "dry_run",
+    "strict",
+    "non_finite",
+    "gates",
+    "workers",
+    "progress",
+    "processes",
+    "save_mask",
+)
 _LARGE = 128 << 20  # bytes of a model that are worth the start of processes
 
 
@@ -112,6 +127,8 @@ def run_recipe(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     processes: bool = False,
+    save_mask: Path | None = None,
+    only: Sequence[str] | None = None,
 ) -> Report:
     """Run a recipe from `source` to `output`.
 
@@ -119,14 +136,19 @@ def run_recipe(
     alone by default; `requantize` quantizes a source that is quantized already; `non_finite="keep"` carries
     tensors with NaN or Inf over; `progress(done, total)` is called
     in bytes read; `processes` allows workers to be forked for large models, which a program with threads of its
-    own had better not. Raises UsageError, InputError, OutputError, GateFailed: in each case nothing is written.
+    own had better not; `save_mask` is a .safetensors for the bits of which pruned weights stay, written when the
+    output is complete; `only` these tensors are put into the output. Raises UsageError, InputError, OutputError,
+    GateFailed: in each case nothing is written.
     """
     source, output, gates = os.fspath(source), os.fspath(output), gates or Gates()
     teachers = sorted({stage.teacher for stage in recipe.stages if stage.teacher is not None})
     check_apart(output, source, *teachers)
+    if save_mask is not None:
+        _check_mask(os.fspath(save_mask), output, (source, *teachers), force=force or dry_run)
     checkpoint = open_checkpoint(source)
     container = container_of(output, checkpoint.source)
-    if container == "npz" and any(stage.store not in ("auto", "codes") for stage in recipe.stages):
+    coding = [stage.store for stage in recipe.stages if stage.method.verb == "quantize"]
+    if container == "npz" and any(store in ("dense", "packed") for store in coding):
         raise UsageError("an .npz output holds codes", remedy="Use --store codes, or end the output otherwise")
     if not dry_run:
         check_place(output, folder=container == "folder", replace=force)
@@ -140,11 +162,25 @@ def run_recipe(
     checkpoint = restructure(checkpoint, recipe.cuts, workers=count, keep_non_finite=non_finite == "keep")
     recipe = with_presets(recipe, list(checkpoint.tensors))
     hold: dict[str, str] = {}
+    resolved: dict[tuple[str, int], Method] = {}
+    by_stage = {
+        number: mentors[stage.teacher]
+        for number, stage in enumerate(recipe.stages, len(recipe.cuts))
+        if stage.teacher is not None
+    }
 
-    def plan_now(held: Mapping[str, str]) -> Plan:
-        name = os.path.basename(output.rstrip("/"))
+    def plan_now(held: Mapping[str, str], known: Mapping[str, Method] | None = None) -> Plan:
         return make_plan(
-            checkpoint, recipe, container, name, teachers=mentors, hold=held, strict=strict, requantize=requantize
+            checkpoint,
+            recipe,
+            container,
+            os.path.basename(output.rstrip("/")),
+            teachers=mentors,
+            hold=held,
+            known=known,
+            only=only,
+            strict=strict,
+            requantize=requantize,
         )
 
     with ExitStack() as stack:
@@ -153,6 +189,13 @@ def run_recipe(
             with local(count) as executor:
                 hold = non_finite_tensors(checkpoint, plan, executor)
             plan = plan_now(hold) if hold else plan
+        if not plan.counted:
+            importlib.import_module("numpy")
+            worker = Worker(plan, checkpoint, by_stage, None)
+            with _engine(count, worker, processes=processes) as executor, _in_file(source):
+                counter = Runner(worker, executor, 2 * count + 2)
+                plan = plan_now(hold, counter.count())
+                resolved = counter.resolved
         report = Report(verb, source, output, plan, failures=tuple(gates.judge_plan(plan)))
         if report.failures:
             raise ReportedGateFailed(report)
@@ -162,14 +205,9 @@ def run_recipe(
         layouts = [(file.name, file.layout) for file in plan.files]
         sink = Sink(output, container, layouts, replace=force)
         try:
-            by_stage = {
-                number: mentors[stage.teacher]
-                for number, stage in enumerate(recipe.stages, len(recipe.cuts))
-                if stage.teacher is not None
-            }
             worker = Worker(plan, checkpoint, by_stage, sink)
             executor = stack.enter_context(_engine(count, worker, processes=processes))
-            changes = Runner(worker, executor, 2 * count + 2, _counting(plan, progress)).run()
+            changes = Runner(worker, executor, 2 * count + 2, _counting(plan, progress), resolved).run()
             report = Report(verb, source, output, plan, changes)
             failures = gates.judge(report)
             if failures:
@@ -181,13 +219,36 @@ def run_recipe(
             if isinstance(error, InputError):
                 error.file = error.file or source  # a method knows the tensor, not the file
             raise
-        return report
+    if save_mask is not None:
+        pruned = [job.spec.name for job in plan.jobs if any(step.method.verb == "prune" for step in job.steps)]
+        stage = Stage(methods_of("store")["mask"](), include=("*",), store="packed")
+        run_recipe("prune", output, save_mask, Recipe((stage,)), force=force, workers=workers, only=pruned)
+    return report
+
+
+def _check_mask(save_mask: str, output: str, inputs: Iterable[str], *, force: bool) -> None:
+    """Before anything is done: whether the mask can be written where it is to go."""
+    if os.path.splitext(save_mask)[1] != ".safetensors":
+        raise UsageError("--save-mask writes a .safetensors", remedy="End its name so")
+    check_apart(save_mask, output, *inputs)
+    check_place(save_mask, folder=False, replace=force)
+
+
+@contextmanager
+def _in_file(source: str) -> Iterator[None]:
+    """Name the file in what is refused: a method knows the tensor only."""
+    try:
+        yield
+    except InputError as error:
+        error.file = error.file or source
+        raise
 
 
 def _engine(count: int, worker: Worker, *, processes: bool) -> AbstractContextManager[Executor]:
     """Processes where it pays to start them, else threads."""
     if processes and forked.available and count > 1 and worker.plan.size_before >= _LARGE:
-        return forked.forked(count, [worker, *worker.plan.jobs])
+        methods = [step.method for job in worker.plan.jobs for step in job.steps if step.method.verb == "store"]
+        return forked.forked(count, [worker, *worker.plan.jobs, *methods])
     return local(count)
 
 

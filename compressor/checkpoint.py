@@ -96,11 +96,17 @@ class Rows:
         if self.tensor.encoder is None:
             return widen(self.raw[start - self.start : stop - self.start], spec.dtype, work, self.key)
         parts = {
-            part.suffix: part.view(self.read[part.suffix], start - self.start, stop - self.start)
+            part.suffix: part.view(self.read[part.suffix], start - self.start, stop - self.start, self.start)
             for part in self.declared
         }
         numbers = work.array(f"{self.key}.decoded", (stop - start, self.columns), DTYPES[spec.dtype].compute)
-        self.tensor.encoder.decode(parts, spec, numbers, start, work)
+        try:
+            self.tensor.encoder.decode(parts, spec, numbers, start, work)
+        except InputError as error:
+            error.file = error.file or next(iter(self.tensor.parts.values())).file.path
+            raise
+        if self.tensor.encoder.exact:
+            return numbers
         # a loader gives numbers of the tensor's own dtype; so do we
         settled = work.array(f"{self.key}.settled", numbers.shape, DTYPES[spec.dtype].storage)
         narrow(numbers, spec.dtype, settled)
@@ -112,6 +118,8 @@ def _read_part(tensor: Tensor, part: Part, start: int, stop: int, work: Workspac
     if part.every == 0:
         return stored.read_rows(part.size, 0, 1, work, key).reshape(part.shape)
     first, last = part.rows(start, stop)
+    if part.bounds is not None:
+        return stored.read_rows(1, int(part.bounds[first]), int(part.bounds[last]), work, key).reshape(-1)
     if part.across:
         return stored.read_columns(first, last, work, key)
     return stored.read_rows(part.width(tensor.spec), first, last, work, key)
@@ -143,22 +151,29 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 def _stored_tensor(source: Source, spec: TensorSpec, encoder: Encoder) -> Tensor:
     try:
+        encoder.check(spec)
+        index = encoder.counts_part(spec)
+        if index is not None:
+            stored = _stored_part(source, spec, index)
+            content = stored.read_rows(index.size, 0, 1, Workspace(), "index").reshape(index.shape)
+            encoder = encoder.counted_by(spec, content)
         declared = encoder.parts(spec)
     except UsageError as error:
         raise InputError(error.reason, file=source.path, tensor=spec.name) from error
-    parts = {}
-    for part in declared:
-        name = part.name(spec.name)
-        stored = source.tensors.get(name)
-        if stored is None:
-            raise InputError(f"its part {part.suffix or 'codes'} is missing", file=source.path, tensor=spec.name)
-        if (stored.spec.dtype, stored.spec.shape) != (part.dtype, part.shape):
-            raise InputError(
-                f"its part {part.suffix or 'codes'} is {stored.spec.dtype} {list(stored.spec.shape)}, "
-                f"where {part.dtype} {list(part.shape)} belongs",
-                file=source.path,
-                tensor=spec.name,
-            )
-        parts[part.suffix] = stored
+    parts = {part.suffix: _stored_part(source, spec, part) for part in declared}
     first = next(iter(parts.values()))
     return Tensor(spec, parts, source.file_of[first.spec.name], encoder)
+
+
+def _stored_part(source: Source, spec: TensorSpec, part: Part) -> StoredTensor:
+    stored = source.tensors.get(part.name(spec.name))
+    if stored is None:
+        raise InputError(f"its part {part.suffix or 'codes'} is missing", file=source.path, tensor=spec.name)
+    if (stored.spec.dtype, stored.spec.shape) != (part.dtype, part.shape):
+        raise InputError(
+            f"its part {part.suffix or 'codes'} is {stored.spec.dtype} {list(stored.spec.shape)}, "
+            f"where {part.dtype} {list(part.shape)} belongs",
+            file=source.path,
+            tensor=spec.name,
+        )
+    return stored

@@ -10,7 +10,8 @@ from compressor.checkpoint import Checkpoint
 from compressor.errors import CompressorError, InputError, OutputError, UsageError, raise_all
 from compressor.fusing import fused_group
 from compressor.plan import Container, Job
-from compressor.recipe import Recipe
+from compressor.recipe import Stage
+from compressor.storing import SPARSE
 from compressor.text import printable
 
 
@@ -23,14 +24,25 @@ def check_container(checkpoint: Checkpoint, container: Container) -> None:
         )
 
 
-def check_stores(recipe: Recipe, container: Container) -> None:
+def check_stores(stages: Sequence[Stage], container: Container) -> None:
     """What a stage asks to be stored must be something that the container holds."""
-    stores = {stage.store for stage in recipe.stages}
+    stores = {stage.store for stage in stages}
     if "codes" in stores and container != "npz":
         raise UsageError("--store codes writes an .npz", remedy="End the output in .npz")
     if "packed" in stores and container in ("npy", "npz"):
         raise UsageError(
             f"an .{container} holds no packed codes", remedy="Use --store dense, or write .safetensors"
+        )
+    sparse = [stage for stage in stages if stage.store in SPARSE]
+    if sparse and container == "npy":
+        raise UsageError(
+            "an .npy holds no sparse layout",
+            remedy="Write .safetensors, or an .npz in SciPy's format with --store csr",
+        )
+    if container == "npz" and any(stage.store != "csr" or stage.method.verb != "prune" for stage in sparse):
+        raise UsageError(
+            "an .npz holds floats as SciPy's csr, and no other sparse layout",
+            remedy="Use prune with --store csr, or write .safetensors",
         )
 
 
@@ -83,6 +95,8 @@ def check_fused(jobs: Sequence[Job], checkpoint: Checkpoint) -> None:
         spoken = {job.encoder.dialect(job.spec) for job in members if job.encoder is not None}
         if "compressed-tensors" not in spoken or len({_scheme(job) for job in members}) == 1:
             continue
+        if any(job.encoder is not None and job.encoder.verb == "store" for job in members):
+            continue  # no loader takes the folder
         listed = ", ".join(f"'{printable(job.spec.name, 100)}' {job.dtype_after}" for job in members)
         problems.append(
             UsageError(

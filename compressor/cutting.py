@@ -52,14 +52,14 @@ def cut_tensor(job: Job, tensor: Tensor, partners: Sequence[Tensor]) -> Cut:
     if not job.steps and tensor.seekable:
         nbytes = spec.nbytes
         return Cut(nbytes, 1, 1 << 22, 1 << 22, bytes=True)
-    if job.encoder is None and job.elementwise and tensor.seekable and not partners:
+    if job.encoder is None and job.elementwise and tensor.seekable and not partners and not job.grain:
         return Cut(spec.size, 1, CHUNK, BLOCK)
     if not job.steps and tensor.encoder is None and len(spec.shape) > 2 and not tensor.whole.placed.fortran:
         # only copied, as seekable ones are, so that a row need not be a whole expert
         rows, columns = spec.size // max(spec.shape[-1], 1), spec.shape[-1]
     else:
         rows, columns = spec.matrix
-    align = max(job.align, tensor.align, *(partner.align for partner in partners))
+    align = max(job.align, job.grain, tensor.align, *(partner.align for partner in partners))
     block = max(BLOCK // max(columns, 1) // align, 1) * align
     return Cut(rows, columns, max(CHUNK // max(columns, 1) // block, 1) * block, block)
 
@@ -67,16 +67,11 @@ def cut_tensor(job: Job, tensor: Tensor, partners: Sequence[Tensor]) -> Cut:
 def part_buffer(part: Part, job: Job, cut: Cut, start: int, stop: int, work: Workspace) -> Array:
     """Memory for what the rows [start, stop) have of a part."""
     storage, key = DTYPES[part.dtype].storage, f"part{part.suffix}"
-    if part.every == 0:
-        return work.array(key, part.shape, storage)
     if job.encoder is None:
         return work.array(key, (stop - start, cut.columns), storage)
-    first, last = part.rows(start, stop)
-    if part.across:
-        return work.array(key, (part.shape[0], last - first), storage)
-    return work.array(key, (last - first, part.width(job.spec)), storage)
+    return work.array(key, part.held(job.spec, start, stop), storage)
 
 
-def part_views(parts: Mapping[str, Array], job: Job, rows: slice) -> dict[str, Array]:
-    """What each part's buffer has of the tensor's rows."""
-    return {part.suffix: part.view(parts[part.suffix], rows.start, rows.stop) for part in job.parts}
+def part_views(parts: Mapping[str, Array], job: Job, rows: slice, origin: int) -> dict[str, Array]:
+    """What each part's buffer, which begins with row `origin`, has of the rows after that."""
+    return {part.suffix: part.view(parts[part.suffix], rows.start, rows.stop, origin) for part in job.parts}

@@ -32,18 +32,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
 from importlib.metadata import entry_points
-from math import inf, prod
+from math import inf, lcm
 from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args, get_type_hints
 
 from compressor.errors import UsageError
 from compressor.lazy import np
 from compressor.metrics import count_zeros, dot
+from compressor.part import Part as Part
 from compressor.tensor import TensorSpec
 from compressor.workspace import Array, Workspace
 
 VERBS = ("prune", "distill", "quantize")
 # The option that names the method of a verb: `--scheme int` says what is stored, `--method` how it is chosen.
-SELECTOR = {"prune": "method", "distill": "method", "quantize": "scheme"}
+SELECTOR = {"prune": "method", "distill": "method", "quantize": "scheme", "store": "layout"}
 
 S = TypeVar("S")
 
@@ -57,50 +58,6 @@ class Block:
     spec: TensorSpec
     work: Workspace
     partners: Mapping[str, Array]
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A tensor that an encoder stores. Its name is the source tensor's name followed by `suffix`; with `stem` the
-    suffix takes the place of the name's `.weight`.
-
-    The part lies in as many equal runs as there are `every` rows in the tensor (the last may be fewer): run r
-    belongs to the tensor's rows [r·every, (r+1)·every), and encoders see runs as the rows of a matrix, whatever
-    the part's shape. `across`: the part is a matrix whose columns those runs are, and encoders see it so
-    [part's rows, columns of the block]. `every` 0 means that the part is not cut: it is written with the block
-    that starts at row 0 and read whole. `value` is a part whose content the spec already determines.
-    """
-
-    suffix: str
-    dtype: str
-    shape: tuple[int, ...]
-    every: int = 1
-    value: tuple[int, ...] | None = None
-    stem: bool = False
-    across: bool = False
-
-    def name(self, tensor: str) -> str:
-        """What the part of a tensor of this name is called."""
-        return (tensor.removesuffix(".weight") if self.stem else tensor) + self.suffix
-
-    @property
-    def size(self) -> int:
-        return prod(self.shape)
-
-    def rows(self, start: int, stop: int) -> tuple[int, int]:
-        """The runs that the tensor's rows [start, stop) have."""
-        return start // self.every, -(-stop // self.every)
-
-    def width(self, spec: TensorSpec) -> int:
-        """Elements of a run of the part of this tensor."""
-        return self.size // max(self.rows(0, spec.matrix[0])[1], 1)
-
-    def view(self, held: Array, start: int, stop: int) -> Array:
-        """Of the runs in `held`, those of the rows [start, stop) after the first that it holds."""
-        if self.every == 0:
-            return held
-        first, last = self.rows(start, stop)
-        return held[:, first:last] if self.across else held[first:last]
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,9 +190,12 @@ def select(values: Array, keep: Array, out: Array) -> None:
 class Encoder(Method):
     """Numbers to stored parts and back."""
 
+    members: ClassVar[Mapping[str, bytes]] = {}  # what an `.npz` says beside the parts: texts by member
+
     @abstractmethod
     def parts(self, spec: TensorSpec) -> tuple[Part, ...]:
-        """The parts that are stored for a tensor, in full, before anyone has read it."""
+        """The parts that are stored for a tensor, in full, before anyone has read it (or, of an encoder that is
+        not yet `counted`, after its survey)."""
 
     @abstractmethod
     def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
@@ -249,6 +209,32 @@ class Encoder(Method):
     @abstractmethod
     def bound(self, largest: float, spec: TensorSpec) -> float:
         """The largest absolute error of a restored weight, where no weight of the tensor exceeds `largest`."""
+
+    @property
+    def counted(self) -> bool:
+        """Whether the parts follow from the spec; else a survey has to count first what there is to store."""
+        return True
+
+    @property
+    def exact(self) -> bool:
+        """Whether the parts stand for the very numbers of the tensor's dtype."""
+        return False
+
+    def check(self, spec: TensorSpec) -> None:
+        """Raises UsageError when the tensor contradicts the options, judged from its spec alone."""
+        self.parts(spec)
+
+    def align(self, spec: TensorSpec) -> int:
+        """Blocks begin at multiples of this many rows."""
+        return lcm(*(part.every or 1 for part in self.parts(spec)))
+
+    def counts_part(self, spec: TensorSpec) -> Part | None:
+        """The part without whose content the others cannot be declared; None where the spec tells them."""
+        return None
+
+    def counted_by(self, spec: TensorSpec, content: Array) -> Encoder:
+        """This encoder with what is stored as its `counts_part`. Raises UsageError when that cannot be."""
+        raise TypeError(f"{self.id} counts nothing")
 
     def config(self, spec: TensorSpec) -> dict[str, Any] | None:
         """The compressed-tensors scheme under which loaders take the parts; None when only `restore` reads them."""
@@ -281,7 +267,13 @@ class Encoder(Method):
         return None
 
     def codes(self, spec: TensorSpec) -> Encoder | None:
-        """This method with its integer codes stored one to an element, for `.npz`; None when it has none."""
+        """This method with its integer codes stored one to an element, for `.npz` and for sparse layouts; None
+        when it has none."""
+        return None
+
+    @property
+    def code_bits_used(self) -> int | None:
+        """Of `codes`: bits that tell all elements apart, if element 0 always stands for zero; else None."""
         return None
 
 

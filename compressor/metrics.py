@@ -26,6 +26,8 @@ def dot(a: Array, b: Array) -> float:
     a, b = a.reshape(-1), b.reshape(-1)
     total = float(np.dot(a, b))
     if not _SAFE[0] < abs(total) < _SAFE[1] and a.size:
+        if total == 0 and not a.any():  # nothing was lost, as wherever what was stored is exact
+            return 0.0
         # longdouble holds the squares of every float64 where the platform has one wider than a double
         total = float(np.dot(a.astype(np.longdouble), b.astype(np.longdouble)))
     return total

@@ -25,6 +25,7 @@ STAGE_KEYS = (
     "rule",
     "store",
     "teacher",
+    "mask",
     "fallback",
     "preset",
 )  # of recipes, no options

@@ -40,7 +40,9 @@ class Job:
     """One tensor of the input: what is done to it and which parts it becomes.
 
     Without steps it is carried over (`restored`: decoded first). `kept` tells for each stage that leaves it
-    alone why. `file` is the output file that all its parts go to.
+    alone why. `file` is the output file that all its parts go to. There are no parts as long as an encoder has to
+    count first what it will store; `grain` says that the tensor may be counted, and is cut by whole rows, at
+    multiples of so many, then and later alike.
     """
 
     spec: TensorSpec
@@ -50,6 +52,7 @@ class Job:
     kept: tuple[Kept, ...] = ()
     stored_as: str = ""  # what the input stores it as, where that is the parts of an encoder
     stored_bytes: int = 0
+    grain: int = 0
 
     @property
     def dtype_before(self) -> str:
@@ -75,6 +78,11 @@ class Job:
     def align(self) -> int:
         """Blocks begin at multiples of this many rows."""
         return lcm(*(part.every or 1 for part in self.parts))
+
+    @property
+    def counted(self) -> bool:
+        """Whether its parts are known."""
+        return bool(self.parts)
 
     def part_name(self, part: Part) -> str:
         return part.name(self.spec.name)
@@ -121,6 +129,11 @@ class Plan:
     notes: tuple[str, ...] = ()
     cuts: tuple[Coupled, ...] = ()
     language_model: bool = False
+
+    @property
+    def counted(self) -> bool:
+        """Whether the parts of all jobs are known."""
+        return all(job.counted for job in self.jobs)
 
     @property
     def size_after(self) -> int:

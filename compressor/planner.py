@@ -15,10 +15,11 @@ from compressor.errors import CompressorError, InputError, UsageError, raise_all
 from compressor.files import npy, npz, safetensors
 from compressor.files.folder import CONFIG, INDEX, SINGLE, index_bytes, json_bytes
 from compressor.files.layout import FileLayout
-from compressor.method import Encoder
+from compressor.method import Encoder, Method
 from compressor.plan import Container, Job, OutputFile, Plan, Step, dense_part, short_name
 from compressor.recipe import Recipe, Stage, Store
 from compressor.selection import Kept, kept
+from compressor.storing import SPARSE, with_layout
 from compressor.tensor import TensorSpec
 from compressor.text import printable
 
@@ -38,28 +39,36 @@ def make_plan(
     *,
     teachers: Mapping[str, Checkpoint] | None = None,
     hold: Mapping[str, str] | None = None,
+    known: Mapping[str, Method] | None = None,
+    only: Sequence[str] | None = None,
     strict: bool = False,
     requantize: bool = False,
 ) -> Plan:
-    """Decide everything. `hold` are tensors to leave untouched with the reason (found by an earlier scan).
+    """Decide everything. `hold` are tensors to leave untouched with the reason (found by an earlier scan); `known`
+    are sparse layouts that were counted, by tensor: without them the plan may be one that is not `counted`; `only`
+    these tensors are in the output, where given.
 
     `output_name` is the file's own name where the output is one file.
     Raises the problems of all tensors together: UsageError, InputError (a teacher that does not match),
     OutputError (content that the container cannot hold).
     """
-    if checkpoint.compression and not requantize and any(s.method.verb == "quantize" for s in recipe.stages):
+    lossy = any(tensor.encoder is not None and not tensor.encoder.exact for tensor in checkpoint.tensors.values())
+    if lossy and not requantize and any(stage.method.verb == "quantize" for stage in recipe.stages):
         raise InputError(
             f"is already {checkpoint.compression}",
             file=checkpoint.path,
             remedy="Use --requantize to quantize what its codes stand for, which loses once more",
         )
     check_container(checkpoint, container)
-    check_stores(recipe, container)
+    check_stores(recipe.stages, container)
     problems: list[CompressorError] = []
     jobs: list[Job] = []
+    wanted = set(checkpoint.tensors if only is None else only)
     for tensor in checkpoint.tensors.values():
+        if tensor.spec.name not in wanted:
+            continue
         try:
-            jobs.append(_job(tensor, recipe, container, teachers or {}, hold or {}, checkpoint))
+            jobs.append(_job(tensor, recipe, container, teachers or {}, hold or {}, known or {}, checkpoint))
         except CompressorError as error:
             problems.extend(getattr(error, "problems", [error]))
     if strict:
@@ -119,9 +128,10 @@ def _job(
     container: Container,
     teachers: Mapping[str, Checkpoint],
     hold: Mapping[str, str],
+    known: Mapping[str, Method],
     checkpoint: Checkpoint,
 ) -> Job:
-    spec = tensor.spec
+    spec, grain = tensor.spec, 0
     steps: list[Step] = []
     reasons: list[Kept] = []
     for number, stage in enumerate(recipe.stages, len(recipe.cuts)):
@@ -132,13 +142,14 @@ def _job(
             step = _step(spec, number, stage, container, teachers, checkpoint)
             if isinstance(step, Step):
                 _check_order(spec, steps, step)
-                steps.append(step)
+                stored, grain = with_layout(step, stage, spec, container, known)
+                steps += stored
                 continue
             why = step
         reasons.append(why)
     last = steps[-1] if steps else None
     if last is not None and not last.dense and isinstance(last.method, Encoder):
-        parts = last.method.parts(spec)
+        parts = last.method.parts(spec) if last.method.counted else ()
     elif container == "npz":
         raise UsageError(
             "an .npz holds integer codes, and this tensor has none",
@@ -149,7 +160,7 @@ def _job(
         parts = (dense_part(spec),)
     file = tensor.file if container == "folder" else 0
     stored_as = "" if tensor.encoder is None else short_name(tensor.encoder)
-    return Job(spec, tuple(steps), parts, file, tuple(reasons), stored_as, tensor.nbytes)
+    return Job(spec, tuple(steps), parts, file, tuple(reasons), stored_as, tensor.nbytes, grain)
 
 
 def _check_order(spec: TensorSpec, steps: Sequence[Step], step: Step) -> None:
@@ -180,26 +191,27 @@ def _step(
     method = stage.method_for(spec.name)
     partners = {}
     if stage.teacher is not None:
-        partners["teacher"] = _partner(spec, checkpoint, teachers[stage.teacher])
+        role = method.partners[0]
+        partners[role] = _partner(spec, checkpoint, teachers[stage.teacher], role)
     skip = method.skip(spec)
     if skip is not None:
         return Kept(skip.reason)
     if not isinstance(method, Encoder):
         return Step(number, method, partners, instead=method.shortfall(spec))
     store = _DEFAULT_STORE[container] if stage.store == "auto" else stage.store
-    if store == "codes":
+    if store == "codes" or (store in SPARSE and store != "smallest"):
         plain = method.codes(spec)
         if plain is None:
             raise UsageError(f"scheme {method.id} has no integer codes", tensor=spec.name)
         method = plain
-    elif store == "packed" and container == "folder":
+    elif store in ("packed", "smallest") and container == "folder":
         if len(spec.shape) != 2 and not stage.include:
             return Kept("no matrix: loaders take codes of matrices only (--include stores it in our own layout)")
         if method.dialect(spec) and not spec.name.endswith(".weight"):
             return Kept("no module's .weight, so loaders would not look for its codes")
     instead = ""
     try:
-        method.parts(spec)  # the tensor's shape may contradict the options also where numbers are stored
+        method.check(spec)  # the tensor's shape may contradict the options also where numbers are stored
     except UsageError as error:
         if not stage.fallback:
             raise
@@ -210,26 +222,28 @@ def _step(
     return Step(number, method, partners, dense=store == "dense", instead=instead)
 
 
-def _partner(spec: TensorSpec, student: Checkpoint, teacher: Checkpoint) -> str:
-    """The teacher's tensor of the same name and shape; two inputs of one tensor pair whatever they call it."""
+def _partner(spec: TensorSpec, student: Checkpoint, teacher: Checkpoint, role: str) -> str:
+    """The tensor of the same name and shape of the teacher, or whatever its `role`; two inputs of one tensor pair
+    whatever they call it."""
     partner = teacher.tensors.get(spec.name)
     if partner is None and len(student.tensors) == len(teacher.tensors) == 1:
         partner = next(iter(teacher.tensors.values()))
     if partner is None:
         raise InputError(
-            f"the teacher {teacher.path} has no tensor of that name",
+            f"the {role} {teacher.path} has no tensor of that name",
             tensor=spec.name,
-            remedy="Exclude it, or give a teacher of the same structure",
+            remedy=f"Exclude it, or give a {role} of the same structure",
         )
     if partner.spec.shape != spec.shape:
         raise InputError(
-            f"the student has shape {list(spec.shape)}, the teacher {list(partner.spec.shape)}",
+            f"the {'student' if role == 'teacher' else 'input'} has shape {list(spec.shape)}, "
+            f"the {role} {list(partner.spec.shape)}",
             file=teacher.path,
             tensor=spec.name,
-            remedy="Exclude it, or give a teacher of the same structure",
+            remedy=f"Exclude it, or give a {role} of the same structure",
         )
     if not partner.spec.is_float:
-        raise InputError(f"the teacher's is {partner.spec.dtype}, not a float", file=teacher.path, tensor=spec.name)
+        raise InputError(f"the {role}'s is {partner.spec.dtype}, not a float", file=teacher.path, tensor=spec.name)
     return partner.spec.name
 
 
@@ -284,8 +298,10 @@ def _npz_layout(job: Job, stages: Sequence[Mapping[str, Any]]) -> FileLayout:
     ]
     listed = [[member, spec.name, spec.dtype, spec.shape] for member, spec in members]
     stored = [(job.spec, job.encoder)] if job.encoder is not None else []
-    record = provenance.to_metadata(stages, stored, members=listed)[provenance.KEY]
-    return npz.layout(members, record.encode())
+    texts = {} if job.encoder is None else {name: text.decode() for name, text in job.encoder.members.items()}
+    more = {"texts": texts} if texts else {}
+    record = provenance.to_metadata(stages, stored, members=listed, **more)[provenance.KEY]
+    return npz.layout(members, record.encode(), texts)
 
 
 def _texts(

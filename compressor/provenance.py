@@ -3,7 +3,8 @@
 Key `compressor`, a JSON object:
 
     {"version": 1, "tool": "0.1.0", "stages": [{…}, …],          what was done, in order
-     "methods": [{"kind": "quantize", "scheme": "int", …}, …],   only where parts are stored:
+     "methods": [{"kind": "quantize", "scheme": "int", …}, …],   only where parts are stored; a sparse layout is
+                                                                 {"kind": "store", "layout": …, "of": {…}}:
      "tensors": {NAME: [DTYPE, SHAPE, index into methods], …}}   the original tensors
 
 It holds no clock, host or path, so equal work gives equal bytes.
@@ -19,7 +20,7 @@ from typing import Any
 from compressor import __version__
 from compressor.errors import CompressorError, InputError
 from compressor.files.strict_json import parse_object
-from compressor.method import Encoder
+from compressor.method import Encoder, methods_of
 from compressor.recipe import make_method
 from compressor.tensor import DTYPES, TensorSpec
 
@@ -84,6 +85,8 @@ def _parse(record: dict[str, Any]) -> Record:
             raise ValueError(name)
         if len(shape) > 64 or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
             raise ValueError(name)
+        if 0 in shape and max(shape) >= 2**31:  # rows without end that take no byte
+            raise ValueError(name)
         stored.append((TensorSpec(name, dtype, tuple(shape)), encoders[index]))
     stages = record.get("stages", [])
     if not all(isinstance(stage, dict) for stage in stages):
@@ -92,11 +95,23 @@ def _parse(record: dict[str, Any]) -> Record:
 
 
 def _encoder(described: dict[str, Any]) -> Encoder:
+    if described["kind"] == "store":
+        return _sparse(**{key: value for key, value in described.items() if key != "kind"})
     options = {key: value for key, value in described.items() if key != "kind"}
     method = make_method(described["kind"], options, where="method ")
     if not isinstance(method, Encoder):
         raise ValueError(described["kind"])
     return method
+
+
+def _sparse(layout: str, of: dict[str, Any] | None = None) -> Encoder:
+    """A sparse layout of floats, or of an encoder's codes."""
+    if of is not None and of["kind"] == "store":
+        raise ValueError(layout)
+    made = methods_of("store")[layout](*(() if of is None else (_encoder(of),)))
+    if not isinstance(made, Encoder):
+        raise ValueError(layout)
+    return made
 
 
 def _damaged(path: str, reason: str) -> InputError:

@@ -26,7 +26,12 @@ from compressor.selection import matches, pattern
 from compressor.structure.request import Description, Request, is_request, make_request, parse_description
 from compressor.text import printable
 
-Store = Literal["auto", "dense", "packed", "codes"]
+Store = Literal["auto", "dense", "packed", "codes", "bitmask", "csr", "nm", "smallest"]
+# `auto` is what suits the container for codes, and the smallest for pruned floats.
+_STORES: Mapping[str, tuple[str, ...]] = {
+    "prune": ("dense", "bitmask", "csr", "nm", "auto", "smallest"),
+    "quantize": get_args(Store),
+}
 _LIMIT = 250_000  # bytes of a recipe
 _DOTS = 32  # in the keys of one line: the parser's memory grows with their square
 _NO_KEYS = re.compile(  # strings and comments of TOML, where dots are harmless
@@ -37,7 +42,8 @@ _NO_KEYS = re.compile(  # strings and comments of TOML, where dots are harmless
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a recipe: a method, where it applies, and overrides by tensor name (first match wins)."""
+    """One step of a recipe: a method, where it applies, and overrides by tensor name (first match wins). `store`
+    auto is what suits the container: numbers of a transform, codes of an encoder."""
 
     method: Method
     include: tuple[str, ...] = ()
@@ -107,8 +113,9 @@ class _StageKeys(msgspec.Struct):
     include: list[str] = []
     exclude: list[str] = []
     rule: list[dict[str, Any]] = []
-    store: Store = "auto"
+    store: Store | None = None
     teacher: str | None = None
+    mask: str | None = None
     fallback: bool = False
     preset: str = ""
 
@@ -123,8 +130,9 @@ def make_stage(
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     rules: Iterable[tuple[str, Mapping[str, Any]]] = (),
-    store: Store = "auto",
+    store: Store | None = None,
     teacher: str | None = None,
+    mask: str | None = None,
     fallback: bool = False,
     preset: str = "",
     text: bool = False,
@@ -133,6 +141,10 @@ def make_stage(
     """Build a stage; rules are (pattern, options that replace the stage's)."""
     if preset:
         options = {**_preset(verb, preset, where, text=text), **options}
+    if mask is not None:
+        if verb != "prune":
+            raise UsageError(f"{where}mask has no meaning for {verb}")
+        options, teacher = {SELECTOR[verb]: "mask", **options}, mask
     method = make_method(verb, options, text=text, where=where)
     include, exclude, rules = tuple(include), tuple(exclude), tuple(rules)
     for glob in (*include, *exclude, *(glob for glob, _ in rules)):
@@ -150,14 +162,21 @@ def make_stage(
         for number, (glob, changed) in enumerate(rules)
     )
     if method.partners and teacher is None:
-        raise UsageError(f"{where}{SELECTOR[verb]} {method.id} needs a teacher", remedy="Give --teacher PATH")
+        role = method.partners[0]
+        raise UsageError(f"{where}{SELECTOR[verb]} {method.id} needs a {role}", remedy=f"Give --{role} PATH")
     if teacher is not None and not method.partners:
-        raise UsageError(f"{where}{SELECTOR[verb]} {method.id} takes no teacher")
-    if store != "auto" and not isinstance(method, Encoder):
+        role = "teacher" if mask is None else "mask"
+        raise UsageError(f"{where}{SELECTOR[verb]} {method.id} takes no {role}")
+    if store is not None and verb not in _STORES:
         raise UsageError(f"{where}store has no meaning for {verb}: its result is dense")
+    if store is not None and store not in _STORES[verb]:
+        said = f"{flag('store', where)} of {verb} must be one of {', '.join(_STORES[verb])}, not '{store}'"
+        raise UsageError(f"{where}{said}")
+    if verb == "prune" and store is not None:
+        store = "smallest" if store == "auto" else store
     if fallback and not isinstance(method, Encoder):
         raise UsageError(f"{where}fallback has no meaning for {verb}")
-    return Stage(method, include, exclude, made, store, teacher, fallback, preset)
+    return Stage(method, include, exclude, made, store or "auto", teacher, fallback, preset)
 
 
 def _preset(verb: str, preset: str, where: str, *, text: bool) -> dict[str, Any]:
@@ -208,14 +227,14 @@ def parse_stage(text: str, teacher: str | None = None) -> Stage | Request:
         return make_request(options, text=True, where=where)
     own: dict[str, Any] = {
         key: options.pop(key)
-        for key in ("include", "exclude", "store", "teacher", "fallback", "preset")
+        for key in ("include", "exclude", "store", "teacher", "mask", "fallback", "preset")
         if key in options
     }
     own |= {key: own[key].split("|") for key in ("include", "exclude") if key in own}
     if own.get("fallback") in ("true", "false"):
         own["fallback"] = own["fallback"] == "true"
     keys = _stage_keys({"kind": verb, **own}, where)
-    needs = any(method.partners for method in methods_of(verb).values())
+    needs = verb == "distill" and any(method.partners for method in methods_of(verb).values())
     return make_stage(
         verb,
         options,
@@ -223,6 +242,7 @@ def parse_stage(text: str, teacher: str | None = None) -> Stage | Request:
         exclude=keys.exclude,
         store=keys.store,
         teacher=keys.teacher or (teacher if needs else None),
+        mask=keys.mask,
         fallback=keys.fallback,
         preset=keys.preset,
         text=True,
@@ -306,6 +326,7 @@ def _stage(
         rules=rules,
         store=keys.store,
         teacher=keys.teacher or (teacher if needs else None),
+        mask=keys.mask,
         fallback=keys.fallback,
         preset=keys.preset,
         where=where,

@@ -35,7 +35,21 @@ class Runner:
     executor: Executor
     window: int
     progress: Progress = lambda done: None
-    resolved: dict[tuple[str, int], Method] = field(default_factory=dict)
+    resolved: dict[tuple[str, int], Method] = field(default_factory=dict)  # by tensor and place of the step
+
+    def count(self) -> dict[str, Method]:
+        """For a plan that is not counted: the layouts by tensor, knowing what they will store. What else was found
+        out on the way is in `resolved`, for the run of the plan that is made with it."""
+        self._survey_models()
+        known = {}
+        for job in self.worker.plan.jobs:
+            if job.counted:
+                continue
+            fold = _fold_here if job.spec.size <= _BATCH // 4 else self._fold
+            *before, known[job.spec.name] = self._methods(job, fold)
+            self.resolved |= {(job.spec.name, place): method for place, method in enumerate(before)}
+            self.resolved.pop((job.spec.name, len(before)), None)  # the plan will have the layout itself
+        return known
 
     def run(self) -> list[Change]:
         """Treat and write every tensor; what happened to each, in the order of the plan's jobs."""
@@ -113,25 +127,29 @@ class Runner:
     def _survey_models(self) -> None:
         """Resolve every method that looks at all tensors of its stage together."""
         for number in range(len(self.worker.plan.stages)):
-            groups: dict[Method, list[Job]] = {}
+            groups: dict[Method, list[tuple[Job, int]]] = {}
             for job in self.worker.plan.jobs:
-                for step in job.steps:
-                    if step.stage == number and step.method.reach == "model":
-                        groups.setdefault(step.method, []).append(job)
+                for place, step in enumerate(job.steps):
+                    if (
+                        step.stage == number
+                        and step.method.reach == "model"
+                        and (job.spec.name, place) not in self.resolved
+                    ):
+                        groups.setdefault(step.method, []).append((job, place))
             for method, jobs in groups.items():
-                found: Any = method.survey([job.spec for job in jobs])
+                found: Any = method.survey([job.spec for job, _ in jobs])
                 while isinstance(found, Survey):
-                    found = found.conclude(self._fold(found, self._survey_tasks(found, jobs, number)))
-                for job in jobs:
-                    self.resolved[job.spec.name, number] = found or method
+                    found = found.conclude(self._fold(found, self._survey_tasks(found, jobs)))
+                for job, place in jobs:
+                    self.resolved[job.spec.name, place] = found or method
 
-    def _survey_tasks(self, survey: Survey[Any], jobs: Sequence[Job], stage: int) -> Iterator[Callable[[], Any]]:
+    def _survey_tasks(self, survey: Survey[Any], jobs: Sequence[tuple[Job, int]]) -> Iterator[Callable[[], Any]]:
         batch: list[Piece] = []
         held = 0
-        for job in jobs:
+        for job, place in jobs:
             if not survey.wants(job.spec):
                 continue
-            methods, cut = self._methods(job, self._fold, before=stage), self.worker.cut(job)
+            methods, cut = self._methods(job, self._fold, before=place), self.worker.cut(job)
             for start, stop in cut.sampled(survey.sample):
                 batch.append((job, cut, methods, start, stop))
                 held += (stop - start) * cut.columns
@@ -142,12 +160,10 @@ class Runner:
             yield partial(self.worker.observe, survey, batch)
 
     def _methods(self, job: Job, fold: Fold, before: int | None = None) -> list[Method]:
-        """The job's methods, knowing all they need, up to (not including) a stage."""
+        """The job's methods, knowing all they need, up to (not including) a place."""
         methods: list[Method] = []
-        for step in job.steps:
-            if before is not None and step.stage >= before:
-                break
-            key = (job.spec.name, step.stage)
+        for place, step in enumerate(job.steps[:before]):
+            key = (job.spec.name, place)
             found: Any = self.resolved.get(key)
             if found is None or (found is not step.method and found.reach == "tensor"):
                 asked = found or step.method

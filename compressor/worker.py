@@ -32,12 +32,13 @@ Piece = tuple[Job, Cut, Sequence[Method], int, int]  # rows of a job's tensor, a
 
 @dataclass
 class Worker:
-    """Treats pieces of one plan. `teachers` are the partners' checkpoints by stage."""
+    """Treats pieces of one plan. `teachers` are the partners' checkpoints by stage; without a `sink` it only
+    observes."""
 
     plan: Plan
     checkpoint: Checkpoint
     teachers: Mapping[int, Checkpoint]
-    sink: Sink
+    sink: Sink | None
     idle: deque[Workspace] = field(default_factory=deque)
 
     def cut(self, job: Job) -> Cut:
@@ -81,8 +82,13 @@ class Worker:
 
     def finish(self, file: int) -> list[Done]:
         """Sync a container file whose tensors are all written."""
+        assert self.sink is not None  # noqa: S101 - as in `_write`
         self.sink.finish_file(file)
         return []
+
+    def _write(self, file: int, offset: int, data: Array) -> None:
+        assert self.sink is not None  # noqa: S101 - who writes gave one
+        self.sink.write(file, offset, data)
 
     def _carry(self, job: Job, tensor: Tensor, cut: Cut, start: int, stop: int, work: Workspace) -> Change:
         """Copy as it is."""
@@ -90,11 +96,11 @@ class Worker:
         storage = DTYPES[job.spec.dtype].storage
         if cut.bytes:
             raw = tensor.whole.read_bytes(start, stop, work, "carry")
-            self.sink.write(job.file, offset + start, raw)
+            self._write(job.file, offset + start, raw)
             numbers = raw.view(storage) if storage and len(raw) % np.dtype(storage).itemsize == 0 else raw[:0]
         else:
             numbers = tensor.whole.read_rows(cut.columns, start, stop, work, "carry")
-            self.sink.write(job.file, offset + start * cut.columns * numbers.itemsize, numbers)
+            self._write(job.file, offset + start * cut.columns * numbers.itemsize, numbers)
         zeros = count_stored_zeros(numbers, job.spec, work)
         size = (stop - start) * (8 if cut.bytes else 1) * cut.columns
         if cut.bytes:
@@ -139,7 +145,7 @@ class Worker:
                 continue
             encoder = methods[-1]
             assert isinstance(encoder, Encoder)  # noqa: S101 - the planner composed it
-            views = part_views(parts, job, rows)
+            views = part_views(parts, job, rows, start)
             if len(methods) == 1 and not whole:
                 lost, zeros = encoder.measured(Block(block.values, block.start, job.spec, work, {}), views)
                 if np.isfinite(lost):  # else look at the numbers
@@ -156,7 +162,8 @@ class Worker:
         work, stored = block.work, block.stored
         assert stored is not None  # noqa: S101 - who calls looked
         keep = work.array("run.keep", stored.shape, "|b1")
-        method.keep(Block(block.values, block.start, job.spec, work, {}), keep)
+        beside = block.partners.get(job.steps[0].stage, {})
+        method.keep(Block(block.values, block.start, job.spec, work, beside), keep)
         select(stored, keep, out)
         bits = f"<u{stored.itemsize}"
         gone = work.array("run.gone", stored.shape, bits)
@@ -189,14 +196,17 @@ class Worker:
                     continue
                 if part.value is not None:
                     data[...] = np.reshape(part.value, part.shape)
-                self.sink.write(job.file, offset, data)
+                self._write(job.file, offset, data)
                 continue
             first, _ = part.rows(start, stop)
-            if part.across:
+            if part.bounds is not None:
+                self._write(job.file, offset + int(part.bounds[first]) * data.itemsize, data)
+            elif part.across:
+                assert self.sink is not None  # noqa: S101 - as in `_write`
                 stride = part.shape[1] * data.itemsize
                 self.sink.write_columns(job.file, offset + first * data.itemsize, stride, data)
             else:
-                self.sink.write(job.file, offset + first * data[:1].nbytes, data)
+                self._write(job.file, offset + first * data[:1].nbytes, data)
 
     def _blocks(self, job: Job, cut: Cut, start: int, stop: int, work: Workspace) -> Iterator[_Read]:
         """The source's numbers with their partners', finite, block by block."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from math import gcd, lcm
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from compressor.errors import CompressorError, InputError, UsageError
 from compressor.floats import largest, narrow, smallest, widen
 from compressor.method import VERBS, Block, Encoder, Method, Part, Survey, Transform, methods_of
+from compressor.methods.quantize.int import Int
 from compressor.tensor import DTYPES, TensorSpec
 from compressor.workspace import Workspace
 
@@ -97,23 +98,36 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
         if (grain, method) != ("tensor", "absmax")
     ),
     **{("quantize", name): ({"method": "absmax"}, {}) for name in ("nvfp4", "mxfp4", "mxfp8")},
+    **{
+        ("store", layout): (
+            {},
+            {"inner": Int(bits=8, granularity="channel", layout="plain")},
+            {"inner": Int(bits=3, granularity="tensor", layout="plain")},
+            {"inner": Int(bits=2, group_size=None if layout == "nm" else 8, granularity=grain, layout="plain")},
+        )
+        for layout, grain in (("bitmask", "group"), ("csr", "group"), ("nm", "channel"))
+    },
+    ("store", "scipy"): ({},),
+    ("store", "mask"): ({},),
+    ("prune", "mask"): ({},),
 }
 # What may say no to an array: a code that does not fit, a sum that is zero, a result out of the dtype's range.
-MAY_REFUSE = {("quantize", "factor"), ("quantize", "step"), ("distill", "reweight")}
+# More than two values in four neighbours.
+MAY_REFUSE = {("quantize", "factor"), ("quantize", "step"), ("distill", "reweight"), ("store", "nm")}
 # What keeps float32 scales, as its layout wants them, may say no to a float64 beyond their range.
 IN_FLOAT32 = {("quantize", name) for name in ("nf4", "nvfp4", "mxfp4", "mxfp8")}
 
 
 def every_method() -> dict[tuple[str, str], type[Method]]:
-    """All methods that the package finds, by verb and id."""
-    return {(verb, name): method for verb in VERBS for name, method in methods_of(verb).items()}
+    """All methods that the package finds, by verb and id; and the layouts of what pruning and quantizing leave."""
+    return {(verb, name): method for verb in (*VERBS, "store") for name, method in methods_of(verb).items()}
 
 
 def combinations() -> Iterator[tuple[str, Method]]:
     """Every method under every option combination of the table, with a name for the test."""
     for key, method in every_method().items():
         for given in OPTIONS.get(key, ()):
-            said = ",".join(f"{name}={value}" for name, value in given.items())
+            said = ",".join(f"{name}={getattr(value, 'label', value)}" for name, value in given.items())
             yield f"{key[0]}-{key[1]}-{said}", method(**given)
 
 
@@ -165,6 +179,8 @@ def edges(dtype: str) -> dict[str, Array]:
         "wide": random.standard_normal((1, 384)),
         "tall": random.standard_normal((65, 1)),
         "odd columns": random.standard_normal((10, 13)),
+        "two of four": np.tile([0.5, 0, 0, -2, 0, 0, 1, 0, 0, 0, 0, 0, 3, 4, 0, 0], (7, 1)),
+        "two of four and a tail": np.tile([0, -0.25, 0, 0, 0.5, 0.75, 3], (5, 1)),
         "many rows": random.standard_normal((41, 8)),
         "vector": random.standard_normal(24),
         "scalar": np.array(0.7),
@@ -199,7 +215,7 @@ class Outcome:
 
 def align_of(method: Method, spec: TensorSpec) -> int:
     """Rows at whose multiples blocks may begin."""
-    return lcm(*(part.every or 1 for part in method.parts(spec))) if isinstance(method, Encoder) else 1
+    return method.align(spec) if isinstance(method, Encoder) else 1
 
 
 def cut(rows: int, size: int, align: int = 1) -> list[tuple[int, int]]:
@@ -253,7 +269,7 @@ def run(
     matrix = numbers(raw, spec.dtype).reshape((-1, 1) if flat else spec.matrix)
     partners = {}
     if method.partners:
-        partners["teacher"] = (matrix if teacher is None else teacher).reshape(matrix.shape)
+        partners[method.partners[0]] = (matrix if teacher is None else teacher).reshape(matrix.shape)
     ranges = cut(len(matrix), size, align_of(method, spec))
     asked, method = method, resolve(method, spec, matrix, partners, ranges, work)
     restored = np.full(matrix.shape, np.nan, matrix.dtype)
@@ -291,7 +307,9 @@ def views_of(method: Encoder, spec: TensorSpec, parts: dict[str, Array], rows: s
         if part.every == 0:
             views[part.suffix] = buffer if rows.start == 0 else buffer.copy()
         else:
-            matrix = buffer if part.across else buffer.reshape(-1, part.width(spec))
+            whole = part.across or part.bounds is not None
+            runs = part.rows(0, spec.matrix[0])[1]
+            matrix = buffer if whole else buffer.reshape(runs, part.width(spec))
             views[part.suffix] = part.view(matrix, rows.start, rows.stop)
     return views
 
@@ -397,7 +415,7 @@ def check_laws(method: Method, name: str, dtype: str, raw: Array) -> bool:
     """All laws on one stored array; False where the method says no to it, by name and with a reason."""
     spec = TensorSpec(name, dtype, raw.shape)
     if isinstance(method, Encoder):
-        no = refusal(lambda: method.parts(spec))
+        no = refusal(lambda: method.check(spec))
         if no is not None:
             assert isinstance(no, UsageError)
             assert no.remedy, "a refusal must say what to do instead"

@@ -146,9 +146,13 @@ MISTAKES = [
     ("[[stage]]\nkind = 'quantize'\ninclude = ['re:(']", "pattern 're:(' is not a regular expression"),
     (
         "[[stage]]\nkind = 'quantize'\nstore = 'both'",
-        "stage[0].store: must be one of auto, dense, packed, codes, not 'both'",
+        "stage[0].store: must be one of auto, dense, packed, codes, bitmask, csr, nm, smallest, not 'both'",
     ),
-    ("[[stage]]\nkind = 'prune'\nsparsity = 0.5\nstore = 'dense'", "stage[0].store has no meaning for prune"),
+    (
+        "[[stage]]\nkind = 'prune'\nsparsity = 0.5\nstore = 'packed'",
+        "stage[0].store of prune must be one of dense, bitmask, csr, nm, auto, smallest, not 'packed'",
+    ),
+    ("[[stage]]\nkind = 'distill'\nteacher = 't'\nstore = 'dense'", "stage[0].store has no meaning for distill"),
     ("[[stage]]\nkind = 'prune'\nsparsity = 0.5\nteacher = 'x'", "stage[0].method magnitude takes no teacher"),
     ("[[stage]]\nkind = 'distill'", "stage[0].method blend needs a teacher. Give --teacher PATH"),
     (
@@ -290,7 +294,10 @@ def test_texts_equal_tables(text: str, table: str) -> None:
         ("prune:kind=prune,sparsity=0.5", "kind: is not known"),
         ("prune:sparsity=0.5,scope=globl", "scope: must be one of tensor, global, not 'globl'"),
         ("quantize:symmetric=maybe", "symmetric: must be true or false"),
-        ("quantize:store=no", "store: must be one of auto, dense, packed, codes, not 'no'"),
+        (
+            "quantize:store=no",
+            "store: must be one of auto, dense, packed, codes, bitmask, csr, nm, smallest, not 'no'",
+        ),
         ("prune:\x1b]0;x\x07=1", "--stage prune:\\x1b]0;x\\x07=1: "),
         (
             "distill:method=reweight,alpha=0.5,teacher=x",

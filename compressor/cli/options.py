@@ -149,9 +149,21 @@ fallback = click.option(
 preset = click.option("--preset", default="", metavar="|".join(PRESETS), help="Ready choice of bits per tensor.")
 store = click.option(
     "--store",
-    type=click.Choice(["auto", "dense", "packed", "codes"]),
+    type=click.Choice(["auto", "dense", "packed", "codes", "bitmask", "csr", "nm", "smallest"]),
     default="auto",
-    help="Restored floats, packed codes, or plain integers (.npz). auto: packed, dense for .npy.",
+    help="Restored floats, packed codes, plain integers (.npz), or the non-zero codes only. auto: packed, dense "
+    "for .npy; smallest: of packed and the sparse layouts, tensor by tensor.",
+)
+mask = click.option("--mask", metavar="PATH", help="Zero what is zero there: a saved mask, or a pruned checkpoint.")
+save_mask = click.option(
+    "--save-mask", metavar="FILE", help="Write which weights stay too, a bit each, as .safetensors."
+)
+store_pruned = click.option(
+    "--store",
+    type=click.Choice(["dense", "bitmask", "csr", "nm", "auto"]),
+    default="dense",
+    help="Zeros as they are, which all loaders take, or the non-zero weights only, for `restore`: a bit a weight, "
+    "column indices (.npz: SciPy's), two of four, or the smallest of all these tensor by tensor.",
 )
 
 

@@ -17,11 +17,17 @@ from compressor.structure.request import make_request
 @options.writing
 @options.method_options("prune")
 @options.structure
+@options.mask
+@options.save_mask
+@options.store_pruned
 @options.selecting
 @options.running
-def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any, **values: Any) -> int:
+def command(
+    input_path: str, output: str, include: Any, exclude: Any, rules: Any, store: Any, mask: Any, **values: Any
+) -> int:
     """Make weights exactly zero: those under a threshold, or the given share of smallest magnitude.
 
+    Such a file is as large as before, unless --store leaves the zeros out; then `compressor restore` reads it.
     Vectors (biases, norms), embeddings, output heads and routers are left alone unless included.
 
     With --structure whole neurons, heads, layers, experts or channels go, and the dense model gets smaller.
@@ -29,7 +35,8 @@ def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any
     work = partial(api.run_recipe, "prune", input_path, output)
     cut = options.given_structure(values)
     if cut:
-        besides = [key for key, value in (("include", include), ("exclude", exclude), ("set", rules)) if value]
+        others = {"include": include, "exclude": exclude, "set": rules, "mask": mask, "store": store != "dense"}
+        besides = [key for key, value in others.items() if value]
         return options.execute(
             partial(work, Recipe((), cuts=(make_request(cut, text=True, stage_keys=besides),))), values
         )
@@ -39,6 +46,8 @@ def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any
         include=include,
         exclude=exclude,
         rules=options.parse_rules(rules),
+        store=None if store == "dense" else store,
+        mask=mask,
         text=True,
     )
     return options.execute(partial(work, Recipe((stage,))), values)

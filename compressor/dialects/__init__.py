@@ -8,6 +8,7 @@ A dialect module provides
   not read here, and for parts that contradict the config;
 * `configure(config, packed, dense)`: the config.json (without an older quantization) of a folder that stores
   `packed` in the dialect's layouts and `dense` as numbers. A dialect that is only read has none;
+* `SAID`: where it is not quantization, what it is in words;
 * `METADATA`: what the `format` entry of the container files must be;
 * `leftovers(source, stored)`, where the dialect has such: names of tensors that nobody needs once weights are
   numbers, as the scales of activations.
@@ -33,8 +34,18 @@ from compressor.tensor import TensorSpec
 from compressor.text import printable
 
 KEYS = ("quantization_config", "quantization")  # of config.json; the second is MLX's
+_OLDER = ("sparsity_config", "compression_config")  # also of config.json, as compressed-tensors once wrote them
 SIDECAR = "hf_quant_config.json"  # where some of NVIDIA's tools say it beside config.json
-_MODULES = ("compressed_tensors", "fp8", "modelopt", "bitsandbytes", "mlx", "gptq", "awq")
+_MODULES = (
+    "compressed_tensors_sparse",
+    "compressed_tensors",
+    "fp8",
+    "modelopt",
+    "bitsandbytes",
+    "mlx",
+    "gptq",
+    "awq",
+)
 
 Stored = Sequence[tuple[TensorSpec, Encoder]]
 
@@ -52,15 +63,17 @@ def read(source: Source) -> tuple[str, Stored, frozenset[str]]:
     config = _with_sidecar(source)
     source = replace(source, config=config)
     declared = next((config[key] for key in KEYS if config.get(key) is not None), None)
-    if declared is None:
+    if declared is None and not any(key in config for key in _OLDER):
         return "", (), frozenset()
-    if not isinstance(declared, dict):
+    if declared is not None and not isinstance(declared, dict):
         raise InputError("config.json: quantization_config is not an object", file=source.path)
     for name, module in dialects().items():
         if module.speaks(config):
             stored = module.stored_tensors(source)
             left = module.leftovers(source, stored) if hasattr(module, "leftovers") else ()
-            return f"quantized ({name})", stored, frozenset(left)
+            return getattr(module, "SAID", f"quantized ({name})"), stored, frozenset(left)
+    if declared is None:
+        return "", (), frozenset()
     method = printable(str(declared.get("quant_method", "unknown")), 60)
     raise InputError(
         f"is quantized by {method!r}, which is not read here", file=source.path, remedy="Give the unquantized model"
@@ -81,7 +94,7 @@ def _with_sidecar(source: Source) -> Mapping[str, Any]:
 
 def without(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json that says nothing of quantization."""
-    return {key: value for key, value in config.items() if key not in KEYS}
+    return {key: value for key, value in config.items() if key not in (*KEYS, *_OLDER)}
 
 
 def configure(config: Mapping[str, Any], packed: Stored, dense: Sequence[TensorSpec]) -> dict[str, Any]:

@@ -89,9 +89,18 @@ def header_bytes(spec: TensorSpec) -> bytes:
         raise OutputError(
             f"NumPy's format cannot hold {spec.dtype}", tensor=spec.name, remedy="Write .safetensors instead"
         )
-    text = f"{{'descr': {DTYPES[spec.dtype].storage!r}, 'fortran_order': False, 'shape': {spec.shape!r}, }}"
-    if spec.shape:
-        text += " " * (_GROWTH - len(str(spec.shape[0])))
+    return _header(DTYPES[spec.dtype].storage, spec.shape)
+
+
+def text_header(content: bytes) -> bytes:
+    """Everything before the bytes of a scalar that is a text, as `np.array(b"…")` has it."""
+    return _header(f"|S{len(content)}", ())
+
+
+def _header(descr: str, shape: tuple[int, ...]) -> bytes:
+    text = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape!r}, }}"
+    if shape:
+        text += " " * (_GROWTH - len(str(shape[0])))
     text += " " * (_ALIGN - (len(_MAGIC) + 4 + len(text) + 1) % _ALIGN) + "\n"
     return _MAGIC + b"\x01\x00" + len(text).to_bytes(2, "little") + text.encode("ascii")
 

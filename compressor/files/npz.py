@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -41,11 +41,13 @@ _MAX_RECORD = 1_000_000
 RECORD = "compressor"  # the member that says what the others are
 
 
-def layout(tensors: Sequence[tuple[str, TensorSpec]], record: bytes | None = None) -> FileLayout:
+def layout(
+    tensors: Sequence[tuple[str, TensorSpec]], record: bytes | None = None, texts: Mapping[str, str] | None = None
+) -> FileLayout:
     """Plan an archive of members `NAME.npy`, in this order; data offsets are found under each spec's name.
 
-    With a `record`, a member of these bytes comes first. OutputError when two members have one name or a dtype
-    is not one of NumPy's.
+    With a `record`, a member of these bytes comes first, then `texts` (ASCII, by member). OutputError when two
+    members have one name or a dtype is not one of NumPy's.
     """
     pieces: list[tuple[int, bytes]] = []
     central: list[bytes] = []
@@ -59,6 +61,15 @@ def layout(tensors: Sequence[tuple[str, TensorSpec]], record: bytes | None = Non
         central.append(entry)
         at = len(pieces[0][1])
         members.add(RECORD)
+    for member, text in (texts or {}).items():
+        if member in members:
+            raise OutputError(f"would have two members {member}")
+        members.add(member)
+        array = npy.text_header(text.encode("ascii")) + text.encode("ascii")
+        local, entry = _headers(f"{member}.npy".encode(), len(array), at)
+        pieces.append((at, local + array))
+        central.append(entry)
+        at += len(local) + len(array)
     for member, spec in tensors:
         if member in members or spec.name in offsets:
             raise OutputError("would be in the archive twice", tensor=spec.name)
@@ -98,9 +109,13 @@ def read_header(file: InputFile) -> Header:
         raise InputError("has a record of an impossible size", file=file.path)
     raw = file.read(begin, min(length, file.size - begin))
     try:
-        tensors = [_member(*found) for found in parse_object(raw, file.path)["members"]]
-        planned = layout(tensors, raw)
-    except (KeyError, TypeError, ValueError, OutputError) as error:
+        said = parse_object(raw, file.path)
+        tensors = [_member(*found) for found in said["members"]]
+        texts = said.get("texts", {})
+        if not all(type(text) is str and len(member) < 256 for member, text in texts.items()):
+            raise ValueError("texts")
+        planned = layout(tensors, raw, texts)
+    except (KeyError, TypeError, ValueError, AttributeError, OutputError) as error:
         raise InputError("has a record that lists no members", file=file.path) from error
     if planned.size != file.size or not _agrees(file, planned):
         raise InputError("is not what its record says, or is damaged", file=file.path)

@@ -261,11 +261,12 @@ def _inspection(page: Page, report: InspectReport, top: int | None) -> None:
 
 def _inspected(page: Page, tensor: Tensor, moments: Moments | None, with_stats: bool) -> list[str]:
     stored = getattr(tensor.encoder, "id", "")
-    bits = getattr(tensor.encoder, "bits", "") if stored == "int" else ""
+    if tensor.encoder is not None and (stored == "int" or tensor.encoder.verb == "store"):
+        stored = tensor.encoder.label
     row = [
         shown_name(tensor.spec.name),
         page.shape(tensor.spec.shape),
-        f"{tensor.spec.dtype} as {stored}{bits}" if stored else tensor.spec.dtype,
+        f"{tensor.spec.dtype} as {stored}" if stored else tensor.spec.dtype,
         size_text(tensor.nbytes),
     ]
     if moments is None:

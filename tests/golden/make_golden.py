@@ -52,6 +52,26 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "prune-nm-f32.safetensors": ("prune", "F32", {"pattern": "2:4"}),
     "prune-random-f32.safetensors": ("prune", "F32", {"method": "random", "sparsity": 0.5, "seed": 3}),
+    **{
+        f"store-{layout}-{dtype.lower()}.safetensors": ("prune", dtype, {**how, "store": layout})
+        for layout, dtype, how in (
+            ("bitmask", "BF16", {"sparsity": 0.7}),
+            ("bitmask", "F8_E4M3", {"sparsity": 0.9}),
+            ("csr", "F32", {"sparsity": 0.7}),
+            ("nm", "F16", {"pattern": "2:4"}),
+        )
+    },
+    **{
+        f"store-{layout}-int{bits}-f32.safetensors": (
+            "quantize",
+            "F32",
+            {"bits": bits, "group_size": 8, "method": "absmax", "store": layout},
+        )
+        for layout, bits in (("bitmask", 3), ("bitmask", 8), ("csr", 4))
+    },
+    "prune-mask-f32.safetensors": ("prune", "F32", {"mask": HERE / "prune-nm-f32.safetensors"}),
+    "store-mask-f32.safetensors": ("prune", "F32", {"pattern": "2:4", "save_mask": True}),
+    "store-scipy-f32.npz": ("prune", "F32", {"sparsity": 0.7, "store": "csr"}),
     "distill-blend-bf16.safetensors": ("distill", "BF16", {"method": "blend", "alpha": 0.3}),
     "distill-reweight-f32.safetensors": ("distill", "F32", {"method": "reweight"}),
     "quantize-factor-f32.safetensors": ("quantize", "F32", {"factor": 64}),
@@ -128,6 +148,10 @@ def produce(name: str, folder: Path) -> Path:
     verb, dtype, options = CASES[name]
     more = {"teacher": HERE / "input-teacher.safetensors"} if verb == "distill" else {}
     source = HERE / ("input-f32.npy" if name.endswith((".npy", ".npz")) else f"input-{dtype.lower()}.safetensors")
+    if "save_mask" in options:  # the case is the mask, and not what is pruned
+        with TemporaryDirectory() as other:
+            api.prune(source, Path(other) / name, **{**options, "save_mask": folder / name})
+        return folder / name
     getattr(api, verb)(source, folder / name, **options, **more)
     return folder / name
 

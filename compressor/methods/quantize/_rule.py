@@ -82,6 +82,10 @@ class Rule(Encoder):
     def codes(self, spec: TensorSpec) -> Encoder:
         return self
 
+    @property
+    def code_bits_used(self) -> int | None:
+        return self.code_bits
+
     def warning(self, change: Change) -> str | None:
         lost = change.zeros_after - change.zeros_before
         if change.size and lost > (change.size - change.zeros_before) / 2 and change.size > 1:

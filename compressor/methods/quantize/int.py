@@ -207,6 +207,10 @@ class Int(Encoder):
     def codes(self, spec: TensorSpec) -> Int:
         return replace(self, layout="plain")
 
+    @property
+    def code_bits_used(self) -> int | None:
+        return self.bits if self.symmetric else None
+
     def survey(self, specs: Sequence[TensorSpec]) -> _ranges.Extent | None:
         """The range of the tensor, where it has one scale; a search goes on to a histogram."""
         if self.grain != "tensor" or self.extent is not None:
