@@ -11,7 +11,7 @@ help:
 	@echo "make lint          ruff and strict mypy"
 	@echo "make test-faults   the long fault injection: killed runs, failing disks, mutated files"
 	@echo "make test-interop  load the results in compressed-tensors and transformers (installs torch)"
-	@echo "make bench         throughput and memory beside cp and NumPy (writes 2.4 GB to bench-data)"
+	@echo "make bench         throughput and memory beside cp, NumPy, HQQ, scikit-learn (writes 2.4 GB to bench-data)"
 
 # A stamp for each set of packages: it is renewed when what is to be installed changes.
 .venv/base: pyproject.toml
@@ -62,8 +62,16 @@ test-faults: .venv/dev
 test-interop: .venv/interop
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 1 -m interop
 
-bench: .venv/base
+# The rivals that bench needs beside NumPy; torch first, or its dependents would bring another build of it.
+.venv/bench: .venv/base
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	touch $@
+
+bench: .venv/bench
 	$(BIN)/python bench/bench.py
+	$(BIN)/python bench/schemes.py
+	$(BIN)/python bench/codebook.py
 
 clean:
 	rm -rf .venv $(OUT) .pytest_cache .mypy_cache .ruff_cache .coverage* htmlcov build dist

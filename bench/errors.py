@@ -49,6 +49,21 @@ SCHEMES: tuple[dict[str, Any], ...] = (
     {"bits": 2, "group_size": 64},
     {"bits": 2, "group_size": 64, "signed_scales": True},
     {"bits": 2, "group_size": 64, "symmetric": False},
+    {"scheme": "fp8", "method": "absmax"},
+    {"scheme": "fp8"},
+    {"scheme": "fp8", "granularity": "block"},
+    {"scheme": "mxfp8"},
+    {"scheme": "nvfp4", "method": "absmax"},
+    {"scheme": "nvfp4"},
+    {"scheme": "mxfp4", "method": "absmax"},
+    {"scheme": "mxfp4"},
+    {"scheme": "nf4", "method": "absmax"},
+    {"scheme": "nf4"},
+    {"scheme": "nf4", "double_quant": True},
+    {"scheme": "codebook", "entries": 16},
+    {"scheme": "codebook", "entries": 256},
+    {"scheme": "ternary"},
+    {"scheme": "binary"},
 )
 
 

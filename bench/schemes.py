@@ -2,8 +2,8 @@
 
 Rivals are llm-compressor's `memoryless_mse` observer and HQQ, both on the CPU with as many threads; one that is not
 installed is named and left out (`pip install llmcompressor hqq`). What is timed is the work on a tensor in memory,
-not imports and files; ours includes packing the codes. Rounds are interleaved, ratios taken within a round, and their
-median is judged.
+not imports and files; ours includes packing the codes. Rounds are interleaved, ratios taken within a round, and
+their median is judged.
 """
 
 from __future__ import annotations

@@ -22,10 +22,12 @@ from compressor.files.sink import Sink
 from compressor.method import Method, methods_of
 from compressor.plan import Plan
 from compressor.planner import make_plan, stores_packed
-from compressor.recipe import Recipe, Stage, load_recipe, make_stage, parse_stage, with_presets
+from compressor.recipe import Recipe, Stage, load_recipe, make_stage, parse_stage, recipe_of, with_presets
 from compressor.results import Gates, Report, ReportedGateFailed
 from compressor.runner import Runner
 from compressor.scan import compare, inspect, non_finite_tensors
+from compressor.structure.request import is_request, make_request
+from compressor.structure.restructure import restructure
 from compressor.target import check_apart, container_of
 from compressor.worker import Worker
 
@@ -38,7 +40,11 @@ __all__ = ["compare", "distill", "inspect", "pipeline", "prune", "quantize", "re
 def prune(source: Path, output: Path, **options: Any) -> Report:
     """Make weights exactly zero. `method="threshold", threshold=0.01`, `method="magnitude", sparsity=0.9,
     scope="global"`, or `mask=PATH`; `save_mask=PATH`; further keywords as `run_recipe` and `include`, `exclude`,
-    `rules` as `make_stage`."""
+    `rules` as `make_stage`. Or cut structures out: `structure="neurons", fraction=0.25`, with the options of a
+    `Request`."""
+    if is_request("prune", options):
+        settings = {key: options.pop(key) for key in list(options) if key in _SETTINGS}
+        return run_recipe("prune", source, output, Recipe((), cuts=(make_request(options),)), **settings)
     return _one_stage("prune", source, output, options)
 
 
@@ -67,7 +73,7 @@ def pipeline(
     if (recipe is None) == (not texts):
         raise UsageError("give either a recipe or stages", remedy="--recipe FILE-or-NAME, or --stage, repeatedly")
     if recipe is None:
-        recipe = Recipe(tuple(parse_stage(text, mentor) for text in texts))
+        recipe = recipe_of((parse_stage(text, mentor) for text in texts), "--stage: ")
     elif isinstance(recipe, str):
         recipe = load_recipe(recipe, mentor)
     if mentor is not None and all(stage.teacher is None for stage in recipe.stages):
@@ -140,7 +146,6 @@ def run_recipe(
     if save_mask is not None:
         _check_mask(os.fspath(save_mask), output, (source, *teachers), force=force or dry_run)
     checkpoint = open_checkpoint(source)
-    recipe = with_presets(recipe, list(checkpoint.tensors))
     container = container_of(output, checkpoint.source)
     coding = [stage.store for stage in recipe.stages if stage.method.verb == "quantize"]
     if container == "npz" and any(store in ("dense", "packed") for store in coding):
@@ -153,10 +158,15 @@ def run_recipe(
         mentors = {path: split_experts(mentor) for path, mentor in mentors.items()}
     for read in (checkpoint, *mentors.values()):  # links in a folder may lead to where the output would be
         check_apart(output, *(file.path for file in read.source.opened))
+    count = available_workers() if workers is None else workers
+    checkpoint = restructure(checkpoint, recipe.cuts, workers=count, keep_non_finite=non_finite == "keep")
+    recipe = with_presets(recipe, list(checkpoint.tensors))
     hold: dict[str, str] = {}
     resolved: dict[tuple[str, int], Method] = {}
     by_stage = {
-        number: mentors[stage.teacher] for number, stage in enumerate(recipe.stages) if stage.teacher is not None
+        number: mentors[stage.teacher]
+        for number, stage in enumerate(recipe.stages, len(recipe.cuts))
+        if stage.teacher is not None
     }
 
     def plan_now(held: Mapping[str, str], known: Mapping[str, Method] | None = None) -> Plan:
@@ -175,7 +185,6 @@ def run_recipe(
 
     with ExitStack() as stack:
         plan = plan_now(hold)
-        count = available_workers() if workers is None else workers
         if non_finite == "keep":
             with local(count) as executor:
                 hold = non_finite_tensors(checkpoint, plan, executor)

@@ -15,6 +15,7 @@ from compressor.errors import InputError, UsageError
 from compressor.files.source import Source, StoredTensor, open_source
 from compressor.floats import narrow, widen
 from compressor.method import Encoder, Part
+from compressor.structure.coupling import Coupled
 from compressor.tensor import DTYPES, TensorSpec
 from compressor.workspace import Array, Workspace
 
@@ -50,7 +51,8 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened input: `tensors` by name, in order; `compression` says in words how parts are stored.
+    """An opened input: `tensors` by name, in order; `compression` says in words how parts are stored, `cuts` what
+    structured cuts have left out of it.
 
     `fused`: tensors of the file in whose place parts of them stand here (see `experts`), and the names of these;
     `notes`: what the user should know about it.
@@ -60,6 +62,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     records: tuple[provenance.Record, ...]
     compression: str = ""
+    cuts: tuple[Coupled, ...] = ()
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()  # tensors of the source that mean nothing once its weights are numbers

@@ -54,7 +54,11 @@ def cut_tensor(job: Job, tensor: Tensor, partners: Sequence[Tensor]) -> Cut:
         return Cut(nbytes, 1, 1 << 22, 1 << 22, bytes=True)
     if job.encoder is None and job.elementwise and tensor.seekable and not partners and not job.grain:
         return Cut(spec.size, 1, CHUNK, BLOCK)
-    rows, columns = spec.matrix
+    if not job.steps and tensor.encoder is None and len(spec.shape) > 2 and not tensor.whole.placed.fortran:
+        # only copied, as seekable ones are, so that a row need not be a whole expert
+        rows, columns = spec.size // max(spec.shape[-1], 1), spec.shape[-1]
+    else:
+        rows, columns = spec.matrix
     align = max(job.align, job.grain, tensor.align, *(partner.align for partner in partners))
     block = max(BLOCK // max(columns, 1) // align, 1) * align
     return Cut(rows, columns, max(CHUNK // max(columns, 1) // block, 1) * block, block)

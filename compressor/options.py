@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from compressor.errors import CompressorError, UsageError, raise_all
-from compressor.method import SELECTOR, Method, describe, methods_of, options_of, required_options
+from compressor.method import SELECTOR, Method, Option, describe, methods_of, options_of, required_options
 from compressor.text import printable
 
 # What a recipe says of a stage beside the options of its method
@@ -73,7 +73,9 @@ def _choose(verb: str, given: Mapping[str, Any], known: Mapping[str, type[Method
     selector = SELECTOR[verb]
     chosen = given.get(selector)
     if selector not in given:
-        fits = [name for name, method in known.items() if set(given) <= set(options_of(method))]
+        # a mask's method is chosen by who gives the mask, and never for want of options
+        open_to = {name: method for name, method in known.items() if "mask" not in method.partners}
+        fits = [name for name, method in open_to.items() if set(given) <= set(options_of(method))]
         ready = [name for name in fits if set(required_options(known[name])) <= set(given)]
         for pool in (ready, fits):
             if len(pool) == 1:
@@ -104,7 +106,11 @@ def _convert(method: type[Method], chosen: str, name: str, value: Any, text: boo
         known = {selector, *options, *STAGE_KEYS} - {name}
         close = get_close_matches(name, sorted(known), 1)
         raise UsageError("is not known", remedy=f"Did you mean {close[0]}?" if close else "")
-    hint, declared = options[name]
+    return convert(*options[name], value, text=text)
+
+
+def convert(hint: Any, declared: Option, value: Any, *, text: bool) -> Any:
+    """A user's value as the option's type; UsageError that says what it must be."""
     try:
         if text and (not isinstance(value, str) or not value.isascii() or len(value) > 100):
             raise msgspec.ValidationError

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from compressor.files.layout import FileLayout
 from compressor.method import Encoder, Method, Part
 from compressor.selection import Kept
+from compressor.structure.coupling import Coupled
 from compressor.tensor import TensorSpec
 
 Container = Literal["npy", "safetensors", "npz", "folder"]
@@ -112,7 +113,8 @@ class Plan:
     """All jobs in the order of their tensors' names, and all files, with exact sizes.
 
     `texts` are small files that are generated (config, index), written last and in this order; `carried` are
-    copied unchanged; `left` stay behind, each with its reason.
+    copied unchanged; `left` stay behind, each with its reason. `cuts` are the structures that are left out of the
+    jobs' tensors already, `language_model` whether config.json says that it is one.
     """
 
     source: str
@@ -125,6 +127,8 @@ class Plan:
     carried: tuple[str, ...] = ()
     left: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    cuts: tuple[Coupled, ...] = ()
+    language_model: bool = False
 
     @property
     def counted(self) -> bool:
@@ -151,6 +155,7 @@ class Plan:
             "carried": list(self.carried),
             "left": dict(self.left),
             "notes": list(self.notes),
+            **({"cuts": [cut.to_dict() for cut in self.cuts]} if self.cuts else {}),
         }
 
     def _job(self, job: Job) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def make_plan(
     if container == "folder":
         check_dialects(jobs)
         check_fused(jobs, checkpoint)
-    stages = tuple(stage.describe() for stage in recipe.stages)
+    stages = (*(cut.describe() for cut in recipe.cuts), *(stage.describe() for stage in recipe.stages))
     files, texts = _files(jobs, checkpoint, container, output_name, stages)
     carried = tuple(name for name in checkpoint.source.carried if name not in dict(texts))
     left = tuple(checkpoint.source.left.items())
@@ -108,6 +108,8 @@ def make_plan(
         carried=carried,
         left=left,
         notes=_notes(jobs, container, recipe, checkpoint),
+        cuts=checkpoint.cuts,
+        language_model=_is_language_model(checkpoint.source.config),
     )
 
 
@@ -132,7 +134,7 @@ def _job(
     spec, grain = tensor.spec, 0
     steps: list[Step] = []
     reasons: list[Kept] = []
-    for number, stage in enumerate(recipe.stages):
+    for number, stage in enumerate(recipe.stages, len(recipe.cuts)):
         why = kept(spec, stage.method.verb, stage.include, stage.exclude)
         if why is None and spec.name in hold:
             why = Kept(hold[spec.name], asked=True)
@@ -307,9 +309,10 @@ def _texts(
 ) -> tuple[tuple[str, bytes], ...]:
     """config.json where it changes, then the index."""
     source = checkpoint.source
-    texts = []
+    texts = list(source.texts.items())
     packed = [(job.spec, job.encoder) for job in jobs if job.encoder is not None]
-    if source.config is not None and (packed or checkpoint.compression):
+    changed = CONFIG not in source.carried  # by a structured cut
+    if source.config is not None and (packed or checkpoint.compression or changed):
         dense = [job.spec for job in jobs if job.encoder is None]
         config = dialects.configure(source.config, packed, dense) if packed else dialects.without(source.config)
         texts.append((CONFIG, json_bytes(config)))
@@ -317,6 +320,11 @@ def _texts(
         names = {spec.name: files[job.file].name for job in jobs for spec in job.part_specs()}
         texts.append((INDEX, index_bytes(names, sum(job.size_after for job in jobs))))
     return tuple(texts)
+
+
+def _is_language_model(config: Mapping[str, Any] | None) -> bool:
+    named = (config or {}).get("architectures")
+    return isinstance(named, list) and any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in named)
 
 
 def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -346,14 +354,15 @@ def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint
     notes += sorted({encoder.remark(spec) for spec, encoder in encoders} - {""})
     if "" in spoken and container != "npz":
         notes.append("part of it is in this project's own layout, which only `compressor restore` reads")
-    if checkpoint.compression and recipe.stages:
+    if checkpoint.compression and (recipe.stages or checkpoint.cuts):
         notes.append(f"the input is {checkpoint.compression}: what its codes stand for was taken as the weights")
     if checkpoint.dropped:
         shown = ", ".join(printable(name, 100) for name in checkpoint.dropped[:2])
         more = f" and {len(checkpoint.dropped) - 2} more" if len(checkpoint.dropped) > 2 else ""
         notes.append(f"dropped, because it serves loaders of quantized weights only: {shown}{more}")
     if recipe.stages and not any(job.steps for job in jobs):
-        notes.append("no tensor was selected: the output's tensors are those of the input")
-    if not recipe.stages and not checkpoint.compression:
+        those = "what the cut left" if checkpoint.cuts else "those of the input"
+        notes.append(f"no tensor was selected: the output's tensors are {those}")
+    if not recipe.stages and not checkpoint.compression and not checkpoint.cuts:
         notes.append("it stores no codes: the output's tensors are those of the input")
     return tuple(notes)

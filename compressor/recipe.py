@@ -23,6 +23,7 @@ from compressor.options import STAGE_KEYS, flag
 from compressor.options import make_method as make_method
 from compressor.presets import PRESETS, rules
 from compressor.selection import matches, pattern
+from compressor.structure.request import Description, Request, is_request, make_request, parse_description
 from compressor.text import printable
 
 Store = Literal["auto", "dense", "packed", "codes", "bitmask", "csr", "nm", "smallest"]
@@ -75,15 +76,34 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Stages in the order in which they are applied."""
+    """Structured cuts, then stages, in the order in which they are applied."""
 
     stages: tuple[Stage, ...]
     name: str = ""
     description: str = ""
+    cuts: tuple[Request, ...] = ()
+
+
+def recipe_of(stages: Iterable[Stage | Request], where: str = "", name: str = "", description: str = "") -> Recipe:
+    """A recipe of these stages; UsageError where a structured cut would follow another stage."""
+    cuts: list[Request] = []
+    others: list[Stage] = []
+    for number, stage in enumerate(stages):
+        if isinstance(stage, Stage):
+            others.append(stage)
+        elif others:
+            raise UsageError(
+                f"{where}stage[{number}]: a structured cut must come before all other stages, which then work on "
+                "what it leaves"
+            )
+        else:
+            cuts.append(stage)
+    return Recipe(tuple(others), name, description, tuple(cuts))
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     stage: list[dict[str, Any]] = []
+    structure: list[dict[str, Any]] = []
     name: str = ""
     description: str = ""
 
@@ -191,7 +211,7 @@ def _overridden(verb: str, options: Mapping[str, Any], changed: Mapping[str, Any
     return {**options, **changed}
 
 
-def parse_stage(text: str, teacher: str | None = None) -> Stage:
+def parse_stage(text: str, teacher: str | None = None) -> Stage | Request:
     """A stage from `prune:method=magnitude,sparsity=0.5`. Stage keys (include, store, …) are accepted too."""
     verb, _, rest = text.partition(":")
     where = f"--stage {printable(text, 60)}: "
@@ -203,6 +223,8 @@ def parse_stage(text: str, teacher: str | None = None) -> Stage:
         if not equals or key in options:
             raise UsageError(f"{where}expected key=value, each key once, got '{printable(item, 40)}'")
         options[key] = value.strip()
+    if is_request(verb, options):
+        return make_request(options, text=True, where=where)
     own: dict[str, Any] = {
         key: options.pop(key)
         for key in ("include", "exclude", "store", "teacher", "mask", "fallback", "preset")
@@ -266,18 +288,27 @@ def parse_recipe(text: str, where: str, teacher: str | None = None) -> Recipe:
         raise UsageError(f"{where}: {printable(_plain(error))}") from error
     if not found.stage:
         raise UsageError(f"{where}: has no [[stage]]")
-    stages: list[Stage] = []
+    described = [
+        parse_description(table, f"{where}: structure[{number}].") for number, table in enumerate(found.structure)
+    ]
+    stages: list[Stage | Request] = []
     problems: list[CompressorError] = []
     for number, table in enumerate(found.stage):
         try:
-            stages.append(_stage(table, f"{where}: stage[{number}].", teacher))
+            stages.append(_stage(table, f"{where}: stage[{number}].", teacher, described))
         except CompressorError as error:
             problems.extend(getattr(error, "problems", [error]))
     raise_all(problems)
-    return Recipe(tuple(stages), found.name, found.description)
+    return recipe_of(stages, f"{where}: ", found.name, found.description)
 
 
-def _stage(table: dict[str, Any], where: str, teacher: str | None) -> Stage:
+def _stage(
+    table: dict[str, Any], where: str, teacher: str | None, described: Sequence[Description]
+) -> Stage | Request:
+    if is_request(str(table.get("kind")), table):
+        options = {key: value for key, value in table.items() if key not in STAGE_KEYS}
+        besides = [key for key in table if key in STAGE_KEYS and key != "kind"]
+        return make_request(options, where=where, described=described, stage_keys=besides)
     keys = _stage_keys({key: value for key, value in table.items() if key in STAGE_KEYS}, where)
     _check_verb(keys.kind, where)
     options = {key: value for key, value in table.items() if key not in STAGE_KEYS}

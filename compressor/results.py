@@ -12,6 +12,9 @@ from compressor.metrics import Change
 from compressor.plan import Job, Plan
 from compressor.text import size_text
 
+_MUCH = 0.5  # relative error of what a structured cut leaves of a tensor
+_SPARSE = 0.4  # share of zeros
+
 
 @dataclass(frozen=True)
 class Report:
@@ -77,7 +80,26 @@ class Report:
         ]
         if self.ratio < 1 and any(job.encoder is not None for job, _ in self.rows):
             sentences.append("the output is larger than the input: scales and headers outweigh what the codes save")
-        return sentences
+        return [*sentences, *self._much_removed()]
+
+    def _much_removed(self) -> list[str]:
+        """What to know where structured cuts, or zeros in a language model, are many."""
+        found = []
+        hurt = sorted((cut for cut in self.plan.cuts if cut.error > _MUCH), key=lambda cut: -cut.error)
+        if hurt:
+            more = f", and of {len(hurt) - 1} more groups" if len(hurt) > 1 else ""
+            found.append(
+                f"{hurt[0].worst}: the cut of {hurt[0].structure} removes much: its relative error is "
+                f"{hurt[0].error:.2g}{more} above {_MUCH:g}"
+            )
+        pruned = any(stage["kind"] == "prune" and "structure" not in stage for stage in self.plan.stages)
+        zeros = pruned and self.total is not None and self.total.sparsity_after >= _SPARSE
+        if self.plan.language_model and (zeros or hurt):
+            found.append(
+                "half of a language model's weights pruned without calibration data is known to hurt "
+                "(Llama-2-7B by magnitude: perplexity 5.1 to 14.9); compare the results on your own task"
+            )
+        return found
 
 
 def merged(changes: Sequence[Change]) -> Change:
@@ -100,6 +122,11 @@ class Gates:
     def judge_plan(self, plan: Plan) -> list[str]:
         """What the sizes of the plan fail, in words."""
         failures = []
+        worst = max(plan.cuts, key=lambda cut: cut.error, default=None)
+        if self.max_error is not None and worst is not None and worst.error > self.max_error:
+            failures.append(
+                f"--max-error {self.max_error:g}: the cut's relative error of '{worst.worst}' is {worst.error:.4g}"
+            )
         ratio = plan.size_before / plan.size_after
         if self.min_ratio is not None and ratio < self.min_ratio:
             failures.append(f"--min-ratio {self.min_ratio:g}: the output is {ratio:.4g} times smaller")

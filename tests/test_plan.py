@@ -26,7 +26,7 @@ from compressor.engines import local
 from compressor.errors import InputError, UsageError
 from compressor.method import Block, Encoder, Part, Skip, methods_of, option
 from compressor.recipe import Recipe, Stage, make_method
-from compressor.report import progress, render, table
+from compressor.report import page, progress, render, table
 from compressor.selection import kept
 from compressor.tensor import TensorSpec
 from compressor.workspace import Workspace
@@ -250,7 +250,7 @@ def test_a_terminal_of_unknown_size_has_80_columns(monkeypatch: pytest.MonkeyPat
 
 @given(st.text(alphabet="ab._", max_size=80), st.integers(8, 40))
 def test_folded_names_lose_nothing(name: str, width: int) -> None:
-    lines = table._folded(name, width).split("\n")
+    lines = page._folded(name, width).split("\n")
     assert "".join(lines) == name
     assert all(len(line) <= width for line in lines)
     assert all(len(line) * 2 >= width for line in lines[:-1])

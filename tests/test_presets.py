@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from compressor import api
-from compressor.errors import UsageError
+from compressor.errors import Problems, UsageError
 from compressor.presets import rules
 from compressor.recipe import make_stage, parse_recipe, parse_stage
+from compressor.report import render
 from compressor.selection import pattern
 
 LLAMA = Path(__file__).parent.parent / "sample_weights" / "tiny-llama"
@@ -86,3 +89,45 @@ def test_an_unknown_preset_is_refused(verb: str) -> None:
 def test_fallback_is_for_codes() -> None:
     with pytest.raises(UsageError, match="fallback has no meaning for prune"):
         make_stage("prune", {"threshold": 1}, fallback=True)
+
+
+# ---- --fallback ------------------------------------------------------------------------------------------------
+
+
+def odd(path: Path) -> Path:
+    """Rows that no group of 128 divides, some of which smaller groups do."""
+    random = np.random.default_rng(0)
+    shapes = {"a.weight": (8, 128), "b.weight": (8, 192), "c.weight": (8, 13), "d.weight": (8, 48)}
+    save_file({name: random.standard_normal(shape, np.float32) for name, shape in shapes.items()}, path)
+    return path
+
+
+def test_without_fallback_all_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Problems) as caught:
+        api.quantize(odd(tmp_path / "in.safetensors"), tmp_path / "out.safetensors", bits=4)
+    assert [problem.tensor for problem in caught.value.problems] == ["b.weight", "c.weight", "d.weight"]
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_fallback_takes_what_is_nearest_and_says_so(tmp_path: Path) -> None:
+    source = odd(tmp_path / "in.safetensors")
+    report = api.quantize(source, tmp_path / "out.safetensors", bits=4, fallback=True)
+    said = {job.spec.name: job.steps[0].instead for job, _ in report.rows}
+    assert said == {
+        "a.weight": "",
+        "b.weight": "groups of 96, since groups of 128 do not divide the row of 192",
+        "c.weight": "one scale a row, since groups of 128 do not divide the row of 13",
+        "d.weight": "one scale a row, since groups of 128 do not divide the row of 48",
+    }
+    assert api.compare(source, tmp_path / "out.safetensors").total.error < 0.2
+    text = render(report, "table")
+    assert "not as asked 1: groups of 96, since groups of 128 do not divide the row of 192: b.weight" in text
+    assert '"instead": "one scale a row' in render(report, "json")
+
+
+def test_what_no_fallback_helps_is_kept_with_its_reason(tmp_path: Path) -> None:
+    source = odd(tmp_path / "in.safetensors")
+    report = api.quantize(source, tmp_path / "out.safetensors", scheme="nvfp4", fallback=True)
+    kept = {job.spec.name: job.kept[0].reason for job in report.plan.jobs if not job.steps}
+    assert list(kept) == ["c.weight"]
+    assert kept["c.weight"].endswith("--fallback knows nothing near it")

@@ -24,6 +24,7 @@ from compressor.method import (
 )
 from compressor.presets import PRESETS
 from compressor.results import Gates, Report, ReportedGateFailed
+from compressor.structure.request import request_options
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 _UNITS = {"": 1, "b": 1}
@@ -164,6 +165,31 @@ store_pruned = click.option(
     help="Zeros as they are, which all loaders take, or the non-zero weights only, for `restore`: a bit a weight, "
     "column indices (.npz: SciPy's), two of four, or the smallest of all these tensor by tensor.",
 )
+
+
+def structure(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of structured cuts that no method of the verb has too."""
+    taken = {key for method in methods_of("prune").values() for key in options_of(method)}
+    made = []
+    for key, (hint, declared) in request_options().items():
+        if key not in taken:
+            choices = [str(choice) for choice in choices_of(hint) if choice is not None]
+            metavar = "|".join(choices) if choices else describe(hint, declared).split()[1].upper()
+            text = f"{declared.help[0].upper()}{declared.help[1:]}{'' if key == 'structure' else ' [--structure]'}."
+            made.append(click.option("--" + key.replace("_", "-"), key, metavar=metavar, help=text))
+    return chain(*made)(function)
+
+
+def given_structure(values: dict[str, Any]) -> dict[str, Any]:
+    """Where --structure is given, take every option of the stage that the user gave out of `values`, as texts."""
+    shared = {key for method in methods_of("prune").values() for key in options_of(method)}
+    own = {key: values.pop(key, None) for key in request_options() if key not in shared}
+    found = {key: value for key, value in own.items() if value is not None}
+    if "structure" in found:
+        return given("prune", values) | found
+    if found:
+        raise UsageError(f"--{next(iter(found)).replace('_', '-')} is for --structure, which is not given")
+    return {}
 
 
 def method_options(verb: str) -> Decorator:

@@ -10,11 +10,13 @@ import click
 from compressor import api
 from compressor.cli import options
 from compressor.recipe import Recipe, make_stage
+from compressor.structure.request import make_request
 
 
 @click.command()
 @options.writing
 @options.method_options("prune")
+@options.structure
 @options.mask
 @options.save_mask
 @options.store_pruned
@@ -27,7 +29,18 @@ def command(
 
     Such a file is as large as before, unless --store leaves the zeros out; then `compressor restore` reads it.
     Vectors (biases, norms), embeddings, output heads and routers are left alone unless included.
+
+    With --structure whole neurons, heads, layers, experts or channels go, and the dense model gets smaller.
     """
+    work = partial(api.run_recipe, "prune", input_path, output)
+    cut = options.given_structure(values)
+    if cut:
+        written = ("store", store != "dense"), ("mask", mask), ("save-mask", values["save_mask"])
+        stage_only = ("include", include), ("exclude", exclude), ("set", rules), *written
+        besides = [key for key, value in stage_only if value]
+        return options.execute(
+            partial(work, Recipe((), cuts=(make_request(cut, text=True, stage_keys=besides),))), values
+        )
     stage = make_stage(
         "prune",
         options.given("prune", values),
@@ -38,4 +51,4 @@ def command(
         mask=mask,
         text=True,
     )
-    return options.execute(partial(api.run_recipe, "prune", input_path, output, Recipe((stage,))), values)
+    return options.execute(partial(work, Recipe((stage,))), values)

@@ -98,12 +98,20 @@ class Sink:
 
     def add_text(self, name: str, content: bytes) -> None:
         """A small generated file of a folder."""
+        self._make_folders(name)
         with self._open(name) as fd:
             _write(fd, memoryview(content), 0)
             os.fsync(fd)
 
     def copy(self, name: str, source: InputFile) -> None:
         """Carry a file of the input folder over, byte for byte."""
+        self._make_folders(name)
+        with self._open(name) as fd:
+            for offset in range(0, source.size, _CHUNK):
+                _write(fd, memoryview(source.read(offset, min(_CHUNK, source.size - offset))), offset)
+            os.fsync(fd)
+
+    def _make_folders(self, name: str) -> None:
         inside = os.path.dirname(name)
         if inside and inside not in self.folders:
             with reporting(self.target):
@@ -111,10 +119,6 @@ class Sink:
             while inside:
                 self.folders.add(inside)
                 inside = os.path.dirname(inside)
-        with self._open(name) as fd:
-            for offset in range(0, source.size, _CHUNK):
-                _write(fd, memoryview(source.read(offset, min(_CHUNK, source.size - offset))), offset)
-            os.fsync(fd)
 
     def publish(self) -> None:
         """Give the finished output its name."""

@@ -118,7 +118,8 @@ class Source:
     """An opened input. `tensors` are in the order of their names; `kind` is npy, safetensors or folder.
 
     `carried` are the other files of a folder that go along unchanged, by their path within it;
-    `left` those that do not, with the reason. `config` is the folder's config.json, None without one.
+    `left` those that do not, with the reason. `config` is the folder's config.json, None without one. `texts` are
+    small files that a structured cut has changed, by name.
     """
 
     path: str
@@ -130,6 +131,7 @@ class Source:
     carried: Mapping[str, InputFile] = field(default_factory=dict)
     left: Mapping[str, str] = field(default_factory=dict)
     indexed: bool = False
+    texts: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:

@@ -52,6 +52,7 @@ def _report(report: Report, quiet: bool) -> dict[str, Any]:
         "carried": list(plan.carried),
         "left": dict(plan.left),
         "notes": list(plan.notes),
+        **({"cuts": [cut.to_dict() for cut in plan.cuts]} if plan.cuts else {}),
         "warnings": report.warnings,
         "failed_gates": list(report.failures),
     }

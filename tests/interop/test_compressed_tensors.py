@@ -46,14 +46,15 @@ def every_scheme() -> Iterator[Any]:
         yield pytest.param(options, id=f"pack-{bits}-{'sym' if symmetric else 'asym'}-{grain}")
     for grain in ("tensor", "channel"):
         yield pytest.param({"bits": 8, **GRAINS[grain], "layout": "int-quantized"}, id=f"int-8-sym-{grain}")
-    for bits, grain in ((4, "group128"), (8, "channel")):
-        yield pytest.param({"bits": bits, **GRAINS[grain], "signed_scales": True}, id=f"{bits}-signed-{grain}")
-    for method, symmetric in product(("absmax", "hqq"), (True, False)):
-        options = {"bits": 4, "symmetric": symmetric, **GRAINS["group64"], "method": method}
-        yield pytest.param(options, id=f"{method}-4-{'sym' if symmetric else 'asym'}-group64")
 
 
 SCHEMES = list(every_scheme())
+WAYS: dict[str, dict[str, Any]] = {  # to choose scales, beside the default
+    "signed-4": {"bits": 4, **GRAINS["group128"], "signed_scales": True},
+    "signed-8": {"bits": 8, **GRAINS["channel"], "signed_scales": True},
+    "absmax": {"bits": 4, **GRAINS["group64"], "method": "absmax"},
+    "hqq": {"bits": 4, "symmetric": False, **GRAINS["group64"], "method": "hqq"},
+}
 
 
 def matrix(rows: int, columns: int, dtype: Any, seed: int) -> Any:
@@ -119,7 +120,7 @@ def decompressed(path: Path, dtype: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("options", SCHEMES)
+@pytest.mark.parametrize("options", [*SCHEMES, *(pytest.param(options, id=way) for way, options in WAYS.items())])
 def test_the_library_decompresses_what_we_wrote(tmp_path: Path, dtype: str, options: dict[str, Any]) -> None:
     content = tensors(DTYPES[dtype], options)
     source = folder(tmp_path / "source", content)
@@ -157,7 +158,7 @@ def test_few_rows_of_packed_zero_points(tmp_path: Path, library_compressed: Call
     """
     weight = matrix(5, 256, torch.float32, 1)
     source = folder(tmp_path / "source", {"layer.weight": weight})
-    compressor.quantize(source, tmp_path / "packed", bits=4, symmetric=False, group_size=64)
+    compressor.quantize(source, tmp_path / "packed", bits=4, symmetric=False, group_size=64, method="absmax")
     model = torch.nn.ModuleDict({"layer": torch.nn.Linear(256, 5, bias=False)})
     model["layer"].weight.data.copy_(weight)
     scheme = {"num_bits": 4, "symmetric": False, "strategy": "group", "group_size": 64}

@@ -36,6 +36,7 @@ Error: about half a scale; what a search clips more, but never more in the sum o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any, ClassVar, Literal
@@ -140,7 +141,7 @@ class Int(Encoder):
                 remedy="Use --layout compressor, --store dense, or --exclude it",
             )
         if self.grain == "group" and columns % self.group:
-            fits = [g for g in range(min(columns, 4 * self.group, 1 << 16), 7, -1) if columns % g == 0]
+            fits = [size for size in self._sizes(columns) if size <= 4 * self.group]
             raise UsageError(
                 f"group size {self.group} does not divide the row of {columns}",
                 tensor=spec.name,
@@ -150,6 +151,26 @@ class Int(Encoder):
         groups = columns // self.group if self.grain == "group" else 1
         shape = (1,) if self.grain == "tensor" else (rows, groups)
         return self._layout(spec).parts(spec, self._scale_dtype(spec), shape)
+
+    def fallback(self, spec: TensorSpec) -> tuple[Encoder, str] | None:
+        """The largest smaller group that divides the row, of those that the layout holds; else one scale a row."""
+        columns = spec.matrix[1]
+        if self.grain != "group" or columns % self.group == 0:
+            return None
+        smaller = [size for size in self._sizes(columns) if size < self.group < columns]
+        for size in (*smaller, None):  # a row shorter than the group is the nearest there is
+            with suppress(UsageError):
+                grain: Literal["channel", "group"] = "channel" if size is None else "group"
+                nearest = replace(self, granularity=grain, group_size=size)
+                nearest.parts(spec)
+                what = f"groups of {size}" if size is not None else "one scale a row"
+                return nearest, f"{what}, since groups of {self.group} do not divide the row of {columns}"
+        return None
+
+    @staticmethod
+    def _sizes(columns: int) -> list[int]:
+        """Sizes from 8 up that divide a row, the largest first."""
+        return [size for size in range(min(columns, 1 << 16), 7, -1) if columns % size == 0]
 
     def config(self, spec: TensorSpec) -> dict[str, Any] | None:
         layout = self.layout_of(spec)

@@ -1,0 +1,87 @@
+"""What is cut together: groups of dimensions of tensors that are one dimension of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Touch:
+    """A group's units along an axis of a tensor: unit u has `block` indices from offset + u·block."""
+
+    tensor: str
+    axis: int
+    block: int = 1
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """A tensor that lives and dies with one unit, whose number stands in its name between `before` and `after`."""
+
+    unit: int
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that are removed from all these places or from none.
+
+    `keys` are entries of config.json that count them, each with how many one unit stands for.
+    """
+
+    name: str
+    units: int
+    touches: tuple[Touch, ...] = ()
+    owned: Mapping[str, Owned] = field(default_factory=dict)
+    keys: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A kind of units in one model.
+
+    Groups with the same keys lose the same number of units. `followers` lose what their leader's loss leaves them:
+    one unit for each `step` units of the leader (the heads that share a width with the residual stream). `floor` is
+    the smallest number of units that the model can be run with, `pins` entries of config.json that the model no
+    longer implies and that must be said. `layers`: the units are the numbered blocks themselves.
+    """
+
+    kind: str
+    groups: tuple[Group, ...]
+    followers: tuple[Group, ...] = ()
+    step: int = 1
+    floor: int = 1
+    floor_reason: str = ""
+    pins: Mapping[str, int] = field(default_factory=dict)
+    layers: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Coupled:
+    """What became of a group: its units before and after, the share of its Σ w² that went, the largest relative
+    error that this means for one of its tensors (or for all of them together), and all places, as `tensor:axis`."""
+
+    structure: str
+    name: str
+    before: int
+    after: int
+    removed: float
+    error: float
+    worst: str
+    places: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The group as JSON types."""
+        return {
+            "structure": self.structure,
+            "group": self.name,
+            "before": self.before,
+            "after": self.after,
+            "importance_removed": self.removed,
+            "relative_error": self.error,
+            "axes": list(self.places),
+        }

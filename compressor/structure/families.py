@@ -1,0 +1,272 @@
+"""What is known of architectures, as data: which dimension of each tensor is which dimension of the model.
+
+A line is a module (or a parameter) and the dimensions of its weight, as the file orders them:
+
+* `hidden` the residual width; `q`, `kv` heads of queries, and of keys and values; `neurons` of an MLP, `moe` those
+  of an expert, `shared` those of a shared expert; `experts`; `-` what is never cut;
+* `a+b` are sections one after the other in a fused projection; `a > b` is a weight [in, out], as GPT-2 has them.
+
+A `*` in a name is a number, the expert's. A bias has the weight's output dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models of one wiring. Names are given without `prefixes`; blocks are numbered after `stack`.
+
+    `keys`: what config.json calls the sizes, several names where versions differ. `bound_heads`: the width of a
+    head is the hidden size over the number of heads, and no entry of the config can say otherwise.
+    """
+
+    types: tuple[str, ...]
+    stack: str
+    outer: str
+    block: str
+    prefixes: tuple[str, ...] = ("model.",)
+    keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    bound_heads: bool = False
+
+
+_KEYS = {
+    "hidden": ("hidden_size",),
+    "neurons": ("intermediate_size",),
+    "heads": ("num_attention_heads",),
+    "kv_heads": ("num_key_value_heads",),
+    "head_dim": ("head_dim",),
+    "layers": ("num_hidden_layers",),
+}
+_MOE = {
+    **_KEYS,
+    "moe": ("moe_intermediate_size",),
+    "shared": ("shared_expert_intermediate_size",),
+    "experts": ("num_experts", "num_local_experts"),
+}
+_OUTER = """
+embed_tokens - hidden
+norm hidden
+lm_head - hidden
+score - hidden
+rotary_emb.inv_freq -
+"""
+_ATTENTION = """
+input_layernorm hidden
+post_attention_layernorm hidden
+self_attn.q_proj q hidden
+self_attn.k_proj kv hidden
+self_attn.v_proj kv hidden
+self_attn.o_proj hidden q
+self_attn.q_norm -
+self_attn.k_norm -
+self_attn.rotary_emb.inv_freq -
+"""
+_GATED = """
+mlp.gate_proj neurons hidden
+mlp.up_proj neurons hidden
+mlp.down_proj hidden neurons
+"""
+_EXPERTS = """
+mlp.gate experts hidden
+mlp.experts.*.gate_proj moe hidden
+mlp.experts.*.up_proj moe hidden
+mlp.experts.*.down_proj hidden moe
+mlp.experts.gate_up_proj experts moe+moe hidden
+mlp.experts.down_proj experts hidden moe
+mlp.shared_expert.gate_proj shared hidden
+mlp.shared_expert.up_proj shared hidden
+mlp.shared_expert.down_proj hidden shared
+mlp.shared_expert_gate - hidden
+"""
+_BERT = """
+attention.self.query q hidden
+attention.self.key q hidden
+attention.self.value q hidden
+attention.output.dense hidden q
+attention.output.LayerNorm hidden
+intermediate.dense neurons hidden
+output.dense hidden neurons
+output.LayerNorm hidden
+"""
+
+FAMILIES = (
+    Family(
+        types=("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"),
+        stack="layers",
+        outer=_OUTER,
+        block=_ATTENTION
+        + _GATED
+        + """
+        pre_feedforward_layernorm hidden
+        post_feedforward_layernorm hidden
+        """,
+        keys=_KEYS,
+    ),
+    Family(
+        types=("phi3",),
+        stack="layers",
+        outer=_OUTER,
+        block="""
+        input_layernorm hidden
+        post_attention_layernorm hidden
+        self_attn.qkv_proj q+kv+kv hidden
+        self_attn.o_proj hidden q
+        mlp.gate_up_proj neurons+neurons hidden
+        mlp.down_proj hidden neurons
+        """,
+        keys=_KEYS,
+    ),
+    Family(
+        types=("phi",),
+        stack="layers",
+        outer=_OUTER + "final_layernorm hidden",
+        block="""
+        input_layernorm hidden
+        self_attn.q_proj q hidden
+        self_attn.k_proj kv hidden
+        self_attn.v_proj kv hidden
+        self_attn.dense hidden q
+        mlp.fc1 neurons hidden
+        mlp.fc2 hidden neurons
+        """,
+        keys=_KEYS,
+    ),
+    Family(
+        types=("mixtral",),
+        stack="layers",
+        outer=_OUTER,
+        block=_ATTENTION
+        + """
+        block_sparse_moe.gate experts hidden
+        block_sparse_moe.experts.*.w1 moe hidden
+        block_sparse_moe.experts.*.w3 moe hidden
+        block_sparse_moe.experts.*.w2 hidden moe
+        mlp.gate experts hidden
+        mlp.experts.gate_up_proj experts moe+moe hidden
+        mlp.experts.down_proj experts hidden moe
+        """,
+        keys={**_MOE, "moe": ("intermediate_size",), "experts": ("num_local_experts",)},
+    ),
+    Family(
+        types=("qwen2_moe", "qwen3_moe"),
+        stack="layers",
+        outer=_OUTER,
+        block=_ATTENTION + _GATED + _EXPERTS,
+        keys=_MOE,
+    ),
+    Family(
+        types=("gpt2",),
+        stack="h",
+        outer="""
+        wte - hidden
+        wpe - hidden
+        ln_f hidden
+        lm_head - hidden
+        score - hidden
+        """,
+        block="""
+        ln_1 hidden
+        ln_2 hidden
+        attn.c_attn hidden > q+q+q
+        attn.c_proj q > hidden
+        attn.bias - - - -
+        attn.masked_bias -
+        mlp.c_fc hidden > neurons
+        mlp.c_proj neurons > hidden
+        """,
+        prefixes=("transformer.",),
+        keys={
+            "hidden": ("n_embd",),
+            "neurons": ("n_inner",),
+            "heads": ("n_head",),
+            "layers": ("n_layer",),
+        },
+        bound_heads=True,
+    ),
+    Family(
+        types=("bert", "roberta", "xlm-roberta", "camembert"),
+        stack="encoder.layer",
+        outer="""
+        embeddings.word_embeddings - hidden
+        embeddings.position_embeddings - hidden
+        embeddings.token_type_embeddings - hidden
+        embeddings.LayerNorm hidden
+        embeddings.position_ids - -
+        embeddings.token_type_ids - -
+        pooler.dense hidden hidden
+        cls.predictions.transform.dense hidden hidden
+        cls.predictions.transform.LayerNorm hidden
+        cls.predictions.decoder - hidden
+        cls.predictions.bias -
+        cls.seq_relationship - hidden
+        lm_head.dense hidden hidden
+        lm_head.layer_norm hidden
+        lm_head.decoder - hidden
+        lm_head.bias -
+        classifier - hidden
+        classifier.dense hidden hidden
+        classifier.out_proj - hidden
+        qa_outputs - hidden
+        """,
+        block=_BERT,
+        prefixes=("bert.", "roberta."),
+        keys=_KEYS,
+        bound_heads=True,
+    ),
+    Family(
+        types=("distilbert",),
+        stack="transformer.layer",
+        outer="""
+        embeddings.word_embeddings - hidden
+        embeddings.position_embeddings - hidden
+        embeddings.LayerNorm hidden
+        vocab_transform hidden hidden
+        vocab_layer_norm hidden
+        vocab_projector - hidden
+        pre_classifier hidden hidden
+        classifier - hidden
+        qa_outputs - hidden
+        """,
+        block="""
+        attention.q_lin q hidden
+        attention.k_lin q hidden
+        attention.v_lin q hidden
+        attention.out_lin hidden q
+        sa_layer_norm hidden
+        ffn.lin1 neurons hidden
+        ffn.lin2 hidden neurons
+        output_layer_norm hidden
+        """,
+        prefixes=("distilbert.",),
+        keys={"hidden": ("dim",), "neurons": ("hidden_dim",), "heads": ("n_heads",), "layers": ("n_layers",)},
+        bound_heads=True,
+    ),
+    Family(
+        types=("vit",),
+        stack="encoder.layer",
+        outer="""
+        embeddings.cls_token - - hidden
+        embeddings.mask_token - - hidden
+        embeddings.position_embeddings - - hidden
+        embeddings.patch_embeddings.projection hidden - - -
+        layernorm hidden
+        pooler.dense - hidden
+        classifier - hidden
+        """,
+        block="""
+        attention.attention.query q hidden
+        attention.attention.key q hidden
+        attention.attention.value q hidden
+        attention.output.dense hidden q
+        intermediate.dense neurons hidden
+        output.dense hidden neurons
+        layernorm_before hidden
+        layernorm_after hidden
+        """,
+        prefixes=("vit.",),
+        keys=_KEYS,
+    ),
+)

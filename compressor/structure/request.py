@@ -1,0 +1,171 @@
+"""A structured cut as a user asks for it: a stage of a recipe with the key `structure`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Literal, cast
+
+from compressor.errors import CompressorError, UsageError, raise_all
+from compressor.method import Method, option, options_of
+from compressor.options import convert, flag
+from compressor.text import printable
+
+STRUCTURES = ("neurons", "heads", "layers", "experts", "hidden")
+_AXIS = re.compile(r"(?P<name>.+?):(?P<axis>[0-9]{1,2})(?::(?P<block>[0-9]{1,9}))?")
+_RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """Dimensions that the user says are one: `axes` are (pattern of tensor names, axis, indices of a unit).
+    `config` are the entries of config.json that count the units."""
+
+    name: str
+    axes: tuple[tuple[str, int, int], ...]
+    config: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which structure to cut, how much of it, and what of it."""
+
+    structure: str = option(help=f"cut whole structures: {', '.join(STRUCTURES)}, or one that the recipe describes")
+    fraction: float | None = option(
+        None, help="share of the structure's units to remove", low=0, high=1, open_low=True, open_high=True
+    )
+    count: int | None = option(None, help="units of the structure to remove, in each layer", low=1, high=2**31)
+    layers: str | None = option(None, help="blocks to remove, such as 20-27 or 3,5,9-11")
+    multiple_of: int = option(1, help="keep a multiple of this many units", low=1, high=2**31)
+    importance: Literal["l2", "l1", "random", "index"] = option(
+        "l2", help="the least important go: by norm of the coupled weights, at random, or the last"
+    )
+    seed: int = option(0, help="of the random numbers", low=0, high=2**63)
+    described: Description | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("fraction", "count", "layers") if getattr(self, name) is not None]
+        if self.layers is not None and self.structure != "layers":
+            raise UsageError(f"layers are for structure layers, not {self.structure}")
+        if len(given) != 1:
+            ways = "fraction, count or layers" if self.structure == "layers" else "fraction or count"
+            raise UsageError(
+                f"structure {self.structure} needs one of {ways}, and got {' and '.join(given) or 'none'}"
+            )
+        if self.layers is not None:
+            self.removed_layers()
+
+    def removed_layers(self) -> tuple[int, ...]:
+        """The numbers in `layers`, in order; UsageError when it is no list of ranges."""
+        found: set[int] = set()
+        for item in re.split("[,|]", self.layers or ""):  # a --stage has commas of its own
+            match = _RANGE.fullmatch(item.strip())
+            first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+            if first > last or last > 100_000:
+                raise UsageError(
+                    f"layers must be numbers and ranges such as 20-27 or 3,5,9-11, not "
+                    f"'{printable(self.layers or '', 40)}'"
+                )
+            found.update(range(first, last + 1))
+        return tuple(sorted(found))
+
+    def describe(self) -> dict[str, Any]:
+        """The stage as a recipe would give it."""
+        found: dict[str, Any] = {"kind": "prune"}
+        for name in request_options():
+            value = getattr(self, name)
+            if value is not None and not (name in ("seed", "multiple_of") and value == _default(name)):
+                found[name] = value
+        if self.described is not None:
+            found["axes"] = [f"{name}:{axis}:{block}" for name, axis, block in self.described.axes]
+        return found
+
+
+def request_options() -> dict[str, Any]:
+    """The options of a structured cut, as `options_of` gives those of methods."""
+    return options_of(cast("type[Method]", Request))  # options of any dataclass are read alike
+
+
+def _default(name: str) -> Any:
+    return Request.__dataclass_fields__[name].default
+
+
+def is_request(verb: str, options: Mapping[str, Any]) -> bool:
+    """Whether a stage's options ask for a structured cut."""
+    return verb == "prune" and options.get("structure") is not None
+
+
+def make_request(
+    options: Mapping[str, Any],
+    *,
+    text: bool = False,
+    where: str = "",
+    described: Sequence[Description] = (),
+    stage_keys: Sequence[str] = (),
+) -> Request:
+    """Build a request; UsageError with all that is wrong at once. `stage_keys` were given besides, and mean nothing
+    here."""
+    known, problems, values = request_options(), list[CompressorError](), dict[str, Any]()
+    for name in stage_keys:
+        problems.append(UsageError(f"{where}{flag(name, where)}: has no meaning for a structured cut"))
+    for name, value in options.items():
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            problems.append(
+                UsageError(
+                    f"{where}{flag(name, where)}: is no option of a structured cut",
+                    remedy=f"Did you mean {flag(close[0], where)}?" if close else "",
+                )
+            )
+            continue
+        try:
+            values[name] = convert(known[name][0], known[name][1], value, text=text)
+        except UsageError as error:
+            problems.append(UsageError(f"{where}{flag(name, where)}: {error.reason}"))
+    raise_all(problems)
+    wanted = values["structure"]
+    found = next((one for one in described if one.name == wanted), None)
+    if found is None and wanted not in STRUCTURES:
+        names = [*STRUCTURES, *(one.name for one in described)]
+        close = get_close_matches(wanted, names, 1)
+        raise UsageError(
+            f"{where}{flag('structure', where)}: there is no structure '{printable(wanted, 40)}'",
+            remedy=f"{f'Did you mean {close[0]}? ' if close else ''}There are {', '.join(names)}",
+        )
+    try:
+        return Request(**values, described=found)
+    except UsageError as error:
+        raise UsageError(f"{where}{error.reason}", remedy=error.remedy) from error
+
+
+def parse_description(table: Mapping[str, Any], where: str) -> Description:
+    """A `[[structure]]` table of a recipe: `axes`, and where they are wanted `name` and `config`."""
+    unknown = sorted(set(table) - {"name", "axes", "config"})
+    if unknown:
+        raise UsageError(f"{where}{printable(unknown[0], 60)}: is not known; there are name, axes and config")
+    name = table.get("name", "neurons")
+    axes, config = table.get("axes"), table.get("config", [])
+    if not isinstance(name, str) or not name or len(name) > 100:
+        raise UsageError(f"{where}name: must be a text")
+    for key, value in (("axes", axes), ("config", config)):
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise UsageError(f"{where}{key}: must be a list of texts")
+    assert isinstance(axes, list)  # noqa: S101 - just looked at
+    found = []
+    for item in axes:
+        match = _AXIS.fullmatch(item)
+        if match is None or match["block"] == "0":
+            raise UsageError(
+                f"{where}axes: '{printable(item, 80)}' is not NAME:AXIS",
+                remedy="For example 'layers.*.mlp.up_proj.weight:0', with :128 after it where a unit has 128 rows",
+            )
+        found.append((match["name"], int(match["axis"]), int(match["block"] or 1)))
+    if not found:
+        raise UsageError(f"{where}axes: is empty")
+    if len({name.count("*") for name, _, _ in found}) > 1:
+        raise UsageError(
+            f"{where}axes: every name must have the same number of *, which stand for the same numbers"
+        )
+    return Description(name, tuple(found), tuple(config))

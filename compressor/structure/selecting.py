@@ -1,0 +1,75 @@
+"""How many units stay, and which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from compressor.errors import UsageError
+from compressor.lazy import np
+from compressor.structure.coupling import Group, Structure
+from compressor.structure.importance import Sums, draw, weights_of
+from compressor.structure.request import Request
+from compressor.workspace import Array
+
+
+def kept_counts(request: Request, structure: Structure) -> dict[str, int]:
+    """The units that each group keeps, by its name; UsageError where that is none of them, or all."""
+    found = {}
+    for group in structure.groups:
+        found[group.name] = _kept(request, structure, group)
+    leader = structure.groups[0]
+    for group in structure.followers:
+        found[group.name] = found[leader.name] * group.units // leader.units
+    return found
+
+
+def _kept(request: Request, structure: Structure, group: Group) -> int:
+    units, what = group.units, f"structure {structure.kind}: {group.name} has {group.units}"
+    if request.layers is not None:
+        removed = request.removed_layers()
+        if removed[-1] >= units:
+            raise UsageError(f"{what} (0 to {units - 1}), and --layers asks for {removed[-1]}")
+        kept = units - len(removed)
+    elif request.count is not None:
+        kept = units - request.count
+    else:
+        kept = units - round((request.fraction or 0) * units)
+    least = max(structure.floor, 1)
+    if kept < least:
+        why = f", and {structure.floor_reason}" if structure.floor_reason else ""
+        raise UsageError(f"{what}, and {max(kept, 0)} would be left{why}", remedy=f"Remove at most {units - least}")
+    step = np.lcm(request.multiple_of, structure.step).item()
+    if request.layers is None:
+        kept = -(-kept // step) * step
+    if kept >= units:
+        why = f" in multiples of {step}" if step > 1 else ""
+        raise UsageError(f"{what}, and nothing would be removed{why}", remedy="Ask for more, or a smaller multiple")
+    return int(kept)
+
+
+def choose(
+    request: Request, structure: Structure, counts: Mapping[str, int], sums: Mapping[str, Sums]
+) -> dict[str, Array]:
+    """For each group which units stay [bool, units]: the most important, of equal ones the first."""
+    found = {}
+    for group in (*structure.groups, *structure.followers):
+        keep = np.zeros(group.units, bool)
+        if request.layers is not None:
+            keep[:] = True
+            keep[list(request.removed_layers())] = False
+        else:
+            keep[np.argsort(_order(request, group, sums), kind="stable")[: counts[group.name]]] = True
+        found[group.name] = keep
+    return found
+
+
+def _order(request: Request, group: Group, sums: Mapping[str, Sums]) -> Array:
+    """Numbers that are smallest for what must stay."""
+    found: Array
+    if request.importance == "index":
+        found = np.arange(group.units)
+    elif request.importance == "random":
+        found = draw(request.seed, group.name, group.units)
+    else:
+        found = -weights_of(group, sums, 2 if request.importance == "l2" else 1)
+    return found

