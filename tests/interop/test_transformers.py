@@ -348,9 +348,17 @@ def embeddings(path: Path, model: Any) -> Any:
         ("quantize", {"bits": 8, "group_size": 128}, 0.9995),
         ("quantize", {"bits": 8}, 0.99),
         ("quantize", {"bits": 4, "group_size": 32, "exclude": ["*layer.0.*", "pooler*"]}, 0.95),
+        ("quantize", {"scheme": "fp8"}, 0.99),
+        ("quantize", {"scheme": "fp8", "granularity": "block", "layout": "naive-quantized"}, 0.995),
+        ("quantize", {"scheme": "nvfp4"}, 0.95),
+        ("quantize", {"scheme": "mxfp4"}, 0.9),
+        ("quantize", {"scheme": "mxfp8"}, 0.99),
         ("prune", {"method": "magnitude", "sparsity": 0.3}, 0.9),
     ],
-    ids=["w4-group32", "w4-group128", "w8-group128", "w8a8", "w4-excluded", "pruned"],
+    ids=[
+        *("w4-group32", "w4-group128", "w8-group128", "w8a8", "w4-excluded"),
+        *("fp8", "fp8-block", "nvfp4", "mxfp4", "mxfp8", "pruned"),
+    ],
 )
 def test_minilm(
     tmp_path: Path,
@@ -362,16 +370,19 @@ def test_minilm(
 ) -> None:
     getattr(compressor, verb)(minilm, tmp_path / "packed", **options)
     compressor.restore(tmp_path / "packed", tmp_path / "dense")
-    before = embeddings(minilm, load(minilm, AutoModel))
-    after = embeddings(tmp_path / "packed", load(tmp_path / "packed", AutoModel))
-    restored = load(tmp_path / "dense", AutoModel)
-    cosines = (before * after).sum(-1)
+    # compressed-tensors decompresses FP4 and MX formats to bfloat16, and the rest of the model must follow
+    narrow = options.get("scheme") in ("nvfp4", "mxfp4", "mxfp8")
+    how = {"dtype": torch.bfloat16} if narrow else {}
+    before = embeddings(minilm, load(minilm, AutoModel)).to(torch.bfloat16 if narrow else torch.float32)
+    after = embeddings(tmp_path / "packed", load(tmp_path / "packed", AutoModel, **how))
+    restored = load(tmp_path / "dense", AutoModel, **how)
+    cosines = (before.float() * after.float()).sum(-1)
     record_property("cosine", float(cosines.mean()))
     print(f"{verb} {options}: mean cosine of embeddings {cosines.mean():.4f}, least {cosines.min():.4f}")
     assert cosines.min() > least
-    if options != {"bits": 8}:  # there activations are rounded too
+    if options not in ({"bits": 8}, {"scheme": "fp8"}):  # there activations are rounded too
         torch.testing.assert_close(after, embeddings(minilm, restored), rtol=1e-5, atol=1e-6)
-    assert_same_weights(load(tmp_path / "packed", AutoModel), restored)
+    assert_same_weights(load(tmp_path / "packed", AutoModel, **how), restored)
     for name in ("tokenizer.json", "vocab.txt", "1_Pooling/config.json"):
         assert (tmp_path / "packed" / name).read_bytes() == (minilm / name).read_bytes()
 

@@ -74,6 +74,14 @@ class BlockScaled(Encoder):
         codes = Part("_packed", "U8", (rows, columns // 2)) if self.packed else Part("", "F8_E4M3", spec.shape)
         return codes, Part("_scale", self.scale_dtype, (rows, columns // self.size))
 
+    def remark(self, spec: TensorSpec) -> str:
+        if spec.dtype == "BF16" or not self.dialect(spec):
+            return ""
+        return (
+            f"{self.id}: compressed-tensors decompresses it to bfloat16 whatever the weights were "
+            "(seen with 0.20): load such a model in bfloat16"
+        )
+
     def config(self, spec: TensorSpec) -> dict[str, Any] | None:
         if len(spec.shape) != 2:
             return None
