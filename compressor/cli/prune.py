@@ -36,6 +36,7 @@ def command(
     cut = options.given_structure(values)
     if cut:
         others = {"include": include, "exclude": exclude, "set": rules, "mask": mask, "store": store != "dense"}
+        others["save_mask"] = values.get("save_mask")
         besides = [key for key, value in others.items() if value]
         return options.execute(
             partial(work, Recipe((), cuts=(make_request(cut, text=True, stage_keys=besides),))), values
