@@ -40,8 +40,8 @@ __all__ = ["compare", "distill", "inspect", "pipeline", "prune", "quantize", "re
 def prune(source: Path, output: Path, **options: Any) -> Report:
     """Make weights exactly zero. `method="threshold", threshold=0.01`, `method="magnitude", sparsity=0.9,
     scope="global"`, or `mask=PATH`; `save_mask=PATH`; further keywords as `run_recipe` and `include`, `exclude`,
-    `rules` as `make_stage`.
-    Or cut structures out: `structure="neurons", fraction=0.25`, with the options of a `Request`."""
+    `rules` as `make_stage`. Or cut structures out: `structure="neurons", fraction=0.25`, with the options of a
+    `Request`."""
     if is_request("prune", options):
         settings = {key: options.pop(key) for key in list(options) if key in _SETTINGS}
         return run_recipe("prune", source, output, Recipe((), cuts=(make_request(options),)), **settings)

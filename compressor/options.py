@@ -73,7 +73,9 @@ def _choose(verb: str, given: Mapping[str, Any], known: Mapping[str, type[Method
     selector = SELECTOR[verb]
     chosen = given.get(selector)
     if selector not in given:
-        fits = [name for name, method in known.items() if set(given) <= set(options_of(method))]
+        # a mask's method is chosen by who gives the mask, and never for want of options
+        open_to = {name: method for name, method in known.items() if "mask" not in method.partners}
+        fits = [name for name, method in open_to.items() if set(given) <= set(options_of(method))]
         ready = [name for name in fits if set(required_options(known[name])) <= set(given)]
         for pool in (ready, fits):
             if len(pool) == 1:

@@ -262,6 +262,18 @@ def test_a_folder_is_refused_by_loaders_and_comes_back(tmp_path: Path) -> None:
         assert not api.compare(tmp_path / "dense", tmp_path / name, max_error=0).failures
 
 
+def test_what_structured_cuts_leave_is_stored_small(tmp_path: Path) -> None:
+    stages = ["prune:structure=neurons,fraction=0.25", "prune:sparsity=0.9,scope=global"]
+    report = api.pipeline(LLAMA, tmp_path / "out", stages=[stages[0], f"{stages[1]},store=auto"])
+    assert {job.encoder.verb for job in report.plan.jobs if job.encoder is not None} == {"store"}
+    api.pipeline(LLAMA, tmp_path / "dense", stages=stages)
+    assert not api.compare(tmp_path / "dense", tmp_path / "out", max_error=0).failures
+    done = compressor("prune", LLAMA, "-o", tmp_path / "o", "--structure", "neurons", "--fraction", "0.25",
+                      "--store", "auto")  # fmt: skip
+    assert done.code == 2
+    assert "store" in done.err
+
+
 def test_what_is_stored_sparse_can_be_worked_on(large: Path, tmp_path: Path) -> None:
     api.prune(large, tmp_path / "sparse.safetensors", sparsity=0.5, store="bitmask")
     api.prune(large, tmp_path / "dense.safetensors", sparsity=0.5)

@@ -35,9 +35,9 @@ def command(
     work = partial(api.run_recipe, "prune", input_path, output)
     cut = options.given_structure(values)
     if cut:
-        others = {"include": include, "exclude": exclude, "set": rules, "mask": mask, "store": store != "dense"}
-        others["save_mask"] = values.get("save_mask")
-        besides = [key for key, value in others.items() if value]
+        written = ("store", store != "dense"), ("mask", mask), ("save-mask", values["save_mask"])
+        stage_only = ("include", include), ("exclude", exclude), ("set", rules), *written
+        besides = [key for key, value in stage_only if value]
         return options.execute(
             partial(work, Recipe((), cuts=(make_request(cut, text=True, stage_keys=besides),))), values
         )
