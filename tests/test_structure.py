@@ -688,6 +688,8 @@ def test_the_report_names_each_group_and_warns_from_what_was_measured(
     ]
     assert 0 < groups[0]["importance_removed"] < 1 / 24
     assert run(["prune", str(model), "-o", out, "--structure", "neurons", "--count", "1", "--sparsity", "0.1"]) == 2
+    mask = str(model.parent / "mask.safetensors")
+    assert run(["prune", str(model), "-o", out, "--structure", "heads", "--count", "1", "--save-mask", mask]) == 2
     assert run(["prune", str(model), "-o", out, "--fraction", "0.1"]) == 2
     assert "--fraction is for --structure" in capsys.readouterr().err
 
