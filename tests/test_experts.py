@@ -19,6 +19,7 @@ from compressor.experts import split_experts
 from compressor.files.handle import InputFile
 from compressor.files.layout import Placed
 from compressor.files.source import StoredTensor
+from compressor.selection import kept
 from compressor.tensor import TensorSpec
 from compressor.workspace import Workspace
 
@@ -273,3 +274,27 @@ def test_split_experts_leaves_other_checkpoints_alone(tmp_path: Path) -> None:
     expected = store(experts(1)["up"][2], "BF16")
     assert np.array_equal(part.whole.read_rows(HIDDEN, 0, INNER, Workspace(), "x"), expected)
     assert np.isfinite(numbers(expected, "BF16")).all()
+
+
+def test_nf4_experts_are_remarked(tmp_path: Path) -> None:
+    fused, _ = both(tmp_path, "qwen3_moe")
+    report = api.quantize(fused, tmp_path / "q", scheme="nf4", group_size=32, double_quant=True)
+    assert sum("transformers 5 keeps experts as one tensor" in note for note in report.plan.notes) == 1
+    api.restore(tmp_path / "q", tmp_path / "back")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mlp.gate",
+        "block_sparse_moe.gate",
+        "mlp.router",
+        "feed_forward.router",
+        "mlp.gate.wg",
+        "mlp.shared_expert_gate",
+    ],
+)
+def test_routers_stay_dense(name: str) -> None:
+    why = kept(TensorSpec(f"model.layers.0.{name}.weight", "BF16", (4, 64)), "quantize", (), ())
+    assert why is not None
+    assert why.reason.startswith("router")
