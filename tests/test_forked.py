@@ -17,7 +17,7 @@ import pytest
 from compressor import api
 from compressor.engines import forked
 from compressor.engines.local import in_order
-from compressor.errors import InputError, OutputError
+from compressor.errors import InputError, OutputError, Problems
 
 pytestmark = [
     pytest.mark.skipif(not forked.available, reason="no fork here"),
@@ -38,6 +38,9 @@ class Thing:
     def refuse(self) -> None:
         raise InputError("is bad", file="a file", tensor="a tensor", remedy="Mend it")
 
+    def refuse_twice(self) -> None:
+        raise Problems([InputError("is bad"), OutputError("is full")])
+
     def die(self) -> None:
         os._exit(1)
 
@@ -57,6 +60,10 @@ def test_an_error_arrives_whole() -> None:
             executor.submit(thing.refuse).result()
         assert str(caught.value) == "a file: tensor 'a tensor': is bad. Mend it"
         assert executor.submit(thing.times, 2).result() == 14
+        with pytest.raises(Problems) as several:
+            executor.submit(thing.refuse_twice).result()
+        assert str(several.value) == "is bad\nis full"
+        assert several.value.exit_code == 4
 
 
 def test_a_worker_that_is_ended_from_outside_is_an_error() -> None:

@@ -292,6 +292,11 @@ def entry(**changes: Any) -> dict[str, Any]:
         pytest.param(entry(shape=[2**47, 2**47]), "lists no members", id="shape-overflows"),
         pytest.param(entry(shape=[2**63, 0]), "lists no members", id="shape-hidden-by-0"),
         pytest.param(entry(shape=[1] * 10_000), "lists no members", id="shape-of-10000-sizes"),
+        pytest.param(listing(texts=[]), "lists no members", id="texts-are-a-list"),
+        pytest.param(listing(texts={"format": 5}), "lists no members", id="text-is-a-number"),
+        pytest.param(listing(texts={"format": "\u00e9"}), "lists no members", id="text-beyond-ascii"),
+        pytest.param(listing(texts={"compressor": "csr"}), "lists no members", id="text-called-like-the-record"),
+        pytest.param(listing(texts={"format": "csr"}), "is not what its record says", id="text-that-is-not-there"),
         pytest.param(
             listing(members=[[str(n), str(n), "I64", [2**39]] for n in range(20_000)]),
             "is not what its record says",
