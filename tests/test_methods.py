@@ -125,6 +125,7 @@ def weights_of(kind: str, shape: tuple[int, int], random: np.random.Generator) -
     workers=st.sampled_from([1, 2]),
     quantized=st.booleans(),
     many=st.sampled_from([1, 1 << 24]),
+    few=st.sampled_from([0, 1 << 12]),
 )
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_magnitude_is_exactly_a_stable_sort(
@@ -136,6 +137,7 @@ def test_magnitude_is_exactly_a_stable_sort(
     workers: int,
     quantized: bool,
     many: int,
+    few: int,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """Over one tensor and over many, with ties, in mixed dtypes, cut into many chunks and blocks."""
@@ -152,6 +154,7 @@ def test_magnitude_is_exactly_a_stable_sort(
         patch.setattr(cutting, "BLOCK", block)
         patch.setattr(cutting, "CHUNK", 2 * block)
         patch.setattr(runner, "_BATCH", 8)
+        patch.setattr(_smallest, "_FEW", few)
         patch.setattr(_smallest, "_MANY", many)  # with 1 a sample is looked at first, which often misleads
         api.pipeline(folder / "in.safetensors", folder / "out.safetensors", stages=stages, workers=workers)
     before = {name: numbers(raw, dtype) for name, (dtype, raw) in stored.items()}

@@ -25,6 +25,7 @@ from compressor.tensor import TensorSpec
 from compressor.workspace import Array
 
 _DIGIT = 16
+_FEW = 1 << 12  # keys that are rather sorted
 _MANY = 1 << 24  # keys that are worth a sample first
 _CANDIDATES = 12  # digits; comparing with more takes longer than counting all
 
@@ -152,7 +153,44 @@ def first_pass(method: Smallest, specs: Sequence[TensorSpec]) -> Survey[Any]:
     """The first look at these tensors."""
     key_type = method.key_type(specs)
     digit = Digit(method, key_type, shift=48 if key_type == "<u8" else 16)
-    return Sample(digit) if sum(spec.size for spec in specs) >= _MANY else digit
+    size = sum(spec.size for spec in specs)
+    if size <= _FEW:
+        return Few(digit)
+    return Sample(digit) if size >= _MANY else digit
+
+
+@dataclass(frozen=True)
+class Few(Survey[list[tuple[str, int, Array]]]):
+    """All the keys, where there are so few that sorting them takes less than a histogram of nothing."""
+
+    digit: Digit
+
+    def start(self) -> list[tuple[str, int, Array]]:
+        return []
+
+    def observe(self, block: Block, stats: list[tuple[str, int, Array]]) -> list[tuple[str, int, Array]]:
+        keys = self.digit.method.keys(block, self.digit.key_type)
+        stats.append((block.spec.name, block.start, keys.flatten()))
+        return stats
+
+    def merge(
+        self, stats: list[tuple[str, int, Array]], more: list[tuple[str, int, Array]]
+    ) -> list[tuple[str, int, Array]]:
+        stats.extend(more)
+        return stats
+
+    def conclude(self, stats: list[tuple[str, int, Array]]) -> Ties | Cut:
+        every = np.concatenate([keys for _, _, keys in stats])
+        method, key_type, rank = self.digit.method, self.digit.key_type, self.digit.method.rank(every.size)
+        if rank == 0:
+            return Cut(method, key_type, 0, ("", 0, 0))
+        every.sort()
+        level = int(every[rank - 1])
+        if rank == every.size or int(every[rank]) != level:
+            return Cut(method, key_type, level, None)
+        ties = Ties(self.digit, level, rank - int(np.searchsorted(every, level)))
+        places = [(name, start, int(np.count_nonzero(keys == level))) for name, start, keys in stats]
+        return ties.conclude([place for place in places if place[2]])
 
 
 @dataclass(frozen=True)
