@@ -6,14 +6,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from compressor.checkpoint import Checkpoint, Rows
+from compressor.checkpoint import Checkpoint, read_whole
 from compressor.errors import InputError
 from compressor.lazy import np
 from compressor.networks.description import Description, Fitted, fit, load_description, shipped
 from compressor.networks.kinds import Dense, Kind, Relu, Shape
 from compressor.networks.network import Network
 from compressor.text import printable
-from compressor.workspace import Array, Workspace
+from compressor.workspace import Array
 
 _CHAIN = re.compile(r"fc([1-9][0-9]{0,3})\.(weight|bias)")
 
@@ -76,10 +76,8 @@ def _chain(shapes: Mapping[str, Shape]) -> Description | None:
 
 
 def _read(checkpoint: Checkpoint, name: str) -> Array:
-    tensor = checkpoint.tensors[name]
-    rows, columns = tensor.spec.matrix
     with np.errstate(all="ignore"):
-        found: Array = Rows(tensor, columns, 0, rows, Workspace(), "network").block(0, rows)
+        found = read_whole(checkpoint.tensors[name])
     if not np.isfinite(found).all():
         raise InputError("holds NaN or infinite values", tensor=name, file=checkpoint.path)
-    return found.reshape(tensor.spec.shape)
+    return found
