@@ -12,6 +12,7 @@ from concurrent.futures import Executor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal
 
+from compressor.calibration import calibrate, merge_statistics
 from compressor.checkpoint import Checkpoint, open_checkpoint
 from compressor.engines import forked
 from compressor.engines.local import available_workers, local
@@ -34,7 +35,18 @@ from compressor.worker import Worker
 Path = str | os.PathLike[str]
 NonFinite = Literal["error", "keep"]
 
-__all__ = ["compare", "distill", "inspect", "pipeline", "prune", "quantize", "restore", "run_recipe"]
+__all__ = [
+    "calibrate",
+    "compare",
+    "distill",
+    "inspect",
+    "merge_statistics",
+    "pipeline",
+    "prune",
+    "quantize",
+    "restore",
+    "run_recipe",
+]
 
 
 def prune(source: Path, output: Path, **options: Any) -> Report:
