@@ -8,8 +8,8 @@ For a linear layer `y = W x` and the rows x [in] that entered it, all of them to
     gram     Σ x xᵀ / count       [in, in], symmetric, its diagonal `square`; optional
 
 They merge: the statistics of two samples give those of both together (`Layer.merge`, `merge_statistics`), so
-samples may be taken in any pieces. A layer is named as its weight without the final `.weight`. Files are safetensors
-files (docs/formats.md), read as strangers' files are, one layer at a time.
+samples may be taken in any pieces. A layer is named as its weight without the final `.weight`. Files are
+safetensors files (docs/formats.md), read as strangers' files are, one layer at a time.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
+from typing import ClassVar
 
 from compressor.checkpoint import Checkpoint, Rows, Tensor
 from compressor.errors import InputError, UsageError
@@ -65,6 +66,7 @@ class Statistics:
     counts: Mapping[str, int]
     grams: frozenset[str]
     tensors: Mapping[str, StoredTensor] = field(repr=False)
+    noun: ClassVar[str] = "statistics"
 
     @property
     def path(self) -> str:
@@ -92,6 +94,9 @@ class Statistics:
     @cached_property
     def identity(self) -> str:
         """SHA-256 of the fingerprints and of every layer's name, count, mean and square; grams are not read."""
+        return self._digest()
+
+    def _digest(self) -> str:
         digest = sha256(f"{self.model}\0{self.weights}".encode())
         for layer, count in self.counts.items():
             digest.update(f"\0{layer}\0{count}\0{layer in self.grams}\0".encode())

@@ -16,6 +16,7 @@ from compressor.recipe import Recipe, make_stage
 @options.writing
 @options.method_options("distill")
 @options.teacher
+@options.stats
 @options.selecting
 @options.running
 def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any, **values: Any) -> int:
