@@ -54,7 +54,8 @@ def calibrate(
     ways = [way for way, path in given.items() if path is not None]
     if len(ways) != 1:
         raise UsageError(
-            "give one of --inputs, --activations and --text", remedy="docs/statistics.md says which suits what model"
+            "give one of --inputs, --activations and --text",
+            remedy="docs/statistics.md says which suits what model",
         )
     (way,) = ways
     options = {"network": network, "divide": divide, "samples": samples, "length": length, "seed": seed}
@@ -62,7 +63,9 @@ def calibrate(
         if value is not None and way not in _OWN[key]:
             raise UsageError(f"--{key} is for {' and '.join(f'--{one}' for one in _OWN[key])}, not for --{way}")
     if model is None and way != "activations":
-        raise UsageError(f"--{way} runs a model, and none is given", remedy=f"compressor calibrate MODEL --{way} FILE")
+        raise UsageError(
+            f"--{way} runs a model, and none is given", remedy=f"compressor calibrate MODEL --{way} FILE"
+        )
     source = os.fspath(given[way])  # type: ignore[arg-type]  # one is there
     output = os.fspath(output)
     _check_output(output, [source, *([] if model is None else [os.fspath(model)])], force=force)
@@ -80,7 +83,9 @@ def calibrate(
         elif checkpoint is not None and way == "inputs":
             from compressor.calibration.plain import through_network
 
-            through_network(task, checkpoint, source, network=network, divide=divide, samples=samples, seed=seed or 0)
+            through_network(
+                task, checkpoint, source, network=network, divide=divide, samples=samples, seed=seed or 0
+            )
         elif checkpoint is not None:
             from compressor.calibration.language import through_model
 

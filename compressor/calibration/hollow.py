@@ -97,7 +97,9 @@ class Hollow:
                 self.path, local_files_only=True, trust_remote_code=False
             )
         if config.is_encoder_decoder or any(hasattr(config, f"{kind}_config") for kind in ("vision", "audio")):
-            raise InputError("is no plain language model, so text alone does not run it", file=self.path, remedy=ELSEWHERE)
+            raise InputError(
+                "is no plain language model, so text alone does not run it", file=self.path, remedy=ELSEWHERE
+            )
         if getattr(config, "quantization_config", None) is not None:
             del config.quantization_config  # its codes are decoded here
         config.use_cache = False
@@ -188,7 +190,11 @@ class Hollow:
         for name, module in self.model.named_modules():
             if f"{name}.".startswith(f"{self.inside}."):
                 continue
-            if isinstance(module, self.linear) and module is not self.head and self.stored(f"{name}.weight") is None:
+            if (
+                isinstance(module, self.linear)
+                and module is not self.head
+                and self.stored(f"{name}.weight") is None
+            ):
                 absent.append(name)
                 continue
             if any(module is one for one in skip):

@@ -83,7 +83,9 @@ class _Run:
             for layer, gather in outside.items():
                 self._write(add, layer, gather.layer)
             for layer in sorted(set(self.widths) - self.written):
-                self._write(add, layer, Gather(self.widths[layer], task.wants_gram(self.widths[layer]), layer).layer)
+                self._write(
+                    add, layer, Gather(self.widths[layer], task.wants_gram(self.widths[layer]), layer).layer
+                )
 
     def _write(self, add: Add, layer: str, found: Layer) -> None:
         add(layer, found)

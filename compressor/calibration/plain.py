@@ -62,7 +62,12 @@ def through_network(
 
 
 def _run(
-    task: Task, array: StoredTensor, made: Network, chosen: list[int], by: float, watch: Callable[[str, Array], None]
+    task: Task,
+    array: StoredTensor,
+    made: Network,
+    chosen: list[int],
+    by: float,
+    watch: Callable[[str, Array], None],
 ) -> None:
     work, scale, size = Workspace(), 1 / by, array.spec.nbytes
     for start, block in blocks(array, work, made.batch):

@@ -84,7 +84,9 @@ def report_of(output: str, source: str, layers: list[Gathered], notes: list[str]
             "singular there, and what solves with it must damp it; more samples are better"
         )
     if wide and len(wide) < len(layers):
-        found.append(f"no gram, only its diagonal, for layers wider than {WIDEST} (--gram asks for it): {_named(wide)}")
+        found.append(
+            f"no gram, only its diagonal, for layers wider than {WIDEST} (--gram asks for it): {_named(wide)}"
+        )
     return CalibrationReport(output, source, tuple(layers), os.path.getsize(output), tuple(found))
 
 

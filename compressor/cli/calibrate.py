@@ -60,9 +60,13 @@ def command(paths: tuple[str, ...], output: str, **values: Any) -> int:
     with warnings.catch_warnings(), progress.bar(enabled=not hush) as advance:
         warnings.simplefilter("ignore")  # torch's and transformers', of what is theirs
         if merge and given:
-            raise UsageError(f"--merge takes files of statistics and no --{'diagonal' if given[0] == 'gram' else given[0]}")
+            raise UsageError(
+                f"--merge takes files of statistics and no --{'diagonal' if given[0] == 'gram' else given[0]}"
+            )
         if merge and len(paths) < 2:
-            raise UsageError("--merge takes two files of statistics or more", remedy="compressor calibrate --merge A B -o OUT")
+            raise UsageError(
+                "--merge takes two files of statistics or more", remedy="compressor calibrate --merge A B -o OUT"
+            )
         if merge:
             report = api.merge_statistics(paths, output, force=force)
         elif len(paths) > 1:

@@ -123,7 +123,8 @@ def _layer(table: Mapping[str, Any], where: str) -> Kind:
     if not isinstance(said, str) or said not in KINDS:
         close = get_close_matches(str(said), KINDS, 1)
         raise UsageError(
-            f"{where}kind: must be one of {', '.join(KINDS)}" + (f", not '{printable(str(said), 40)}'" if said else ""),
+            f"{where}kind: must be one of {', '.join(KINDS)}"
+            + (f", not '{printable(str(said), 40)}'" if said else ""),
             remedy=f"Did you mean {close[0]}?" if close else "",
         )
     kind, values, problems = KINDS[said], {}, list[CompressorError]()

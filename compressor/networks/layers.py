@@ -253,7 +253,11 @@ def _offsets(planes: Array, size: Any, stride: Any, result: Any) -> Iterator[tup
             yield (
                 row,
                 column,
-                planes[:, row : row + (rows - 1) * down + 1 : down, column : column + (columns - 1) * across + 1 : across],
+                planes[
+                    :,
+                    row : row + (rows - 1) * down + 1 : down,
+                    column : column + (columns - 1) * across + 1 : across,
+                ],
             )
 
 
@@ -271,4 +275,3 @@ def _pad(layer: Layer, x: Array, padding: tuple[int, int], value: float) -> Arra
 def _inside(padded: Array, padding: tuple[int, int]) -> Array:
     high, wide = padding
     return padded[:, high : padded.shape[1] - high, wide : padded.shape[2] - wide]
-

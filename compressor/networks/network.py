@@ -1,10 +1,10 @@
 """A network with its numbers: the forward pass in batches, and gradients by back-propagation.
 
-    network = read_network(checkpoint).network
-    outputs = network.forward(x, keep=True)           # x [n, *input], float32
-    network.backward(slope_of_the_loss_by_outputs)    # fills network.gradients, by tensor name
-    for name, weight in network.parameters.items():
-        weight -= rate * network.gradients[name]      # in place: the layers hold these very arrays
+network = read_network(checkpoint).network
+outputs = network.forward(x, keep=True)           # x [n, *input], float32
+network.backward(slope_of_the_loss_by_outputs)    # fills network.gradients, by tensor name
+for name, weight in network.parameters.items():
+    weight -= rate * network.gradients[name]      # in place: the layers hold these very arrays
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -91,7 +90,6 @@ MODELS = {
     "llama tied": ("LlamaForCausalLM", lambda: transformers.LlamaConfig(**DECODER, tie_word_embeddings=True), False),
     "llama bare": ("LlamaModel", lambda: transformers.LlamaConfig(**DECODER), False),
     "mistral, sliding": ("MistralForCausalLM", lambda: transformers.MistralConfig(**DECODER, sliding_window=7), False),
-    "qwen2": ("Qwen2ForCausalLM", lambda: transformers.Qwen2Config(**SMALL, intermediate_size=48, num_key_value_heads=2), False),
     "qwen3": ("Qwen3ForCausalLM", lambda: transformers.Qwen3Config(**DECODER), False),
     "gemma2": (
         "Gemma2ForCausalLM",
@@ -139,7 +137,9 @@ def test_the_same_as_hooks_on_the_whole_model(name: str, tmp_path: Path) -> None
     assert {layer.name for layer in report.layers} == set(open_statistics(out).layers)
 
 
-def check(found: Any, wanted: dict[str, tuple[int, Any, Any]], tied: tuple[str, ...] = ("lm_head", "decoder")) -> None:
+def check(
+    found: Any, wanted: dict[str, tuple[int, Any, Any]], tied: tuple[str, ...] = ("lm_head", "decoder")
+) -> None:
     """All layers of the model but tied heads, within the rounding of float32."""
     assert set(found.layers) <= set(wanted)
     assert all(name.endswith(tied) for name in set(wanted) - set(found.layers))
@@ -147,7 +147,8 @@ def check(found: Any, wanted: dict[str, tuple[int, Any, Any]], tied: tuple[str, 
         count, mean, gram = wanted[layer]
         mine = found.read(layer, gram=True)
         assert mine.count == count
-        scale = np.sqrt(np.diag(gram)) + 1e-30
+        scale = np.sqrt(np.diag(gram))
+        scale += 1e-6 * scale.max()  # features that are next to nothing are so in float32 only
         np.testing.assert_allclose(mine.mean / scale, mean / scale, atol=2e-5)
         np.testing.assert_allclose(mine.gram / np.outer(scale, scale), gram / np.outer(scale, scale), atol=5e-5)
         np.testing.assert_array_equal(mine.square, np.diag(mine.gram))
@@ -166,10 +167,9 @@ def test_layers_are_called_like_the_checkpoints_tensors(tmp_path: Path) -> None:
 
 
 def test_a_bfloat16_and_a_quantized_model_run_as_what_they_stand_for(tmp_path: Path) -> None:
-    config = transformers.LlamaConfig(**DECODER | {"hidden_size": 64, "head_dim": 16})
+    config = transformers.LlamaConfig(**DECODER | {"hidden_size": 64, "head_dim": 16, "intermediate_size": 96})
     folder = save_model(tmp_path / "model", "LlamaForCausalLM", config, dtype=torch.bfloat16)
     (tmp_path / "text.txt").write_text(TEXT)
-    windows = windows_of(False, 32, 8)
     text = {"text": tmp_path / "text.txt", "length": 32, "samples": 1000}
     compressor.calibrate(folder, tmp_path / "s.safetensors", **text)
     check(open_statistics(tmp_path / "s.safetensors"), hooked(folder, windows_of(False, 32, 1000)))
@@ -180,7 +180,6 @@ def test_a_bfloat16_and_a_quantized_model_run_as_what_they_stand_for(tmp_path: P
     a, b = load_file(tmp_path / "sq.safetensors"), load_file(tmp_path / "sr.safetensors")
     assert a.keys() == b.keys()
     assert all((a[name] == b[name]).all() for name in a)
-    assert len(windows[0]) == 32
 
 
 def test_samples_are_chosen_by_the_seed_and_the_same_each_time(tmp_path: Path) -> None:
@@ -277,7 +276,9 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
         assert f"'{name}': holds NaN or infinite" in refused(folder, tmp_path)
     huge = {key: array * np.float32(1e30 if "up_proj" in key else 1) for key, array in tensors.items()}
     save_file(huge, folder / "model.safetensors", metadata={"format": "pt"})
-    assert "NaN or infinite values" in refused(folder, tmp_path)
+    said = refused(folder, tmp_path)
+    assert "down_proj': its inputs" in said
+    assert "beyond float32" in said
 
 
 # ---- a real model, and memory ------------------------------------------------------------------------------
@@ -326,7 +327,6 @@ def test_memory_stays_near_one_layers(tmp_path: Path) -> None:
             check=True,
         )
         peaks.append(int(done.stdout) * 1024)
-    assert resource.RUSAGE_SELF == 0
     assert peaks[1] - peaks[0] < 24 * 4_200_000 / 3
 
 
@@ -380,8 +380,7 @@ def test_networks_compute_what_torch_computes(name: str, train: bool) -> None:
     wanted = run(inputs, train)
     found = made.forward(x, keep=True, train=train)
     np.testing.assert_allclose(found, wanted.detach().numpy(), rtol=2e-5, atol=2e-6)
-    slope = samples(made, 11, seed=4).reshape(11, -1)[:, :1] * np.ones(found.shape, np.float32)
-    slope = slope * np.random.default_rng(0).normal(size=found.shape).astype(np.float32)
+    slope = np.random.default_rng(0).normal(size=found.shape).astype(np.float32)
     wanted.backward(torch.tensor(slope))
     by_inputs = made.backward(slope, inputs=True)
     np.testing.assert_allclose(by_inputs, inputs.grad.numpy(), rtol=2e-4, atol=2e-5)
@@ -397,7 +396,9 @@ def test_the_recipe_of_the_docs_records_what_is_then_gathered(tmp_path: Path) ->
     import re
 
     page = (Path(__file__).parents[2] / "docs" / "statistics.md").read_text(encoding="utf-8")
-    (code,) = [text for text in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL) if "hook" in text]
+    (code,) = [
+        text for text in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL) if "hook" in text
+    ]
     assert len(code.strip().splitlines()) <= 20
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.ReLU(), torch.nn.Linear(5, 4))
