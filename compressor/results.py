@@ -214,7 +214,7 @@ class Gathered:
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """`calibrate`: the layers in the order in which they ran, the size of the file, and what is to be known of it."""
+    """`calibrate`: the layers in the order in which they ran, the file's size, and what is to be known of it."""
 
     output: str
     source: str

@@ -204,8 +204,8 @@ def _specs(layer: str, width: int, *, gram: bool) -> list[TensorSpec]:
 
 
 class Writer:
-    """A file of statistics under construction, layer by layer. `declared` are all layers' widths and whether each has
-    a gram; `force` replaces what is there. As a context it publishes the file at its end, or leaves nothing behind.
+    """A file of statistics under construction, layer by layer. `declared` are all layers' widths and whether each
+    has a gram; `force` replaces what is there. As a context it publishes the file, or leaves nothing behind.
 
     The same layers give the same bytes, in whatever order they come. OutputError when it cannot be written,
     InputError when numbers are beyond float32.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,7 @@ def test_inputs_are_never_written_to(name: str) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_watcher_sees_what_the_weights_are_multiplied_with(name: str) -> None:
-    """W · rows + b is what the layer gives; here for the first layer and the last, against the network's own outputs."""
+    """W · rows + b is what the last layer gives, which are the network's own outputs."""
     made = network(name, "<f8")
     x = samples(made, 4)
     seen: dict[str, np.ndarray] = {}
@@ -134,7 +135,10 @@ GOOD = toml("[4]", 'dense name="a"')
         ("input = true\n[[layer]]\nkind='relu'", "input: must be"),
         ("input = [1, 2]\n[[layer]]\nkind='relu'", "input: must be"),
         ("input = [1, 0, 2]\n[[layer]]\nkind='relu'", "input: must be"),
-        (f"nam = 'x'\n{GOOD}", "nam: is not known; there is name, description, input, divide, layer. Did you mean name?"),
+        (
+            f"nam = 'x'\n{GOOD}",
+            "nam: is not known; there is name, description, input, divide, layer. Did you mean name?",
+        ),
         (f"name = 3\n{GOOD}", "name: must be a text"),
         (f"divide = 0\n{GOOD}", "divide: must be a positive number"),
         (f"divide = nan\n{GOOD}", "divide: must be a positive number"),
@@ -153,7 +157,10 @@ GOOD = toml("[4]", 'dense name="a"')
         (toml("4", 'dense name="a"; units=3'), "layer[0].units: is not known; there is name, weight, bias, out"),
         (toml("4", "relu slope=3"), "layer[0].slope: is not known; there is nothing but kind"),
         (toml("4", 'conv2d name="a"; stride=0'), "layer[0].stride: must be a whole number from 1, or two of them"),
-        (toml("4", 'conv2d name="a"; padding=[1, 2, 3]'), "layer[0].padding: must be a whole number from 0, or two"),
+        (
+            toml("4", 'conv2d name="a"; padding=[1, 2, 3]'),
+            "layer[0].padding: must be a whole number from 0, or two",
+        ),
         (toml("4", 'conv2d name="a"; padding=1.5'), "layer[0].padding: must be a whole number"),
         (toml("4", 'gelu approximate="no"'), 'layer[0].approximate: must be "none" or "tanh"'),
         (toml("4", 'batch-norm name="a"; epsilon=-1'), "layer[0].epsilon: must be a positive number"),
@@ -162,7 +169,7 @@ GOOD = toml("[4]", 'dense name="a"')
         ("input" + ".a" * 50 + " = 1", "keys of more than 32 dots"),
         ("input = " + "[" * 5000, "x: "),
     ],
-)  # fmt: skip
+)
 def test_descriptions_are_read_strictly(text: str, said: str) -> None:
     with pytest.raises((UsageError, Problems)) as caught:
         parse_description(text, "x")
@@ -201,30 +208,74 @@ DENSE = dict(NETWORKS["dense"][1])
 @pytest.mark.parametrize(
     ("text", "shapes", "said"),
     [
-        (NETWORKS["dense"][0], {k: v for k, v in DENSE.items() if k != "b.weight"}, "'b.weight': is not in the model, in layer[2] (dense b)"),
-        (NETWORKS["dense"][0], DENSE | {"d.weight": (3, 3), "e": (1,)}, "'d.weight': is not in the description of network (without a name) (nor are 1 more)"),
-        (NETWORKS["dense"][0], DENSE | {"b.weight": (5, 7)}, "'b.weight': takes 7 features, and its inputs have 6, in layer[2]"),
+        (
+            NETWORKS["dense"][0],
+            {k: v for k, v in DENSE.items() if k != "b.weight"},
+            "'b.weight': is not in the model, in layer[2] (dense b)",
+        ),
+        (
+            NETWORKS["dense"][0],
+            DENSE | {"d.weight": (3, 3), "e": (1,)},
+            "'d.weight': is not in the description of network (without a name) (nor are 1 more)",
+        ),
+        (
+            NETWORKS["dense"][0],
+            DENSE | {"b.weight": (5, 7)},
+            "'b.weight': takes 7 features, and its inputs have 6, in layer[2]",
+        ),
         (NETWORKS["dense"][0], DENSE | {"b.weight": (5, 6, 1)}, "where a dense layer has [out, in]"),
         (NETWORKS["dense"][0], DENSE | {"a.bias": (7,)}, "'a.bias': its shape is [7], where 6 outputs ask for [6]"),
         (toml("7", 'dense name="a"; out=5'), {"a.weight": (6, 7)}, "gives 6 features, and 5 are described"),
-        (toml("7", 'dense name="a"', 'dense name="b"; weight="a.weight"'), {"a.weight": (7, 7)}, "'a.weight': is taken by layer[0] too"),
+        (
+            toml("7", 'dense name="a"', 'dense name="b"; weight="a.weight"'),
+            {"a.weight": (7, 7)},
+            "'a.weight': is taken by layer[0] too",
+        ),
         (toml("[1, 7, 1]", 'dense name="a"'), {"a.weight": (6, 7)}, "flatten comes first"),
         (toml("[1, 7, 1]", "softmax"), {}, "flatten comes first"),
         (toml("[1, 7, 1]", 'layer-norm name="a"'), {"a.weight": (1,)}, "flatten comes first"),
         (toml("7", "max-pool size=2"), {}, "takes channels, rows and columns"),
         (toml("7", 'conv2d name="a"'), {"a.weight": (6, 7, 1, 1)}, "takes channels, rows and columns"),
-        (toml("[2, 9, 8]", 'conv2d name="a"'), {"a.weight": (4, 2, 3)}, "where a convolution has [out, in, rows, columns]"),
+        (
+            toml("[2, 9, 8]", 'conv2d name="a"'),
+            {"a.weight": (4, 2, 3)},
+            "where a convolution has [out, in, rows, columns]",
+        ),
         (toml("[2, 9, 8]", 'conv2d name="a"'), {"a.weight": (4, 0, 3, 3)}, "where a convolution has"),
-        (toml("[2, 9, 8]", 'conv2d name="a"'), {"a.weight": (4, 1, 3, 3)}, "takes 1 channels, and its inputs have 2"),
-        (toml("[2, 9, 8]", 'conv2d name="a"; kernel=5'), {"a.weight": (4, 2, 3, 3)}, "has [3, 3] as kernel, and [5, 5] is described"),
-        (toml("[2, 9, 8]", 'conv2d name="a"; out=5'), {"a.weight": (4, 2, 3, 3)}, "has 4 channels, and 5 is described"),
-        (toml("[2, 9, 8]", 'conv2d name="a"; padding=3'), {"a.weight": (4, 2, 3, 3)}, "pads by [3, 3], as much as its kernel"),
-        (toml("[2, 9, 8]", 'conv2d name="a"'), {"a.weight": (4, 2, 10, 1)}, "its window of [10, 1] does not fit into planes of [9, 8]"),
+        (
+            toml("[2, 9, 8]", 'conv2d name="a"'),
+            {"a.weight": (4, 1, 3, 3)},
+            "takes 1 channels, and its inputs have 2",
+        ),
+        (
+            toml("[2, 9, 8]", 'conv2d name="a"; kernel=5'),
+            {"a.weight": (4, 2, 3, 3)},
+            "has [3, 3] as kernel, and [5, 5] is described",
+        ),
+        (
+            toml("[2, 9, 8]", 'conv2d name="a"; out=5'),
+            {"a.weight": (4, 2, 3, 3)},
+            "has 4 channels, and 5 is described",
+        ),
+        (
+            toml("[2, 9, 8]", 'conv2d name="a"; padding=3'),
+            {"a.weight": (4, 2, 3, 3)},
+            "pads by [3, 3], as much as its kernel",
+        ),
+        (
+            toml("[2, 9, 8]", 'conv2d name="a"'),
+            {"a.weight": (4, 2, 10, 1)},
+            "its window of [10, 1] does not fit into planes of [9, 8]",
+        ),
         (toml("[2, 9, 8]", "max-pool size=2; padding=2"), {}, "more than half of its size"),
-        (toml("[2, 9, 8]", 'batch-norm name="a"'), {"a.running_mean": (2,), "a.running_var": (3,)}, "'a.running_var': its shape is [3], where 2 channels"),
+        (
+            toml("[2, 9, 8]", 'batch-norm name="a"'),
+            {"a.running_mean": (2,), "a.running_var": (3,)},
+            "'a.running_var': its shape is [3], where 2 channels",
+        ),
         (toml("[2147483647, 2, 1]", "relu"), {}, "which is too large"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_named(text: str, shapes: dict[str, tuple[int, ...]], said: str) -> None:
     with pytest.raises(InputError) as caught:
         fit(parse_description(text, ""), shapes)
@@ -238,9 +289,15 @@ def test_shipped_networks_are_recognised(tmp_path: Path) -> None:
         assert found.said == "lenet300 (recognised by its tensors)"
         assert found.network.fitted.description.divide == 255
     shapes = {
-        "conv1.weight": (20, 1, 5, 5), "conv1.bias": (20,), "conv2.weight": (50, 20, 5, 5), "conv2.bias": (50,),
-        "fc1.weight": (500, 800), "fc1.bias": (500,), "fc2.weight": (10, 500), "fc2.bias": (10,),
-    }  # fmt: skip
+        "conv1.weight": (20, 1, 5, 5),
+        "conv1.bias": (20,),
+        "conv2.weight": (50, 20, 5, 5),
+        "conv2.bias": (50,),
+        "fc1.weight": (500, 800),
+        "fc1.bias": (500,),
+        "fc2.weight": (10, 500),
+        "fc2.bias": (10,),
+    }
     path = tmp_path / "lenet5.safetensors"
     arrays = {name: array.astype(np.float32) for name, array in tensors_of(shapes).items()}
     save_file(arrays | {"steps": np.array([3])}, path)
@@ -267,7 +324,7 @@ def test_a_chain_is_recognised_and_nothing_else(tmp_path: Path) -> None:
         {"fc1__bias": (5,)},
         {"layer1__weight": (5, 4)},
     ):
-        with pytest.raises(InputError, match="--network FILE.toml"):
+        with pytest.raises(InputError, match=r"--network FILE\.toml"):
             tried(**shapes)
     with pytest.raises(InputError, match="takes 6 features, and its inputs have 5"):
         tried(fc1__weight=(5, 4), fc2__weight=(3, 6))
@@ -277,7 +334,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     weight = np.ones((5, 4), np.float32)
     weight[2, 1] = np.nan
     save_file({"fc1.weight": weight}, tmp_path / "m.safetensors")
-    with pytest.raises(InputError, match="fc1.weight.*NaN or infinite"):
+    with pytest.raises(InputError, match=r"fc1.weight.*NaN or infinite"):
         read_network(open_checkpoint(tmp_path / "m.safetensors"))
 
 
@@ -292,3 +349,17 @@ def test_parameters_are_the_layers_own() -> None:
     assert isinstance(made, Network)
     assert set(made.parameters) <= set(made.tensors)
     assert all(made.parameters[name] is made.tensors[name] for name in made.parameters)
+
+
+def test_the_page_of_networks_is_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "networks.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert parse_description(text, "docs").name == "lenet5"
+    for kind in KINDS:
+        assert f"`{kind}`" in page
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(TEACHER.read_bytes())
+    found: dict[str, object] = {}
+    exec(code, found)  # noqa: S102 - it is ours
+    assert found["outputs"].shape == (64, 10)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Ways to statistics of layer inputs: through a network in NumPy, from recorded activations, through a language model.
+"""Ways to statistics of layer inputs: a network in NumPy, recorded activations, a language model.
 
 `compressor.statistics` has the file that they make.
 """
@@ -43,8 +43,8 @@ def calibrate(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> CalibrationReport:
-    """Write the statistics of a model's layer inputs to a .safetensors: of `inputs` (.npy) that run through the model in
-    NumPy, of recorded `activations`, or of a `text` that runs through a language model with torch.
+    """Write the statistics of a model's layer inputs to a .safetensors: of `inputs` (.npy) that run through the
+    model in NumPy, of recorded `activations`, or of a `text` that runs through a language model with torch.
 
     `network` describes the model where its tensors do not tell; `divide` the inputs by this; `samples`, chosen by
     `seed`, of the inputs, or windows of `length` tokens (128 of 512); `gram`: XᵀX for all layers or for none, by
@@ -97,7 +97,7 @@ def calibrate(
 
 
 def merge_statistics(paths: Sequence[Path], output: Path, *, force: bool = False) -> CalibrationReport:
-    """Write the statistics of all samples of several files together. InputError where they are of different models."""
+    """Write the statistics of all samples of several files together. InputError where they are of other models."""
     output = os.fspath(output)
     _check_output(output, [os.fspath(path) for path in paths], force=force)
     write_merged(paths, output, force=force)

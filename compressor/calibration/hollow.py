@@ -78,7 +78,7 @@ class Hollow:
         self.checkpoint, self.path = checkpoint, checkpoint.path
         if checkpoint.source.kind != "folder" or checkpoint.source.config is None:
             raise UsageError(
-                f"{printable(self.path)}: --text runs models of Hugging Face folders, with config.json and tokenizer",
+                f"{printable(self.path)}: --text runs Hugging Face folders, with config.json and a tokenizer",
                 remedy=ELSEWHERE,
             )
         config = self._config(transformers)
@@ -183,8 +183,8 @@ class Hollow:
             self._put(name, self.torch.empty(parameter.shape, device="meta"))
 
     def fill_outside(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Read what lies outside the blocks: of the embedding the rows that `ids` use, and nothing of the output head,
-        whose inputs are all that is asked for. The names of linear layers that the checkpoint lacks."""
+        """Read what lies outside the blocks: of the embedding the rows that `ids` use, and nothing of the output
+        head, whose inputs are all that is asked for. The names of linear layers that the checkpoint lacks."""
         absent = []
         skip = {self.torch.nn.Embedding: self.embedding, self.torch.nn.Linear: self.head}.values()
         for name, module in self.model.named_modules():

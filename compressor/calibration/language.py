@@ -1,14 +1,15 @@
 """Statistics through a Hugging Face language model, with torch and transformers, one layer's weights at a time.
 
 The model's own forward runs once, on all samples; each of its blocks reads its weights when it is its turn, passes
-the samples on in portions, and lets go of them. What is kept are the hidden states of all samples, twice: as a block
-gets them and as it leaves them.
+the samples on in portions, and lets go of them. What is kept are the hidden states of all samples, twice: as a
+block gets them and as it leaves them.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from compressor.calibration.hollow import ELSEWHERE, Hollow, foreign, libraries, quiet, tokenizer_of
@@ -24,7 +25,7 @@ SAMPLES, LENGTH = 128, 512
 _TOKENS = 2048  # that a block works on at a time, about
 
 
-class _Enough(Exception):  # noqa: N818 - no error
+class _Enough(Exception):
     """What follows needs no numbers."""
 
 
@@ -75,11 +76,8 @@ class _Run:
             outside = self._watch_outside(absent)
             for number, block in enumerate(hollow.blocks):
                 block.forward = self._stage(number, block, add)
-            with foreign("run the model on this text", hollow.path), self.torch.no_grad():
-                try:
-                    hollow.model(input_ids=self.torch.tensor(ids))
-                except _Enough:
-                    pass
+            with foreign("run the model on this text", hollow.path), self.torch.no_grad(), suppress(_Enough):
+                hollow.model(input_ids=self.torch.tensor(ids))
             for layer, gather in outside.items():
                 self._write(add, layer, gather.layer)
             for layer in sorted(set(self.widths) - self.written):
@@ -96,7 +94,7 @@ class _Run:
         return Gather(width, self.task.wants_gram(width), layer)
 
     def _watch_outside(self, absent: list[str]) -> dict[str, Gather]:
-        """Hooks on the linear layers outside the blocks; at the output head, or where weights are absent, it ends."""
+        """Hooks on linear layers outside the blocks; at the output head, or where weights are absent, it ends."""
         gathers: dict[str, Gather] = {}
 
         def watch(layer: str, *, last: bool) -> Callable[..., None]:

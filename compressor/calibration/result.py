@@ -19,7 +19,7 @@ Add = Callable[[str, Layer], None]
 
 @dataclass
 class Task:
-    """One run. `gram`: whether layers get one, by default those up to `WIDEST`; `progress(done, total)` in bytes."""
+    """One run. `gram`: whether layers get one, else those up to `WIDEST` do; `progress(done, total)` in bytes."""
 
     output: str
     gram: bool | None = None
@@ -80,8 +80,8 @@ def report_of(output: str, source: str, layers: list[Gathered], notes: list[str]
     if few:
         worst = max(few, key=lambda layer: layer.width / layer.rows)
         found.append(
-            f"fewer rows than features in {_named(few)} ({worst.rows} rows for {worst.width} features at worst): XᵀX is "
-            "singular there, and what solves with it must damp it; more samples are better"
+            f"fewer rows than features in {_named(few)} ({worst.rows} rows for {worst.width} features at worst): "
+            "XᵀX is singular there, and what solves with it must damp it; more samples are better"
         )
     if wide and len(wide) < len(layers):
         found.append(

@@ -18,8 +18,8 @@ _WHOLE = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
 
 
 def choose(count: int, wanted: int | None, seed: int) -> list[int]:
-    """Which of `count` samples are taken: all, or `wanted` of them by the seed, in their order. The choice is made by
-    hashes, so that it is the same everywhere."""
+    """Which of `count` samples are taken: all, or `wanted` of them by the seed, in their order. Hashes choose, so
+    that it is the same everywhere."""
     if wanted is None or wanted >= count:
         return list(range(count))
     ranked = sorted(range(count), key=lambda number: (sha256(f"{seed}:{number}".encode()).digest(), number))
@@ -45,8 +45,8 @@ def check_samples(tensor: StoredTensor, name: str) -> None:
 
 
 def blocks(tensor: StoredTensor, work: Workspace, most: int = 1 << 30) -> Iterator[tuple[int, Array]]:
-    """All samples [n, numbers of one] in float32 with the number of the first; valid until the next. InputError where
-    any is NaN, infinite or beyond float32."""
+    """All samples [n, numbers of one] in float32 with the number of the first; valid until the next. InputError
+    where any is NaN, infinite or beyond float32."""
     shape = tensor.spec.shape
     columns = prod(shape[1:])
     step = max(1, min(most, _BLOCK // columns))

@@ -27,7 +27,7 @@ from compressor.errors import UsageError
 @click.option(
     "--network",
     metavar="NAME|FILE",
-    help="What the network is, where its tensors do not tell: lenet300, lenet5, or a description in TOML [--inputs].",
+    help="What the network is, where tensors do not tell: lenet300, lenet5, or a description in TOML [--inputs].",
 )
 @click.option("--divide", type=options.Finite(1e-30), help="Divide the inputs by this, such as 255 [--inputs].")
 @click.option(
@@ -49,8 +49,8 @@ from compressor.errors import UsageError
 def command(paths: tuple[str, ...], output: str, **values: Any) -> int:
     """Gather statistics of the inputs of a model's linear layers, which methods with --stats go by.
 
-    Three ways: --inputs for small networks, --text for Hugging Face language models, --activations for anything else.
-    With --merge, files of statistics of several samples become one.
+    Three ways: --inputs for small networks, --text for Hugging Face language models, --activations for anything
+    else. With --merge, files of statistics of several samples become one.
     """
     from compressor.report import progress, render
 

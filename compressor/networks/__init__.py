@@ -1,1 +1,1 @@
-"""Feed-forward networks that run, forwards and backwards, in NumPy: described in TOML, or recognised by their tensors."""
+"""Feed-forward networks that run, forwards and backwards, in NumPy: described in TOML, or recognised."""

@@ -63,7 +63,7 @@ def load_description(name: str) -> Description:
         close = get_close_matches(name, ready, 1)
         raise UsageError(
             f"there is no network '{printable(name, 60)}'",
-            remedy=f"{f'Did you mean {close[0]}? ' if close else ''}There are {', '.join(ready)}; a file ends in .toml",
+            remedy=f"{f'Did you mean {close[0]}? ' if close else ''}There are {', '.join(ready)}; a file is .toml",
         )
     return ready[name]
 
@@ -81,15 +81,11 @@ def shipped() -> dict[str, Description]:
 
 
 def parse_description(text: str, where: str) -> Description:
-    """A description from its TOML text. UsageError with all that is wrong, each beginning with `where` and the place."""
+    """A description from its TOML text. UsageError with all that is wrong, each with `where` and the place."""
     table = strict_toml.parse(text, where)
-    problems: list[CompressorError] = []
-    for key in table:
-        if key not in _KEYS:
-            problems.append(_unknown(f"{where}: ", key, _KEYS))
-    for key in ("name", "description"):
-        if not isinstance(table.get(key, ""), str):
-            problems.append(UsageError(f"{where}: {key}: must be a text"))
+    problems: list[CompressorError] = [_unknown(f"{where}: ", key, _KEYS) for key in table if key not in _KEYS]
+    texts = [key for key in ("name", "description") if not isinstance(table.get(key, ""), str)]
+    problems += [UsageError(f"{where}: {key}: must be a text") for key in texts]
     shape, divide, layers = table.get("input"), table.get("divide", 1.0), table.get("layer")
     shape = [shape] if type(shape) is int else shape
     if (

@@ -93,7 +93,7 @@ class Kind:
     own: ClassVar[tuple[str, ...]] = ()  # roles of tensors that it cannot be without
 
     def roles(self, names: Container[str]) -> dict[str, str]:
-        """The names of its tensors, by what they are; a tensor that may be left out is there if it is in `names`."""
+        """The names of its tensors, by what they are; one that may be left out is there if it is in `names`."""
         return {}
 
     def result(self, shape: Shape, tensors: Tensors) -> Shape:

@@ -46,7 +46,7 @@ class Linear(Layer):
     """A layer that is a product with a weight matrix."""
 
     def rows(self, x: Array) -> Array:
-        """What enters the product for a batch, [.., in] in the order of the weight's own columns; before `forward`."""
+        """What enters the product for a batch, [.., in] in the order of the weight's columns; before `forward`."""
         raise NotImplementedError
 
 
@@ -147,6 +147,7 @@ class PoolLayer(Layer):
     """Windows over rows and columns."""
 
     kind: Pool
+    count: int  # samples of the batch
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)

@@ -1,4 +1,4 @@
-"""Which network a model is: as its user says, as one that ships with the package, or a plain chain of dense layers."""
+"""Which network a model is: as its user says, one that ships with the package, or a chain of dense layers."""
 
 from __future__ import annotations
 

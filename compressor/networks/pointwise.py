@@ -70,7 +70,7 @@ class SoftmaxLayer(Activation):
     """`e^x / Σ e^x`; backwards `y (g − Σ g y)`."""
 
     def forward(self, x: Array, *, keep: bool = False, train: bool = False) -> Array:
-        y = np.subtract(x, x.max(axis=-1, keepdims=True), out=self.target(x))
+        y: Array = np.subtract(x, x.max(axis=-1, keepdims=True), out=self.target(x))
         np.exp(y, out=y)
         y /= y.sum(axis=-1, keepdims=True)
         self.y = y
@@ -78,7 +78,8 @@ class SoftmaxLayer(Activation):
 
     def backward(self, gradient: Array, *, inputs: bool = True) -> Array | None:
         gradient -= np.einsum("nf,nf->n", gradient, self.y)[:, None]
-        return np.multiply(gradient, self.y, out=gradient)
+        gradient *= self.y
+        return gradient
 
 
 class GeluLayer(Layer):

@@ -22,6 +22,7 @@ transformers = pytest.importorskip("transformers", reason="needs transformers: m
 
 from networks import NETWORKS, network, samples  # noqa: E402 - after the skips
 
+UNKNOWN = "[UNK]"
 WORDS = [f"w{n}" for n in range(90)]
 TEXT = " ".join(WORDS[n * n % 89] for n in range(700))
 SMALL = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -33,13 +34,13 @@ def save_tokenizer(path: Path, *, special: bool) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     vocabulary = {word: n for n, word in enumerate(["[UNK]", "[CLS]", "[SEP]", "[PAD]", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if special:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
         )
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(path)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=UNKNOWN).save_pretrained(path)
 
 
 def save_model(path: Path, kind: str, config: Any, *, special: bool = False, dtype: Any = None) -> Path:
@@ -87,9 +88,17 @@ def hooked(path: Path, windows: list[list[int]]) -> dict[str, tuple[int, Any, An
 
 MODELS = {
     "llama": ("LlamaForCausalLM", lambda: transformers.LlamaConfig(**DECODER, tie_word_embeddings=False), False),
-    "llama tied": ("LlamaForCausalLM", lambda: transformers.LlamaConfig(**DECODER, tie_word_embeddings=True), False),
+    "llama tied": (
+        "LlamaForCausalLM",
+        lambda: transformers.LlamaConfig(**DECODER, tie_word_embeddings=True),
+        False,
+    ),
     "llama bare": ("LlamaModel", lambda: transformers.LlamaConfig(**DECODER), False),
-    "mistral, sliding": ("MistralForCausalLM", lambda: transformers.MistralConfig(**DECODER, sliding_window=7), False),
+    "mistral, sliding": (
+        "MistralForCausalLM",
+        lambda: transformers.MistralConfig(**DECODER, sliding_window=7),
+        False,
+    ),
     "qwen3": ("Qwen3ForCausalLM", lambda: transformers.Qwen3Config(**DECODER), False),
     "gemma2": (
         "Gemma2ForCausalLM",
@@ -97,10 +106,22 @@ MODELS = {
         False,
     ),
     "gemma3": ("Gemma3ForCausalLM", lambda: transformers.Gemma3TextConfig(**DECODER, sliding_window=7), False),
-    "phi": ("PhiForCausalLM", lambda: transformers.PhiConfig(**SMALL, intermediate_size=48, max_position_embeddings=64), False),
+    "phi": (
+        "PhiForCausalLM",
+        lambda: transformers.PhiConfig(**SMALL, intermediate_size=48, max_position_embeddings=64),
+        False,
+    ),
     "phi3": ("Phi3ForCausalLM", lambda: transformers.Phi3Config(**DECODER, pad_token_id=3), False),
-    "gpt2": ("GPT2LMHeadModel", lambda: transformers.GPT2Config(vocab_size=100, n_embd=32, n_layer=3, n_head=4, n_positions=64), False),
-    "neox": ("GPTNeoXForCausalLM", lambda: transformers.GPTNeoXConfig(**SMALL, intermediate_size=48, max_position_embeddings=64), False),
+    "gpt2": (
+        "GPT2LMHeadModel",
+        lambda: transformers.GPT2Config(vocab_size=100, n_embd=32, n_layer=3, n_head=4, n_positions=64),
+        False,
+    ),
+    "neox": (
+        "GPTNeoXForCausalLM",
+        lambda: transformers.GPTNeoXConfig(**SMALL, intermediate_size=48, max_position_embeddings=64),
+        False,
+    ),
     "opt": (
         "OPTForCausalLM",
         lambda: transformers.OPTConfig(**SMALL, ffn_dim=48, max_position_embeddings=64, word_embed_proj_dim=32),
@@ -109,13 +130,19 @@ MODELS = {
     "bert": ("BertModel", lambda: transformers.BertConfig(**ENCODER), True),
     "bert mlm": ("BertForMaskedLM", lambda: transformers.BertConfig(**ENCODER), True),
     "bert classes": ("BertForSequenceClassification", lambda: transformers.BertConfig(**ENCODER), True),
-    "roberta": ("RobertaModel", lambda: transformers.RobertaConfig(**ENCODER | {"max_position_embeddings": 66}, pad_token_id=3), True),
-    "distilbert": (
-        "DistilBertModel",
-        lambda: transformers.DistilBertConfig(vocab_size=100, dim=32, n_layers=3, n_heads=4, hidden_dim=48, max_position_embeddings=64),
+    "roberta": (
+        "RobertaModel",
+        lambda: transformers.RobertaConfig(**ENCODER | {"max_position_embeddings": 66}, pad_token_id=3),
         True,
     ),
-}  # fmt: skip
+    "distilbert": (
+        "DistilBertModel",
+        lambda: transformers.DistilBertConfig(
+            vocab_size=100, dim=32, n_layers=3, n_heads=4, hidden_dim=48, max_position_embeddings=64
+        ),
+        True,
+    ),
+}
 
 
 def windows_of(special: bool, length: int, count: int) -> list[list[int]]:
