@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,10 @@ def close(one: Layer, other: Layer) -> bool:
 
 
 def sample(data: st.DataObject) -> Array:
-    random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    draw = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     shape = data.draw(st.integers(1, 1300)), data.draw(st.integers(1, 9))
     scale = data.draw(st.sampled_from([1e-12, 1.0, 1e12]))
-    return ((random.standard_normal(shape) + random.standard_normal(shape[1])) * scale).astype(np.float32)
+    return ((draw.standard_normal(shape) + draw.standard_normal(shape[1])) * scale).astype(np.float32)
 
 
 @given(data=st.data())
@@ -146,8 +147,8 @@ def test_layers_are_named_after_their_weights(tensor: str, layer: str) -> None:
 
 @pytest.fixture(scope="module")
 def layers() -> dict[str, Layer]:
-    random = np.random.default_rng(1)
-    rows = [random.standard_normal((40, width)).astype(np.float32) for width in (6, 3, 4)]
+    draw = np.random.default_rng(1)
+    rows = [draw.standard_normal((40, width)).astype(np.float32) for width in (6, 3, 4)]
     grams = (True, False, True)
     return {
         name: gathered(r, gram=g, name=name) for name, r, g in zip(("fc.1", "fc.2", "a"), rows, grams, strict=True)
@@ -361,6 +362,36 @@ def test_other_files_are_refused(good: Path, tmp_path: Path) -> None:
         found.read("a")
     with pytest.raises(InputError, match="truncated"):
         open_statistics(good)
+
+
+def test_mutated_files_are_read_or_refused(good: Path) -> None:
+    """Bits flipped, bytes cut out, put in and doubled: an answer or a refusal, and nothing else."""
+    whole, refused = good.read_bytes(), 0
+    for seed in range(300):
+        chance = random.Random(seed)
+        content = bytearray(whole)
+        for _ in range(chance.randint(1, 4)):
+            at, size = chance.randrange(len(content)), chance.randint(1, 9)
+            change = chance.choice(["flip", "cut", "double", "digit"])
+            if change == "flip":
+                content[at] ^= 1 << chance.randrange(8)
+            elif change == "cut":
+                del content[at : at + size]
+            elif change == "double":
+                content[at:at] = content[at : at + size]
+            else:
+                content[at] = chance.choice(b"0123456789")
+        good.write_bytes(content)
+        try:
+            found = open_statistics(good)
+            assert len(found.identity) == 64
+            for layer in found.layers:
+                read = found.read(layer, gram=layer in found.grams)
+                assert read.count >= 0
+                assert np.isfinite(read.square).all()
+        except InputError as error:
+            refused += error.file == str(good)
+    assert 100 < refused < 300
 
 
 # ---- fingerprints ----------------------------------------------------------------------------------------------
