@@ -10,7 +10,7 @@ import click
 from compressor import api
 from compressor.cli import options
 from compressor.errors import UsageError
-from compressor.recipe import Recipe, make_stage
+from compressor.recipe import make_stage, recipe_of
 
 
 @click.command()
@@ -29,6 +29,9 @@ def command(
     """Carry the weights of a teacher into a student of the same shapes, tensor by tensor of the same name.
 
     Vectors (biases, norms) are left alone unless included.
+
+    Or make the student: --method depth keeps some of the teacher's layers, --method subclone also fewer neurons,
+    heads and channels, as a start for training.
     """
     source = origin if input_path is None else input_path
     if source is None or None not in (input_path, origin):
@@ -44,4 +47,4 @@ def command(
         teacher=values.pop("teacher"),
         text=True,
     )
-    return options.execute(partial(api.run_recipe, "distill", source, output, Recipe((stage,))), values)
+    return options.execute(partial(api.run_recipe, "distill", source, output, recipe_of((stage,))), values)
