@@ -62,8 +62,8 @@ class Scaled(StoredTensor):
 
 
 def factors(before: Model | Chain, after: Model | Chain, hidden_only: bool) -> dict[str, float]:
-    """What the weights of the tensors of `after` are multiplied by, where it is not 1; with `hidden_only` only where
-    they read the residual width."""
+    """What tensors of `after` are multiplied by, where it is not 1; with `hidden_only` only readers of the residual
+    width are."""
     found: dict[str, float] = {}
     if isinstance(before, Chain) and isinstance(after, Chain):
         for spec, was, now in zip(after.weights, before.widths, after.widths, strict=False):
