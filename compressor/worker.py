@@ -12,15 +12,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from compressor import kernels
 from compressor.checkpoint import Checkpoint, Rows, Tensor
-from compressor.cutting import Cut, cut_tensor, part_buffer, part_views
+from compressor.cutting import Cut, cut_tensor, part_buffer, part_offset, part_views
 from compressor.errors import InputError
 from compressor.files.sink import Sink
 from compressor.floats import narrow_exact, settle, widen
 from compressor.joining import Joined, changes_by_rows
 from compressor.lazy import np
 from compressor.method import Block, Encoder, Method, Selection, Survey, Transform, select
-from compressor.metrics import Change, count_stored_zeros, count_zeros, dot
+from compressor.metrics import Change, count_stored_zeros, count_zeros, dot, is_safe
 from compressor.plan import Job, Plan
 from compressor.scan import count_non_finite
 from compressor.tensor import DTYPES
@@ -120,7 +121,11 @@ class Worker:
     ) -> Iterator[tuple[_Read, Array | Change, Array | None]]:
         """Each block with the numbers that the output stands for and, if it stores numbers, these as stored; the
         output is written at the end. Unless `whole`, an encoder may tell the change instead of the numbers."""
-        parts = {part.suffix: part_buffer(part, job, cut, start, stop, work) for part in job.parts}
+        parts, offsets, origins = {}, {}, self.plan.files[job.file].layout.offsets
+        for part in job.parts:
+            offset = part_offset(part, job, cut, start, stop, origins[job.part_name(part)])
+            parts[part.suffix] = part_buffer(part, job, cut, start, stop, offset, work)
+            offsets[part.suffix] = offset
         for block in self._blocks(job, cut, start, stop, work):
             rows = slice(block.start - start, block.start - start + len(block.values))
             if job.encoder is None:
@@ -155,7 +160,7 @@ class Worker:
             result = work.array("run.restored", numbers.shape, numbers.dtype.str)
             encoder.encode(Block(numbers, block.start, job.spec, work, {}), views, result)
             yield block, result, None
-        self._write_parts(job, cut, parts, start, stop)
+        self._write_parts(job, parts, offsets, start)
 
     def _select(self, job: Job, method: Selection, block: _Read, out: Array) -> Change:
         """Write to `out` the stored weights that stay; what happened, from the bits of those that do not."""
@@ -164,6 +169,10 @@ class Worker:
         keep = work.array("run.keep", stored.shape, "|b1")
         beside = block.partners.get(job.steps[0].stage, {})
         method.keep(Block(block.values, block.start, job.spec, work, beside), keep)
+        if job.spec.dtype == "BF16":
+            counted = kernels.select_bf16(stored, keep, out)
+            if counted is not None and is_safe(counted[0]):
+                return _changed(job, block, counted[1], counted[0])
         select(stored, keep, out)
         bits = f"<u{stored.itemsize}"
         gone = work.array("run.gone", stored.shape, bits)
@@ -186,27 +195,19 @@ class Worker:
             )
         return _changed(job, block, _zeros(after, stored, job, work), lost)
 
-    def _write_parts(self, job: Job, cut: Cut, parts: Mapping[str, Array], start: int, stop: int) -> None:
-        offsets = self.plan.files[job.file].layout.offsets
+    def _write_parts(self, job: Job, parts: Mapping[str, Array], offsets: Mapping[str, int], start: int) -> None:
+        assert self.sink is not None  # noqa: S101 - who writes gave one
         for part in job.parts:
-            data = parts[part.suffix]
-            offset = offsets[job.part_name(part)]
+            data, offset = parts[part.suffix], offsets[part.suffix]
             if part.every == 0:
                 if start != 0:
                     continue
                 if part.value is not None:
                     data[...] = np.reshape(part.value, part.shape)
-                self._write(job.file, offset, data)
-                continue
-            first, _ = part.rows(start, stop)
-            if part.bounds is not None:
-                self._write(job.file, offset + int(part.bounds[first]) * data.itemsize, data)
-            elif part.across:
-                assert self.sink is not None  # noqa: S101 - as in `_write`
-                stride = part.shape[1] * data.itemsize
-                self.sink.write_columns(job.file, offset + first * data.itemsize, stride, data)
+            if part.across:
+                self.sink.write_columns(job.file, offset, part.shape[1] * data.itemsize, data)
             else:
-                self._write(job.file, offset + first * data[:1].nbytes, data)
+                self.sink.write(job.file, offset, data)
 
     def _blocks(self, job: Job, cut: Cut, start: int, stop: int, work: Workspace) -> Iterator[_Read]:
         """The source's numbers with their partners', finite, block by block."""
@@ -231,13 +232,15 @@ class Worker:
         for first in range(start, stop, cut.block):
             last = min(first + cut.block, stop)
             values = rows.block(first, last)
-            energy = self._finite(values, tensor, self.checkpoint)
+            energy, zeros = rows.counted or (0.0, None)
+            if not is_safe(energy):
+                energy = self._finite(values, tensor, self.checkpoint)
             beside: dict[int, dict[str, Array]] = {}
             for stage, role, teacher in partners:
                 numbers = teacher.block(first, last)
                 self._finite(numbers, teacher.tensor, self.teachers[stage])
                 beside.setdefault(stage, {})[role] = numbers
-            yield _Read(values, rows.stored(first, last), first, energy, beside, work)
+            yield _Read(values, rows.stored(first, last), first, energy, zeros, beside, work)
 
     def _finite(self, values: Array, tensor: Tensor, checkpoint: Checkpoint) -> float:
         """Σ w² of a block; InputError with the tensor's count of NaN and infinite values if it has any."""
@@ -275,6 +278,7 @@ class _Read:
     stored: Array | None
     start: int
     energy: float
+    zeros: int | None  # where they are known already
     partners: dict[int, dict[str, Array]]
     work: Workspace
 
@@ -284,5 +288,7 @@ def _zeros(numbers: Array, raw: Array | None, job: Job, work: Workspace) -> int:
 
 
 def _changed(job: Job, block: _Read, zeros: int, lost: float) -> Change:
-    before = _zeros(block.values, block.stored, job, block.work)
+    before = block.zeros
+    if before is None:
+        before = _zeros(block.values, block.stored, job, block.work)
     return Change(block.values.size, before, zeros, block.energy, lost)
