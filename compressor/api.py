@@ -27,7 +27,7 @@ from compressor.recipe import Recipe, Stage, load_recipe, make_stage, parse_stag
 from compressor.results import Gates, Report, ReportedGateFailed
 from compressor.runner import Runner
 from compressor.scan import compare, inspect, non_finite_tensors
-from compressor.structure.making import reshaped, settled
+from compressor.structure.making import files_of, reshaped, settled
 from compressor.structure.request import is_request, make_request
 from compressor.target import check_apart, container_of
 from compressor.worker import Worker
@@ -148,7 +148,7 @@ def run_recipe(
     """
     source, output, gates = os.fspath(source), os.fspath(output), gates or Gates()
     teachers = sorted({stage.teacher for stage in recipe.stages if stage.teacher is not None})
-    check_apart(output, source, *teachers)
+    check_apart(output, source, *teachers, *files_of(recipe.cuts))
     if save_mask is not None:
         _check_mask(os.fspath(save_mask), output, (source, *teachers), force=force or dry_run)
     checkpoint = open_checkpoint(source)

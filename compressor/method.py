@@ -208,6 +208,11 @@ class Reshape(Method):
         return self, ()
 
     @property
+    def reads(self) -> str | None:
+        """The JSON file, or a folder with a config.json, that `settled` needs."""
+        return None
+
+    @property
     def rescales(self) -> str:
         """Which sums over fewer inputs are to keep their spread: those over any dimension (`width`), over the
         residual width (`hidden`), or `none`."""

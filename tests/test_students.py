@@ -377,6 +377,8 @@ def test_a_target_config_is_a_shape(teacher: Path) -> None:
         "seed": 0,
     }
     assert any("max_window_layers" in note for note in report.plan.notes)
+    with pytest.raises(UsageError, match="holds the input"):
+        compressor.distill(teacher, target, method="subclone", config=target, force=True)
     assert b"long name" not in b"".join(file.read_bytes() for file in (teacher.parent / "again").glob("*"))
 
 

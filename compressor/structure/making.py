@@ -30,9 +30,17 @@ def settled(cuts: Sequence[Cut], checkpoint: Checkpoint) -> tuple[tuple[Cut, ...
     return tuple(found), tuple(notes)
 
 
+def files_of(cuts: Sequence[Cut]) -> tuple[str, ...]:
+    """The files that the cuts refer to."""
+    return tuple(_file(cut.reads) for cut in cuts if isinstance(cut, Reshape) and cut.reads is not None)
+
+
+def _file(path: str) -> str:
+    return os.path.join(path, CONFIG) if os.path.isdir(path) else path
+
+
 def _read(path: str) -> Mapping[str, Any]:
-    """The JSON object in a file, or in the config.json of a folder."""
-    return read_object(InputFile.open(os.path.join(path, CONFIG) if os.path.isdir(path) else path))
+    return read_object(InputFile.open(_file(path)))
 
 
 def reshaped(

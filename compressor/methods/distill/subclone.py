@@ -83,6 +83,10 @@ class Subclone(Reshape):
             parse_widths(self.widths)
 
     @property
+    def reads(self) -> str | None:
+        return self.config
+
+    @property
     def rescales(self) -> str:
         return self.rescale
 
