@@ -145,6 +145,10 @@ class Method(ABC):
         """The first pass that this method needs over these tensors; None when a block is all it needs."""
         return None
 
+    def for_tensor(self, name: str) -> Method:
+        """Of a method that a survey of many tensors concluded with: what concerns one of them."""
+        return self
+
     def shortfall(self, spec: TensorSpec) -> str:
         """What of a tensor is treated otherwise than asked, judged from its spec; "" when nothing is."""
         return ""
