@@ -94,7 +94,8 @@ class Report:
             )
         pruned = any(stage["kind"] == "prune" and "structure" not in stage for stage in self.plan.stages)
         zeros = pruned and self.total is not None and self.total.sparsity_after >= _SPARSE
-        if self.plan.language_model and (zeros or hurt):
+        cut = hurt and any(stage["kind"] == "prune" for stage in self.plan.stages)
+        if self.plan.language_model and (zeros or cut):
             found.append(
                 "half of a language model's weights pruned without calibration data is known to hurt "
                 "(Llama-2-7B by magnitude: perplexity 5.1 to 14.9); compare the results on your own task"
