@@ -63,7 +63,7 @@ def cut_tensor(job: Job, tensor: Tensor, partners: Sequence[Tensor]) -> Cut:
     else:
         rows, columns = spec.matrix
     align = max(job.align, job.grain, tensor.align, *(partner.align for partner in partners))
-    block = max(BLOCK // max(columns, 1) // align, 1) * align
+    block = max(max(BLOCK, job.at_once) // max(columns, 1) // align, 1) * align
     return Cut(rows, columns, max(CHUNK // max(columns, 1) // block, 1) * block, block)
 
 

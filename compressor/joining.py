@@ -77,7 +77,7 @@ def _follows(
     ):
         return False
     for step, twin in zip(job.steps, after.steps, strict=True):
-        if step.dense != twin.dense or step.partners:
+        if step.dense != twin.dense or step.partners or step.inputs is not None:
             return False
     for method, like in zip(methods(job), methods(after), strict=True):
         if not method.nameless or method is not like:

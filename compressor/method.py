@@ -19,6 +19,10 @@ names its `reach` and returns a `Survey`: a pass over the same blocks (cut at th
 run) that gathers mergeable statistics and concludes with the method to run, or with another pass. `partners`
 names further tensors of the same shape that are read together with the block.
 
+A method whose `statistics` is not "" goes by what is known of the inputs of the layer whose weight the tensor is:
+`block.inputs`, with the gram where it says so. It gets whole rows [rows, in], of a tensor with a layer of that many
+inputs; what it derives from the gram alone it keeps by `block.work.once`. `at_once` asks for larger blocks.
+
 A method says no in two ways. `Skip` is an expected "not for this tensor" and is reported; a raised
 `UsageError` means that the request itself is at odds with the tensor, and names what would work.
 """
@@ -29,13 +33,18 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from importlib.metadata import entry_points
-from math import inf, lcm
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, get_args, get_type_hints
+from math import lcm
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, get_type_hints
 
+from compressor.declared import Option as Option
+from compressor.declared import choices_of as choices_of
+from compressor.declared import describe as describe
+from compressor.declared import option as option
 from compressor.errors import UsageError
+from compressor.inputs import Layer
 from compressor.lazy import np
 from compressor.metrics import count_zeros, dot
 from compressor.part import Part as Part
@@ -56,13 +65,15 @@ S = TypeVar("S")
 
 @dataclass(slots=True)
 class Block:
-    """Some whole rows of one tensor: `values` [rows, columns], read-only; `start` is the first row's number."""
+    """Some whole rows of one tensor: `values` [rows, columns], read-only; `start` is the first row's number.
+    `inputs` is what is known of its layer's inputs [columns], for a method that asks for `statistics`."""
 
     values: Array
     start: int
     spec: TensorSpec
     work: Workspace
     partners: Mapping[str, Array]
+    inputs: Layer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,42 +81,6 @@ class Skip:
     """Why a method leaves a tensor as it is."""
 
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """What is known of a field beyond its type: help and range, `[low, high]` unless said to be open."""
-
-    help: str
-    low: float = -inf
-    high: float = inf
-    open_low: bool = False
-    open_high: bool = False
-    off: str = ""  # of a yes-or-no option: the word of the flag that says no
-    free: bool = False  # a text of any alphabet and length, such as a path
-
-    def holds(self, value: float) -> bool:
-        above = value > self.low if self.open_low else value >= self.low
-        below = value < self.high if self.open_high else value <= self.high
-        return above and below and abs(value) != inf  # NaN passes no comparison
-
-    @property
-    def range(self) -> str:
-        """`from 2 to 8`, `at least 0`, …; empty when anything finite goes."""
-        low = f"{'above' if self.open_low else 'at least'} {self.low:.10g}"
-        high = f"{'below' if self.open_high else 'at most'} {self.high:.10g}"
-        if self.low == -inf:
-            return "" if self.high == inf else high
-        if self.high == inf:
-            return low
-        if not self.open_low and not self.open_high:
-            return f"from {self.low:.10g} to {self.high:.10g}"
-        return f"{low} and {high}"
-
-
-def option(default: Any = MISSING, *, help: str, **range_: Any) -> Any:  # noqa: A002 - as click calls it
-    """Declare a dataclass field as an option of the method; without a default it must be given."""
-    return field(default=default, metadata={"option": Option(help, **range_)})
 
 
 @dataclass(frozen=True)
@@ -118,6 +93,8 @@ class Method(ABC):
     nameless: ClassVar[bool] = False
     keeps_zeros: ClassVar[bool] = True
     partners: ClassVar[tuple[str, ...]] = ()
+    statistics: ClassVar[Literal["", "square", "gram"]] = ""  # of a layer's inputs: none, its vectors, its gram too
+    at_once: ClassVar[int] = 0  # weights that a block has at least, if there are so many, where calls are dear
 
     def __post_init__(self) -> None:
         for name, (hint, declared) in options_of(type(self)).items():
@@ -156,6 +133,13 @@ class Method(ABC):
     def within(self, stage: Method) -> Method:
         """This method as a rule's, where `stage` is the stage's own: what the rule leaves open, that decides."""
         return self
+
+    def with_scores(self) -> Method | None:
+        """This method, going by given scores of inputs (as the roots of `inputs.square`); None where it cannot.
+
+        Raises UsageError when the options forbid it.
+        """
+        return None
 
     def warning(self, change: Any) -> str | None:
         """What the user should know about the measured `metrics.Change` of one tensor; None when nothing."""
@@ -359,29 +343,6 @@ def required_options(method: type[Method]) -> tuple[str, ...]:
     """The options without which the method means nothing."""
     declared: tuple[Field[Any], ...] = fields(method)
     return tuple(f.name for f in declared if f.default is MISSING and "option" in f.metadata)
-
-
-def choices_of(hint: Any) -> tuple[Any, ...]:
-    """The allowed values of a Literal, also inside `… | None`; empty for other types."""
-    found: tuple[Any, ...] = ()
-    for part in (hint, *get_args(hint)):
-        if getattr(part, "__origin__", None) is Literal:
-            found += get_args(part)
-        elif part is type(None) and found:
-            found += (None,)
-    return found
-
-
-def describe(hint: Any, declared: Option) -> str:
-    """What a value must be, in words: `an integer from 2 to 8`."""
-    choices = choices_of(hint)
-    if choices:
-        return "one of " + ", ".join(str(choice) for choice in choices if choice is not None)
-    kinds = {part for part in (hint, *get_args(hint)) if isinstance(part, type)}
-    if bool in kinds:
-        return "true or false"
-    noun = "an integer" if int in kinds else "a number" if float in kinds else "a text"
-    return f"{noun} {declared.range}".strip()
 
 
 # ---- discovery -----------------------------------------------------------------------------------------

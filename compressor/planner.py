@@ -5,7 +5,8 @@ No tensor data is read here. Everything that can be wrong with a request is foun
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from compressor import dialects, provenance
@@ -16,9 +17,11 @@ from compressor.files import npy, npz, safetensors
 from compressor.files.folder import CONFIG, INDEX, SINGLE, index_bytes, json_bytes
 from compressor.files.layout import FileLayout
 from compressor.method import Encoder, Method
+from compressor.pairing import layer_for, memory_note
 from compressor.plan import Container, Job, OutputFile, Plan, Step, dense_part, short_name
 from compressor.recipe import Recipe, Stage, Store
 from compressor.selection import Kept, kept
+from compressor.statistics import Statistics
 from compressor.storing import SPARSE, with_layout
 from compressor.tensor import TensorSpec
 from compressor.text import printable
@@ -38,15 +41,16 @@ def make_plan(
     output_name: str,
     *,
     teachers: Mapping[str, Checkpoint] | None = None,
+    statistics: Mapping[int, Statistics] | None = None,
     hold: Mapping[str, str] | None = None,
     known: Mapping[str, Method] | None = None,
     only: Sequence[str] | None = None,
     strict: bool = False,
     requantize: bool = False,
 ) -> Plan:
-    """Decide everything. `hold` are tensors to leave untouched with the reason (found by an earlier scan); `known`
-    are sparse layouts that were counted, by tensor: without them the plan may be one that is not `counted`; `only`
-    these tensors are in the output, where given.
+    """Decide everything. `statistics` are those of layer inputs by stage; `hold` tensors to leave untouched with
+    the reason (found by an earlier scan); `known` are sparse layouts that were counted, by tensor: without them the
+    plan may be one that is not `counted`; `only` these tensors are in the output, where given.
 
     `output_name` is the file's own name where the output is one file.
     Raises the problems of all tensors together: UsageError, InputError (a teacher that does not match),
@@ -68,7 +72,11 @@ def make_plan(
         if tensor.spec.name not in wanted:
             continue
         try:
-            jobs.append(_job(tensor, recipe, container, teachers or {}, hold or {}, known or {}, checkpoint))
+            jobs.append(
+                _job(
+                    tensor, recipe, container, teachers or {}, statistics or {}, hold or {}, known or {}, checkpoint
+                )
+            )
         except CompressorError as error:
             problems.extend(getattr(error, "problems", [error]))
     if strict:
@@ -87,7 +95,7 @@ def make_plan(
     if container == "folder":
         check_dialects(jobs)
         check_fused(jobs, checkpoint)
-    stages = (*(cut.describe() for cut in recipe.cuts), *(stage.describe() for stage in recipe.stages))
+    stages = (*(cut.describe() for cut in recipe.cuts), *_described(recipe, statistics or {}))
     files, texts = _files(jobs, checkpoint, container, output_name, stages)
     carried = tuple(name for name in checkpoint.source.carried if name not in dict(texts))
     left = tuple(checkpoint.source.left.items())
@@ -107,10 +115,19 @@ def make_plan(
         texts=texts,
         carried=carried,
         left=left,
-        notes=_notes(jobs, container, recipe, checkpoint),
+        notes=(*_notes(jobs, container, recipe, checkpoint), *memory_note(jobs, statistics or {})),
         cuts=checkpoint.cuts,
         language_model=_is_language_model(checkpoint.source.config),
     )
+
+
+def _described(recipe: Recipe, statistics: Mapping[int, Statistics]) -> Iterator[Mapping[str, Any]]:
+    """The stages as a recipe would give them, with what the statistics that they go by are known by."""
+    for number, stage in enumerate(recipe.stages, len(recipe.cuts)):
+        said = stage.describe()
+        if number in statistics:
+            said["scores" if stage.scored else "stats"] = f"sha256:{statistics[number].identity}"
+        yield said
 
 
 def stores_packed(stage: Stage, container: Container) -> bool:
@@ -127,6 +144,7 @@ def _job(
     recipe: Recipe,
     container: Container,
     teachers: Mapping[str, Checkpoint],
+    statistics: Mapping[int, Statistics],
     hold: Mapping[str, str],
     known: Mapping[str, Method],
     checkpoint: Checkpoint,
@@ -142,6 +160,7 @@ def _job(
             step = _step(spec, number, stage, container, teachers, checkpoint)
             if isinstance(step, Step):
                 _check_order(spec, steps, step)
+                step = _informed(spec, step, statistics, checkpoint)
                 stored, grain = with_layout(step, stage, spec, container, known)
                 steps += stored
                 continue
@@ -161,6 +180,15 @@ def _job(
     file = tensor.file if container == "folder" else 0
     stored_as = "" if tensor.encoder is None else short_name(tensor.encoder)
     return Job(spec, tuple(steps), parts, file, tuple(reasons), stored_as, tensor.nbytes, grain)
+
+
+def _informed(spec: TensorSpec, step: Step, statistics: Mapping[int, Statistics], checkpoint: Checkpoint) -> Step:
+    """The step with the layer whose statistics its method goes by, if it goes by any."""
+    gram = step.method.statistics == "gram"
+    if not step.method.statistics:
+        return step
+    layer = layer_for(spec, statistics[step.stage], checkpoint, gram=gram)
+    return replace(step, inputs=layer, gram=gram)
 
 
 def _check_order(spec: TensorSpec, steps: Sequence[Step], step: Step) -> None:

@@ -18,12 +18,14 @@ from compressor.cutting import Cut, cut_tensor, part_buffer, part_offset, part_v
 from compressor.errors import InputError
 from compressor.files.sink import Sink
 from compressor.floats import narrow_exact, settle, widen
+from compressor.inputs import Layer
 from compressor.joining import Joined, changes_by_rows
 from compressor.lazy import np
 from compressor.method import Block, Encoder, Method, Selection, Survey, Transform, select
 from compressor.metrics import Change, count_stored_zeros, count_zeros, dot, is_safe
-from compressor.plan import Job, Plan
+from compressor.plan import Job, Plan, Step
 from compressor.scan import count_non_finite
+from compressor.statistics import Statistics
 from compressor.tensor import DTYPES
 from compressor.workspace import Array, Borrowed, Workspace
 
@@ -33,13 +35,14 @@ Piece = tuple[Job, Cut, Sequence[Method], int, int]  # rows of a job's tensor, a
 
 @dataclass
 class Worker:
-    """Treats pieces of one plan. `teachers` are the partners' checkpoints by stage; without a `sink` it only
-    observes."""
+    """Treats pieces of one plan. `teachers` are the partners' checkpoints by stage, `statistics` those of layer
+    inputs; without a `sink` it only observes."""
 
     plan: Plan
     checkpoint: Checkpoint
     teachers: Mapping[int, Checkpoint]
     sink: Sink | None
+    statistics: Mapping[int, Statistics] = field(default_factory=dict)
     idle: deque[Workspace] = field(default_factory=deque)
 
     def cut(self, job: Job) -> Cut:
@@ -56,7 +59,8 @@ class Worker:
             for job, cut, methods, start, stop in pieces:
                 for block in self._blocks(job, cut, start, stop, work):
                     numbers = self._transform(job, methods, block)
-                    stats = survey.observe(Block(numbers, block.start, job.spec, work, {}), stats)
+                    inputs = self._inputs(job.steps[len(methods)], work)
+                    stats = survey.observe(Block(numbers, block.start, job.spec, work, {}, inputs), stats)
         return stats
 
     def chunk(self, job: Job, cut: Cut, methods: Sequence[Method], start: int, stop: int) -> list[Done]:
@@ -151,14 +155,16 @@ class Worker:
             encoder = methods[-1]
             assert isinstance(encoder, Encoder)  # noqa: S101 - the planner composed it
             views = part_views(parts, job, rows, start)
+            inputs = self._inputs(job.steps[-1], work)
             if len(methods) == 1 and not whole:
-                lost, zeros = encoder.measured(Block(block.values, block.start, job.spec, work, {}), views)
+                whole_rows = Block(block.values, block.start, job.spec, work, {}, inputs)
+                lost, zeros = encoder.measured(whole_rows, views)
                 if np.isfinite(lost):  # else look at the numbers
                     yield block, _changed(job, block, zeros, lost), None
                     continue
             numbers = self._transform(job, methods[:-1], block)
             result = work.array("run.restored", numbers.shape, numbers.dtype.str)
-            encoder.encode(Block(numbers, block.start, job.spec, work, {}), views, result)
+            encoder.encode(Block(numbers, block.start, job.spec, work, {}, inputs), views, result)
             yield block, result, None
         self._write_parts(job, parts, offsets, start)
 
@@ -168,7 +174,8 @@ class Worker:
         assert stored is not None  # noqa: S101 - who calls looked
         keep = work.array("run.keep", stored.shape, "|b1")
         beside = block.partners.get(job.steps[0].stage, {})
-        method.keep(Block(block.values, block.start, job.spec, work, beside), keep)
+        inputs = self._inputs(job.steps[0], work)
+        method.keep(Block(block.values, block.start, job.spec, work, beside, inputs), keep)
         if job.spec.dtype == "BF16":
             counted = kernels.select_bf16(stored, keep, out)
             if counted is not None and is_safe(counted[0]):
@@ -255,12 +262,21 @@ class Worker:
             )
         return energy
 
+    def _inputs(self, step: Step, work: Workspace) -> Layer | None:
+        """What is known of the inputs of the tensor's layer; a worker holds one layer's of each stage at a time."""
+        layer = step.inputs
+        if layer is None:
+            return None
+        read = self.statistics[step.stage].read
+        return work.once(f"run.inputs{step.stage}", (layer, step.gram), lambda: read(layer, step.gram))
+
     def _transform(self, job: Job, methods: Sequence[Method], block: _Read) -> Array:
         """The numbers after these methods; two buffers take turns."""
         numbers = block.values
         for turn, (step, method) in enumerate(zip(job.steps, methods, strict=False)):
             out = block.work.array(f"run.turn{turn % 2}", numbers.shape, numbers.dtype.str)
-            inner = Block(numbers, block.start, job.spec, block.work, block.partners.get(step.stage, {}))
+            inputs, beside = self._inputs(step, block.work), block.partners.get(step.stage, {})
+            inner = Block(numbers, block.start, job.spec, block.work, beside, inputs)
             if isinstance(method, Encoder):
                 method.encode(inner, None, out)
             else:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from math import prod
 from mmap import PAGESIZE as _PAGE
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from compressor.lazy import np
 
@@ -17,12 +18,16 @@ else:
     Array = Any  # numpy.typing would import NumPy before it is needed
 
 
+T = TypeVar("T")
+
+
 class Workspace:
     """Named scratch memory of one worker. Asking for a name again gives the same memory, perhaps reshaped."""
 
     def __init__(self) -> None:
         self._held: dict[str, Array] = {}
         self._views: dict[tuple[str, tuple[int, ...], str, int], Array] = {}
+        self._made: dict[str, tuple[Any, Any]] = {}
 
     def array(self, key: str, shape: tuple[int, ...], dtype: str, lead: int = 0) -> Array:
         """An uninitialised C-ordered array; what was in it before is lost. It begins `lead` bytes after a page."""
@@ -43,6 +48,19 @@ class Workspace:
         view = held[lead:nbytes].view(kind).reshape(shape)
         self._views[asked] = view
         return view
+
+    def once(self, key: str, which: Any, make: Callable[[], T]) -> T:
+        """What `make` gives, kept under `key` until another one is asked for: `which` tells them apart.
+
+        For what all blocks of a tensor need and takes long to get; the old one goes before the new one is made.
+        """
+        held = self._made.get(key)
+        if held is None or held[0] != which:
+            self._made.pop(key, None)
+            del held
+            held = self._made[key] = which, make()
+        found: T = held[1]
+        return found
 
 
 class Borrowed:

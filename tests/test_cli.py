@@ -26,7 +26,7 @@ from compressor.files.source import Source
 from compressor.report import progress
 from compressor.target import check_apart, container_of
 
-COMMANDS = ("prune", "distill", "quantize", "pipeline", "inspect", "compare", "restore")
+COMMANDS = ("prune", "distill", "quantize", "pipeline", "calibrate", "inspect", "compare", "restore")
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 HOSTILE = [
     "[bold]x[/]",

@@ -21,6 +21,7 @@ from compressor.recipe import make_stage, recipe_of
 )
 @options.method_options("distill")
 @options.teacher
+@options.stats
 @options.selecting
 @options.running
 def command(

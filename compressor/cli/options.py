@@ -152,6 +152,12 @@ store = click.option(
     help="Restored floats, packed codes, plain integers (.npz), or the non-zero codes only. auto: packed, dense "
     "for .npy; smallest: of packed and the sparse layouts, tensor by tensor.",
 )
+stats = click.option(
+    "--stats", metavar="FILE", help="Statistics of the layers' inputs, for methods that go by them."
+)
+scores = click.option(
+    "--scores", metavar="FILE", help="Weigh magnitudes by these scores of inputs, a vector a layer, row by row."
+)
 mask = click.option("--mask", metavar="PATH", help="Zero what is zero there: a saved mask, or a pruned checkpoint.")
 save_mask = click.option(
     "--save-mask", metavar="FILE", help="Write which weights stay too, a bit each, as .safetensors."
