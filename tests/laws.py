@@ -249,7 +249,7 @@ def blocks(
     partners: Mapping[str, Array],
     ranges: list[tuple[int, int]],
     work: Workspace,
-    inputs: Layer | None,
+    inputs: Layer | None = None,
 ) -> Iterator[Block]:
     for start, stop in ranges:
         values = matrix[start:stop].copy()
@@ -265,7 +265,7 @@ def resolve(
     partners: Mapping[str, Array],
     ranges: list[tuple[int, int]],
     work: Workspace,
-    inputs: Layer | None,
+    inputs: Layer | None = None,
 ) -> Method:
     """The method with everything that its surveys find out."""
     found: Any = method.survey([spec])

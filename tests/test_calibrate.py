@@ -471,3 +471,16 @@ def test_a_signal_leaves_nothing(tmp_path: Path) -> None:
             return
         (tmp_path / "s.safetensors").unlink(missing_ok=True)  # it was faster than the signal
     pytest.fail("never interrupted")
+
+
+def test_layers_of_hostile_names(tmp_path: Path) -> None:
+    """Their names reach the file as they are, and the terminal as escapes."""
+    names = ["", "a\x1b[31m", "b\nwrote", "[bold]x[/]", "c.mean", "c", "nul\0", "\u202e"]
+    save_file({name: np.eye(4, dtype=np.float32) for name in names}, tmp_path / "x.safetensors")
+    out = tmp_path / "s.safetensors"
+    done = compressor("calibrate", "--activations", tmp_path / "x.safetensors", "-o", out)
+    assert done.code == 0, done.err
+    assert set(open_statistics(out).layers) == set(names)
+    assert not set("\x1b\0\u202e") & set(done.out)
+    assert "[bold]x[/]" in done.out
+    assert "\nwrote\n" not in done.out

@@ -83,7 +83,7 @@ class Hollow:
             )
         config = self._config(transformers)
         with foreign("build the model", self.path), _on_meta(self.torch):
-            self.model = self._class(transformers, config)(config).train(False)
+            self.model = self._class(transformers, config)(config).train(mode=False)
         self.config = self.model.config
         self.linear = (self.torch.nn.Linear, importlib.import_module("transformers.pytorch_utils").Conv1D)
         self.prefix = getattr(self.model, "base_model_prefix", "")
