@@ -17,10 +17,11 @@ import msgspec
 
 from compressor import strict_toml
 from compressor.errors import CompressorError, UsageError, raise_all
-from compressor.method import SELECTOR, VERBS, Encoder, Method, Reshape, methods_of, options_of
+from compressor.method import SELECTOR, VERBS, Encoder, Method, methods_of, options_of
 from compressor.options import STAGE_KEYS, flag, with_scores
 from compressor.options import make_method as make_method
 from compressor.presets import PRESETS, rules
+from compressor.reshape import Reshape
 from compressor.selection import matches, pattern
 from compressor.structure.request import Description, Request, is_request, make_request, parse_description
 from compressor.text import printable
