@@ -464,9 +464,9 @@ def test_a_signal_leaves_nothing(tmp_path: Path) -> None:
                 if process.poll() is not None or time.monotonic() > deadline:
                     break
                 time.sleep(0.001)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
             process.communicate(timeout=30)
-        if process.returncode == 128 + signal.SIGINT:
+        if process.returncode == 128 + signal.SIGTERM:
             assert os.listdir(tmp_path) == ["x.npy"]
             return
         (tmp_path / "s.safetensors").unlink(missing_ok=True)  # it was faster than the signal

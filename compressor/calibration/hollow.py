@@ -7,7 +7,6 @@ stand for, in float32. No code from the folder is run, and nothing is downloaded
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,8 +16,6 @@ from compressor.errors import CompressorError, InputError, UsageError
 from compressor.lazy import np
 from compressor.text import printable
 from compressor.workspace import Array, Workspace
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the libraries look
 
 _BLOCK = 1 << 20
 ELSEWHERE = "Record activations with the recipe in docs/statistics.md, and give them with --activations"

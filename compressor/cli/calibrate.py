@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import Any
 
@@ -54,6 +55,7 @@ def command(paths: tuple[str, ...], output: str, **values: Any) -> int:
     """
     from compressor.report import progress, render
 
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the libraries look: folders have all that is needed
     style, rows, hush, merge = (values.pop(key) for key in ("style", "top", "quiet", "merge"))
     force = values.pop("force")
     given = [key for key, value in values.items() if value is not None]
