@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from compressor.errors import CompressorError, UsageError, raise_all
-from compressor.method import SELECTOR, VERBS, Encoder, Method, methods_of, options_of
+from compressor.method import SELECTOR, VERBS, Encoder, Method, Reshape, methods_of, options_of
 from compressor.options import STAGE_KEYS, flag, with_scores
 from compressor.options import make_method as make_method
 from compressor.presets import PRESETS, rules
@@ -89,24 +89,25 @@ class Recipe:
     stages: tuple[Stage, ...]
     name: str = ""
     description: str = ""
-    cuts: tuple[Request, ...] = ()
+    cuts: tuple[Request | Reshape, ...] = ()
     stats: str | None = None
 
 
 def recipe_of(stages: Iterable[Stage | Request], where: str = "", name: str = "", description: str = "") -> Recipe:
     """A recipe of these stages; UsageError where a structured cut would follow another stage."""
-    cuts: list[Request] = []
+    cuts: list[Request | Reshape] = []
     others: list[Stage] = []
     for number, stage in enumerate(stages):
-        if isinstance(stage, Stage):
+        cut = stage.method if isinstance(stage, Stage) else stage
+        if isinstance(stage, Stage) and not isinstance(cut, Reshape):
             others.append(stage)
         elif others:
             raise UsageError(
                 f"{where}stage[{number}]: a structured cut must come before all other stages, which then work on "
                 "what it leaves"
             )
-        else:
-            cuts.append(stage)
+        elif isinstance(cut, Request | Reshape):
+            cuts.append(cut)
     return Recipe(tuple(others), name, description, tuple(cuts))
 
 
@@ -180,6 +181,11 @@ def make_stage(
             raise UsageError(f"{where}give stats or scores, not both")
         method = with_scores(method, where)
         made, stats = tuple((glob, with_scores(rule, where)) for glob, rule in made), scores
+    if isinstance(method, Reshape):
+        besides = ("include", include), ("exclude", exclude), ("rule", made), ("stats", stats)
+        given = [key for key, value in besides if value]
+        if given:
+            raise UsageError(f"{where}{SELECTOR[verb]} {method.id} cuts whole models, so {given[0]} has no meaning")
     if method.partners and teacher is None:
         role = method.partners[0]
         raise UsageError(f"{where}{SELECTOR[verb]} {method.id} needs a {role}", remedy=f"Give --{role} PATH")
@@ -252,7 +258,7 @@ def parse_stage(text: str, teacher: str | None = None) -> Stage | Request:
     if own.get("fallback") in ("true", "false"):
         own["fallback"] = own["fallback"] == "true"
     keys = _stage_keys({"kind": verb, **own}, where)
-    needs = verb == "distill" and any(method.partners for method in methods_of(verb).values())
+    needs = verb == "distill" and make_method(verb, options, text=True, where=where).partners
     return make_stage(
         verb,
         options,

@@ -84,6 +84,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "store-scipy-f32.npz": ("prune", "F32", {"sparsity": 0.7, "store": "csr"}),
     "distill-blend-bf16.safetensors": ("distill", "BF16", {"method": "blend", "alpha": 0.3}),
     "distill-reweight-f32.safetensors": ("distill", "F32", {"method": "reweight"}),
+    "distill-depth-f32.safetensors": ("distill", "CHAIN-F32", {"method": "depth", "layers": "0,2"}),
+    "distill-subclone-bf16.safetensors": ("distill", "CHAIN-BF16", {"method": "subclone", "widths": "6,4,5,3"}),
     "quantize-factor-f32.safetensors": ("quantize", "F32", {"factor": 64}),
     "quantize-factor-codes8-f16.safetensors": ("quantize", "F16", {"factor": 50, "code_bits": 8}),
     "quantize-step-bf16.safetensors": ("quantize", "BF16", {"scheme": "step", "bits": 2}),
@@ -156,7 +158,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 def produce(name: str, folder: Path) -> Path:
     """Make a case's output in a folder. The caller has put VERSION in the version's place."""
     verb, dtype, options = CASES[name]
-    more = {"teacher": HERE / "input-teacher.safetensors"} if verb == "distill" else {}
+    paired = verb == "distill" and not dtype.startswith("CHAIN")
+    more = {"teacher": HERE / "input-teacher.safetensors"} if paired else {}
     source = HERE / ("input-f32.npy" if name.endswith((".npy", ".npz")) else f"input-{dtype.lower()}.safetensors")
     if "save_mask" in options:  # the case is the mask, and not what is pruned
         with TemporaryDirectory() as other:
@@ -173,6 +176,8 @@ def restore(path: Path, folder: Path) -> np.ndarray:
     for _, (dtype, shape, data) in sorted(archives.read(folder / "restored.safetensors").items()):
         raw = np.frombuffer(data, np.dtype(store(0, dtype).dtype)).reshape(shape)
         found.append(numbers(raw, dtype).astype(np.float64))
+    if len({array.shape[1:] for array in found}) > 1:
+        found = [array.reshape(-1) for array in found]
     return np.concatenate(found)
 
 
@@ -232,6 +237,16 @@ def statistics() -> None:
     archives.write(HERE / "input-scores.safetensors", {"layer.weight": ("F32", scores)})
 
 
+def chain_inputs() -> None:
+    """A chain of three layers, the first two as wide as their input, with zeros of both signs."""
+    random = np.random.default_rng(22)
+    tensors = {f"fc{number}.weight": random.standard_normal((rows, 6)) for number, rows in ((1, 6), (2, 6), (3, 3))}
+    tensors["fc1.weight"][2, :4], tensors["fc2.weight"][3, 3] = 0, -0.0
+    for dtype in ("F32", "BF16"):
+        path = HERE / f"input-chain-{dtype.lower()}.safetensors"
+        archives.write(path, {name: (dtype, store(values, dtype)) for name, values in tensors.items()})
+
+
 def main() -> None:
     provenance.__version__ = VERSION
     if not (HERE / "input-teacher.safetensors").exists():
@@ -242,6 +257,8 @@ def main() -> None:
         wide_input()
     if not STATS["stats"].exists():
         statistics()
+    if not (HERE / "input-chain-f32.safetensors").exists():
+        chain_inputs()
     for name in CASES:
         if not (HERE / name).exists():
             path = produce(name, HERE)
