@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
+from compressor.calibration import calibrate, merge_statistics
 from compressor.checkpoint import Checkpoint, open_checkpoint
 from compressor.engines import forked
 from compressor.engines.local import available_workers, local
@@ -36,7 +37,18 @@ from compressor.worker import Worker
 Path = str | os.PathLike[str]
 NonFinite = Literal["error", "keep"]
 
-__all__ = ["compare", "distill", "inspect", "pipeline", "prune", "quantize", "restore", "run_recipe"]
+__all__ = [
+    "calibrate",
+    "compare",
+    "distill",
+    "inspect",
+    "merge_statistics",
+    "pipeline",
+    "prune",
+    "quantize",
+    "restore",
+    "run_recipe",
+]
 
 
 def prune(source: Path, output: Path, **options: Any) -> Report:
@@ -173,11 +185,11 @@ def run_recipe(
     for read in (checkpoint, *mentors.values()):  # links in a folder may lead to where the output would be
         check_apart(output, *(file.path for file in read.source.opened))
     count = available_workers() if workers is None else workers
-    cuts, notes = settled(recipe.cuts, checkpoint)
-    recipe, checkpoint = replace(recipe, cuts=cuts), replace(checkpoint, notes=(*checkpoint.notes, *notes))
+    cuts, told = settled(recipe.cuts, checkpoint)
+    recipe = replace(recipe, cuts=cuts)
     checkpoint = reshaped(checkpoint, recipe.cuts, workers=count, keep_non_finite=non_finite == "keep")
     said = check_model(statistics.values(), checkpoint, checkpoint if recipe.cuts else whole)
-    checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *said))
+    checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *told, *said))
     recipe = with_presets(recipe, list(checkpoint.tensors))
     hold: dict[str, str] = {}
     resolved: dict[tuple[str, int], Method] = {}

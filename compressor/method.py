@@ -3,7 +3,7 @@
 A method is a frozen dataclass. Its fields are the options: recipe keys, command-line flags and provenance
 all come from them. It is pure: it opens no file, prints nothing, reads no clock and no environment.
 
-There are two kinds here, by what they do to the rows of a tensor (and a third that has no rows, `Reshape`):
+There are two kinds here, by what they do to the rows of a tensor (a third, for whole models, is in `reshape.py`):
 
 * a `Transform` maps numbers to numbers (prune, distill): `apply(block, out)`;
 * an `Encoder` maps numbers to stored parts and back (quantize): `parts(spec)` declares the parts' dtypes and
@@ -32,19 +32,17 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from importlib.metadata import entry_points
 from math import lcm
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar, get_type_hints
 
-from compressor.declaring import Option as Option
-from compressor.declaring import choices_of as choices_of
-from compressor.declaring import describe as describe
-from compressor.declaring import option as option
-from compressor.declaring import options_of as options_of
-from compressor.declaring import required_options as required_options
+from compressor.declared import Option as Option
+from compressor.declared import choices_of as choices_of
+from compressor.declared import describe as describe
+from compressor.declared import option as option
 from compressor.errors import UsageError
 from compressor.inputs import Layer
 from compressor.lazy import np
@@ -52,11 +50,6 @@ from compressor.metrics import count_zeros, dot
 from compressor.part import Part as Part
 from compressor.tensor import TensorSpec
 from compressor.workspace import Array, Workspace
-
-if TYPE_CHECKING:  # these build on this module
-    from compressor.structure.chains import Chain
-    from compressor.structure.models import Model
-    from compressor.structure.request import Request
 
 VERBS = ("prune", "distill", "quantize")
 # The option that names the method of a verb: `--scheme int` says what is stored, `--method` how it is chosen.
@@ -183,36 +176,6 @@ def select(values: Array, keep: Array, out: Array) -> None:
     np.multiply(values.view(bits), keep, out=out.view(bits), casting="same_kind")
 
 
-class Reshape(Method):
-    """A whole model to a smaller one, by structured cuts before anything is planned: the student is made here."""
-
-    @abstractmethod
-    def cuts(self, teacher: Model | Chain) -> tuple[Request, ...]:
-        """What is cut out of the teacher, in order. Raises UsageError for what it does not have."""
-
-    def settled(
-        self, read: Callable[[str], Mapping[str, Any]], teacher: Mapping[str, Any] | None
-    ) -> tuple[Reshape, tuple[str, ...]]:
-        """This method without reference to other files, which `read` gives as JSON objects, and what the user
-        should know of them; `teacher` is the teacher's config."""
-        return self, ()
-
-    @property
-    def reads(self) -> str | None:
-        """The JSON file, or a folder with a config.json, that `settled` needs."""
-        return None
-
-    @property
-    def rescales(self) -> str:
-        """Which sums over fewer inputs are to keep their spread: those over any dimension (`width`), over the
-        residual width (`hidden`), or `none`."""
-        return "none"
-
-    def describe(self) -> dict[str, Any]:
-        """The stage as a recipe would give it."""
-        return {"kind": self.verb, **super().describe()}
-
-
 class Encoder(Method):
     """Numbers to stored parts and back."""
 
@@ -328,6 +291,23 @@ class Survey(ABC, Generic[S]):
     @abstractmethod
     def conclude(self, stats: S) -> Survey[Any] | Method:
         """The next pass, or the method with everything it needs to know."""
+
+
+# ---- options: the fields of a method as users give them ------------------------------------------------
+
+
+@cache
+def options_of(method: type[Method]) -> dict[str, tuple[Any, Option]]:
+    """The options of a method: name → (type hint, declaration). Fields without `option(...)` are internal."""
+    hints = get_type_hints(method)
+    return {f.name: (hints[f.name], f.metadata["option"]) for f in fields(method) if "option" in f.metadata}
+
+
+@cache
+def required_options(method: type[Method]) -> tuple[str, ...]:
+    """The options without which the method means nothing."""
+    declared: tuple[Field[Any], ...] = fields(method)
+    return tuple(f.name for f in declared if f.default is MISSING and "option" in f.metadata)
 
 
 # ---- discovery -----------------------------------------------------------------------------------------

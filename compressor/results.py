@@ -200,3 +200,25 @@ class InspectReport:
     rows: tuple[tuple[Any, Any], ...]
     metadata: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """A layer whose inputs were gathered; `size` is what it takes in the file."""
+
+    name: str
+    rows: int
+    width: int
+    gram: bool
+    size: int
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """`calibrate`: the layers in the order in which they ran, the file's size, and what is to be known of it."""
+
+    output: str
+    source: str
+    layers: tuple[Gathered, ...]
+    size: int
+    notes: tuple[str, ...] = ()

@@ -17,7 +17,8 @@ from types import ModuleType
 import pytest
 
 import compressor
-from compressor.method import SELECTOR, VERBS, Encoder, Method, Reshape, Transform, methods_of
+from compressor.method import SELECTOR, VERBS, Encoder, Method, Transform, methods_of
+from compressor.reshape import Reshape
 from compressor.tensor import DTYPES
 
 PACKAGE = Path(compressor.__file__).parent

@@ -10,7 +10,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.files.folder import CONFIG
 from compressor.files.handle import InputFile
 from compressor.files.strict_json import read_object
-from compressor.method import Reshape
+from compressor.reshape import Reshape
 from compressor.structure.request import Request
 from compressor.structure.rescaling import factors, rescaled
 from compressor.structure.restructure import restructure, teacher_of

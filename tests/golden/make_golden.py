@@ -225,6 +225,16 @@ def wide_input() -> None:
     archives.write(HERE / "input-wide.safetensors", tensors)
 
 
+def chain_inputs() -> None:
+    """A chain of three layers, the first two as wide as their input, with zeros of both signs."""
+    random = np.random.default_rng(22)
+    tensors = {f"fc{number}.weight": random.standard_normal((rows, 6)) for number, rows in ((1, 6), (2, 6), (3, 3))}
+    tensors["fc1.weight"][2, :4], tensors["fc2.weight"][3, 3] = 0, -0.0
+    for dtype in ("F32", "BF16"):
+        path = HERE / f"input-chain-{dtype.lower()}.safetensors"
+        archives.write(path, {name: (dtype, store(values, dtype)) for name, values in tensors.items()})
+
+
 def statistics() -> None:
     """Of the inputs of that matrix, with one that is never active; and scores of them."""
     rows = np.random.default_rng(22).standard_normal((40, 16)) * np.arange(16) ** 2 / 50
@@ -237,16 +247,6 @@ def statistics() -> None:
     archives.write(HERE / "input-scores.safetensors", {"layer.weight": ("F32", scores)})
 
 
-def chain_inputs() -> None:
-    """A chain of three layers, the first two as wide as their input, with zeros of both signs."""
-    random = np.random.default_rng(22)
-    tensors = {f"fc{number}.weight": random.standard_normal((rows, 6)) for number, rows in ((1, 6), (2, 6), (3, 3))}
-    tensors["fc1.weight"][2, :4], tensors["fc2.weight"][3, 3] = 0, -0.0
-    for dtype in ("F32", "BF16"):
-        path = HERE / f"input-chain-{dtype.lower()}.safetensors"
-        archives.write(path, {name: (dtype, store(values, dtype)) for name, values in tensors.items()})
-
-
 def main() -> None:
     provenance.__version__ = VERSION
     if not (HERE / "input-teacher.safetensors").exists():
@@ -255,10 +255,10 @@ def main() -> None:
         wide_inputs()
     if not (HERE / "input-wide.safetensors").exists():
         wide_input()
-    if not STATS["stats"].exists():
-        statistics()
     if not (HERE / "input-chain-f32.safetensors").exists():
         chain_inputs()
+    if not STATS["stats"].exists():
+        statistics()
     for name in CASES:
         if not (HERE / name).exists():
             path = produce(name, HERE)

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from compressor.errors import UsageError
-from compressor.method import Reshape, option
+from compressor.method import option
+from compressor.reshape import Reshape
 from compressor.structure.request import Request, numbered_layers
 
 if TYPE_CHECKING:

@@ -32,8 +32,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from compressor.errors import UsageError
-from compressor.method import Reshape, option
+from compressor.method import option
 from compressor.methods.distill.depth import spread, without
+from compressor.reshape import Reshape
 from compressor.structure.chains import Chain
 from compressor.structure.request import Request
 from compressor.structure.target import parse_shape, parse_widths, shape_of, smaller_chain, smaller_model

@@ -1,14 +1,10 @@
-"""The options of a method: fields of its dataclass, declared with help and range, and what they may be in words."""
+"""How a method declares its options: fields with a help text and a range, told in words where a value is wrong."""
 
 from __future__ import annotations
 
-from dataclasses import MISSING, Field, dataclass, field, fields
-from functools import cache
+from dataclasses import MISSING, dataclass, field
 from math import inf
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
-
-if TYPE_CHECKING:
-    from compressor.method import Method
+from typing import Any, Literal, get_args
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +41,6 @@ class Option:
 def option(default: Any = MISSING, *, help: str, **range_: Any) -> Any:  # noqa: A002 - as click calls it
     """Declare a dataclass field as an option of the method; without a default it must be given."""
     return field(default=default, metadata={"option": Option(help, **range_)})
-
-
-@cache
-def options_of(method: type[Method]) -> dict[str, tuple[Any, Option]]:
-    """The options of a method: name → (type hint, declaration). Fields without `option(...)` are internal."""
-    hints = get_type_hints(method)
-    return {f.name: (hints[f.name], f.metadata["option"]) for f in fields(method) if "option" in f.metadata}
-
-
-@cache
-def required_options(method: type[Method]) -> tuple[str, ...]:
-    """The options without which the method means nothing."""
-    declared: tuple[Field[Any], ...] = fields(method)
-    return tuple(f.name for f in declared if f.default is MISSING and "option" in f.metadata)
 
 
 def choices_of(hint: Any) -> tuple[Any, ...]:
