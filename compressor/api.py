@@ -188,7 +188,7 @@ def run_recipe(
     cuts, told = settled(recipe.cuts, checkpoint)
     recipe = replace(recipe, cuts=cuts)
     checkpoint = reshaped(checkpoint, recipe.cuts, workers=count, keep_non_finite=non_finite == "keep")
-    said = check_model(statistics.values(), checkpoint, checkpoint if checkpoint.cuts else whole)
+    said = check_model(statistics.values(), checkpoint, checkpoint if recipe.cuts else whole)
     checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *told, *said))
     recipe = with_presets(recipe, list(checkpoint.tensors))
     hold: dict[str, str] = {}

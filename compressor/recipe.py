@@ -171,7 +171,8 @@ def make_stage(
         for number, (glob, changed) in enumerate(rules)
     )
     if isinstance(method, Reshape):
-        given = [key for key, value in (("include", include), ("exclude", exclude), ("rule", made)) if value]
+        besides = ("include", include), ("exclude", exclude), ("rule", made), ("stats", stats), ("scores", scores)
+        given = [key for key, value in besides if value]
         if given:
             raise UsageError(f"{where}{SELECTOR[verb]} {method.id} cuts whole models, so {given[0]} has no meaning")
     if scores is not None:

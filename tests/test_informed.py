@@ -513,3 +513,9 @@ def test_small_neighbours_each_go_by_their_own_layer(tmp_path: Path) -> None:
     before, after = load_file(tmp_path / "m.safetensors"), load_file(tmp_path / "o.safetensors")
     for name, norms in scores.items():
         assert np.array_equal(after[f"{name}.weight"], plain(before[f"{name}.weight"], norms, 0.5))
+
+
+def test_a_student_cut_out_of_its_teacher_goes_by_no_statistics(model: Path) -> None:
+    stage = f"distill:method=depth,layers=0,stats={written(model)}"
+    with pytest.raises(UsageError, match="method depth cuts whole models, so stats has no meaning"):
+        compressor.pipeline(model, model.with_name("o.safetensors"), stages=[stage])
