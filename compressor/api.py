@@ -48,9 +48,11 @@ def prune(source: Path, output: Path, **options: Any) -> Report:
     return _one_stage("prune", source, output, options)
 
 
-def distill(source: Path, output: Path, *, teacher: Path, **options: Any) -> Report:
-    """Carry a teacher's weights into a student: `method="blend", alpha=0.5` or `method="reweight"`."""
-    return _one_stage("distill", source, output, {"teacher": os.fspath(teacher), **options})
+def distill(source: Path, output: Path, *, teacher: Path | None = None, **options: Any) -> Report:
+    """Carry a teacher's weights into a student: `method="blend", alpha=0.5`, `method="reweight"`, or as an adapter
+    `method="residual", rank=16`. Or make a student of `source`, the teacher: `method="low-rank", ratio=0.5`."""
+    mentor = None if teacher is None else os.fspath(teacher)
+    return _one_stage("distill", source, output, {"teacher": mentor, **options})
 
 
 def quantize(source: Path, output: Path, **options: Any) -> Report:

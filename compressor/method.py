@@ -17,7 +17,8 @@ it belongs to and wherever it stands; a method that does not say `keeps_zeros = 
 A method that needs to know more than a block (a threshold over the whole checkpoint, the range of a tensor)
 names its `reach` and returns a `Survey`: a pass over the same blocks (cut at the same places in every pass of a
 run) that gathers mergeable statistics and concludes with the method to run, or with another pass. `partners`
-names further tensors of the same shape that are read together with the block.
+names further tensors of the same shape that are read together with the block. A `whole` method has the tensor as
+one block: it says how much `memory` that takes.
 
 A method says no in two ways. `Skip` is an expected "not for this tensor" and is reported; a raised
 `UsageError` means that the request itself is at odds with the tensor, and names what would work.
@@ -112,6 +113,8 @@ class Method(ABC):
     nameless: ClassVar[bool] = False
     keeps_zeros: ClassVar[bool] = True
     partners: ClassVar[tuple[str, ...]] = ()
+    whole: ClassVar[bool] = False  # a block is a whole tensor
+    alternatives: ClassVar[tuple[str, ...]] = ()  # options of which exactly one is given
 
     def __post_init__(self) -> None:
         for name, (hint, declared) in options_of(type(self)).items():
@@ -122,6 +125,8 @@ class Method(ABC):
                 wrong = wrong or not declared.holds(value)
             if wrong:
                 raise UsageError(f"{name} must be {describe(hint, declared)}, not {value!r}")
+        if self.alternatives and sum(getattr(self, name) is not None for name in self.alternatives) != 1:
+            raise UsageError(f"{SELECTOR[self.verb]} {self.id} needs one of {', '.join(self.alternatives)}")
 
     def skip(self, spec: TensorSpec) -> Skip | None:
         """Why this tensor cannot be treated, judged from its spec alone; None when it can.
@@ -138,6 +143,14 @@ class Method(ABC):
     def survey(self, specs: Sequence[TensorSpec]) -> Survey[Any] | None:
         """The first pass that this method needs over these tensors; None when a block is all it needs."""
         return None
+
+    def narrowed(self, spec: TensorSpec) -> Method:
+        """What a survey of the model concluded with, as the method for one tensor of it."""
+        return self
+
+    def memory(self, spec: TensorSpec) -> int:
+        """About how many bytes a worker holds of the tensor, where that is more than some blocks."""
+        return 0
 
     def shortfall(self, spec: TensorSpec) -> str:
         """What of a tensor is treated otherwise than asked, judged from its spec; "" when nothing is."""
@@ -190,6 +203,8 @@ def select(values: Array, keep: Array, out: Array) -> None:
 class Encoder(Method):
     """Numbers to stored parts and back."""
 
+    adapter: ClassVar[bool] = False  # the parts are a PEFT adapter, which is the whole output
+    towards: ClassVar[str] = ""  # the partner that the result stands for: the loss is measured against its norm
     members: ClassVar[Mapping[str, bytes]] = {}  # what an `.npz` says beside the parts: texts by member
 
     @abstractmethod

@@ -31,6 +31,7 @@ Store = Literal["auto", "dense", "packed", "codes", "bitmask", "csr", "nm", "sma
 _STORES: Mapping[str, tuple[str, ...]] = {
     "prune": ("dense", "bitmask", "csr", "nm", "auto", "smallest"),
     "quantize": get_args(Store),
+    "distill": ("auto", "dense", "packed"),
 }
 _LIMIT = 250_000  # bytes of a recipe
 _DOTS = 32  # in the keys of one line: the parser's memory grows with their square
@@ -167,14 +168,14 @@ def make_stage(
     if teacher is not None and not method.partners:
         role = "teacher" if mask is None else "mask"
         raise UsageError(f"{where}{SELECTOR[verb]} {method.id} takes no {role}")
-    if store is not None and verb not in _STORES:
-        raise UsageError(f"{where}store has no meaning for {verb}: its result is dense")
+    if store is not None and verb == "distill" and not (isinstance(method, Encoder) and not method.adapter):
+        raise UsageError(f"{where}store has no meaning for {verb} {method.id}")
     if store is not None and store not in _STORES[verb]:
         said = f"{flag('store', where)} of {verb} must be one of {', '.join(_STORES[verb])}, not '{store}'"
         raise UsageError(f"{where}{said}")
     if verb == "prune" and store is not None:
         store = "smallest" if store == "auto" else store
-    if fallback and not isinstance(method, Encoder):
+    if fallback and verb != "quantize":
         raise UsageError(f"{where}fallback has no meaning for {verb}")
     return Stage(method, include, exclude, made, store or "auto", teacher, fallback, preset)
 
@@ -208,6 +209,9 @@ def _overridden(verb: str, options: Mapping[str, Any], changed: Mapping[str, Any
     other = methods_of(verb).get(str(changed.get(SELECTOR[verb])))
     if other is not None:
         options = {key: value for key, value in options.items() if key in options_of(other)}
+    for method in methods_of(verb).values():
+        if set(method.alternatives) & set(changed):  # one takes the place of another
+            options = {key: value for key, value in options.items() if key not in method.alternatives}
     return {**options, **changed}
 
 

@@ -166,7 +166,7 @@ class Runner:
             key = (job.spec.name, place)
             found: Any = self.resolved.get(key)
             if found is None or (found is not step.method and found.reach == "tensor"):
-                asked = found or step.method
+                asked = (found or step.method).narrowed(job.spec)
                 found = asked.survey([job.spec])
                 while isinstance(found, Survey):
                     cut = self.worker.cut(job)

@@ -55,7 +55,8 @@ class Worker:
             for job, cut, methods, start, stop in pieces:
                 for block in self._blocks(job, cut, start, stop, work):
                     numbers = self._transform(job, methods, block)
-                    stats = survey.observe(Block(numbers, block.start, job.spec, work, {}), stats)
+                    beside = block.partners.get(job.steps[len(methods)].stage, {})
+                    stats = survey.observe(Block(numbers, block.start, job.spec, work, beside), stats)
         return stats
 
     def chunk(self, job: Job, cut: Cut, methods: Sequence[Method], start: int, stop: int) -> list[Done]:
@@ -146,14 +147,15 @@ class Worker:
             encoder = methods[-1]
             assert isinstance(encoder, Encoder)  # noqa: S101 - the planner composed it
             views = part_views(parts, job, rows, start)
+            beside = block.partners.get(job.steps[-1].stage, {})
             if len(methods) == 1 and not whole:
-                lost, zeros = encoder.measured(Block(block.values, block.start, job.spec, work, {}), views)
+                lost, zeros = encoder.measured(Block(block.values, block.start, job.spec, work, beside), views)
                 if np.isfinite(lost):  # else look at the numbers
                     yield block, _changed(job, block, zeros, lost), None
                     continue
             numbers = self._transform(job, methods[:-1], block)
             result = work.array("run.restored", numbers.shape, numbers.dtype.str)
-            encoder.encode(Block(numbers, block.start, job.spec, work, {}), views, result)
+            encoder.encode(Block(numbers, block.start, job.spec, work, beside), views, result)
             yield block, result, None
         self._write_parts(job, cut, parts, start, stop)
 
@@ -235,7 +237,9 @@ class Worker:
             beside: dict[int, dict[str, Array]] = {}
             for stage, role, teacher in partners:
                 numbers = teacher.block(first, last)
-                self._finite(numbers, teacher.tensor, self.teachers[stage])
+                theirs = self._finite(numbers, teacher.tensor, self.teachers[stage])
+                if job.encoder is not None and role == job.encoder.towards:
+                    energy = theirs
                 beside.setdefault(stage, {})[role] = numbers
             yield _Read(values, rows.stored(first, last), first, energy, beside, work)
 

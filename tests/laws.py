@@ -54,6 +54,15 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
     ("prune", "nm"): ({"pattern": "2:4"}, {"pattern": "1:3"}, {"pattern": "5:20"}),
     ("distill", "blend"): ({"alpha": 0.0}, {"alpha": 0.3}, {"alpha": 1.0}),
     ("distill", "reweight"): ({},),
+    ("distill", "low-rank"): (
+        {"rank": 1},
+        {"rank": 3},
+        {"rank": 2, "svd": "randomized"},
+        {"energy": 0.5},
+        {"energy": 1.0},
+        {"ratio": 0.7},
+    ),
+    ("distill", "residual"): ({"rank": 2}, {"error": 0.1}, {"energy": 0.5, "svd": "randomized"}),
     ("quantize", "factor"): ({"factor": 64}, {"factor": 3, "code_bits": 32}, {"factor": 10, "code_bits": 8}),
     ("quantize", "step"): ({"bits": 1}, {"bits": 3}, {"bits": 32, "code_bits": 8}),
     ("quantize", "binary"): ({}, {"group_size": 8}),
@@ -249,6 +258,7 @@ def resolve(
             stats = found.merge(stats, found.observe(block, found.start()))
         found = found.conclude(stats)
         if isinstance(found, Method) and found.reach == "tensor":  # what a whole model told may need one more look
+            found = found.narrowed(spec)
             found = found.survey([spec]) or found
     return found or method
 

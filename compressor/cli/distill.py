@@ -21,12 +21,14 @@ from compressor.recipe import Recipe, make_stage
 )
 @options.method_options("distill")
 @options.teacher
+@options.store_distilled
 @options.selecting
 @options.running
 def command(
     input_path: str | None, origin: str | None, output: str, include: Any, exclude: Any, rules: Any, **values: Any
 ) -> int:
-    """Carry the weights of a teacher into a student of the same shapes, tensor by tensor of the same name.
+    """Carry the weights of a teacher into a student of the same shapes, tensor by tensor of the same name; or, with
+    --from TEACHER and low-rank, make the student of it. residual makes an adapter for the student, a PEFT folder.
 
     Vectors (biases, norms) are left alone unless included.
     """
@@ -42,6 +44,7 @@ def command(
         exclude=exclude,
         rules=options.parse_rules(rules),
         teacher=values.pop("teacher"),
+        store=values.pop("store"),
         text=True,
     )
     return options.execute(partial(api.run_recipe, "distill", source, output, Recipe((stage,))), values)

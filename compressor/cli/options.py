@@ -152,6 +152,12 @@ store = click.option(
     help="Restored floats, packed codes, plain integers (.npz), or the non-zero codes only. auto: packed, dense "
     "for .npy; smallest: of packed and the sparse layouts, tensor by tensor.",
 )
+store_distilled = click.option(
+    "--store",
+    type=click.Choice(["auto", "dense", "packed"]),
+    help="Of low-rank: the product in the tensor's own shape, or the two factors, for `restore`. auto: factors, "
+    "dense for .npy.",
+)
 mask = click.option("--mask", metavar="PATH", help="Zero what is zero there: a saved mask, or a pruned checkpoint.")
 save_mask = click.option(
     "--save-mask", metavar="FILE", help="Write which weights stay too, a bit each, as .safetensors."
