@@ -14,7 +14,7 @@ help:
 	@echo "make bench         throughput and memory beside cp, NumPy, HQQ, scikit-learn (writes 2.4 GB to bench-data)"
 
 # A stamp for each set of packages: it is renewed when what is to be installed changes.
-.venv/base: pyproject.toml
+.venv/base: pyproject.toml hatch_build.py compressor/kernels/kernels.c compressor/kernels/__init__.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	touch $@

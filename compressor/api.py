@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 from compressor.checkpoint import Checkpoint, open_checkpoint
@@ -20,6 +21,7 @@ from compressor.experts import divided, split_experts
 from compressor.files.atomic import check_place
 from compressor.files.sink import Sink
 from compressor.method import Method, methods_of
+from compressor.pairing import check_model, open_all, with_statistics
 from compressor.plan import Plan
 from compressor.planner import make_plan, stores_packed
 from compressor.recipe import Recipe, Stage, load_recipe, make_stage, parse_stage, recipe_of, with_presets
@@ -39,9 +41,9 @@ __all__ = ["compare", "distill", "inspect", "pipeline", "prune", "quantize", "re
 
 def prune(source: Path, output: Path, **options: Any) -> Report:
     """Make weights exactly zero. `method="threshold", threshold=0.01`, `method="magnitude", sparsity=0.9,
-    scope="global"`, or `mask=PATH`; `save_mask=PATH`; further keywords as `run_recipe` and `include`, `exclude`,
-    `rules` as `make_stage`. Or cut structures out: `structure="neurons", fraction=0.25`, with the options of a
-    `Request`."""
+    scope="global"` or `scores=PATH`, `method="wanda", stats=PATH`, or `mask=PATH`; `save_mask=PATH`; further
+    keywords as `run_recipe` and `include`, `exclude`, `rules` as `make_stage`. Or cut structures out:
+    `structure="neurons", fraction=0.25`, with the options of a `Request`."""
     if is_request("prune", options):
         settings = {key: options.pop(key) for key in list(options) if key in _SETTINGS}
         return run_recipe("prune", source, output, Recipe((), cuts=(make_request(options),)), **settings)
@@ -92,13 +94,14 @@ def restore(source: Path, output: Path, **settings: Any) -> Report:
 def _one_stage(verb: str, source: Path, output: Path, options: dict[str, Any]) -> Report:
     settings = {key: options.pop(key) for key in list(options) if key in _SETTINGS}
     stage_keys = {key: options.pop(key) for key in _STAGE_KEYS if key in options}
-    if stage_keys.get("mask") is not None:
-        stage_keys["mask"] = os.fspath(stage_keys["mask"])
+    for key in ("mask", "scores"):
+        if stage_keys.get(key) is not None:
+            stage_keys[key] = os.fspath(stage_keys[key])
     stage = make_stage(verb, options, **stage_keys)
     return run_recipe(verb, source, output, Recipe((stage,)), **settings)
 
 
-_STAGE_KEYS = ("include", "exclude", "rules", "store", "teacher", "mask", "fallback", "preset")
+_STAGE_KEYS = ("include", "exclude", "rules", "store", "teacher", "mask", "scores", "fallback", "preset")
 _SETTINGS = (
     "requantize",
     "force",
@@ -110,6 +113,7 @@ _SETTINGS = (
     "progress",
     "processes",
     "save_mask",
+    "stats",
 )
 _LARGE = 128 << 20  # bytes of a model that are worth the start of processes
 
@@ -130,6 +134,7 @@ def run_recipe(
     progress: Callable[[int, int], None] | None = None,
     processes: bool = False,
     save_mask: Path | None = None,
+    stats: Path | None = None,
     only: Sequence[str] | None = None,
 ) -> Report:
     """Run a recipe from `source` to `output`.
@@ -139,14 +144,17 @@ def run_recipe(
     tensors with NaN or Inf over; `progress(done, total)` is called
     in bytes read; `processes` allows workers to be forked for large models, which a program with threads of its
     own had better not; `save_mask` is a .safetensors for the bits of which pruned weights stay, written when the
-    output is complete; `only` these tensors are put into the output. Raises UsageError, InputError, OutputError,
-    GateFailed: in each case nothing is written.
+    output is complete; `stats` are statistics of layer inputs, for stages that go by some and name none; `only`
+    these tensors are put into the output. Raises UsageError, InputError, OutputError, GateFailed: in each case
+    nothing is written.
     """
     source, output, gates = os.fspath(source), os.fspath(output), gates or Gates()
+    recipe = with_statistics(recipe, None if stats is None else os.fspath(stats))
     teachers = sorted({stage.teacher for stage in recipe.stages if stage.teacher is not None})
-    check_apart(output, source, *teachers)
+    beside = (*teachers, *sorted({stage.stats for stage in recipe.stages if stage.stats is not None}))
+    check_apart(output, source, *beside)
     if save_mask is not None:
-        _check_mask(os.fspath(save_mask), output, (source, *teachers), force=force or dry_run)
+        _check_mask(os.fspath(save_mask), output, (source, *beside), force=force or dry_run)
     checkpoint = open_checkpoint(source)
     container = container_of(output, checkpoint.source)
     coding = [stage.store for stage in recipe.stages if stage.method.verb == "quantize"]
@@ -154,6 +162,7 @@ def run_recipe(
         raise UsageError("an .npz output holds codes", remedy="Use --store codes, or end the output otherwise")
     if not dry_run:
         check_place(output, folder=container == "folder", replace=force)
+    statistics, whole = open_all(recipe), checkpoint
     checkpoint = divided(checkpoint, [stage for stage in recipe.stages if stores_packed(stage, container)])
     mentors = {path: open_checkpoint(path) for path in teachers}
     if checkpoint.fused:
@@ -162,6 +171,8 @@ def run_recipe(
         check_apart(output, *(file.path for file in read.source.opened))
     count = available_workers() if workers is None else workers
     checkpoint = restructure(checkpoint, recipe.cuts, workers=count, keep_non_finite=non_finite == "keep")
+    said = check_model(statistics.values(), checkpoint, checkpoint if checkpoint.cuts else whole)
+    checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *said))
     recipe = with_presets(recipe, list(checkpoint.tensors))
     hold: dict[str, str] = {}
     resolved: dict[tuple[str, int], Method] = {}
@@ -178,6 +189,7 @@ def run_recipe(
             container,
             os.path.basename(output.rstrip("/")),
             teachers=mentors,
+            statistics=statistics,
             hold=held,
             known=known,
             only=only,
@@ -193,7 +205,7 @@ def run_recipe(
             plan = plan_now(hold) if hold else plan
         if not plan.counted:
             importlib.import_module("numpy")
-            worker = Worker(plan, checkpoint, by_stage, None)
+            worker = Worker(plan, checkpoint, by_stage, None, statistics)
             with _engine(count, worker, processes=processes) as executor, _in_file(source):
                 counter = Runner(worker, executor, 2 * count + 2)
                 plan = plan_now(hold, counter.count())
@@ -207,13 +219,15 @@ def run_recipe(
         layouts = [(file.name, file.layout) for file in plan.files]
         sink = Sink(output, container, layouts, replace=force)
         try:
-            worker = Worker(plan, checkpoint, by_stage, sink)
+            worker = Worker(plan, checkpoint, by_stage, sink, statistics)
             executor = stack.enter_context(_engine(count, worker, processes=processes))
             changes = Runner(worker, executor, 2 * count + 2, _counting(plan, progress), resolved).run()
             report = Report(verb, source, output, plan, changes)
             failures = gates.judge(report)
             if failures:
                 raise ReportedGateFailed(Report(verb, source, output, plan, changes, tuple(failures)))
+            for one in statistics.values():
+                one.file.check_unchanged()
             _finish(sink, plan, checkpoint, mentors.values())
         except BaseException as error:
             stack.close()  # workers must have stopped before their files go

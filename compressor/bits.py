@@ -7,6 +7,7 @@ for 2, 4 and 8) and of MLX's. Eight codes of b bits are b bytes, so three mergin
 
 from __future__ import annotations
 
+from compressor import kernels
 from compressor.lazy import np
 from compressor.workspace import Array, Workspace
 
@@ -29,6 +30,8 @@ def pack(codes: Array, bits: int, out: Array, work: Workspace) -> None:
     if bits == 8:
         out[:, :columns] = codes
     elif bits == 4 and columns % 2 == 0 and codes.flags.c_contiguous:
+        if out.shape[1] == used and kernels.pack_nibbles(codes, out):
+            return
         pairs = codes.view("<u2")
         merged = work.array("bits.pairs", pairs.shape, "<u2")
         np.right_shift(pairs, 4, out=merged)

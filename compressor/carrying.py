@@ -25,7 +25,7 @@ def others(
     return carried, left
 
 
-def memory_notes(jobs: Sequence[Job]) -> tuple[str, ...]:
+def whole_note(jobs: Sequence[Job]) -> tuple[str, ...]:
     """What methods that hold whole tensors need."""
     most = max((step.method.memory(job.spec) for job in jobs for step in job.steps), default=0)
     return (f"a whole tensor is held at a time: up to about {size_text(most)} a worker",) if most else ()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from compressor import dialects, provenance
 from compressor.errors import InputError, UsageError
 from compressor.files.source import Source, StoredTensor, open_source
-from compressor.floats import narrow, widen
+from compressor.floats import narrow, widen, widen_counted
 from compressor.method import Encoder, Part
 from compressor.structure.coupling import Coupled
 from compressor.tensor import DTYPES, TensorSpec
@@ -73,12 +73,18 @@ class Checkpoint:
 
 
 class Rows:
-    """Some consecutive rows of a tensor, read from disk at once and turned into numbers block by block."""
+    """Some consecutive rows of a tensor, read from disk and turned into numbers block by block.
+
+    Numbers are read when their block is wanted, into memory that is still in cache; what lies otherwise (parts,
+    Fortran order) is read at once.
+    """
 
     def __init__(self, tensor: Tensor, columns: int, start: int, stop: int, work: Workspace, key: str) -> None:
         self.tensor, self.columns, self.start, self.work, self.key = tensor, columns, start, work, key
+        self.counted: tuple[float, int] | None = None  # Σ w² and zeros of the last block, where known
         if tensor.encoder is None:
-            self.raw = tensor.whole.read_rows(columns, start, stop, work, f"{key}.raw")
+            if not tensor.seekable:
+                self.raw, self.first = self._raw(start, stop), start
             return
         self.declared = tensor.encoder.parts(tensor.spec)
         self.read = {
@@ -87,14 +93,21 @@ class Rows:
         }
 
     def stored(self, start: int, stop: int) -> Array | None:
-        """Rows [start, stop) as they lie in the file; None where they are parts of an encoder."""
-        return None if self.tensor.encoder is not None else self.raw[start - self.start : stop - self.start]
+        """Rows of the last block as they lie in the file; None where they are parts of an encoder."""
+        return None if self.tensor.encoder is not None else self.raw[start - self.first : stop - self.first]
+
+    def _raw(self, start: int, stop: int) -> Array:
+        return self.tensor.whole.read_rows(self.columns, start, stop, self.work, f"{self.key}.raw")
 
     def block(self, start: int, stop: int) -> Array:
         """Rows [start, stop) as numbers; read-only, valid until the next block."""
         spec, work = self.tensor.spec, self.work
         if self.tensor.encoder is None:
-            return widen(self.raw[start - self.start : stop - self.start], spec.dtype, work, self.key)
+            if self.tensor.seekable:
+                self.raw, self.first = self._raw(start, stop), start
+            raw = self.raw[start - self.first : stop - self.first]
+            numbers, self.counted = widen_counted(raw, spec.dtype, work, self.key)
+            return numbers
         parts = {
             part.suffix: part.view(self.read[part.suffix], start - self.start, stop - self.start, self.start)
             for part in self.declared

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
+from mmap import PAGESIZE
 
 from compressor.checkpoint import Tensor
+from compressor.lazy import np
 from compressor.method import Part
 from compressor.plan import Job
 from compressor.tensor import DTYPES
 from compressor.workspace import Array, Workspace
 
-CHUNK = 1 << 21  # elements read and written at a time
-BLOCK = 1 << 19  # elements computed on at a time: small enough for cache, large enough that threads seldom queue
+CHUNK = 1 << 22  # elements written at a time: disks like long writes
+BLOCK = 1 << 18  # elements read and computed on at a time: small enough for cache, large enough to be worth a call
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +63,35 @@ def cut_tensor(job: Job, tensor: Tensor, partners: Sequence[Tensor]) -> Cut:
     else:
         rows, columns = spec.matrix
     align = max(job.align, job.grain, tensor.align, *(partner.align for partner in partners))
-    block = max(BLOCK // max(columns, 1) // align, 1) * align
+    block = max(max(BLOCK, job.at_once) // max(columns, 1) // align, 1) * align
     return Cut(rows, columns, max(CHUNK // max(columns, 1) // block, 1) * block, block)
 
 
-def part_buffer(part: Part, job: Job, cut: Cut, start: int, stop: int, work: Workspace) -> Array:
-    """Memory for what the rows [start, stop) have of a part."""
-    storage, key = DTYPES[part.dtype].storage, f"part{part.suffix}"
-    if job.encoder is None:
-        return work.array(key, (stop - start, cut.columns), storage)
-    return work.array(key, part.held(job.spec, start, stop), storage)
+def part_buffer(part: Part, job: Job, cut: Cut, start: int, stop: int, offset: int, work: Workspace) -> Array:
+    """Memory for what the rows [start, stop) have of a part, which begins at `offset` of its file; it lies to pages
+    as the file does, so that it can be written unbuffered."""
+    storage, lead = DTYPES[part.dtype].storage, offset % PAGESIZE
+    if lead % np.dtype(storage).itemsize:
+        lead = 0  # NumPy is slow where numbers do not lie as they should
+    return work.array(f"part{part.suffix}", part_shape(part, job, cut, start, stop), storage, lead)
+
+
+def part_shape(part: Part, job: Job, cut: Cut, start: int, stop: int) -> tuple[int, ...]:
+    """The shape of what the rows [start, stop) have of a part."""
+    return (stop - start, cut.columns) if job.encoder is None else part.held(job.spec, start, stop)
+
+
+def part_offset(part: Part, job: Job, cut: Cut, start: int, stop: int, origin: int) -> int:
+    """Where in the file that begins, if the part begins at `origin`."""
+    if part.every == 0:
+        return origin
+    size = np.dtype(DTYPES[part.dtype].storage).itemsize
+    first, _ = part.rows(start, stop)
+    if part.bounds is not None:
+        return origin + int(part.bounds[first]) * size
+    if part.across:
+        return origin + first * size
+    return origin + first * prod(part_shape(part, job, cut, start, stop)[1:]) * size
 
 
 def part_views(parts: Mapping[str, Array], job: Job, rows: slice, origin: int) -> dict[str, Array]:

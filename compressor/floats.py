@@ -11,6 +11,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from compressor import kernels
 from compressor.lazy import ml_dtypes, np
 from compressor.tensor import DTYPES
 from compressor.workspace import Array, Workspace
@@ -44,16 +45,26 @@ def every_number(dtype: str) -> Array:
 
 def widen(raw: Array, dtype: str, work: Workspace, key: str = "wide") -> Array:
     """The numbers stored in `raw`, exactly. May be `raw` itself; treat it as read-only."""
+    return widen_counted(raw, dtype, work, key)[0]
+
+
+def widen_counted(
+    raw: Array, dtype: str, work: Workspace, key: str = "wide"
+) -> tuple[Array, tuple[float, int] | None]:
+    """`widen`, and where they are to be had in the same pass Σ w², in about float32, and the count of zeros."""
     if dtype in ("F32", "F64"):
-        return raw
+        return raw, None
     out = work.array(key, raw.shape, "<f4")
     if dtype == "BF16":
+        counted = kernels.widen_bf16(raw, out)
+        if counted is not None:
+            return out, counted
         with np.errstate(invalid="ignore"):  # a signalling NaN is still a NaN, and who reads looks for those
             np.copyto(out, raw.view(ml_dtypes.bfloat16))
     else:
         codes = raw.view(np.uint16) if dtype == "F16" else raw
         _table(dtype).take(codes, out=out, mode="wrap")
-    return out
+    return out, None
 
 
 def narrow(values: Array, dtype: str, out: Array) -> None:

@@ -69,7 +69,9 @@ def _follows(job: Job, after: Job, plan: Plan, checkpoint: Checkpoint) -> bool:
     ):
         return False
     for step, twin in zip(job.steps, after.steps, strict=True):
-        if not step.method.nameless or step.method is not twin.method or step.dense != twin.dense or step.partners:
+        if not step.method.nameless or step.method is not twin.method or step.dense != twin.dense:
+            return False
+        if step.partners or step.inputs is not None:
             return False
     ours, theirs = checkpoint.tensors[spec.name], checkpoint.tensors[other.name]
     if not (ours.seekable and theirs.seekable and ours.whole.file is theirs.whole.file):

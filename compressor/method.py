@@ -20,6 +20,10 @@ run) that gathers mergeable statistics and concludes with the method to run, or 
 names further tensors of the same shape that are read together with the block. A `whole` method has the tensor as
 one block: it says how much `memory` that takes.
 
+A method whose `statistics` is not "" goes by what is known of the inputs of the layer whose weight the tensor is:
+`block.inputs`, with the gram where it says so. It gets whole rows [rows, in], of a tensor with a layer of that many
+inputs; what it derives from the gram alone it keeps by `block.work.once`. `at_once` asks for larger blocks.
+
 A method says no in two ways. `Skip` is an expected "not for this tensor" and is reported; a raised
 `UsageError` means that the request itself is at odds with the tensor, and names what would work.
 """
@@ -37,6 +41,7 @@ from math import inf, lcm
 from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args, get_type_hints
 
 from compressor.errors import UsageError
+from compressor.inputs import Layer
 from compressor.lazy import np
 from compressor.metrics import count_zeros, dot
 from compressor.part import Part as Part
@@ -52,13 +57,15 @@ S = TypeVar("S")
 
 @dataclass(slots=True)
 class Block:
-    """Some whole rows of one tensor: `values` [rows, columns], read-only; `start` is the first row's number."""
+    """Some whole rows of one tensor: `values` [rows, columns], read-only; `start` is the first row's number.
+    `inputs` is what is known of its layer's inputs [columns], for a method that asks for `statistics`."""
 
     values: Array
     start: int
     spec: TensorSpec
     work: Workspace
     partners: Mapping[str, Array]
+    inputs: Layer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +122,8 @@ class Method(ABC):
     partners: ClassVar[tuple[str, ...]] = ()
     whole: ClassVar[bool] = False  # a block is a whole tensor
     alternatives: ClassVar[tuple[str, ...]] = ()  # options of which exactly one is given
+    statistics: ClassVar[Literal["", "square", "gram"]] = ""  # of a layer's inputs: none, its vectors, its gram too
+    at_once: ClassVar[int] = 0  # weights that a block has at least, if there are so many, where calls are dear
 
     def __post_init__(self) -> None:
         for name, (hint, declared) in options_of(type(self)).items():
@@ -159,6 +168,17 @@ class Method(ABC):
     def within(self, stage: Method) -> Method:
         """This method as a rule's, where `stage` is the stage's own: what the rule leaves open, that decides."""
         return self
+
+    def with_scores(self) -> Method | None:
+        """This method, going by given scores of inputs (as the roots of `inputs.square`); None where it cannot.
+
+        Raises UsageError when the options forbid it.
+        """
+        return None
+
+    def with_statistics(self) -> Method | None:
+        """This method, going by `statistics` where it does not need them; None where it has no use for any."""
+        return None
 
     def warning(self, change: Any) -> str | None:
         """What the user should know about the measured `metrics.Change` of one tensor; None when nothing."""

@@ -18,6 +18,11 @@ from compressor.workspace import Array, Workspace
 _SAFE = (1e-24, 1e37)  # sums of squares that float32 holds without losing their small terms
 
 
+def is_safe(total: float) -> bool:
+    """Whether a sum of float32 products can be trusted: nothing in it left the type's range."""
+    return _SAFE[0] < abs(total) < _SAFE[1]
+
+
 def dot(a: Array, b: Array) -> float:
     """Σ a·b, safe against overflow and underflow; NaN or infinite only if the arrays are.
 
@@ -25,7 +30,7 @@ def dot(a: Array, b: Array) -> float:
     """
     a, b = a.reshape(-1), b.reshape(-1)
     total = float(np.dot(a, b))
-    if not _SAFE[0] < abs(total) < _SAFE[1] and a.size:
+    if not is_safe(total) and a.size:
         if total == 0 and not a.any():  # nothing was lost, as wherever what was stored is exact
             return 0.0
         # longdouble holds the squares of every float64 where the platform has one wider than a double

@@ -26,6 +26,8 @@ STAGE_KEYS = (
     "store",
     "teacher",
     "mask",
+    "stats",
+    "scores",
     "fallback",
     "preset",
 )  # of recipes, no options
@@ -73,8 +75,13 @@ def _choose(verb: str, given: Mapping[str, Any], known: Mapping[str, type[Method
     selector = SELECTOR[verb]
     chosen = given.get(selector)
     if selector not in given:
-        # a mask's method is chosen by who gives the mask, and never for want of options
-        open_to = {name: method for name, method in known.items() if "mask" not in method.partners}
+        # a mask's method is chosen by who gives the mask, and what needs statistics by its name, never for want of
+        # options
+        open_to = {
+            name: method
+            for name, method in known.items()
+            if "mask" not in method.partners and method.statistics not in ("square", "gram")
+        }
         fits = [name for name, method in open_to.items() if set(given) <= set(options_of(method))]
         ready = [name for name in fits if set(required_options(known[name])) <= set(given)]
         for pool in (ready, fits):
@@ -122,6 +129,20 @@ def convert(hint: Any, declared: Option, value: Any, *, text: bool) -> Any:
             raise msgspec.ValidationError
     except (msgspec.ValidationError, OverflowError) as error:
         raise UsageError(f"must be {describe(hint, declared)}, not '{printable(str(value), 40)}'") from error
+    return found
+
+
+def with_scores(method: Method, where: str) -> Method:
+    """The method going by scores of inputs; UsageError where it cannot."""
+    try:
+        found = method.with_scores()
+    except UsageError as error:
+        raise UsageError(f"{where}{error.reason}", remedy=error.remedy) from error
+    if found is None:
+        raise UsageError(
+            f"{where}{flag('scores', where)} has no meaning for {method.verb} {method.id}",
+            remedy="It is for prune --method magnitude",
+        )
     return found
 
 

@@ -26,13 +26,16 @@ Container = Literal["npy", "safetensors", "npz", "folder"]
 class Step:
     """One method applied to one tensor. `stage` is its place in the recipe; `partners` the names (by the
     partner's role) of the tensors read beside it; `dense` whether an encoder's numbers or its parts go on;
-    `instead` says how the method differs from what was asked, where the tensor's shape did not allow that."""
+    `instead` says how the method differs from what was asked, where the tensor's shape did not allow that. `inputs`
+    is the layer whose statistics it goes by, if it does, and `gram` whether by their gram."""
 
     stage: int
     method: Method
     partners: Mapping[str, str]
     dense: bool = True
     instead: str = ""
+    inputs: str | None = None
+    gram: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,11 @@ class Job:
     @property
     def elementwise(self) -> bool:
         return all(step.method.elementwise for step in self.steps)
+
+    @property
+    def at_once(self) -> int:
+        """Weights that a block has at least, if there are so many."""
+        return max((step.method.at_once for step in self.steps), default=0)
 
     @property
     def align(self) -> int:
@@ -171,6 +179,7 @@ class Plan:
                     **step.method.describe(),
                     "dense": step.dense,
                     **({"instead": step.instead} if step.instead else {}),
+                    **({"inputs": step.inputs} if step.inputs is not None else {}),
                 }
                 for step in job.steps
             ],

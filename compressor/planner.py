@@ -5,12 +5,13 @@ No tensor data is read here. Everything that can be wrong with a request is foun
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from compressor import dialects, provenance
 from compressor.adapting import adapter_files, adapter_notes, check_adapter, makes_adapter, with_adapters
-from compressor.carrying import memory_notes, others
+from compressor.carrying import others, whole_note
 from compressor.checkpoint import Checkpoint, Tensor
 from compressor.composition import check_container, check_dialects, check_fused, check_names, check_stores
 from compressor.errors import CompressorError, InputError, UsageError, raise_all
@@ -18,9 +19,11 @@ from compressor.files import npy, npz, safetensors
 from compressor.files.folder import CONFIG, INDEX, SINGLE, index_bytes, json_bytes
 from compressor.files.layout import FileLayout
 from compressor.method import Encoder, Method
+from compressor.pairing import layer_for, memory_note, partner_for
 from compressor.plan import Container, Job, OutputFile, Plan, Step, dense_part, short_name
 from compressor.recipe import Recipe, Stage, Store
 from compressor.selection import Kept, kept
+from compressor.statistics import Statistics
 from compressor.storing import SPARSE, with_layout
 from compressor.tensor import TensorSpec
 from compressor.text import printable
@@ -40,15 +43,16 @@ def make_plan(
     output_name: str,
     *,
     teachers: Mapping[str, Checkpoint] | None = None,
+    statistics: Mapping[int, Statistics] | None = None,
     hold: Mapping[str, str] | None = None,
     known: Mapping[str, Method] | None = None,
     only: Sequence[str] | None = None,
     strict: bool = False,
     requantize: bool = False,
 ) -> Plan:
-    """Decide everything. `hold` are tensors to leave untouched with the reason (found by an earlier scan); `known`
-    are sparse layouts that were counted, by tensor: without them the plan may be one that is not `counted`; `only`
-    these tensors are in the output, where given.
+    """Decide everything. `statistics` are those of layer inputs by stage; `hold` tensors to leave untouched with
+    the reason (found by an earlier scan); `known` are sparse layouts that were counted, by tensor: without them the
+    plan may be one that is not `counted`; `only` these tensors are in the output, where given.
 
     `output_name` is the file's own name where the output is one file.
     Raises the problems of all tensors together: UsageError, InputError (a teacher that does not match),
@@ -73,7 +77,11 @@ def make_plan(
         if tensor.spec.name not in wanted:
             continue
         try:
-            jobs.append(_job(tensor, recipe, container, teachers or {}, hold or {}, known or {}, checkpoint))
+            jobs.append(
+                _job(
+                    tensor, recipe, container, teachers or {}, statistics or {}, hold or {}, known or {}, checkpoint
+                )
+            )
         except CompressorError as error:
             problems.extend(getattr(error, "problems", [error]))
     if strict:
@@ -95,7 +103,7 @@ def make_plan(
     if container == "folder":
         check_dialects(jobs)
         check_fused(jobs, checkpoint)
-    stages = (*(cut.describe() for cut in recipe.cuts), *(stage.describe() for stage in recipe.stages))
+    stages = (*(cut.describe() for cut in recipe.cuts), *_described(recipe, statistics or {}))
     if adapter:
         files, texts = adapter_files(jobs, checkpoint, stages)
         carried: tuple[str, ...] = ()
@@ -115,10 +123,19 @@ def make_plan(
         texts=texts,
         carried=carried,
         left=left,
-        notes=(*notes, *memory_notes(jobs)),
+        notes=(*notes, *whole_note(jobs), *memory_note(jobs, statistics or {})),
         cuts=checkpoint.cuts,
         language_model=_is_language_model(checkpoint.source.config),
     )
+
+
+def _described(recipe: Recipe, statistics: Mapping[int, Statistics]) -> Iterator[Mapping[str, Any]]:
+    """The stages as a recipe would give them, with what the statistics that they go by are known by."""
+    for number, stage in enumerate(recipe.stages, len(recipe.cuts)):
+        said = stage.describe()
+        if number in statistics:
+            said["scores" if stage.scored else "stats"] = f"sha256:{statistics[number].identity}"
+        yield said
 
 
 def stores_packed(stage: Stage, container: Container) -> bool:
@@ -135,6 +152,7 @@ def _job(
     recipe: Recipe,
     container: Container,
     teachers: Mapping[str, Checkpoint],
+    statistics: Mapping[int, Statistics],
     hold: Mapping[str, str],
     known: Mapping[str, Method],
     checkpoint: Checkpoint,
@@ -150,6 +168,7 @@ def _job(
             step = _step(spec, number, stage, container, teachers, checkpoint, known.get(spec.name))
             if isinstance(step, Step):
                 _check_order(spec, steps, step)
+                step = _informed(spec, step, statistics, checkpoint)
                 stored, apart = with_layout(step, stage, spec, container, known)
                 grain = max(grain, apart, spec.matrix[0] if step.method.whole else 0)
                 steps += stored
@@ -170,6 +189,15 @@ def _job(
     file = tensor.file if container == "folder" else 0
     stored_as = "" if tensor.encoder is None else short_name(tensor.encoder)
     return Job(spec, tuple(steps), parts, file, tuple(reasons), stored_as, tensor.nbytes, grain)
+
+
+def _informed(spec: TensorSpec, step: Step, statistics: Mapping[int, Statistics], checkpoint: Checkpoint) -> Step:
+    """The step with the layer whose statistics its method goes by, if it goes by any."""
+    gram = step.method.statistics == "gram"
+    if not step.method.statistics:
+        return step
+    layer = layer_for(spec, statistics[step.stage], checkpoint, gram=gram)
+    return replace(step, inputs=layer, gram=gram)
 
 
 def _check_order(spec: TensorSpec, steps: Sequence[Step], step: Step) -> None:
@@ -207,7 +235,7 @@ def _step(
     partners = {}
     if stage.teacher is not None:
         role = method.partners[0]
-        partners[role] = _partner(spec, checkpoint, teachers[stage.teacher], role)
+        partners[role] = partner_for(spec, checkpoint, teachers[stage.teacher], role)
     if not isinstance(method, Encoder):
         return Step(number, method, partners, instead=method.shortfall(spec))
     store = _DEFAULT_STORE[container] if stage.store == "auto" else stage.store
@@ -232,31 +260,6 @@ def _step(
             return Kept(f"{error.reason}, and --fallback knows nothing near it")
         method, instead = found
     return Step(number, method, partners, dense=store == "dense", instead=instead)
-
-
-def _partner(spec: TensorSpec, student: Checkpoint, teacher: Checkpoint, role: str) -> str:
-    """The tensor of the same name and shape of the teacher, or whatever its `role`; two inputs of one tensor pair
-    whatever they call it."""
-    partner = teacher.tensors.get(spec.name)
-    if partner is None and len(student.tensors) == len(teacher.tensors) == 1:
-        partner = next(iter(teacher.tensors.values()))
-    if partner is None:
-        raise InputError(
-            f"the {role} {teacher.path} has no tensor of that name",
-            tensor=spec.name,
-            remedy=f"Exclude it, or give a {role} of the same structure",
-        )
-    if partner.spec.shape != spec.shape:
-        raise InputError(
-            f"the {'student' if role == 'teacher' else 'input'} has shape {list(spec.shape)}, "
-            f"the {role} {list(partner.spec.shape)}",
-            file=teacher.path,
-            tensor=spec.name,
-            remedy=f"Exclude it, or give a {role} of the same structure",
-        )
-    if not partner.spec.is_float:
-        raise InputError(f"the {role}'s is {partner.spec.dtype}, not a float", file=teacher.path, tensor=spec.name)
-    return partner.spec.name
 
 
 # ---- all tensors together ------------------------------------------------------------------------------

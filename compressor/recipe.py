@@ -19,7 +19,7 @@ import msgspec
 
 from compressor.errors import CompressorError, UsageError, raise_all
 from compressor.method import SELECTOR, VERBS, Encoder, Method, methods_of, options_of
-from compressor.options import STAGE_KEYS, flag
+from compressor.options import STAGE_KEYS, flag, with_scores
 from compressor.options import make_method as make_method
 from compressor.presets import PRESETS, rules
 from compressor.selection import matches, pattern
@@ -44,7 +44,8 @@ _NO_KEYS = re.compile(  # strings and comments of TOML, where dots are harmless
 @dataclass(frozen=True)
 class Stage:
     """One step of a recipe: a method, where it applies, and overrides by tensor name (first match wins). `store`
-    auto is what suits the container: numbers of a transform, codes of an encoder."""
+    auto is what suits the container: numbers of a transform, codes of an encoder. `stats` is the file of statistics
+    of layer inputs, or (`scored`) of their scores, that its methods go by."""
 
     method: Method
     include: tuple[str, ...] = ()
@@ -54,6 +55,13 @@ class Stage:
     teacher: str | None = None
     fallback: bool = False
     preset: str = ""
+    stats: str | None = None
+    scored: bool = False
+
+    @property
+    def statistics(self) -> Method | None:
+        """The first of its methods that goes by statistics of layer inputs."""
+        return next((one for one in (self.method, *(made for _, made in self.rules)) if one.statistics), None)
 
     def method_for(self, name: str) -> Method:
         """The stage's method with the options of the first rule that matches the tensor."""
@@ -61,7 +69,7 @@ class Stage:
         return self.method if text is None else dict(self.rules)[text]
 
     def describe(self) -> dict[str, Any]:
-        """The stage as a recipe would give it; the teacher's path is not part of what was done."""
+        """The stage as a recipe would give it; paths of other files are not part of what was done."""
         found: dict[str, Any] = {"kind": self.method.verb, **self.method.describe()}
         for key in ("include", "exclude"):
             if getattr(self, key):
@@ -83,6 +91,7 @@ class Recipe:
     name: str = ""
     description: str = ""
     cuts: tuple[Request, ...] = ()
+    stats: str | None = None
 
 
 def recipe_of(stages: Iterable[Stage | Request], where: str = "", name: str = "", description: str = "") -> Recipe:
@@ -107,6 +116,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     structure: list[dict[str, Any]] = []
     name: str = ""
     description: str = ""
+    stats: str | None = None
 
 
 class _StageKeys(msgspec.Struct):
@@ -117,6 +127,8 @@ class _StageKeys(msgspec.Struct):
     store: Store | None = None
     teacher: str | None = None
     mask: str | None = None
+    stats: str | None = None
+    scores: str | None = None
     fallback: bool = False
     preset: str = ""
 
@@ -134,6 +146,8 @@ def make_stage(
     store: Store | None = None,
     teacher: str | None = None,
     mask: str | None = None,
+    stats: str | None = None,
+    scores: str | None = None,
     fallback: bool = False,
     preset: str = "",
     text: bool = False,
@@ -162,6 +176,11 @@ def make_stage(
         )
         for number, (glob, changed) in enumerate(rules)
     )
+    if scores is not None:
+        if stats is not None:
+            raise UsageError(f"{where}give stats or scores, not both")
+        method = with_scores(method, where)
+        made, stats = tuple((glob, with_scores(rule, where)) for glob, rule in made), scores
     if method.partners and teacher is None:
         role = method.partners[0]
         raise UsageError(f"{where}{SELECTOR[verb]} {method.id} needs a {role}", remedy=f"Give --{role} PATH")
@@ -177,7 +196,8 @@ def make_stage(
         store = "smallest" if store == "auto" else store
     if fallback and verb != "quantize":
         raise UsageError(f"{where}fallback has no meaning for {verb}")
-    return Stage(method, include, exclude, made, store or "auto", teacher, fallback, preset)
+    scored = scores is not None
+    return Stage(method, include, exclude, made, store or "auto", teacher, fallback, preset, stats, scored)
 
 
 def _preset(verb: str, preset: str, where: str, *, text: bool) -> dict[str, Any]:
@@ -230,9 +250,7 @@ def parse_stage(text: str, teacher: str | None = None) -> Stage | Request:
     if is_request(verb, options):
         return make_request(options, text=True, where=where)
     own: dict[str, Any] = {
-        key: options.pop(key)
-        for key in ("include", "exclude", "store", "teacher", "mask", "fallback", "preset")
-        if key in options
+        key: options.pop(key) for key in STAGE_KEYS if key in options and key not in ("kind", "rule")
     }
     own |= {key: own[key].split("|") for key in ("include", "exclude") if key in own}
     if own.get("fallback") in ("true", "false"):
@@ -242,13 +260,8 @@ def parse_stage(text: str, teacher: str | None = None) -> Stage | Request:
     return make_stage(
         verb,
         options,
-        include=keys.include,
-        exclude=keys.exclude,
-        store=keys.store,
+        **_given(keys),
         teacher=keys.teacher or (teacher if needs else None),
-        mask=keys.mask,
-        fallback=keys.fallback,
-        preset=keys.preset,
         text=True,
         where=where,
     )
@@ -303,7 +316,7 @@ def parse_recipe(text: str, where: str, teacher: str | None = None) -> Recipe:
         except CompressorError as error:
             problems.extend(getattr(error, "problems", [error]))
     raise_all(problems)
-    return recipe_of(stages, f"{where}: ", found.name, found.description)
+    return replace(recipe_of(stages, f"{where}: ", found.name, found.description), stats=found.stats)
 
 
 def _stage(
@@ -325,14 +338,9 @@ def _stage(
     return make_stage(
         keys.kind,
         options,
-        include=keys.include,
-        exclude=keys.exclude,
+        **_given(keys),
         rules=rules,
-        store=keys.store,
         teacher=keys.teacher or (teacher if needs else None),
-        mask=keys.mask,
-        fallback=keys.fallback,
-        preset=keys.preset,
         where=where,
     )
 
@@ -348,6 +356,12 @@ def _stage_keys(table: Mapping[str, Any], where: str) -> _StageKeys:
             choices, shown = ", ".join(get_args(Store)), printable(str(store), 40)
             raise UsageError(f"{where}store: must be one of {choices}, not '{shown}'") from error
         raise UsageError(f"{where}{printable(_plain(error))}") from error
+
+
+def _given(keys: _StageKeys) -> dict[str, Any]:
+    """What a stage says beside its kind, rules and teacher, as `make_stage` takes it."""
+    names = ("include", "exclude", "store", "mask", "stats", "scores", "fallback", "preset")
+    return {name: getattr(keys, name) for name in names}
 
 
 def _check_verb(verb: str, where: str) -> None:

@@ -92,12 +92,14 @@ class Report:
                 f"{hurt[0].worst}: the cut of {hurt[0].structure} removes much: its relative error is "
                 f"{hurt[0].error:.2g}{more} above {_MUCH:g}"
             )
-        pruned = any(stage["kind"] == "prune" and "structure" not in stage for stage in self.plan.stages)
+        blind = {"structure", "stats", "scores"}  # cuts have figures of their own, the others go by data
+        pruned = any(stage["kind"] == "prune" and not blind & stage.keys() for stage in self.plan.stages)
         zeros = pruned and self.total is not None and self.total.sparsity_after >= _SPARSE
         if self.plan.language_model and (zeros or hurt):
             found.append(
                 "half of a language model's weights pruned without calibration data is known to hurt "
-                "(Llama-2-7B by magnitude: perplexity 5.1 to 14.9); compare the results on your own task"
+                "(Llama-2-7B by magnitude: perplexity 5.1 to 14.9); prune --method wanda goes by such data; "
+                "compare the results on your own task"
             )
         return found
 

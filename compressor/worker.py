@@ -12,17 +12,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from compressor import kernels
 from compressor.checkpoint import Checkpoint, Rows, Tensor
-from compressor.cutting import Cut, cut_tensor, part_buffer, part_views
+from compressor.cutting import Cut, cut_tensor, part_buffer, part_offset, part_views
 from compressor.errors import InputError
 from compressor.files.sink import Sink
 from compressor.floats import narrow_exact, settle, widen
+from compressor.inputs import Layer
 from compressor.joining import Joined, changes_by_rows
 from compressor.lazy import np
 from compressor.method import Block, Encoder, Method, Selection, Survey, Transform, select
-from compressor.metrics import Change, count_stored_zeros, count_zeros, dot
-from compressor.plan import Job, Plan
+from compressor.metrics import Change, count_stored_zeros, count_zeros, dot, is_safe
+from compressor.plan import Job, Plan, Step
 from compressor.scan import count_non_finite
+from compressor.statistics import Statistics
 from compressor.tensor import DTYPES
 from compressor.workspace import Array, Borrowed, Workspace
 
@@ -32,13 +35,14 @@ Piece = tuple[Job, Cut, Sequence[Method], int, int]  # rows of a job's tensor, a
 
 @dataclass
 class Worker:
-    """Treats pieces of one plan. `teachers` are the partners' checkpoints by stage; without a `sink` it only
-    observes."""
+    """Treats pieces of one plan. `teachers` are the partners' checkpoints by stage, `statistics` those of layer
+    inputs; without a `sink` it only observes."""
 
     plan: Plan
     checkpoint: Checkpoint
     teachers: Mapping[int, Checkpoint]
     sink: Sink | None
+    statistics: Mapping[int, Statistics] = field(default_factory=dict)
     idle: deque[Workspace] = field(default_factory=deque)
 
     def cut(self, job: Job) -> Cut:
@@ -55,8 +59,9 @@ class Worker:
             for job, cut, methods, start, stop in pieces:
                 for block in self._blocks(job, cut, start, stop, work):
                     numbers = self._transform(job, methods, block)
-                    beside = block.partners.get(job.steps[len(methods)].stage, {})
-                    stats = survey.observe(Block(numbers, block.start, job.spec, work, beside), stats)
+                    step = job.steps[len(methods)]
+                    inputs, beside = self._inputs(step, work), block.partners.get(step.stage, {})
+                    stats = survey.observe(Block(numbers, block.start, job.spec, work, beside, inputs), stats)
         return stats
 
     def chunk(self, job: Job, cut: Cut, methods: Sequence[Method], start: int, stop: int) -> list[Done]:
@@ -121,7 +126,11 @@ class Worker:
     ) -> Iterator[tuple[_Read, Array | Change, Array | None]]:
         """Each block with the numbers that the output stands for and, if it stores numbers, these as stored; the
         output is written at the end. Unless `whole`, an encoder may tell the change instead of the numbers."""
-        parts = {part.suffix: part_buffer(part, job, cut, start, stop, work) for part in job.parts}
+        parts, offsets, origins = {}, {}, self.plan.files[job.file].layout.offsets
+        for part in job.parts:
+            offset = part_offset(part, job, cut, start, stop, origins[job.part_name(part)])
+            parts[part.suffix] = part_buffer(part, job, cut, start, stop, offset, work)
+            offsets[part.suffix] = offset
         for block in self._blocks(job, cut, start, stop, work):
             rows = slice(block.start - start, block.start - start + len(block.values))
             if job.encoder is None:
@@ -147,17 +156,19 @@ class Worker:
             encoder = methods[-1]
             assert isinstance(encoder, Encoder)  # noqa: S101 - the planner composed it
             views = part_views(parts, job, rows, start)
-            beside = block.partners.get(job.steps[-1].stage, {})
+            step = job.steps[-1]
+            inputs, beside = self._inputs(step, work), block.partners.get(step.stage, {})
             if len(methods) == 1 and not whole:
-                lost, zeros = encoder.measured(Block(block.values, block.start, job.spec, work, beside), views)
+                whole_rows = Block(block.values, block.start, job.spec, work, beside, inputs)
+                lost, zeros = encoder.measured(whole_rows, views)
                 if np.isfinite(lost):  # else look at the numbers
                     yield block, _changed(job, block, zeros, lost), None
                     continue
             numbers = self._transform(job, methods[:-1], block)
             result = work.array("run.restored", numbers.shape, numbers.dtype.str)
-            encoder.encode(Block(numbers, block.start, job.spec, work, beside), views, result)
+            encoder.encode(Block(numbers, block.start, job.spec, work, beside, inputs), views, result)
             yield block, result, None
-        self._write_parts(job, cut, parts, start, stop)
+        self._write_parts(job, parts, offsets, start)
 
     def _select(self, job: Job, method: Selection, block: _Read, out: Array) -> Change:
         """Write to `out` the stored weights that stay; what happened, from the bits of those that do not."""
@@ -165,7 +176,12 @@ class Worker:
         assert stored is not None  # noqa: S101 - who calls looked
         keep = work.array("run.keep", stored.shape, "|b1")
         beside = block.partners.get(job.steps[0].stage, {})
-        method.keep(Block(block.values, block.start, job.spec, work, beside), keep)
+        inputs = self._inputs(job.steps[0], work)
+        method.keep(Block(block.values, block.start, job.spec, work, beside, inputs), keep)
+        if job.spec.dtype == "BF16":
+            counted = kernels.select_bf16(stored, keep, out)
+            if counted is not None and is_safe(counted[0]):
+                return _changed(job, block, counted[1], counted[0])
         select(stored, keep, out)
         bits = f"<u{stored.itemsize}"
         gone = work.array("run.gone", stored.shape, bits)
@@ -188,27 +204,19 @@ class Worker:
             )
         return _changed(job, block, _zeros(after, stored, job, work), lost)
 
-    def _write_parts(self, job: Job, cut: Cut, parts: Mapping[str, Array], start: int, stop: int) -> None:
-        offsets = self.plan.files[job.file].layout.offsets
+    def _write_parts(self, job: Job, parts: Mapping[str, Array], offsets: Mapping[str, int], start: int) -> None:
+        assert self.sink is not None  # noqa: S101 - who writes gave one
         for part in job.parts:
-            data = parts[part.suffix]
-            offset = offsets[job.part_name(part)]
+            data, offset = parts[part.suffix], offsets[part.suffix]
             if part.every == 0:
                 if start != 0:
                     continue
                 if part.value is not None:
                     data[...] = np.reshape(part.value, part.shape)
-                self._write(job.file, offset, data)
-                continue
-            first, _ = part.rows(start, stop)
-            if part.bounds is not None:
-                self._write(job.file, offset + int(part.bounds[first]) * data.itemsize, data)
-            elif part.across:
-                assert self.sink is not None  # noqa: S101 - as in `_write`
-                stride = part.shape[1] * data.itemsize
-                self.sink.write_columns(job.file, offset + first * data.itemsize, stride, data)
+            if part.across:
+                self.sink.write_columns(job.file, offset, part.shape[1] * data.itemsize, data)
             else:
-                self._write(job.file, offset + first * data[:1].nbytes, data)
+                self.sink.write(job.file, offset, data)
 
     def _blocks(self, job: Job, cut: Cut, start: int, stop: int, work: Workspace) -> Iterator[_Read]:
         """The source's numbers with their partners', finite, block by block."""
@@ -233,7 +241,9 @@ class Worker:
         for first in range(start, stop, cut.block):
             last = min(first + cut.block, stop)
             values = rows.block(first, last)
-            energy = self._finite(values, tensor, self.checkpoint)
+            energy, zeros = rows.counted or (0.0, None)
+            if not is_safe(energy):
+                energy = self._finite(values, tensor, self.checkpoint)
             beside: dict[int, dict[str, Array]] = {}
             for stage, role, teacher in partners:
                 numbers = teacher.block(first, last)
@@ -241,7 +251,7 @@ class Worker:
                 if job.encoder is not None and role == job.encoder.towards:
                     energy = theirs
                 beside.setdefault(stage, {})[role] = numbers
-            yield _Read(values, rows.stored(first, last), first, energy, beside, work)
+            yield _Read(values, rows.stored(first, last), first, energy, zeros, beside, work)
 
     def _finite(self, values: Array, tensor: Tensor, checkpoint: Checkpoint) -> float:
         """Σ w² of a block; InputError with the tensor's count of NaN and infinite values if it has any."""
@@ -256,12 +266,21 @@ class Worker:
             )
         return energy
 
+    def _inputs(self, step: Step, work: Workspace) -> Layer | None:
+        """What is known of the inputs of the tensor's layer; a worker holds one layer's of each stage at a time."""
+        layer = step.inputs
+        if layer is None:
+            return None
+        read = self.statistics[step.stage].read
+        return work.once(f"run.inputs{step.stage}", (layer, step.gram), lambda: read(layer, step.gram))
+
     def _transform(self, job: Job, methods: Sequence[Method], block: _Read) -> Array:
         """The numbers after these methods; two buffers take turns."""
         numbers = block.values
         for turn, (step, method) in enumerate(zip(job.steps, methods, strict=False)):
             out = block.work.array(f"run.turn{turn % 2}", numbers.shape, numbers.dtype.str)
-            inner = Block(numbers, block.start, job.spec, block.work, block.partners.get(step.stage, {}))
+            inputs, beside = self._inputs(step, block.work), block.partners.get(step.stage, {})
+            inner = Block(numbers, block.start, job.spec, block.work, beside, inputs)
             if isinstance(method, Encoder):
                 method.encode(inner, None, out)
             else:
@@ -279,6 +298,7 @@ class _Read:
     stored: Array | None
     start: int
     energy: float
+    zeros: int | None  # where they are known already
     partners: dict[int, dict[str, Array]]
     work: Workspace
 
@@ -288,5 +308,7 @@ def _zeros(numbers: Array, raw: Array | None, job: Job, work: Workspace) -> int:
 
 
 def _changed(job: Job, block: _Read, zeros: int, lost: float) -> Change:
-    before = _zeros(block.values, block.stored, job, block.work)
+    before = block.zeros
+    if before is None:
+        before = _zeros(block.values, block.stored, job, block.work)
     return Change(block.values.size, before, zeros, block.energy, lost)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from compressor.errors import CompressorError, InputError, UsageError
 from compressor.floats import largest, narrow, smallest, widen
+from compressor.inputs import Layer
 from compressor.method import VERBS, Block, Encoder, Method, Part, Survey, Transform, methods_of
 from compressor.methods.quantize.int import Int
 from compressor.tensor import DTYPES, TensorSpec
@@ -48,9 +49,12 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
         {"sparsity": 0.7, "scope": "global", "min_keep": 0.2},
         {"sparsity": 0.5, "granularity": "row"},
         {"sparsity": 0.5, "granularity": "block", "block_size": 8},
+        {"sparsity": 0.5, "scored": True},
+        {"sparsity": 0.5, "granularity": "block", "block_size": 8, "scored": True},
     ),
     ("prune", "layer-adaptive"): ({"sparsity": 0.6}, {"sparsity": 0.9, "min_keep": 0.1}),
     ("prune", "random"): ({"sparsity": 0.5}, {"sparsity": 0.3, "seed": 7, "respect_zeros": True}),
+    ("prune", "wanda"): ({"sparsity": 0.0}, {"sparsity": 0.5}, {"pattern": "2:4"}, {"pattern": "5:20"}),
     ("prune", "nm"): ({"pattern": "2:4"}, {"pattern": "1:3"}, {"pattern": "5:20"}),
     ("distill", "blend"): ({"alpha": 0.0}, {"alpha": 0.3}, {"alpha": 1.0}),
     ("distill", "reweight"): ({},),
@@ -61,8 +65,15 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
         {"energy": 0.5},
         {"energy": 1.0},
         {"ratio": 0.7},
+        {"rank": 2, "informed": True},
+        {"ratio": 0.7, "informed": True, "svd": "randomized"},
     ),
-    ("distill", "residual"): ({"rank": 2}, {"error": 0.1}, {"energy": 0.5, "svd": "randomized"}),
+    ("distill", "residual"): (
+        {"rank": 2},
+        {"error": 0.1},
+        {"energy": 0.5, "svd": "randomized"},
+        {"error": 0.1, "informed": True},
+    ),
     ("quantize", "factor"): ({"factor": 64}, {"factor": 3, "code_bits": 32}, {"factor": 10, "code_bits": 8}),
     ("quantize", "step"): ({"bits": 1}, {"bits": 3}, {"bits": 32, "code_bits": 8}),
     ("quantize", "binary"): ({}, {"group_size": 8}),
@@ -233,13 +244,31 @@ def cut(rows: int, size: int, align: int = 1) -> list[tuple[int, int]]:
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
+def inputs_of(spec: TensorSpec) -> Layer:
+    """Statistics of as many inputs as the tensor has columns, the same for the same width: correlated, of very
+    different sizes, some never active."""
+    width = spec.matrix[1]
+    random = np.random.default_rng(width)
+    size = np.exp(random.standard_normal(width) * 2)
+    size[1::5] = 0
+    rows = random.standard_normal((2 * width + 3, width)) * size
+    rows[:, 0] += rows[:, width // 2]
+    return Layer(len(rows), rows.mean(axis=0), (rows**2).mean(axis=0), rows.T @ rows / len(rows))
+
+
 def blocks(
-    spec: TensorSpec, matrix: Array, partners: Mapping[str, Array], ranges: list[tuple[int, int]], work: Workspace
+    spec: TensorSpec,
+    matrix: Array,
+    partners: Mapping[str, Array],
+    ranges: list[tuple[int, int]],
+    work: Workspace,
+    inputs: Layer | None,
 ) -> Iterator[Block]:
     for start, stop in ranges:
         values = matrix[start:stop].copy()
         values.setflags(write=False)
-        yield Block(values, start, spec, work, {role: other[start:stop] for role, other in partners.items()})
+        beside = {role: other[start:stop] for role, other in partners.items()}
+        yield Block(values, start, spec, work, beside, inputs)
 
 
 def resolve(
@@ -249,12 +278,13 @@ def resolve(
     partners: Mapping[str, Array],
     ranges: list[tuple[int, int]],
     work: Workspace,
+    inputs: Layer | None,
 ) -> Method:
     """The method with everything that its surveys find out."""
     found: Any = method.survey([spec])
     while isinstance(found, Survey):
         stats = found.start()
-        for block in blocks(spec, matrix, partners, ranges, work):
+        for block in blocks(spec, matrix, partners, ranges, work, inputs):
             stats = found.merge(stats, found.observe(block, found.start()))
         found = found.conclude(stats)
         if isinstance(found, Method) and found.reach == "tensor":  # what a whole model told may need one more look
@@ -270,23 +300,27 @@ def run(
     *,
     size: int = 1 << 30,
     teacher: Array | None = None,
+    inputs: Layer | None = None,
     garbage: int = 0xA5,
     flat: bool = False,
     store_parts: bool = True,
 ) -> Outcome:
-    """Run a method on a stored tensor in blocks of about `size` rows; `flat`: cut anywhere, as columns of one."""
+    """Run a method on a stored tensor in blocks of about `size` rows; `flat`: cut anywhere, as columns of one. One
+    that goes by statistics of layer inputs gets `inputs`, or some."""
     work = Workspace()
     matrix = numbers(raw, spec.dtype).reshape((-1, 1) if flat else spec.matrix)
     partners = {}
     if method.partners:
         partners[method.partners[0]] = (matrix if teacher is None else teacher).reshape(matrix.shape)
+    if method.statistics and inputs is None:
+        inputs = inputs_of(spec)
     ranges = cut(len(matrix), size, align_of(method, spec))
-    asked, method = method, resolve(method, spec, matrix, partners, ranges, work)
+    asked, method = method, resolve(method, spec, matrix, partners, ranges, work, inputs)
     restored = np.full(matrix.shape, np.nan, matrix.dtype)
     parts = None
     if isinstance(method, Encoder) and store_parts:
         parts = {part.suffix: fresh(part, garbage) for part in method.parts(spec)}
-    for block in blocks(spec, matrix, partners, ranges, work):
+    for block in blocks(spec, matrix, partners, ranges, work, inputs):
         rows = slice(block.start, block.start + len(block.values))
         out = np.full(block.values.shape, np.nan, matrix.dtype)
         if isinstance(method, Encoder):

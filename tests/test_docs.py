@@ -79,6 +79,21 @@ def test_readme_python(workplace: Path) -> None:
     assert done.stdout == "7.73 times smaller, relative error 0.125\n"
 
 
+def test_the_page_of_statistics(workplace: Path) -> None:
+    page = (ROOT / "docs" / "statistics.md").read_text(encoding="utf-8")
+    first, second = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    code = f"{first}\nimport shutil\n"
+    code += "".join(f"shutil.copy('stats.safetensors', 'part{part}.safetensors')\n" for part in (1, 2))
+    code += f"shutil.move('stats.safetensors', 'one.safetensors')\n{second}"
+    code += "from compressor.statistics import open_statistics\n"
+    code += "print(*(open_statistics(f'{name}.safetensors').counts['fc1'] for name in ('one', 'stats')))"
+    done = shell(f"python - <<'END'\n{code}\nEND", workplace)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "1024 2048\n"
+    command = "prune model.safetensors -o o.safetensors --method wanda --sparsity 0.5 --stats one.safetensors"
+    assert shell(f"compressor {command} --include 'fc1.*' --exclude '*bias'", workplace).returncode == 0
+
+
 def test_every_command_is_documented() -> None:
     from compressor.cli.main import _COMMANDS
 

@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from compressor import provenance
+from compressor import kernels, provenance
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -31,6 +31,13 @@ def test_todays_bytes_are_the_golden_ones(name: str, tmp_path: Path, monkeypatch
     monkeypatch.setattr(provenance, "__version__", SCRIPT.VERSION)
     made = SCRIPT.produce(name, tmp_path)
     assert made.read_bytes() == (GOLDEN / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", SCRIPT.CASES)
+def test_compiled_kernels_change_no_byte(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "__version__", SCRIPT.VERSION)
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    assert SCRIPT.produce(name, tmp_path).read_bytes() == (GOLDEN / name).read_bytes()
 
 
 @pytest.mark.parametrize("name", SCRIPT.CASES)

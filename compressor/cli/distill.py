@@ -22,6 +22,7 @@ from compressor.recipe import Recipe, make_stage
 @options.method_options("distill")
 @options.teacher
 @options.store_distilled
+@options.stats
 @options.selecting
 @options.running
 def command(

@@ -158,6 +158,12 @@ store_distilled = click.option(
     help="Of low-rank: the product in the tensor's own shape, or the two factors, for `restore`. auto: factors, "
     "dense for .npy.",
 )
+stats = click.option(
+    "--stats", metavar="FILE", help="Statistics of the layers' inputs, for methods that go by them."
+)
+scores = click.option(
+    "--scores", metavar="FILE", help="Weigh magnitudes by these scores of inputs, a vector a layer, row by row."
+)
 mask = click.option("--mask", metavar="PATH", help="Zero what is zero there: a saved mask, or a pruned checkpoint.")
 save_mask = click.option(
     "--save-mask", metavar="FILE", help="Write which weights stay too, a bit each, as .safetensors."

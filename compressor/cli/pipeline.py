@@ -35,6 +35,7 @@ def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     "--list", is_flag=True, is_eager=True, expose_value=False, callback=_list, help="List the ready recipes."
 )
 @options.teacher
+@options.stats
 @options.requantize
 @options.running
 def command(input_path: str, output: str, **values: Any) -> int:

@@ -17,13 +17,23 @@ from compressor.structure.request import make_request
 @options.writing
 @options.method_options("prune")
 @options.structure
+@options.stats
+@options.scores
 @options.mask
 @options.save_mask
 @options.store_pruned
 @options.selecting
 @options.running
 def command(
-    input_path: str, output: str, include: Any, exclude: Any, rules: Any, store: Any, mask: Any, **values: Any
+    input_path: str,
+    output: str,
+    include: Any,
+    exclude: Any,
+    rules: Any,
+    store: Any,
+    mask: Any,
+    scores: Any,
+    **values: Any,
 ) -> int:
     """Make weights exactly zero: those under a threshold, or the given share of smallest magnitude.
 
@@ -36,7 +46,8 @@ def command(
     cut = options.given_structure(values)
     if cut:
         written = ("store", store != "dense"), ("mask", mask), ("save-mask", values["save_mask"])
-        stage_only = ("include", include), ("exclude", exclude), ("set", rules), *written
+        read = ("stats", values["stats"]), ("scores", scores)
+        stage_only = ("include", include), ("exclude", exclude), ("set", rules), *written, *read
         besides = [key for key, value in stage_only if value]
         return options.execute(
             partial(work, Recipe((), cuts=(make_request(cut, text=True, stage_keys=besides),))), values
@@ -49,6 +60,7 @@ def command(
         rules=options.parse_rules(rules),
         store=None if store == "dense" else store,
         mask=mask,
+        scores=scores,
         text=True,
     )
     return options.execute(partial(work, Recipe((stage,))), values)

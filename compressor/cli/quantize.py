@@ -15,6 +15,7 @@ from compressor.recipe import Recipe, make_stage
 @click.command()
 @options.writing
 @options.method_options("quantize")
+@options.stats
 @options.preset
 @options.store
 @options.fallback

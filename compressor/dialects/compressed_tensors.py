@@ -84,7 +84,12 @@ def configure(
 
 def holds_transposed(config: Mapping[str, Any], packed: Sequence[tuple[TensorSpec, Encoder]]) -> bool:
     """Whether any of the packed tensors is the weight of a Conv1D."""
-    return config.get("model_type") in _TRANSPOSED and any(_CONV1D.search(spec.name) for spec, _ in packed)
+    return any(is_transposed(config, spec) for spec, _ in packed)
+
+
+def is_transposed(config: Mapping[str, Any] | None, spec: TensorSpec) -> bool:
+    """Whether the tensor is the weight of a Conv1D, which has a row for each input."""
+    return (config or {}).get("model_type") in _TRANSPOSED and _CONV1D.search(spec.name) is not None
 
 
 def _is_embedding(spec: TensorSpec) -> bool:

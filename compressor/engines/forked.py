@@ -10,6 +10,7 @@ One worker more is forked than was asked for: some always wait for the disk.
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import pickle
@@ -116,6 +117,7 @@ class ForkedExecutor(Executor):
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            gc.freeze()  # what came with the fork is not looked through, which would copy its pages
             while True:
                 fn, args, kwargs = self._receive(end)
                 try:

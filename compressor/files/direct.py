@@ -41,6 +41,11 @@ class Direct:
         """Write a flat array of bytes. OSError when it cannot be."""
         first = min(-offset % _PAGE, len(data))
         last = first + (len(data) - first) // _PAGE * _PAGE
+        if first < last and data[first:].ctypes.data % _PAGE == 0:  # it lies to pages as the file does
+            self._put(name, data[first:last].data, last - first, offset + first)
+            self._write(name, data[:first].data, offset, 0)
+            self._write(name, data[last:].data, offset + last, 0)
+            return
         try:
             buffer = self._idle.pop()
         except IndexError:
@@ -55,7 +60,7 @@ class Direct:
         self._write(name, data[:first].data, offset, 0)
         self._write(name, data[last:].data, offset + last, 0)
 
-    def _put(self, name: str, buffer: mmap.mmap, size: int, offset: int) -> None:
+    def _put(self, name: str, buffer: mmap.mmap | memoryview, size: int, offset: int) -> None:
         with memoryview(buffer) as view:
             try:
                 self._write(name, view[:size], offset, self._flag)

@@ -21,6 +21,8 @@ import console  # noqa: E402
 from laws import numbers, store  # noqa: E402
 
 from compressor import __version__, api, provenance  # noqa: E402
+from compressor.checkpoint import open_checkpoint  # noqa: E402
+from compressor.statistics import Gather, fingerprint, write_statistics  # noqa: E402
 
 VERSION = "golden"  # in place of the version that outputs carry, so that a release changes no golden file
 
@@ -34,6 +36,7 @@ def _floats(scheme: str, dtype: str, **options: Any) -> tuple[str, str, dict[str
 
 
 REPORTS = ("table", "json")
+STATS = {"stats": HERE / "input-stats.safetensors"}
 # Name of the output: verb, input, options.
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "prune-threshold-f32.safetensors": ("prune", "F32", {"threshold": 0.02}),
@@ -51,6 +54,13 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"method": "layer-adaptive", "sparsity": 0.5},
     ),
     "prune-nm-f32.safetensors": ("prune", "F32", {"pattern": "2:4"}),
+    "prune-wanda-f32.safetensors": ("prune", "F32", {"method": "wanda", "sparsity": 0.5, **STATS}),
+    "prune-wanda-pattern-bf16.safetensors": ("prune", "BF16", {"method": "wanda", "pattern": "2:4", **STATS}),
+    "prune-magnitude-scores-f16.safetensors": (
+        "prune",
+        "F16",
+        {"sparsity": 0.6, "scores": HERE / "input-scores.safetensors"},
+    ),
     "prune-random-f32.safetensors": ("prune", "F32", {"method": "random", "sparsity": 0.5, "seed": 3}),
     **{
         f"store-{layout}-{dtype.lower()}.safetensors": ("prune", dtype, {**how, "store": layout})
@@ -232,6 +242,18 @@ def wide_input() -> None:
     archives.write(HERE / "input-wide.safetensors", tensors)
 
 
+def statistics() -> None:
+    """Of the inputs of that matrix, with one that is never active; and scores of them."""
+    rows = np.random.default_rng(22).standard_normal((40, 16)) * np.arange(16) ** 2 / 50
+    gather = Gather(16, gram=True)
+    gather.add(rows)
+    model, weights = fingerprint(open_checkpoint(HERE / "input-f32.safetensors"))
+    told = {"model": model, "weights": weights, "source": "random rows"}
+    write_statistics(STATS["stats"], [("layer", gather.layer)], **told)
+    scores = store(np.abs(rows[0]), "F32")
+    archives.write(HERE / "input-scores.safetensors", {"layer.weight": ("F32", scores)})
+
+
 def main() -> None:
     provenance.__version__ = VERSION
     if not (HERE / "input-teacher.safetensors").exists():
@@ -240,6 +262,8 @@ def main() -> None:
         wide_inputs()
     if not (HERE / "input-wide.safetensors").exists():
         wide_input()
+    if not STATS["stats"].exists():
+        statistics()
     for name in CASES:
         if not (HERE / name).exists():
             path = produce(name, HERE)

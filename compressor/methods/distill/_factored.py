@@ -11,9 +11,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from compressor.errors import InputError
 from compressor.floats import epsilon, largest, narrow, smallest, widen
@@ -24,6 +24,11 @@ from compressor.tensor import DTYPES, TensorSpec
 from compressor.workspace import Array, Workspace
 
 _SHIFT = 64
+_DAMPING = 1e-6  # of a gram's mean diagonal
+_DAMPED = (
+    f"the inputs' grams are damped by {_DAMPING:g} of their mean diagonal: what lies where no input did "
+    "is kept by the weights' own size"
+)
 _ROWS, _COLUMNS = 128, 8192  # of the tiles in which factors are multiplied
 
 
@@ -54,13 +59,23 @@ def profitable(spec: TensorSpec) -> int:
 
 @dataclass(frozen=True)
 class Factored(Encoder):
-    """Two factors for a matrix, of the rank that `rank_of` tells."""
+    """Two factors for a matrix, of the rank that `rank_of` tells; the best for the layer's inputs where statistics
+    of them are given (`_svd`)."""
 
     verb: ClassVar[str] = "distill"
     keeps_zeros: ClassVar[bool] = False
     whole: ClassVar[bool] = True
     left: ClassVar[str] = ".left"
     right: ClassVar[str] = ".right"
+
+    informed: bool = False  # goes by statistics of the layers' inputs
+
+    @property
+    def statistics(self) -> Literal["", "square", "gram"]:  # type: ignore[override]
+        return "gram" if self.informed else ""
+
+    def with_statistics(self) -> Factored:
+        return replace(self, informed=True)
 
     @abstractmethod
     def rank_of(self, spec: TensorSpec) -> int:
@@ -87,16 +102,18 @@ class Factored(Encoder):
         works with, and the factors in float64."""
         item = int(DTYPES[spec.dtype].compute[-1])
         short = min(spec.matrix)
-        inner = 3 * spec.size if item == 8 else 4 * short * short
+        inner = 3 * spec.size if item == 8 or self.informed else 4 * short * short
+        inner += spec.matrix[1] ** 2 if self.informed else 0
         return spec.nbytes + spec.size * 3 * item + 8 * (inner + sum(spec.matrix) * short // 2)
 
     def bound(self, largest: float, spec: TensorSpec) -> float:
-        """Truncation takes at most the norm of the shorter of row and column; rounding the factors takes a unit of
-        each, and the norms of their rows and columns are the roots of those of the weights."""
+        """Truncation takes at most the norm of the shorter of row and column, or, for given inputs, of the column;
+        rounding the factors takes a unit of each, whose rows and columns have norms that are bounded alike."""
         rows, columns = spec.matrix
         dtype = factor_dtype(spec)
-        rounding = 4 * epsilon(dtype) * sqrt(sqrt(rows * columns))
-        lost = largest * (sqrt(min(rows, columns)) + rounding + 4 * epsilon(spec.dtype))
+        truncation = sqrt(rows if self.informed else min(rows, columns))
+        rounding = 4 * epsilon(dtype) * (sqrt(rows) if self.informed else sqrt(sqrt(rows * columns)))
+        lost = largest * (truncation + rounding + 4 * epsilon(spec.dtype))
         root = sqrt(largest) * sqrt(sqrt(max(rows, columns)))
         return 1.001 * lost + 4 * min(rows, columns) * smallest(dtype) * (1 + root) + smallest(spec.dtype)
 
@@ -153,6 +170,20 @@ class Factored(Encoder):
                     product[low - first : high - first],
                     casting="same_kind",
                 )
+
+    def remark(self, spec: TensorSpec) -> str:
+        return _DAMPED if self.informed else ""
+
+    def gram(self, block: Block) -> Array | None:
+        """What weighs the errors of the columns, damped; None where nothing is known of the inputs."""
+        if not self.informed:
+            return None
+        assert block.inputs is not None  # noqa: S101 - the method asked for them
+        gram = block.inputs.gram
+        assert gram is not None  # noqa: S101 - likewise
+        found: Array = gram.copy()
+        found[np.diag_indices_from(found)] += _DAMPING * (float(np.mean(np.diagonal(gram))) or 1.0)
+        return found
 
     @staticmethod
     def decomposed(

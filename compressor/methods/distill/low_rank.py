@@ -79,7 +79,7 @@ class LowRank(Factored):
         return None if self.rank is None else too_large(spec, self.rank)
 
     def remark(self, spec: TensorSpec) -> str:
-        return self.note
+        return "; ".join(filter(None, (self.note, super().remark(spec))))
 
     def warning(self, change: Change) -> str | None:
         if change.lost == 0 and change.energy > 0:
@@ -96,10 +96,6 @@ class LowRank(Factored):
         quick = self.svd == "randomized" or (self.svd == "auto" and _svd.faster(*spec.matrix, rank))
         seed = f"{self.seed}\0{spec.name}".encode() if quick else None
         return self.decomposed(block.values, rank, spec, self.gram(block), seed)
-
-    def gram(self, block: Block) -> Array | None:
-        """What weighs the columns' errors; see `_svd`."""
-        return None
 
     # ---- ranks by the singular values ---------------------------------------------------------------
 

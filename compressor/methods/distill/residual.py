@@ -39,12 +39,14 @@ _LARGEST = 1 << 13  # rank: PEFT keeps factors in float32, and beyond this the t
 
 
 class Seen(NamedTuple):
-    """Of one tensor over 2^exponent: Σ (T − S)², Σ T², and the singular values of T − S where ranks need them."""
+    """Of one tensor over 2^exponent: Σ (T − S)², Σ T², and where ranks need them the singular values of T − S with
+    the norm of T, both weighed by the inputs where statistics are given."""
 
     exponent: int
     lost: float
     energy: float
-    values: Array | None
+    values: Array | None = None
+    norm: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Residual(Factored):
         return None
 
     def remark(self, spec: TensorSpec) -> str:
-        return self.note
+        return "; ".join(filter(None, (self.note, super().remark(spec))))
 
     def rank_of(self, spec: TensorSpec) -> int:
         if self.found is None:
@@ -125,10 +127,6 @@ class Residual(Factored):
         quick = self.svd == "randomized" or (self.svd == "auto" and _svd.faster(*spec.matrix, rank))
         seed = f"{self.seed}\0{spec.name}".encode() if quick else None
         return self.decomposed(self.difference(block), rank, spec, self.gram(block), seed)
-
-    def gram(self, block: Block) -> Array | None:
-        """What weighs the columns' errors; see `_svd`."""
-        return None
 
     def difference(self, block: Block) -> Array:
         """T − S, in the type that the student is computed in. InputError where that leaves its range."""
@@ -168,9 +166,12 @@ class Residual(Factored):
         teacher, least = _svd.scaled(block.partners["teacher"])
         exponent = max(exponent, least)
         lost, teacher = np.ldexp(lost, -exponent), np.ldexp(teacher, least - exponent)
-        wide = DTYPES[block.spec.dtype].compute == "<f8"
-        values = None if self.rank is not None else _svd.spectrum(lost, self.gram(block), wide=wide)
-        return Seen(exponent, dot(lost, lost), dot(teacher, teacher), values)
+        seen = Seen(exponent, dot(lost, lost), dot(teacher, teacher))
+        if self.rank is not None:
+            return seen
+        gram, wide = self.gram(block), DTYPES[block.spec.dtype].compute == "<f8"
+        norm = seen.energy if gram is None else dot(teacher.astype(np.float64) @ gram, teacher.astype(np.float64))
+        return seen._replace(values=_svd.spectrum(lost, gram, wide=wide), norm=sqrt(norm))
 
     def rank_all(self, seen: Mapping[str, Seen], specs: Sequence[TensorSpec]) -> Residual:
         top = max((tensor.exponent for tensor in seen.values()), default=0)
@@ -187,7 +188,7 @@ class Residual(Factored):
             return self.rank or 0
         if self.energy is not None:
             return by_energy(tensor.values, self.energy)
-        return by_error(tensor.values, (self.error or 0) * sqrt(tensor.energy))
+        return by_error(tensor.values, (self.error or 0) * tensor.norm)
 
 
 METHOD = Residual

@@ -6,6 +6,9 @@ they are all weights of all tensors that the stage treats. Of weights with the s
 those first in the order (tensor name, row, column) are cut. `min_keep` is a share of each tensor that stays under
 `scope` global: no tensor is emptied for the others' sake, and they lose the more (see `layer_adaptive.py`).
 
+With `--scores FILE` it is |W| · s_j instead of |W|, s_j being the given score of the j-th input of the layer,
+compared within each row or block: activation norms make it Wanda's criterion (see `wanda.py`).
+
 Whole tensors are cut by a survey that never holds the weights (`_smallest.py`).
 
 Stored: the same dtype and shape. Error: every zeroed weight is at most the largest zeroed one.
@@ -14,12 +17,13 @@ Stored: the same dtype and shape. Error: every zeroed weight is at most the larg
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from compressor.errors import UsageError
-from compressor.method import Block, Selection, Skip, Survey, option
+from compressor.method import Block, Method, Selection, Skip, Survey, option
 from compressor.methods.prune._rows import keep_largest
+from compressor.methods.prune._scored import scored
 from compressor.methods.prune._shares import Shares, check_floor
 from compressor.methods.prune._smallest import Smallest, magnitudes
 from compressor.tensor import TensorSpec
@@ -39,11 +43,15 @@ class Magnitude(Smallest):
     )
     block_size: int | None = option(None, help="weights of a row that are a block", low=2, high=2**31)
     min_keep: float | None = option(None, help="share of each tensor that stays at least", low=0, high=1)
+    scored: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self._by_rows and self.scope == "global":
-            raise UsageError(f"granularity {self.granularity} compares within a tensor, so scope cannot be global")
+            by = "--scores" if self.scored else f"granularity {self.granularity}"
+            raise UsageError(f"{by} compares within a tensor, so scope cannot be global")
+        if self.scored and self.granularity == "tensor":
+            raise UsageError("--scores compares within a row or a block of it, so granularity cannot be tensor")
         if (self.block_size is not None) != (self.granularity == "block"):
             raise UsageError("granularity block and block_size go together")
         if self.min_keep and self.scope != "global":
@@ -52,7 +60,14 @@ class Magnitude(Smallest):
 
     @property
     def _by_rows(self) -> bool:
-        return self.granularity in ("row", "block")
+        return self.scored or self.granularity in ("row", "block")
+
+    @property
+    def statistics(self) -> Literal["", "square", "gram"]:  # type: ignore[override]
+        return "square" if self.scored else ""
+
+    def with_scores(self) -> Method:
+        return replace(self, scored=True)
 
     @property
     def elementwise(self) -> bool:  # type: ignore[override]
@@ -93,7 +108,7 @@ class Magnitude(Smallest):
             super().keep(block, out)
             return
         size = self.block_size or block.values.shape[1]
-        keys = magnitudes(block, self.key_type([block.spec]))
+        keys = scored(block) if self.scored else magnitudes(block, self.key_type([block.spec]))
         keep_largest(keys.reshape(-1, size), size - self.rank(size), out.reshape(-1, size), block.work)
 
 

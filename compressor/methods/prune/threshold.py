@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from compressor import kernels
 from compressor.lazy import np
 from compressor.method import Block, Selection, option
 from compressor.workspace import Array
@@ -30,6 +31,8 @@ class Threshold(Selection):
     threshold: float = option(help="weights with a smaller magnitude become zero", low=0)
 
     def keep(self, block: Block, out: Array) -> None:
+        if kernels.at_least(block.values, float(self._level(block.values)), out):
+            return
         magnitudes = block.work.array("threshold.magnitudes", block.values.shape, block.values.dtype.str)
         np.abs(block.values, out=magnitudes)
         np.greater_equal(magnitudes, self._level(magnitudes), out=out)

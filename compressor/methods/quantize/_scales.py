@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from compressor import kernels
 from compressor.floats import largest, narrow, smallest, widen
 from compressor.lazy import np
 from compressor.tensor import DTYPES
@@ -20,6 +21,10 @@ def extent(grouped: Array, symmetric: bool, scratch: Array) -> tuple[Array, Arra
     Symmetric: ∓ the largest magnitude. `scratch` has the shape of `grouped` and is overwritten.
     """
     rows, groups, size = grouped.shape
+    magnitudes = kernels.largest_magnitudes(grouped) if symmetric else None
+    if magnitudes is not None:
+        high = magnitudes.astype(np.float64)
+        return -high, high
     if size >= 1024:  # long rows reduce well
         low, high = np.minimum.reduce(grouped, axis=2), np.maximum.reduce(grouped, axis=2)
         low, high = low.astype(np.float64), high.astype(np.float64)

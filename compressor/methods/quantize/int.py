@@ -41,6 +41,7 @@ from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any, ClassVar, Literal
 
+from compressor import kernels
 from compressor.errors import UsageError
 from compressor.floats import epsilon, smallest
 from compressor.floats import largest as limit
@@ -256,27 +257,28 @@ class Int(Encoder):
         """In units of the scale: Σ (q − z − w/s)² of each group, times s²."""
         if not self._layout(block.spec).plain:
             return super().measured(block, parts)
-        values, work = block.values, block.work
-        ratio = self._grouped(work.array("int.ratio", values.shape, values.dtype.str))
-        rounded = self._grouped(work.array("int.rounded", values.shape, values.dtype.str))
-        codes = work.array("int.codes", values.shape, "|u1")
+        grouped, work = self._grouped(block.values), block.work
+        codes = self._grouped(work.array("int.codes", block.values.shape, "|u1"))
+        rounded = self._grouped(work.array("int.rounded", block.values.shape, block.values.dtype.str))
         chosen = self._choose(block, rounded)
-        _scales.apply(np.divide, self._grouped(values), chosen.column, ratio)
-        self._round(ratio, rounded, chosen.zero, codes)
-        np.subtract(rounded, ratio, out=rounded)
-        units = np.vecdot(rounded, rounded).astype(np.float64)
-        lost = float(np.sum(units * np.square(chosen.column, dtype=np.float64)[..., 0]))
-        if not (1e-250 < lost < 1e250 and units.max() > 1e-9 * ratio.shape[-1]):
+        zero = np.full_like(chosen.stored, self.half, grouped.dtype) if chosen.zero is None else chosen.zero
+        zero = zero.astype(grouped.dtype, copy=False)
+        counted = kernels.round_codes(grouped, chosen.column, zero, 2 * self.half, codes)
+        if counted is None:
+            ratio = self._grouped(work.array("int.ratio", block.values.shape, block.values.dtype.str))
+            _scales.apply(np.divide, grouped, chosen.column, ratio)
+            self._round(ratio, rounded, chosen.zero, codes.reshape(block.values.shape))
+            np.subtract(rounded, ratio, out=rounded)
+            mask = self._grouped(work.array("int.mask", block.values.shape, "|b1"))
+            np.equal(codes, zero.astype(np.uint8).reshape(chosen.column.shape), out=mask)
+            counted = np.vecdot(rounded, rounded).astype(np.float64), int(np.count_nonzero(mask))
+        units, zeros = counted
+        lost = float(np.sum(units.reshape(grouped.shape[:2]) * np.square(chosen.column[..., 0], dtype=np.float64)))
+        if not (1e-250 < lost < 1e250 and units.max() > 1e-9 * grouped.shape[-1]):
             # squares that leave the range; or codes so close that w/s has lost what is to be measured
             return super().measured(block, parts)
-        if chosen.zero is None:
-            zeros = codes.size - np.count_nonzero(codes)
-        else:
-            mask = work.array("int.mask", codes.shape, "|b1")
-            np.equal(self._grouped(codes), chosen.zero.astype(np.uint8)[..., None], out=self._grouped(mask))
-            zeros = np.count_nonzero(mask)
-        self._store(codes, chosen, parts, block)
-        return lost, int(zeros)
+        self._store(codes.reshape(block.values.shape), chosen, parts, block)
+        return lost, zeros
 
     def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
         layout = self._layout(spec)
@@ -292,14 +294,15 @@ class Int(Encoder):
         _scales.apply(np.multiply, target, self._column(scale), target)
 
     def _round(self, ratio: Array, rounded: Array, zero: Array | None, codes: Array | None) -> None:
-        """From w/s the codes: as floats q − z [rows, groups, size] (maybe the same memory), and as bytes q [rows,
-        columns], unsigned where there is a zero point. Floats are −0 where a small negative weight became zero."""
+        """From w/s the codes: as floats q − z [rows, groups, size] (maybe the same memory), and as unsigned bytes q
+        [rows, columns]. Floats are −0 where a small negative weight became zero."""
         half, kind, flat = self.half, rounded.dtype.type, rounded.reshape(len(rounded), -1)
         if zero is None:
             np.rint(ratio, out=rounded)
             rounded.clip(kind(-half), kind(half - 1), out=rounded)
             if codes is not None:
                 np.copyto(codes.view("|i1"), flat, casting="unsafe")
+                np.add(codes, half, out=codes)  # bytes wrap around, as two's complement does
             return
         # A float beyond 2^23 (2^52) has no fraction: adding the anchor rounds halves to even and leaves the
         # code in the lowest bits, in one pass where rounding and converting would take three.
@@ -313,8 +316,6 @@ class Int(Encoder):
 
     def _store(self, codes: Array, chosen: _Chosen, parts: Mapping[str, Array], block: Block) -> None:
         points = None if chosen.zero is None else chosen.zero.astype(np.uint8)
-        if points is None:
-            np.add(codes, self.half, out=codes)  # bytes wrap around, as two's complement does
         self._layout(block.spec).store(codes, chosen.stored, points, parts, block.start == 0, block.work)
 
     def _layout(self, spec: TensorSpec) -> _layouts.CodeLayout:

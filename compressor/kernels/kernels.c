@@ -1,0 +1,175 @@
+/* The inner loops of the commonest jobs, each one pass over its block where NumPy needs several.
+ *
+ * Every function gives the very bits that its NumPy twin gives (tests/test_compiled.py compares them); only sums of
+ * squares may differ in their last places. Floats are IEEE single precision without contraction; sums are taken in
+ * LANES lanes over at most RUN elements and gathered in double precision, in an order that does not depend on the
+ * instruction set. All arrays are contiguous and do not overlap. Nothing is allocated and nothing can fail.
+ */
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define LANES 32
+#define RUN 4096
+
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define EACH_CPU
+#endif
+
+int compressor_kernels_version(void) { return KERNELS_VERSION; }
+
+static inline float as_float(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
+static inline uint32_t as_bits(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
+
+static inline size_t least(size_t a, size_t b) { return a < b ? a : b; }
+
+static inline double gathered(const float *lanes) {
+    double total = 0;
+    for (int lane = 0; lane < LANES; lane++) total += lanes[lane];
+    return total;
+}
+
+/* bfloat16 to float32; *energy = sum of squares, *zeros = how many are zero, of either sign. */
+EACH_CPU void widen_bf16(const uint16_t *restrict in, size_t count, float *restrict out, double *energy,
+                         int64_t *zeros) {
+    double total = 0;
+    int64_t none = 0;
+    for (size_t first = 0; first < count; first += RUN) {
+        size_t stop = least(first + RUN, count), at = first;
+        float lanes[LANES] = {0};
+        uint16_t counts[LANES] = {0};
+        for (; at + LANES <= stop; at += LANES)
+            for (int lane = 0; lane < LANES; lane++) {
+                float value = as_float((uint32_t)in[at + lane] << 16);
+                out[at + lane] = value;
+                lanes[lane] += value * value;
+                counts[lane] += (uint16_t)(in[at + lane] << 1) == 0;
+            }
+        for (; at < stop; at++) {
+            float value = as_float((uint32_t)in[at] << 16);
+            out[at] = value;
+            lanes[0] += value * value;
+            counts[0] += (uint16_t)(in[at] << 1) == 0;
+        }
+        total += gathered(lanes);
+        for (int lane = 0; lane < LANES; lane++) none += counts[lane];
+    }
+    *energy = total;
+    *zeros = none;
+}
+
+/* |values| >= level */
+EACH_CPU void at_least(const float *restrict values, size_t count, float level, uint8_t *restrict out) {
+    for (size_t at = 0; at < count; at++) {
+        float magnitude = as_float(as_bits(values[at]) & 0x7fffffffu);
+        out[at] = magnitude >= level;
+    }
+}
+
+/* bfloat16 patterns where `keep`, else +0; *lost = sum of squares of those that went, *zeros = zeros in `out`. */
+EACH_CPU void select_bf16(const uint16_t *restrict in, const uint8_t *restrict keep, size_t count,
+                          uint16_t *restrict out, double *lost, int64_t *zeros) {
+    double total = 0;
+    int64_t none = 0;
+    for (size_t first = 0; first < count; first += RUN) {
+        size_t stop = least(first + RUN, count), at = first;
+        float lanes[LANES] = {0};
+        uint16_t counts[LANES] = {0};
+        for (; at + LANES <= stop; at += LANES)
+            for (int lane = 0; lane < LANES; lane++) {
+                uint16_t kept = in[at + lane] & (uint16_t)-(uint16_t)keep[at + lane];
+                float gone = as_float((uint32_t)(in[at + lane] ^ kept) << 16);
+                out[at + lane] = kept;
+                lanes[lane] += gone * gone;
+                counts[lane] += (uint16_t)(kept << 1) == 0;
+            }
+        for (; at < stop; at++) {
+            uint16_t kept = in[at] & (uint16_t)-(uint16_t)keep[at];
+            float gone = as_float((uint32_t)(in[at] ^ kept) << 16);
+            out[at] = kept;
+            lanes[0] += gone * gone;
+            counts[0] += (uint16_t)(kept << 1) == 0;
+        }
+        total += gathered(lanes);
+        for (int lane = 0; lane < LANES; lane++) none += counts[lane];
+    }
+    *lost = total;
+    *zeros = none;
+}
+
+/* The largest magnitude of each of `groups` groups of `size`. */
+EACH_CPU void largest_magnitudes(const float *restrict values, size_t groups, size_t size, float *restrict out) {
+    for (size_t group = 0; group < groups; group++) {
+        const float *own = values + group * size;
+        uint32_t lanes[LANES] = {0}; /* non-negative floats sort as their patterns do */
+        size_t at = 0;
+        for (; at + LANES <= size; at += LANES)
+            for (int lane = 0; lane < LANES; lane++) {
+                uint32_t bits = as_bits(own[at + lane]) & 0x7fffffffu;
+                lanes[lane] = lanes[lane] > bits ? lanes[lane] : bits;
+            }
+        for (; at < size; at++) {
+            uint32_t bits = as_bits(own[at]) & 0x7fffffffu;
+            lanes[0] = lanes[0] > bits ? lanes[0] : bits;
+        }
+        uint32_t top = 0;
+        for (int lane = 0; lane < LANES; lane++) top = top > lanes[lane] ? top : lanes[lane];
+        out[group] = as_float(top);
+    }
+}
+
+/* Codes clip(round(w / s) + z, 0, levels - 1) of each group, halves to even, z a whole number.
+ *
+ * `scale`, `zero`: one a group, or one for all where `shared`. lost[group] = sum of (code - z - w/s)^2, in units of
+ * the scale; *zeros = how many codes are z. Adding 1.5 * 2^23 rounds, and leaves the code in the lowest bits.
+ */
+EACH_CPU void round_codes(const float *restrict values, size_t groups, size_t size, const float *restrict scale,
+                          const float *restrict zero, int shared, int levels, uint8_t *restrict codes,
+                          double *restrict lost, int64_t *zeros) {
+    const float anchor = 12582912.0f, top = anchor + (float)(levels - 1);
+    int64_t none = 0;
+    for (size_t group = 0; group < groups; group++) {
+        const float *own = values + group * size;
+        uint8_t *out = codes + group * size;
+        const float step = scale[shared ? 0 : group], offset = anchor + zero[shared ? 0 : group];
+        double total = 0;
+        for (size_t first = 0; first < size; first += RUN) {
+            size_t stop = least(first + RUN, size), at = first;
+            float lanes[LANES] = {0};
+            uint16_t counts[LANES] = {0};
+            for (; at + LANES <= stop; at += LANES)
+                for (int lane = 0; lane < LANES; lane++) {
+                    float ratio = own[at + lane] / step;
+                    float rounded = ratio + offset;
+                    rounded = rounded < anchor ? anchor : rounded;
+                    rounded = rounded > top ? top : rounded;
+                    out[at + lane] = (uint8_t)as_bits(rounded);
+                    float off = (rounded - offset) - ratio;
+                    lanes[lane] += off * off;
+                    counts[lane] += rounded == offset;
+                }
+            for (; at < stop; at++) {
+                float ratio = own[at] / step;
+                float rounded = ratio + offset;
+                rounded = rounded < anchor ? anchor : rounded;
+                rounded = rounded > top ? top : rounded;
+                out[at] = (uint8_t)as_bits(rounded);
+                float off = (rounded - offset) - ratio;
+                lanes[0] += off * off;
+                counts[0] += rounded == offset;
+            }
+            total += gathered(lanes);
+            for (int lane = 0; lane < LANES; lane++) none += counts[lane];
+        }
+        lost[group] = total;
+    }
+    *zeros = none;
+}
+
+/* Two codes below 16 to a byte, the first in the low half; `count` is even. */
+EACH_CPU void pack_nibbles(const uint8_t *restrict codes, size_t count, uint8_t *restrict out) {
+    for (size_t at = 0; at < count / 2; at++) out[at] = (uint8_t)(codes[2 * at] | codes[2 * at + 1] << 4);
+}
