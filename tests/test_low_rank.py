@@ -15,11 +15,13 @@ from laws import Array, store
 
 from compressor import api, cutting
 from compressor.errors import CompressorError, InputError, UsageError
+from compressor.inputs import Gather
 from compressor.methods.distill import _svd
 from compressor.methods.distill._factored import profitable
 from compressor.methods.distill._ranks import by_energy, by_error, by_ratio
 from compressor.methods.distill.low_rank import LowRank
 from compressor.methods.distill.residual import Residual
+from compressor.statistics import write_statistics
 from compressor.tensor import TensorSpec
 
 SHAPES = [(40, 40), (90, 30), (30, 90), (1, 7), (7, 1)]
@@ -466,6 +468,59 @@ def test_places_and_models_that_take_no_adapter(pair: tuple[Path, Path], tmp_pat
     api.prune(gpt, pruned, sparsity=0.5)
     with pytest.raises(InputError, match="Conv1D"):
         api.distill(pruned, tmp_path / "a", teacher=gpt, **shared)
+
+
+def test_statistics_lower_the_error_of_outputs(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Factors and adapters that know the inputs lose less of the outputs; with few samples too."""
+    student, teacher = pair
+    random = np.random.default_rng(2)
+    for samples in (200, 10):
+        rows = {n: random.standard_normal((samples, 30)) * 2.0 ** -np.arange(30) for n in range(4)}
+        gathered = {n: Gather(30, gram=True) for n in rows}
+        for n, gather in gathered.items():
+            gather.add(rows[n])
+        stats = tmp_path / f"stats{samples}.safetensors"
+        write_statistics(stats, [(f"m.{n}", gather.layer) for n, gather in gathered.items()])
+        ours, theirs = load(student / "model.safetensors"), load(teacher / "model.safetensors")
+        only: dict[str, Any] = {"include": ["m.*.weight"], "force": True}
+        lost: dict[str, float] = {}
+        for name, more in (("plain", {}), ("informed", {"stats": stats})):
+            given = {**only, **more}
+            api.distill(teacher, tmp_path / "d.safetensors", method="low-rank", rank=4, store="dense", **given)
+            made = load(tmp_path / "d.safetensors")
+            api.distill(student, tmp_path / "a", teacher=teacher, method="residual", rank=4, **given)
+            sides = load(tmp_path / "a" / "adapter_model.safetensors")
+            factored = adapted = 0.0
+            for n in range(3):
+                weight = f"m.{n}.weight"
+                factored += float(np.linalg.norm((made[weight] - theirs[weight]) @ rows[n].T))
+                start = f"base_model.model.m.{n}.lora_"
+                sum_ = ours[weight] + sides[f"{start}B.weight"] @ sides[f"{start}A.weight"]
+                adapted += float(np.linalg.norm((sum_ - theirs[weight]) @ rows[n].T))
+            lost[f"{name} factors"], lost[f"{name} adapters"] = factored, adapted
+        assert lost["informed factors"] < 0.5 * lost["plain factors"]
+        assert lost["informed adapters"] < 0.5 * lost["plain adapters"]
+        report = api.distill(
+            teacher, tmp_path / "e.safetensors", method="low-rank", energy=0.99, stats=stats, **only
+        )
+        for job, _ in report.rows:
+            n = int(job.spec.name.split(".")[1])
+            values = np.linalg.svd(theirs[job.spec.name] @ rows[n].T, compute_uv=False)
+            share = np.cumsum(values**2) / np.sum(values**2)
+            assert job.parts[0].shape[1] == int(np.argmax(share >= 0.99)) + 1
+        assert "damped by 1e-06" in " ".join(report.plan.notes)
+        only["stats"] = stats
+        told = api.distill(student, tmp_path / "a", teacher=teacher, method="residual", error=0.05, **only)
+        sides = load(tmp_path / "a" / "adapter_model.safetensors")
+        for job, _ in told.rows:
+            n = int(job.spec.name.split(".")[1])
+            start = f"base_model.model.m.{n}.lora_"
+            left = theirs[job.spec.name] - ours[job.spec.name]
+            left = left - sides[f"{start}B.weight"] @ sides[f"{start}A.weight"]
+            wanted = np.linalg.norm(theirs[job.spec.name] @ rows[n].T)
+            assert np.linalg.norm(left @ rows[n].T) <= 0.0501 * wanted
+    with pytest.raises(InputError, match="no statistics of its inputs"):
+        api.distill(teacher, tmp_path / "f.safetensors", method="low-rank", energy=0.5, stats=stats)
 
 
 def test_what_the_methods_say_before_a_survey() -> None:

@@ -97,6 +97,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "F16",
         {"rank": 1, "method": "low-rank", "store": "dense"},
     ),
+    "distill-low-rank-stats-bf16.safetensors": ("distill", "BF16", {"method": "low-rank", "rank": 2, **STATS}),
     "distill-residual-bf16.safetensors": ("distill", "BF16", {"method": "residual", "rank": 2}),
     "distill-residual-error-f32.safetensors": ("distill", "F32", {"method": "residual", "error": 0.4}),
     "quantize-factor-f32.safetensors": ("quantize", "F32", {"factor": 64}),

@@ -200,5 +200,5 @@ def too_large(spec: TensorSpec, rank: int) -> Skip | None:
     """Why a tensor is not stored as factors of this rank; None where they are smaller than it."""
     if 0 < rank <= profitable(spec):
         return None
-    said = f"factors of rank {rank}" if rank < min(spec.matrix) else "factors of the rank it needs"
+    said = f"factors of rank {rank}" if rank < min(spec.matrix) else "factors"
     return Skip(f"{said} would be no smaller than the matrix")

@@ -10,6 +10,10 @@ One option says how large r is:
   σ² / (rows + columns) until the bytes are used up, so that the last one of each tensor gains as much for a stored
   number as that of any other: the least squared error over the checkpoint that the size allows.
 
+With `--stats` what is minimised is the error of each layer's outputs, ‖(W − W')·gram^½‖, gram the mean of x xᵀ over
+its inputs: left · right = U Uᵀ W with the leading left singular vectors U of W·gram^½. `energy` is then that of the
+outputs, and `ratio` compares σ² over each tensor's Σσ², since outputs of different layers have different units.
+
 Tensors for which factors would take as many bytes as the matrix stay as they are, and the plan says so. Factors
 are found in float64: by LAPACK for float64 weights; by the smaller Gram matrix's eigenvectors for others, which
 lose what is below 1e-8 of the largest singular value; or by randomised subspace iteration (Halko, Martinsson,
@@ -76,7 +80,7 @@ class LowRank(Factored):
         """Any matrix has factors."""
 
     def skip(self, spec: TensorSpec) -> Skip | None:
-        return None if self.rank is None else too_large(spec, self.rank)
+        return too_large(spec, min(self.rank or 1, *spec.matrix))
 
     def remark(self, spec: TensorSpec) -> str:
         return "; ".join(filter(None, (self.note, super().remark(spec))))
@@ -125,6 +129,8 @@ class LowRank(Factored):
             assert self.ratio is not None  # noqa: S101 - one of the three is given
             top = max((exponent for _, exponent in seen.values()), default=0)
             values = {name: np.ldexp(values, exponent - top) for name, (values, exponent) in seen.items()}
+            if self.informed:  # outputs of different layers have different units
+                values = {name: found / (np.linalg.norm(found) or 1.0) for name, found in values.items()}
             found, reached = by_ratio(values, specs, self.ratio)
             if reached > self.ratio:
                 note = f"the ratio {self.ratio:g} cannot be reached: with rank 1 it is {reached:.4g}"

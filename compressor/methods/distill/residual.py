@@ -5,7 +5,9 @@
 S is the student as its loader sees it: decoded, where it is quantized. How large r is one option says: `rank`,
 the same for every tensor; `error`, the smallest that leaves ‖T − S − B·A‖ ≤ error · ‖T‖; `energy`, the smallest
 that holds this share of ‖T − S‖². What is left is measured against the teacher's norm, and a note says what it was
-without the adapter. Tensors that lost nothing, or no more than `error`, get no adapter. The idea of giving back a
+without the adapter. Tensors that lost nothing, or no more than `error`, get no adapter. With
+`--stats` the outputs' error is minimised, over the inputs that they are of (as in `low_rank.py`), and `error` and
+`energy` are of outputs. The idea of giving back a
 quantization error this way is LoftQ's and LQ-LoRA's (arXiv 2310.08659, 2311.12023); there the adapter is then
 trained.
 
