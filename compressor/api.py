@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
+from compressor.alternating import alternates, base_recipe
+from compressor.calibration import calibrate, merge_statistics
 from compressor.checkpoint import Checkpoint, open_checkpoint
 from compressor.engines import forked
 from compressor.engines.local import available_workers, local
@@ -28,15 +30,26 @@ from compressor.recipe import Recipe, Stage, load_recipe, make_stage, parse_stag
 from compressor.results import Gates, Report, ReportedGateFailed
 from compressor.runner import Runner
 from compressor.scan import compare, inspect, non_finite_tensors
+from compressor.structure.making import files_of, reshaped, settled
 from compressor.structure.request import is_request, make_request
-from compressor.structure.restructure import restructure
 from compressor.target import check_apart, container_of
 from compressor.worker import Worker
 
 Path = str | os.PathLike[str]
 NonFinite = Literal["error", "keep"]
 
-__all__ = ["compare", "distill", "inspect", "pipeline", "prune", "quantize", "restore", "run_recipe"]
+__all__ = [
+    "calibrate",
+    "compare",
+    "distill",
+    "inspect",
+    "merge_statistics",
+    "pipeline",
+    "prune",
+    "quantize",
+    "restore",
+    "run_recipe",
+]
 
 
 def prune(source: Path, output: Path, **options: Any) -> Report:
@@ -52,8 +65,11 @@ def prune(source: Path, output: Path, **options: Any) -> Report:
 
 def distill(source: Path, output: Path, *, teacher: Path | None = None, **options: Any) -> Report:
     """Carry a teacher's weights into a student: `method="blend", alpha=0.5`, `method="reweight"`, or as an adapter
-    `method="residual", rank=16`. Or make a student of `source`, the teacher: `method="low-rank", ratio=0.5`."""
+    `method="residual", rank=16`. Or make the student out of the teacher, which is then the `source`:
+    `method="low-rank", ratio=0.5`, `method="depth", every=2` or `method="subclone", shape="hidden=256,heads=8"`."""
     mentor = None if teacher is None else os.fspath(teacher)
+    if "config" in options:
+        options["config"] = os.fspath(options["config"])
     return _one_stage("distill", source, output, {"teacher": mentor, **options})
 
 
@@ -98,7 +114,7 @@ def _one_stage(verb: str, source: Path, output: Path, options: dict[str, Any]) -
         if stage_keys.get(key) is not None:
             stage_keys[key] = os.fspath(stage_keys[key])
     stage = make_stage(verb, options, **stage_keys)
-    return run_recipe(verb, source, output, Recipe((stage,)), **settings)
+    return run_recipe(verb, source, output, recipe_of((stage,)), **settings)
 
 
 _STAGE_KEYS = ("include", "exclude", "rules", "store", "teacher", "mask", "scores", "fallback", "preset")
@@ -113,6 +129,7 @@ _SETTINGS = (
     "progress",
     "processes",
     "save_mask",
+    "save_base",
     "stats",
 )
 _LARGE = 128 << 20  # bytes of a model that are worth the start of processes
@@ -135,6 +152,7 @@ def run_recipe(
     processes: bool = False,
     save_mask: Path | None = None,
     stats: Path | None = None,
+    save_base: Path | None = None,
     only: Sequence[str] | None = None,
 ) -> Report:
     """Run a recipe from `source` to `output`.
@@ -144,7 +162,8 @@ def run_recipe(
     tensors with NaN or Inf over; `progress(done, total)` is called
     in bytes read; `processes` allows workers to be forked for large models, which a program with threads of its
     own had better not; `save_mask` is a .safetensors for the bits of which pruned weights stay, written when the
-    output is complete; `stats` are statistics of layer inputs, for stages that go by some and name none; `only`
+    output is complete; `save_base` is where `alternate` writes the base that the adapter is for, before it is made;
+    `stats` are statistics of layer inputs, for stages that go by some and name none; `only`
     these tensors are put into the output. Raises UsageError, InputError, OutputError, GateFailed: in each case
     nothing is written.
     """
@@ -152,9 +171,20 @@ def run_recipe(
     recipe = with_statistics(recipe, None if stats is None else os.fspath(stats))
     teachers = sorted({stage.teacher for stage in recipe.stages if stage.teacher is not None})
     beside = (*teachers, *sorted({stage.stats for stage in recipe.stages if stage.stats is not None}))
-    check_apart(output, source, *beside)
+    check_apart(output, source, *beside, *files_of(recipe.cuts))
     if save_mask is not None:
         _check_mask(os.fspath(save_mask), output, (source, *beside), force=force or dry_run)
+    asked = alternates(recipe, save_base=save_base is not None)
+    if asked is not None and save_base is not None:
+        base, student = os.fspath(save_base), open_checkpoint(source)
+        check_apart(base, output, source, *beside)
+        check_place(base, folder=container_of(base, student.source) == "folder", replace=force or dry_run)
+        stages = base_recipe(student, asked)
+        if not dry_run:
+            check_place(output, folder=True, replace=force)
+            settings = {"force": force, "workers": workers, "non_finite": non_finite, "processes": processes}
+            run_recipe(verb, teachers[0], base, stages, stats=recipe.stages[0].stats, **settings)  # type: ignore[arg-type]
+            source = base
     checkpoint = open_checkpoint(source)
     container = container_of(output, checkpoint.source)
     coding = [stage.store for stage in recipe.stages if stage.method.verb == "quantize"]
@@ -170,9 +200,11 @@ def run_recipe(
     for read in (checkpoint, *mentors.values()):  # links in a folder may lead to where the output would be
         check_apart(output, *(file.path for file in read.source.opened))
     count = available_workers() if workers is None else workers
-    checkpoint = restructure(checkpoint, recipe.cuts, workers=count, keep_non_finite=non_finite == "keep")
+    cuts, told = settled(recipe.cuts, checkpoint)
+    recipe = replace(recipe, cuts=cuts)
+    checkpoint = reshaped(checkpoint, recipe.cuts, workers=count, keep_non_finite=non_finite == "keep")
     said = check_model(statistics.values(), checkpoint, checkpoint if checkpoint.cuts else whole)
-    checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *said))
+    checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *told, *said))
     recipe = with_presets(recipe, list(checkpoint.tensors))
     hold: dict[str, str] = {}
     resolved: dict[tuple[str, int], Method] = {}

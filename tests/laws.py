@@ -74,6 +74,9 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
         {"energy": 0.5, "svd": "randomized"},
         {"error": 0.1, "informed": True},
     ),
+    # whole models: their laws are in test_students.py
+    ("distill", "depth"): (),
+    ("distill", "subclone"): (),
     ("quantize", "factor"): ({"factor": 64}, {"factor": 3, "code_bits": 32}, {"factor": 10, "code_bits": 8}),
     ("quantize", "step"): ({"bits": 1}, {"bits": 3}, {"bits": 32, "code_bits": 8}),
     ("quantize", "binary"): ({}, {"group_size": 8}),
@@ -262,7 +265,7 @@ def blocks(
     partners: Mapping[str, Array],
     ranges: list[tuple[int, int]],
     work: Workspace,
-    inputs: Layer | None,
+    inputs: Layer | None = None,
 ) -> Iterator[Block]:
     for start, stop in ranges:
         values = matrix[start:stop].copy()
@@ -278,7 +281,7 @@ def resolve(
     partners: Mapping[str, Array],
     ranges: list[tuple[int, int]],
     work: Workspace,
-    inputs: Layer | None,
+    inputs: Layer | None = None,
 ) -> Method:
     """The method with everything that its surveys find out."""
     found: Any = method.survey([spec])
@@ -288,7 +291,7 @@ def resolve(
             stats = found.merge(stats, found.observe(block, found.start()))
         found = found.conclude(stats)
         if isinstance(found, Method) and found.reach == "tensor":  # what a whole model told may need one more look
-            found = found.narrowed(spec)
+            found = found.for_tensor(spec.name)
             found = found.survey([spec]) or found
     return found or method
 

@@ -523,6 +523,101 @@ def test_statistics_lower_the_error_of_outputs(pair: tuple[Path, Path], tmp_path
         api.distill(teacher, tmp_path / "f.safetensors", method="low-rank", energy=0.5, stats=stats)
 
 
+# ---- base and adapter in turn --------------------------------------------------------------------------------
+
+
+def pair_error(base: Path, adapter: Path, teacher: Path, folder: Path) -> float:
+    """Of base and adapter together, relative, over the tensors that have one."""
+    api.restore(base, folder, force=True)
+    ours, theirs = load(folder / "model.safetensors"), load(teacher / "model.safetensors")
+    sides, lost, energy = load(adapter / "adapter_model.safetensors"), 0.0, 0.0
+    for start in {key.rpartition("lora_")[0] for key in sides}:
+        weight = f"{start.removeprefix('base_model.model.')}weight"
+        given = sides[f"{start}lora_B.weight"] @ sides[f"{start}lora_A.weight"]
+        lost += float(np.linalg.norm(ours[weight] + given - theirs[weight]) ** 2)
+        energy += float(np.linalg.norm(theirs[weight]) ** 2)
+    return (lost / energy) ** 0.5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bits": 3, "granularity": "channel"},
+        {"bits": 4, "granularity": "tensor", "symmetric": False},
+        {"bits": 4, "rules": [("m.0*", {"bits": 2, "granularity": "channel"})]},
+        {"scheme": "codebook", "entries": 4, "exclude": ["m.1*"]},
+    ],
+    ids=["channel", "tensor", "mixed", "codebook"],
+)
+def test_alternating_is_never_worse(pair: tuple[Path, Path], options: dict[str, Any], tmp_path: Path) -> None:
+    _, teacher = pair
+    if options.get("bits") == 4 and "rules" in options:
+        options = {**options, "granularity": "channel"}
+    api.quantize(teacher, tmp_path / "s", **options)
+    shared: dict[str, Any] = {"teacher": teacher, "method": "residual", "rank": 3}
+    api.distill(tmp_path / "s", tmp_path / "plain", **shared)
+    alone = pair_error(tmp_path / "s", tmp_path / "plain", teacher, tmp_path / "r")
+    errors = []
+    for rounds in (1, 4):
+        report = api.distill(
+            *(tmp_path / "s", tmp_path / f"a{rounds}"),
+            **shared,
+            alternate=rounds,
+            save_base=tmp_path / f"b{rounds}",
+        )
+        found = pair_error(tmp_path / f"b{rounds}", tmp_path / f"a{rounds}", teacher, tmp_path / "r")
+        assert report.total is not None
+        assert report.total.error == pytest.approx(found, rel=1e-3)
+        errors.append(found)
+        config = json.loads((tmp_path / f"a{rounds}" / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == f"b{rounds}"
+    assert errors[1] <= errors[0] <= alone * (1 + 1e-6)
+    assert errors[1] < 0.99 * alone
+    forms = [
+        {n: (d, s) for n, (d, s, _) in archives.read(tmp_path / f / "model.safetensors").items()}
+        for f in ("s", "b4")
+    ]
+    assert forms[0] == forms[1], "the base is stored as the student was"
+    again = api.distill(
+        *(tmp_path / "s", tmp_path / "a"), **shared, alternate=4, save_base=tmp_path / "b", workers=1, base="b4"
+    )
+    assert again.changes == report.changes
+    assert (tmp_path / "b" / "model.safetensors").read_bytes() == (
+        tmp_path / "b4" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_what_alternating_needs(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    student, teacher = pair
+    api.quantize(teacher, tmp_path / "int4", bits=4, granularity="channel")
+    more: dict[str, Any] = {"teacher": teacher, "method": "residual", "alternate": 2, "save_base": tmp_path / "b"}
+
+    def refused(kind: type[Exception], said: str, given: Path, **options: Any) -> None:
+        with pytest.raises(kind, match=said):
+            api.distill(given, tmp_path / "a", **{**more, **options})
+        assert not (tmp_path / "a").exists()
+        assert not (tmp_path / "b").exists()
+
+    refused(UsageError, "needs --rank", tmp_path / "int4", error=0.01)
+    refused(UsageError, "makes another base", tmp_path / "int4", rank=2, save_base=None)
+    refused(UsageError, "is for --alternate", tmp_path / "int4", rank=2, alternate=None)
+    refused(UsageError, "is the input itself", tmp_path / "int4", rank=2, save_base=tmp_path / "int4")
+    refused(InputError, "not quantized by this tool; --alternate needs", student, rank=2)
+    api.pipeline(teacher, tmp_path / "both", stages=["prune:sparsity=0.5", "quantize:bits=4,granularity=channel"])
+    refused(InputError, "is prune, quantize; --alternate needs", tmp_path / "both", rank=2)
+    api.quantize(teacher, tmp_path / "sparse", bits=4, granularity="channel", store="bitmask")
+    refused(InputError, "is stored as int4 bitmask", tmp_path / "sparse", rank=2)
+    report = api.distill(tmp_path / "int4", tmp_path / "a", **more, rank=2, dry_run=True)
+    assert report.changes is None
+    assert not (tmp_path / "b").exists()
+    done = command(
+        *("distill", tmp_path / "int4", "--teacher", teacher, "-o", tmp_path / "a", "--method", "residual"),
+        *("--rank", 2, "--alternate", 2, "--save-base", tmp_path / "b"),
+    )
+    assert done.code == 0, done.err
+    assert (tmp_path / "b" / "config.json").exists()
+
+
 def test_what_the_methods_say_before_a_survey() -> None:
     spec = TensorSpec("a.weight", "F32", (8, 8))
     for method in (LowRank(energy=0.5), Residual(rank=2)):

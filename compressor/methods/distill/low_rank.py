@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from compressor.metrics import Change
 
 
+_KEPT = 2**31  # a rank whose factors are never smaller
+
+
 @dataclass(frozen=True)
 class LowRank(Factored):
     """Truncated singular value decompositions, of a given rank, energy or size."""
@@ -53,7 +56,7 @@ class LowRank(Factored):
     id: ClassVar[str] = "low-rank"
     alternatives: ClassVar[tuple[str, ...]] = ("rank", "energy", "ratio")
 
-    rank: int | None = option(None, help="columns of the left and rows of the right factor", low=1, high=2**31)
+    rank: int | None = option(None, help="columns of the left and rows of the right factor", low=1, high=_KEPT)
     energy: float | None = option(None, help="share of the squared norm to keep", low=0, high=1, open_low=True)
     ratio: float | None = option(
         None, help="bytes of the treated tensors after, over before", low=0, high=1, open_low=True, open_high=True
@@ -106,10 +109,10 @@ class LowRank(Factored):
     def survey(self, specs: Sequence[TensorSpec]) -> Survey[Any] | None:
         return Looking(self, tuple(specs)) if self.reach == "model" else None
 
-    def narrowed(self, spec: TensorSpec) -> LowRank:
+    def for_tensor(self, name: str) -> LowRank:
         if self.ranks is None:
             return self
-        rank = dict(self.ranks).get(spec.name, 0) or min(spec.matrix)
+        rank = dict(self.ranks).get(name, 0) or _KEPT
         return replace(self, rank=rank, energy=None, ratio=None, ranks=None)
 
     def wants(self, spec: TensorSpec) -> bool:

@@ -9,7 +9,7 @@ without the adapter. Tensors that lost nothing, or no more than `error`, get no 
 `--stats` the outputs' error is minimised, over the inputs that they are of (as in `low_rank.py`), and `error` and
 `energy` are of outputs. The idea of giving back a
 quantization error this way is LoftQ's and LQ-LoRA's (arXiv 2310.08659, 2311.12023); there the adapter is then
-trained.
+trained. With `alternate` the base is quantized anew against its adapter so many times, and written too.
 
 Stored: for `MODULE.weight` [out, in] `base_model.model.MODULE.lora_B.weight` [out, r] and
 `base_model.model.MODULE.lora_A.weight` [r, in] in the student's dtype (BF16 for FP8), `adapter_model.safetensors`
@@ -71,6 +71,9 @@ class Residual(Factored):
     base: str | None = option(
         None,
         help="what the adapter names as its base, a path or a name on the Hub; unset: the student folder's name",
+    )
+    alternate: int | None = option(
+        None, help="rounds of quantizing the base anew against the adapter", low=1, high=1000
     )
     svd: Literal["auto", "exact", "randomized"] = option("auto", help="how singular vectors are found")
     seed: int = option(0, help="of what randomised ones begin with", low=0, high=2**63)
@@ -156,8 +159,8 @@ class Residual(Factored):
     def survey(self, specs: Sequence[TensorSpec]) -> Survey[Any] | None:
         return Looking(self, tuple(specs)) if self.reach == "model" else None
 
-    def narrowed(self, spec: TensorSpec) -> Residual:
-        return self if self.ranks is None else replace(self, ranks=None, found=dict(self.ranks)[spec.name])
+    def for_tensor(self, name: str) -> Residual:
+        return self if self.ranks is None else replace(self, ranks=None, found=dict(self.ranks)[name])
 
     def wants(self, spec: TensorSpec) -> bool:
         return True
