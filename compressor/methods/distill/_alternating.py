@@ -11,7 +11,7 @@ Stored: nothing of it; it is a step on the way.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from compressor.floats import settle
@@ -41,7 +41,7 @@ class Alternating(Transform):
         return self.adapter.statistics
 
     def with_statistics(self) -> Alternating:
-        return Alternating(self.adapter.with_statistics(), self.inner, self.rounds)
+        return replace(self, adapter=replace(self.adapter, informed=True))
 
     def describe(self) -> dict[str, Any]:
         return {"method": self.id, "rank": self.adapter.found, "rounds": self.rounds}
