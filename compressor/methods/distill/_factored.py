@@ -102,9 +102,9 @@ class Factored(Encoder):
         works with, and the factors in float64."""
         item = int(DTYPES[spec.dtype].compute[-1])
         short = min(spec.matrix)
-        inner = 3 * spec.size if item == 8 or self.informed else 4 * short * short
+        inner = 3 * spec.size if item == 8 or self.informed else 6 * short * short
         inner += spec.matrix[1] ** 2 if self.informed else 0
-        return spec.nbytes + spec.size * 3 * item + 8 * (inner + sum(spec.matrix) * short // 2)
+        return spec.nbytes + spec.size * 3 * item + 8 * (inner + sum(spec.matrix) * short)
 
     def bound(self, largest: float, spec: TensorSpec) -> float:
         """Truncation takes at most the norm of the shorter of row and column, or, for given inputs, of the column;
