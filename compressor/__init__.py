@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Any
 from compressor.errors import CompressorError, GateFailed, InputError, OutputError, UsageError
 
 if TYPE_CHECKING:
-    from compressor.api import compare, distill, inspect, pipeline, prune, quantize, restore
+    from compressor.api import (
+        calibrate,
+        compare,
+        distill,
+        inspect,
+        merge_statistics,
+        pipeline,
+        prune,
+        quantize,
+        restore,
+    )
     from compressor.results import Gates, Report
 
 __version__ = "0.1.0"
@@ -29,9 +39,11 @@ __all__ = [
     "OutputError",
     "Report",
     "UsageError",
+    "calibrate",
     "compare",
     "distill",
     "inspect",
+    "merge_statistics",
     "pipeline",
     "prune",
     "quantize",

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
+from compressor.calibration import calibrate, merge_statistics
 from compressor.checkpoint import Checkpoint, open_checkpoint
 from compressor.engines import forked
 from compressor.engines.local import available_workers, local
@@ -28,15 +29,26 @@ from compressor.recipe import Recipe, Stage, load_recipe, make_stage, parse_stag
 from compressor.results import Gates, Report, ReportedGateFailed
 from compressor.runner import Runner
 from compressor.scan import compare, inspect, non_finite_tensors
+from compressor.structure.making import files_of, reshaped, settled
 from compressor.structure.request import is_request, make_request
-from compressor.structure.restructure import restructure
 from compressor.target import check_apart, container_of
 from compressor.worker import Worker
 
 Path = str | os.PathLike[str]
 NonFinite = Literal["error", "keep"]
 
-__all__ = ["compare", "distill", "inspect", "pipeline", "prune", "quantize", "restore", "run_recipe"]
+__all__ = [
+    "calibrate",
+    "compare",
+    "distill",
+    "inspect",
+    "merge_statistics",
+    "pipeline",
+    "prune",
+    "quantize",
+    "restore",
+    "run_recipe",
+]
 
 
 def prune(source: Path, output: Path, **options: Any) -> Report:
@@ -50,9 +62,14 @@ def prune(source: Path, output: Path, **options: Any) -> Report:
     return _one_stage("prune", source, output, options)
 
 
-def distill(source: Path, output: Path, *, teacher: Path, **options: Any) -> Report:
-    """Carry a teacher's weights into a student: `method="blend", alpha=0.5` or `method="reweight"`."""
-    return _one_stage("distill", source, output, {"teacher": os.fspath(teacher), **options})
+def distill(source: Path, output: Path, *, teacher: Path | None = None, **options: Any) -> Report:
+    """Carry a teacher's weights into a student: `method="blend", alpha=0.5` or `method="reweight"`. Or make the
+    student out of the teacher, which is then the `source`: `method="depth", every=2` or
+    `method="subclone", shape="hidden=256,heads=8"`."""
+    mentor = None if teacher is None else os.fspath(teacher)
+    if "config" in options:
+        options["config"] = os.fspath(options["config"])
+    return _one_stage("distill", source, output, {"teacher": mentor, **options})
 
 
 def quantize(source: Path, output: Path, **options: Any) -> Report:
@@ -96,7 +113,7 @@ def _one_stage(verb: str, source: Path, output: Path, options: dict[str, Any]) -
         if stage_keys.get(key) is not None:
             stage_keys[key] = os.fspath(stage_keys[key])
     stage = make_stage(verb, options, **stage_keys)
-    return run_recipe(verb, source, output, Recipe((stage,)), **settings)
+    return run_recipe(verb, source, output, recipe_of((stage,)), **settings)
 
 
 _STAGE_KEYS = ("include", "exclude", "rules", "store", "teacher", "mask", "scores", "fallback", "preset")
@@ -150,7 +167,7 @@ def run_recipe(
     recipe = with_statistics(recipe, None if stats is None else os.fspath(stats))
     teachers = sorted({stage.teacher for stage in recipe.stages if stage.teacher is not None})
     beside = (*teachers, *sorted({stage.stats for stage in recipe.stages if stage.stats is not None}))
-    check_apart(output, source, *beside)
+    check_apart(output, source, *beside, *files_of(recipe.cuts))
     if save_mask is not None:
         _check_mask(os.fspath(save_mask), output, (source, *beside), force=force or dry_run)
     checkpoint = open_checkpoint(source)
@@ -168,9 +185,11 @@ def run_recipe(
     for read in (checkpoint, *mentors.values()):  # links in a folder may lead to where the output would be
         check_apart(output, *(file.path for file in read.source.opened))
     count = available_workers() if workers is None else workers
-    checkpoint = restructure(checkpoint, recipe.cuts, workers=count, keep_non_finite=non_finite == "keep")
+    cuts, told = settled(recipe.cuts, checkpoint)
+    recipe = replace(recipe, cuts=cuts)
+    checkpoint = reshaped(checkpoint, recipe.cuts, workers=count, keep_non_finite=non_finite == "keep")
     said = check_model(statistics.values(), checkpoint, checkpoint if checkpoint.cuts else whole)
-    checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *said))
+    checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *told, *said))
     recipe = with_presets(recipe, list(checkpoint.tensors))
     hold: dict[str, str] = {}
     resolved: dict[tuple[str, int], Method] = {}

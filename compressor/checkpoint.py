@@ -126,6 +126,13 @@ class Rows:
         return widen(settled, spec.dtype, work, self.key)
 
 
+def read_whole(tensor: Tensor) -> Array:
+    """All numbers of a tensor, in the type that is computed in and in its own shape."""
+    rows, columns = tensor.spec.matrix
+    found: Array = Rows(tensor, columns, 0, rows, Workspace(), "whole").block(0, rows)
+    return found.reshape(tensor.spec.shape)
+
+
 def _read_part(tensor: Tensor, part: Part, start: int, stop: int, work: Workspace, key: str) -> Array:
     stored = tensor.parts[part.suffix]
     if part.every == 0:

@@ -6,8 +6,6 @@ the recipe. Text from the command line is converted by the type of the option it
 
 from __future__ import annotations
 
-import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -17,8 +15,9 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
+from compressor import strict_toml
 from compressor.errors import CompressorError, UsageError, raise_all
-from compressor.method import SELECTOR, VERBS, Encoder, Method, methods_of, options_of
+from compressor.method import SELECTOR, VERBS, Encoder, Method, Reshape, methods_of, options_of
 from compressor.options import STAGE_KEYS, flag, with_scores
 from compressor.options import make_method as make_method
 from compressor.presets import PRESETS, rules
@@ -32,12 +31,6 @@ _STORES: Mapping[str, tuple[str, ...]] = {
     "prune": ("dense", "bitmask", "csr", "nm", "auto", "smallest"),
     "quantize": get_args(Store),
 }
-_LIMIT = 250_000  # bytes of a recipe
-_DOTS = 32  # in the keys of one line: the parser's memory grows with their square
-_NO_KEYS = re.compile(  # strings and comments of TOML, where dots are harmless
-    r""""{3}(?:[^"\\]|\\.|"(?!""))*+"{3}|'{3}(?:[^']|'(?!''))*+'{3}|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+'|\#[^\n]*+""",
-    re.DOTALL,
-)
 
 
 @dataclass(frozen=True)
@@ -89,24 +82,25 @@ class Recipe:
     stages: tuple[Stage, ...]
     name: str = ""
     description: str = ""
-    cuts: tuple[Request, ...] = ()
+    cuts: tuple[Request | Reshape, ...] = ()
     stats: str | None = None
 
 
 def recipe_of(stages: Iterable[Stage | Request], where: str = "", name: str = "", description: str = "") -> Recipe:
     """A recipe of these stages; UsageError where a structured cut would follow another stage."""
-    cuts: list[Request] = []
+    cuts: list[Request | Reshape] = []
     others: list[Stage] = []
     for number, stage in enumerate(stages):
-        if isinstance(stage, Stage):
+        cut = stage.method if isinstance(stage, Stage) else stage
+        if isinstance(stage, Stage) and not isinstance(cut, Reshape):
             others.append(stage)
         elif others:
             raise UsageError(
                 f"{where}stage[{number}]: a structured cut must come before all other stages, which then work on "
                 "what it leaves"
             )
-        else:
-            cuts.append(stage)
+        elif isinstance(cut, Request | Reshape):
+            cuts.append(cut)
     return Recipe(tuple(others), name, description, tuple(cuts))
 
 
@@ -175,6 +169,10 @@ def make_stage(
         )
         for number, (glob, changed) in enumerate(rules)
     )
+    if isinstance(method, Reshape):
+        given = [key for key, value in (("include", include), ("exclude", exclude), ("rule", made)) if value]
+        if given:
+            raise UsageError(f"{where}{SELECTOR[verb]} {method.id} cuts whole models, so {given[0]} has no meaning")
     if scores is not None:
         if stats is not None:
             raise UsageError(f"{where}give stats or scores, not both")
@@ -252,7 +250,7 @@ def parse_stage(text: str, teacher: str | None = None) -> Stage | Request:
     if own.get("fallback") in ("true", "false"):
         own["fallback"] = own["fallback"] == "true"
     keys = _stage_keys({"kind": verb, **own}, where)
-    needs = verb == "distill" and any(method.partners for method in methods_of(verb).values())
+    needs = verb == "distill" and make_method(verb, options, text=True, where=where).partners
     return make_stage(
         verb,
         options,
@@ -278,12 +276,12 @@ def load_recipe(name: str, teacher: str | None = None) -> Recipe:
         return parse_recipe(ready[name], f"recipe {name}", teacher)
     try:
         with path.open("rb") as file:
-            raw = file.read(_LIMIT + 1)
+            raw = file.read(strict_toml.LIMIT + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(f"recipe {printable(name)}: cannot be read: {reason}") from error
-    if len(raw) > _LIMIT:
-        raise UsageError(f"recipe {printable(name)}: is larger than {_LIMIT} bytes")
+    if len(raw) > strict_toml.LIMIT:
+        raise UsageError(f"recipe {printable(name)}: is larger than {strict_toml.LIMIT} bytes")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -293,11 +291,9 @@ def load_recipe(name: str, teacher: str | None = None) -> Recipe:
 
 def parse_recipe(text: str, where: str, teacher: str | None = None) -> Recipe:
     """A recipe from its TOML text; every error starts with `where` and the place in the file."""
-    if any(line.count(".") > _DOTS for line in _NO_KEYS.sub("", text).split("\n")):
-        raise UsageError(f"{where}: a line has keys of more than {_DOTS} dots")
     try:
-        found = msgspec.convert(tomllib.loads(text), _File)
-    except (tomllib.TOMLDecodeError, RecursionError, msgspec.ValidationError) as error:
+        found = msgspec.convert(strict_toml.parse(text, where), _File)
+    except msgspec.ValidationError as error:
         raise UsageError(f"{where}: {printable(_plain(error))}") from error
     if not found.stage:
         raise UsageError(f"{where}: has no [[stage]]")

@@ -203,6 +203,57 @@ def _specs(layer: str, width: int, *, gram: bool) -> list[TensorSpec]:
     return [TensorSpec(f"{layer}.count", "I64", (1,)), *vectors, *matrices]
 
 
+class Writer:
+    """A file of statistics under construction, layer by layer. `declared` are all layers' widths and whether each
+    has a gram; `force` replaces what is there. As a context it publishes the file, or leaves nothing behind.
+
+    The same layers give the same bytes, in whatever order they come. OutputError when it cannot be written,
+    InputError when numbers are beyond float32.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        declared: Mapping[str, tuple[int, bool]],
+        *,
+        model: str = "",
+        weights: str = "",
+        source: str = "",
+        force: bool = False,
+    ) -> None:
+        path = os.fspath(path)
+        check_place(path, folder=False, replace=force)
+        specs = [spec for name, (width, gram) in declared.items() for spec in _specs(name, width, gram=gram)]
+        said = {"format": FORMAT, "version": VERSION, "model": model, "weights": weights, "source": source}
+        self.layout = safetensors.layout(specs, said)
+        self.waiting = dict(declared)
+        self.sink = Sink(path, "safetensors", [(os.path.basename(path), self.layout)], replace=force)
+
+    def add(self, name: str, layer: Layer) -> None:
+        """Write a layer that was declared."""
+        if self.waiting.pop(name, None) != (layer.width, layer.gram is not None):
+            raise UsageError("was not declared so, or comes twice", tensor=name)
+        self.sink.write(0, self.layout.offsets[f"{name}.count"], np.array([layer.count], "<i8"))
+        for part in ("mean", "square", "gram"):
+            content = getattr(layer, part)
+            if content is not None:
+                for offset, data in _narrowed(content, name):
+                    self.sink.write(0, self.layout.offsets[f"{name}.{part}"] + offset, data)
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                if self.waiting:
+                    raise UsageError("was declared and did not come", tensor=next(iter(self.waiting)))
+                self.sink.finish_file(0)
+                self.sink.publish()
+        finally:
+            self.sink.discard()
+
+
 def write_statistics(
     path: str | os.PathLike[str],
     layers: Iterable[tuple[str, Layer]],
@@ -214,38 +265,13 @@ def write_statistics(
     force: bool = False,
 ) -> None:
     """Write a file of statistics. `declared` are all layers' widths and whether each has a gram: given these,
-    layers are taken from `layers` and written one by one; else all are held first. `force` replaces what is there.
-
-    The same layers give the same bytes, in whatever order they come. OutputError when it cannot be written,
-    InputError when numbers are beyond float32; in each case nothing is.
-    """
-    path = os.fspath(path)
-    check_place(path, folder=False, replace=force)
+    layers are taken from `layers` and written one by one; else all are held first. More at `Writer`."""
     if declared is None:
         held = dict(layers)
         layers, declared = held.items(), {name: (one.width, one.gram is not None) for name, one in held.items()}
-    specs = [spec for name, (width, gram) in declared.items() for spec in _specs(name, width, gram=gram)]
-    said = {"format": FORMAT, "version": VERSION, "model": model, "weights": weights, "source": source}
-    layout = safetensors.layout(specs, said)
-    waiting = dict(declared)
-    sink = Sink(path, "safetensors", [(os.path.basename(path), layout)], replace=force)
-    try:
+    with Writer(path, declared, model=model, weights=weights, source=source, force=force) as writer:
         for name, layer in layers:
-            if waiting.pop(name, None) != (layer.width, layer.gram is not None):
-                raise UsageError("was not declared so, or comes twice", tensor=name)
-            sink.write(0, layout.offsets[f"{name}.count"], np.array([layer.count], "<i8"))
-            for part in ("mean", "square", "gram"):
-                content = getattr(layer, part)
-                if content is not None:
-                    for offset, data in _narrowed(content, name):
-                        sink.write(0, layout.offsets[f"{name}.{part}"] + offset, data)
-        if waiting:
-            raise UsageError("was declared and did not come", tensor=next(iter(waiting)))
-        sink.finish_file(0)
-        sink.publish()
-    except BaseException:
-        sink.discard()
-        raise
+            writer.add(name, layer)
 
 
 def _narrowed(content: Array, layer: str) -> Iterator[tuple[int, Array]]:

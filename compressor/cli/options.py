@@ -88,16 +88,14 @@ output_format = click.option(
 top = click.option("--top", type=click.IntRange(0), help="Rows to show, the worst first; 0 shows all.")
 quiet = click.option("-q", "--quiet", is_flag=True, help="Totals only, and no progress.")
 
-writing = chain(
-    input_argument,
-    click.option(
-        "-o",
-        "--output",
-        required=True,
-        metavar="OUTPUT",
-        help="Its suffix decides the container; else a folder.",
-    ),
+output_option = click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="OUTPUT",
+    help="Its suffix decides the container; else a folder.",
 )
+writing = chain(input_argument, output_option)
 running = chain(
     click.option("--force", is_flag=True, help="Replace OUTPUT if it exists, whole and at the end."),
     click.option("--dry-run", is_flag=True, help="Show what would be done, with exact sizes; write nothing."),

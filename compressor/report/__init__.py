@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from compressor.results import ComparisonReport, InspectReport, Report
+from compressor.results import CalibrationReport, ComparisonReport, InspectReport, Report
 
-Printable = Report | ComparisonReport | InspectReport
+Printable = Report | ComparisonReport | InspectReport | CalibrationReport
 
 
 def render(report: Printable, style: str, *, top: int | None = None, quiet: bool = False) -> str:

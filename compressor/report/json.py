@@ -11,20 +11,25 @@ from compressor import __version__
 from compressor.checkpoint import Tensor
 from compressor.metrics import Change, Comparison, Moments
 from compressor.plan import Job
-from compressor.results import ComparisonReport, InspectReport, Report
+from compressor.results import CalibrationReport, ComparisonReport, InspectReport, Report
 
 SCHEMA = 1
 _LONG = 1000  # characters of a metadata value that are shown
 
 
 def render(
-    report: Report | ComparisonReport | InspectReport, *, top: int | None = None, quiet: bool = False
+    report: Report | ComparisonReport | InspectReport | CalibrationReport,
+    *,
+    top: int | None = None,
+    quiet: bool = False,
 ) -> str:
     """One JSON object and a newline. Complete: `top` does not shorten it; `quiet` leaves the tensors out."""
     if isinstance(report, Report):
         content = _report(report, quiet)
     elif isinstance(report, ComparisonReport):
         content = _comparison(report)
+    elif isinstance(report, CalibrationReport):
+        content = _calibration(report, quiet)
     else:
         content = _inspection(report)
     head = {"schema": SCHEMA, "tool": f"compressor {__version__}"}
@@ -137,6 +142,22 @@ def _inspection(report: InspectReport) -> dict[str, Any]:
         "left": report.left,
         "tensors": [_row(tensor, moments) for tensor, moments in report.rows],
     }
+
+
+def _calibration(report: CalibrationReport, quiet: bool) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "verb": "calibrate",
+        "output": report.output,
+        "source": report.source,
+        "size": report.size,
+        "notes": list(report.notes),
+    }
+    if not quiet:
+        content["layers"] = [
+            {"name": one.name, "rows": one.rows, "width": one.width, "gram": one.gram, "size": one.size}
+            for one in report.layers
+        ]
+    return content
 
 
 def _row(tensor: Tensor, moments: Moments | None) -> dict[str, Any]:

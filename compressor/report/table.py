@@ -10,7 +10,7 @@ from compressor.metrics import Change, Moments
 from compressor.plan import Job, Plan
 from compressor.recipe import Recipe
 from compressor.report.page import Column, Page, error_text, percent, shown_name
-from compressor.results import ComparisonReport, InspectReport, Report
+from compressor.results import CalibrationReport, ComparisonReport, InspectReport, Report
 from compressor.structure.coupling import Coupled
 from compressor.text import printable, size_text
 
@@ -18,7 +18,10 @@ _MANY = 60  # rows that are shown without being asked for more
 
 
 def render(
-    report: Report | ComparisonReport | InspectReport, *, top: int | None = None, quiet: bool = False
+    report: Report | ComparisonReport | InspectReport | CalibrationReport,
+    *,
+    top: int | None = None,
+    quiet: bool = False,
 ) -> str:
     """Tables and closing lines, ending in a newline."""
     page = Page()
@@ -26,6 +29,8 @@ def render(
         _report(page, report, top, quiet)
     elif isinstance(report, ComparisonReport):
         _comparison(page, report, top)
+    elif isinstance(report, CalibrationReport):
+        _calibration(page, report, top, quiet)
     else:
         _inspection(page, report, top)
     return page.text()
@@ -278,6 +283,46 @@ def _inspected(page: Page, tensor: Tensor, moments: Moments | None, with_stats: 
         else [f"{v:.4g}" for v in (moments.low, moments.high, moments.mean, moments.deviation)]
     )
     return [*row, percent(moments.zeros / moments.size) if moments.size else "", *numbers]
+
+
+_CALIBRATION = (
+    Column("layer", 9, right=False),
+    Column("rows", 6),
+    Column("width", 7),
+    Column("statistics", 5, right=False),
+    Column("size", 4),
+)
+
+
+def _calibration(page: Page, report: CalibrationReport, top: int | None, quiet: bool) -> None:
+    limit = _MANY if top is None else top
+    shown = report.layers
+    if limit and len(shown) > limit:
+        shown = tuple(sorted(shown, key=lambda layer: layer.rows / layer.width)[:limit])
+    if not quiet:
+        page.table(
+            _CALIBRATION,
+            [
+                [
+                    shown_name(layer.name),
+                    f"{layer.rows:,}",
+                    str(layer.width),
+                    "gram" if layer.gram else "diagonal",
+                    size_text(layer.size),
+                ]
+                for layer in shown
+            ],
+        )
+        if len(shown) < len(report.layers):
+            page.line(f"{len(report.layers) - len(shown)} more layers; --top 0 shows all")
+        page.line()
+    for note in report.notes:
+        page.line(f"note: {printable(note, 500)}")
+    page.line(
+        f"wrote {printable(report.output)}: {len(report.layers)} layer{'s' * (len(report.layers) != 1)}, "
+        f"{size_text(report.size)}, from {printable(report.source, 500)}",
+        style="bold",
+    )
 
 
 def render_recipes(recipes: Mapping[str, Recipe]) -> str:

@@ -1,0 +1,153 @@
+"""Statistics through a network that runs in NumPy, and from activations that were recorded elsewhere."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from math import prod
+
+from compressor.calibration.result import Task
+from compressor.calibration.samples import blocks, check_samples, choose, is_whole
+from compressor.checkpoint import Checkpoint
+from compressor.errors import InputError
+from compressor.files.recorded import open_recorded
+from compressor.files.source import StoredTensor, open_source
+from compressor.inputs import Gather
+from compressor.networks.kinds import Shape
+from compressor.networks.matching import read_network
+from compressor.networks.network import Network
+from compressor.statistics import layer_of
+from compressor.text import printable
+from compressor.workspace import Array, Workspace
+
+
+def through_network(
+    task: Task,
+    checkpoint: Checkpoint,
+    inputs: str,
+    *,
+    network: str | None,
+    divide: float | None,
+    samples: int | None,
+    seed: int,
+) -> None:
+    """Run inputs through the model's network, and gather what enters its linear layers."""
+    source = open_source(inputs)
+    if len(source.tensors) != 1:
+        raise InputError(
+            f"holds {len(source.tensors)} arrays, where one of inputs belongs",
+            file=inputs,
+            remedy="Save the inputs alone, as .npy",
+        )
+    (array,) = source.tensors.values()
+    check_samples(array, array.spec.name)
+    found = read_network(checkpoint, network)
+    made, description = found.network, found.network.fitted.description
+    _check_shape(array, made)
+    by = divide if divide is not None else description.divide if is_whole(array) else 1.0
+    task.note(f"network: {found.said}")
+    task.note(f"inputs: {_scaling(array, by, asked=divide is not None, offered=description.divide)}")
+    chosen = choose(array.spec.shape[0], samples, seed)
+    if not chosen:
+        raise InputError("holds no samples", file=inputs)
+    name = os.path.basename(inputs)
+    said = f"{len(chosen)} of {array.spec.shape[0]} inputs of {name} (seed {seed})"
+    task.source = said if len(chosen) < array.spec.shape[0] else f"{len(chosen)} inputs of {name}"
+    gathers = {layer: Gather(width, task.wants_gram(width), layer) for layer, width in made.linear.items()}
+    with task.writing({layer: gather.width for layer, gather in gathers.items()}) as add:
+        _run(task, array, made, chosen, by, lambda layer, rows: gathers[layer].add(rows))
+        for layer in list(gathers):
+            add(layer, gathers.pop(layer).layer)
+
+
+def _run(
+    task: Task,
+    array: StoredTensor,
+    made: Network,
+    chosen: list[int],
+    by: float,
+    watch: Callable[[str, Array], None],
+) -> None:
+    work, scale, size = Workspace(), 1 / by, array.spec.nbytes
+    for start, block in blocks(array, work, made.batch):
+        first, last = bisect_left(chosen, start), bisect_left(chosen, start + len(block))
+        rows = block if last - first == len(block) else block[[at - start for at in chosen[first:last]]]
+        if len(rows):
+            if by != 1:
+                rows *= rows.dtype.type(scale)
+            made.forward(rows.reshape(-1, *made.input), watch=watch)
+        task.progress(size * (start + len(block)) // array.spec.shape[0], size)
+
+
+def _check_shape(array: StoredTensor, made: Network) -> None:
+    """Inputs may be flat, or lack axes of 1; what has the channels elsewhere is not guessed at."""
+    shape = array.spec.shape[1:]
+    bare: tuple[Shape, Shape] = (tuple(n for n in shape if n != 1), tuple(n for n in made.input if n != 1))
+    flat = len(shape) == 1 or len(made.input) == 1
+    if bare[0] != bare[1] and not (flat and prod(shape) == prod(made.input)):
+        raise InputError(
+            f"has samples of the shape {list(shape)}, and the network takes {list(made.input)}",
+            file=array.file.path,
+        )
+
+
+def _scaling(array: StoredTensor, by: float, *, asked: bool, offered: float) -> str:
+    dtype = array.spec.dtype
+    if asked:
+        return f"{dtype}, divided by {by:g} as asked"
+    if by != 1:
+        return f"{dtype}, divided by {by:g} as the network's description says"
+    hint = " (--divide 255 if the network was trained on numbers up to 1)" if is_whole(array) else ""
+    besides = f"; only whole numbers are divided by {offered:g}" if offered != 1 and not is_whole(array) else ""
+    return f"{dtype}, taken as they are{hint}{besides}"
+
+
+def from_recorded(task: Task, checkpoint: Checkpoint | None, path: str) -> None:
+    """Gather activations that were recorded layer by layer, in row blocks."""
+    layers: dict[str, list[StoredTensor]] = {}
+    for name, array in open_recorded(path):
+        check_samples(array, name)
+        mine = layers.setdefault(layer_of(name), [])
+        mine.append(array)
+        if array.spec.shape[-1] != mine[0].spec.shape[-1]:
+            raise InputError(
+                f"has {array.spec.shape[-1]} features, and {mine[0].spec.shape[-1]} in {mine[0].file.path}",
+                file=array.file.path,
+                tensor=name,
+            )
+    widths = {layer: arrays[0].spec.shape[-1] for layer, arrays in sorted(layers.items())}
+    if checkpoint is not None:
+        _check_layers(checkpoint, widths, path)
+    task.source = f"activations recorded in {os.path.basename(path.rstrip('/'))}"
+    total = sum(array.spec.nbytes for arrays in layers.values() for array in arrays)
+    done, work = 0, Workspace()
+    with task.writing(widths) as add:
+        for layer, width in widths.items():
+            gather = Gather(width, task.wants_gram(width), layer)
+            for array in layers[layer]:
+                for _, block in blocks(array, work):
+                    gather.add(block.reshape(-1, width))
+                    done += block.size * array.spec.nbytes // array.spec.size
+                    task.progress(done, total)
+            add(layer, gather.layer)
+
+
+def _check_layers(checkpoint: Checkpoint, widths: Mapping[str, int], path: str) -> None:
+    """InputError where a layer is none of the model's, or takes another number of features."""
+    for layer, width in widths.items():
+        tensor = checkpoint.tensors.get(f"{layer}.weight") or checkpoint.tensors.get(layer)
+        if tensor is None or not tensor.spec.is_float or len(tensor.spec.shape) < 2:
+            raise InputError(
+                f"is no linear layer of {printable(checkpoint.path)}",
+                file=path,
+                tensor=layer,
+                remedy="Layers are called like their weights, without .weight; `compressor inspect` shows these",
+            )
+        shape = tensor.spec.shape
+        if width not in (prod(shape[1:]), shape[0] if len(shape) == 2 else 0):  # GPT-2 has [in, out]
+            raise InputError(
+                f"has {width} features, where the model's {tensor.spec.name} {list(shape)} takes {prod(shape[1:])}",
+                file=path,
+                tensor=layer,
+            )

@@ -1,0 +1,94 @@
+"""What every way of calibration shares: which statistics are wanted, writing them, and the report of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from compressor.errors import InputError
+from compressor.inputs import Layer
+from compressor.results import CalibrationReport, Gathered
+from compressor.statistics import Writer
+
+WIDEST = 8192  # of layers that have a gram unless it is asked for: 268 MB in the file, twice that in memory
+
+Add = Callable[[str, Layer], None]
+
+
+@dataclass
+class Task:
+    """One run. `gram`: whether layers get one, else those up to `WIDEST` do; `progress(done, total)` in bytes."""
+
+    output: str
+    gram: bool | None = None
+    model: str = ""
+    weights: str = ""
+    force: bool = False
+    progress: Callable[[int, int], None] = lambda done, total: None
+    source: str = ""
+    layers: list[Gathered] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, sentence: str) -> None:
+        """What the user should know."""
+        self.notes.append(sentence)
+
+    def wants_gram(self, width: int) -> bool:
+        return width <= WIDEST if self.gram is None else self.gram
+
+    @contextmanager
+    def writing(self, widths: Mapping[str, int]) -> Iterator[Add]:
+        """A function that writes the statistics of a layer; all of `widths` must come, in any order."""
+        declared = {layer: (width, self.wants_gram(width)) for layer, width in widths.items()}
+        with Writer(
+            self.output,
+            declared,
+            model=self.model,
+            weights=self.weights,
+            source=self.source,
+            force=self.force,
+        ) as writer:
+
+            def add(name: str, layer: Layer) -> None:
+                writer.add(name, layer)
+                self.layers.append(gathered(name, layer.count, layer.width, gram=layer.gram is not None))
+
+            yield add
+            if not any(layer.rows for layer in self.layers):
+                raise InputError("no inputs reached any layer")
+
+    def report(self) -> CalibrationReport:
+        """What was written, and what is to be known of it."""
+        return report_of(self.output, self.source, self.layers, self.notes)
+
+
+def gathered(name: str, rows: int, width: int, *, gram: bool) -> Gathered:
+    """A layer of the report, with the bytes that it takes in the file."""
+    return Gathered(name, rows, width, gram, 8 + 8 * width + 4 * width * width * gram)
+
+
+def report_of(output: str, source: str, layers: list[Gathered], notes: list[str]) -> CalibrationReport:
+    """The report, with notes on samples that are too few."""
+    found = list(notes)
+    unseen = [layer for layer in layers if not layer.rows]
+    few = [layer for layer in layers if layer.gram and 0 < layer.rows < layer.width]
+    wide = [layer for layer in layers if not layer.gram]
+    if unseen:
+        found.append(f"no inputs reached {_named(unseen)}")
+    if few:
+        worst = max(few, key=lambda layer: layer.width / layer.rows)
+        found.append(
+            f"fewer rows than features in {_named(few)} ({worst.rows} rows for {worst.width} features at worst): "
+            "XᵀX is singular there, and what solves with it must damp it; more samples are better"
+        )
+    if wide and len(wide) < len(layers):
+        found.append(
+            f"no gram, only its diagonal, for layers wider than {WIDEST} (--gram asks for it): {_named(wide)}"
+        )
+    return CalibrationReport(output, source, tuple(layers), os.path.getsize(output), tuple(found))
+
+
+def _named(layers: list[Gathered]) -> str:
+    return f"{layers[0].name}" + (f" and {len(layers) - 1} more layers" if len(layers) > 1 else "")

@@ -1,0 +1,1 @@
+"""Feed-forward networks that run, forwards and backwards, in NumPy: described in TOML, or recognised."""

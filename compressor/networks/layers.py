@@ -1,0 +1,278 @@
+"""Layers that compute: dense, convolution, pooling, flatten; forwards, and backwards for the gradients.
+
+Samples are rows of features [n, features], or planes [n, rows, columns, channels]: with the channels last a
+convolution is one product of matrices whose rows are copied in runs. Results lie in buffers of the layer and are
+valid until it is run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import prod
+from typing import Any, ClassVar
+
+from compressor.lazy import np
+from compressor.networks.kinds import AveragePool, Conv2d, Kind, MaxPool, Pool, Shape
+from compressor.workspace import Array, Workspace
+
+
+class Layer:
+    """One layer with its numbers. `parameters` and `gradients` are by role (weight, bias, …); `backward` fills the
+    latter after a `forward` that was told to `keep` what it needs, and gives the gradient of the inputs."""
+
+    keeps_output: ClassVar[bool] = False  # whether `backward` reads the result of `forward`
+
+    def __init__(self, kind: Kind, given: Shape, result: Shape, tensors: Mapping[str, Array], dtype: str) -> None:
+        self.kind, self.given, self.result, self.dtype = kind, given, result, dtype
+        self.tensors = dict(tensors)
+        self.parameters = {role: array for role, array in tensors.items() if role in ("weight", "bias")}
+        self.gradients = {role: np.zeros_like(array) for role, array in self.parameters.items()}
+        self.work = Workspace()
+
+    def forward(self, x: Array, *, keep: bool = False, train: bool = False) -> Array:
+        """The result for a batch."""
+        raise NotImplementedError
+
+    def backward(self, gradient: Array, *, inputs: bool = True) -> Array | None:
+        """Fill `gradients`; the gradient of the inputs where these are wanted. `gradient` may be overwritten."""
+        raise NotImplementedError
+
+    def array(self, key: str, *shape: int, dtype: str = "") -> Array:
+        """A buffer of this layer."""
+        return self.work.array(key, shape, dtype or self.dtype)
+
+
+class Linear(Layer):
+    """A layer that is a product with a weight matrix."""
+
+    def rows(self, x: Array) -> Array:
+        """What enters the product for a batch, [.., in] in the order of the weight's columns; before `forward`."""
+        raise NotImplementedError
+
+
+class DenseLayer(Linear):
+    """`x Wᵀ + b`."""
+
+    def rows(self, x: Array) -> Array:
+        return x
+
+    def forward(self, x: Array, *, keep: bool = False, train: bool = False) -> Array:
+        weight = self.parameters["weight"]
+        y = np.matmul(x, weight.T, out=self.array("y", len(x), len(weight)))
+        if "bias" in self.parameters:
+            y += self.parameters["bias"]
+        self.x = x
+        return y
+
+    def backward(self, gradient: Array, *, inputs: bool = True) -> Array | None:
+        weight = self.parameters["weight"]
+        np.matmul(gradient.T, self.x, out=self.gradients["weight"])
+        if "bias" in self.gradients:
+            np.sum(gradient, axis=0, out=self.gradients["bias"])
+        return np.matmul(gradient, weight, out=self.array("dx", *self.x.shape)) if inputs else None
+
+
+class ConvLayer(Linear):
+    """A convolution as one product: every window a row of `rows · columns · channels` numbers (im2col)."""
+
+    kind: Conv2d
+
+    def forward(self, x: Array, *, keep: bool = False, train: bool = False) -> Array:
+        weight = self._matrix()
+        columns = self._windows(x)
+        y = np.matmul(columns, weight.T, out=self.array("y", len(columns), len(weight)))
+        if "bias" in self.parameters:
+            y += self.parameters["bias"]
+        self.columns, self.count = columns, len(x)
+        return y.reshape(len(x), *self.result[1:], self.result[0])
+
+    def rows(self, x: Array) -> Array:
+        columns, (channels, *_) = self._windows(x), self.given
+        kernel = self.parameters["weight"].shape[2:]
+        turned = self.array("rows", len(columns), channels, prod(kernel))
+        np.copyto(turned, columns.reshape(len(columns), prod(kernel), channels).transpose(0, 2, 1))
+        return turned.reshape(len(columns), -1)
+
+    def backward(self, gradient: Array, *, inputs: bool = True) -> Array | None:
+        weight = self._matrix()
+        out, channels, *kernel = self.parameters["weight"].shape
+        gradient = gradient.reshape(-1, out)
+        found = np.matmul(gradient.T, self.columns, out=self.array("dw", *weight.shape))
+        np.copyto(self.gradients["weight"], found.reshape(out, *kernel, channels).transpose(0, 3, 1, 2))
+        if "bias" in self.gradients:
+            np.sum(gradient, axis=0, out=self.gradients["bias"])
+        if not inputs:
+            return None
+        columns = np.matmul(gradient, weight, out=self.array("dcolumns", *self.columns.shape))
+        _, rows, width = self.result
+        columns = columns.reshape(self.count, rows, width, *kernel, channels)
+        padded = self._padded()
+        padded[...] = 0
+        for row, column, window in _offsets(padded, kernel, self.kind.stride, (rows, width)):
+            window += columns[:, :, :, row, column]
+        return _inside(padded, self.kind.padding)
+
+    def _matrix(self) -> Array:
+        """The weights in the order of the windows: channels last."""
+        weight = self.parameters["weight"]
+        out, channels, *kernel = weight.shape
+        turned = self.array("w", out, *kernel, channels)
+        np.copyto(turned, weight.transpose(0, 2, 3, 1))
+        return turned.reshape(out, -1)
+
+    def _padded(self) -> Array:
+        channels, rows, columns = self.given
+        high, wide = self.kind.padding
+        return self.array("padded.gradient", self.count, rows + 2 * high, columns + 2 * wide, channels)
+
+    def _windows(self, x: Array) -> Array:
+        """Every window of the batch as a row."""
+        _, rows, columns = self.result
+        channels = self.given[0]
+        kernel, (down, across) = self.parameters["weight"].shape[2:], self.kind.stride
+        x = _pad(self, x, self.kind.padding, 0)
+        n, by_row, by_column, by_channel = x.strides
+        windows = np.lib.stride_tricks.as_strided(
+            x,
+            (len(x), rows, columns, *kernel, channels),
+            (n, by_row * down, by_column * across, by_row, by_column, by_channel),
+            writeable=False,
+        )
+        found = self.array("columns", *windows.shape)
+        np.copyto(found, windows)
+        return found.reshape(len(x) * rows * columns, -1)
+
+
+class PoolLayer(Layer):
+    """Windows over rows and columns."""
+
+    kind: Pool
+    count: int  # samples of the batch
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.size, self.stride = self.kind.window(self.given)
+
+    def _windows(self, planes: Array) -> Iterator[Array]:
+        """Planes as each place of the window sees them, in the order of rows and columns."""
+        for _, _, window in _offsets(planes, self.size, self.stride, self.result[1:]):
+            yield window
+
+    def _gradient(self) -> Array:
+        channels, rows, columns = self.given
+        high, wide = self.kind.padding
+        found = self.array("dx", self.count, rows + 2 * high, columns + 2 * wide, channels)
+        found[...] = 0
+        return found
+
+
+class MaxPoolLayer(PoolLayer):
+    """The largest; of equal ones the first, which alone gets the gradient."""
+
+    kind: MaxPool
+
+    def forward(self, x: Array, *, keep: bool = False, train: bool = False) -> Array:
+        self.count = len(x)
+        x = _pad(self, x, self.kind.padding, -np.inf)
+        y = self.array("y", len(x), *self.result[1:], self.result[0])
+        chosen = self.array("chosen", *y.shape, dtype="<u4") if keep else None
+        larger = self.array("larger", *y.shape, dtype="|b1") if keep else None
+        for number, window in enumerate(self._windows(x)):
+            if number == 0:
+                np.copyto(y, window)
+                if chosen is not None:
+                    chosen[...] = 0
+                continue
+            if chosen is not None and larger is not None:
+                np.greater(window, y, out=larger)
+                np.copyto(chosen, number, where=larger)
+            np.maximum(y, window, out=y)
+        return y
+
+    def backward(self, gradient: Array, *, inputs: bool = True) -> Array | None:
+        if not inputs:
+            return None
+        found = self._gradient()
+        chosen = self.array("chosen", *gradient.shape, dtype="<u4")
+        mine = self.array("larger", *gradient.shape, dtype="|b1")
+        for number, window in enumerate(self._windows(found)):
+            np.equal(chosen, number, out=mine)
+            np.add(window, gradient, out=window, where=mine)
+        return _inside(found, self.kind.padding)
+
+
+class AveragePoolLayer(PoolLayer):
+    """The mean."""
+
+    kind: AveragePool
+
+    def forward(self, x: Array, *, keep: bool = False, train: bool = False) -> Array:
+        self.count = len(x)
+        x = _pad(self, x, self.kind.padding, 0)
+        y = self.array("y", len(x), *self.result[1:], self.result[0])
+        y[...] = 0
+        for window in self._windows(x):
+            y += window
+        y *= y.dtype.type(1 / prod(self.size))
+        return y
+
+    def backward(self, gradient: Array, *, inputs: bool = True) -> Array | None:
+        if not inputs:
+            return None
+        found = self._gradient()
+        share = np.multiply(gradient, gradient.dtype.type(1 / prod(self.size)), out=gradient)
+        for window in self._windows(found):
+            window += share
+        return _inside(found, self.kind.padding)
+
+
+class FlattenLayer(Layer):
+    """Planes as features, in the order of PyTorch: channels, rows, columns."""
+
+    def forward(self, x: Array, *, keep: bool = False, train: bool = False) -> Array:
+        if len(self.given) == 1:
+            return x
+        channels, rows, columns = self.given
+        y = self.array("y", len(x), channels, rows, columns)
+        np.copyto(y, x.transpose(0, 3, 1, 2))
+        return y.reshape(len(x), -1)
+
+    def backward(self, gradient: Array, *, inputs: bool = True) -> Array | None:
+        if len(self.given) == 1 or not inputs:
+            return gradient
+        channels, rows, columns = self.given
+        found = self.array("dx", len(gradient), rows, columns, channels)
+        np.copyto(found, gradient.reshape(-1, channels, rows, columns).transpose(0, 2, 3, 1))
+        return found
+
+
+def _offsets(planes: Array, size: Any, stride: Any, result: Any) -> Iterator[tuple[int, int, Array]]:
+    """For each place (row, column) of a window, what all windows have there: [n, rows, columns, channels]."""
+    (down, across), (rows, columns) = stride, result
+    for row in range(size[0]):
+        for column in range(size[1]):
+            yield (
+                row,
+                column,
+                planes[
+                    :,
+                    row : row + (rows - 1) * down + 1 : down,
+                    column : column + (columns - 1) * across + 1 : across,
+                ],
+            )
+
+
+def _pad(layer: Layer, x: Array, padding: tuple[int, int], value: float) -> Array:
+    high, wide = padding
+    if not high and not wide:
+        return x
+    n, rows, columns, channels = x.shape
+    padded = layer.array("padded", n, rows + 2 * high, columns + 2 * wide, channels)
+    padded[...] = value
+    padded[:, high : high + rows, wide : wide + columns] = x
+    return padded
+
+
+def _inside(padded: Array, padding: tuple[int, int]) -> Array:
+    high, wide = padding
+    return padded[:, high : padded.shape[1] - high, wide : padded.shape[2] - wide]

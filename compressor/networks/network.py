@@ -1,0 +1,128 @@
+"""A network with its numbers: the forward pass in batches, and gradients by back-propagation.
+
+network = read_network(checkpoint).network
+outputs = network.forward(x, keep=True)           # x [n, *input], float32
+network.backward(slope_of_the_loss_by_outputs)    # fills network.gradients, by tensor name
+for name, weight in network.parameters.items():
+    weight -= rate * network.gradients[name]      # in place: the layers hold these very arrays
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import prod
+
+from compressor.lazy import np
+from compressor.networks import kinds, layers, pointwise
+from compressor.networks.description import Fitted
+from compressor.networks.kinds import Shape
+from compressor.networks.layers import Layer, Linear
+from compressor.statistics import layer_of
+from compressor.workspace import Array, Workspace
+
+Watch = Callable[[str, Array], None]
+
+_MAKERS: Mapping[type[kinds.Kind], type[Layer]] = {
+    kinds.Dense: layers.DenseLayer,
+    kinds.Conv2d: layers.ConvLayer,
+    kinds.MaxPool: layers.MaxPoolLayer,
+    kinds.AveragePool: layers.AveragePoolLayer,
+    kinds.Flatten: layers.FlattenLayer,
+    kinds.BatchNorm: pointwise.BatchNormLayer,
+    kinds.LayerNorm: pointwise.LayerNormLayer,
+    kinds.Relu: pointwise.ReluLayer,
+    kinds.Gelu: pointwise.GeluLayer,
+    kinds.Tanh: pointwise.TanhLayer,
+    kinds.Sigmoid: pointwise.SigmoidLayer,
+    kinds.Softmax: pointwise.SoftmaxLayer,
+}
+_ROWS = 1024  # samples of a batch at most
+_NUMBERS = 1 << 22  # of the largest array of a batch, about
+
+
+class Network:
+    """Layers with their numbers. `tensors` are all arrays by name, `parameters` those that are trained (`gradients`
+    of the same names), `linear` the layers whose inputs can be watched: their names and widths, in order."""
+
+    def __init__(self, fitted: Fitted, tensors: Mapping[str, Array], dtype: str = "<f4") -> None:
+        """`tensors` are copied, as C-ordered arrays of `dtype`."""
+        self.fitted, self.dtype = fitted, dtype
+        self.tensors = {name: np.array(array, dtype, order="C") for name, array in tensors.items()}
+        self.layers: list[Layer] = []
+        self.parameters: dict[str, Array] = {}
+        self.gradients: dict[str, Array] = {}
+        self.linear: dict[str, int] = {}
+        self._names: dict[int, str] = {}
+        self._work = Workspace()
+        for number, (kind, roles) in enumerate(zip(fitted.description.layers, fitted.roles, strict=True)):
+            arrays = {role: self.tensors[name] for role, name in roles.items()}
+            layer = _MAKERS[type(kind)](kind, fitted.shapes[number], fitted.shapes[number + 1], arrays, dtype)
+            self.layers.append(layer)
+            for role in layer.parameters:
+                self.parameters[roles[role]] = layer.parameters[role]
+                self.gradients[roles[role]] = layer.gradients[role]
+            if isinstance(layer, Linear):
+                self._names[number] = layer_of(roles["weight"])
+                self.linear[self._names[number]] = prod(arrays["weight"].shape[1:])
+        self._settle_places()
+        self._first = next((n for n, layer in enumerate(self.layers) if layer.parameters), len(self.layers))
+
+    def _settle_places(self) -> None:
+        """An activation may write over what it is given, unless that is the caller's or is read again backwards."""
+        before: Layer | None = None
+        for layer in self.layers:
+            if isinstance(layer, pointwise.Activation):
+                layer.in_place = before is not None and not before.keeps_output
+            if not isinstance(layer, layers.FlattenLayer) or len(layer.given) == 3:
+                before = layer
+
+    @property
+    def input(self) -> Shape:
+        """The shape of a sample."""
+        return self.fitted.description.input
+
+    @property
+    def outputs(self) -> Shape:
+        """The shape of what a sample gives."""
+        return self.fitted.shapes[-1]
+
+    @property
+    def batch(self) -> int:
+        """Samples that are worked on at a time without much memory; it depends on the shapes alone."""
+        largest = max(prod(shape) for shape in self.fitted.shapes)
+        for layer in self.layers:
+            if isinstance(layer, layers.ConvLayer):
+                largest = max(largest, prod(layer.result[1:]) * prod(layer.parameters["weight"].shape[1:]))
+        return max(1, min(_ROWS, _NUMBERS // largest))
+
+    def forward(self, x: Array, *, keep: bool = False, train: bool = False, watch: Watch | None = None) -> Array:
+        """Outputs [n, *outputs] for inputs [n, *input] (PyTorch's order of axes); valid until the next call.
+
+        `keep` what `backward` needs; in `train` norms go by the batch. `watch(layer, rows)` sees the inputs
+        [.., width] of each linear layer before it runs; of a convolution these are its windows.
+        """
+        x = x.astype(self.dtype, copy=False)
+        if len(self.input) == 3:
+            channels, rows, columns = self.input
+            turned = self._work.array("x", (len(x), rows, columns, channels), self.dtype)
+            np.copyto(turned, x.transpose(0, 2, 3, 1))
+            x = turned
+        for number, layer in enumerate(self.layers):
+            if watch is not None and isinstance(layer, Linear):
+                watch(self._names[number], layer.rows(x))
+            x = layer.forward(x, keep=keep, train=train)
+        return x.transpose(0, 3, 1, 2) if x.ndim == 4 else x
+
+    def backward(self, gradient: Array, *, inputs: bool = False) -> Array | None:
+        """Fill `gradients` from the loss's gradient by the outputs of the last `forward`, which was told to `keep`;
+        the gradient by the inputs where these are wanted."""
+        found: Array | None = self._work.array("gradient", gradient.shape, self.dtype)
+        np.copyto(found, gradient)  # type: ignore[arg-type]  # no None yet
+        if gradient.ndim == 4:
+            found = np.ascontiguousarray(found.transpose(0, 2, 3, 1))  # type: ignore[union-attr]
+        for number in range(len(self.layers) - 1, -1, -1):
+            if not inputs and number < self._first:
+                return None
+            assert found is not None  # noqa: S101 - only the last is without
+            found = self.layers[number].backward(found, inputs=inputs or number > self._first)
+        return found.transpose(0, 3, 1, 2) if found is not None and found.ndim == 4 else found

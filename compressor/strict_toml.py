@@ -1,0 +1,39 @@
+"""TOML from users: size and depth within limits, and errors that begin with what was read."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import Any
+
+from compressor.errors import UsageError
+from compressor.files.handle import InputFile
+from compressor.text import printable
+
+LIMIT = 250_000  # bytes of a file
+_DOTS = 32  # in the keys of one line: the parser's memory grows with their square
+_NO_KEYS = re.compile(  # strings and comments of TOML, where dots are harmless
+    r""""{3}(?:[^"\\]|\\.|"(?!""))*+"{3}|'{3}(?:[^']|'(?!''))*+'{3}|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+'|\#[^\n]*+""",
+    re.DOTALL,
+)
+
+
+def read_text(path: str, where: str) -> str:
+    """The text of a user's file; InputError where it cannot be opened, UsageError where it is no such text."""
+    file = InputFile.open(path)
+    if file.size > LIMIT:
+        raise UsageError(f"{where}: is larger than {LIMIT} bytes")
+    try:
+        return file.read(0, file.size).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{where}: is not UTF-8 text") from error
+
+
+def parse(text: str, where: str) -> dict[str, Any]:
+    """The tables of a TOML text; every error starts with `where`."""
+    if any(line.count(".") > _DOTS for line in _NO_KEYS.sub("", text).split("\n")):
+        raise UsageError(f"{where}: a line has keys of more than {_DOTS} dots")
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"{where}: {printable(str(error))}") from error
