@@ -7,7 +7,7 @@ were still free to take any value. With H = R Rᵀ, R upper triangular, the loss
     w'_k = w_k + Σ_{i<k} (w_i − q_i) R_ik / R_kk
 
 which is the paper's update by the Cholesky factor of H⁻¹, without the inverse. What a column lost is told to
-those of its own 128 at once, to others by BLAS when all 128 are done. Arithmetic is float64: targets overflow float32.
+those of its own 128 at once, to others by BLAS when all 128 are done. Arithmetic is float64, which targets fit.
 """
 
 from __future__ import annotations
