@@ -144,7 +144,7 @@ class Compensated:
 
     def _target(self, column: int) -> Array:
         """What a column should be: no more than twice the largest weight of the row, and zero where it was."""
-        target = self.targets[column]
+        target: Array = self.targets[column]
         np.minimum(np.maximum(target, -self.top, out=target), self.top, out=target)
         if self.zeros is not None:
             target[self.zeros[column]] = 0
