@@ -168,7 +168,8 @@ class Compensated:
         np.minimum(np.maximum(best, -self.top, out=best), self.top, out=best)
         if self.zeros is not None:
             best[self.zeros[here]] = 0
-        target = best.T if self.lift is None else np.ldexp(best.T, self.lift[:, None])
+        with np.errstate(over="ignore"):  # twice the largest
+            target = best.T if self.lift is None else np.ldexp(best.T, self.lift[:, None])
         limit = np.finfo(self.values.dtype).max
         return np.ascontiguousarray(np.clip(target, -limit, limit), self.values.dtype)[:, None, :]
 
@@ -177,9 +178,10 @@ class Compensated:
         group = group if self.static else 0
         scale = chosen.column[:, group, 0].astype(np.float64)
         low = np.float64(-self.half) if chosen.zero is None else -chosen.zero[:, group].astype(np.float64)
-        if self.lift is not None:
-            target = np.ldexp(target, self.lift)
-        codes = np.rint(target / scale)
+        with np.errstate(over="ignore"):  # codes are clipped
+            if self.lift is not None:
+                target = np.ldexp(target, self.lift)
+            codes = np.rint(target / scale)
         codes = np.minimum(np.maximum(codes, low), low + (2 * self.half - 1))
         np.add(codes, 0.0, out=out, casting="same_kind")  # no −0
         restored: Array = codes * scale
