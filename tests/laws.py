@@ -103,6 +103,13 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
         ),
         *({"bits": 4, "group_size": 16, "layout": "gptq", "method": method} for method in ("absmax", "search")),
         {"bits": 8, "granularity": "channel", "layout": "gptq"},
+        *(
+            {"bits": bits, "symmetric": symmetric, **grain, "method": "gptq", "act_order": act_order}
+            for bits in (3, 4, 8)
+            for symmetric in (True, False)
+            for grain in ({"group_size": 8}, {"granularity": "channel"})
+            for act_order in (False, True)
+        ),
     ),
     ("quantize", "nf4"): (
         *(
