@@ -26,7 +26,8 @@ from compressor.method import Method, methods_of
 from compressor.pairing import check_model, open_all, with_statistics
 from compressor.plan import Plan
 from compressor.planner import make_plan, stores_packed
-from compressor.recipe import Recipe, Stage, load_recipe, make_stage, parse_stage, recipe_of, with_presets
+from compressor.recipe import Recipe, Stage, make_stage, parse_stage, recipe_of, with_presets
+from compressor.recipe_file import load_recipe
 from compressor.results import Gates, Report, ReportedGateFailed
 from compressor.runner import Runner
 from compressor.scan import compare, inspect, non_finite_tensors
@@ -87,7 +88,16 @@ def pipeline(
     teacher: Path | None = None,
     **settings: Any,
 ) -> Report:
-    """Apply a recipe (a `Recipe`, a TOML file, a ready recipe's name) or stage texts, fused into one pass."""
+    """Apply a recipe (a `Recipe`, a TOML file, a ready recipe's name) or stage texts, fused into one pass. The
+    recipe's own gates hold where none are given."""
+    found = recipe_for(recipe, stages, teacher)
+    settings["gates"] = (settings.get("gates") or Gates()).within(found.gates)
+    return run_recipe("pipeline", source, output, found, **settings)
+
+
+def recipe_for(recipe: Recipe | str | None, stages: Iterable[str] = (), teacher: Path | None = None) -> Recipe:
+    """The recipe that is meant: a TOML file, a ready one's name, or stage texts; `teacher` serves stages that name
+    none. UsageError where both or neither are given."""
     mentor = None if teacher is None else os.fspath(teacher)
     texts = list(stages)
     if (recipe is None) == (not texts):
@@ -98,7 +108,7 @@ def pipeline(
         recipe = load_recipe(recipe, mentor)
     if mentor is not None and all(stage.teacher is None for stage in recipe.stages):
         raise UsageError("--teacher: no stage takes a teacher")
-    return run_recipe("pipeline", source, output, recipe, **settings)
+    return recipe
 
 
 def restore(source: Path, output: Path, **settings: Any) -> Report:

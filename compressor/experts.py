@@ -24,7 +24,7 @@ from compressor.checkpoint import Checkpoint, Tensor
 from compressor.errors import UsageError
 from compressor.files.source import StoredTensor
 from compressor.recipe import Stage
-from compressor.selection import kept, matches
+from compressor.selection import matches
 from compressor.tensor import DTYPES, TensorSpec
 from compressor.text import printable
 
@@ -92,7 +92,7 @@ def divided(checkpoint: Checkpoint, stages: Sequence[Stage]) -> Checkpoint:
                     remedy=f"Write it for names such as '{printable(names[0], 120)}'",
                 )
     treated = any(
-        kept(split.tensors[name].spec, stage.method.verb, stage.include, stage.exclude) is None
+        stage.leaves(split.tensors[name].spec) is None
         for stage in stages
         for names in split.fused.values()
         for name in names

@@ -30,6 +30,8 @@ STAGE_KEYS = (
     "scores",
     "fallback",
     "preset",
+    "name",
+    "when",
 )  # of recipes, no options
 _POINT = re.compile(r"^\.(?=[0-9])")  # `.5`, which people write and TOML does not know
 _DEFAULT = {"prune": "magnitude", "distill": "blend", "quantize": "int"}  # where the options leave it open

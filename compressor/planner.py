@@ -21,7 +21,7 @@ from compressor.method import Encoder, Method
 from compressor.pairing import described, informed, memory_note, partner_for
 from compressor.plan import Container, Job, OutputFile, Plan, Step, dense_part, short_name
 from compressor.recipe import Recipe, Stage, Store
-from compressor.selection import Kept, kept
+from compressor.selection import Kept
 from compressor.statistics import Statistics
 from compressor.storing import SPARSE, with_layout
 from compressor.tensor import TensorSpec
@@ -151,7 +151,7 @@ def _job(
     steps: list[Step] = []
     reasons: list[Kept] = []
     for number, stage in enumerate(recipe.stages, len(recipe.cuts)):
-        why = kept(spec, stage.method.verb, stage.include, stage.exclude)
+        why = stage.leaves(spec)
         if why is None and spec.name in hold:
             why = Kept(hold[spec.name], asked=True)
         if why is None:

@@ -1,29 +1,30 @@
 """Recipes: TOML, `--stage` texts and Python keywords, all turned into the same frozen dataclasses.
 
-Nothing here is lenient: unknown keys, wrong types and values out of range are errors that name the place in
-the recipe. Text from the command line is converted by the type of the option it is for.
+`recipe_file.py` reads and writes the files. Nothing here is lenient: unknown keys, wrong types and values out of
+range are errors that name the place in the recipe. Text from the command line is converted by the type of the
+option it is for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import msgspec
 
-from compressor import strict_toml
-from compressor.errors import CompressorError, UsageError, raise_all
+from compressor.conditions import Conditions
+from compressor.errors import UsageError
 from compressor.method import SELECTOR, VERBS, Encoder, Method, methods_of, options_of
 from compressor.options import STAGE_KEYS, flag, with_scores
 from compressor.options import make_method as make_method
 from compressor.presets import PRESETS, rules
 from compressor.reshape import Reshape
-from compressor.selection import matches, pattern
-from compressor.structure.request import Description, Request, is_request, make_request, parse_description
+from compressor.results import Gates
+from compressor.selection import Kept, kept, matches, pattern
+from compressor.structure.request import Description, Request, is_request, make_request
+from compressor.tensor import TensorSpec
 from compressor.text import printable
 
 Store = Literal["auto", "dense", "packed", "codes", "bitmask", "csr", "nm", "smallest"]
@@ -51,16 +52,33 @@ class Stage:
     preset: str = ""
     stats: str | None = None
     scored: bool = False
+    when: Conditions | None = None
 
     @property
     def statistics(self) -> Method | None:
         """The first of its methods that goes by statistics of layer inputs."""
         return next((one for one in (self.method, *(made for _, made in self.rules)) if one.statistics), None)
 
+    def leaves(self, spec: TensorSpec) -> Kept | None:
+        """Why the stage leaves this tensor alone; None when it is to be treated."""
+        why = kept(spec, self.method.verb, self.include, self.exclude)
+        return self.when.kept(spec) if why is None and self.when is not None else why
+
     def method_for(self, name: str) -> Method:
         """The stage's method with the options of the first rule that matches the tensor."""
         text = matches(name, (rule for rule, _ in self.rules))
         return self.method if text is None else dict(self.rules)[text]
+
+    def to_table(self) -> dict[str, Any]:
+        """The stage as a recipe gives it, with the paths of other files."""
+        table = self.describe()
+        if self.preset:
+            table["preset"] = self.preset
+        if self.teacher is not None:
+            table[next(iter(self.method.partners)) if self.method.id == "mask" else "teacher"] = self.teacher
+        if self.stats is not None:
+            table["scores" if self.scored else "stats"] = self.stats
+        return table
 
     def describe(self) -> dict[str, Any]:
         """The stage as a recipe would give it; paths of other files are not part of what was done."""
@@ -72,6 +90,8 @@ class Stage:
             found["store"] = self.store
         if self.fallback:
             found["fallback"] = True
+        if self.when is not None:
+            found["when"] = self.when.describe()
         if self.rules:
             found["rule"] = [{"match": text, **method.describe()} for text, method in self.rules]
         return found
@@ -86,6 +106,8 @@ class Recipe:
     description: str = ""
     cuts: tuple[Request | Reshape, ...] = ()
     stats: str | None = None
+    gates: Gates = field(default_factory=Gates)
+    report: Mapping[str, Any] = field(default_factory=dict)  # how to print: format, top, quiet
 
 
 def recipe_of(stages: Iterable[Stage | Request], where: str = "", name: str = "", description: str = "") -> Recipe:
@@ -106,14 +128,6 @@ def recipe_of(stages: Iterable[Stage | Request], where: str = "", name: str = ""
     return Recipe(tuple(others), name, description, tuple(cuts))
 
 
-class _File(msgspec.Struct, forbid_unknown_fields=True):
-    stage: list[dict[str, Any]] = []
-    structure: list[dict[str, Any]] = []
-    name: str = ""
-    description: str = ""
-    stats: str | None = None
-
-
 class _StageKeys(msgspec.Struct):
     kind: str
     include: list[str] = []
@@ -126,6 +140,8 @@ class _StageKeys(msgspec.Struct):
     scores: str | None = None
     fallback: bool = False
     preset: str = ""
+    name: str = ""
+    when: Conditions | None = None
 
 
 # ---- stages and recipes --------------------------------------------------------------------------------
@@ -145,6 +161,7 @@ def make_stage(
     scores: str | None = None,
     fallback: bool = False,
     preset: str = "",
+    when: Conditions | None = None,
     text: bool = False,
     where: str = "",
 ) -> Stage:
@@ -172,7 +189,8 @@ def make_stage(
         for number, (glob, changed) in enumerate(rules)
     )
     if isinstance(method, Reshape):
-        besides = ("include", include), ("exclude", exclude), ("rule", made), ("stats", stats), ("scores", scores)
+        named = ("include", include), ("exclude", exclude), ("rule", made), ("when", when)
+        besides = *named, ("stats", stats), ("scores", scores)
         given = [key for key, value in besides if value]
         if given:
             raise UsageError(f"{where}{SELECTOR[verb]} {method.id} cuts whole models, so {given[0]} has no meaning")
@@ -197,7 +215,7 @@ def make_stage(
     if fallback and verb != "quantize":
         raise UsageError(f"{where}fallback has no meaning for {verb}")
     scored = scores is not None
-    return Stage(method, include, exclude, made, store or "auto", teacher, fallback, preset, stats, scored)
+    return Stage(method, include, exclude, made, store or "auto", teacher, fallback, preset, stats, scored, when)
 
 
 def _preset(verb: str, preset: str, where: str, *, text: bool) -> dict[str, Any]:
@@ -250,7 +268,7 @@ def parse_stage(text: str, teacher: str | None = None) -> Stage | Request:
     if is_request(verb, options):
         return make_request(options, text=True, where=where)
     own: dict[str, Any] = {
-        key: options.pop(key) for key in STAGE_KEYS if key in options and key not in ("kind", "rule")
+        key: options.pop(key) for key in STAGE_KEYS if key in options and key not in ("kind", "rule", "when")
     }
     own |= {key: own[key].split("|") for key in ("include", "exclude") if key in own}
     if own.get("fallback") in ("true", "false"):
@@ -267,62 +285,12 @@ def parse_stage(text: str, teacher: str | None = None) -> Stage | Request:
     )
 
 
-def load_recipe(name: str, teacher: str | None = None) -> Recipe:
-    """A recipe from a TOML file, or a ready one by its name."""
-    path = Path(name)
-    if "/" not in name and not name.endswith(".toml"):
-        ready = ready_recipes()
-        if name not in ready:
-            close = get_close_matches(name, ready, 1)
-            raise UsageError(
-                f"there is no recipe '{printable(name, 60)}'",
-                remedy=(f"Did you mean {close[0]}? " if close else "")
-                + "`compressor pipeline --list` shows the ready ones; a file ends in .toml",
-            )
-        return parse_recipe(ready[name], f"recipe {name}", teacher)
-    try:
-        with path.open("rb") as file:
-            raw = file.read(strict_toml.LIMIT + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UsageError(f"recipe {printable(name)}: cannot be read: {reason}") from error
-    if len(raw) > strict_toml.LIMIT:
-        raise UsageError(f"recipe {printable(name)}: is larger than {strict_toml.LIMIT} bytes")
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"recipe {printable(name)}: is not UTF-8 text") from error
-    return parse_recipe(text, f"recipe {printable(name)}", teacher)
-
-
-def parse_recipe(text: str, where: str, teacher: str | None = None) -> Recipe:
-    """A recipe from its TOML text; every error starts with `where` and the place in the file."""
-    try:
-        found = msgspec.convert(strict_toml.parse(text, where), _File)
-    except msgspec.ValidationError as error:
-        raise UsageError(f"{where}: {printable(_plain(error))}") from error
-    if not found.stage:
-        raise UsageError(f"{where}: has no [[stage]]")
-    described = [
-        parse_description(table, f"{where}: structure[{number}].") for number, table in enumerate(found.structure)
-    ]
-    stages: list[Stage | Request] = []
-    problems: list[CompressorError] = []
-    for number, table in enumerate(found.stage):
-        try:
-            stages.append(_stage(table, f"{where}: stage[{number}].", teacher, described))
-        except CompressorError as error:
-            problems.extend(getattr(error, "problems", [error]))
-    raise_all(problems)
-    return replace(recipe_of(stages, f"{where}: ", found.name, found.description), stats=found.stats)
-
-
-def _stage(
+def stage_from_table(
     table: dict[str, Any], where: str, teacher: str | None, described: Sequence[Description]
 ) -> Stage | Request:
     if is_request(str(table.get("kind")), table):
         options = {key: value for key, value in table.items() if key not in STAGE_KEYS}
-        besides = [key for key in table if key in STAGE_KEYS and key != "kind"]
+        besides = [key for key in table if key in STAGE_KEYS and key not in ("kind", "name")]
         return make_request(options, where=where, described=described, stage_keys=besides)
     keys = _stage_keys({key: value for key, value in table.items() if key in STAGE_KEYS}, where)
     _check_verb(keys.kind, where)
@@ -347,7 +315,7 @@ def stage_of(described: Mapping[str, Any], where: str) -> Stage:
     """A stage from what `Stage.describe` made of one. UsageError where that names files, which are not kept."""
     if "stats" in described or "scores" in described:
         raise UsageError(f"{where}it went by statistics of inputs, which are another file")
-    found = _stage(dict(described), where, None, ())
+    found = stage_from_table(dict(described), where, None, ())
     if not isinstance(found, Stage):
         raise UsageError(f"{where}it is a structured cut")
     return found
@@ -363,12 +331,12 @@ def _stage_keys(table: Mapping[str, Any], where: str) -> _StageKeys:
         if store not in get_args(Store):  # msgspec would not say which there are
             choices, shown = ", ".join(get_args(Store)), printable(str(store), 40)
             raise UsageError(f"{where}store: must be one of {choices}, not '{shown}'") from error
-        raise UsageError(f"{where}{printable(_plain(error))}") from error
+        raise UsageError(f"{where}{printable(plain(error))}") from error
 
 
 def _given(keys: _StageKeys) -> dict[str, Any]:
     """What a stage says beside its kind, rules and teacher, as `make_stage` takes it."""
-    names = ("include", "exclude", "store", "mask", "stats", "scores", "fallback", "preset")
+    names = ("include", "exclude", "store", "mask", "stats", "scores", "fallback", "preset", "when")
     return {name: getattr(keys, name) for name in names}
 
 
@@ -381,15 +349,8 @@ def _check_verb(verb: str, where: str) -> None:
         )
 
 
-def _plain(error: Exception) -> str:
+def plain(error: Exception) -> str:
     """msgspec's sentence with the place in front: `stage[0].bits: Expected int, got str`."""
     sentence, _, place = str(error).partition(" - at `$")
     place = place.strip("`.")
     return f"{place}: {sentence}" if place else sentence
-
-
-def ready_recipes() -> dict[str, str]:
-    """The recipes that ship with the package: name → TOML text."""
-    folder = resources.files("compressor") / "recipes"
-    files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".toml")), key=lambda e: e.name)
-    return {entry.name.removesuffix(".toml"): entry.read_text(encoding="utf-8") for entry in files}

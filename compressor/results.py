@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -122,6 +122,11 @@ class Gates:
     max_size: int | None = None
     min_sparsity: float | None = None
 
+    def within(self, others: Gates) -> Gates:
+        """These limits, and the others' where there is none."""
+        pairs = zip(_limits(self), _limits(others), strict=True)
+        return Gates(*(theirs if mine is None else mine for mine, theirs in pairs))
+
     def judge_plan(self, plan: Plan) -> list[str]:
         """What the sizes of the plan fail, in words."""
         failures = []
@@ -156,6 +161,10 @@ class Gates:
                 f"--min-sparsity {self.min_sparsity:g}: {total.sparsity_after:.4g} of the treated weights are zero"
             )
         return failures
+
+
+def _limits(gates: Gates) -> tuple[Any, ...]:
+    return tuple(getattr(gates, each.name) for each in fields(gates))
 
 
 class ReportedGateFailed(GateFailed):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
+from collections.abc import Mapping
 from typing import Any
 
 from compressor.errors import UsageError
@@ -37,3 +39,26 @@ def parse(text: str, where: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{where}: {printable(str(error))}") from error
+
+
+def text_of(tables: Mapping[str, Any], path: str = "") -> str:
+    """The TOML of texts, numbers, truth values, and lists and tables of such; lists of tables as `[[key]]`."""
+    plain, below = [], []
+    for key, value in tables.items():
+        name = f"{path}.{key}" if path else key
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            below += [f"\n[[{name}]]\n{text_of(item, name)}" for item in value]
+        elif isinstance(value, dict) and not path:
+            below.append(f"\n[{name}]\n{text_of(value, name)}")
+        else:
+            plain.append(f"{key} = {_value(value)}\n")
+    return "".join([*plain, *below]).removeprefix("\n")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    # What JSON writes of texts, numbers and truth values is TOML too, but for DEL
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")

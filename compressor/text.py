@@ -1,4 +1,4 @@
-"""The one function that makes a foreign string safe to show.
+"""The one function that makes a foreign string safe to show, and sizes as people write them.
 
 Tensor names, file names and dtype fields come from strangers. Terminals obey control characters, ESC
 sequences, C1 codes and bidirectional overrides; a newline can forge a line of a log.
@@ -6,10 +6,15 @@ sequences, C1 codes and bidirectional overrides; a newline can forge a line of a
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 # Cc control, Cf format (bidi overrides, zero-width), Cs surrogate, Co private, Cn unassigned, Zl/Zp separators
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+_UNITS = {"": 1, "b": 1}
+_UNITS |= {f"{p}b": 1000**n for n, p in enumerate("kmgt", 1)} | {f"{p}ib": 1024**n for n, p in enumerate("kmgt", 1)}
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?([A-Za-z]{0,3})")
 
 
 def printable(text: str, limit: int = 300) -> str:
@@ -40,3 +45,11 @@ def size_text(nbytes: float) -> str:
         nbytes /= 1000
         unit = units.pop(0)
     return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:#.3g} {unit}".replace(". ", " ")
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes of `300MB`, `1.5GiB` or `4096`; None where it is no such text."""
+    found = _SIZE.fullmatch(text)
+    if found is None or found[2].lower() not in _UNITS:
+        return None
+    return int(float(found[1]) * _UNITS[found[2].lower()])

@@ -126,7 +126,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_recipe_page_example_is_valid() -> None:
-    from compressor.recipe import parse_recipe
+    from compressor.recipe_file import parse_recipe
 
     page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     for text in re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL):

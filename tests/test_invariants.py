@@ -18,7 +18,8 @@ from laws import FLOATS, Array, numbers, store
 
 from compressor import api, cutting, runner
 from compressor.errors import InputError, Problems, UsageError
-from compressor.recipe import parse_stage, ready_recipes
+from compressor.recipe import parse_stage
+from compressor.recipe_file import ready_recipes
 from compressor.report import render
 from compressor.results import Report
 from compressor.tensor import DTYPES

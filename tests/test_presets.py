@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 from compressor import api
 from compressor.errors import Problems, UsageError
 from compressor.presets import rules
-from compressor.recipe import make_stage, parse_recipe, parse_stage
+from compressor.recipe import make_stage, parse_stage
+from compressor.recipe_file import parse_recipe
 from compressor.report import render
 from compressor.selection import pattern
 

@@ -17,15 +17,8 @@ from compressor.checkpoint import open_checkpoint
 from compressor.errors import CompressorError, Problems, UsageError
 from compressor.files.handle import InputFile
 from compressor.method import methods_of
-from compressor.recipe import (
-    Recipe,
-    load_recipe,
-    make_method,
-    make_stage,
-    parse_recipe,
-    parse_stage,
-    ready_recipes,
-)
+from compressor.recipe import Recipe, make_method, make_stage, parse_stage
+from compressor.recipe_file import load_recipe, parse_recipe, ready_recipes
 
 BAD_BITS = ["0", "1", "1.5", "-8", "33", "nan", "inf", "", "٤", "1" * 30, "8x", "0x8", "True"]
 BAD_SHARES = ["-0.1", "1", "1.0001", "50", "nan", "inf", "-inf", "1e400", "50%", "", "½", "0,5"]

@@ -18,7 +18,8 @@ import compressor
 from compressor.checkpoint import Rows, Tensor, open_checkpoint
 from compressor.cli.main import run
 from compressor.errors import InputError, UsageError
-from compressor.recipe import load_recipe, parse_stage
+from compressor.recipe import parse_stage
+from compressor.recipe_file import load_recipe
 from compressor.results import Gates, ReportedGateFailed
 from compressor.structure.families import FAMILIES
 from compressor.structure.gather import gathered

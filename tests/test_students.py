@@ -34,7 +34,8 @@ from compressor.cli.main import run
 from compressor.errors import CompressorError, InputError, UsageError
 from compressor.methods.distill.depth import Depth, spread
 from compressor.methods.distill.subclone import Subclone
-from compressor.recipe import load_recipe, parse_stage, recipe_of
+from compressor.recipe import parse_stage, recipe_of
+from compressor.recipe_file import load_recipe
 from compressor.structure.families import FAMILIES
 from compressor.structure.recognising import lines
 

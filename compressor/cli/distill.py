@@ -27,6 +27,7 @@ from compressor.recipe import make_stage, recipe_of
 )
 @options.stats
 @options.selecting
+@options.show_recipe
 @options.running
 def command(
     input_path: str | None, origin: str | None, output: str, include: Any, exclude: Any, rules: Any, **values: Any
@@ -54,4 +55,5 @@ def command(
         store=values.pop("store"),
         text=True,
     )
-    return options.execute(partial(api.run_recipe, "distill", source, output, recipe_of((stage,))), values)
+    recipe = recipe_of((stage,))
+    return options.execute(partial(api.run_recipe, "distill", source, output, recipe), values, recipe)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import isfinite
 from typing import Any, get_args
 
@@ -22,13 +22,14 @@ from compressor.method import (
     options_of,
     required_options,
 )
+from compressor.pairing import with_statistics
 from compressor.presets import PRESETS
+from compressor.recipe import Recipe
 from compressor.results import Gates, Report, ReportedGateFailed
 from compressor.structure.request import request_options
+from compressor.text import parse_size
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-_UNITS = {"": 1, "b": 1}
-_UNITS |= {f"{p}b": 1000**n for n, p in enumerate("kmgt", 1)} | {f"{p}ib": 1024**n for n, p in enumerate("kmgt", 1)}
 
 
 class Size(click.ParamType[int]):
@@ -37,10 +38,10 @@ class Size(click.ParamType[int]):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?([A-Za-z]{0,3})", str(value))
-        if found is None or found[2].lower() not in _UNITS:
+        found = parse_size(str(value))
+        if found is None:
             self.fail(f"{value!r} is not a size such as 300MB or 1.5GiB", param, ctx)
-        return int(float(found[1]) * _UNITS[found[2].lower()])
+        return found
 
 
 class Finite(click.ParamType[float]):
@@ -82,8 +83,7 @@ output_format = click.option(
     "--format",
     "style",
     type=click.Choice(["table", "json"]),
-    default="table",
-    help="How results are printed.",
+    help="How results are printed: a table, unless said otherwise.",
 )
 top = click.option("--top", type=click.IntRange(0), help="Rows to show, the worst first; 0 shows all.")
 quiet = click.option("-q", "--quiet", is_flag=True, help="Totals only, and no progress.")
@@ -115,6 +115,9 @@ running = chain(
     top,
     quiet,
     debug,
+)
+show_recipe = click.option(
+    "--show-recipe", is_flag=True, help="Print the recipe that does this, with all that was left open; run nothing."
 )
 selecting = chain(
     click.option(
@@ -277,15 +280,23 @@ def parse_rules(texts: tuple[str, ...]) -> list[tuple[str, dict[str, str]]]:
     return rules
 
 
-def execute(work: Callable[..., Report], values: dict[str, Any]) -> int:
-    """Run a transforming verb with the shared options and print its report; the exit code.
+def execute(work: Callable[..., Report], values: dict[str, Any], recipe: Recipe | None = None) -> int:
+    """Run a transforming verb with the shared options and print its report; the exit code. What the `recipe` that
+    it runs says of gates and report holds where the options say nothing; --show-recipe prints it, and that is all.
 
     A failed gate prints the report too. A report that cannot be printed does not undo the result.
     """
     from compressor.report import progress, render
 
+    recipe = Recipe(()) if recipe is None else recipe
+    asked = Gates(*(values.pop(key) for key in ("max_error", "min_ratio", "max_size", "min_sparsity")))
+    gates = asked.within(recipe.gates)
+    if values.pop("show_recipe", False):
+        return _show(replace(with_statistics(recipe, values["stats"]), gates=gates))
     style, rows, hush = values.pop("style"), values.pop("top"), values.pop("quiet")
-    gates = Gates(*(values.pop(key) for key in ("max_error", "min_ratio", "max_size", "min_sparsity")))
+    style = style or recipe.report.get("format", "table")
+    rows = recipe.report.get("top") if rows is None else rows
+    hush = hush or recipe.report.get("quiet", False)
     failed: ReportedGateFailed | None = None
     try:
         with progress.bar(enabled=not hush) as advance:
@@ -298,3 +309,9 @@ def execute(work: Callable[..., Report], values: dict[str, Any]) -> int:
     if failed is not None:
         raise failed
     return 0
+
+
+def _show(recipe: Recipe) -> int:
+    from compressor.recipe_file import effective
+
+    return 0 if emit(effective(recipe), essential=True) else 4

@@ -10,7 +10,7 @@ import click
 from compressor import api
 from compressor.cli import options
 from compressor.cli.streams import emit
-from compressor.recipe import parse_recipe, ready_recipes
+from compressor.recipe_file import parse_recipe, ready_recipes
 
 
 def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -37,6 +37,7 @@ def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 @options.teacher
 @options.stats
 @options.requantize
+@options.show_recipe
 @options.running
 def command(input_path: str, output: str, **values: Any) -> int:
     """Apply the stages of a recipe in their order, fused: every tensor is read once and written once.
@@ -44,4 +45,5 @@ def command(input_path: str, output: str, **values: Any) -> int:
     Stages that look at the whole model first (global magnitude) read it beforehand.
     """
     keys = {key: values.pop(key) for key in ("recipe", "stages", "teacher")}
-    return options.execute(partial(api.pipeline, input_path, output, **keys), values)
+    recipe = api.recipe_for(**keys)
+    return options.execute(partial(api.run_recipe, "pipeline", input_path, output, recipe), values, recipe)

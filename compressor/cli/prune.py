@@ -23,6 +23,7 @@ from compressor.structure.request import make_request
 @options.save_mask
 @options.store_pruned
 @options.selecting
+@options.show_recipe
 @options.running
 def command(
     input_path: str,
@@ -49,9 +50,8 @@ def command(
         read = ("stats", values["stats"]), ("scores", scores)
         stage_only = ("include", include), ("exclude", exclude), ("set", rules), *written, *read
         besides = [key for key, value in stage_only if value]
-        return options.execute(
-            partial(work, Recipe((), cuts=(make_request(cut, text=True, stage_keys=besides),))), values
-        )
+        recipe = Recipe((), cuts=(make_request(cut, text=True, stage_keys=besides),))
+        return options.execute(partial(work, recipe), values, recipe)
     stage = make_stage(
         "prune",
         options.given("prune", values),
@@ -63,4 +63,5 @@ def command(
         scores=scores,
         text=True,
     )
-    return options.execute(partial(work, Recipe((stage,))), values)
+    recipe = Recipe((stage,))
+    return options.execute(partial(work, recipe), values, recipe)

@@ -21,6 +21,7 @@ from compressor.recipe import Recipe, make_stage
 @options.fallback
 @options.requantize
 @options.selecting
+@options.show_recipe
 @options.running
 def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any, **values: Any) -> int:
     """Store weights as codes of few bits, in files that loaders take as they are.
@@ -41,4 +42,5 @@ def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any
         preset=values.pop("preset"),
         text=True,
     )
-    return options.execute(partial(api.run_recipe, "quantize", input_path, output, Recipe((stage,))), values)
+    recipe = Recipe((stage,))
+    return options.execute(partial(api.run_recipe, "quantize", input_path, output, recipe), values, recipe)

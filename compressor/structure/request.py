@@ -27,6 +27,11 @@ class Description:
     axes: tuple[tuple[str, int, int], ...]
     config: tuple[str, ...] = ()
 
+    def describe(self) -> dict[str, Any]:
+        """The `[[structure]]` table."""
+        axes = [f"{name}:{axis}:{block}" for name, axis, block in self.axes]
+        return {"name": self.name, "axes": axes, **({"config": list(self.config)} if self.config else {})}
+
 
 @dataclass(frozen=True)
 class Request:
@@ -74,7 +79,7 @@ class Request:
             if value is not None and not (name in ("seed", "multiple_of") and value == _default(name)):
                 found[name] = value
         if self.described is not None:
-            found["axes"] = [f"{name}:{axis}:{block}" for name, axis, block in self.described.axes]
+            found["axes"] = self.described.describe()["axes"]
         return found
 
 

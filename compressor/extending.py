@@ -1,0 +1,87 @@
+"""`extends`: a recipe that is another one, changed.
+
+The other recipe is a file, found from the folder of the one that names it, or a ready recipe's name. What the
+recipe says itself goes before what the other says: single keys one by one, also those of `gate`, `report` and
+`budget`. A stage with the `name` of one of the other's stages changes that stage, key by key; other stages follow
+the other's. A stage that is given no name goes by its kind, if it is the only one of its kind.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from compressor.errors import UsageError
+from compressor.text import printable
+
+_DEPTH = 8  # of recipes that extend each other
+_LISTS = ("stage", "structure")
+Tables = dict[str, Any]
+Reader = Callable[[str, str], tuple[Tables, str]]
+
+
+def extended(tables: Tables, name: str, where: str, read: Reader) -> Tables:
+    """The recipe `name` with what it extends filled in; `read(base, name)` is the tables and the name of what
+    recipe `name` calls `base`. UsageError that starts with `where`."""
+    chain, seen = [tables], [name]
+    while "extends" in chain[-1]:
+        base = chain[-1].pop("extends")
+        if not isinstance(base, str) or not base:
+            raise UsageError(f"{where}: extends: must be a recipe's file or name")
+        found, name = read(base, name)
+        if name in seen or len(chain) == _DEPTH:
+            said = "goes in a circle" if name in seen else f"goes through more than {_DEPTH} recipes"
+            raise UsageError(f"{where}: extends: {said} at {printable(name)}")
+        chain.append(found)
+        seen.append(name)
+    whole = chain.pop()
+    while chain:
+        whole = _merged(whole, chain.pop(), where)
+    return whole
+
+
+def _merged(base: Mapping[str, Any], more: Mapping[str, Any], where: str) -> Tables:
+    base = {
+        key: value for key, value in base.items() if key not in ("name", "description")
+    }  # which this one is not
+    whole = {**base, **{key: value for key, value in more.items() if key not in _LISTS}}
+    for key in ("gate", "report", "budget"):
+        if isinstance(base.get(key), dict) and isinstance(more.get(key), dict):
+            whole[key] = {**base[key], **more[key]}
+    whole["structure"] = [*base.get("structure", ()), *more.get("structure", ())]
+    whole["stage"] = _stages(base.get("stage", []), more.get("stage", []), where)
+    return whole
+
+
+def _stages(base: Any, more: Any, where: str) -> list[Any]:
+    if not all(isinstance(one, list) and all(isinstance(stage, dict) for stage in one) for one in (base, more)):
+        raise UsageError(f"{where}: stage: must be [[stage]] tables")
+    stages = [dict(stage) for stage in base]
+    names = _names(stages)
+    for number, stage in enumerate(more):
+        name = stage.get("name")
+        if name is not None and name in names:
+            changed = stages[names.index(name)]
+            if "repeat" in changed and "stage" in stage:
+                inner = _stages(changed["stage"], stage["stage"], where)
+                stage = {**stage, "stage": inner}
+            changed |= stage
+        elif "kind" not in stage and "repeat" not in stage:
+            close = get_close_matches(str(name), [known for known in names if known], 1)
+            raise UsageError(
+                f"{where}: stage[{number}]: has no kind, and no stage that it extends is named "
+                f"'{printable(str(name), 40)}'",
+                remedy=f"Did you mean {close[0]}?" if close else "",
+            )
+        else:
+            stages.append(dict(stage))
+    return stages
+
+
+def _names(stages: list[Tables]) -> list[Any]:
+    kinds = Counter(str(stage.get("kind")) for stage in stages)
+    return [
+        stage.get("name", stage.get("kind") if kinds[str(stage.get("kind"))] == 1 else None) for stage in stages
+    ]

@@ -1,0 +1,165 @@
+"""Recipes as TOML: read from files or the package, and written again as what they come to.
+
+extends = "w4a16"          another recipe, changed by this one (`extending.py`)
+name, description, stats   texts
+[[stage]]                  what is done, in order; `repeat` unrolls (`schedules.py`)
+[[structure]]              dimensions that belong together, for `structure` cuts
+[gate]                     limits that the result must keep
+[report]                   how the result is printed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from compressor import strict_toml
+from compressor.errors import CompressorError, UsageError, raise_all
+from compressor.extending import Tables, extended
+from compressor.recipe import Recipe, Stage, plain, recipe_of, stage_from_table
+from compressor.results import Gates
+from compressor.schedules import unrolled
+from compressor.structure.request import Request, parse_description
+from compressor.text import parse_size, printable
+
+
+class _Gates(msgspec.Struct, forbid_unknown_fields=True):
+    max_error: float | None = None
+    min_ratio: float | None = None
+    max_size: int | str | None = None
+    min_sparsity: float | None = None
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    stage: list[dict[str, Any]] = []
+    structure: list[dict[str, Any]] = []
+    name: str = ""
+    description: str = ""
+    stats: str | None = None
+    gate: _Gates = msgspec.field(default_factory=_Gates)
+    report: dict[str, Any] = {}
+
+
+def load_recipe(name: str, teacher: str | None = None) -> Recipe:
+    """A recipe from a TOML file, or a ready one by its name."""
+    text, where = _text(name)
+    return parse_recipe(text, where, teacher, name)
+
+
+def parse_recipe(text: str, where: str, teacher: str | None = None, name: str = "") -> Recipe:
+    """A recipe from its TOML text; every error starts with `where` and the place in the file. What it extends is
+    looked for from the folder of the file `name`."""
+    tables = extended(strict_toml.parse(text, where), name, where, _base)
+    try:
+        found = msgspec.convert(tables, _File)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{where}: {printable(plain(error))}") from error
+    if not found.stage:
+        raise UsageError(f"{where}: has no [[stage]]")
+    described = [
+        parse_description(table, f"{where}: structure[{number}].") for number, table in enumerate(found.structure)
+    ]
+    stages: list[Stage | Request] = []
+    problems: list[CompressorError] = []
+    for place, table in unrolled(found.stage, f"{where}: "):
+        try:
+            stages.append(stage_from_table(table, place, teacher, described))
+        except CompressorError as error:
+            problems.extend(getattr(error, "problems", [error]))
+    raise_all(problems)
+    recipe = recipe_of(stages, f"{where}: ", found.name, found.description)
+    return replace(recipe, stats=found.stats, gates=_gates(found.gate, where), report=_report(found.report, where))
+
+
+def ready_recipes() -> dict[str, str]:
+    """The recipes that ship with the package: name → TOML text."""
+    folder = resources.files("compressor") / "recipes"
+    files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".toml")), key=lambda e: e.name)
+    return {entry.name.removesuffix(".toml"): entry.read_text(encoding="utf-8") for entry in files}
+
+
+def effective(recipe: Recipe) -> str:
+    """The TOML of a recipe that does what this one does, everything that was left open filled in."""
+    tables: Tables = {key: value for key in ("name", "description") if (value := getattr(recipe, key))}
+    described = [cut.described for cut in recipe.cuts if isinstance(cut, Request) and cut.described is not None]
+    if described:
+        tables["structure"] = [one.describe() for one in dict.fromkeys(described)]
+    if recipe.gates != Gates():
+        tables["gate"] = {key: value for key, value in vars(recipe.gates).items() if value is not None}
+    if recipe.report:
+        tables["report"] = dict(recipe.report)
+    cuts = [{key: value for key, value in cut.describe().items() if key != "axes"} for cut in recipe.cuts]
+    tables["stage"] = [*cuts, *(stage.to_table() for stage in recipe.stages)]
+    return strict_toml.text_of(tables)
+
+
+# ---- texts and their places ----------------------------------------------------------------------------
+
+
+def _text(name: str) -> tuple[str, str]:
+    """The text of a recipe, and what errors call it."""
+    if not _is_path(name):
+        ready = ready_recipes()
+        if name not in ready:
+            close = get_close_matches(name, ready, 1)
+            raise UsageError(
+                f"there is no recipe '{printable(name, 60)}'",
+                remedy=(f"Did you mean {close[0]}? " if close else "")
+                + "`compressor pipeline --list` shows the ready ones; a file ends in .toml",
+            )
+        return ready[name], f"recipe {name}"
+    where, path = f"recipe {printable(name)}", Path(name)
+    try:
+        with path.open("rb") as file:
+            raw = file.read(strict_toml.LIMIT + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UsageError(f"{where}: cannot be read: {reason}") from error
+    if len(raw) > strict_toml.LIMIT:
+        raise UsageError(f"{where}: is larger than {strict_toml.LIMIT} bytes")
+    try:
+        return raw.decode("utf-8"), where
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{where}: is not UTF-8 text") from error
+
+
+def _is_path(name: str) -> bool:
+    return "/" in name or name.endswith(".toml")
+
+
+def _base(base: str, name: str) -> tuple[Tables, str]:
+    """What the recipe `name` extends."""
+    found = str(Path(name).parent / base) if _is_path(base) and _is_path(name) else base
+    text, where = _text(found)
+    return strict_toml.parse(text, where), found
+
+
+def _gates(found: _Gates, where: str) -> Gates:
+    size = parse_size(found.max_size) if isinstance(found.max_size, str) else found.max_size
+    if found.max_size is not None and (size is None or size < 0):
+        raise UsageError(f"{where}: gate.max_size: must be a size such as 300MB, not {found.max_size!r}")
+    for key, most in (("max_error", None), ("min_ratio", None), ("min_sparsity", 1.0)):
+        value = getattr(found, key)
+        if value is not None and not 0 <= value <= (float("inf") if most is None else most):
+            raise UsageError(f"{where}: gate.{key}: must be at least 0{'' if most is None else ' and at most 1'}")
+    return Gates(found.max_error, found.min_ratio, size, found.min_sparsity)
+
+
+def _report(found: Mapping[str, Any], where: str) -> dict[str, Any]:
+    kinds = {
+        "format": (found.get("format") in ("table", "json"), "table or json"),
+        "top": (type(found.get("top")) is int and found["top"] >= 0, "an integer of at least 0"),
+        "quiet": (type(found.get("quiet")) is bool, "true or false"),
+    }
+    for key in found:
+        if key not in kinds:
+            raise UsageError(f"{where}: report.{printable(key, 40)}: is not known; there are {', '.join(kinds)}")
+        if not kinds[key][0]:
+            raise UsageError(f"{where}: report.{key}: must be {kinds[key][1]}")
+    return dict(found)
