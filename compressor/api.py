@@ -32,6 +32,9 @@ from compressor.scan import compare, inspect, non_finite_tensors
 from compressor.structure.request import is_request, make_request
 from compressor.structure.restructure import restructure
 from compressor.target import check_apart, container_of
+from compressor.training.request import METHOD as TRAINED
+from compressor.training.request import make_training
+from compressor.training.student import trained
 from compressor.worker import Worker
 
 Path = str | os.PathLike[str]
@@ -63,7 +66,15 @@ def prune(source: Path, output: Path, **options: Any) -> Report:
 
 
 def distill(source: Path, output: Path, *, teacher: Path, **options: Any) -> Report:
-    """Carry a teacher's weights into a student: `method="blend", alpha=0.5` or `method="reweight"`."""
+    """Carry a teacher's weights into a student: `method="blend", alpha=0.5` or `method="reweight"`. Or train the
+    student on the teacher's outputs: `method="soft-targets", inputs=PATH`, with the options of a `Training`."""
+    if options.get("method") == TRAINED:
+        settings = {key: options.pop(key) for key in list(options) if key in _SETTINGS}
+        files = {key: options.pop(key, None) for key in ("inputs", "network", "teacher_network")}
+        paths: dict[str, Any] = {key: None if path is None else os.fspath(path) for key, path in files.items()}
+        del options["method"]
+        training = make_training(options, teacher=os.fspath(teacher), **paths)
+        return run_recipe("distill", source, output, Recipe((), training=training), **settings)
     return _one_stage("distill", source, output, {"teacher": os.fspath(teacher), **options})
 
 
@@ -161,7 +172,9 @@ def run_recipe(
     source, output, gates = os.fspath(source), os.fspath(output), gates or Gates()
     recipe = with_statistics(recipe, None if stats is None else os.fspath(stats))
     teachers = sorted({stage.teacher for stage in recipe.stages if stage.teacher is not None})
-    beside = (*teachers, *sorted({stage.stats for stage in recipe.stages if stage.stats is not None}))
+    training = recipe.training
+    examples = () if training is None else (training.teacher, training.inputs)
+    beside = (*teachers, *examples, *sorted({stage.stats for stage in recipe.stages if stage.stats is not None}))
     check_apart(output, source, *beside)
     if save_mask is not None:
         _check_mask(os.fspath(save_mask), output, (source, *beside), force=force or dry_run)
@@ -183,6 +196,10 @@ def run_recipe(
     checkpoint = restructure(checkpoint, recipe.cuts, workers=count, keep_non_finite=non_finite == "keep")
     said = check_model(statistics.values(), checkpoint, checkpoint if checkpoint.cuts else whole)
     checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *said))
+    if training is not None:
+        mentors[training.teacher] = open_checkpoint(training.teacher)
+        check_apart(output, *(file.path for file in mentors[training.teacher].source.opened))
+        checkpoint = trained(checkpoint, mentors[training.teacher], training, dry=dry_run, progress=progress)
     recipe = with_presets(recipe, list(checkpoint.tensors))
     hold: dict[str, str] = {}
     resolved: dict[tuple[str, int], Method] = {}

@@ -95,7 +95,8 @@ def make_plan(
     if container == "folder":
         check_dialects(jobs)
         check_fused(jobs, checkpoint)
-    stages = (*(cut.describe() for cut in recipe.cuts), *_described(recipe, statistics or {}))
+    trained = () if recipe.training is None else (recipe.training.describe(),)
+    stages = (*(cut.describe() for cut in recipe.cuts), *trained, *_described(recipe, statistics or {}))
     files, texts = _files(jobs, checkpoint, container, output_name, stages)
     carried = tuple(name for name in checkpoint.source.carried if name not in dict(texts))
     left = tuple(checkpoint.source.left.items())
@@ -391,6 +392,6 @@ def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint
     if recipe.stages and not any(job.steps for job in jobs):
         those = "what the cut left" if checkpoint.cuts else "those of the input"
         notes.append(f"no tensor was selected: the output's tensors are {those}")
-    if not recipe.stages and not checkpoint.compression and not checkpoint.cuts:
+    if not recipe.stages and not checkpoint.compression and not checkpoint.cuts and not recipe.training:
         notes.append("it stores no codes: the output's tensors are those of the input")
     return tuple(notes)

@@ -24,6 +24,7 @@ from compressor.presets import PRESETS, rules
 from compressor.selection import matches, pattern
 from compressor.structure.request import Description, Request, is_request, make_request, parse_description
 from compressor.text import printable
+from compressor.training.request import Training
 
 Store = Literal["auto", "dense", "packed", "codes", "bitmask", "csr", "nm", "smallest"]
 # `auto` is what suits the container for codes, and the smallest for pruned floats.
@@ -77,13 +78,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Structured cuts, then stages, in the order in which they are applied."""
+    """Structured cuts, then stages, in the order in which they are applied. `training` comes before stages, and so
+    far goes alone."""
 
     stages: tuple[Stage, ...]
     name: str = ""
     description: str = ""
     cuts: tuple[Request, ...] = ()
     stats: str | None = None
+    training: Training | None = None
 
 
 def recipe_of(stages: Iterable[Stage | Request], where: str = "", name: str = "", description: str = "") -> Recipe:

@@ -25,6 +25,8 @@ from compressor.method import (
 from compressor.presets import PRESETS
 from compressor.results import Gates, Report, ReportedGateFailed
 from compressor.structure.request import request_options
+from compressor.training.request import METHOD as TRAINED
+from compressor.training.request import Training, make_training, training_options
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 _UNITS = {"": 1, "b": 1}
@@ -198,8 +200,49 @@ def given_structure(values: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def method_options(verb: str) -> Decorator:
-    """An option for every field of every method of a verb, and the one that selects the method.
+def training(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of training on a teacher's outputs, which no method has."""
+    made = [
+        click.option("--inputs", metavar="FILE", help=f"Train on these inputs (.npy) [{TRAINED}]."),
+        click.option(
+            "--network", metavar="NAME|FILE", help=f"What both networks are, where tensors do not tell [{TRAINED}]."
+        ),
+        click.option(
+            "--teacher-network", metavar="NAME|FILE", help=f"What the teacher is, if not --network [{TRAINED}]."
+        ),
+    ]
+    for key, (hint, declared) in training_options().items():
+        name, default = "--" + key.replace("_", "-"), Training.__dataclass_fields__[key].default
+        said = "" if default is None or isinstance(default, bool) else f": {default}"
+        text = f"{declared.help[0].upper()}{declared.help[1:]} [{TRAINED}{said}]."
+        if hint is bool:
+            made.append(click.option(f"{name}/--{declared.off}", key, default=None, help=text))
+        else:
+            metavar = "|".join(map(str, get_args(hint))) if key == "init" else "NUMBER"
+            made.append(click.option(name, key, metavar=metavar, help=text))
+    return chain(*made)(function)
+
+
+def given_training(values: dict[str, Any]) -> Training | None:
+    """Take what is said of training out of `values`, as texts; None where another method is asked for."""
+    files = {key: values.pop(key) for key in ("inputs", "network", "teacher_network")}
+    found = {key: values.pop(key) for key in training_options()}
+    found = {
+        key: str(value).lower() if value in (True, False) else value
+        for key, value in found.items()
+        if value is not None
+    }
+    if values.get("method") == TRAINED:
+        others = {key: value for key, value in given("distill", values).items() if key != "method"}
+        return make_training(found | others, teacher=values.pop("teacher"), text=True, **files)
+    first = next((key for key in {**files, **found} if files.get(key, found.get(key)) is not None), None)
+    if first is not None:
+        raise UsageError(f"--{first.replace('_', '-')} is for --method {TRAINED}")
+    return None
+
+
+def method_options(verb: str, *others: str) -> Decorator:
+    """An option for every field of every method of a verb, and the one that selects the method (or `others`).
 
     Values arrive as text or None and are converted where recipes are, so that all errors read alike.
     """
@@ -213,7 +256,7 @@ def method_options(verb: str) -> Decorator:
         click.option(
             f"--{selector}",
             selector,
-            metavar="|".join(known),
+            metavar="|".join((*known, *others)),
             help=f"Which {verb} {selector}; may be left out where the other options tell.",
         )
     ]

@@ -1,0 +1,64 @@
+"""The inputs that a student is trained on: all in memory, in bytes where they are bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compressor.calibration.plain import check_shape, scaling
+from compressor.calibration.samples import blocks, check_samples, is_whole
+from compressor.errors import InputError
+from compressor.files.source import Source, StoredTensor, open_source
+from compressor.lazy import np
+from compressor.networks.network import Network
+from compressor.workspace import Array, Workspace
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Inputs that fit the networks; `said` is how they are scaled, in words."""
+
+    source: Source
+    array: StoredTensor
+    by: float
+    said: str
+
+    @property
+    def count(self) -> int:
+        return self.array.spec.shape[0]
+
+    @property
+    def dtype(self) -> str:
+        """The type in which they are held."""
+        return "|u1" if self.array.spec.dtype == "U8" else "<f4"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that they take in memory."""
+        return self.array.spec.size * np.dtype(self.dtype).itemsize
+
+    def read(self) -> Array:
+        """All of them, [samples, numbers of one]. InputError where any is NaN or infinite."""
+        held = np.empty((self.count, self.array.spec.size // self.count), self.dtype)
+        for start, block in blocks(self.array, Workspace()):
+            np.copyto(held[start : start + len(block)], block, casting="unsafe")
+        return held
+
+
+def open_examples(path: str, student: Network, teacher: Network, divide: float | None) -> Examples:
+    """The inputs in a file. InputError where they are none, or not what both networks take."""
+    source = open_source(path)
+    if len(source.tensors) != 1:
+        raise InputError(
+            f"holds {len(source.tensors)} arrays, where one of inputs belongs",
+            file=path,
+            remedy="Save the inputs alone, as .npy",
+        )
+    (array,) = source.tensors.values()
+    check_samples(array, array.spec.name)
+    for network in (teacher, student):
+        check_shape(array, network)
+    if not array.spec.shape[0]:
+        raise InputError("holds no samples", file=path)
+    offered = student.fitted.description.divide
+    by = divide if divide is not None else offered if is_whole(array) else 1.0
+    return Examples(source, array, by, scaling(array, by, asked=divide is not None, offered=offered))

@@ -1,0 +1,39 @@
+"""The loss of Hinton, Vinyals and Dean (arXiv 1503.02531): a student's softened outputs against its teacher's.
+
+    loss = τ² · mean over samples of KL(softmax(teacher / τ) ‖ softmax(student / τ))
+
+Its gradient by the student's outputs is τ · (softmax(student / τ) − softmax(teacher / τ)) / samples: τ² keeps it of
+one size whatever the temperature.
+"""
+
+from __future__ import annotations
+
+from compressor.lazy import np
+from compressor.workspace import Array
+
+
+def soften(outputs: Array, temperature: float, out: Array) -> Array:
+    """softmax(outputs / τ) of each row [n, classes]; `out` may be `outputs`."""
+    np.subtract(outputs, outputs.max(axis=1, keepdims=True), out=out)
+    out *= out.dtype.type(1 / temperature)
+    np.exp(out, out=out)
+    out /= out.sum(axis=1, keepdims=True)
+    return out
+
+
+def slope(student: Array, softened: Array, temperature: float, out: Array) -> Array:
+    """The loss's gradient by the student's outputs [n, classes], where `softened` are the teacher's."""
+    soften(student, temperature, out)
+    out -= softened
+    out *= out.dtype.type(temperature / len(out))
+    return out
+
+
+def loss(student: Array, softened: Array, temperature: float) -> float:
+    """The loss itself, in float64."""
+    scaled = student.astype(np.float64) / temperature
+    scaled -= scaled.max(axis=1, keepdims=True)
+    scaled -= np.log(np.exp(scaled).sum(axis=1, keepdims=True))
+    wanted = softened.astype(np.float64)
+    entropy = wanted * np.log(np.maximum(wanted, 1e-300))
+    return float(temperature**2 * (entropy - wanted * scaled).sum() / len(scaled))

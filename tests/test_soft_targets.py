@@ -1,0 +1,296 @@
+"""Training a student on its teacher's softened outputs: the loss, what is kept, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from console import STUDENT, TEACHER, compressor
+from networks import tensors_of, toml
+from safetensors.numpy import load_file, save_file
+
+from compressor import api
+from compressor.checkpoint import open_checkpoint
+from compressor.errors import CompressorError, InputError, UsageError
+from compressor.networks.matching import read_network
+from compressor.training.adam import Adam
+from compressor.training.softened import loss, slope, soften
+
+BIG = {"fc1.weight": (16, 6), "fc1.bias": (16,), "fc2.weight": (4, 16), "fc2.bias": (4,)}
+SMALL = {"fc1.weight": (7, 6), "fc1.bias": (7,), "fc2.weight": (4, 7), "fc2.bias": (4,)}
+
+
+def save(path: Path, shapes: dict[str, tuple[int, ...]], seed: int = 0, dtype: Any = np.float32) -> Path:
+    save_file({name: array.astype(dtype) for name, array in tensors_of(shapes, seed).items()}, path)
+    return path
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> dict[str, Any]:
+    """A small student, a larger teacher and inputs."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32))
+    return {
+        "source": save(tmp_path / "student.safetensors", SMALL, 1),
+        "output": tmp_path / "out.safetensors",
+        "teacher": save(tmp_path / "teacher.safetensors", BIG, 2),
+        "method": "soft-targets",
+        "inputs": tmp_path / "x.npy",
+        "batch_size": 32,
+        "epochs": 12,
+        "learning_rate": 0.01,
+    }
+
+
+def outputs(path: Path, x: np.ndarray) -> np.ndarray:
+    return read_network(open_checkpoint(path), dtype="<f8").network.forward(x).copy()
+
+
+def divergence(pair: dict[str, Any], path: Path) -> float:
+    x = np.load(pair["inputs"])
+    wanted = outputs(pair["teacher"], x)
+    return loss(outputs(path, x), soften(wanted, 4.0, wanted), 4.0)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 50.0])
+def test_the_slope_is_the_losses(temperature: float) -> None:
+    rng = np.random.default_rng(3)
+    student, teacher = rng.normal(size=(5, 7)) * 3, rng.normal(size=(5, 7)) * 3
+    wanted = soften(teacher, temperature, np.empty_like(teacher))
+    found = slope(student, wanted, temperature, np.empty_like(student))
+    for place in np.ndindex(student.shape):
+        moved = []
+        for step in (1e-5, -1e-5):
+            other = student.copy()
+            other[place] += step
+            moved.append(loss(other, wanted, temperature))
+        assert found[place] == pytest.approx((moved[0] - moved[1]) / 2e-5, rel=1e-4, abs=1e-7)
+    assert loss(teacher, wanted, temperature) == pytest.approx(0, abs=1e-9)
+    assert loss(student, wanted, temperature) > 0
+
+
+def test_the_loss_is_that_of_the_formula() -> None:
+    rng = np.random.default_rng(4)
+    student, teacher, tau = rng.normal(size=(6, 3)), rng.normal(size=(6, 3)), 2.5
+
+    def softmax(z: np.ndarray) -> np.ndarray:
+        return np.exp(z) / np.exp(z).sum(1, keepdims=True)
+
+    p, q = softmax(teacher / tau), softmax(student / tau)
+    wanted = soften(teacher, tau, np.empty_like(teacher))
+    np.testing.assert_allclose(wanted, p)
+    assert loss(student, wanted, tau) == pytest.approx(tau**2 * (p * np.log(p / q)).sum() / 6)
+
+
+def test_large_outputs_do_not_overflow() -> None:
+    student = np.array([[3e38, -3e38, 0]], np.float32)
+    found = soften(student.astype(np.float64), 1.0, np.empty((1, 3)))
+    np.testing.assert_array_equal(found, [[1, 0, 0]])
+
+
+def test_adam_is_the_papers() -> None:
+    rng = np.random.default_rng(5)
+    weight = rng.normal(size=(3, 4)).astype(np.float32)
+    plain, first, second = weight.astype(np.float64), np.zeros((3, 4)), np.zeros((3, 4))
+    gradients = {"w": np.empty_like(weight)}
+    adam = Adam({"w": weight}, gradients, {})
+    for step in range(1, 20):
+        g = rng.normal(size=(3, 4))
+        gradients["w"][...] = g
+        adam.step(0.01)
+        first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g * g
+        plain -= 0.01 * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+    np.testing.assert_allclose(weight, plain, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("init", ["student", "random"])
+def test_the_student_comes_nearer(pair: dict[str, Any], init: str) -> None:
+    before = divergence(pair, pair["source"])
+    report = api.distill(**pair, init=init)
+    assert divergence(pair, pair["output"]) < before / 2
+    assert {name: array.shape for name, array in load_file(pair["output"]).items()} == SMALL
+    assert any("held out" in note for note in report.plan.notes)
+    stage = report.plan.stages[0]
+    assert (stage["kind"], stage["method"], stage["temperature"]) == ("distill", "soft-targets", 4.0)
+    assert str(pair["teacher"].parent) not in pair["output"].read_bytes().decode("latin1")
+
+
+def test_a_student_that_is_its_teacher_stays(pair: dict[str, Any]) -> None:
+    api.distill(**{**pair, "source": pair["teacher"], "learning_rate": 1e-6, "epochs": 1})
+    assert divergence(pair, pair["output"]) < 1e-6
+
+
+@pytest.mark.parametrize("init", ["student", "random"])
+def test_zeros_stay_unless_they_may_be_filled(pair: dict[str, Any], init: str, tmp_path: Path) -> None:
+    pruned = tmp_path / "pruned.safetensors"
+    api.prune(pair["source"], pruned, method="magnitude", sparsity=0.6, include=["*.weight"])
+    pair |= {"source": pruned, "init": init}
+    before = load_file(pruned)
+    api.distill(**pair)
+    after = load_file(pair["output"])
+    for name in ("fc1.weight", "fc2.weight"):
+        assert (before[name] == 0).any()
+        np.testing.assert_array_equal(after[name] == 0, before[name] == 0)
+    assert not np.array_equal(after["fc1.bias"], before["fc1.bias"])
+    api.distill(**pair, respect_zeros=False, force=True)
+    filled = load_file(pair["output"])["fc1.weight"]  # but for neurons that never fire
+    assert (filled == 0).sum() < (before["fc1.weight"] == 0).sum() / 2
+
+
+def test_the_same_seed_gives_the_same_bytes(pair: dict[str, Any]) -> None:
+    found = set()
+    for seed in (0, 0, 1):
+        api.distill(**pair, seed=seed, init="random", force=True)
+        array = load_file(pair["output"])["fc1.weight"]
+        found.add(array.tobytes())
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("options", [{"holdout": 0}, {"batch_size": 1000}, {"epochs": 1, "batch_size": 7}])
+def test_odd_sizes(pair: dict[str, Any], options: dict[str, Any]) -> None:
+    before = divergence(pair, pair["source"])
+    api.distill(**{**pair, **options})
+    assert divergence(pair, pair["output"]) < before
+
+
+def test_one_sample(pair: dict[str, Any]) -> None:
+    np.save(pair["inputs"], np.ones((1, 6), np.float32))
+    api.distill(**pair)
+    assert pair["output"].exists()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_dtypes_stay(pair: dict[str, Any], dtype: Any) -> None:
+    save(pair["source"], SMALL, 1, dtype)
+    before = divergence(pair, pair["source"])
+    api.distill(**pair)
+    assert {array.dtype for array in load_file(pair["output"]).values()} == {np.dtype(dtype)}
+    assert divergence(pair, pair["output"]) < before / 2
+
+
+def test_a_packed_student_becomes_floats(pair: dict[str, Any], tmp_path: Path) -> None:
+    packed = tmp_path / "packed.safetensors"
+    api.quantize(pair["source"], packed, bits=8, granularity="channel")
+    api.distill(**{**pair, "source": packed})
+    assert {name: array.shape for name, array in load_file(pair["output"]).items()} == SMALL
+    assert divergence(pair, pair["output"]) < divergence(pair, pair["source"]) / 2
+
+
+def test_convolutions_norms_and_a_softmax_at_the_end(pair: dict[str, Any], tmp_path: Path) -> None:
+    text = toml(
+        "[1, 6, 6]",
+        'conv2d name="a"',
+        'batch-norm name="n"',
+        "relu",
+        "max-pool size=2",
+        "flatten",
+        'dense name="b"',
+        "softmax",
+    )
+    norm = {"n.weight": (3,), "n.bias": (3,), "n.running_mean": (3,), "n.running_var": (3,)}
+    shapes = {"a.weight": (3, 1, 3, 3), **norm, "b.weight": (4, 12), "b.bias": (4,)}
+    (tmp_path / "net.toml").write_text(text)
+    save(pair["source"], shapes, 3)
+    save(pair["teacher"], shapes, 4)
+    np.save(pair["inputs"], np.random.default_rng(1).normal(size=(200, 6, 6)))
+    for init in ("student", "random"):
+        api.distill(**pair, network=str(tmp_path / "net.toml"), init=init, force=True)
+        after = load_file(pair["output"])
+        assert not np.array_equal(after["n.running_mean"], load_file(pair["source"])["n.running_mean"])
+        assert all(np.isfinite(array).all() for array in after.values())
+
+
+def test_bytes_are_divided_as_the_network_says(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (100, 28, 28)).astype(np.uint8)
+    found = []
+    for name, array in (("u8", x), ("f32", (x * np.float32(1 / np.float32(255))).astype(np.float32))):
+        np.save(tmp_path / "x.npy", array)
+        out = tmp_path / f"{name}.safetensors"
+        arguments = [
+            "--teacher",
+            TEACHER,
+            "--method",
+            "soft-targets",
+            "--inputs",
+            tmp_path / "x.npy",
+            "--epochs",
+            1,
+        ]
+        done = compressor("distill", STUDENT, "-o", out, *arguments)
+        assert done.code == 0, done.err
+        found.append(load_file(out))
+    for name in found[0]:
+        np.testing.assert_allclose(found[0][name], found[1][name], atol=1e-6)
+
+
+def test_a_dry_run_writes_nothing_and_says_what_is_needed(pair: dict[str, Any]) -> None:
+    report = api.distill(**pair, dry_run=True)
+    assert not pair["output"].exists()
+    assert any("in memory: about" in note for note in report.plan.notes)
+    assert not any("choose alike" in note for note in report.plan.notes)
+
+
+def refused(pair: dict[str, Any], error: type[CompressorError], match: str, **changed: Any) -> None:
+    with pytest.raises(error, match=match):
+        api.distill(**{**pair, **changed})
+    assert not pair["output"].exists()
+
+
+def test_what_does_not_pair_is_refused(pair: dict[str, Any], tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    save(other, {**BIG, "fc2.weight": (5, 16), "fc2.bias": (5,)})
+    refused(pair, InputError, r"gives \[4\] outputs, and the teacher \[5\]", teacher=other)
+    save(other, {**BIG, "fc1.weight": (16, 9)})
+    refused(pair, InputError, r"samples of the shape \[6\], and the network takes \[9\]", teacher=other)
+    save(other, {"weight": (4, 6)})
+    refused(pair, InputError, "is no network that is recognised", teacher=other)
+    refused(pair, InputError, "is no network that is recognised", source=other)
+
+
+def test_bad_inputs_are_refused(pair: dict[str, Any]) -> None:
+    x = np.load(pair["inputs"])
+    for bad, match in (
+        (x[:, :5], r"samples of the shape \[5\]"),
+        (x[:0], "holds no samples"),
+        (np.where(np.arange(300)[:, None] == 7, np.nan, x), "NaN or infinite values: 6 in samples"),
+        (x[:, 0], r"where \[samples, features\] belongs"),
+    ):
+        np.save(pair["inputs"], bad)
+        refused(pair, InputError, match)
+
+
+def test_training_that_runs_away_is_refused(pair: dict[str, Any]) -> None:
+    np.save(pair["inputs"], np.load(pair["inputs"]) * np.float32(5e37))
+    refused(pair, InputError, "beyond all numbers|not finite")
+
+
+def test_wrong_options_are_refused(pair: dict[str, Any]) -> None:
+    refused(pair, UsageError, "--temperature: must be", temperature=0.0)
+    refused(pair, UsageError, "--init: must be", init="zeros")
+    refused(pair, UsageError, "Did you mean --epochs", epoch=3)
+    refused(pair, UsageError, "needs a file of inputs", inputs=None)
+    refused(pair, UsageError, "is the input itself", output=pair["inputs"].with_name("teacher.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--method", "soft-targets"], "needs a teacher"),
+        (["--method", "soft-targets", "--teacher", TEACHER], "needs a file of inputs. Give --inputs FILE.npy"),
+        (["--teacher", TEACHER, "--epochs", 3], "--epochs is for --method soft-targets"),
+        (["--teacher", TEACHER, "--inputs", "x.npy"], "--inputs is for --method soft-targets"),
+        (
+            ["--method", "soft-targets", "--teacher", TEACHER, "--inputs", "x.npy", "--alpha", 1],
+            "--alpha is no option",
+        ),
+        (
+            ["--method", "soft-targets", "--teacher", TEACHER, "--inputs", "x.npy", "--include", "*"],
+            "trains the whole",
+        ),
+    ],
+)
+def test_the_command_line_refuses(arguments: list[object], said: str, tmp_path: Path) -> None:
+    done = compressor("distill", STUDENT, "-o", tmp_path / "o.safetensors", *arguments)
+    assert done.code == 2
+    assert said in done.err
