@@ -118,8 +118,8 @@ def train(
         start_anew(student, said.seed)
         for name, mask in masks.items():
             student.parameters[name] *= mask
-    course = Course(student, teacher, inputs, by, said, masks)
     with np.errstate(all="ignore"):  # what goes wrong is seen below
+        course = Course(student, teacher, inputs, by, said, masks)
         before, best, kept = course.judge(), (-1.0, 0.0), dict[str, Array]()
         epoch, after = 0, before
         for number in range(said.epochs):
