@@ -11,7 +11,7 @@ help:
 	@echo "make lint          ruff and strict mypy"
 	@echo "make test-faults   the long fault injection: killed runs, failing disks, mutated files"
 	@echo "make test-interop  load the results in compressed-tensors and transformers (installs torch)"
-	@echo "make bench         throughput and memory beside cp, NumPy, HQQ, scikit-learn (writes 2.4 GB to bench-data)"
+	@echo "make bench         throughput and memory beside cp, NumPy, torch, HQQ, scikit-learn (writes 2.4 GB to bench-data)"
 
 # A stamp for each set of packages: it is renewed when what is to be installed changes.
 .venv/base: pyproject.toml hatch_build.py compressor/kernels/kernels.c compressor/kernels/__init__.py
@@ -72,6 +72,7 @@ bench: .venv/bench
 	$(BIN)/python bench/bench.py
 	$(BIN)/python bench/schemes.py
 	$(BIN)/python bench/codebook.py
+	$(BIN)/python bench/pruning.py
 
 clean:
 	rm -rf .venv $(OUT) .pytest_cache .mypy_cache .ruff_cache .coverage* htmlcov build dist

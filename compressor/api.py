@@ -29,8 +29,8 @@ from compressor.recipe import Recipe, Stage, load_recipe, make_stage, parse_stag
 from compressor.results import Gates, Report, ReportedGateFailed
 from compressor.runner import Runner
 from compressor.scan import compare, inspect, non_finite_tensors
+from compressor.structure.making import files_of, reshaped, settled
 from compressor.structure.request import is_request, make_request
-from compressor.structure.restructure import restructure
 from compressor.target import check_apart, container_of
 from compressor.training.request import METHOD as TRAINED
 from compressor.training.request import make_training
@@ -65,17 +65,22 @@ def prune(source: Path, output: Path, **options: Any) -> Report:
     return _one_stage("prune", source, output, options)
 
 
-def distill(source: Path, output: Path, *, teacher: Path, **options: Any) -> Report:
+def distill(source: Path, output: Path, *, teacher: Path | None = None, **options: Any) -> Report:
     """Carry a teacher's weights into a student: `method="blend", alpha=0.5` or `method="reweight"`. Or train the
-    student on the teacher's outputs: `method="soft-targets", inputs=PATH`, with the options of a `Training`."""
+    student on the teacher's outputs: `method="soft-targets", inputs=PATH`, with the options of a `Training`. Or
+    make the student out of the teacher, which is then the `source`: `method="depth", every=2` or
+    `method="subclone", shape="hidden=256,heads=8"`."""
+    mentor = None if teacher is None else os.fspath(teacher)
     if options.get("method") == TRAINED:
         settings = {key: options.pop(key) for key in list(options) if key in _SETTINGS}
         files = {key: options.pop(key, None) for key in ("inputs", "network", "teacher_network")}
         paths: dict[str, Any] = {key: None if path is None else os.fspath(path) for key, path in files.items()}
         del options["method"]
-        training = make_training(options, teacher=os.fspath(teacher), **paths)
+        training = make_training(options, teacher=mentor, **paths)
         return run_recipe("distill", source, output, Recipe((), training=training), **settings)
-    return _one_stage("distill", source, output, {"teacher": os.fspath(teacher), **options})
+    if "config" in options:
+        options["config"] = os.fspath(options["config"])
+    return _one_stage("distill", source, output, {"teacher": mentor, **options})
 
 
 def quantize(source: Path, output: Path, **options: Any) -> Report:
@@ -119,7 +124,7 @@ def _one_stage(verb: str, source: Path, output: Path, options: dict[str, Any]) -
         if stage_keys.get(key) is not None:
             stage_keys[key] = os.fspath(stage_keys[key])
     stage = make_stage(verb, options, **stage_keys)
-    return run_recipe(verb, source, output, Recipe((stage,)), **settings)
+    return run_recipe(verb, source, output, recipe_of((stage,)), **settings)
 
 
 _STAGE_KEYS = ("include", "exclude", "rules", "store", "teacher", "mask", "scores", "fallback", "preset")
@@ -175,7 +180,7 @@ def run_recipe(
     training = recipe.training
     examples = () if training is None else (training.teacher, training.inputs)
     beside = (*teachers, *examples, *sorted({stage.stats for stage in recipe.stages if stage.stats is not None}))
-    check_apart(output, source, *beside)
+    check_apart(output, source, *beside, *files_of(recipe.cuts))
     if save_mask is not None:
         _check_mask(os.fspath(save_mask), output, (source, *beside), force=force or dry_run)
     checkpoint = open_checkpoint(source)
@@ -193,9 +198,11 @@ def run_recipe(
     for read in (checkpoint, *mentors.values()):  # links in a folder may lead to where the output would be
         check_apart(output, *(file.path for file in read.source.opened))
     count = available_workers() if workers is None else workers
-    checkpoint = restructure(checkpoint, recipe.cuts, workers=count, keep_non_finite=non_finite == "keep")
-    said = check_model(statistics.values(), checkpoint, checkpoint if checkpoint.cuts else whole)
-    checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *said))
+    cuts, told = settled(recipe.cuts, checkpoint)
+    recipe = replace(recipe, cuts=cuts)
+    checkpoint = reshaped(checkpoint, recipe.cuts, workers=count, keep_non_finite=non_finite == "keep")
+    said = check_model(statistics.values(), checkpoint, checkpoint if recipe.cuts else whole)
+    checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *told, *said))
     if training is not None:
         mentors[training.teacher] = open_checkpoint(training.teacher)
         check_apart(output, *(file.path for file in mentors[training.teacher].source.opened))

@@ -7,13 +7,14 @@ row it is, and have their parts next to each other in the output, one job with a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from compressor.checkpoint import Checkpoint
 from compressor.cutting import BLOCK
 from compressor.errors import InputError
 from compressor.lazy import np
+from compressor.method import Method
 from compressor.metrics import Change
 from compressor.plan import Job, Plan, dense_part
 from compressor.tensor import DTYPES, TensorSpec
@@ -29,12 +30,17 @@ class Joined:
     starts: tuple[int, ...]
 
 
-def join(jobs: Iterable[Job], plan: Plan, checkpoint: Checkpoint) -> Iterator[Joined | Job]:
-    """The jobs in their order, neighbours that can be joined as one (at most a block of weights)."""
+def join(
+    jobs: Iterable[Job], plan: Plan, checkpoint: Checkpoint, methods: Callable[[Job], Sequence[Method]]
+) -> Iterator[Joined | Job]:
+    """The jobs in their order, neighbours that can be joined as one (at most a block of weights).
+
+    `methods` tells what is known of a job's methods by now.
+    """
     held: list[Job] = []
     size = 0
     for job in jobs:
-        if held and not (size + job.spec.size <= BLOCK and _follows(held[-1], job, plan, checkpoint)):
+        if held and not (size + job.spec.size <= BLOCK and _follows(held[-1], job, plan, checkpoint, methods)):
             yield _joint(held)
             held, size = [], 0
         held.append(job)
@@ -56,7 +62,9 @@ def _joint(members: list[Job]) -> Joined | Job:
     return Joined(Job(spec, first.steps, parts, first.file), tuple(members), tuple(starts))
 
 
-def _follows(job: Job, after: Job, plan: Plan, checkpoint: Checkpoint) -> bool:
+def _follows(
+    job: Job, after: Job, plan: Plan, checkpoint: Checkpoint, methods: Callable[[Job], Sequence[Method]]
+) -> bool:
     """Whether `after` continues `job` in every respect."""
     spec, other = job.spec, after.spec
     if (
@@ -69,9 +77,10 @@ def _follows(job: Job, after: Job, plan: Plan, checkpoint: Checkpoint) -> bool:
     ):
         return False
     for step, twin in zip(job.steps, after.steps, strict=True):
-        if not step.method.nameless or step.method is not twin.method or step.dense != twin.dense:
+        if step.dense != twin.dense or step.partners or step.inputs is not None:
             return False
-        if step.partners or step.inputs is not None:
+    for method, like in zip(methods(job), methods(after), strict=True):
+        if not method.nameless or method is not like:
             return False
     ours, theirs = checkpoint.tensors[spec.name], checkpoint.tensors[other.name]
     if not (ours.seekable and theirs.seekable and ours.whole.file is theirs.whole.file):

@@ -3,7 +3,7 @@
 A method is a frozen dataclass. Its fields are the options: recipe keys, command-line flags and provenance
 all come from them. It is pure: it opens no file, prints nothing, reads no clock and no environment.
 
-There are two kinds here, by what they do to the rows of a tensor:
+There are two kinds here, by what they do to the rows of a tensor (a third, for whole models, is in `reshape.py`):
 
 * a `Transform` maps numbers to numbers (prune, distill): `apply(block, out)`;
 * an `Encoder` maps numbers to stored parts and back (quantize): `parts(spec)` declares the parts' dtypes and
@@ -33,12 +33,16 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from importlib.metadata import entry_points
-from math import inf, lcm
-from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args, get_type_hints
+from math import lcm
+from typing import Any, ClassVar, Generic, Literal, TypeVar, get_type_hints
 
+from compressor.declared import Option as Option
+from compressor.declared import choices_of as choices_of
+from compressor.declared import describe as describe
+from compressor.declared import option as option
 from compressor.errors import UsageError
 from compressor.inputs import Layer
 from compressor.lazy import np
@@ -72,41 +76,6 @@ class Skip:
     """Why a method leaves a tensor as it is."""
 
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """What is known of a field beyond its type: help and range, `[low, high]` unless said to be open."""
-
-    help: str
-    low: float = -inf
-    high: float = inf
-    open_low: bool = False
-    open_high: bool = False
-    off: str = ""  # of a yes-or-no option: the word of the flag that says no
-
-    def holds(self, value: float) -> bool:
-        above = value > self.low if self.open_low else value >= self.low
-        below = value < self.high if self.open_high else value <= self.high
-        return above and below and abs(value) != inf  # NaN passes no comparison
-
-    @property
-    def range(self) -> str:
-        """`from 2 to 8`, `at least 0`, …; empty when anything finite goes."""
-        low = f"{'above' if self.open_low else 'at least'} {self.low:.10g}"
-        high = f"{'below' if self.open_high else 'at most'} {self.high:.10g}"
-        if self.low == -inf:
-            return "" if self.high == inf else high
-        if self.high == inf:
-            return low
-        if not self.open_low and not self.open_high:
-            return f"from {self.low:.10g} to {self.high:.10g}"
-        return f"{low} and {high}"
-
-
-def option(default: Any = MISSING, *, help: str, **range_: Any) -> Any:  # noqa: A002 - as click calls it
-    """Declare a dataclass field as an option of the method; without a default it must be given."""
-    return field(default=default, metadata={"option": Option(help, **range_)})
 
 
 @dataclass(frozen=True)
@@ -147,6 +116,10 @@ class Method(ABC):
     def survey(self, specs: Sequence[TensorSpec]) -> Survey[Any] | None:
         """The first pass that this method needs over these tensors; None when a block is all it needs."""
         return None
+
+    def for_tensor(self, name: str) -> Method:
+        """Of a method that a survey of many tensors concluded with: what concerns one of them."""
+        return self
 
     def shortfall(self, spec: TensorSpec) -> str:
         """What of a tensor is treated otherwise than asked, judged from its spec; "" when nothing is."""
@@ -335,29 +308,6 @@ def required_options(method: type[Method]) -> tuple[str, ...]:
     """The options without which the method means nothing."""
     declared: tuple[Field[Any], ...] = fields(method)
     return tuple(f.name for f in declared if f.default is MISSING and "option" in f.metadata)
-
-
-def choices_of(hint: Any) -> tuple[Any, ...]:
-    """The allowed values of a Literal, also inside `… | None`; empty for other types."""
-    found: tuple[Any, ...] = ()
-    for part in (hint, *get_args(hint)):
-        if getattr(part, "__origin__", None) is Literal:
-            found += get_args(part)
-        elif part is type(None) and found:
-            found += (None,)
-    return found
-
-
-def describe(hint: Any, declared: Option) -> str:
-    """What a value must be, in words: `an integer from 2 to 8`."""
-    choices = choices_of(hint)
-    if choices:
-        return "one of " + ", ".join(str(choice) for choice in choices if choice is not None)
-    kinds = {part for part in (hint, *get_args(hint)) if isinstance(part, type)}
-    if bool in kinds:
-        return "true or false"
-    noun = "an integer" if int in kinds else "a number" if float in kinds else "a text"
-    return f"{noun} {declared.range}".strip()
 
 
 # ---- discovery -----------------------------------------------------------------------------------------

@@ -119,9 +119,9 @@ def _convert(method: type[Method], chosen: str, name: str, value: Any, text: boo
 def convert(hint: Any, declared: Option, value: Any, *, text: bool) -> Any:
     """A user's value as the option's type; UsageError that says what it must be."""
     try:
-        if text and (not isinstance(value, str) or not value.isascii() or len(value) > 100):
+        if text and (not isinstance(value, str) or not (declared.free or (value.isascii() and len(value) <= 100))):
             raise msgspec.ValidationError
-        if text:
+        if text and not declared.free:
             value = _POINT.sub("0.", value)
         # A TOML integer stands for a float, never the reverse
         found = msgspec.convert(value, hint, strict=not text)

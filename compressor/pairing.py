@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from compressor.checkpoint import Checkpoint
 from compressor.dialects.compressed_tensors import is_transposed
 from compressor.errors import CompressorError, InputError, UsageError, raise_all
-from compressor.plan import Job
+from compressor.plan import Job, Step
 from compressor.recipe import Recipe
 from compressor.scores import open_scores
 from compressor.statistics import Statistics, fingerprint, layer_of, open_statistics
@@ -57,6 +58,15 @@ def open_all(recipe: Recipe) -> dict[int, Statistics]:
                 opened[key] = open_scores(stage.stats) if stage.scored else open_statistics(stage.stats)
             found[number] = opened[key]
     return found
+
+
+def described(recipe: Recipe, statistics: Mapping[int, Statistics]) -> Iterator[Mapping[str, Any]]:
+    """The stages as a recipe would give them, with what the statistics that they go by are known by."""
+    for number, stage in enumerate(recipe.stages, len(recipe.cuts)):
+        said = stage.describe()
+        if number in statistics:
+            said["scores" if stage.scored else "stats"] = f"sha256:{statistics[number].identity}"
+        yield said
 
 
 def check_model(statistics: Iterable[Statistics], checkpoint: Checkpoint, undivided: Checkpoint) -> tuple[str, ...]:
@@ -127,6 +137,15 @@ def layer_for(spec: TensorSpec, statistics: Statistics, checkpoint: Checkpoint, 
         raise refused("the statistics have no gram of its inputs", "Make them again with grams, or exclude it")
     statistics.read(layer)
     return layer
+
+
+def informed(spec: TensorSpec, step: Step, statistics: Mapping[int, Statistics], checkpoint: Checkpoint) -> Step:
+    """The step with the layer whose statistics its method goes by, if it goes by any."""
+    gram = step.method.statistics == "gram"
+    if not step.method.statistics:
+        return step
+    layer = layer_for(spec, statistics[step.stage], checkpoint, gram=gram)
+    return replace(step, inputs=layer, gram=gram)
 
 
 def memory_note(jobs: Iterable[Job], statistics: Mapping[int, Statistics]) -> tuple[str, ...]:

@@ -5,8 +5,7 @@ No tensor data is read here. Everything that can be wrong with a request is foun
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compressor import dialects, provenance
@@ -17,7 +16,7 @@ from compressor.files import npy, npz, safetensors
 from compressor.files.folder import CONFIG, INDEX, SINGLE, index_bytes, json_bytes
 from compressor.files.layout import FileLayout
 from compressor.method import Encoder, Method
-from compressor.pairing import layer_for, memory_note
+from compressor.pairing import described, informed, memory_note
 from compressor.plan import Container, Job, OutputFile, Plan, Step, dense_part, short_name
 from compressor.recipe import Recipe, Stage, Store
 from compressor.selection import Kept, kept
@@ -96,7 +95,7 @@ def make_plan(
         check_dialects(jobs)
         check_fused(jobs, checkpoint)
     trained = () if recipe.training is None else (recipe.training.describe(),)
-    stages = (*(cut.describe() for cut in recipe.cuts), *trained, *_described(recipe, statistics or {}))
+    stages = (*(cut.describe() for cut in recipe.cuts), *trained, *described(recipe, statistics or {}))
     files, texts = _files(jobs, checkpoint, container, output_name, stages)
     carried = tuple(name for name in checkpoint.source.carried if name not in dict(texts))
     left = tuple(checkpoint.source.left.items())
@@ -120,15 +119,6 @@ def make_plan(
         cuts=checkpoint.cuts,
         language_model=_is_language_model(checkpoint.source.config),
     )
-
-
-def _described(recipe: Recipe, statistics: Mapping[int, Statistics]) -> Iterator[Mapping[str, Any]]:
-    """The stages as a recipe would give them, with what the statistics that they go by are known by."""
-    for number, stage in enumerate(recipe.stages, len(recipe.cuts)):
-        said = stage.describe()
-        if number in statistics:
-            said["scores" if stage.scored else "stats"] = f"sha256:{statistics[number].identity}"
-        yield said
 
 
 def stores_packed(stage: Stage, container: Container) -> bool:
@@ -161,7 +151,7 @@ def _job(
             step = _step(spec, number, stage, container, teachers, checkpoint)
             if isinstance(step, Step):
                 _check_order(spec, steps, step)
-                step = _informed(spec, step, statistics, checkpoint)
+                step = informed(spec, step, statistics, checkpoint)
                 stored, grain = with_layout(step, stage, spec, container, known)
                 steps += stored
                 continue
@@ -181,15 +171,6 @@ def _job(
     file = tensor.file if container == "folder" else 0
     stored_as = "" if tensor.encoder is None else short_name(tensor.encoder)
     return Job(spec, tuple(steps), parts, file, tuple(reasons), stored_as, tensor.nbytes, grain)
-
-
-def _informed(spec: TensorSpec, step: Step, statistics: Mapping[int, Statistics], checkpoint: Checkpoint) -> Step:
-    """The step with the layer whose statistics its method goes by, if it goes by any."""
-    gram = step.method.statistics == "gram"
-    if not step.method.statistics:
-        return step
-    layer = layer_for(spec, statistics[step.stage], checkpoint, gram=gram)
-    return replace(step, inputs=layer, gram=gram)
 
 
 def _check_order(spec: TensorSpec, steps: Sequence[Step], step: Step) -> None:

@@ -21,6 +21,7 @@ from compressor.method import SELECTOR, VERBS, Encoder, Method, methods_of, opti
 from compressor.options import STAGE_KEYS, flag, with_scores
 from compressor.options import make_method as make_method
 from compressor.presets import PRESETS, rules
+from compressor.reshape import Reshape
 from compressor.selection import matches, pattern
 from compressor.structure.request import Description, Request, is_request, make_request, parse_description
 from compressor.text import printable
@@ -84,25 +85,26 @@ class Recipe:
     stages: tuple[Stage, ...]
     name: str = ""
     description: str = ""
-    cuts: tuple[Request, ...] = ()
+    cuts: tuple[Request | Reshape, ...] = ()
     stats: str | None = None
     training: Training | None = None
 
 
 def recipe_of(stages: Iterable[Stage | Request], where: str = "", name: str = "", description: str = "") -> Recipe:
     """A recipe of these stages; UsageError where a structured cut would follow another stage."""
-    cuts: list[Request] = []
+    cuts: list[Request | Reshape] = []
     others: list[Stage] = []
     for number, stage in enumerate(stages):
-        if isinstance(stage, Stage):
+        cut = stage.method if isinstance(stage, Stage) else stage
+        if isinstance(stage, Stage) and not isinstance(cut, Reshape):
             others.append(stage)
         elif others:
             raise UsageError(
                 f"{where}stage[{number}]: a structured cut must come before all other stages, which then work on "
                 "what it leaves"
             )
-        else:
-            cuts.append(stage)
+        elif isinstance(cut, Request | Reshape):
+            cuts.append(cut)
     return Recipe(tuple(others), name, description, tuple(cuts))
 
 
@@ -171,6 +173,11 @@ def make_stage(
         )
         for number, (glob, changed) in enumerate(rules)
     )
+    if isinstance(method, Reshape):
+        besides = ("include", include), ("exclude", exclude), ("rule", made), ("stats", stats), ("scores", scores)
+        given = [key for key, value in besides if value]
+        if given:
+            raise UsageError(f"{where}{SELECTOR[verb]} {method.id} cuts whole models, so {given[0]} has no meaning")
     if scores is not None:
         if stats is not None:
             raise UsageError(f"{where}give stats or scores, not both")
@@ -248,7 +255,7 @@ def parse_stage(text: str, teacher: str | None = None) -> Stage | Request:
     if own.get("fallback") in ("true", "false"):
         own["fallback"] = own["fallback"] == "true"
     keys = _stage_keys({"kind": verb, **own}, where)
-    needs = verb == "distill" and any(method.partners for method in methods_of(verb).values())
+    needs = verb == "distill" and make_method(verb, options, text=True, where=where).partners
     return make_stage(
         verb,
         options,

@@ -95,7 +95,8 @@ class Report:
         blind = {"structure", "stats", "scores"}  # cuts have figures of their own, the others go by data
         pruned = any(stage["kind"] == "prune" and not blind & stage.keys() for stage in self.plan.stages)
         zeros = pruned and self.total is not None and self.total.sparsity_after >= _SPARSE
-        if self.plan.language_model and (zeros or hurt):
+        cut = hurt and any(stage["kind"] == "prune" for stage in self.plan.stages)
+        if self.plan.language_model and (zeros or cut):
             found.append(
                 "half of a language model's weights pruned without calibration data is known to hurt "
                 "(Llama-2-7B by magnitude: perplexity 5.1 to 14.9); prune --method wanda goes by such data; "

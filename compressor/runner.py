@@ -11,7 +11,7 @@ from concurrent.futures import Executor, Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from compressor.engines.local import Task, in_order
 from compressor.errors import InputError, UsageError
@@ -24,6 +24,7 @@ from compressor.worker import Done, Piece, Worker
 
 _BATCH = 1 << 19  # elements of small tensors that make one task
 
+T = TypeVar("T")
 Progress = Callable[[int], None]
 
 
@@ -100,7 +101,7 @@ class Runner:
     def _small(self, jobs: Sequence[Job]) -> list[Done]:
         """Whole tensors, one after the other, surveys included; alike neighbours at once."""
         done: list[Done] = []
-        for item in join(jobs, self.worker.plan, self.worker.checkpoint):
+        for item in join(jobs, self.worker.plan, self.worker.checkpoint, self._known):
             if isinstance(item, Joined):
                 done += self._joined(item)
             else:
@@ -116,11 +117,15 @@ class Runner:
 
     def _joined(self, joined: Joined) -> list[Done]:
         """Neighbours as one; if something is wrong with one of them, each alone, so that it is named."""
-        methods = [step.method for step in joined.job.steps]
+        methods = self._known(joined.members[0])
         if all(method.survey([joined.job.spec]) is None for method in methods):
             with suppress(InputError, UsageError):
                 return self.worker.joined(joined, methods)
         return [self._one(member) for member in joined.members]
+
+    def _known(self, job: Job) -> list[Method]:
+        """The job's methods as far as surveys of whole models have resolved them."""
+        return [self.resolved.get((job.spec.name, place), step.method) for place, step in enumerate(job.steps)]
 
     # ---- surveys -----------------------------------------------------------------------------------
 
@@ -141,23 +146,26 @@ class Runner:
                 while isinstance(found, Survey):
                     found = found.conclude(self._fold(found, self._survey_tasks(found, jobs)))
                 for job, place in jobs:
-                    self.resolved[job.spec.name, place] = found or method
+                    self.resolved[job.spec.name, place] = (found or method).for_tensor(job.spec.name)
 
-    def _survey_tasks(self, survey: Survey[Any], jobs: Sequence[tuple[Job, int]]) -> Iterator[Callable[[], Any]]:
-        batch: list[Piece] = []
+    def _survey_tasks(self, survey: Survey[Any], jobs: Sequence[tuple[Job, int]]) -> Iterator[Task[Any]]:
+        batch: list[Piece] = []  # of small tensors, which are treated here as in `_tasks`
         held = 0
         for job, place in jobs:
             if not survey.wants(job.spec):
                 continue
             methods, cut = self._methods(job, self._fold, before=place), self.worker.cut(job)
-            for start, stop in cut.sampled(survey.sample):
-                batch.append((job, cut, methods, start, stop))
-                held += (stop - start) * cut.columns
-                if held >= _BATCH:
-                    yield partial(self.worker.observe, survey, batch)
-                    batch, held = [], 0
+            if job.spec.size > _BATCH // 4:
+                for start, stop in cut.sampled(survey.sample):
+                    yield partial(self.worker.observe, survey, [(job, cut, methods, start, stop)])
+                continue
+            batch += [(job, cut, methods, start, stop) for start, stop in cut.sampled(survey.sample)]
+            held += job.spec.size + 512
+            if held >= _BATCH:
+                yield _ready(self.worker.observe(survey, batch))
+                batch, held = [], 0
         if batch:
-            yield partial(self.worker.observe, survey, batch)
+            yield _ready(self.worker.observe(survey, batch))
 
     def _methods(self, job: Job, fold: Fold, before: int | None = None) -> list[Method]:
         """The job's methods, knowing all they need, up to (not including) a place."""
@@ -182,7 +190,7 @@ class Runner:
             methods.append(found)
         return methods
 
-    def _fold(self, survey: Survey[Any], tasks: Iterator[Callable[[], Any]]) -> Any:
+    def _fold(self, survey: Survey[Any], tasks: Iterator[Task[Any]]) -> Any:
         stats = survey.start()
         for more in in_order(self.executor, tasks, self.window):
             stats = survey.merge(stats, more)
@@ -199,8 +207,8 @@ def _fold_here(survey: Survey[Any], tasks: Iterator[Callable[[], Any]]) -> Any:
     return stats
 
 
-def _ready(result: list[Done]) -> Future[list[Done]]:
+def _ready(result: T) -> Future[T]:
     """A task that is done already."""
-    future: Future[list[Done]] = Future()
+    future: Future[T] = Future()
     future.set_result(result)
     return future

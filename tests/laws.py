@@ -58,6 +58,9 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
     ("prune", "nm"): ({"pattern": "2:4"}, {"pattern": "1:3"}, {"pattern": "5:20"}),
     ("distill", "blend"): ({"alpha": 0.0}, {"alpha": 0.3}, {"alpha": 1.0}),
     ("distill", "reweight"): ({},),
+    # whole models: their laws are in test_students.py
+    ("distill", "depth"): (),
+    ("distill", "subclone"): (),
     ("quantize", "factor"): ({"factor": 64}, {"factor": 3, "code_bits": 32}, {"factor": 10, "code_bits": 8}),
     ("quantize", "step"): ({"bits": 1}, {"bits": 3}, {"bits": 32, "code_bits": 8}),
     ("quantize", "binary"): ({}, {"group_size": 8}),
@@ -246,7 +249,7 @@ def blocks(
     partners: Mapping[str, Array],
     ranges: list[tuple[int, int]],
     work: Workspace,
-    inputs: Layer | None,
+    inputs: Layer | None = None,
 ) -> Iterator[Block]:
     for start, stop in ranges:
         values = matrix[start:stop].copy()
@@ -262,7 +265,7 @@ def resolve(
     partners: Mapping[str, Array],
     ranges: list[tuple[int, int]],
     work: Workspace,
-    inputs: Layer | None,
+    inputs: Layer | None = None,
 ) -> Method:
     """The method with everything that its surveys find out."""
     found: Any = method.survey([spec])

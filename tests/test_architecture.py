@@ -18,6 +18,7 @@ import pytest
 
 import compressor
 from compressor.method import SELECTOR, VERBS, Encoder, Method, Transform, methods_of
+from compressor.reshape import Reshape
 from compressor.tensor import DTYPES
 
 PACKAGE = Path(compressor.__file__).parent
@@ -161,7 +162,7 @@ def test_a_method_is_a_file(verb: str, name: str) -> None:
     assert (method.verb, method.id) == (verb, name.replace("_", "-"))
     assert is_dataclass(method)
     assert method.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    assert issubclass(method, Transform | Encoder)
+    assert issubclass(method, Transform | Encoder | Reshape)
     assert methods_of(verb)[method.id] is method
     assert module.__doc__
     assert len(module.__doc__) > 200

@@ -464,10 +464,23 @@ def test_a_signal_leaves_nothing(tmp_path: Path) -> None:
                 if process.poll() is not None or time.monotonic() > deadline:
                     break
                 time.sleep(0.001)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
             process.communicate(timeout=30)
-        if process.returncode == 128 + signal.SIGINT:
+        if process.returncode == 128 + signal.SIGTERM:
             assert os.listdir(tmp_path) == ["x.npy"]
             return
         (tmp_path / "s.safetensors").unlink(missing_ok=True)  # it was faster than the signal
     pytest.fail("never interrupted")
+
+
+def test_layers_of_hostile_names(tmp_path: Path) -> None:
+    """Their names reach the file as they are, and the terminal as escapes."""
+    names = ["", "a\x1b[31m", "b\nwrote", "[bold]x[/]", "c.mean", "c", "nul\0", "\u202e"]
+    save_file({name: np.eye(4, dtype=np.float32) for name in names}, tmp_path / "x.safetensors")
+    out = tmp_path / "s.safetensors"
+    done = compressor("calibrate", "--activations", tmp_path / "x.safetensors", "-o", out)
+    assert done.code == 0, done.err
+    assert set(open_statistics(out).layers) == set(names)
+    assert not set("\x1b\0\u202e") & set(done.out)
+    assert "[bold]x[/]" in done.out
+    assert "\nwrote\n" not in done.out

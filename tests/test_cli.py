@@ -74,11 +74,14 @@ def requests(folder: Path) -> dict[str, list[object]]:
     """A request for every command, on the sample weights."""
     packed = folder / "packed.safetensors"
     api.quantize(TEACHER, packed, bits=8)
+    np.save(folder / "inputs.npy", np.ones((5, 784), np.float32))
+    calibrate = ["calibrate", TEACHER, "--inputs", folder / "inputs.npy", "-o", folder / "statistics.safetensors"]
     return {
         "prune": ["prune", LLAMA, "-o", folder / "pruned", "--sparsity", "0.5"],
         "distill": ["distill", STUDENT, "-o", folder / "d.safetensors", "--teacher", STUDENT],
         "quantize": ["quantize", LLAMA, "-o", folder / "quantized", "--bits", "4"],
         "pipeline": ["pipeline", LLAMA, "-o", folder / "piped", "--recipe", "w8a16"],
+        "calibrate": calibrate,
         "inspect": ["inspect", LLAMA, "--stats"],
         "compare": ["compare", TEACHER, packed],
         "restore": ["restore", packed, "-o", folder / "restored.safetensors"],
@@ -96,7 +99,7 @@ def test_tables_fit_a_terminal_of_80_columns(command: str, tmp_path: Path) -> No
     lines = ANSI.sub("", done.out).splitlines()
     assert max(map(len, lines)) <= 80
     if command != "restore":
-        assert lines[0].startswith("tensor ")
+        assert lines[0].startswith(("tensor ", "layer "))
         assert set(lines[1]) == {"─"}
     if command in ("quantize", "inspect"):
         names = [line.split()[0] for line in lines[2:-1] if line.startswith(("model.", "lm_head"))]

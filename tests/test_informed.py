@@ -496,3 +496,26 @@ def test_statistics_need_a_name_to_be_taken() -> None:
     assert make_method("prune", {"pattern": "2:4"}).id == "nm"
     assert make_method("prune", {"sparsity": 0.5}).id == "magnitude"
     assert methods_of("prune")["wanda"].statistics == "square"
+
+
+def test_small_neighbours_each_go_by_their_own_layer(tmp_path: Path) -> None:
+    """Tensors that would be joined, if they were treated alike."""
+    random = np.random.default_rng(4)
+    save_file(
+        {f"w{n}.weight": random.standard_normal((4, 8)).astype(np.float32) for n in range(30)},
+        tmp_path / "m.safetensors",
+    )
+    scores = {f"w{n}": (random.permutation(8) + 1.0) ** 4 for n in range(30)}
+    save_file(scores, tmp_path / "s.safetensors")
+    compressor.prune(
+        tmp_path / "m.safetensors", tmp_path / "o.safetensors", sparsity=0.5, scores=tmp_path / "s.safetensors"
+    )
+    before, after = load_file(tmp_path / "m.safetensors"), load_file(tmp_path / "o.safetensors")
+    for name, norms in scores.items():
+        assert np.array_equal(after[f"{name}.weight"], plain(before[f"{name}.weight"], norms, 0.5))
+
+
+def test_a_student_cut_out_of_its_teacher_goes_by_no_statistics(model: Path) -> None:
+    stage = f"distill:method=depth,layers=0,stats={written(model)}"
+    with pytest.raises(UsageError, match="method depth cuts whole models, so stats has no meaning"):
+        compressor.pipeline(model, model.with_name("o.safetensors"), stages=[stage])

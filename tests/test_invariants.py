@@ -285,6 +285,7 @@ def test_3_cuts_change_nothing(name: str, animals: Path, tmp_path: Path) -> None
         *([stage] for stage in NAMES.values()),
         ["prune:threshold=0.3"],
         ["prune:sparsity=0.5"],
+        ["prune:sparsity=0.5,scope=global"],
         ["prune:threshold=0.3", "quantize:bits=4,granularity=channel"],
     ],
     ids=str,
@@ -300,7 +301,7 @@ def test_3_tensors_treated_together_are_treated_as_alone(
     figures = []
     for stem in ("together", "alone"):
         if stem == "alone":
-            monkeypatch.setattr(runner, "join", lambda jobs, plan, checkpoint: iter(jobs))
+            monkeypatch.setattr(runner, "join", lambda jobs, *_: iter(jobs))
         report = api.pipeline(source, tmp_path / f"{stem}.safetensors", stages=stages)
         figures.append([(c.size, c.zeros_before, c.zeros_after, c.energy, c.lost) for c in report.changes or ()])
     assert (tmp_path / "together.safetensors").read_bytes() == (tmp_path / "alone.safetensors").read_bytes()

@@ -14,8 +14,10 @@ from safetensors.numpy import load_file, save_file
 
 import compressor
 from compressor.errors import Problems, UsageError
-from compressor.method import methods_of
+from compressor.method import Block, methods_of
+from compressor.methods.prune.layer_adaptive import LayerAdaptive
 from compressor.tensor import TensorSpec
+from compressor.workspace import Workspace
 
 Array = Any
 
@@ -193,3 +195,24 @@ def test_the_report_tells_of_tails(layers: Path, tmp_path: Path) -> None:
     said = {job.spec.name: step.instead for job in report.plan.jobs for step in job.steps}
     two = "the last 2 columns of a row fill no block of 4, and stay"
     assert said == {"a.weight": two, "b.weight": two, "c.weight": ""}
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.37, 0.5, 0.9])
+def test_many_small_tensors_share_a_global_cut_with_ties(sparsity: float, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    tensors = {f"t{number:03d}": rng.integers(-4, 5, (4, 8)).astype(np.float32) for number in range(300)}
+    save_file(tensors, tmp_path / "in.safetensors")
+    compressor.prune(tmp_path / "in.safetensors", tmp_path / "out.safetensors", sparsity=sparsity, scope="global")
+    every = np.concatenate([tensors[name].reshape(-1) for name in sorted(tensors)])
+    every[np.argsort(np.abs(every), kind="stable")[: round(sparsity * every.size)]] = 0
+    found = load_file(tmp_path / "out.safetensors")
+    assert np.array_equal(np.concatenate([found[name].reshape(-1) for name in sorted(found)]), every)
+
+
+def test_shares_of_many_tensors_are_few_numbers() -> None:
+    """A histogram of 65,536 bins a tensor would be half a gigabyte for a thousand of them."""
+    spec = TensorSpec("t", "F32", (4, 8))
+    survey = LayerAdaptive(sparsity=0.5).survey([spec])
+    values = np.random.default_rng(0).standard_normal(spec.shape).astype(np.float32)
+    stats = survey.observe(Block(values, 0, spec, Workspace(), {}), survey.start())
+    assert sum(part.nbytes for part in stats["t"]) <= 16 * spec.size

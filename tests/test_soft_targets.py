@@ -286,7 +286,7 @@ def test_wrong_options_are_refused(pair: dict[str, Any]) -> None:
         ),
         (
             ["--method", "soft-targets", "--teacher", TEACHER, "--inputs", "x.npy", "--include", "*"],
-            "trains the whole",
+            "trains a whole STUDENT",
         ),
     ],
 )

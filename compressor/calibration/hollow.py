@@ -7,7 +7,6 @@ stand for, in float32. No code from the folder is run, and nothing is downloaded
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,8 +16,6 @@ from compressor.errors import CompressorError, InputError, UsageError
 from compressor.lazy import np
 from compressor.text import printable
 from compressor.workspace import Array, Workspace
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the libraries look
 
 _BLOCK = 1 << 20
 ELSEWHERE = "Record activations with the recipe in docs/statistics.md, and give them with --activations"
@@ -83,7 +80,7 @@ class Hollow:
             )
         config = self._config(transformers)
         with foreign("build the model", self.path), _on_meta(self.torch):
-            self.model = self._class(transformers, config)(config).eval()
+            self.model = self._class(transformers, config)(config).train(mode=False)
         self.config = self.model.config
         self.linear = (self.torch.nn.Linear, importlib.import_module("transformers.pytorch_utils").Conv1D)
         self.prefix = getattr(self.model, "base_model_prefix", "")

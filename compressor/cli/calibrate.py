@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import Any
 
@@ -23,7 +24,7 @@ from compressor.errors import UsageError
     help="Recorded inputs of layers: a folder of LAYER.npy, or .safetensors of layer names.",
 )
 @click.option("--text", metavar="FILE", help="Run this text through a language model (needs the extra calibrate).")
-@click.option("--merge", is_flag=True, help="Join the statistics that are given in place of MODEL: A B …")
+@click.option("--merge", is_flag=True, help="Join the statistics that are given in place of MODEL: A B ...")
 @click.option(
     "--network",
     metavar="NAME|FILE",
@@ -39,7 +40,7 @@ from compressor.errors import UsageError
     "--gram/--diagonal",
     "gram",
     default=None,
-    help="XᵀX of every layer, or only its diagonal; by default the former for layers up to 8192 wide.",
+    help="The gram of every layer, or only its diagonal; by default the former for layers up to 8192 wide.",
 )
 @click.option("--force", is_flag=True, help="Replace the output if it exists, whole and at the end.")
 @options.output_format
@@ -54,6 +55,7 @@ def command(paths: tuple[str, ...], output: str, **values: Any) -> int:
     """
     from compressor.report import progress, render
 
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the libraries look: folders have all that is needed
     style, rows, hush, merge = (values.pop(key) for key in ("style", "top", "quiet", "merge"))
     force = values.pop("force")
     given = [key for key, value in values.items() if value is not None]

@@ -10,32 +10,53 @@ import click
 from compressor import api
 from compressor.cli import options
 from compressor.errors import UsageError
-from compressor.recipe import Recipe, make_stage
+from compressor.recipe import Recipe, make_stage, recipe_of
 from compressor.training.request import METHOD
 
 
 @click.command()
-@options.writing
+@click.argument("input_path", metavar="[STUDENT]", required=False)
+@options.output_option
+@click.option(
+    "--from", "origin", metavar="TEACHER", help="In place of STUDENT, where the method makes the student."
+)
 @options.method_options("distill", METHOD)
 @options.teacher
 @options.training
 @options.stats
 @options.selecting
 @options.running
-def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any, **values: Any) -> int:
+def command(
+    input_path: str | None, origin: str | None, output: str, include: Any, exclude: Any, rules: Any, **values: Any
+) -> int:
     """Carry the weights of a teacher into a student of the same shapes, tensor by tensor of the same name.
 
     Vectors (biases, norms) are left alone unless included.
 
     With --method soft-targets a student of any shape is trained on the teacher's outputs for unlabelled --inputs.
+
+    Or make the student: --method depth keeps some of the teacher's layers, --method subclone also fewer neurons,
+    heads and channels, as a start for training.
     """
     training = options.given_training(values)
+    source = origin if input_path is None else input_path
+    if source is None or None not in (input_path, origin):
+        raise UsageError(
+            "give either a STUDENT or --from TEACHER", remedy="Methods that make the student take --from"
+        )
     if training is not None:
-        for key, value in (("include", include), ("exclude", exclude), ("set", rules), ("stats", values["stats"])):
+        besides = (
+            ("include", include),
+            ("exclude", exclude),
+            ("set", rules),
+            ("from", origin),
+            ("stats", values["stats"]),
+        )
+        for key, value in besides:
             if value:
-                raise UsageError(f"--{key} has no meaning for --method {METHOD}, which trains the whole network")
+                raise UsageError(f"--{key} has no meaning for --method {METHOD}, which trains a whole STUDENT")
         return options.execute(
-            partial(api.run_recipe, "distill", input_path, output, Recipe((), training=training)), values
+            partial(api.run_recipe, "distill", source, output, Recipe((), training=training)), values
         )
     stage = make_stage(
         "distill",
@@ -46,4 +67,4 @@ def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any
         teacher=values.pop("teacher"),
         text=True,
     )
-    return options.execute(partial(api.run_recipe, "distill", input_path, output, Recipe((stage,))), values)
+    return options.execute(partial(api.run_recipe, "distill", source, output, recipe_of((stage,))), values)

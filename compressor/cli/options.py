@@ -90,16 +90,14 @@ output_format = click.option(
 top = click.option("--top", type=click.IntRange(0), help="Rows to show, the worst first; 0 shows all.")
 quiet = click.option("-q", "--quiet", is_flag=True, help="Totals only, and no progress.")
 
-writing = chain(
-    input_argument,
-    click.option(
-        "-o",
-        "--output",
-        required=True,
-        metavar="OUTPUT",
-        help="Its suffix decides the container; else a folder.",
-    ),
+output_option = click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="OUTPUT",
+    help="Its suffix decides the container; else a folder.",
 )
+writing = chain(input_argument, output_option)
 running = chain(
     click.option("--force", is_flag=True, help="Replace OUTPUT if it exists, whole and at the end."),
     click.option("--dry-run", is_flag=True, help="Show what would be done, with exact sizes; write nothing."),
@@ -200,8 +198,14 @@ def given_structure(values: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def _own_training() -> dict[str, Any]:
+    """The options of training that no method of the verb has too."""
+    taken = {key for method in methods_of("distill").values() for key in options_of(method)}
+    return {key: said for key, said in training_options().items() if key not in taken}
+
+
 def training(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of training on a teacher's outputs, which no method has."""
+    """The options of training on a teacher's outputs that no method has too."""
     made = [
         click.option("--inputs", metavar="FILE", help=f"Train on these inputs (.npy) [{TRAINED}]."),
         click.option(
@@ -211,7 +215,7 @@ def training(function: Callable[..., Any]) -> Callable[..., Any]:
             "--teacher-network", metavar="NAME|FILE", help=f"What the teacher is, if not --network [{TRAINED}]."
         ),
     ]
-    for key, (hint, declared) in training_options().items():
+    for key, (hint, declared) in _own_training().items():
         name, default = "--" + key.replace("_", "-"), Training.__dataclass_fields__[key].default
         said = "" if default is None or isinstance(default, bool) else f": {default}"
         text = f"{declared.help[0].upper()}{declared.help[1:]} [{TRAINED}{said}]."
@@ -226,7 +230,7 @@ def training(function: Callable[..., Any]) -> Callable[..., Any]:
 def given_training(values: dict[str, Any]) -> Training | None:
     """Take what is said of training out of `values`, as texts; None where another method is asked for."""
     files = {key: values.pop(key) for key in ("inputs", "network", "teacher_network")}
-    found = {key: values.pop(key) for key in training_options()}
+    found = {key: values.pop(key) for key in _own_training()}
     found = {
         key: str(value).lower() if value in (True, False) else value
         for key, value in found.items()

@@ -5,8 +5,8 @@ page cache that way costs pages for the whole model (which a container's memory 
 what others had cached) and a lock that makes the writers of one file wait for each other.
 
 Unbuffered writes need places, lengths and addresses that are whole pages. The pages that a run begins and ends
-in belong to other runs too: those are written through the cache, the rest from aligned buffers. Where a file
-system knows no unbuffered writes, all is buffered.
+in belong to other runs too: those are written through the cache, the rest from where it lies if that is at whole
+pages too, else from a copy. Where a file system knows no unbuffered writes, all is buffered.
 """
 
 from __future__ import annotations
@@ -41,24 +41,27 @@ class Direct:
         """Write a flat array of bytes. OSError when it cannot be."""
         first = min(-offset % _PAGE, len(data))
         last = first + (len(data) - first) // _PAGE * _PAGE
-        if first < last and data[first:].ctypes.data % _PAGE == 0:  # it lies to pages as the file does
-            self._put(name, data[first:last].data, last - first, offset + first)
-            self._write(name, data[:first].data, offset, 0)
-            self._write(name, data[last:].data, offset + last, 0)
-            return
+        if data[first:].ctypes.data % _PAGE == 0:  # it lies to pages as the file does
+            if first < last:
+                self._put(name, data[first:last].data, last - first, offset + first)
+        else:
+            self._copied(name, data[first:last], offset + first)
+        self._write(name, data[:first].data, offset, 0)
+        self._write(name, data[last:].data, offset + last, 0)
+
+    def _copied(self, name: str, data: Array, offset: int) -> None:
+        """Write whole pages from aligned buffers."""
         try:
             buffer = self._idle.pop()
         except IndexError:
             buffer = mmap.mmap(-1, _PIECE)  # anonymous memory begins on a page
         try:
-            for at in range(first, last, _PIECE):
-                piece = data[at : min(at + _PIECE, last)]
+            for at in range(0, len(data), _PIECE):
+                piece = data[at : at + _PIECE]
                 np.frombuffer(buffer, np.uint8, len(piece))[...] = piece
                 self._put(name, buffer, len(piece), offset + at)
         finally:
             self._idle.append(buffer)
-        self._write(name, data[:first].data, offset, 0)
-        self._write(name, data[last:].data, offset + last, 0)
 
     def _put(self, name: str, buffer: mmap.mmap | memoryview, size: int, offset: int) -> None:
         with memoryview(buffer) as view:

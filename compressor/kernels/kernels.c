@@ -32,30 +32,46 @@ static inline double gathered(const float *lanes) {
     return total;
 }
 
+static inline int64_t counted(const uint16_t *lanes) {
+    int64_t total = 0;
+    for (int lane = 0; lane < LANES; lane++) total += lanes[lane];
+    return total;
+}
+
+/* BODY for each `i` from `first` to before `stop`, which may add to lane `lane`: compilers vectorise whole sets of
+ * lanes, and what is left over is lane 0's. */
+#define FOR_LANES(first, stop, ...)                                  \
+    do {                                                             \
+        size_t at_ = (first);                                        \
+        for (; at_ + LANES <= (stop); at_ += LANES)                  \
+            for (int lane = 0; lane < LANES; lane++) {               \
+                const size_t i = at_ + lane;                         \
+                __VA_ARGS__                                          \
+            }                                                        \
+        for (; at_ < (stop); at_++) {                                \
+            const int lane = 0;                                      \
+            const size_t i = at_;                                    \
+            __VA_ARGS__                                              \
+        }                                                            \
+    } while (0)
+
 /* bfloat16 to float32; *energy = sum of squares, *zeros = how many are zero, of either sign. */
 EACH_CPU void widen_bf16(const uint16_t *restrict in, size_t count, float *restrict out, double *energy,
                          int64_t *zeros) {
     double total = 0;
     int64_t none = 0;
     for (size_t first = 0; first < count; first += RUN) {
-        size_t stop = least(first + RUN, count), at = first;
+        const size_t stop = least(first + RUN, count);
         float lanes[LANES] = {0};
         uint16_t counts[LANES] = {0};
-        for (; at + LANES <= stop; at += LANES)
-            for (int lane = 0; lane < LANES; lane++) {
-                float value = as_float((uint32_t)in[at + lane] << 16);
-                out[at + lane] = value;
-                lanes[lane] += value * value;
-                counts[lane] += (uint16_t)(in[at + lane] << 1) == 0;
-            }
-        for (; at < stop; at++) {
-            float value = as_float((uint32_t)in[at] << 16);
-            out[at] = value;
-            lanes[0] += value * value;
-            counts[0] += (uint16_t)(in[at] << 1) == 0;
-        }
+        FOR_LANES(first, stop, {
+            float value = as_float((uint32_t)in[i] << 16);
+            out[i] = value;
+            lanes[lane] += value * value;
+            counts[lane] += (uint16_t)(in[i] << 1) == 0;
+        });
         total += gathered(lanes);
-        for (int lane = 0; lane < LANES; lane++) none += counts[lane];
+        none += counted(counts);
     }
     *energy = total;
     *zeros = none;
@@ -63,10 +79,7 @@ EACH_CPU void widen_bf16(const uint16_t *restrict in, size_t count, float *restr
 
 /* |values| >= level */
 EACH_CPU void at_least(const float *restrict values, size_t count, float level, uint8_t *restrict out) {
-    for (size_t at = 0; at < count; at++) {
-        float magnitude = as_float(as_bits(values[at]) & 0x7fffffffu);
-        out[at] = magnitude >= level;
-    }
+    for (size_t i = 0; i < count; i++) out[i] = as_float(as_bits(values[i]) & 0x7fffffffu) >= level;
 }
 
 /* bfloat16 patterns where `keep`, else +0; *lost = sum of squares of those that went, *zeros = zeros in `out`. */
@@ -75,26 +88,18 @@ EACH_CPU void select_bf16(const uint16_t *restrict in, const uint8_t *restrict k
     double total = 0;
     int64_t none = 0;
     for (size_t first = 0; first < count; first += RUN) {
-        size_t stop = least(first + RUN, count), at = first;
+        const size_t stop = least(first + RUN, count);
         float lanes[LANES] = {0};
         uint16_t counts[LANES] = {0};
-        for (; at + LANES <= stop; at += LANES)
-            for (int lane = 0; lane < LANES; lane++) {
-                uint16_t kept = in[at + lane] & (uint16_t)-(uint16_t)keep[at + lane];
-                float gone = as_float((uint32_t)(in[at + lane] ^ kept) << 16);
-                out[at + lane] = kept;
-                lanes[lane] += gone * gone;
-                counts[lane] += (uint16_t)(kept << 1) == 0;
-            }
-        for (; at < stop; at++) {
-            uint16_t kept = in[at] & (uint16_t)-(uint16_t)keep[at];
-            float gone = as_float((uint32_t)(in[at] ^ kept) << 16);
-            out[at] = kept;
-            lanes[0] += gone * gone;
-            counts[0] += (uint16_t)(kept << 1) == 0;
-        }
+        FOR_LANES(first, stop, {
+            uint16_t kept = in[i] & (uint16_t) - (uint16_t)keep[i];
+            float gone = as_float((uint32_t)(in[i] ^ kept) << 16);
+            out[i] = kept;
+            lanes[lane] += gone * gone;
+            counts[lane] += (uint16_t)(kept << 1) == 0;
+        });
         total += gathered(lanes);
-        for (int lane = 0; lane < LANES; lane++) none += counts[lane];
+        none += counted(counts);
     }
     *lost = total;
     *zeros = none;
@@ -105,16 +110,10 @@ EACH_CPU void largest_magnitudes(const float *restrict values, size_t groups, si
     for (size_t group = 0; group < groups; group++) {
         const float *own = values + group * size;
         uint32_t lanes[LANES] = {0}; /* non-negative floats sort as their patterns do */
-        size_t at = 0;
-        for (; at + LANES <= size; at += LANES)
-            for (int lane = 0; lane < LANES; lane++) {
-                uint32_t bits = as_bits(own[at + lane]) & 0x7fffffffu;
-                lanes[lane] = lanes[lane] > bits ? lanes[lane] : bits;
-            }
-        for (; at < size; at++) {
-            uint32_t bits = as_bits(own[at]) & 0x7fffffffu;
-            lanes[0] = lanes[0] > bits ? lanes[0] : bits;
-        }
+        FOR_LANES(0, size, {
+            uint32_t bits = as_bits(own[i]) & 0x7fffffffu;
+            lanes[lane] = lanes[lane] > bits ? lanes[lane] : bits;
+        });
         uint32_t top = 0;
         for (int lane = 0; lane < LANES; lane++) top = top > lanes[lane] ? top : lanes[lane];
         out[group] = as_float(top);
@@ -137,32 +136,21 @@ EACH_CPU void round_codes(const float *restrict values, size_t groups, size_t si
         const float step = scale[shared ? 0 : group], offset = anchor + zero[shared ? 0 : group];
         double total = 0;
         for (size_t first = 0; first < size; first += RUN) {
-            size_t stop = least(first + RUN, size), at = first;
+            const size_t stop = least(first + RUN, size);
             float lanes[LANES] = {0};
             uint16_t counts[LANES] = {0};
-            for (; at + LANES <= stop; at += LANES)
-                for (int lane = 0; lane < LANES; lane++) {
-                    float ratio = own[at + lane] / step;
-                    float rounded = ratio + offset;
-                    rounded = rounded < anchor ? anchor : rounded;
-                    rounded = rounded > top ? top : rounded;
-                    out[at + lane] = (uint8_t)as_bits(rounded);
-                    float off = (rounded - offset) - ratio;
-                    lanes[lane] += off * off;
-                    counts[lane] += rounded == offset;
-                }
-            for (; at < stop; at++) {
-                float ratio = own[at] / step;
+            FOR_LANES(first, stop, {
+                float ratio = own[i] / step;
                 float rounded = ratio + offset;
                 rounded = rounded < anchor ? anchor : rounded;
                 rounded = rounded > top ? top : rounded;
-                out[at] = (uint8_t)as_bits(rounded);
+                out[i] = (uint8_t)as_bits(rounded);
                 float off = (rounded - offset) - ratio;
-                lanes[0] += off * off;
-                counts[0] += rounded == offset;
-            }
+                lanes[lane] += off * off;
+                counts[lane] += rounded == offset;
+            });
             total += gathered(lanes);
-            for (int lane = 0; lane < LANES; lane++) none += counts[lane];
+            none += counted(counts);
         }
         lost[group] = total;
     }
@@ -171,5 +159,5 @@ EACH_CPU void round_codes(const float *restrict values, size_t groups, size_t si
 
 /* Two codes below 16 to a byte, the first in the low half; `count` is even. */
 EACH_CPU void pack_nibbles(const uint8_t *restrict codes, size_t count, uint8_t *restrict out) {
-    for (size_t at = 0; at < count / 2; at++) out[at] = (uint8_t)(codes[2 * at] | codes[2 * at + 1] << 4);
+    for (size_t i = 0; i < count / 2; i++) out[i] = (uint8_t)(codes[2 * i] | codes[2 * i + 1] << 4);
 }

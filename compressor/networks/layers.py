@@ -103,13 +103,15 @@ class ConvLayer(Linear):
             np.sum(gradient, axis=0, out=self.gradients["bias"])
         if not inputs:
             return None
-        columns = np.matmul(gradient, weight, out=self.array("dcolumns", *self.columns.shape))
         _, rows, width = self.result
-        columns = columns.reshape(self.count, rows, width, *kernel, channels)
         padded = self._padded()
         padded[...] = 0
+        # place by place of the kernel, so that what is added lies in long runs
+        share = self.array("dcolumns", len(gradient), channels)
+        turned = weight.reshape(out, *kernel, channels)
         for row, column, window in _offsets(padded, kernel, self.kind.stride, (rows, width)):
-            window += columns[:, :, :, row, column]
+            np.matmul(gradient, turned[:, row, column], out=share)
+            window += share.reshape(self.count, rows, width, channels)
         return _inside(padded, self.kind.padding)
 
     def _matrix(self) -> Array:
@@ -152,6 +154,7 @@ class PoolLayer(Layer):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.size, self.stride = self.kind.window(self.given)
+        self.places = "|u1" if prod(self.size) < 256 else "<u4"  # that number the places of a window
 
     def _windows(self, planes: Array) -> Iterator[Array]:
         """Planes as each place of the window sees them, in the order of rows and columns."""
@@ -175,17 +178,19 @@ class MaxPoolLayer(PoolLayer):
         self.count = len(x)
         x = _pad(self, x, self.kind.padding, -np.inf)
         y = self.array("y", len(x), *self.result[1:], self.result[0])
-        chosen = self.array("chosen", *y.shape, dtype="<u4") if keep else None
-        larger = self.array("larger", *y.shape, dtype="|b1") if keep else None
+        chosen = self.array("chosen", *y.shape, dtype=self.places) if keep else None
+        larger = self.array("larger", *y.shape, dtype="|b1")
+        newer = self.array("newer", *y.shape, dtype=self.places)
         for number, window in enumerate(self._windows(x)):
             if number == 0:
                 np.copyto(y, window)
                 if chosen is not None:
                     chosen[...] = 0
                 continue
-            if chosen is not None and larger is not None:
+            if chosen is not None:
                 np.greater(window, y, out=larger)
-                np.copyto(chosen, number, where=larger)
+                np.multiply(larger, chosen.dtype.type(number), out=newer)
+                np.maximum(chosen, newer, out=chosen)  # numbers grow, so the last that was larger stays
             np.maximum(y, window, out=y)
         return y
 
@@ -193,11 +198,12 @@ class MaxPoolLayer(PoolLayer):
         if not inputs:
             return None
         found = self._gradient()
-        chosen = self.array("chosen", *gradient.shape, dtype="<u4")
+        chosen = self.array("chosen", *gradient.shape, dtype=self.places)
         mine = self.array("larger", *gradient.shape, dtype="|b1")
+        share = self.array("share", *gradient.shape)
         for number, window in enumerate(self._windows(found)):
             np.equal(chosen, number, out=mine)
-            np.add(window, gradient, out=window, where=mine)
+            window += np.multiply(gradient, mine, out=share)
         return _inside(found, self.kind.padding)
 
 

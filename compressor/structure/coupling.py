@@ -19,18 +19,28 @@ class Touch:
 
 @dataclass(frozen=True, slots=True)
 class Owned:
-    """A tensor that lives and dies with one unit, whose number stands in its name between `before` and `after`."""
+    """A tensor that lives and dies with one unit, whose number stands in its name between `before` and `after`.
+
+    `numbers`: what the units are numbered in their order, where that is not 0, 1, 2, …
+    """
 
     unit: int
     before: str
     after: str
+    numbers: tuple[str, ...] = ()
+
+    def called(self, place: int) -> str:
+        """Its name where the unit is the one of this place."""
+        return f"{self.before}{self.numbers[place] if self.numbers else place}{self.after}"
 
 
 @dataclass(frozen=True)
 class Group:
     """Units that are removed from all these places or from none.
 
-    `keys` are entries of config.json that count them, each with how many one unit stands for.
+    `keys` are entries of config.json that count them, each with how many one unit stands for; `fixed` are units
+    that cannot go, with the reason; `gains` are vectors by which norms multiply the units, where those are
+    channels, and `gain_offset` what is added to their numbers first.
     """
 
     name: str
@@ -38,6 +48,9 @@ class Group:
     touches: tuple[Touch, ...] = ()
     owned: Mapping[str, Owned] = field(default_factory=dict)
     keys: tuple[tuple[str, int], ...] = ()
+    fixed: Mapping[int, str] = field(default_factory=dict)
+    gains: tuple[str, ...] = ()
+    gain_offset: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,17 @@
-"""Groups that the user describes, and those of plain chains of dense layers."""
+"""Groups that the user describes."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
 from compressor.errors import InputError, UsageError
+from compressor.structure.chains import natural
 from compressor.structure.coupling import Group, Structure, Touch
 from compressor.structure.request import Description
 from compressor.tensor import TensorSpec
 from compressor.text import printable
-
-_NUMBER = re.compile(r"[0-9]{1,9}")
-_LAST = ("out", "output", "head", "classifier", "fc", "final", "logits", "last")  # of a chain, by habit
 
 
 def described(
@@ -35,7 +32,7 @@ def described(
                 raise UsageError(f"has no axis {axis}: its shape is {list(spec.shape)}", tensor=spec.name)
             groups.setdefault(match.groups(), []).append((spec.name, axis, block))
     made = []
-    for stars, places in sorted(groups.items(), key=lambda item: tuple(map(_natural, item[0]))):
+    for stars, places in sorted(groups.items(), key=lambda item: tuple(map(natural, item[0]))):
         units: dict[int, str] = {}
         for tensor, axis, block in places:
             count, rest = divmod(specs[tensor].shape[axis], block)
@@ -66,68 +63,3 @@ def described(
         label = ".".join((description.name, *stars))
         made.append(Group(label, count, touches, {}, tuple((key, 1) for key in description.config)))
     return Structure(description.name, tuple(made))
-
-
-def chain(specs: Mapping[str, TensorSpec], path: str, kind: str) -> Structure | None:
-    """The junctions of a plain chain of dense layers; None where the tensors are no such thing.
-
-    Layers are matrices with or without a bias, called alike but for a number that gives their order (a last one may
-    have a name of its own, `head`). What one gives is what the next takes.
-    """
-    weights = {name: spec for name, spec in specs.items() if len(spec.shape) == 2}
-    others = {name: spec for name, spec in specs.items() if name not in weights}
-    if len(weights) < 2 or any(len(spec.shape) != 1 for spec in others.values()):
-        return None
-    layers = _ordered(list(weights))
-    if layers is None:
-        return None
-    shapes = [weights[name].shape for name in layers]
-    if all(a[0] == b[1] for a, b in pairwise(shapes)):
-        out = 0
-    elif all(a[1] == b[0] for a, b in pairwise(shapes)):
-        out = 1
-    else:
-        at = next(n for n in range(len(shapes) - 1) if shapes[n][0] != shapes[n + 1][1])
-        raise InputError(
-            f"structure {kind}: '{printable(layers[at], 80)}' gives {shapes[at][0]} and "
-            f"'{printable(layers[at + 1], 80)}' takes {shapes[at + 1][1]}, so this is no chain of dense layers",
-            file=path,
-            remedy="Describe what belongs together in a recipe, under [[structure]]",
-        )
-    biases = {}
-    for name, spec in others.items():
-        owner = next((weight for weight in layers if _stem(weight) == _stem(name)), None)
-        if owner is None or spec.shape[0] != weights[owner].shape[out] or owner in biases:
-            return None
-        biases[owner] = name
-    if kind != "neurons":
-        raise UsageError(f"structure {kind}: a plain chain of dense layers has neurons only")
-    groups = []
-    for one, after in pairwise(layers):
-        touches = [Touch(one, out), *([Touch(biases[one], 0)] if one in biases else []), Touch(after, 1 - out)]
-        groups.append(Group(_stem(one), weights[one].shape[out], tuple(touches)))
-    return Structure("neurons", tuple(groups))
-
-
-def _stem(name: str) -> str:
-    """A layer's name, without what its tensors are called: `fc1` of `fc1.weight`."""
-    return re.sub(r"[._](weight|bias|kernel)$", "", name)
-
-
-def _natural(text: str) -> tuple[tuple[int, str], ...]:
-    return tuple(
-        (int(part), "") if part.isdigit() and part.isascii() else (-1, part)
-        for part in re.split(r"(\d+)", text[:300])
-    )
-
-
-def _ordered(names: list[str]) -> list[str] | None:
-    """The names in their layers' order; None where they do not tell one."""
-    last = [name for name in names if not _NUMBER.search(name)]
-    numbered = sorted((name for name in names if name not in last), key=_natural)
-    templates = {tuple(_NUMBER.split(name)) for name in numbered}
-    if len(templates) != 1 or len(next(iter(templates))) != 2 or len(last) > 1:
-        return None
-    if last and _stem(last[0]).rpartition(".")[2].lower() not in _LAST:
-        return None
-    return numbered + last

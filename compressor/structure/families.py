@@ -4,6 +4,7 @@ A line is a module (or a parameter) and the dimensions of its weight, as the fil
 
 * `hidden` the residual width; `q`, `kv` heads of queries, and of keys and values; `neurons` of an MLP, `moe` those
   of an expert, `shared` those of a shared expert; `experts`; `-` what is never cut;
+* `#` what is looked up and not summed over, nor ever cut: an embedding's rows;
 * `a+b` are sections one after the other in a fused projection; `a > b` is a weight [in, out], as GPT-2 has them.
 
 A `*` in a name is a number, the expert's. A bias has the weight's output dimension.
@@ -21,6 +22,10 @@ class Family:
 
     `keys`: what config.json calls the sizes, several names where versions differ. `bound_heads`: the width of a
     head is the hidden size over the number of heads, and no entry of the config can say otherwise.
+
+    `heads`: modules that give logits and whose weight may be that of the embedding; it is where the config says
+    `tie_word_embeddings`, or is silent and `tied`. `last_norms`: norms whose outputs these heads read.
+    `grows`: embeddings are multiplied by the root of the width; `one_plus`: norms multiply by 1 + weight.
     """
 
     types: tuple[str, ...]
@@ -30,6 +35,11 @@ class Family:
     prefixes: tuple[str, ...] = ("model.",)
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     bound_heads: bool = False
+    heads: tuple[str, ...] = ("lm_head",)
+    last_norms: tuple[str, ...] = ("norm",)
+    tied: bool = False
+    grows: bool = False
+    one_plus: bool = False
 
 
 _KEYS = {
@@ -47,7 +57,7 @@ _MOE = {
     "experts": ("num_experts", "num_local_experts"),
 }
 _OUTER = """
-embed_tokens - hidden
+embed_tokens # hidden
 norm hidden
 lm_head - hidden
 score - hidden
@@ -94,7 +104,14 @@ output.LayerNorm hidden
 
 FAMILIES = (
     Family(
-        types=("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"),
+        types=("llama", "mistral", "qwen2", "qwen3"),
+        stack="layers",
+        outer=_OUTER,
+        block=_ATTENTION + _GATED,
+        keys=_KEYS,
+    ),
+    Family(
+        types=("gemma", "gemma2", "gemma3_text"),
         stack="layers",
         outer=_OUTER,
         block=_ATTENTION
@@ -104,6 +121,9 @@ FAMILIES = (
         post_feedforward_layernorm hidden
         """,
         keys=_KEYS,
+        tied=True,
+        grows=True,
+        one_plus=True,
     ),
     Family(
         types=("phi3",),
@@ -133,6 +153,7 @@ FAMILIES = (
         mlp.fc2 hidden neurons
         """,
         keys=_KEYS,
+        last_norms=("final_layernorm",),
     ),
     Family(
         types=("mixtral",),
@@ -161,8 +182,8 @@ FAMILIES = (
         types=("gpt2",),
         stack="h",
         outer="""
-        wte - hidden
-        wpe - hidden
+        wte # hidden
+        wpe # hidden
         ln_f hidden
         lm_head - hidden
         score - hidden
@@ -185,14 +206,16 @@ FAMILIES = (
             "layers": ("n_layer",),
         },
         bound_heads=True,
+        last_norms=("ln_f",),
+        tied=True,
     ),
     Family(
         types=("bert", "roberta", "xlm-roberta", "camembert"),
         stack="encoder.layer",
         outer="""
-        embeddings.word_embeddings - hidden
-        embeddings.position_embeddings - hidden
-        embeddings.token_type_embeddings - hidden
+        embeddings.word_embeddings # hidden
+        embeddings.position_embeddings # hidden
+        embeddings.token_type_embeddings # hidden
         embeddings.LayerNorm hidden
         embeddings.position_ids - -
         embeddings.token_type_ids - -
@@ -215,13 +238,16 @@ FAMILIES = (
         prefixes=("bert.", "roberta."),
         keys=_KEYS,
         bound_heads=True,
+        heads=("cls.predictions.decoder", "lm_head.decoder"),
+        last_norms=("cls.predictions.transform.LayerNorm", "lm_head.layer_norm"),
+        tied=True,
     ),
     Family(
         types=("distilbert",),
         stack="transformer.layer",
         outer="""
-        embeddings.word_embeddings - hidden
-        embeddings.position_embeddings - hidden
+        embeddings.word_embeddings # hidden
+        embeddings.position_embeddings # hidden
         embeddings.LayerNorm hidden
         vocab_transform hidden hidden
         vocab_layer_norm hidden
@@ -243,14 +269,17 @@ FAMILIES = (
         prefixes=("distilbert.",),
         keys={"hidden": ("dim",), "neurons": ("hidden_dim",), "heads": ("n_heads",), "layers": ("n_layers",)},
         bound_heads=True,
+        heads=("vocab_projector",),
+        last_norms=("vocab_layer_norm",),
+        tied=True,
     ),
     Family(
         types=("vit",),
         stack="encoder.layer",
         outer="""
-        embeddings.cls_token - - hidden
-        embeddings.mask_token - - hidden
-        embeddings.position_embeddings - - hidden
+        embeddings.cls_token # - hidden
+        embeddings.mask_token # - hidden
+        embeddings.position_embeddings # - hidden
         embeddings.patch_embeddings.projection hidden - - -
         layernorm hidden
         pooler.dense - hidden
@@ -268,5 +297,7 @@ FAMILIES = (
         """,
         prefixes=("vit.",),
         keys=_KEYS,
+        heads=(),
+        last_norms=(),
     ),
 )

@@ -114,6 +114,19 @@ def weights_of(group: Group, sums: Mapping[str, Sums], norm: int) -> Array:
     return found
 
 
+def gains_of(group: Group, tensors: Mapping[str, Tensor]) -> Array:
+    """How much is seen of each channel: the square of every norm's gain over the mean channel's, and of these the
+    mean. What comes out of a norm has about this energy, whatever went in."""
+    total = np.zeros(group.units)
+    for name in group.gains:
+        tensor = tensors[name]
+        values = Rows(tensor, group.units, 0, 1, Workspace(), "gains").block(0, 1)[0].astype(np.float64)
+        with np.errstate(over="ignore"):
+            energy = np.minimum(np.nan_to_num(values + group.gain_offset) ** 2, _LARGEST)
+        total += energy / (energy.mean() or 1.0)
+    return total
+
+
 def _roles(group: Group, sums: Mapping[str, Sums], norm: int) -> Iterator[tuple[Array, Array]]:
     """Of each matrix (or of each that every unit has for itself): which units have it, and their sums."""
     touches = [touch for touch in group.touches if touch.tensor in sums]

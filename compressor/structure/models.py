@@ -19,11 +19,15 @@ Sections = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A tensor with its place: block and expert it belongs to, sections along each axis, its line."""
+    """A tensor with its place: block and expert it belongs to, sections along each axis, its line.
+
+    `reads`: the axis over which its products are summed, where that is a dimension of the model.
+    """
 
     spec: TensorSpec
     axes: tuple[Sections, ...]
     line: str
+    reads: int | None = None
     layer: int | None = None
     expert: int | None = None
 
@@ -131,7 +135,9 @@ class Model:
 
     def _hidden(self) -> Structure:
         touches = tuple(_touches(self.known, {"hidden": 1}, self.sizes))
-        group = Group("hidden", self.sizes["hidden"], touches, {}, ((self.key("hidden"), 1),))
+        gains = tuple(one.spec.name for one in self.known if one.axes == (("hidden",),) and ".bias" not in one.line)
+        keys = ((self.key("hidden"), 1),)
+        group = Group("hidden", self.sizes["hidden"], touches, {}, keys, {}, gains, int(self.family.one_plus))
         pins = {}
         if not self.family.bound_heads:
             pins["head_dim"] = self.sizes["head_dim"]

@@ -15,6 +15,7 @@ from typing import Any
 from compressor.errors import InputError
 from compressor.structure.families import FAMILIES
 from compressor.structure.models import Known, Model, Sections
+from compressor.structure.request import STRUCTURES
 from compressor.tensor import TensorSpec
 from compressor.text import printable
 
@@ -29,6 +30,7 @@ class Line:
     module: str
     axes: tuple[Sections, ...]
     out: int  # the axis that the bias has
+    reads: int | None  # the axis over which products are summed
 
     def fits(self, name: str) -> re.Match[str] | None:
         pattern = re.escape(self.module).replace(r"\*", r"(0|[1-9][0-9]{0,5})")
@@ -42,16 +44,42 @@ def lines(table: str) -> tuple[Line, ...]:
     for text in table.strip().splitlines():
         words = text.split()
         if words:
-            axes = tuple(tuple(word.split("+")) for word in words[1:] if word != ">")
-            found.append(Line(words[0], axes, len(axes) - 1 if ">" in words else 0))
+            axes = tuple(tuple(word.replace("#", "-").split("+")) for word in words[1:] if word != ">")
+            turned = ">" in words
+            reads = None if "#" in words or len(axes) < 2 else 0 if turned else len(axes) - 1
+            reads = None if reads is None or axes[reads] == ("-",) else reads
+            found.append(Line(words[0], axes, len(axes) - 1 if turned else 0, reads))
     return tuple(found)
 
 
 def recognise(config: Mapping[str, Any] | None, specs: Iterable[TensorSpec], path: str, kind: str) -> Model:
-    """The model that these tensors are; InputError that lists what is not understood or missing."""
+    """The model that these tensors are, for a structure or a method that cuts; InputError that lists what is not
+    understood or missing."""
+    what = f"structure {kind}" if kind in STRUCTURES else f"method {kind}"
+    model = sized(config, path, what)
+    unknown = _place(model, specs)
+    inside = [name for name, block in unknown if block]
+    bad = [name for name, _ in unknown] if kind == "hidden" else inside
+    if bad:
+        more = f" and {len(bad) - 2} more" if len(bad) > 2 else ""
+        raise InputError(
+            f"{what}: a {model.config['model_type']} model has no "
+            + ", ".join(f"'{printable(name, 100)}'" for name in bad[:2])
+            + more
+            + ", so what belongs together is not known",
+            file=path,
+            remedy=_DESCRIBE,
+        )
+    _check_shapes(model)
+    _check_complete(model)
+    return model
+
+
+def sized(config: Mapping[str, Any] | None, path: str, what: str) -> Model:
+    """The model that a config describes: its family and its sizes, and no tensors yet."""
     if config is None:
         raise InputError(
-            f"structure {kind}: the architecture cannot be recognised: a config.json with model_type is missing",
+            f"{what}: the architecture cannot be recognised: a config.json with model_type is missing",
             file=path,
             remedy=f"Give the model's folder. {_DESCRIBE}",
         )
@@ -65,27 +93,12 @@ def recognise(config: Mapping[str, Any] | None, specs: Iterable[TensorSpec], pat
             else f"model_type {printable(str(named), 40)!r} is not known"
         )
         raise InputError(
-            f"structure {kind}: {said}; known are {known}",
+            f"{what}: {said}; known are {known}",
             file=path,
             remedy=_DESCRIBE,
         )
     model = Model(family, path, config)
     model.sizes = _sizes(model)
-    unknown = _place(model, specs)
-    inside = [name for name, block in unknown if block]
-    bad = [name for name, _ in unknown] if kind == "hidden" else inside
-    if bad:
-        more = f" and {len(bad) - 2} more" if len(bad) > 2 else ""
-        raise InputError(
-            f"structure {kind}: a {named} model has no "
-            + ", ".join(f"'{printable(name, 100)}'" for name in bad[:2])
-            + more
-            + ", so what belongs together is not known",
-            file=path,
-            remedy=_DESCRIBE,
-        )
-    _check_shapes(model)
-    _check_complete(model)
     return model
 
 
@@ -144,10 +157,11 @@ def _place(model: Model, specs: Iterable[TensorSpec]) -> list[tuple[str, bool]]:
             unknown.append((spec.name, match is not None))
             continue
         line, expert, bias = found
-        axes = line.axes
+        axes, reads = line.axes, line.reads
         if bias and len(axes) > 1:
-            axes = (axes[line.out],)
-        model.known.append(Known(spec, axes, f"{line.module}{'.bias' if bias else '.weight'}", layer, expert))
+            axes, reads = (axes[line.out],), None
+        called = f"{line.module}{'.bias' if bias else '.weight'}"
+        model.known.append(Known(spec, axes, called, reads, layer, expert))
     return unknown
 
 

@@ -39,14 +39,19 @@ class Request:
     count: int | None = option(None, help="units of the structure to remove, in each layer", low=1, high=2**31)
     layers: str | None = option(None, help="blocks to remove, such as 20-27 or 3,5,9-11")
     multiple_of: int = option(1, help="keep a multiple of this many units", low=1, high=2**31)
-    importance: Literal["l2", "l1", "random", "index"] = option(
-        "l2", help="the least important go: by norm of the coupled weights, at random, or the last"
+    importance: Literal["l2", "l1", "gains", "random", "index"] = option(
+        "l2",
+        help="the least important go: by norm of the coupled weights, for hidden by the gains of its norms, at "
+        "random, or the last",
     )
     seed: int = option(0, help="of the random numbers", low=0, high=2**63)
     described: Description | None = None
+    keep: Mapping[str, int] | None = None  # for groups with this entry of config.json (or of this name): what stays
 
     def __post_init__(self) -> None:
-        given = [name for name in ("fraction", "count", "layers") if getattr(self, name) is not None]
+        given = [name for name in ("fraction", "count", "layers", "keep") if getattr(self, name) is not None]
+        if self.importance == "gains" and self.structure != "hidden":
+            raise UsageError(f"importance gains is for structure hidden, not {self.structure}")
         if self.layers is not None and self.structure != "layers":
             raise UsageError(f"layers are for structure layers, not {self.structure}")
         if len(given) != 1:
@@ -59,17 +64,7 @@ class Request:
 
     def removed_layers(self) -> tuple[int, ...]:
         """The numbers in `layers`, in order; UsageError when it is no list of ranges."""
-        found: set[int] = set()
-        for item in re.split("[,|]", self.layers or ""):  # a --stage has commas of its own
-            match = _RANGE.fullmatch(item.strip())
-            first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-            if first > last or last > 100_000:
-                raise UsageError(
-                    f"layers must be numbers and ranges such as 20-27 or 3,5,9-11, not "
-                    f"'{printable(self.layers or '', 40)}'"
-                )
-            found.update(range(first, last + 1))
-        return tuple(sorted(found))
+        return numbered_layers(self.layers or "")
 
     def describe(self) -> dict[str, Any]:
         """The stage as a recipe would give it."""
@@ -81,6 +76,20 @@ class Request:
         if self.described is not None:
             found["axes"] = [f"{name}:{axis}:{block}" for name, axis, block in self.described.axes]
         return found
+
+
+def numbered_layers(text: str) -> tuple[int, ...]:
+    """The numbers that such a text names, in order; UsageError when it is no list of numbers and ranges."""
+    found: set[int] = set()
+    for item in re.split("[,|]", text):  # a --stage has commas of its own
+        match = _RANGE.fullmatch(item.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last or last > 100_000:
+            raise UsageError(
+                f"layers must be numbers and ranges such as 20-27 or 3,5,9-11, not '{printable(text, 40)}'"
+            )
+        found.update(range(first, last + 1))
+    return tuple(sorted(found))
 
 
 def request_options() -> dict[str, Any]:

@@ -16,11 +16,12 @@ from compressor.files.folder import CONFIG
 from compressor.files.handle import InputFile
 from compressor.files.source import Source
 from compressor.lazy import np
+from compressor.structure.chains import Chain, find_chain
 from compressor.structure.configuring import edited, pooling
 from compressor.structure.coupling import Coupled, Group, Structure
-from compressor.structure.described import chain, described
+from compressor.structure.described import described
 from compressor.structure.gather import Gathered, gathered
-from compressor.structure.importance import Sums, measure, total_squares, weights_of
+from compressor.structure.importance import Sums, gains_of, measure, total_squares, weights_of
 from compressor.structure.models import Model
 from compressor.structure.recognising import recognise
 from compressor.structure.request import Request
@@ -56,6 +57,17 @@ def restructure(
     return checkpoint
 
 
+def teacher_of(checkpoint: Checkpoint, kind: str) -> Model | Chain:
+    """What the checkpoint is, as far as cuts know: a recognised model or a plain chain. InputError for others."""
+    specs = {name: tensor.spec for name, tensor in checkpoint.tensors.items()}
+    config = checkpoint.source.config
+    if config is None or "model_type" not in config:
+        chain = find_chain(specs, checkpoint.path, kind)
+        if chain is not None:
+            return chain
+    return recognise(config, specs.values(), checkpoint.path, kind)
+
+
 def _cut(checkpoint: Checkpoint, request: Request, workers: int, keep_non_finite: bool) -> Checkpoint:
     structure, model = _find(checkpoint, request)
     _check_tensors(checkpoint, structure)
@@ -63,10 +75,15 @@ def _cut(checkpoint: Checkpoint, request: Request, workers: int, keep_non_finite
     groups = (*structure.groups, *structure.followers)
     with local(workers) as executor:
         sums = measure(checkpoint.tensors, groups, executor, checkpoint.path, keep_non_finite=keep_non_finite)
-    keep = choose(request, structure, counts, sums)
+    by_gains = {group.name: gains_of(group, checkpoint.tensors) for group in structure.groups if group.gains}
+    keep = choose(request, structure, counts, sums, by_gains)
     tensors = _tensors(checkpoint, groups, keep)
     errors = _errors(checkpoint, tensors, groups, keep, sums, keep_non_finite)
-    cuts = [_coupled(structure.kind, group, keep[group.name], sums, errors) for group in groups]
+    cuts = [
+        _coupled(structure.kind, group, keep[group.name], sums, errors)
+        for group in groups
+        if not keep[group.name].all()
+    ]
     source = _source(checkpoint, tensors, structure, model, keep)
     return replace(
         checkpoint,
@@ -83,16 +100,11 @@ def _cut(checkpoint: Checkpoint, request: Request, workers: int, keep_non_finite
 
 def _find(checkpoint: Checkpoint, request: Request) -> tuple[Structure, Model | None]:
     """The structure that the request names, as the user describes it, or as it is recognised."""
-    specs = {name: tensor.spec for name, tensor in checkpoint.tensors.items()}
-    config = checkpoint.source.config
     if request.described is not None:
-        return described(request.described, specs, config, checkpoint.path), None
-    if config is None or "model_type" not in config:
-        found = chain(specs, checkpoint.path, request.structure)
-        if found is not None:
-            return found, None
-    model = recognise(config, specs.values(), checkpoint.path, request.structure)
-    return model.find(request.structure), model
+        specs = {name: tensor.spec for name, tensor in checkpoint.tensors.items()}
+        return described(request.described, specs, checkpoint.source.config, checkpoint.path), None
+    found = teacher_of(checkpoint, request.structure)
+    return found.find(request.structure), found if isinstance(found, Model) else None
 
 
 def _check_tensors(checkpoint: Checkpoint, structure: Structure) -> None:
@@ -131,7 +143,7 @@ def _tensors(
         new = np.cumsum(mask) - 1
         for name, owned in group.owned.items():
             if mask[owned.unit]:
-                names[name] = f"{owned.before}{int(new[owned.unit])}{owned.after}"
+                names[name] = owned.called(int(new[owned.unit]))
             else:
                 gone.add(name)
     found = {}

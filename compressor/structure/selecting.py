@@ -30,6 +30,9 @@ def _kept(request: Request, structure: Structure, group: Group) -> int:
         if removed[-1] >= units:
             raise UsageError(f"{what} (0 to {units - 1}), and --layers asks for {removed[-1]}")
         kept = units - len(removed)
+    elif request.keep is not None:
+        key, each = group.keys[0] if group.keys else (group.name, 1)
+        kept = request.keep.get(key, units * each) // each
     elif request.count is not None:
         kept = units - request.count
     else:
@@ -38,6 +41,8 @@ def _kept(request: Request, structure: Structure, group: Group) -> int:
     if kept < least:
         why = f", and {structure.floor_reason}" if structure.floor_reason else ""
         raise UsageError(f"{what}, and {max(kept, 0)} would be left{why}", remedy=f"Remove at most {units - least}")
+    if request.keep is not None:
+        return kept
     step = np.lcm(request.multiple_of, structure.step).item()
     if request.layers is None:
         kept = -(-kept // step) * step
@@ -48,9 +53,14 @@ def _kept(request: Request, structure: Structure, group: Group) -> int:
 
 
 def choose(
-    request: Request, structure: Structure, counts: Mapping[str, int], sums: Mapping[str, Sums]
+    request: Request,
+    structure: Structure,
+    counts: Mapping[str, int],
+    sums: Mapping[str, Sums],
+    gains: Mapping[str, Array],
 ) -> dict[str, Array]:
-    """For each group which units stay [bool, units]: the most important, of equal ones the first."""
+    """For each group which units stay [bool, units]: the most important, of equal ones the first. `gains` is an
+    importance by group that norms tell; where it is asked for, groups without it go by l2."""
     found = {}
     for group in (*structure.groups, *structure.followers):
         keep = np.zeros(group.units, bool)
@@ -58,18 +68,25 @@ def choose(
             keep[:] = True
             keep[list(request.removed_layers())] = False
         else:
-            keep[np.argsort(_order(request, group, sums), kind="stable")[: counts[group.name]]] = True
+            order = np.argsort(_order(request, group, sums, gains), kind="stable")
+            stays = np.isin(order, list(group.fixed))
+            keep[np.concatenate([order[stays], order[~stays]])[: counts[group.name]]] = True
+        for unit, why in group.fixed.items():
+            if not keep[unit]:
+                raise UsageError(f"structure {structure.kind}: number {unit} of {group.units} cannot go: {why}")
         found[group.name] = keep
     return found
 
 
-def _order(request: Request, group: Group, sums: Mapping[str, Sums]) -> Array:
+def _order(request: Request, group: Group, sums: Mapping[str, Sums], gains: Mapping[str, Array]) -> Array:
     """Numbers that are smallest for what must stay."""
     found: Array
     if request.importance == "index":
         found = np.arange(group.units)
     elif request.importance == "random":
         found = draw(request.seed, group.name, group.units)
+    elif request.importance == "gains" and group.name in gains:
+        found = -gains[group.name]
     else:
-        found = -weights_of(group, sums, 2 if request.importance == "l2" else 1)
+        found = -weights_of(group, sums, 1 if request.importance == "l1" else 2)
     return found

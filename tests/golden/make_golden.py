@@ -84,6 +84,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "store-scipy-f32.npz": ("prune", "F32", {"sparsity": 0.7, "store": "csr"}),
     "distill-blend-bf16.safetensors": ("distill", "BF16", {"method": "blend", "alpha": 0.3}),
     "distill-reweight-f32.safetensors": ("distill", "F32", {"method": "reweight"}),
+    "distill-depth-f32.safetensors": ("distill", "CHAIN-F32", {"method": "depth", "layers": "0,2"}),
+    "distill-subclone-bf16.safetensors": ("distill", "CHAIN-BF16", {"method": "subclone", "widths": "6,4,5,3"}),
     "quantize-factor-f32.safetensors": ("quantize", "F32", {"factor": 64}),
     "quantize-factor-codes8-f16.safetensors": ("quantize", "F16", {"factor": 50, "code_bits": 8}),
     "quantize-step-bf16.safetensors": ("quantize", "BF16", {"scheme": "step", "bits": 2}),
@@ -156,7 +158,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 def produce(name: str, folder: Path) -> Path:
     """Make a case's output in a folder. The caller has put VERSION in the version's place."""
     verb, dtype, options = CASES[name]
-    more = {"teacher": HERE / "input-teacher.safetensors"} if verb == "distill" else {}
+    paired = verb == "distill" and not dtype.startswith("CHAIN")
+    more = {"teacher": HERE / "input-teacher.safetensors"} if paired else {}
     source = HERE / ("input-f32.npy" if name.endswith((".npy", ".npz")) else f"input-{dtype.lower()}.safetensors")
     if "save_mask" in options:  # the case is the mask, and not what is pruned
         with TemporaryDirectory() as other:
@@ -173,6 +176,8 @@ def restore(path: Path, folder: Path) -> np.ndarray:
     for _, (dtype, shape, data) in sorted(archives.read(folder / "restored.safetensors").items()):
         raw = np.frombuffer(data, np.dtype(store(0, dtype).dtype)).reshape(shape)
         found.append(numbers(raw, dtype).astype(np.float64))
+    if len({array.shape[1:] for array in found}) > 1:
+        found = [array.reshape(-1) for array in found]
     return np.concatenate(found)
 
 
@@ -220,6 +225,16 @@ def wide_input() -> None:
     archives.write(HERE / "input-wide.safetensors", tensors)
 
 
+def chain_inputs() -> None:
+    """A chain of three layers, the first two as wide as their input, with zeros of both signs."""
+    random = np.random.default_rng(22)
+    tensors = {f"fc{number}.weight": random.standard_normal((rows, 6)) for number, rows in ((1, 6), (2, 6), (3, 3))}
+    tensors["fc1.weight"][2, :4], tensors["fc2.weight"][3, 3] = 0, -0.0
+    for dtype in ("F32", "BF16"):
+        path = HERE / f"input-chain-{dtype.lower()}.safetensors"
+        archives.write(path, {name: (dtype, store(values, dtype)) for name, values in tensors.items()})
+
+
 def statistics() -> None:
     """Of the inputs of that matrix, with one that is never active; and scores of them."""
     rows = np.random.default_rng(22).standard_normal((40, 16)) * np.arange(16) ** 2 / 50
@@ -240,6 +255,8 @@ def main() -> None:
         wide_inputs()
     if not (HERE / "input-wide.safetensors").exists():
         wide_input()
+    if not (HERE / "input-chain-f32.safetensors").exists():
+        chain_inputs()
     if not STATS["stats"].exists():
         statistics()
     for name in CASES:

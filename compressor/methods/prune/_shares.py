@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import floor
 from typing import Any
 
@@ -21,7 +22,10 @@ from compressor.tensor import TensorSpec
 from compressor.workspace import Array
 
 Score = Callable[[Array, Array], Array]  # of a tensor's bins: (magnitude, how many) → score; ascending like them
-Bins = dict[str, tuple[int, Array]]  # by tensor: the first bin that occurs, counts from it on
+Bins = dict[str, tuple[Array, Array]]  # by tensor: the bins that occur, ascending, and how many weights are in each
+
+
+_FEW = 1 << 12  # weights of a block
 
 
 def check_floor(min_keep: float | None, sparsity: float) -> None:
@@ -51,29 +55,29 @@ class Shares(Survey[Bins]):
         keys = magnitudes(block, self.key_type)
         digits = block.work.array("shares.digits", keys.shape, self.key_type)
         np.right_shift(keys, 48 if self.key_type == "<u8" else 16, out=digits)
+        if digits.size < _FEW:  # sorted sooner than so many bins are looked through
+            return self.merge(stats, {block.spec.name: np.unique(digits, return_counts=True)})
         counts = np.bincount(digits.reshape(-1).view(self.key_type.replace("u", "i")))
-        first = int(np.argmax(counts > 0))
-        return self.merge(stats, {block.spec.name: (first, counts[first:])})
+        bins = np.flatnonzero(counts)
+        return self.merge(stats, {block.spec.name: (bins, counts[bins])})
 
     def merge(self, stats: Bins, more: Bins) -> Bins:
-        for name, (first, counts) in more.items():
+        for name, found in more.items():
             if name in stats:
-                start, held = stats[name]
-                low, high = min(start, first), max(start + held.size, first + counts.size)
-                total = np.zeros(high - low, np.int64)
-                total[start - low : start - low + held.size] += held
-                total[first - low : first - low + counts.size] += counts
-                stats[name] = low, total
-            else:
-                stats[name] = first, counts
+                every = [np.concatenate(pair) for pair in zip(stats[name], found, strict=True)]
+                bins, places = np.unique(every[0], return_inverse=True)
+                total = np.zeros(bins.size, np.int64)
+                np.add.at(total, places, every[1])
+                found = bins, total
+            stats[name] = found
         return stats
 
     def conclude(self, stats: Bins) -> Allotted:
         names = sorted(stats)
         scores, owners, counts = [], [], []
         for number, name in enumerate(names):
-            first, held = stats[name]
-            scores.append(self.score(self._values(first, held.size), held))
+            bins, held = stats[name]
+            scores.append(self.score(self._values(bins), held))
             owners.append(np.full(held.size, number))
             counts.append(held)
         sizes = [int(held.sum()) for held in counts]
@@ -90,9 +94,9 @@ class Shares(Survey[Bins]):
                 break
         return Allotted(self.method, tuple(zip(names, shares, strict=True)))
 
-    def _values(self, first: int, count: int) -> Array:
+    def _values(self, bins: Array) -> Array:
         """The middle of each bin, a positive float64."""
-        bits = np.arange(first, first + count, dtype=np.uint64)
+        bits = bins.astype(np.uint64)
         if self.key_type == "<u8":
             return np.maximum((bits << np.uint64(48) | np.uint64(1 << 47)).view(np.float64), 1e-300)
         middle: Array = (bits.astype(np.uint32) << np.uint32(16) | np.uint32(1 << 15)).view(np.float32)
@@ -107,9 +111,12 @@ class Allotted(Smallest):
     shares: tuple[tuple[str, int], ...]
 
     def survey(self, specs: Sequence[TensorSpec]) -> Survey[Any]:
-        names = {spec.name for spec in specs}
-        own = replace(self, shares=tuple(share for share in self.shares if share[0] in names))
+        own = replace(self, shares=tuple((spec.name, self._of[spec.name]) for spec in specs))
         return first_pass(own, specs)
+
+    @cached_property
+    def _of(self) -> dict[str, int]:
+        return dict(self.shares)
 
     def rank(self, size: int) -> int:
         return sum(count for _, count in self.shares)

@@ -16,6 +16,7 @@ from abc import abstractmethod
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, ClassVar
 
@@ -70,6 +71,24 @@ class Cut(Selection):
     key_type: str
     level: int
     until: tuple[str, int, int] | None
+
+    @property
+    def nameless(self) -> bool:  # type: ignore[override]
+        return self.until is None
+
+    def for_tensor(self, name: str) -> Cut:
+        """Only one tensor is cut by place: to those before and after it a level is all there is."""
+        if self.until is None or self.until[0] == name:
+            return self
+        return self._before if name < self.until[0] else self._after
+
+    @cached_property
+    def _before(self) -> Cut:
+        return replace(self, until=None)
+
+    @cached_property
+    def _after(self) -> Cut:
+        return replace(self, until=None, level=self.level - 1)
 
     def keep(self, block: Block, out: Array) -> None:
         keys = self.method.keys(block, self.key_type)
