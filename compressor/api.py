@@ -206,7 +206,9 @@ def run_recipe(
     if training is not None:
         mentors[training.teacher] = open_checkpoint(training.teacher)
         check_apart(output, *(file.path for file in mentors[training.teacher].source.opened))
-        checkpoint = trained(checkpoint, mentors[training.teacher], training, dry=dry_run, progress=progress)
+        checkpoint = trained(
+            checkpoint, mentors[training.teacher], training, workers=count, dry=dry_run, progress=progress
+        )
     recipe = with_presets(recipe, list(checkpoint.tensors))
     hold: dict[str, str] = {}
     resolved: dict[tuple[str, int], Method] = {}

@@ -58,7 +58,7 @@ def test_the_slope_is_the_losses(temperature: float) -> None:
     rng = np.random.default_rng(3)
     student, teacher = rng.normal(size=(5, 7)) * 3, rng.normal(size=(5, 7)) * 3
     wanted = soften(teacher, temperature, np.empty_like(teacher))
-    found = slope(student, wanted, temperature, np.empty_like(student))
+    found = slope(student, wanted, temperature, len(student), np.empty_like(student))
     for place in np.ndindex(student.shape):
         moved = []
         for step in (1e-5, -1e-5):
@@ -94,11 +94,12 @@ def test_adam_is_the_papers() -> None:
     weight = rng.normal(size=(3, 4)).astype(np.float32)
     plain, first, second = weight.astype(np.float64), np.zeros((3, 4)), np.zeros((3, 4))
     gradients = {"w": np.empty_like(weight)}
-    adam = Adam({"w": weight}, gradients, {})
+    adam = Adam({"w": weight}, [gradients], {})
     for step in range(1, 20):
         g = rng.normal(size=(3, 4))
         gradients["w"][...] = g
-        adam.step(0.01)
+        adam.begin(0.01)
+        adam.update(0)
         first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g * g
         plain -= 0.01 * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
     np.testing.assert_allclose(weight, plain, rtol=1e-4, atol=1e-6)

@@ -21,6 +21,7 @@ class Examples:
     array: StoredTensor
     by: float
     said: str
+    image: tuple[int, int, int] | None  # channels, rows, columns of a sample that is one
 
     @property
     def count(self) -> int:
@@ -61,4 +62,6 @@ def open_examples(path: str, student: Network, teacher: Network, divide: float |
         raise InputError("holds no samples", file=path)
     offered = student.fitted.description.divide
     by = divide if divide is not None else offered if is_whole(array) else 1.0
-    return Examples(source, array, by, scaling(array, by, asked=divide is not None, offered=offered))
+    shape = array.spec.shape[1:] if len(array.spec.shape) > 2 else student.input
+    image = {2: (1, *shape), 3: shape}.get(len(shape))
+    return Examples(source, array, by, scaling(array, by, asked=divide is not None, offered=offered), image)

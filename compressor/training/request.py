@@ -35,6 +35,7 @@ class Training:
     holdout: float = option(
         0.05, help="share of the inputs by which the best epoch is chosen; 0 keeps the last", low=0, high=0.5
     )
+    shift: int = option(0, help="move images at random by up to so many pixels", low=0, high=1000)
     respect_zeros: bool = option(True, help="zeros of the student's matrices stay zero", off="fill-zeros")
     divide: float | None = option(None, help="divide the inputs by this, such as 255", low=1e-30, high=1e30)
 

@@ -21,11 +21,12 @@ def soften(outputs: Array, temperature: float, out: Array) -> Array:
     return out
 
 
-def slope(student: Array, softened: Array, temperature: float, out: Array) -> Array:
-    """The loss's gradient by the student's outputs [n, classes], where `softened` are the teacher's."""
+def slope(student: Array, softened: Array, temperature: float, count: int, out: Array) -> Array:
+    """The gradient of the loss of `count` samples by the student's outputs [n, classes] for some of them, where
+    `softened` are the teacher's."""
     soften(student, temperature, out)
     out -= softened
-    out *= out.dtype.type(temperature / len(out))
+    out *= out.dtype.type(temperature / count)
     return out
 
 

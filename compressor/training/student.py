@@ -16,9 +16,10 @@ from compressor.networks.kinds import Softmax
 from compressor.networks.matching import read_network
 from compressor.networks.network import Network
 from compressor.tensor import DTYPES
+from compressor.training.batches import Batches, bordered
 from compressor.training.examples import open_examples
 from compressor.training.request import METHOD, Training
-from compressor.training.soft_targets import Outcome, train
+from compressor.training.soft_targets import LANES, Outcome, train
 from compressor.workspace import Array, Workspace
 
 
@@ -49,6 +50,7 @@ def trained(
     teacher: Checkpoint,
     said: Training,
     *,
+    workers: int,
     dry: bool,
     progress: Callable[[int, int], None] | None,
 ) -> Checkpoint:
@@ -84,9 +86,12 @@ def trained(
         if progress is not None:
             progress(min(done, total), total)
 
-    with local(1):  # one thread of BLAS, whose sums then are the same each time
+    batches = Batches(inputs, examples.by)
+    if said.shift:
+        batches = Batches(bordered(inputs, examples.image, said.shift), examples.by, said.shift)
+    with local(min(workers, LANES)) as executor:  # one thread of BLAS each, whose sums then are always the same
         try:
-            outcome = train(student, master, inputs, examples.by, said, advance)
+            outcome = train(student, master, batches, said, executor, advance)
         except InputError as error:
             error.file = error.file or checkpoint.path
             raise
