@@ -26,14 +26,15 @@ from compressor.pairing import check_model, open_all, with_statistics
 from compressor.plan import Plan
 from compressor.planner import make_plan, stores_packed
 from compressor.recipe import Recipe, Stage, load_recipe, make_stage, parse_stage, recipe_of, with_presets
+from compressor.relay import relay, takes_teacher
 from compressor.results import Gates, Report, ReportedGateFailed
 from compressor.runner import Runner
 from compressor.scan import compare, inspect, non_finite_tensors
 from compressor.structure.making import files_of, reshaped, settled
 from compressor.structure.request import is_request, make_request
 from compressor.target import check_apart, container_of
+from compressor.training.request import FILES, make_training
 from compressor.training.request import METHOD as TRAINED
-from compressor.training.request import make_training
 from compressor.training.student import trained
 from compressor.worker import Worker
 
@@ -73,7 +74,7 @@ def distill(source: Path, output: Path, *, teacher: Path | None = None, **option
     mentor = None if teacher is None else os.fspath(teacher)
     if options.get("method") == TRAINED:
         settings = {key: options.pop(key) for key in list(options) if key in _SETTINGS}
-        files = {key: options.pop(key, None) for key in ("inputs", "network", "teacher_network")}
+        files = {key: options.pop(key, None) for key in FILES}
         paths: dict[str, Any] = {key: None if path is None else os.fspath(path) for key, path in files.items()}
         del options["method"]
         training = make_training(options, teacher=mentor, **paths)
@@ -106,9 +107,9 @@ def pipeline(
         recipe = recipe_of((parse_stage(text, mentor) for text in texts), "--stage: ")
     elif isinstance(recipe, str):
         recipe = load_recipe(recipe, mentor)
-    if mentor is not None and all(stage.teacher is None for stage in recipe.stages):
+    if mentor is not None and not takes_teacher(recipe):
         raise UsageError("--teacher: no stage takes a teacher")
-    return run_recipe("pipeline", source, output, recipe, **settings)
+    return relay(run_recipe, os.fspath(source), os.fspath(output), recipe, settings)
 
 
 def restore(source: Path, output: Path, **settings: Any) -> Report:
@@ -178,7 +179,7 @@ def run_recipe(
     recipe = with_statistics(recipe, None if stats is None else os.fspath(stats))
     teachers = sorted({stage.teacher for stage in recipe.stages if stage.teacher is not None})
     training = recipe.training
-    examples = () if training is None else (training.teacher, training.inputs)
+    examples = () if training is None else training.files
     beside = (*teachers, *examples, *sorted({stage.stats for stage in recipe.stages if stage.stats is not None}))
     check_apart(output, source, *beside, *files_of(recipe.cuts))
     if save_mask is not None:

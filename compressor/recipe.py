@@ -25,7 +25,7 @@ from compressor.reshape import Reshape
 from compressor.selection import matches, pattern
 from compressor.structure.request import Description, Request, is_request, make_request, parse_description
 from compressor.text import printable
-from compressor.training.request import Training
+from compressor.training.request import Training, is_training, training_stage
 
 Store = Literal["auto", "dense", "packed", "codes", "bitmask", "csr", "nm", "smallest"]
 # `auto` is what suits the container for codes, and the smallest for pruned floats.
@@ -79,8 +79,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Structured cuts, then stages, in the order in which they are applied. `training` comes before stages, and so
-    far goes alone."""
+    """Structured cuts, then a training, then stages, in the order in which they are applied; before them all comes
+    what was `earlier` (see `relay`)."""
 
     stages: tuple[Stage, ...]
     name: str = ""
@@ -88,24 +88,36 @@ class Recipe:
     cuts: tuple[Request | Reshape, ...] = ()
     stats: str | None = None
     training: Training | None = None
+    earlier: Recipe | None = None
 
 
-def recipe_of(stages: Iterable[Stage | Request], where: str = "", name: str = "", description: str = "") -> Recipe:
+Item = Stage | Request | Training
+
+
+def recipe_of(stages: Iterable[Item], where: str = "", name: str = "", description: str = "") -> Recipe:
     """A recipe of these stages; UsageError where a structured cut would follow another stage."""
     cuts: list[Request | Reshape] = []
     others: list[Stage] = []
+    training: Training | None = None
+    earlier: Recipe | None = None
     for number, stage in enumerate(stages):
+        if isinstance(stage, Training):
+            if others or training is not None:
+                earlier = Recipe(tuple(others), cuts=tuple(cuts), training=training, earlier=earlier)
+                cuts, others = [], []
+            training = stage
+            continue
         cut = stage.method if isinstance(stage, Stage) else stage
         if isinstance(stage, Stage) and not isinstance(cut, Reshape):
             others.append(stage)
-        elif others:
+        elif others or training is not None:
             raise UsageError(
                 f"{where}stage[{number}]: a structured cut must come before all other stages, which then work on "
                 "what it leaves"
             )
         elif isinstance(cut, Request | Reshape):
             cuts.append(cut)
-    return Recipe(tuple(others), name, description, tuple(cuts))
+    return Recipe(tuple(others), name, description, tuple(cuts), training=training, earlier=earlier)
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -234,7 +246,7 @@ def _overridden(verb: str, options: Mapping[str, Any], changed: Mapping[str, Any
     return {**options, **changed}
 
 
-def parse_stage(text: str, teacher: str | None = None) -> Stage | Request:
+def parse_stage(text: str, teacher: str | None = None) -> Item:
     """A stage from `prune:method=magnitude,sparsity=0.5`. Stage keys (include, store, …) are accepted too."""
     verb, _, rest = text.partition(":")
     where = f"--stage {printable(text, 60)}: "
@@ -248,6 +260,8 @@ def parse_stage(text: str, teacher: str | None = None) -> Stage | Request:
         options[key] = value.strip()
     if is_request(verb, options):
         return make_request(options, text=True, where=where)
+    if is_training(verb, options):
+        return training_stage(options, teacher, text=True, where=where)
     own: dict[str, Any] = {
         key: options.pop(key) for key in STAGE_KEYS if key in options and key not in ("kind", "rule")
     }
@@ -305,7 +319,7 @@ def parse_recipe(text: str, where: str, teacher: str | None = None) -> Recipe:
     described = [
         parse_description(table, f"{where}: structure[{number}].") for number, table in enumerate(found.structure)
     ]
-    stages: list[Stage | Request] = []
+    stages: list[Item] = []
     problems: list[CompressorError] = []
     for number, table in enumerate(found.stage):
         try:
@@ -316,9 +330,9 @@ def parse_recipe(text: str, where: str, teacher: str | None = None) -> Recipe:
     return replace(recipe_of(stages, f"{where}: ", found.name, found.description), stats=found.stats)
 
 
-def _stage(
-    table: dict[str, Any], where: str, teacher: str | None, described: Sequence[Description]
-) -> Stage | Request:
+def _stage(table: dict[str, Any], where: str, teacher: str | None, described: Sequence[Description]) -> Item:
+    if is_training(table.get("kind"), table):
+        return training_stage({key: value for key, value in table.items() if key != "kind"}, teacher, where=where)
     if is_request(str(table.get("kind")), table):
         options = {key: value for key, value in table.items() if key not in STAGE_KEYS}
         besides = [key for key in table if key in STAGE_KEYS and key != "kind"]

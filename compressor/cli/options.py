@@ -25,8 +25,8 @@ from compressor.method import (
 from compressor.presets import PRESETS
 from compressor.results import Gates, Report, ReportedGateFailed
 from compressor.structure.request import request_options
+from compressor.training.request import FILES, Training, make_training, training_options
 from compressor.training.request import METHOD as TRAINED
-from compressor.training.request import Training, make_training, training_options
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 _UNITS = {"": 1, "b": 1}
@@ -222,14 +222,14 @@ def training(function: Callable[..., Any]) -> Callable[..., Any]:
         if hint is bool:
             made.append(click.option(f"{name}/--{declared.off}", key, default=None, help=text))
         else:
-            metavar = "|".join(map(str, get_args(hint))) if key == "init" else "NUMBER"
+            metavar = "|".join(choice for choice in get_args(hint) if isinstance(choice, str)) or "NUMBER"
             made.append(click.option(name, key, metavar=metavar, help=text))
     return chain(*made)(function)
 
 
 def given_training(values: dict[str, Any]) -> Training | None:
     """Take what is said of training out of `values`, as texts; None where another method is asked for."""
-    files = {key: values.pop(key) for key in ("inputs", "network", "teacher_network")}
+    files = {key: values.pop(key) for key in FILES}
     found = {key: values.pop(key) for key in _own_training()}
     found = {
         key: str(value).lower() if value in (True, False) else value

@@ -63,6 +63,14 @@ class Adam:
                     whole.cut(weight.size * lane // len(gradients), weight.size * (lane + 1) // len(gradients))
                 )
 
+    def forget(self) -> None:
+        """What is masked by now has no momentum left that would move it."""
+        for share in self._shares:
+            for run in share:
+                if run.keep is not None:
+                    for moment in run.moments:
+                        np.multiply(moment, run.keep, out=moment)
+
     def begin(self, rate: float) -> None:
         """A step of this rate begins; `update` does it, share by share."""
         self.steps += 1
@@ -100,4 +108,4 @@ class Adam:
         work += np.float32(self._epsilon)
         np.divide(first, work, out=work)
         work *= np.float32(self._rate)
-        run.weight -= work
+        np.subtract(run.weight, work, out=run.weight)

@@ -9,7 +9,9 @@ from compressor.calibration.samples import blocks, check_samples, is_whole
 from compressor.errors import InputError
 from compressor.files.source import Source, StoredTensor, open_source
 from compressor.lazy import np
+from compressor.networks.kinds import Shape
 from compressor.networks.network import Network
+from compressor.training.request import Training
 from compressor.workspace import Array, Workspace
 
 
@@ -45,8 +47,9 @@ class Examples:
         return held
 
 
-def open_examples(path: str, student: Network, teacher: Network, divide: float | None) -> Examples:
+def open_examples(said: Training, student: Network, teacher: Network) -> Examples:
     """The inputs in a file. InputError where they are none, or not what both networks take."""
+    path, divide = said.inputs, said.divide
     source = open_source(path)
     if len(source.tensors) != 1:
         raise InputError(
@@ -62,6 +65,19 @@ def open_examples(path: str, student: Network, teacher: Network, divide: float |
         raise InputError("holds no samples", file=path)
     offered = student.fitted.description.divide
     by = divide if divide is not None else offered if is_whole(array) else 1.0
-    shape = array.spec.shape[1:] if len(array.spec.shape) > 2 else student.input
-    image = {2: (1, *shape), 3: shape}.get(len(shape))
+    image = _image(array.spec.shape[1:]) or _image(student.input)
+    if said.shift and image is None:
+        raise InputError(
+            "holds no images that could be shifted: of neither rows and columns nor channels, rows and columns",
+            file=path,
+            remedy="Leave out --shift",
+        )
     return Examples(source, array, by, scaling(array, by, asked=divide is not None, offered=offered), image)
+
+
+def _image(shape: Shape) -> tuple[int, int, int] | None:
+    """Channels, rows, columns of a sample, if it has them."""
+    if len(shape) not in (2, 3):
+        return None
+    channels, rows, columns = (1, *shape)[-3:]
+    return channels, rows, columns

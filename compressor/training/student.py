@@ -17,9 +17,10 @@ from compressor.networks.matching import read_network
 from compressor.networks.network import Network
 from compressor.tensor import DTYPES
 from compressor.training.batches import Batches, bordered
+from compressor.training.course import LANES
 from compressor.training.examples import open_examples
 from compressor.training.request import METHOD, Training
-from compressor.training.soft_targets import LANES, Outcome, train
+from compressor.training.soft_targets import Outcome, train
 from compressor.workspace import Array, Workspace
 
 
@@ -66,7 +67,7 @@ def trained(
             file=checkpoint.path,
             remedy="Student and teacher must give the same vector of outputs, of whatever shapes they are inside",
         )
-    examples = open_examples(said.inputs, student, master, said.divide)
+    examples = open_examples(said, student, master)
     held = sum(array.nbytes for array in student.tensors.values())
     size = 6 * held + sum(array.nbytes for array in master.tensors.values())
     size += examples.nbytes + 4 * examples.count * student.outputs[0]
@@ -75,7 +76,7 @@ def trained(
         f"inputs: {examples.count}, {examples.said}",
         f"{METHOD} holds both networks, Adam's moments and all inputs in memory: about {size / 1e6:.0f} MB",
     ]
-    if dry:
+    if dry or said.rehearsal:
         return replace(checkpoint, notes=(*checkpoint.notes, *notes))
     inputs = examples.read()
     total, done = examples.array.spec.nbytes * said.epochs, 0
@@ -86,9 +87,10 @@ def trained(
         if progress is not None:
             progress(min(done, total), total)
 
-    batches = Batches(inputs, examples.by)
     if said.shift:
-        batches = Batches(bordered(inputs, examples.image, said.shift), examples.by, said.shift)
+        assert examples.image is not None  # noqa: S101 - looked at in open_examples
+        inputs = bordered(inputs, examples.image, said.shift)
+    batches = Batches(inputs, examples.by, said.shift)
     with local(min(workers, LANES)) as executor:  # one thread of BLAS each, whose sums then are always the same
         try:
             outcome = train(student, master, batches, said, executor, advance)
@@ -134,5 +136,5 @@ def _told(outcome: Outcome, said: Training) -> str:
     return (
         f"student and teacher choose alike on {100 * outcome.after[1]:.2f} % of {outcome.judged} inputs {where}, "
         f"before {100 * outcome.before[1]:.2f} %; loss {outcome.after[0]:.4g}, before {outcome.before[0]:.4g}; "
-        f"epoch {outcome.epoch} of {said.epochs} is kept"
+        f"epoch {outcome.epoch} of {outcome.epochs} is kept"
     )
