@@ -208,6 +208,7 @@ def training(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options of training on a teacher's outputs that no method has too."""
     made = [
         click.option("--inputs", metavar="FILE", help=f"Train on these inputs (.npy) [{TRAINED}]."),
+        click.option("--labels", metavar="FILE", help=f"Classes of the inputs (.npy), if known [{TRAINED}]."),
         click.option(
             "--network", metavar="NAME|FILE", help=f"What both networks are, where tensors do not tell [{TRAINED}]."
         ),

@@ -19,6 +19,7 @@ class Batches:
     inputs: Array
     by: float
     shift: int = 0
+    labels: Array | None = None  # a class for each
 
     @property
     def width(self) -> int:

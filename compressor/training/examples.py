@@ -46,6 +46,24 @@ class Examples:
             np.copyto(held[start : start + len(block)], block, casting="unsafe")
         return held
 
+    def read_labels(self, path: str, classes: int) -> Array:
+        """The class of each of them, whole numbers below `classes`. InputError for anything else."""
+        source = open_source(path)
+        found = next(iter(source.tensors.values()))
+        if len(source.tensors) != 1 or not is_whole(found) or found.spec.shape != (self.count,):
+            raise InputError(
+                f"holds no labels of {self.count} inputs: [samples], whole numbers",
+                file=path,
+                remedy="Save them alone, as .npy, in the order of the inputs",
+            )
+        labels = found.read_rows(self.count, 0, 1, Workspace(), "labels").reshape(-1)
+        if labels.min() < 0 or labels.max() >= classes:
+            raise InputError(
+                f"holds labels from {labels.min()} to {labels.max()}, where the networks tell {classes} classes",
+                file=path,
+            )
+        return labels.astype(np.intp)
+
 
 def open_examples(said: Training, student: Network, teacher: Network) -> Examples:
     """The inputs in a file. InputError where they are none, or not what both networks take."""

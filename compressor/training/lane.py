@@ -9,7 +9,7 @@ from compressor.lazy import np
 from compressor.networks.network import Network
 from compressor.training.batches import Batches
 from compressor.training.request import Training
-from compressor.training.softened import loss, slope, soften
+from compressor.training.softened import add_labels, cross, loss, slope, soften
 from compressor.workspace import Array, Workspace
 
 
@@ -30,8 +30,13 @@ class Lane:
         x = self.batches.take(rows, self._work, moves)
         wanted = self.ask(x) if targets is None else targets
         outputs = self.student.forward(x.reshape(-1, *self.student.input), keep=True, train=True)
-        slope(outputs, wanted, self.said.temperature, count, self._work.array("slope", outputs.shape, "<f4"))
-        self.student.backward(self._work.array("slope", outputs.shape, "<f4"))
+        found = slope(
+            outputs, wanted, self.said.temperature, count, self._work.array("slope", outputs.shape, "<f4")
+        )
+        if self.batches.labels is not None:
+            work = self._work.array("labels", outputs.shape, "<f4")
+            add_labels(outputs, self.batches.labels[rows], self.said.label_weight, count, work, found)
+        self.student.backward(found)
 
     def ask(self, x: Array) -> Array:
         """The teacher's softened outputs for inputs [n, numbers of one]."""
@@ -45,14 +50,22 @@ class Lane:
         for part in _parts(rows, min(self.teacher.batch, self.student.batch)):
             targets[part] = self.ask(self.batches.take(part, self._work))
 
-    def judge(self, rows: Array, targets: Array) -> tuple[float, int]:
-        """The loss over these inputs, summed, and on how many student and teacher choose alike."""
-        total, agreed = 0.0, 0
+    def judge(self, rows: Array, targets: Array) -> tuple[float, float]:
+        """The loss over these inputs, summed, and on how many student and teacher choose alike; where there are
+        labels, they have their share in both."""
+        total = agreed = 0.0
         for part in _parts(rows, self.student.batch):
             x, wanted = self.batches.take(part, self._work), targets[part]
             outputs = self.student.forward(x.reshape(-1, *self.student.input))
-            total += loss(outputs, wanted, self.said.temperature) * len(part)
-            agreed += int(np.count_nonzero(outputs.argmax(axis=1) == wanted.argmax(axis=1)))
+            chosen = outputs.argmax(axis=1)
+            found = loss(outputs, wanted, self.said.temperature)
+            alike = float(np.count_nonzero(chosen == wanted.argmax(axis=1)))
+            if self.batches.labels is not None:
+                labels, weight = self.batches.labels[part], self.said.label_weight
+                found += weight * (cross(outputs, labels) - found)
+                alike += weight * (np.count_nonzero(chosen == labels) - alike)
+            total += found * len(part)
+            agreed += alike
         return total, agreed
 
 

@@ -12,7 +12,7 @@ from compressor.method import Method, option, options_of
 from compressor.options import convert, flag
 
 METHOD = "soft-targets"
-FILES = ("inputs", "network", "teacher_network")  # that options name, beside the teacher
+FILES = ("inputs", "labels", "network", "teacher_network")  # that options name, beside the teacher
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,13 @@ class Training:
     inputs: str
     network: str | None = None
     teacher_network: str | None = None
+    labels: str | None = None
     rehearsal: bool = False  # all but the training itself
     temperature: float = option(
         4.0, help="what outputs are divided by before the softmax", low=0, high=1000, open_low=True
     )
     epochs: int = option(20, help="times that all inputs are seen", low=1, high=100_000)
+    label_weight: float = option(0.1, help="share of the labels in the loss, if there are any", low=0, high=1)
     batch_size: int = option(128, help="inputs of a step", low=1, high=1 << 20)
     learning_rate: float = option(
         1e-3, help="Adam's at the start, falls as a cosine", low=0, high=10, open_low=True
@@ -58,7 +60,7 @@ class Training:
     @property
     def files(self) -> tuple[str, ...]:
         """The files that it reads."""
-        return tuple(path for path in (self.teacher, self.inputs) if path)
+        return tuple(path for path in (self.teacher, self.inputs, self.labels) if path)
 
     def describe(self) -> dict[str, Any]:
         """The stage as it is recorded; paths are not part of what was done."""
@@ -96,6 +98,7 @@ def make_training(
     inputs: str | None,
     network: str | None = None,
     teacher_network: str | None = None,
+    labels: str | None = None,
     text: bool = False,
     where: str = "",
 ) -> Training:
@@ -130,4 +133,4 @@ def make_training(
         )
     assert teacher is not None  # noqa: S101 - looked at above
     assert inputs is not None  # noqa: S101
-    return Training(teacher, inputs, network, teacher_network, **values)
+    return Training(teacher, inputs, network, teacher_network, labels, **values)

@@ -30,6 +30,16 @@ def slope(student: Array, softened: Array, temperature: float, count: int, out: 
     return out
 
 
+def add_labels(student: Array, labels: Array, weight: float, count: int, work: Array, out: Array) -> None:
+    """Turn `out`, the slope of the loss of `count` samples, into that of `(1 − weight) · loss + weight · cross`:
+    `cross` is the cross-entropy of the student's outputs [n, classes] and the labels [n]; `work` is as large."""
+    soften(student, 1.0, work)
+    work[np.arange(len(labels)), labels] -= 1
+    work *= work.dtype.type(weight / count)
+    out *= out.dtype.type(1 - weight)
+    out += work
+
+
 def loss(student: Array, softened: Array, temperature: float) -> float:
     """The loss itself, in float64."""
     scaled = student.astype(np.float64) / temperature
@@ -37,4 +47,12 @@ def loss(student: Array, softened: Array, temperature: float) -> float:
     scaled -= np.log(np.exp(scaled).sum(axis=1, keepdims=True))
     wanted = softened.astype(np.float64)
     entropy = wanted * np.log(np.maximum(wanted, 1e-300))
-    return float(temperature**2 * (entropy - wanted * scaled).sum() / len(scaled))
+    return max(0.0, float(temperature**2 * (entropy - wanted * scaled).sum() / len(scaled)))
+
+
+def cross(student: Array, labels: Array) -> float:
+    """The mean cross-entropy of the student's outputs and the labels, in float64."""
+    scaled = student.astype(np.float64)
+    scaled -= scaled.max(axis=1, keepdims=True)
+    scaled -= np.log(np.exp(scaled).sum(axis=1, keepdims=True))
+    return float(-scaled[np.arange(len(labels)), labels].mean())

@@ -18,7 +18,7 @@ from compressor.networks.network import Network
 from compressor.tensor import DTYPES
 from compressor.training.batches import Batches, bordered
 from compressor.training.course import LANES
-from compressor.training.examples import open_examples
+from compressor.training.examples import Examples, open_examples
 from compressor.training.request import METHOD, Training
 from compressor.training.soft_targets import Outcome, train
 from compressor.workspace import Array, Workspace
@@ -69,15 +69,34 @@ def trained(
         )
     examples = open_examples(said, student, master)
     held = sum(array.nbytes for array in student.tensors.values())
-    size = 6 * held + sum(array.nbytes for array in master.tensors.values())
-    size += examples.nbytes + 4 * examples.count * student.outputs[0]
+    # the student, its best state, masks, two moments and a gradient of each lane; the teacher
+    size = (5 + LANES) * held + sum(array.nbytes for array in master.tensors.values())
+    size += (2 if said.shift else 1) * examples.nbytes + 4 * examples.count * student.outputs[0]
     notes = [
         f"network: {found.said}; the teacher's: {mentor.said}",
         f"inputs: {examples.count}, {examples.said}",
         f"{METHOD} holds both networks, Adam's moments and all inputs in memory: about {size / 1e6:.0f} MB",
     ]
-    if dry or said.rehearsal:
-        return replace(checkpoint, notes=(*checkpoint.notes, *notes))
+    if not dry and not said.rehearsal:
+        try:
+            outcome = _run(student, master, examples, said, workers, progress)
+        except InputError as error:
+            error.file = error.file or checkpoint.path
+            raise
+        notes.append(_told(outcome, said))
+    tensors = {name: _holding(checkpoint, name, array) for name, array in student.tensors.items()}
+    tensors = {name: tensors.get(name, tensor) for name, tensor in checkpoint.tensors.items()}
+    return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, *notes))
+
+
+def _run(
+    student: Network,
+    teacher: Network,
+    examples: Examples,
+    said: Training,
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> Outcome:
     inputs = examples.read()
     total, done = examples.array.spec.nbytes * said.epochs, 0
 
@@ -90,18 +109,12 @@ def trained(
     if said.shift:
         assert examples.image is not None  # noqa: S101 - looked at in open_examples
         inputs = bordered(inputs, examples.image, said.shift)
-    batches = Batches(inputs, examples.by, said.shift)
+    labels = None if said.labels is None else examples.read_labels(said.labels, student.outputs[0])
+    batches = Batches(inputs, examples.by, said.shift, labels)
     with local(min(workers, LANES)) as executor:  # one thread of BLAS each, whose sums then are always the same
-        try:
-            outcome = train(student, master, batches, said, executor, advance)
-        except InputError as error:
-            error.file = error.file or checkpoint.path
-            raise
+        outcome = train(student, teacher, batches, said, executor, advance)
     examples.source.check_unchanged()
-    tensors = dict(checkpoint.tensors)
-    for name, array in student.tensors.items():
-        tensors[name] = _holding(checkpoint, name, array)
-    return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, *notes, _told(outcome, said)))
+    return outcome
 
 
 def _bare(network: Network) -> Network:
@@ -133,8 +146,9 @@ def _holding(checkpoint: Checkpoint, name: str, array: Array) -> Tensor:
 
 def _told(outcome: Outcome, said: Training) -> str:
     where = "held out" if said.holdout else "trained on"
+    alike = "student and teacher" if said.labels is None else "student and teacher, and labels by their share,"
     return (
-        f"student and teacher choose alike on {100 * outcome.after[1]:.2f} % of {outcome.judged} inputs {where}, "
+        f"{alike} choose alike on {100 * outcome.after[1]:.2f} % of {outcome.judged} inputs {where}, "
         f"before {100 * outcome.before[1]:.2f} %; loss {outcome.after[0]:.4g}, before {outcome.before[0]:.4g}; "
         f"epoch {outcome.epoch} of {outcome.epochs} is kept"
     )
