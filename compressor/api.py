@@ -28,12 +28,16 @@ from compressor.plan import Plan
 from compressor.planner import make_plan, stores_packed
 from compressor.recipe import Recipe, Stage, make_stage, parse_stage, recipe_of, with_presets
 from compressor.recipe_file import load_recipe
+from compressor.relay import relay, takes_teacher
 from compressor.results import Gates, Report, ReportedGateFailed
 from compressor.runner import Runner
 from compressor.scan import compare, inspect, non_finite_tensors
 from compressor.structure.making import files_of, reshaped, settled
 from compressor.structure.request import is_request, make_request
 from compressor.target import check_apart, container_of
+from compressor.training.request import FILES, make_training
+from compressor.training.request import METHOD as TRAINED
+from compressor.training.student import trained
 from compressor.worker import Worker
 
 Path = str | os.PathLike[str]
@@ -66,9 +70,18 @@ def prune(source: Path, output: Path, **options: Any) -> Report:
 
 def distill(source: Path, output: Path, *, teacher: Path | None = None, **options: Any) -> Report:
     """Carry a teacher's weights into a student: `method="blend", alpha=0.5`, `method="reweight"`, or as an adapter
-    `method="residual", rank=16`. Or make the student out of the teacher, which is then the `source`:
-    `method="low-rank", ratio=0.5`, `method="depth", every=2` or `method="subclone", shape="hidden=256,heads=8"`."""
+    `method="residual", rank=16`. Or train the student on the teacher's outputs: `method="soft-targets",
+    inputs=PATH`, with the options of a `Training`. Or make the student out of the teacher, which is then the
+    `source`: `method="low-rank", ratio=0.5`, `method="depth", every=2` or `method="subclone",
+    shape="hidden=256,heads=8"`."""
     mentor = None if teacher is None else os.fspath(teacher)
+    if options.get("method") == TRAINED:
+        settings = {key: options.pop(key) for key in list(options) if key in _SETTINGS}
+        files = {key: options.pop(key, None) for key in FILES}
+        paths: dict[str, Any] = {key: None if path is None else os.fspath(path) for key, path in files.items()}
+        del options["method"]
+        training = make_training(options, teacher=mentor, **paths)
+        return run_recipe("distill", source, output, Recipe((), training=training), **settings)
     if "config" in options:
         options["config"] = os.fspath(options["config"])
     return _one_stage("distill", source, output, {"teacher": mentor, **options})
@@ -92,7 +105,12 @@ def pipeline(
     recipe's own gates hold where none are given."""
     found = recipe_for(recipe, stages, teacher)
     settings["gates"] = (settings.get("gates") or Gates()).within(found.gates)
-    return run_recipe("pipeline", source, output, found, **settings)
+    return run_legs(source, output, found, **settings)
+
+
+def run_legs(source: Path, output: Path, recipe: Recipe, **settings: Any) -> Report:
+    """Run a recipe as `pipeline` does, with `run_recipe`'s keywords: in several passes where it trains."""
+    return relay(run_recipe, os.fspath(source), os.fspath(output), recipe, settings)
 
 
 def recipe_for(recipe: Recipe | str | None, stages: Iterable[str] = (), teacher: Path | None = None) -> Recipe:
@@ -106,7 +124,7 @@ def recipe_for(recipe: Recipe | str | None, stages: Iterable[str] = (), teacher:
         recipe = recipe_of((parse_stage(text, mentor) for text in texts), "--stage: ")
     elif isinstance(recipe, str):
         recipe = load_recipe(recipe, mentor)
-    if mentor is not None and all(stage.teacher is None for stage in recipe.stages):
+    if mentor is not None and not takes_teacher(recipe):
         raise UsageError("--teacher: no stage takes a teacher")
     return recipe
 
@@ -180,7 +198,9 @@ def run_recipe(
     source, output, gates = os.fspath(source), os.fspath(output), gates or Gates()
     recipe = with_statistics(recipe, None if stats is None else os.fspath(stats))
     teachers = sorted({stage.teacher for stage in recipe.stages if stage.teacher is not None})
-    beside = (*teachers, *sorted({stage.stats for stage in recipe.stages if stage.stats is not None}))
+    training = recipe.training
+    examples = () if training is None else training.files
+    beside = (*teachers, *examples, *sorted({stage.stats for stage in recipe.stages if stage.stats is not None}))
     check_apart(output, source, *beside, *files_of(recipe.cuts))
     if save_mask is not None:
         _check_mask(os.fspath(save_mask), output, (source, *beside), force=force or dry_run)
@@ -215,6 +235,12 @@ def run_recipe(
     checkpoint = reshaped(checkpoint, recipe.cuts, workers=count, keep_non_finite=non_finite == "keep")
     said = check_model(statistics.values(), checkpoint, checkpoint if recipe.cuts else whole)
     checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *told, *said))
+    if training is not None:
+        mentors[training.teacher] = open_checkpoint(training.teacher)
+        check_apart(output, *(file.path for file in mentors[training.teacher].source.opened))
+        checkpoint = trained(
+            checkpoint, mentors[training.teacher], training, workers=count, dry=dry_run, progress=progress
+        )
     recipe = with_presets(recipe, list(checkpoint.tensors))
     hold: dict[str, str] = {}
     resolved: dict[tuple[str, int], Method] = {}

@@ -102,7 +102,8 @@ def make_plan(
     if container == "folder":
         check_dialects(jobs)
         check_fused(jobs, checkpoint)
-    stages = (*(cut.describe() for cut in recipe.cuts), *described(recipe, statistics or {}))
+    trained = () if recipe.training is None else (recipe.training.describe(),)
+    stages = (*(cut.describe() for cut in recipe.cuts), *trained, *described(recipe, statistics or {}))
     if adapter:
         files, texts = adapter_files(jobs, checkpoint, stages)
         carried: tuple[str, ...] = ()
@@ -359,6 +360,6 @@ def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint
     if recipe.stages and not any(job.steps for job in jobs):
         those = "what the cut left" if checkpoint.cuts else "those of the input"
         notes.append(f"no tensor was selected: the output's tensors are {those}")
-    if not recipe.stages and not checkpoint.compression and not checkpoint.cuts:
+    if not recipe.stages and not checkpoint.compression and not checkpoint.cuts and not recipe.training:
         notes.append("it stores no codes: the output's tensors are those of the input")
     return tuple(notes)

@@ -26,6 +26,7 @@ from compressor.selection import Kept, kept, matches, pattern
 from compressor.structure.request import Description, Request, is_request, make_request
 from compressor.tensor import TensorSpec
 from compressor.text import printable
+from compressor.training.request import Training, is_training, training_stage
 
 Store = Literal["auto", "dense", "packed", "codes", "bitmask", "csr", "nm", "smallest"]
 # `auto` is what suits the container for codes, and the smallest for pruned floats.
@@ -99,7 +100,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Structured cuts, then stages, in the order in which they are applied."""
+    """Structured cuts, then a training, then stages, in the order in which they are applied; before them all comes
+    what was `earlier` (see `relay`)."""
 
     stages: tuple[Stage, ...]
     name: str = ""
@@ -108,24 +110,42 @@ class Recipe:
     stats: str | None = None
     gates: Gates = field(default_factory=Gates)
     report: Mapping[str, Any] = field(default_factory=dict)  # how to print: format, top, quiet
+    training: Training | None = None
+    earlier: Recipe | None = None
+
+    @property
+    def legs(self) -> tuple[Recipe, ...]:
+        """The recipe in parts that are each one pass, the first one first."""
+        return (*(self.earlier.legs if self.earlier is not None else ()), replace(self, earlier=None))
 
 
-def recipe_of(stages: Iterable[Stage | Request], where: str = "", name: str = "", description: str = "") -> Recipe:
+Item = Stage | Request | Training
+
+
+def recipe_of(stages: Iterable[Item], where: str = "", name: str = "", description: str = "") -> Recipe:
     """A recipe of these stages; UsageError where a structured cut would follow another stage."""
     cuts: list[Request | Reshape] = []
     others: list[Stage] = []
+    training: Training | None = None
+    earlier: Recipe | None = None
     for number, stage in enumerate(stages):
+        if isinstance(stage, Training):
+            if others or training is not None:
+                earlier = Recipe(tuple(others), cuts=tuple(cuts), training=training, earlier=earlier)
+                cuts, others = [], []
+            training = stage
+            continue
         cut = stage.method if isinstance(stage, Stage) else stage
         if isinstance(stage, Stage) and not isinstance(cut, Reshape):
             others.append(stage)
-        elif others:
+        elif others or training is not None:
             raise UsageError(
                 f"{where}stage[{number}]: a structured cut must come before all other stages, which then work on "
                 "what it leaves"
             )
         elif isinstance(cut, Request | Reshape):
             cuts.append(cut)
-    return Recipe(tuple(others), name, description, tuple(cuts))
+    return Recipe(tuple(others), name, description, tuple(cuts), training=training, earlier=earlier)
 
 
 class _StageKeys(msgspec.Struct):
@@ -253,7 +273,7 @@ def _overridden(verb: str, options: Mapping[str, Any], changed: Mapping[str, Any
     return {**options, **changed}
 
 
-def parse_stage(text: str, teacher: str | None = None) -> Stage | Request:
+def parse_stage(text: str, teacher: str | None = None) -> Item:
     """A stage from `prune:method=magnitude,sparsity=0.5`. Stage keys (include, store, …) are accepted too."""
     verb, _, rest = text.partition(":")
     where = f"--stage {printable(text, 60)}: "
@@ -267,6 +287,8 @@ def parse_stage(text: str, teacher: str | None = None) -> Stage | Request:
         options[key] = value.strip()
     if is_request(verb, options):
         return make_request(options, text=True, where=where)
+    if is_training(verb, options):
+        return training_stage(options, teacher, text=True, where=where)
     own: dict[str, Any] = {
         key: options.pop(key) for key in STAGE_KEYS if key in options and key not in ("kind", "rule", "when")
     }
@@ -287,7 +309,10 @@ def parse_stage(text: str, teacher: str | None = None) -> Stage | Request:
 
 def stage_from_table(
     table: dict[str, Any], where: str, teacher: str | None, described: Sequence[Description]
-) -> Stage | Request:
+) -> Item:
+    if is_training(table.get("kind"), table):
+        options = {key: value for key, value in table.items() if key not in ("kind", "name")}
+        return training_stage(options, teacher, where=where)
     if is_request(str(table.get("kind")), table):
         options = {key: value for key, value in table.items() if key not in STAGE_KEYS}
         besides = [key for key in table if key in STAGE_KEYS and key not in ("kind", "name")]

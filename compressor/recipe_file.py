@@ -22,7 +22,7 @@ import msgspec
 from compressor import strict_toml
 from compressor.errors import CompressorError, UsageError, raise_all
 from compressor.extending import Tables, extended
-from compressor.recipe import Recipe, Stage, plain, recipe_of, stage_from_table
+from compressor.recipe import Item, Recipe, plain, recipe_of, stage_from_table
 from compressor.results import Gates
 from compressor.schedules import unrolled
 from compressor.structure.request import Request, parse_description
@@ -65,7 +65,7 @@ def parse_recipe(text: str, where: str, teacher: str | None = None, name: str = 
     described = [
         parse_description(table, f"{where}: structure[{number}].") for number, table in enumerate(found.structure)
     ]
-    stages: list[Stage | Request] = []
+    stages: list[Item] = []
     problems: list[CompressorError] = []
     for place, table in unrolled(found.stage, f"{where}: "):
         try:
@@ -87,16 +87,22 @@ def ready_recipes() -> dict[str, str]:
 def effective(recipe: Recipe) -> str:
     """The TOML of a recipe that does what this one does, everything that was left open filled in."""
     tables: Tables = {key: value for key in ("name", "description") if (value := getattr(recipe, key))}
-    described = [cut.described for cut in recipe.cuts if isinstance(cut, Request) and cut.described is not None]
+    cuts = [cut for leg in recipe.legs for cut in leg.cuts]
+    described = [cut.described for cut in cuts if isinstance(cut, Request) and cut.described is not None]
     if described:
         tables["structure"] = [one.describe() for one in dict.fromkeys(described)]
     if recipe.gates != Gates():
         tables["gate"] = {key: value for key, value in vars(recipe.gates).items() if value is not None}
     if recipe.report:
         tables["report"] = dict(recipe.report)
-    cuts = [{key: value for key, value in cut.describe().items() if key != "axes"} for cut in recipe.cuts]
-    tables["stage"] = [*cuts, *(stage.to_table() for stage in recipe.stages)]
+    tables["stage"] = [table for leg in recipe.legs for table in _stages(leg)]
     return strict_toml.text_of(tables)
+
+
+def _stages(leg: Recipe) -> list[Tables]:
+    cuts = [{key: value for key, value in cut.describe().items() if key != "axes"} for cut in leg.cuts]
+    trained = [] if leg.training is None else [leg.training.to_table()]
+    return [*cuts, *trained, *(stage.to_table() for stage in leg.stages)]
 
 
 # ---- texts and their places ----------------------------------------------------------------------------

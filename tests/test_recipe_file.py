@@ -238,6 +238,7 @@ def test_what_is_shown_is_the_same_recipe(name: str) -> None:
 
 
 COMMANDS = [
+    ["distill", "--method", "soft-targets", "--teacher", "t.npy", "--inputs", "i.npy", "--epochs", "3"],
     ["prune", "--sparsity", "0.5", "--scope", "global", "--exclude", "*é\"'\\*", "--max-error", "2"],
     ["prune", "--mask", "mask.safetensors"],
     ["prune", "--sparsity", "0.5", "--scores", "s.safetensors"],
@@ -294,3 +295,12 @@ FLAT = st.dictionaries(KEYS, VALUES, max_size=4)
 @given(st.dictionaries(KEYS, VALUES | st.lists(FLAT, min_size=1, max_size=2) | FLAT, max_size=4))
 def test_toml_is_read_as_it_was_written(tables: dict[str, Any]) -> None:
     assert strict_toml.parse(strict_toml.text_of(tables), "here") == tables
+
+
+def test_training_between_other_stages_is_shown() -> None:
+    train = '[[stage]]\nkind = "distill"\nmethod = "soft-targets"\ninputs = "i.npy"\n'
+    loop = '[[stage]]\nrepeat = 2\n[[stage.stage]]\nkind = "prune"\nsparsity = {from = 0.5, to = 0.8}\n'
+    recipe = parse_recipe(loop + train.replace("[[stage]]", "[[stage.stage]]"), "r")
+    shown = effective(recipe)
+    assert [table["kind"] for table in strict_toml.parse(shown, "r")["stage"]] == ["prune", "distill"] * 2
+    assert effective(parse_recipe(shown, "r")) == shown

@@ -44,10 +44,10 @@ def through_network(
     check_samples(array, array.spec.name)
     found = read_network(checkpoint, network)
     made, description = found.network, found.network.fitted.description
-    _check_shape(array, made)
+    check_shape(array, made)
     by = divide if divide is not None else description.divide if is_whole(array) else 1.0
     task.note(f"network: {found.said}")
-    task.note(f"inputs: {_scaling(array, by, asked=divide is not None, offered=description.divide)}")
+    task.note(f"inputs: {scaling(array, by, asked=divide is not None, offered=description.divide)}")
     chosen = choose(array.spec.shape[0], samples, seed)
     if not chosen:
         raise InputError("holds no samples", file=inputs)
@@ -80,7 +80,7 @@ def _run(
         task.progress(size * (start + len(block)) // array.spec.shape[0], size)
 
 
-def _check_shape(array: StoredTensor, made: Network) -> None:
+def check_shape(array: StoredTensor, made: Network) -> None:
     """Inputs may be flat, or lack axes of 1; what has the channels elsewhere is not guessed at."""
     shape = array.spec.shape[1:]
     bare: tuple[Shape, Shape] = (tuple(n for n in shape if n != 1), tuple(n for n in made.input if n != 1))
@@ -92,7 +92,7 @@ def _check_shape(array: StoredTensor, made: Network) -> None:
         )
 
 
-def _scaling(array: StoredTensor, by: float, *, asked: bool, offered: float) -> str:
+def scaling(array: StoredTensor, by: float, *, asked: bool, offered: float) -> str:
     dtype = array.spec.dtype
     if asked:
         return f"{dtype}, divided by {by:g} as asked"

@@ -10,7 +10,8 @@ import click
 from compressor import api
 from compressor.cli import options
 from compressor.errors import UsageError
-from compressor.recipe import make_stage, recipe_of
+from compressor.recipe import Recipe, make_stage, recipe_of
+from compressor.training.request import METHOD
 
 
 @click.command()
@@ -19,12 +20,13 @@ from compressor.recipe import make_stage, recipe_of
 @click.option(
     "--from", "origin", metavar="TEACHER", help="In place of STUDENT, where the method makes the student."
 )
-@options.method_options("distill")
+@options.method_options("distill", METHOD)
 @options.teacher
 @options.store_distilled
 @click.option(
     "--save-base", metavar="PATH", help="Where --alternate writes the base that the adapter is for [residual]."
 )
+@options.training
 @options.stats
 @options.selecting
 @options.show_recipe
@@ -37,14 +39,32 @@ def command(
 
     Vectors (biases, norms) are left alone unless included.
 
+    With --method soft-targets a student of any shape is trained on the teacher's outputs for unlabelled --inputs.
+
     Or make the student: --method depth keeps some of the teacher's layers, --method subclone also fewer neurons,
     heads and channels, as a start for training.
     """
+    training = options.given_training(values)
     source = origin if input_path is None else input_path
     if source is None or None not in (input_path, origin):
         raise UsageError(
             "give either a STUDENT or --from TEACHER", remedy="Methods that make the student take --from"
         )
+    if training is not None:
+        besides = (
+            ("include", include),
+            ("exclude", exclude),
+            ("set", rules),
+            ("from", origin),
+            ("stats", values["stats"]),
+            ("store", values.pop("store")),
+            ("save-base", values["save_base"]),
+        )
+        for key, value in besides:
+            if value:
+                raise UsageError(f"--{key} has no meaning for --method {METHOD}, which trains a whole STUDENT")
+        recipe = Recipe((), training=training)
+        return options.execute(partial(api.run_recipe, "distill", source, output, recipe), values, recipe)
     stage = make_stage(
         "distill",
         options.given("distill", values),

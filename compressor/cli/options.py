@@ -28,6 +28,8 @@ from compressor.recipe import Recipe
 from compressor.results import Gates, Report, ReportedGateFailed
 from compressor.structure.request import request_options
 from compressor.text import parse_size
+from compressor.training.request import FILES, Training, make_training, training_options
+from compressor.training.request import METHOD as TRAINED
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -205,8 +207,56 @@ def given_structure(values: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def method_options(verb: str) -> Decorator:
-    """An option for every field of every method of a verb, and the one that selects the method.
+def _own_training() -> dict[str, Any]:
+    """The options of training that no method of the verb has too."""
+    taken = {key for method in methods_of("distill").values() for key in options_of(method)}
+    return {key: said for key, said in training_options().items() if key not in taken}
+
+
+def training(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of training on a teacher's outputs that no method has too."""
+    made = [
+        click.option("--inputs", metavar="FILE", help=f"Train on these inputs (.npy) [{TRAINED}]."),
+        click.option("--labels", metavar="FILE", help=f"Classes of the inputs (.npy), if known [{TRAINED}]."),
+        click.option(
+            "--network", metavar="NAME|FILE", help=f"What both networks are, where tensors do not tell [{TRAINED}]."
+        ),
+        click.option(
+            "--teacher-network", metavar="NAME|FILE", help=f"What the teacher is, if not --network [{TRAINED}]."
+        ),
+    ]
+    for key, (hint, declared) in _own_training().items():
+        name, default = "--" + key.replace("_", "-"), Training.__dataclass_fields__[key].default
+        said = "" if default is None or isinstance(default, bool) else f": {default}"
+        text = f"{declared.help[0].upper()}{declared.help[1:]} [{TRAINED}{said}]."
+        if hint is bool:
+            made.append(click.option(f"{name}/--{declared.off}", key, default=None, help=text))
+        else:
+            metavar = "|".join(choice for choice in get_args(hint) if isinstance(choice, str)) or "NUMBER"
+            made.append(click.option(name, key, metavar=metavar, help=text))
+    return chain(*made)(function)
+
+
+def given_training(values: dict[str, Any]) -> Training | None:
+    """Take what is said of training out of `values`, as texts; None where another method is asked for."""
+    files = {key: values.pop(key) for key in FILES}
+    found = {key: values.pop(key) for key in _own_training()}
+    found = {
+        key: str(value).lower() if value in (True, False) else value
+        for key, value in found.items()
+        if value is not None
+    }
+    if values.get("method") == TRAINED:
+        others = {key: value for key, value in given("distill", values).items() if key != "method"}
+        return make_training(found | others, teacher=values.pop("teacher"), text=True, **files)
+    first = next((key for key in {**files, **found} if files.get(key, found.get(key)) is not None), None)
+    if first is not None:
+        raise UsageError(f"--{first.replace('_', '-')} is for --method {TRAINED}")
+    return None
+
+
+def method_options(verb: str, *others: str) -> Decorator:
+    """An option for every field of every method of a verb, and the one that selects the method (or `others`).
 
     Values arrive as text or None and are converted where recipes are, so that all errors read alike.
     """
@@ -220,7 +270,7 @@ def method_options(verb: str) -> Decorator:
         click.option(
             f"--{selector}",
             selector,
-            metavar="|".join(known),
+            metavar="|".join((*known, *others)),
             help=f"Which {verb} {selector}; may be left out where the other options tell.",
         )
     ]

@@ -46,4 +46,4 @@ def command(input_path: str, output: str, **values: Any) -> int:
     """
     keys = {key: values.pop(key) for key in ("recipe", "stages", "teacher")}
     recipe = api.recipe_for(**keys)
-    return options.execute(partial(api.run_recipe, "pipeline", input_path, output, recipe), values, recipe)
+    return options.execute(partial(api.run_legs, input_path, output, recipe), values, recipe)

@@ -119,6 +119,12 @@ def discard_all() -> bool:
     return True
 
 
+def as_unfinished() -> None:
+    """What has its name is only a step on the way: a signal discards it with the rest."""
+    global _published
+    _published = False
+
+
 def is_published() -> bool:
     """Whether the output that was begun last has its name."""
     return _published

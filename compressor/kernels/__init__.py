@@ -10,6 +10,7 @@ The interpreter lock is free while a kernel runs.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from ctypes import CDLL, POINTER, byref, c_double, c_float, c_int, c_int64, c_size_t, c_void_p
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 from compressor.lazy import np
 from compressor.workspace import Array
 
-VERSION = 2  # of the functions' arguments and meaning; goes up with any change of kernels.c
+VERSION = 3  # of the functions' arguments and meaning; goes up with any change of kernels.c
 LIBRARY = Path(__file__).with_name("_kernels.so")
 
 _SIGNATURES = {
@@ -31,6 +32,7 @@ _SIGNATURES = {
         POINTER(c_int64),
     ),
     "pack_nibbles": (c_void_p, c_size_t, c_void_p),
+    "adam": (*(c_void_p,) * 6, c_size_t, c_void_p, c_float, c_float),
 }
 
 
@@ -132,4 +134,37 @@ def pack_nibbles(codes: Array, out: Array) -> bool | None:
     if kernels is None:
         return None
     kernels.pack_nibbles(codes.ctypes.data, codes.size, out.ctypes.data)
+    return True
+
+
+def adam(
+    weight: Array,
+    gradients: Sequence[Array],
+    keep: Array | None,
+    moments: tuple[Array, Array],
+    betas: Array,
+    rate: float,
+    epsilon: float,
+) -> bool | None:
+    """One step of Adam on a run of weights by the sum of one gradient or two, times `keep`; all float32.
+
+    `betas` are β₁, 1 − β₁, β₂, 1 − β₂; `rate` and `epsilon` have the corrections for the moments' start in them.
+    """
+    given = (weight, *gradients, *moments, *(() if keep is None else (keep,)))
+    kernels = _takes(*given) if all(array.dtype == np.float32 for array in given) else None
+    if kernels is None or len(gradients) > 2:
+        return None
+    more = gradients[1].ctypes.data if len(gradients) > 1 else None
+    kernels.adam(
+        weight.ctypes.data,
+        gradients[0].ctypes.data,
+        more,
+        None if keep is None else keep.ctypes.data,
+        moments[0].ctypes.data,
+        moments[1].ctypes.data,
+        weight.size,
+        betas.ctypes.data,
+        rate,
+        epsilon,
+    )
     return True

@@ -161,3 +161,26 @@ EACH_CPU void round_codes(const float *restrict values, size_t groups, size_t si
 EACH_CPU void pack_nibbles(const uint8_t *restrict codes, size_t count, uint8_t *restrict out) {
     for (size_t i = 0; i < count / 2; i++) out[i] = (uint8_t)(codes[2 * i] | codes[2 * i + 1] << 4);
 }
+
+/* One step of Adam on `count` weights: g = (gradient [+ more]) [* keep], m += .., v += .., w -= rate * m / (sqrt(v) + e).
+ * `more` and `keep` may be null. `betas`: b1, 1 - b1, b2, 1 - b2. */
+EACH_CPU void adam(float *restrict weight, const float *restrict gradient, const float *restrict more,
+                   const float *restrict keep, float *restrict first, float *restrict second, size_t count,
+                   const float *restrict betas, float rate, float epsilon) {
+    const float b1 = betas[0], f1 = betas[1], b2 = betas[2], f2 = betas[3];
+    for (size_t start = 0; start < count; start += RUN) {
+        const size_t stop = least(start + RUN, count);
+        float slope[RUN];
+        memcpy(slope, gradient + start, (stop - start) * sizeof(float));
+        if (more)
+            for (size_t i = start; i < stop; i++) slope[i - start] += more[i];
+        if (keep)
+            for (size_t i = start; i < stop; i++) slope[i - start] *= keep[i];
+        for (size_t i = start; i < stop; i++) {
+            float g = slope[i - start];
+            first[i] = first[i] * b1 + g * f1;
+            second[i] = second[i] * b2 + (g * g) * f2;
+            weight[i] -= first[i] / (__builtin_sqrtf(second[i]) + epsilon) * rate;
+        }
+    }
+}

@@ -44,10 +44,12 @@ class Network:
     """Layers with their numbers. `tensors` are all arrays by name, `parameters` those that are trained (`gradients`
     of the same names), `linear` the layers whose inputs can be watched: their names and widths, in order."""
 
-    def __init__(self, fitted: Fitted, tensors: Mapping[str, Array], dtype: str = "<f4") -> None:
-        """`tensors` are copied, as C-ordered arrays of `dtype`."""
+    def __init__(
+        self, fitted: Fitted, tensors: Mapping[str, Array], dtype: str = "<f4", *, copy: bool | None = True
+    ) -> None:
+        """`tensors` become C-ordered arrays of `dtype`: copies, or (None) copies only where they are not yet."""
         self.fitted, self.dtype = fitted, dtype
-        self.tensors = {name: np.array(array, dtype, order="C") for name, array in tensors.items()}
+        self.tensors = {name: np.array(array, dtype, order="C", copy=copy) for name, array in tensors.items()}
         self.layers: list[Layer] = []
         self.parameters: dict[str, Array] = {}
         self.gradients: dict[str, Array] = {}
@@ -66,6 +68,10 @@ class Network:
                 self.linear[self._names[number]] = prod(arrays["weight"].shape[1:])
         self._settle_places()
         self._first = next((n for n, layer in enumerate(self.layers) if layer.parameters), len(self.layers))
+
+    def twin(self) -> Network:
+        """The same network on the same tensors, with buffers and gradients of its own: for another thread."""
+        return Network(self.fitted, self.tensors, self.dtype, copy=None)
 
     def _settle_places(self) -> None:
         """An activation may write over what it is given, unless that is the caller's or is read again backwards."""

@@ -1,0 +1,154 @@
+"""A checkpoint whose tensors are those of a trained student, as if the file had held them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from compressor.checkpoint import Checkpoint, Tensor
+from compressor.engines.local import local
+from compressor.errors import InputError
+from compressor.files.source import StoredTensor
+from compressor.floats import narrow, widen
+from compressor.lazy import np
+from compressor.networks.description import Fitted
+from compressor.networks.kinds import Softmax
+from compressor.networks.matching import read_network
+from compressor.networks.network import Network
+from compressor.tensor import DTYPES
+from compressor.training.batches import Batches, bordered
+from compressor.training.course import LANES
+from compressor.training.examples import Examples, open_examples
+from compressor.training.request import METHOD, Training
+from compressor.training.soft_targets import Outcome, train
+from compressor.workspace import Array, Workspace
+
+
+@dataclass(frozen=True, eq=False)
+class Trained(StoredTensor):
+    """A tensor with other numbers than the file's, already in its storage type."""
+
+    numbers: Array
+
+    @property
+    def contiguous(self) -> bool:
+        return False
+
+    def read_rows(self, columns: int, start: int, stop: int, work: Workspace, key: str) -> Array:
+        out = work.array(key, (stop - start, columns), self.numbers.dtype.str)
+        np.copyto(out, self.numbers.reshape(-1, columns)[start:stop])
+        return out
+
+    def read_bytes(self, start: int, stop: int, work: Workspace, key: str) -> Array:
+        raise NotImplementedError  # nothing that is not contiguous is read so
+
+    def read_columns(self, start: int, stop: int, work: Workspace, key: str) -> Array:
+        raise NotImplementedError  # it is no part of an encoder
+
+
+def trained(
+    checkpoint: Checkpoint,
+    teacher: Checkpoint,
+    said: Training,
+    *,
+    workers: int,
+    dry: bool,
+    progress: Callable[[int, int], None] | None,
+) -> Checkpoint:
+    """The student after training, the teacher's outputs before it; `dry`: not trained, only looked at. InputError
+    where the two do not pair, or the inputs are not theirs."""
+    found = read_network(checkpoint, said.network)
+    student = _bare(found.network)
+    mentor = read_network(teacher, said.teacher_network or said.network)
+    master = _bare(mentor.network)
+    if student.outputs != master.outputs or len(student.outputs) != 1:
+        raise InputError(
+            f"gives {list(student.outputs)} outputs, and the teacher {list(master.outputs)}",
+            file=checkpoint.path,
+            remedy="Student and teacher must give the same vector of outputs, of whatever shapes they are inside",
+        )
+    examples = open_examples(said, student, master)
+    held = sum(array.nbytes for array in student.tensors.values())
+    # the student, its best state, masks, two moments and a gradient of each lane; the teacher
+    size = (5 + LANES) * held + sum(array.nbytes for array in master.tensors.values())
+    size += (2 if said.shift else 1) * examples.nbytes + 4 * examples.count * student.outputs[0]
+    notes = [
+        f"network: {found.said}; the teacher's: {mentor.said}",
+        f"inputs: {examples.count}, {examples.said}",
+        f"{METHOD} holds both networks, Adam's moments and all inputs in memory: about {size / 1e6:.0f} MB",
+    ]
+    if not dry and not said.rehearsal:
+        try:
+            outcome = _run(student, master, examples, said, workers, progress)
+        except InputError as error:
+            error.file = error.file or checkpoint.path
+            raise
+        notes.append(_told(outcome, said))
+    tensors = {name: _holding(checkpoint, name, array) for name, array in student.tensors.items()}
+    tensors = {name: tensors.get(name, tensor) for name, tensor in checkpoint.tensors.items()}
+    return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, *notes))
+
+
+def _run(
+    student: Network,
+    teacher: Network,
+    examples: Examples,
+    said: Training,
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> Outcome:
+    inputs = examples.read()
+    total, done = examples.array.spec.nbytes * said.epochs, 0
+
+    def advance(samples: int) -> None:
+        nonlocal done
+        done += samples * examples.array.spec.nbytes // examples.count
+        if progress is not None:
+            progress(min(done, total), total)
+
+    if said.shift:
+        assert examples.image is not None  # noqa: S101 - looked at in open_examples
+        inputs = bordered(inputs, examples.image, said.shift)
+    labels = None if said.labels is None else examples.read_labels(said.labels, student.outputs[0])
+    batches = Batches(inputs, examples.by, said.shift, labels)
+    with local(min(workers, LANES)) as executor:  # one thread of BLAS each, whose sums then are always the same
+        outcome = train(student, teacher, batches, said, executor, advance)
+    examples.source.check_unchanged()
+    return outcome
+
+
+def _bare(network: Network) -> Network:
+    """The network without a softmax at its end: what it softens is what is compared."""
+    fitted = network.fitted
+    description = fitted.description
+    if len(description.layers) < 2 or not isinstance(description.layers[-1], Softmax):
+        return network
+    shorter = Fitted(replace(description, layers=description.layers[:-1]), fitted.roles[:-1], fitted.shapes[:-1])
+    return Network(shorter, network.tensors, network.dtype)
+
+
+def _holding(checkpoint: Checkpoint, name: str, array: Array) -> Tensor:
+    tensor = checkpoint.tensors[name]
+    spec = tensor.spec
+    numbers = np.empty(spec.shape, DTYPES[spec.dtype].storage)
+    narrow(array.astype(DTYPES[spec.dtype].compute, copy=False), spec.dtype, numbers)
+    if not np.isfinite(widen(numbers, spec.dtype, Workspace(), "narrowed")).all():
+        raise InputError(
+            f"was trained to numbers beyond {spec.dtype}",
+            file=checkpoint.path,
+            tensor=name,
+            remedy="Lower --learning-rate",
+        )
+    first = next(iter(tensor.parts.values()))
+    placed = replace(first.placed, spec=spec, fortran=False, big_endian=False, strides=None)
+    return Tensor(spec, {"": Trained(first.file, placed, numbers)}, tensor.file)
+
+
+def _told(outcome: Outcome, said: Training) -> str:
+    where = "held out" if said.holdout else "trained on"
+    alike = "student and teacher" if said.labels is None else "student and teacher, and labels by their share,"
+    return (
+        f"{alike} choose alike on {100 * outcome.after[1]:.2f} % of {outcome.judged} inputs {where}, "
+        f"before {100 * outcome.before[1]:.2f} %; loss {outcome.after[0]:.4g}, before {outcome.before[0]:.4g}; "
+        f"epoch {outcome.epoch} of {outcome.epochs} is kept"
+    )
