@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
+from compressor.alternating import alternates, base_recipe
 from compressor.calibration import calibrate, merge_statistics
 from compressor.checkpoint import Checkpoint, open_checkpoint
 from compressor.engines import forked
@@ -25,7 +26,8 @@ from compressor.method import Method, methods_of
 from compressor.pairing import check_model, open_all, with_statistics
 from compressor.plan import Plan
 from compressor.planner import make_plan, stores_packed
-from compressor.recipe import Recipe, Stage, load_recipe, make_stage, parse_stage, recipe_of, with_presets
+from compressor.presets import with_presets
+from compressor.recipe import Recipe, Stage, load_recipe, make_stage, parse_stage, recipe_of
 from compressor.relay import relay, takes_teacher
 from compressor.results import Gates, Report, ReportedGateFailed
 from compressor.runner import Runner
@@ -67,10 +69,10 @@ def prune(source: Path, output: Path, **options: Any) -> Report:
 
 
 def distill(source: Path, output: Path, *, teacher: Path | None = None, **options: Any) -> Report:
-    """Carry a teacher's weights into a student: `method="blend", alpha=0.5` or `method="reweight"`. Or train the
-    student on the teacher's outputs: `method="soft-targets", inputs=PATH`, with the options of a `Training`. Or
-    make the student out of the teacher, which is then the `source`: `method="depth", every=2` or
-    `method="subclone", shape="hidden=256,heads=8"`."""
+    """Carry a teacher's weights into a student: `method="blend", alpha=0.5`, `method="reweight"`, or as an adapter
+    `method="residual", rank=16`. Or train it on the teacher's outputs: `method="soft-targets", inputs=PATH`, with
+    the options of a `Training`. Or make the student out of the teacher, which is then the `source`:
+    `method="low-rank", ratio=0.5`, `method="depth", every=2` or `method="subclone", shape="hidden=256,heads=8"`."""
     mentor = None if teacher is None else os.fspath(teacher)
     if options.get("method") == TRAINED:
         settings = {key: options.pop(key) for key in list(options) if key in _SETTINGS}
@@ -140,6 +142,7 @@ _SETTINGS = (
     "progress",
     "processes",
     "save_mask",
+    "save_base",
     "stats",
 )
 _LARGE = 128 << 20  # bytes of a model that are worth the start of processes
@@ -162,6 +165,7 @@ def run_recipe(
     processes: bool = False,
     save_mask: Path | None = None,
     stats: Path | None = None,
+    save_base: Path | None = None,
     only: Sequence[str] | None = None,
 ) -> Report:
     """Run a recipe from `source` to `output`.
@@ -171,7 +175,8 @@ def run_recipe(
     tensors with NaN or Inf over; `progress(done, total)` is called
     in bytes read; `processes` allows workers to be forked for large models, which a program with threads of its
     own had better not; `save_mask` is a .safetensors for the bits of which pruned weights stay, written when the
-    output is complete; `stats` are statistics of layer inputs, for stages that go by some and name none; `only`
+    output is complete; `save_base` is where `alternate` writes the base that the adapter is for, before it is made;
+    `stats` are statistics of layer inputs, for stages that go by some and name none; `only`
     these tensors are put into the output. Raises UsageError, InputError, OutputError, GateFailed: in each case
     nothing is written.
     """
@@ -184,6 +189,17 @@ def run_recipe(
     check_apart(output, source, *beside, *files_of(recipe.cuts))
     if save_mask is not None:
         _check_mask(os.fspath(save_mask), output, (source, *beside), force=force or dry_run)
+    asked = alternates(recipe, save_base=save_base is not None)
+    if asked is not None and save_base is not None:
+        base, student = os.fspath(save_base), open_checkpoint(source)
+        check_apart(base, output, source, *beside)
+        check_place(base, folder=container_of(base, student.source) == "folder", replace=force or dry_run)
+        stages = base_recipe(student, asked)
+        if not dry_run:
+            check_place(output, folder=True, replace=force)
+            settings = {"force": force, "workers": workers, "non_finite": non_finite, "processes": processes}
+            run_recipe(verb, teachers[0], base, stages, stats=recipe.stages[0].stats, **settings)  # type: ignore[arg-type]
+            source = base
     checkpoint = open_checkpoint(source)
     container = container_of(output, checkpoint.source)
     coding = [stage.store for stage in recipe.stages if stage.method.verb == "quantize"]

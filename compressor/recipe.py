@@ -20,7 +20,7 @@ from compressor.errors import CompressorError, UsageError, raise_all
 from compressor.method import SELECTOR, VERBS, Encoder, Method, methods_of, options_of
 from compressor.options import STAGE_KEYS, flag, with_scores
 from compressor.options import make_method as make_method
-from compressor.presets import PRESETS, rules
+from compressor.presets import PRESETS
 from compressor.reshape import Reshape
 from compressor.selection import matches, pattern
 from compressor.structure.request import Description, Request, is_request, make_request, parse_description
@@ -32,6 +32,7 @@ Store = Literal["auto", "dense", "packed", "codes", "bitmask", "csr", "nm", "sma
 _STORES: Mapping[str, tuple[str, ...]] = {
     "prune": ("dense", "bitmask", "csr", "nm", "auto", "smallest"),
     "quantize": get_args(Store),
+    "distill": ("auto", "dense", "packed"),
 }
 
 
@@ -201,14 +202,14 @@ def make_stage(
     if teacher is not None and not method.partners:
         role = "teacher" if mask is None else "mask"
         raise UsageError(f"{where}{SELECTOR[verb]} {method.id} takes no {role}")
-    if store is not None and verb not in _STORES:
-        raise UsageError(f"{where}store has no meaning for {verb}: its result is dense")
+    if store is not None and verb == "distill" and not (isinstance(method, Encoder) and not method.adapter):
+        raise UsageError(f"{where}store has no meaning for {verb} {method.id}")
     if store is not None and store not in _STORES[verb]:
         said = f"{flag('store', where)} of {verb} must be one of {', '.join(_STORES[verb])}, not '{store}'"
         raise UsageError(f"{where}{said}")
     if verb == "prune" and store is not None:
         store = "smallest" if store == "auto" else store
-    if fallback and not isinstance(method, Encoder):
+    if fallback and verb != "quantize":
         raise UsageError(f"{where}fallback has no meaning for {verb}")
     scored = scores is not None
     return Stage(method, include, exclude, made, store or "auto", teacher, fallback, preset, stats, scored)
@@ -225,24 +226,14 @@ def _preset(verb: str, preset: str, where: str, *, text: bool) -> dict[str, Any]
     return {key: str(value) if text else value for key, value in PRESETS[preset].items()}
 
 
-def with_presets(recipe: Recipe, names: Sequence[str]) -> Recipe:
-    """The recipe with its presets turned into rules for tensors of these names, after the user's own."""
-    stages = []
-    for stage in recipe.stages:
-        if stage.preset:
-            layout = str(getattr(stage.method, "layout", ""))
-            added = rules(stage.preset, names, layout)
-            made = tuple((glob, replace(stage.method, **options)) for glob, options in added)
-            stage = replace(stage, rules=stage.rules + made, preset="")
-        stages.append(stage)
-    return replace(recipe, stages=tuple(stages))
-
-
 def _overridden(verb: str, options: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
     """A stage's options with a rule's in their place; another method takes only those of them that it has."""
     other = methods_of(verb).get(str(changed.get(SELECTOR[verb])))
     if other is not None:
         options = {key: value for key, value in options.items() if key in options_of(other)}
+    for method in methods_of(verb).values():
+        if set(method.alternatives) & set(changed):  # one takes the place of another
+            options = {key: value for key, value in options.items() if key not in method.alternatives}
     return {**options, **changed}
 
 
@@ -354,6 +345,16 @@ def _stage(table: dict[str, Any], where: str, teacher: str | None, described: Se
         teacher=keys.teacher or (teacher if needs else None),
         where=where,
     )
+
+
+def stage_of(described: Mapping[str, Any], where: str) -> Stage:
+    """A stage from what `Stage.describe` made of one. UsageError where that names files, which are not kept."""
+    if "stats" in described or "scores" in described:
+        raise UsageError(f"{where}it went by statistics of inputs, which are another file")
+    found = _stage(dict(described), where, None, ())
+    if not isinstance(found, Stage):
+        raise UsageError(f"{where}it is a structured cut")
+    return found
 
 
 def _stage_keys(table: Mapping[str, Any], where: str) -> _StageKeys:
