@@ -37,7 +37,7 @@ STUDENTS: dict[str, tuple[str, float, dict[str, Any]]] = {
     "LeNet-300-100 with 95 % zeros": (
         "teacher",
         98.3,
-        {"sparsity": 0.95, "epochs": 40, "learning_rate": 1e-3, "shift": 1},
+        {"sparsity": 0.95, "epochs": 80, "learning_rate": 2e-3, "shift": 1},
     ),
 }
 

@@ -26,7 +26,8 @@ from compressor.method import Method, methods_of
 from compressor.pairing import check_model, open_all, with_statistics
 from compressor.plan import Plan
 from compressor.planner import make_plan, stores_packed
-from compressor.recipe import Recipe, Stage, make_stage, parse_stage, recipe_of, with_presets
+from compressor.presets import with_presets
+from compressor.recipe import Recipe, Stage, make_stage, parse_stage, recipe_of
 from compressor.recipe_file import load_recipe
 from compressor.relay import relay, takes_teacher
 from compressor.results import Gates, Report, ReportedGateFailed
@@ -70,10 +71,9 @@ def prune(source: Path, output: Path, **options: Any) -> Report:
 
 def distill(source: Path, output: Path, *, teacher: Path | None = None, **options: Any) -> Report:
     """Carry a teacher's weights into a student: `method="blend", alpha=0.5`, `method="reweight"`, or as an adapter
-    `method="residual", rank=16`. Or train the student on the teacher's outputs: `method="soft-targets",
-    inputs=PATH`, with the options of a `Training`. Or make the student out of the teacher, which is then the
-    `source`: `method="low-rank", ratio=0.5`, `method="depth", every=2` or `method="subclone",
-    shape="hidden=256,heads=8"`."""
+    `method="residual", rank=16`. Or train it on the teacher's outputs: `method="soft-targets", inputs=PATH`, with
+    the options of a `Training`. Or make the student out of the teacher, which is then the `source`:
+    `method="low-rank", ratio=0.5`, `method="depth", every=2` or `method="subclone", shape="hidden=256,heads=8"`."""
     mentor = None if teacher is None else os.fspath(teacher)
     if options.get("method") == TRAINED:
         settings = {key: options.pop(key) for key in list(options) if key in _SETTINGS}

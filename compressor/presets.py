@@ -10,8 +10,12 @@ in MLX's.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compressor.recipe import Recipe
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {"q4_mixed": {"scheme": "int", "bits": 4}}
 
@@ -39,3 +43,16 @@ def rules(preset: str, names: Iterable[str], layout: str) -> list[tuple[str, dic
 def _more(layer: int, count: int) -> bool:
     first, last = count // 8, 7 * count // 8
     return layer < first or layer >= last or (layer - first) % 3 == 2
+
+
+def with_presets(recipe: Recipe, names: Sequence[str]) -> Recipe:
+    """The recipe with its presets turned into rules for tensors of these names, after the user's own."""
+    stages = []
+    for stage in recipe.stages:
+        if stage.preset:
+            layout = str(getattr(stage.method, "layout", ""))
+            added = rules(stage.preset, names, layout)
+            made = tuple((glob, replace(stage.method, **options)) for glob, options in added)
+            stage = replace(stage, rules=stage.rules + made, preset="")
+        stages.append(stage)
+    return replace(recipe, stages=tuple(stages))

@@ -19,7 +19,7 @@ from compressor.errors import UsageError
 from compressor.method import SELECTOR, VERBS, Encoder, Method, methods_of, options_of
 from compressor.options import STAGE_KEYS, flag, with_scores
 from compressor.options import make_method as make_method
-from compressor.presets import PRESETS, rules
+from compressor.presets import PRESETS
 from compressor.reshape import Reshape
 from compressor.results import Gates
 from compressor.selection import Kept, kept, matches, pattern
@@ -247,19 +247,6 @@ def _preset(verb: str, preset: str, where: str, *, text: bool) -> dict[str, Any]
             remedy=f"{f'Did you mean {close[0]}? ' if close else ''}There are {', '.join(PRESETS)}",
         )
     return {key: str(value) if text else value for key, value in PRESETS[preset].items()}
-
-
-def with_presets(recipe: Recipe, names: Sequence[str]) -> Recipe:
-    """The recipe with its presets turned into rules for tensors of these names, after the user's own."""
-    stages = []
-    for stage in recipe.stages:
-        if stage.preset:
-            layout = str(getattr(stage.method, "layout", ""))
-            added = rules(stage.preset, names, layout)
-            made = tuple((glob, replace(stage.method, **options)) for glob, options in added)
-            stage = replace(stage, rules=stage.rules + made, preset="")
-        stages.append(stage)
-    return replace(recipe, stages=tuple(stages))
 
 
 def _overridden(verb: str, options: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,11 +22,11 @@ from compressor.training.request import METHOD
 )
 @options.method_options("distill", METHOD)
 @options.teacher
+@options.training
 @options.store_distilled
 @click.option(
     "--save-base", metavar="PATH", help="Where --alternate writes the base that the adapter is for [residual]."
 )
-@options.training
 @options.stats
 @options.selecting
 @options.show_recipe
