@@ -94,7 +94,7 @@ def make_plan(
     if container == "folder":
         check_dialects(jobs)
         check_fused(jobs, checkpoint)
-    stages = (*(cut.describe() for cut in recipe.cuts), *described(recipe, statistics or {}))
+    stages = tuple(described(recipe, statistics or {}))
     files, texts = _files(jobs, checkpoint, container, output_name, stages)
     carried = tuple(name for name in checkpoint.source.carried if name not in dict(texts))
     left = tuple(checkpoint.source.left.items())

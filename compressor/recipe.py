@@ -244,7 +244,8 @@ def parse_stage(text: str, teacher: str | None = None) -> Stage | Request:
             raise UsageError(f"{where}expected key=value, each key once, got '{printable(item, 40)}'")
         options[key] = value.strip()
     if is_request(verb, options):
-        return make_request(options, text=True, where=where)
+        stats = options.pop("stats", None)
+        return make_request(options, text=True, where=where, stats=stats)
     own: dict[str, Any] = {
         key: options.pop(key) for key in STAGE_KEYS if key in options and key not in ("kind", "rule")
     }
@@ -318,8 +319,9 @@ def _stage(
 ) -> Stage | Request:
     if is_request(str(table.get("kind")), table):
         options = {key: value for key, value in table.items() if key not in STAGE_KEYS}
-        besides = [key for key in table if key in STAGE_KEYS and key != "kind"]
-        return make_request(options, where=where, described=described, stage_keys=besides)
+        besides = [key for key in table if key in STAGE_KEYS and key not in ("kind", "stats")]
+        stats = _stage_keys({key: table[key] for key in ("kind", "stats") if key in table}, where).stats
+        return make_request(options, where=where, described=described, stage_keys=besides, stats=stats)
     keys = _stage_keys({key: value for key, value in table.items() if key in STAGE_KEYS}, where)
     _check_verb(keys.kind, where)
     options = {key: value for key, value in table.items() if key not in STAGE_KEYS}
