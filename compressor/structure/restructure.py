@@ -59,9 +59,9 @@ def restructure(
     keep_non_finite: bool = False,
     statistics: Statistics | None = None,
 ) -> Checkpoint:
-    """The checkpoint after these cuts, each on what the earlier left. `statistics` of layer inputs before any cut are
-    for those that go by some. UsageError for what cannot be cut, InputError for a model that is not understood; all
-    weights that a cut concerns are read once."""
+    """The checkpoint after these cuts, each on what the earlier left. `statistics` of layer inputs before any cut
+    are for those that go by some. UsageError for what cannot be cut, InputError for a model that is not understood;
+    all weights that a cut concerns are read once."""
     for request in requests:
         checkpoint = _cut(checkpoint, request, workers, keep_non_finite, statistics)
     return checkpoint
