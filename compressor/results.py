@@ -95,7 +95,7 @@ class Report:
         blind = {"structure", "stats", "scores"}  # cuts have figures of their own, the others go by data
         pruned = any(stage["kind"] == "prune" and not blind & stage.keys() for stage in self.plan.stages)
         zeros = pruned and self.total is not None and self.total.sparsity_after >= _SPARSE
-        cut = hurt and any(stage["kind"] == "prune" for stage in self.plan.stages)
+        cut = hurt and any(stage["kind"] == "prune" and "stats" not in stage for stage in self.plan.stages)
         if self.plan.language_model and (zeros or cut):
             found.append(
                 "half of a language model's weights pruned without calibration data is known to hurt "

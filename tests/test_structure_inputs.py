@@ -76,6 +76,14 @@ def test_neurons_stay_that_give_most_to_what_reads_them(model: Path) -> None:
     assert differs
 
 
+def test_a_cut_by_data_is_not_warned_of_as_one_without(model: Path) -> None:
+    options: dict[str, Any] = {"structure": "neurons", "fraction": 0.8, "force": True}
+    blind = compressor.prune(model, model.parent / "out", **options)
+    known = compressor.prune(model, model.parent / "out", stats=stats_of(model), **options)
+    assert [len(report.warnings) for report in (blind, known)] == [2, 1]
+    assert "removes much" in known.warnings[0]
+
+
 def test_heads_and_width(model: Path) -> None:
     before, known, stats = llama(), layers_of(llama()), stats_of(model)
     after = cut(model, structure="heads", count=1, stats=stats)
