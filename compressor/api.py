@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
+from compressor import pairing
 from compressor.alternating import alternates, base_recipe
 from compressor.calibration import calibrate, merge_statistics
 from compressor.checkpoint import Checkpoint, open_checkpoint
@@ -23,7 +24,6 @@ from compressor.experts import divided, split_experts
 from compressor.files.atomic import check_place
 from compressor.files.sink import Sink
 from compressor.method import Method, methods_of
-from compressor.pairing import check_model, open_all, with_statistics
 from compressor.plan import Plan
 from compressor.planner import make_plan, stores_packed
 from compressor.presets import with_presets
@@ -62,7 +62,7 @@ def prune(source: Path, output: Path, **options: Any) -> Report:
     """Make weights exactly zero. `method="threshold", threshold=0.01`, `method="magnitude", sparsity=0.9,
     scope="global"` or `scores=PATH`, `method="wanda", stats=PATH`, or `mask=PATH`; `save_mask=PATH`; further
     keywords as `run_recipe` and `include`, `exclude`, `rules` as `make_stage`. Or cut structures out:
-    `structure="neurons", fraction=0.25`, with the options of a `Request`."""
+    `structure="neurons", fraction=0.25`, with the options of a `Request`, and `stats=PATH` to go by inputs."""
     if is_request("prune", options):
         settings = {key: options.pop(key) for key in list(options) if key in _SETTINGS}
         return run_recipe("prune", source, output, Recipe((), cuts=(make_request(options),)), **settings)
@@ -196,12 +196,12 @@ def run_recipe(
     nothing is written.
     """
     source, output, gates = os.fspath(source), os.fspath(output), gates or Gates()
-    recipe = with_statistics(recipe, None if stats is None else os.fspath(stats))
+    recipe = pairing.with_statistics(recipe, None if stats is None else os.fspath(stats))
     teachers = sorted({stage.teacher for stage in recipe.stages if stage.teacher is not None})
     training = recipe.training
     examples = () if training is None else training.files
-    beside = (*teachers, *examples, *sorted({stage.stats for stage in recipe.stages if stage.stats is not None}))
-    check_apart(output, source, *beside, *files_of(recipe.cuts))
+    beside = (*teachers, *examples, *pairing.files_of(recipe), *files_of(recipe.cuts))
+    check_apart(output, source, *beside)
     if save_mask is not None:
         _check_mask(os.fspath(save_mask), output, (source, *beside), force=force or dry_run)
     asked = alternates(recipe, save_base=save_base is not None)
@@ -222,7 +222,7 @@ def run_recipe(
         raise UsageError("an .npz output holds codes", remedy="Use --store codes, or end the output otherwise")
     if not dry_run:
         check_place(output, folder=container == "folder", replace=force)
-    statistics, whole = open_all(recipe), checkpoint
+    statistics, whole = pairing.open_all(recipe), checkpoint
     checkpoint = divided(checkpoint, [stage for stage in recipe.stages if stores_packed(stage, container)])
     mentors = {path: open_checkpoint(path) for path in teachers}
     if checkpoint.fused:
@@ -232,9 +232,14 @@ def run_recipe(
     count = available_workers() if workers is None else workers
     cuts, told = settled(recipe.cuts, checkpoint)
     recipe = replace(recipe, cuts=cuts)
-    checkpoint = reshaped(checkpoint, recipe.cuts, workers=count, keep_non_finite=non_finite == "keep")
-    said = check_model(statistics.values(), checkpoint, checkpoint if recipe.cuts else whole)
-    checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *told, *said))
+    first = [one for number, one in statistics.items() if number < len(cuts)]
+    told += pairing.check_model(first, checkpoint, whole)
+    checkpoint = reshaped(
+        checkpoint, cuts, workers=count, keep_non_finite=non_finite == "keep", statistics=statistics
+    )
+    later = [one for number, one in statistics.items() if number >= len(cuts)]
+    told += pairing.check_model(later, checkpoint, checkpoint if cuts else whole)
+    checkpoint = replace(checkpoint, notes=tuple(dict.fromkeys((*checkpoint.notes, *told))))
     if training is not None:
         mentors[training.teacher] = open_checkpoint(training.teacher)
         check_apart(output, *(file.path for file in mentors[training.teacher].source.opened))

@@ -12,8 +12,10 @@ from compressor.dialects.compressed_tensors import is_transposed
 from compressor.errors import CompressorError, InputError, UsageError, raise_all
 from compressor.plan import Job, Step
 from compressor.recipe import Recipe, Stage
+from compressor.reshape import Reshape
 from compressor.scores import open_scores
 from compressor.statistics import Statistics, fingerprint, layer_of, open_statistics
+from compressor.structure.request import Request
 from compressor.tensor import TensorSpec
 from compressor.text import printable, size_text
 
@@ -21,12 +23,13 @@ _SHOWN = 3  # layers that an error names
 
 
 def with_statistics(recipe: Recipe, stats: str | None) -> Recipe:
-    """The recipe whose stages know the file that they go by: their own, else `stats`, else the recipe's.
+    """The recipe whose stages know the file that they go by: their own, else `stats`, else the recipe's. Cuts that
+    leave open what they go by take the common one where no stage does.
 
     UsageError where a stage lacks one, has one for nothing, or nothing would be done with `stats`.
     """
     common = stats or recipe.stats
-    stages, problems, taken = [], list[CompressorError](), False
+    stages, problems, taken, used = [], list[CompressorError](), False, False
     for stage in recipe.stages:
         if (stage.stats or common) is not None:
             stage = _going_by_them(stage)
@@ -35,19 +38,34 @@ def with_statistics(recipe: Recipe, stats: str | None) -> Recipe:
             problems.append(UsageError(f"{stage.method.verb} {stage.method.id} goes by no statistics: drop stats"))
         elif needs is not None and stage.stats is None:
             if common is None:
-                problems.append(
-                    UsageError(
-                        f"{needs.verb} {needs.id} goes by statistics of the layers' inputs",
-                        remedy="Give --stats FILE, which `compressor calibrate` makes",
-                    )
-                )
+                problems.append(_lacking(f"{needs.verb} {needs.id}"))
             stage, taken = replace(stage, stats=common), True
         stages.append(stage)
+    cuts: list[Request | Reshape] = []
+    for cut in recipe.cuts:
+        if isinstance(cut, Request) and cut.stats is None and cut.layers is None:
+            asked = cut.importance == "inputs"
+            if asked and common is None:
+                problems.append(_lacking("importance inputs"))
+            elif common is not None and (asked or (cut.importance == "auto" and not taken)):
+                cut, used = replace(cut, stats=common), True
+        cuts.append(cut)
+    taken = taken or used
     if common is not None and not taken and not problems:
-        said = "its own" if any(stage.statistics for stage in recipe.stages) else "none"
+        own = any(stage.statistics for stage in recipe.stages) or any(
+            isinstance(cut, Request) and cut.stats for cut in recipe.cuts
+        )
+        said = "its own" if own else "none"
         problems.append(UsageError(f"--stats: no stage takes it; what they go by is {said}", remedy="Leave it out"))
     raise_all(problems)
-    return replace(recipe, stages=tuple(stages))
+    return replace(recipe, stages=tuple(stages), cuts=tuple(cuts))
+
+
+def _lacking(what: str) -> UsageError:
+    return UsageError(
+        f"{what} goes by statistics of the layers' inputs",
+        remedy="Give --stats FILE, which `compressor calibrate` makes",
+    )
 
 
 def _going_by_them(stage: Stage) -> Stage:
@@ -57,25 +75,45 @@ def _going_by_them(stage: Stage) -> Stage:
 
 
 def open_all(recipe: Recipe) -> dict[int, Statistics]:
-    """The statistics of each stage that goes by some, by its number; every file is opened once."""
+    """The statistics of each cut and stage that goes by some, by its number; every file is opened once."""
     opened: dict[tuple[str, bool], Statistics] = {}
     found = {}
-    for number, stage in enumerate(recipe.stages, len(recipe.cuts)):
-        if stage.stats is not None:
-            key = stage.stats, stage.scored
-            if key not in opened:
-                opened[key] = open_scores(stage.stats) if stage.scored else open_statistics(stage.stats)
-            found[number] = opened[key]
+    wanted = [
+        *((cut.stats if isinstance(cut, Request) else None, False) for cut in recipe.cuts),
+        *((stage.stats, stage.scored) for stage in recipe.stages),
+    ]
+    for number, (path, scored) in enumerate(wanted):
+        if path is not None:
+            if (path, scored) not in opened:
+                opened[path, scored] = open_scores(path) if scored else open_statistics(path)
+            found[number] = opened[path, scored]
     return found
 
 
+def files_of(recipe: Recipe) -> list[str]:
+    """The files of statistics and scores that the recipe names."""
+    named = [*(cut.stats for cut in recipe.cuts if isinstance(cut, Request)), *(one.stats for one in recipe.stages)]
+    return sorted({path for path in named if path is not None})
+
+
 def described(recipe: Recipe, statistics: Mapping[int, Statistics]) -> Iterator[Mapping[str, Any]]:
-    """The stages as a recipe would give them, with what the statistics that they go by are known by."""
-    for number, stage in enumerate(recipe.stages, len(recipe.cuts)):
+    """All that is done as a recipe would give it, with what the statistics that it goes by are known by."""
+    for number, stage in enumerate((*recipe.cuts, *recipe.stages)):
+        if number == len(recipe.cuts):
+            yield from _trained(recipe)
         said = stage.describe()
         if number in statistics:
-            said["scores" if stage.scored else "stats"] = f"sha256:{statistics[number].identity}"
+            scored = isinstance(stage, Stage) and stage.scored
+            said["scores" if scored else "stats"] = f"sha256:{statistics[number].identity}"
         yield said
+    if not recipe.stages:
+        yield from _trained(recipe)
+
+
+def _trained(recipe: Recipe) -> Iterator[Mapping[str, Any]]:
+    """Training comes between cuts and stages."""
+    if recipe.training is not None:
+        yield recipe.training.describe()
 
 
 def check_model(statistics: Iterable[Statistics], checkpoint: Checkpoint, undivided: Checkpoint) -> tuple[str, ...]:

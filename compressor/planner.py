@@ -102,8 +102,7 @@ def make_plan(
     if container == "folder":
         check_dialects(jobs)
         check_fused(jobs, checkpoint)
-    trained = () if recipe.training is None else (recipe.training.describe(),)
-    stages = (*(cut.describe() for cut in recipe.cuts), *trained, *described(recipe, statistics or {}))
+    stages = tuple(described(recipe, statistics or {}))
     if adapter:
         files, texts = adapter_files(jobs, checkpoint, stages)
         carried: tuple[str, ...] = ()

@@ -273,7 +273,8 @@ def parse_stage(text: str, teacher: str | None = None) -> Item:
             raise UsageError(f"{where}expected key=value, each key once, got '{printable(item, 40)}'")
         options[key] = value.strip()
     if is_request(verb, options):
-        return make_request(options, text=True, where=where)
+        stats = options.pop("stats", None)
+        return make_request(options, text=True, where=where, stats=stats)
     if is_training(verb, options):
         return training_stage(options, teacher, text=True, where=where)
     own: dict[str, Any] = {
@@ -302,8 +303,9 @@ def stage_from_table(
         return training_stage(options, teacher, where=where)
     if is_request(str(table.get("kind")), table):
         options = {key: value for key, value in table.items() if key not in STAGE_KEYS}
-        besides = [key for key in table if key in STAGE_KEYS and key not in ("kind", "name")]
-        return make_request(options, where=where, described=described, stage_keys=besides)
+        besides = [key for key in table if key in STAGE_KEYS and key not in ("kind", "name", "stats")]
+        stats = _stage_keys({key: table[key] for key in ("kind", "stats") if key in table}, where).stats
+        return make_request(options, where=where, described=described, stage_keys=besides, stats=stats)
     keys = _stage_keys({key: value for key, value in table.items() if key in STAGE_KEYS}, where)
     _check_verb(keys.kind, where)
     options = {key: value for key, value in table.items() if key not in STAGE_KEYS}

@@ -92,10 +92,21 @@ class Report:
                 f"{hurt[0].worst}: the cut of {hurt[0].structure} removes much: its relative error is "
                 f"{hurt[0].error:.2g}{more} above {_MUCH:g}"
             )
+        emptied = [
+            (job.spec.name, change.error)
+            for job, change in self.rows
+            if change is not None
+            and change.error > _MUCH
+            and any(step.method.verb == "prune" for step in job.steps)
+        ]
+        if emptied:
+            name, error = max(emptied, key=lambda item: item[1])
+            more = f", and of {len(emptied) - 1} more tensors" if len(emptied) > 1 else ""
+            found.append(f"{name}: pruning removes much: its relative error is {error:.2g}{more} above {_MUCH:g}")
         blind = {"structure", "stats", "scores"}  # cuts have figures of their own, the others go by data
         pruned = any(stage["kind"] == "prune" and not blind & stage.keys() for stage in self.plan.stages)
         zeros = pruned and self.total is not None and self.total.sparsity_after >= _SPARSE
-        cut = hurt and any(stage["kind"] == "prune" for stage in self.plan.stages)
+        cut = hurt and any(stage["kind"] == "prune" and "stats" not in stage for stage in self.plan.stages)
         if self.plan.language_model and (zeros or cut):
             found.append(
                 "half of a language model's weights pruned without calibration data is known to hurt "

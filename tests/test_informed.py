@@ -330,8 +330,13 @@ def refused(model: Path, **options: Any) -> str:
         ),
         (["--sparsity", "0.5", "--scores", "STATS", "--stats", "STATS"], "what they go by is its own"),
         (
-            ["--structure", "neurons", "--fraction", "0.5", "--stats", "STATS"],
-            "--stats: has no meaning for a structured",
+            ["--structure", "neurons", "--fraction", "0.5", "--stats", "STATS", "--importance", "l1"],
+            "--stats: no stage takes it",
+        ),
+        (["--structure", "layers", "--layers", "1", "--stats", "STATS"], "--stats: no stage takes it"),
+        (
+            ["--structure", "neurons", "--fraction", "0.5", "--importance", "inputs"],
+            "importance inputs goes by statistics of the layers' inputs. Give --stats FILE",
         ),
         (
             ["--structure", "neurons", "--fraction", "0.5", "--scores", "STATS"],

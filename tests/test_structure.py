@@ -175,7 +175,7 @@ def test_layers_of_least_norm_go(tmp_path: Path) -> None:
 
 def test_the_width_goes_through_every_tensor(model: Path) -> None:
     before = llama()
-    after, config = cut(model, structure="hidden", fraction=0.25)
+    after, config = cut(model, structure="hidden", fraction=0.25, importance="l2")
     assert config == {**CONFIG, "hidden_size": 12, "head_dim": WIDTH}
     outward = [name for name in before if name.endswith(("o_proj.weight", "down_proj.weight"))]
     inward = [name for name in before if before[name].ndim == 2 and name not in outward]

@@ -47,8 +47,7 @@ def command(
     cut = options.given_structure(values)
     if cut:
         written = ("store", store != "dense"), ("mask", mask), ("save-mask", values["save_mask"])
-        read = ("stats", values["stats"]), ("scores", scores)
-        stage_only = ("include", include), ("exclude", exclude), ("set", rules), *written, *read
+        stage_only = ("include", include), ("exclude", exclude), ("set", rules), *written, ("scores", scores)
         besides = [key for key, value in stage_only if value]
         recipe = Recipe((), cuts=(make_request(cut, text=True, stage_keys=besides),))
         return options.execute(partial(work, recipe), values, recipe)

@@ -44,7 +44,8 @@ class Chain:
         for one, after in pairwise(self.weights):
             bias = [Touch(self.biases[one.name], 0)] if one.name in self.biases else []
             touches = (Touch(one.name, self.out), *bias, Touch(after.name, 1 - self.out))
-            groups.append(Group(_stem(one.name), one.shape[self.out], touches))
+            readers = {after.name: 1 - self.out}
+            groups.append(Group(_stem(one.name), one.shape[self.out], touches, readers=readers))
         return Structure("neurons", tuple(groups))
 
     def _layers(self) -> Structure:
@@ -64,7 +65,8 @@ class Chain:
             if spec.shape[0] != spec.shape[1]
         }
         fixed[len(self.weights) - 1] = f"'{printable(_stem(self.weights[-1].name), 60)}' gives the outputs"
-        return Structure("layers", (Group("layers", len(self.weights), (), owned, (), fixed),))
+        readers = {spec.name: 1 - self.out for spec in self.weights}
+        return Structure("layers", (Group("layers", len(self.weights), (), owned, (), fixed, readers=readers),))
 
 
 def find_chain(specs: Mapping[str, TensorSpec], path: str, kind: str) -> Chain | None:

@@ -40,7 +40,9 @@ class Group:
 
     `keys` are entries of config.json that count them, each with how many one unit stands for; `fixed` are units
     that cannot go, with the reason; `gains` are vectors by which norms multiply the units, where those are
-    channels, and `gain_offset` what is added to their numbers first.
+    channels, and `gain_offset` what is added to their numbers first. `readers` are the matrices whose inputs tell
+    what the units give, with the axis that is summed over: those that read the units, or write what a unit of
+    many tensors adds.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Group:
     fixed: Mapping[int, str] = field(default_factory=dict)
     gains: tuple[str, ...] = ()
     gain_offset: int = 0
+    readers: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -61,5 +61,7 @@ def described(
                 )
         touches = tuple(Touch(tensor, axis, block) for tensor, axis, block in places)
         label = ".".join((description.name, *stars))
-        made.append(Group(label, count, touches, {}, tuple((key, 1) for key in description.config)))
+        keys = tuple((key, 1) for key in description.config)
+        readers = {tensor: 1 for tensor, axis, _ in places if axis == 1 and len(specs[tensor].shape) == 2}
+        made.append(Group(label, count, touches, {}, keys, readers=readers))
     return Structure(description.name, tuple(made))

@@ -45,6 +45,8 @@ def measure(
             wanted.setdefault(touch.tensor, set()).add(touch.axis)
         for name in group.owned:
             wanted.setdefault(name, set())
+        for name, axis in group.readers.items():
+            wanted.setdefault(name, set()).add(axis)
     names = [name for name in wanted if tensors[name].spec.is_float]
     tasks = (partial(_sums, tensors[name], sorted(wanted[name]), path, keep_non_finite) for name in names)
     return dict(zip(names, in_order(executor, tasks, 8), strict=True))
@@ -104,14 +106,48 @@ def weights_of(group: Group, sums: Mapping[str, Sums], norm: int) -> Array:
     the same when what makes a neuron is doubled and what reads it is halved. Vectors count where there are no
     matrices.
     """
-    total, count = np.zeros(group.units), np.zeros(group.units)
-    for has, part in _roles(group, sums, norm):
+    return _mean_share(group.units, _roles(group, sums, norm))
+
+
+def energies_of(group: Group, sums: Mapping[str, Sums], energy: Mapping[str, Array]) -> Array:
+    """How much comes of each unit on data: of every matrix that reads it Σ_i w_ij² · Σ x_j² over its inputs j, and
+    where it has matrices of its own, over all inputs of theirs. `energy` is Σ x_j² over all rows, by reader.
+
+    So much its outputs would lose in squares if the inputs were uncorrelated. As above, each matrix counts alike.
+    """
+    with np.errstate(over="ignore"):
+        products = {
+            name: np.minimum(sums[name].by_axis[axis][0] * energy[name], _LARGEST)
+            for name, axis in group.readers.items()
+        }
+    return _mean_share(group.units, _read(group, products))
+
+
+def _mean_share(units: int, roles: Iterable[tuple[Array, Array]]) -> Array:
+    """Of every role its numbers over those of the mean unit, and of these the mean."""
+    total, count = np.zeros(units), np.zeros(units)
+    for has, part in roles:
         mean = part[has].mean() if has.any() else 0.0
         if mean > 0:
             total[has] += part[has] / mean
             count[has] += 1
     found: Array = total / np.maximum(count, 1)
     return found
+
+
+def _read(group: Group, products: Mapping[str, Array]) -> Iterator[tuple[Array, Array]]:
+    """Of each reader (or of each that every unit has for itself): which units have it, and what comes of them."""
+    for touch in group.touches:
+        if group.readers.get(touch.tensor) == touch.axis and touch.tensor not in group.owned:
+            part = products[touch.tensor][touch.offset : touch.offset + group.units * touch.block]
+            yield np.ones(group.units, bool), part.reshape(group.units, touch.block).sum(axis=1)
+    roles: dict[str, tuple[Array, Array]] = {}
+    for name, owned in group.owned.items():
+        if name in products:
+            has, part = roles.setdefault(owned.after, (np.zeros(group.units, bool), np.zeros(group.units)))
+            has[owned.unit] = True
+            part[owned.unit] = products[name].sum()
+    yield from roles.values()
 
 
 def gains_of(group: Group, tensors: Mapping[str, Tensor]) -> Array:

@@ -11,6 +11,7 @@ from compressor.files.folder import CONFIG
 from compressor.files.handle import InputFile
 from compressor.files.strict_json import read_object
 from compressor.reshape import Reshape
+from compressor.statistics import Statistics
 from compressor.structure.request import Request
 from compressor.structure.rescaling import factors, rescaled
 from compressor.structure.restructure import restructure, teacher_of
@@ -44,13 +45,24 @@ def _read(path: str) -> Mapping[str, Any]:
 
 
 def reshaped(
-    checkpoint: Checkpoint, cuts: Sequence[Cut], *, workers: int = 1, keep_non_finite: bool = False
+    checkpoint: Checkpoint,
+    cuts: Sequence[Cut],
+    *,
+    workers: int = 1,
+    keep_non_finite: bool = False,
+    statistics: Mapping[int, Statistics] | None = None,
 ) -> Checkpoint:
-    """The checkpoint after these cuts, each on what the earlier left. UsageError for what cannot be cut, InputError
-    for a model that is not understood."""
-    for cut in cuts:
+    """The checkpoint after these cuts, each on what the earlier left. `statistics` are those that a cut goes by, by
+    its number. UsageError for what cannot be cut, InputError for a model that is not understood."""
+    for number, cut in enumerate(cuts):
         if isinstance(cut, Request):
-            checkpoint = restructure(checkpoint, (cut,), workers=workers, keep_non_finite=keep_non_finite)
+            checkpoint = restructure(
+                checkpoint,
+                (cut,),
+                workers=workers,
+                keep_non_finite=keep_non_finite,
+                statistics=(statistics or {}).get(number),
+            )
             continue
         teacher = teacher_of(checkpoint, cut.id)
         requests = cut.cuts(teacher)

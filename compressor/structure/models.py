@@ -13,6 +13,7 @@ from compressor.structure.families import Family
 from compressor.tensor import TensorSpec
 
 _MLP = ("neurons", "moe", "shared")  # dimensions that are neurons, each with an entry of its own in the config
+_INNER = ("q", *_MLP)  # what matrices read that write to the residual stream
 
 Sections = tuple[str, ...]
 
@@ -102,7 +103,9 @@ class Model:
             if owned or touches:
                 self._check_numbers({one.expert for one in members if one.expert is not None}, layer)
                 name = _prefix([*owned, *(touch.tensor for touch in touches)])
-                groups.append(Group(name, self.sizes["experts"], touches, owned, ((self.key("experts"), 1),)))
+                keys = ((self.key("experts"), 1),)
+                readers = _readers((one for one in members if one.spec.name in owned), _INNER)
+                groups.append(Group(name, self.sizes["experts"], touches, owned, keys, readers=readers))
         if not groups:
             raise self._none("experts")
         used = self.config.get("num_experts_per_tok")
@@ -130,14 +133,18 @@ class Model:
             for one in self.known
             if one.layer is not None
         }
-        group = Group(self.family.stack, self.sizes["layers"], (), owned, ((self.key("layers"), 1),))
+        readers = _readers((one for one in self.known if one.layer is not None), _INNER)
+        keys = ((self.key("layers"), 1),)
+        group = Group(self.family.stack, self.sizes["layers"], (), owned, keys, readers=readers)
         return Structure("layers", (group,), layers=True)
 
     def _hidden(self) -> Structure:
         touches = tuple(_touches(self.known, {"hidden": 1}, self.sizes))
         gains = tuple(one.spec.name for one in self.known if one.axes == (("hidden",),) and ".bias" not in one.line)
         keys = ((self.key("hidden"), 1),)
-        group = Group("hidden", self.sizes["hidden"], touches, {}, keys, {}, gains, int(self.family.one_plus))
+        readers = _readers((one for one in self.known if one.layer is not None), ("hidden",))
+        offset = int(self.family.one_plus)
+        group = Group("hidden", self.sizes["hidden"], touches, {}, keys, {}, gains, offset, readers)
         pins = {}
         if not self.family.bound_heads:
             pins["head_dim"] = self.sizes["head_dim"]
@@ -168,7 +175,8 @@ class Model:
         units = self.sizes[symbol] // blocks[symbol] if places else 0
         for _, members in sorted(places.items(), key=lambda item: tuple(-1 if n is None else n for n in item[0])):
             touches = tuple(_touches(members, blocks, self.sizes))
-            found.append(Group(_prefix([touch.tensor for touch in touches]), units, touches, {}, keys))
+            name = _prefix([touch.tensor for touch in touches])
+            found.append(Group(name, units, touches, {}, keys, readers=_readers(members, tuple(blocks))))
         return found
 
     def _by_layer(self) -> Iterator[tuple[int | None, list[Known]]]:
@@ -198,6 +206,19 @@ def _touches(members: Iterable[Known], blocks: Mapping[str, int], sizes: Mapping
                 if symbol in blocks:
                     yield Touch(one.spec.name, axis, blocks[symbol], offset)
                 offset += sizes.get(symbol, 0)
+
+
+def _readers(members: Iterable[Known], symbols: Iterable[str]) -> dict[str, int]:
+    """The layers whose products are summed over one of these dimensions, with that axis; without routers and
+    experts in one tensor, which are no layers with inputs of their own."""
+    wanted, other = set(symbols), {"experts", "-"}
+    return {
+        one.spec.name: one.reads
+        for one in members
+        if one.reads is not None
+        and wanted & set(one.axes[one.reads])
+        and not any(other & set(sections) for sections in one.axes)
+    }
 
 
 def _owned(name: str, unit: int | None, after: str) -> Owned:

@@ -44,19 +44,23 @@ class Request:
     count: int | None = option(None, help="units of the structure to remove, in each layer", low=1, high=2**31)
     layers: str | None = option(None, help="blocks to remove, such as 20-27 or 3,5,9-11")
     multiple_of: int = option(1, help="keep a multiple of this many units", low=1, high=2**31)
-    importance: Literal["l2", "l1", "gains", "random", "index"] = option(
-        "l2",
-        help="the least important go: by norm of the coupled weights, for hidden by the gains of its norms, at "
-        "random, or the last",
+    importance: Literal["auto", "l2", "l1", "gains", "inputs", "random", "index"] = option(
+        "auto",
+        help="the least important go: by norm of the coupled weights, for hidden by the gains of its norms, by "
+        "what --stats says of the inputs, at random, or the last; auto: inputs with --stats, gains for hidden, "
+        "else l2",
     )
     seed: int = option(0, help="of the random numbers", low=0, high=2**63)
     described: Description | None = None
     keep: Mapping[str, int] | None = None  # for groups with this entry of config.json (or of this name): what stays
+    stats: str | None = None  # the file of statistics that it goes by
 
     def __post_init__(self) -> None:
         given = [name for name in ("fraction", "count", "layers", "keep") if getattr(self, name) is not None]
         if self.importance == "gains" and self.structure != "hidden":
             raise UsageError(f"importance gains is for structure hidden, not {self.structure}")
+        if self.stats is not None and self.importance not in ("auto", "inputs"):
+            raise UsageError(f"importance {self.importance} goes by no statistics: drop stats")
         if self.layers is not None and self.structure != "layers":
             raise UsageError(f"layers are for structure layers, not {self.structure}")
         if len(given) != 1:
@@ -67,16 +71,27 @@ class Request:
         if self.layers is not None:
             self.removed_layers()
 
+    @property
+    def by(self) -> str:
+        """What decides which units are important; "" where the user names those that go."""
+        if self.layers is not None:
+            return ""
+        if self.importance != "auto":
+            return self.importance
+        if self.stats is not None:
+            return "inputs"
+        return "gains" if self.structure == "hidden" and self.described is None else "l2"
+
     def removed_layers(self) -> tuple[int, ...]:
         """The numbers in `layers`, in order; UsageError when it is no list of ranges."""
         return numbered_layers(self.layers or "")
 
     def describe(self) -> dict[str, Any]:
-        """The stage as a recipe would give it."""
+        """The stage as a recipe would give it, with the importance that was taken."""
         found: dict[str, Any] = {"kind": "prune"}
         for name in request_options():
-            value = getattr(self, name)
-            if value is not None and not (name in ("seed", "multiple_of") and value == _default(name)):
+            value = self.by if name == "importance" else getattr(self, name)
+            if value not in (None, "") and not (name in ("seed", "multiple_of") and value == _default(name)):
                 found[name] = value
         if self.described is not None:
             found["axes"] = self.described.describe()["axes"]
@@ -118,9 +133,10 @@ def make_request(
     where: str = "",
     described: Sequence[Description] = (),
     stage_keys: Sequence[str] = (),
+    stats: str | None = None,
 ) -> Request:
     """Build a request; UsageError with all that is wrong at once. `stage_keys` were given besides, and mean nothing
-    here."""
+    here; `stats` is the file of statistics that it is to go by."""
     known, problems, values = request_options(), list[CompressorError](), dict[str, Any]()
     for name in stage_keys:
         problems.append(UsageError(f"{where}{flag(name, where)}: has no meaning for a structured cut"))
@@ -149,7 +165,7 @@ def make_request(
             remedy=f"{f'Did you mean {close[0]}? ' if close else ''}There are {', '.join(names)}",
         )
     try:
-        return Request(**values, described=found)
+        return Request(**values, described=found, stats=stats)
     except UsageError as error:
         raise UsageError(f"{where}{error.reason}", remedy=error.remedy) from error
 

@@ -5,7 +5,7 @@ it had never been more.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import Any
 
@@ -16,12 +16,14 @@ from compressor.files.folder import CONFIG
 from compressor.files.handle import InputFile
 from compressor.files.source import Source
 from compressor.lazy import np
+from compressor.statistics import Statistics
 from compressor.structure.chains import Chain, find_chain
 from compressor.structure.configuring import edited, pooling
 from compressor.structure.coupling import Coupled, Group, Structure
 from compressor.structure.described import described
 from compressor.structure.gather import Gathered, gathered
-from compressor.structure.importance import Sums, gains_of, measure, total_squares, weights_of
+from compressor.structure.importance import Sums, measure, total_squares, weights_of
+from compressor.structure.informing import Place, energies, placed
 from compressor.structure.models import Model
 from compressor.structure.recognising import recognise
 from compressor.structure.request import Request
@@ -32,9 +34,11 @@ from compressor.workspace import Array
 
 @dataclass(frozen=True)
 class CutSource(Source):
-    """A source of which less is used: it is as large as the `original`, and all of that was opened."""
+    """A source of which less is used: it is as large as the `original`, and all of that was opened. `places` tell
+    where each tensor lies in that."""
 
     original: Source | None = None
+    places: Mapping[str, Place] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -48,12 +52,18 @@ class CutSource(Source):
 
 
 def restructure(
-    checkpoint: Checkpoint, requests: Sequence[Request], *, workers: int = 1, keep_non_finite: bool = False
+    checkpoint: Checkpoint,
+    requests: Sequence[Request],
+    *,
+    workers: int = 1,
+    keep_non_finite: bool = False,
+    statistics: Statistics | None = None,
 ) -> Checkpoint:
-    """The checkpoint after these cuts, each on what the earlier left. UsageError for what cannot be cut,
-    InputError for a model that is not understood; all weights that a cut concerns are read once."""
+    """The checkpoint after these cuts, each on what the earlier left. `statistics` of layer inputs before any cut
+    are for those that go by some. UsageError for what cannot be cut, InputError for a model that is not understood;
+    all weights that a cut concerns are read once."""
     for request in requests:
-        checkpoint = _cut(checkpoint, request, workers, keep_non_finite)
+        checkpoint = _cut(checkpoint, request, workers, keep_non_finite, statistics)
     return checkpoint
 
 
@@ -68,15 +78,20 @@ def teacher_of(checkpoint: Checkpoint, kind: str) -> Model | Chain:
     return recognise(config, specs.values(), checkpoint.path, kind)
 
 
-def _cut(checkpoint: Checkpoint, request: Request, workers: int, keep_non_finite: bool) -> Checkpoint:
+def _cut(
+    checkpoint: Checkpoint, request: Request, workers: int, keep_non_finite: bool, statistics: Statistics | None
+) -> Checkpoint:
     structure, model = _find(checkpoint, request)
     _check_tensors(checkpoint, structure)
     counts = kept_counts(request, structure)
     groups = (*structure.groups, *structure.followers)
+    energy: Mapping[str, Array] = {}
+    if request.by == "inputs":
+        assert statistics is not None  # noqa: S101 - who asks for them gave them
+        energy = energies(groups, _places(checkpoint), checkpoint.tensors, statistics, structure.kind)
     with local(workers) as executor:
         sums = measure(checkpoint.tensors, groups, executor, checkpoint.path, keep_non_finite=keep_non_finite)
-    by_gains = {group.name: gains_of(group, checkpoint.tensors) for group in structure.groups if group.gains}
-    keep = choose(request, structure, counts, sums, by_gains)
+    keep = choose(request, structure, counts, sums, checkpoint.tensors, energy)
     tensors = _tensors(checkpoint, groups, keep)
     errors = _errors(checkpoint, tensors, groups, keep, sums, keep_non_finite)
     cuts = [
@@ -200,6 +215,10 @@ def _coupled(
     return Coupled(kind, group.name, group.units, int(keep.sum()), *shares, worst, tuple(dict.fromkeys(places)))
 
 
+def _places(checkpoint: Checkpoint) -> Mapping[str, Place]:
+    return checkpoint.source.places if isinstance(checkpoint.source, CutSource) else {}
+
+
 def _source(
     checkpoint: Checkpoint,
     tensors: Mapping[str, tuple[str, Tensor]],
@@ -229,6 +248,7 @@ def _source(
         left=source.left,
         indexed=source.indexed,
         original=source.original if isinstance(source, CutSource) else source,
+        places=placed(_places(checkpoint), checkpoint.tensors, tensors),
     )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from compressor.checkpoint import Tensor
 from compressor.errors import UsageError
 from compressor.lazy import np
 from compressor.structure.coupling import Group, Structure
-from compressor.structure.importance import Sums, draw, weights_of
+from compressor.structure.importance import Sums, draw, energies_of, gains_of, weights_of
 from compressor.structure.request import Request
 from compressor.workspace import Array
 
@@ -57,10 +58,11 @@ def choose(
     structure: Structure,
     counts: Mapping[str, int],
     sums: Mapping[str, Sums],
-    gains: Mapping[str, Array],
+    tensors: Mapping[str, Tensor],
+    energy: Mapping[str, Array],
 ) -> dict[str, Array]:
-    """For each group which units stay [bool, units]: the most important, of equal ones the first. `gains` is an
-    importance by group that norms tell; where it is asked for, groups without it go by l2."""
+    """For each group which units stay [bool, units]: the most important, of equal ones the first. `tensors` are all
+    of the checkpoint, `energy` Σ x² of the inputs of the groups' readers where the request goes by those."""
     found = {}
     for group in (*structure.groups, *structure.followers):
         keep = np.zeros(group.units, bool)
@@ -68,7 +70,7 @@ def choose(
             keep[:] = True
             keep[list(request.removed_layers())] = False
         else:
-            order = np.argsort(_order(request, group, sums, gains), kind="stable")
+            order = np.argsort(_order(request, group, sums, tensors, energy), kind="stable")
             stays = np.isin(order, list(group.fixed))
             keep[np.concatenate([order[stays], order[~stays]])[: counts[group.name]]] = True
         for unit, why in group.fixed.items():
@@ -78,15 +80,23 @@ def choose(
     return found
 
 
-def _order(request: Request, group: Group, sums: Mapping[str, Sums], gains: Mapping[str, Array]) -> Array:
-    """Numbers that are smallest for what must stay."""
+def _order(
+    request: Request,
+    group: Group,
+    sums: Mapping[str, Sums],
+    tensors: Mapping[str, Tensor],
+    energy: Mapping[str, Array],
+) -> Array:
+    """Numbers that are smallest for what must stay. Gains that are alike, or none, tell nothing: then l2 does."""
     found: Array
-    if request.importance == "index":
+    if request.by == "index":
         found = np.arange(group.units)
-    elif request.importance == "random":
+    elif request.by == "random":
         found = draw(request.seed, group.name, group.units)
-    elif request.importance == "gains" and group.name in gains:
-        found = -gains[group.name]
+    elif request.by == "inputs":
+        found = -energies_of(group, sums, energy)
     else:
-        found = -weights_of(group, sums, 1 if request.importance == "l1" else 2)
+        found = -gains_of(group, tensors) if request.by == "gains" and group.gains else np.zeros(1)
+        if np.ptp(found) == 0:
+            found = -weights_of(group, sums, 1 if request.by == "l1" else 2)
     return found
