@@ -29,7 +29,7 @@ from compressor.planner import make_plan, stores_packed
 from compressor.presets import with_presets
 from compressor.recipe import Recipe, Stage, make_stage, parse_stage, recipe_of
 from compressor.recipe_file import load_recipe
-from compressor.relay import relay, takes_teacher
+from compressor.relay import relay, takes_teacher, with_inputs
 from compressor.results import Gates, Report, ReportedGateFailed
 from compressor.runner import Runner
 from compressor.scan import compare, inspect, non_finite_tensors
@@ -99,11 +99,12 @@ def pipeline(
     recipe: Recipe | str | None = None,
     stages: Iterable[str] = (),
     teacher: Path | None = None,
+    inputs: Path | None = None,
     **settings: Any,
 ) -> Report:
-    """Apply a recipe (a `Recipe`, a TOML file, a ready recipe's name) or stage texts, fused into one pass. The
-    recipe's own gates hold where none are given."""
-    found = recipe_for(recipe, stages, teacher)
+    """Apply a recipe (a `Recipe`, a TOML file, a ready recipe's name) or stage texts, fused into one pass but for
+    trainings, which take `inputs` where they name none. The recipe's own gates hold where none are given."""
+    found = recipe_for(recipe, stages, teacher, inputs)
     settings["gates"] = (settings.get("gates") or Gates()).within(found.gates)
     return run_legs(source, output, found, **settings)
 
@@ -113,9 +114,14 @@ def run_legs(source: Path, output: Path, recipe: Recipe, **settings: Any) -> Rep
     return relay(run_recipe, os.fspath(source), os.fspath(output), recipe, settings)
 
 
-def recipe_for(recipe: Recipe | str | None, stages: Iterable[str] = (), teacher: Path | None = None) -> Recipe:
-    """The recipe that is meant: a TOML file, a ready one's name, or stage texts; `teacher` serves stages that name
-    none. UsageError where both or neither are given."""
+def recipe_for(
+    recipe: Recipe | str | None,
+    stages: Iterable[str] = (),
+    teacher: Path | None = None,
+    inputs: Path | None = None,
+) -> Recipe:
+    """The recipe that is meant: a TOML file, a ready one's name, or stage texts; `teacher` and `inputs` serve
+    stages that name none. UsageError where both or neither are given."""
     mentor = None if teacher is None else os.fspath(teacher)
     texts = list(stages)
     if (recipe is None) == (not texts):
@@ -126,7 +132,7 @@ def recipe_for(recipe: Recipe | str | None, stages: Iterable[str] = (), teacher:
         recipe = load_recipe(recipe, mentor)
     if mentor is not None and not takes_teacher(recipe):
         raise UsageError("--teacher: no stage takes a teacher")
-    return recipe
+    return with_inputs(recipe, None if inputs is None else os.fspath(inputs))
 
 
 def restore(source: Path, output: Path, **settings: Any) -> Report:

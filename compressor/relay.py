@@ -7,13 +7,16 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
+from compressor.errors import UsageError
 from compressor.files.atomic import Staging, as_unfinished
 from compressor.plan import Plan
 from compressor.recipe import Recipe
 from compressor.results import Report
 from compressor.target import check_apart
+from compressor.training.request import METHOD
 
 Run = Callable[..., Report]
 
@@ -36,6 +39,20 @@ def takes_teacher(recipe: Recipe) -> bool:
     )
 
 
+def with_inputs(recipe: Recipe, inputs: str | None) -> Recipe:
+    """The recipe with example inputs for the trainings that name none; UsageError where all name their own."""
+    if inputs is None:
+        return recipe
+    if all(leg.training is None or leg.training.inputs for leg in recipe.legs):
+        raise UsageError("--inputs: no stage takes them, or all name their own", remedy="Leave it out")
+    filled = []
+    for leg in recipe.legs:
+        if leg.training is not None and not leg.training.inputs:
+            leg = replace(leg, training=replace(leg.training, inputs=inputs))
+        filled.append(leg)
+    return reduce(lambda earlier, leg: replace(leg, earlier=earlier), filled)
+
+
 def relay(run: Run, source: str, output: str, recipe: Recipe, settings: dict[str, Any]) -> Report:
     """Run the legs one after the other with `run_recipe`; the report of the last, with the stages of all.
 
@@ -43,6 +60,8 @@ def relay(run: Run, source: str, output: str, recipe: Recipe, settings: dict[str
     train, so that sizes are exact, and leaves nothing behind.
     """
     parts = legs(recipe, source)
+    if any(part.training is not None and not part.training.inputs for part in parts):
+        raise UsageError(f"method {METHOD} needs example inputs", remedy="Give --inputs FILE.npy")
     if len(parts) == 1:
         return run("pipeline", source, output, parts[0], **settings)
     dry, stats = settings.get("dry_run", False), settings.pop("stats", None) or recipe.stats

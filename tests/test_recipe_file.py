@@ -304,3 +304,14 @@ def test_training_between_other_stages_is_shown() -> None:
     shown = effective(recipe)
     assert [table["kind"] for table in strict_toml.parse(shown, "r")["stage"]] == ["prune", "distill"] * 2
     assert effective(parse_recipe(shown, "r")) == shown
+
+
+def test_inputs_serve_the_stages_that_name_none(tmp_path: Path) -> None:
+    train = '[[stage]]\nkind = "distill"\nmethod = "soft-targets"\n'
+    recipe = parse_recipe(f'{train}inputs = "own.npy"\n{train}', "r")
+    found = api.recipe_for(recipe, inputs="common.npy")
+    assert [leg.training.inputs for leg in found.legs if leg.training] == ["own.npy", "common.npy"]
+    with pytest.raises(UsageError, match="soft-targets needs example inputs"):
+        api.pipeline(tmp_path / "in.npy", tmp_path / "out.npy", recipe=recipe)
+    with pytest.raises(UsageError, match="--inputs: no stage takes them"):
+        api.recipe_for(found, inputs="more.npy")

@@ -35,6 +35,7 @@ def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     "--list", is_flag=True, is_eager=True, expose_value=False, callback=_list, help="List the ready recipes."
 )
 @options.teacher
+@click.option("--inputs", metavar="FILE", help="Example inputs (.npy) for stages that train and name none.")
 @options.stats
 @options.requantize
 @options.show_recipe
@@ -42,8 +43,9 @@ def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 def command(input_path: str, output: str, **values: Any) -> int:
     """Apply the stages of a recipe in their order, fused: every tensor is read once and written once.
 
-    Stages that look at the whole model first (global magnitude) read it beforehand.
+    Stages that look at the whole model first (global magnitude) read it beforehand. A stage that trains works on
+    the whole model that the stages before it leave; its teacher, unless one is given, is INPUT.
     """
-    keys = {key: values.pop(key) for key in ("recipe", "stages", "teacher")}
+    keys = {key: values.pop(key) for key in ("recipe", "stages", "teacher", "inputs")}
     recipe = api.recipe_for(**keys)
     return options.execute(partial(api.run_legs, input_path, output, recipe), values, recipe)

@@ -20,7 +20,7 @@ class Training:
     """How a student is trained, and from which files."""
 
     teacher: str  # empty in a recipe: what the whole pipeline begins with
-    inputs: str
+    inputs: str  # empty in a recipe: what is given for all of its stages
     network: str | None = None
     teacher_network: str | None = None
     labels: str | None = None
@@ -59,7 +59,7 @@ class Training:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The files that it reads."""
+        """The files that it reads, as far as they are known."""
         return tuple(path for path in (self.teacher, self.inputs, self.labels) if path)
 
     def to_table(self) -> dict[str, Any]:
@@ -93,6 +93,7 @@ def training_stage(
         if path is not None and not isinstance(path, str):
             raise UsageError(f"{where}{key}: must be a path")
     paths["teacher"] = paths["teacher"] or teacher or ""
+    paths["inputs"] = paths["inputs"] or ""  # which whoever runs the recipe gives
     return make_training(options, **paths, text=text, where=where)
 
 
