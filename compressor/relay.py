@@ -10,8 +10,10 @@ from dataclasses import replace
 from functools import reduce
 from typing import Any
 
+from compressor.checkpoint import open_checkpoint
 from compressor.errors import UsageError
 from compressor.files.atomic import Staging, as_unfinished
+from compressor.files.work import WorkFolder, content_hash
 from compressor.plan import Plan
 from compressor.recipe import Recipe
 from compressor.results import Report
@@ -57,30 +59,38 @@ def relay(run: Run, source: str, output: str, recipe: Recipe, settings: dict[str
     """Run the legs one after the other with `run_recipe`; the report of the last, with the stages of all.
 
     Its changes, and so the limits of gates, are those of the last leg; sizes go by `source`. A dry run does all but
-    train, so that sizes are exact, and leaves nothing behind.
+    train, so that sizes are exact, and leaves nothing behind. `work` is a folder that keeps what legs left when the
+    run is stopped, and that it goes on from; `keep_work` leaves it when all is done.
     """
     parts = legs(recipe, source)
+    work, keep = settings.pop("work", None), settings.pop("keep_work", False)
     if any(part.training is not None and not part.training.inputs for part in parts):
         raise UsageError(f"method {METHOD} needs example inputs", remedy="Give --inputs FILE.npy")
     if len(parts) == 1:
+        if work is not None or keep:
+            raise UsageError("--work is for recipes of several passes; this one has nothing to keep")
         return run("pipeline", source, output, parts[0], **settings)
-    dry, stats = settings.get("dry_run", False), settings.pop("stats", None) or recipe.stats
+    stats = settings.pop("stats", None) or recipe.stats
     check_apart(output, source, *(path for part in parts if part.training for path in part.training.files))
-    own = {key: settings[key] for key in ("workers", "progress", "processes", "non_finite") if key in settings}
+    if work is not None:
+        work = os.fspath(work)
+        check_apart(work, source, output)
+    own: dict[str, Any] = {
+        key: settings[key] for key in ("workers", "progress", "processes", "non_finite") if key in settings
+    }
+    rehearsed = settings.get("dry_run", False)
     taken, plans = source, list[Plan]()
-    with _between(output) as place:
+    with _between(output, None if rehearsed else work, keep=keep) as place:
         for number, part in enumerate(parts):
-            if dry and part.training is not None:
-                part = replace(part, training=replace(part.training, rehearsal=True))
             asks = any(stage.statistics and stage.stats is None for stage in part.stages)
-            given = {"stats": stats if asks else None}
+            leg = replace(part, stats=None), {"stats": stats if asks else None}
             if number == len(parts) - 1:
-                report = run("pipeline", taken, output, replace(part, stats=None), **settings, **given)
+                stages = _rehearsal(leg[0]) if rehearsed else leg[0]
+                report = run("pipeline", taken, output, stages, **settings, **leg[1])
                 break
-            written = os.path.join(place, f"{number}{'.safetensors' if os.path.isfile(source) else ''}")
-            plans.append(run("pipeline", taken, written, replace(part, stats=None), **own, **given).plan)
-            as_unfinished()
-            taken = written
+            name = f"{number}{'.safetensors' if os.path.isfile(source) else ''}"
+            plan, taken = _leg(run, taken, place, name, leg, own, rehearsed=rehearsed)
+            plans.append(plan)
     said = [*plans, report.plan]
     plan = replace(
         report.plan,
@@ -93,9 +103,49 @@ def relay(run: Run, source: str, output: str, recipe: Recipe, settings: dict[str
     return replace(report, input=source, plan=plan)
 
 
+def _leg(
+    run: Run,
+    taken: str,
+    place: str | WorkFolder,
+    name: str,
+    leg: tuple[Recipe, dict[str, Any]],
+    own: dict[str, Any],
+    *,
+    rehearsed: bool,
+) -> tuple[Plan, str]:
+    """One leg on the way, from `taken`: its plan and what it wrote, now or in an earlier run."""
+    part, given = leg
+    if isinstance(place, str):
+        written, key = os.path.join(place, name), ""
+    else:
+        written = os.path.join(place.path, name)
+        plan = run("pipeline", taken, written, _rehearsal(part), dry_run=True, **own, **given).plan
+        files = part.training.files if part.training is not None else ()
+        read = [file.path for file in open_checkpoint(taken).source.opened]
+        key = f"{plan.fingerprint}:{content_hash([*read, *files])}"
+        if place.finished(name, key):
+            return plan, written
+    report = run("pipeline", taken, written, _rehearsal(part) if rehearsed else part, **own, **given)
+    if not isinstance(place, str):
+        place.note(name, key)
+    as_unfinished()
+    return report.plan, written
+
+
+def _rehearsal(part: Recipe) -> Recipe:
+    """All of it but the training itself."""
+    return part if part.training is None else replace(part, training=replace(part.training, rehearsal=True))
+
+
 @contextmanager
-def _between(output: str) -> Iterator[str]:
-    """A hidden folder beside the output, gone in the end whatever happens."""
+def _between(output: str, work: str | None, *, keep: bool) -> Iterator[str | WorkFolder]:
+    """A hidden folder beside the output, gone in the end whatever happens; or the user's, gone when all is done."""
+    if work is not None:
+        folder = WorkFolder(work)
+        yield folder
+        if not keep:
+            folder.clear()
+        return
     staging = Staging(f"{output.rstrip('/')}.legs", folder=True, replace=True)
     try:
         yield staging.path

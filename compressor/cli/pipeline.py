@@ -36,6 +36,10 @@ def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 )
 @options.teacher
 @click.option("--inputs", metavar="FILE", help="Example inputs (.npy) for stages that train and name none.")
+@click.option(
+    "--work", metavar="FOLDER", help="Keep what finished passes left here, and go on from it when stopped."
+)
+@click.option("--keep-work", is_flag=True, help="Leave the --work folder when all is done.")
 @options.stats
 @options.requantize
 @options.show_recipe

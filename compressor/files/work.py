@@ -1,0 +1,122 @@
+"""The work folder of a long pipeline: what finished stages left, so that a run that was stopped goes on there.
+
+    0.safetensors, 1/, …   what each finished leg of the recipe wrote
+    work.json              for each of them a key, which says what was done to what, and the SHA-256 of its files
+
+Whatever does not fit (another key, another content, a folder that is none of ours) is an error: nothing is used
+that the run would not have made itself, and nothing is removed that it did not make.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+from compressor.errors import OutputError, UsageError
+from compressor.files.atomic import Staging, remove, reporting
+from compressor.files.handle import InputFile
+from compressor.files.strict_json import parse_object
+from compressor.text import printable
+
+_RECORD, _VERSION, _BUFFER = "work.json", 1, 1 << 22
+
+
+class WorkFolder:
+    """Finished legs by their names, each with the key under which it was made."""
+
+    def __init__(self, path: str) -> None:
+        """Open or make the folder. UsageError when it holds anything else."""
+        self.path = path
+        self.entries: dict[str, dict[str, str]] = {}
+        record = os.path.join(path, _RECORD)
+        with reporting(path):
+            os.makedirs(path, exist_ok=True)
+            names = set(os.listdir(path))
+        if _RECORD in names:
+            self.entries = _read(record)
+        elif names:
+            raise UsageError(
+                f"--work {printable(path)}: is not empty and no work folder",
+                remedy="Give a folder that is empty or does not exist",
+            )
+
+    def finished(self, name: str, key: str) -> str | None:
+        """The path of what `name` left, if it is finished; UsageError when it is of another run or was changed."""
+        entry = self.entries.get(name)
+        if entry is None:
+            with reporting(self.path):
+                remove(os.path.join(self.path, name))  # published by a run that was killed before it was noted
+            return None
+        path = os.path.join(self.path, name)
+        other = entry["key"] != key
+        if other or content_hash(_files(path)) != entry["content"]:
+            said = "is of another plan" if other else f"was changed: {printable(name)} is not what was written"
+            raise UsageError(f"--work {printable(self.path)}: {said}", remedy="Remove it, or give another folder")
+        return path
+
+    def note(self, name: str, key: str) -> None:
+        """`name` is finished."""
+        self.entries[name] = {"key": key, "content": content_hash(_files(os.path.join(self.path, name)))}
+        text = json.dumps({"version": _VERSION, "finished": self.entries}, indent=1, sort_keys=True)
+        staging = Staging(os.path.join(self.path, _RECORD), folder=False, replace=True)
+        try:
+            with reporting(self.path), open(staging.path, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            staging.publish()
+        except BaseException:
+            staging.discard()
+            raise
+
+    def clear(self) -> None:
+        """Remove what is noted, and the folder if nothing else is in it."""
+        for name in (*self.entries, _RECORD):
+            remove(os.path.join(self.path, name))
+        with suppress(OSError):
+            os.rmdir(self.path)
+
+
+def content_hash(paths: Iterable[str]) -> str:
+    """SHA-256 over the names and bytes of files, in this order; InputError when one cannot be read."""
+    total, buffer = hashlib.sha256(), memoryview(bytearray(_BUFFER))
+    for path in paths:
+        file = InputFile.open(path)
+        total.update(f"{os.path.basename(path)}\0{file.size}\0".encode(errors="surrogateescape"))
+        for start in range(0, file.size, _BUFFER):
+            piece = buffer[: min(_BUFFER, file.size - start)]
+            file.read_into(piece, start)
+            total.update(piece)
+    return total.hexdigest()
+
+
+def _files(path: str) -> list[str]:
+    if not os.path.isdir(path):
+        return [path]
+    with reporting(path):
+        return [os.path.join(path, name) for name in sorted(os.listdir(path))]
+
+
+def _read(path: str) -> dict[str, dict[str, str]]:
+    file = InputFile.open(path)
+    if file.size > 1 << 20:
+        raise OutputError("is too large for the record of a work folder", file=path)
+    found: Any = parse_object(file.read(0, file.size), path)
+    entries = found.get("finished")
+    known = found.get("version") == _VERSION and isinstance(entries, dict)
+    if not known or not all(map(_is_entry, entries.items())):
+        raise UsageError(
+            f"--work: {printable(path)} is damaged or of another version",
+            remedy="Remove it, or give another folder",
+        )
+    return dict(entries)
+
+
+def _is_entry(item: tuple[str, Any]) -> bool:
+    name, entry = item
+    named = name.removesuffix(".safetensors").isdecimal()
+    return named and isinstance(entry, dict) and entry.keys() == {"key", "content"}

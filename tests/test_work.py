@@ -1,0 +1,164 @@
+"""Pipelines of several passes that are stopped and go on: same bytes, nothing done twice, nothing foreign used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from safetensors.numpy import save_file
+
+from compressor import api, relay
+from compressor.cli.main import cli
+from compressor.errors import CompressorError, UsageError
+
+RECIPE = """
+[[stage]]
+kind = "prune"
+sparsity = {sparsity}
+[[stage]]
+kind = "distill"
+method = "soft-targets"
+epochs = 2
+[[stage]]
+kind = "prune"
+sparsity = 0.6
+[[stage]]
+kind = "distill"
+method = "soft-targets"
+epochs = 1
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    rng = np.random.default_rng(0)
+    tensors = {
+        "fc1.weight": rng.normal(size=(8, 12)).astype(np.float32),
+        "fc1.bias": np.zeros(8, np.float32),
+        "fc2.weight": rng.normal(size=(4, 8)).astype(np.float32),
+        "fc2.bias": np.zeros(4, np.float32),
+    }
+    save_file(tensors, tmp_path / "in.safetensors")
+    np.save(tmp_path / "x.npy", rng.normal(size=(64, 12)).astype(np.float32))
+    (tmp_path / "r.toml").write_text(RECIPE.format(sparsity=0.5))
+    names = ("in.safetensors", "x.npy", "r.toml", "work", "a.safetensors", "b.safetensors")
+    return {name.partition(".")[0]: tmp_path / name for name in names}
+
+
+def pipeline(files: dict[str, Path], output: str, **settings: Any) -> None:
+    api.pipeline(files["in"], files[output], recipe=str(files["r"]), inputs=files["x"], **settings)
+
+
+def stopped(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Run until so many legs are finished."""
+    done, whole = 0, relay._leg
+
+    def until(*args: Any, **settings: Any) -> Any:
+        nonlocal done
+        if done == after:
+            raise KeyboardInterrupt
+        done += 1
+        return whole(*args, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(relay, "_leg", until)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline(files, "b", work=files["work"])
+    assert not files["b"].exists()
+
+
+def test_a_stopped_run_goes_on_and_gives_the_same_bytes(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline(files, "a")
+    stopped(files, monkeypatch, after=1)
+    kept = files["work"] / "0.safetensors"
+    before = kept.stat().st_mtime_ns
+    pipeline(files, "b", work=files["work"], keep_work=True)
+    assert kept.stat().st_mtime_ns == before
+    assert files["a"].read_bytes() == files["b"].read_bytes()
+    assert {path.name for path in files["work"].iterdir()} == {"0.safetensors", "1.safetensors", "work.json"}
+
+
+def test_it_is_gone_when_all_is_done(files: dict[str, Path]) -> None:
+    pipeline(files, "a", work=files["work"])
+    assert not files["work"].exists()
+
+
+def test_what_was_published_and_not_noted_is_made_again(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(files, monkeypatch, after=1)
+    (files["work"] / "1.safetensors").write_bytes(b"half")
+    pipeline(files, "b", work=files["work"])
+
+
+def another_recipe(files: dict[str, Path]) -> None:
+    files["r"].write_text(RECIPE.format(sparsity=0.4))
+
+
+def another_input(files: dict[str, Path]) -> None:
+    np.save(files["x"], np.zeros((64, 12), np.float32))
+
+
+def another_content(files: dict[str, Path]) -> None:
+    with (files["work"] / "0.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x55")
+
+
+def damaged(files: dict[str, Path]) -> None:
+    (files["work"] / "work.json").write_text(json.dumps({"version": 1, "finished": {"../x": {}}}))
+
+
+def newer(files: dict[str, Path]) -> None:
+    (files["work"] / "work.json").write_text('{"version": 2, "finished": {}}')
+
+
+def no_json(files: dict[str, Path]) -> None:
+    (files["work"] / "work.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (another_recipe, "is of another plan"),
+        (another_content, "was changed: 0.safetensors"),
+        (damaged, "damaged or of another version"),
+        (newer, "damaged or of another version"),
+        (no_json, "work.json"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, change: Any, said: str
+) -> None:
+    stopped(files, monkeypatch, after=1)
+    change(files)
+    with pytest.raises(CompressorError) as caught:
+        pipeline(files, "b", work=files["work"])
+    assert said in str(caught.value)
+    assert (files["work"] / "0.safetensors").exists()
+
+
+def test_other_inputs_are_another_plan(files: dict[str, Path]) -> None:
+    pipeline(files, "a", work=files["work"], keep_work=True)
+    another_input(files)
+    with pytest.raises(UsageError, match="is of another plan"):
+        pipeline(files, "b", work=files["work"])
+
+
+def test_a_folder_with_other_things_is_left_alone(files: dict[str, Path]) -> None:
+    files["work"].mkdir()
+    (files["work"] / "thesis.txt").write_text("x")
+    with pytest.raises(UsageError, match="is not empty and no work folder"):
+        pipeline(files, "a", work=files["work"])
+
+
+def test_one_pass_has_nothing_to_keep(files: dict[str, Path]) -> None:
+    command = ["pipeline", str(files["in"]), "-o", str(files["a"]), "--stage", "prune:sparsity=0.5"]
+    done = CliRunner().invoke(cli, [*command, "--work", str(files["work"])], standalone_mode=False)
+    assert "this one has nothing to keep" in str(done.exception)
