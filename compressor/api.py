@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
+from compressor import archiving
 from compressor.calibration import calibrate, merge_statistics
 from compressor.checkpoint import Checkpoint, open_checkpoint
 from compressor.engines import forked
@@ -89,6 +90,8 @@ def pipeline(
     """Apply a recipe (a `Recipe`, a TOML file, a ready recipe's name) or stage texts, fused into one pass."""
     mentor = None if teacher is None else os.fspath(teacher)
     texts = list(stages)
+    if recipe is None and not texts and settings.get("store") == "archive":
+        recipe = Recipe(())
     if (recipe is None) == (not texts):
         raise UsageError("give either a recipe or stages", remedy="--recipe FILE-or-NAME, or --stage, repeatedly")
     if recipe is None:
@@ -129,6 +132,7 @@ _SETTINGS = (
     "processes",
     "save_mask",
     "stats",
+    "effort",
 )
 _LARGE = 128 << 20  # bytes of a model that are worth the start of processes
 
@@ -151,6 +155,8 @@ def run_recipe(
     save_mask: Path | None = None,
     stats: Path | None = None,
     only: Sequence[str] | None = None,
+    store: Literal["stages", "archive"] = "stages",
+    effort: archiving.Effort = "fast",
 ) -> Report:
     """Run a recipe from `source` to `output`.
 
@@ -160,7 +166,8 @@ def run_recipe(
     in bytes read; `processes` allows workers to be forked for large models, which a program with threads of its
     own had better not; `save_mask` is a .safetensors for the bits of which pruned weights stay, written when the
     output is complete; `stats` are statistics of layer inputs, for stages that go by some and name none; `only`
-    these tensors are put into the output. Raises UsageError, InputError, OutputError, GateFailed: in each case
+    these tensors are put into the output; `store="archive"` entropy-codes all of it, with `effort="small"` slower and
+    smaller. Raises UsageError, InputError, OutputError, GateFailed: in each case
     nothing is written.
     """
     source, output, gates = os.fspath(source), os.fspath(output), gates or Gates()
@@ -172,6 +179,9 @@ def run_recipe(
         _check_mask(os.fspath(save_mask), output, (source, *beside), force=force or dry_run)
     checkpoint = open_checkpoint(source)
     container = container_of(output, checkpoint.source)
+    recipe, archived = archiving.settled(recipe, store, container)
+    if archived and not recipe.stages and not recipe.cuts:
+        checkpoint = archiving.as_stored(checkpoint, container)
     coding = [stage.store for stage in recipe.stages if stage.method.verb == "quantize"]
     if container == "npz" and any(store in ("dense", "packed") for store in coding):
         raise UsageError("an .npz output holds codes", remedy="Use --store codes, or end the output otherwise")
@@ -227,7 +237,9 @@ def run_recipe(
                 counter = Runner(worker, executor, 2 * count + 2)
                 plan = plan_now(hold, counter.count())
                 resolved = counter.resolved
-        report = Report(verb, source, output, plan, failures=tuple(gates.judge_plan(plan)))
+        plan = archiving.noted(plan, dry=dry_run) if archived else plan
+        early = replace(gates, min_ratio=None, max_size=None) if archived else gates
+        report = Report(verb, source, output, plan, failures=tuple(early.judge_plan(plan)))
         if report.failures:
             raise ReportedGateFailed(report)
         if dry_run:
@@ -239,8 +251,13 @@ def run_recipe(
             worker = Worker(plan, checkpoint, by_stage, sink, statistics)
             executor = stack.enter_context(_engine(count, worker, processes=processes))
             changes = Runner(worker, executor, 2 * count + 2, _counting(plan, progress), resolved).run()
+            failures = []
+            if archived:
+                with local(count) as coders:
+                    plan = archiving.archive_files(sink, plan, effort, coders, count + 1)
+                failures = gates.judge_plan(plan)
             report = Report(verb, source, output, plan, changes)
-            failures = gates.judge(report)
+            failures += gates.judge(report)
             if failures:
                 raise ReportedGateFailed(Report(verb, source, output, plan, changes, tuple(failures)))
             for one in statistics.values():

@@ -26,10 +26,10 @@ from compressor.selection import matches, pattern
 from compressor.structure.request import Description, Request, is_request, make_request, parse_description
 from compressor.text import printable
 
-Store = Literal["auto", "dense", "packed", "codes", "bitmask", "csr", "nm", "smallest"]
+Store = Literal["auto", "dense", "packed", "codes", "bitmask", "csr", "nm", "smallest", "archive"]
 # `auto` is what suits the container for codes, and the smallest for pruned floats.
 _STORES: Mapping[str, tuple[str, ...]] = {
-    "prune": ("dense", "bitmask", "csr", "nm", "auto", "smallest"),
+    "prune": ("dense", "bitmask", "csr", "nm", "auto", "smallest", "archive"),
     "quantize": get_args(Store),
 }
 

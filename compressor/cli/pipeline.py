@@ -36,6 +36,8 @@ def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 )
 @options.teacher
 @options.stats
+@options.store_archive
+@options.effort
 @options.requantize
 @options.running
 def command(input_path: str, output: str, **values: Any) -> int:
