@@ -84,9 +84,7 @@ def noted(plan: Plan, *, dry: bool) -> Plan:
     return replace(plan, notes=(*plan.notes, _NOTE, *more))
 
 
-def _archive(
-    path: str, writer: ArchiveWriter, effort: Effort, executor: Executor, window: int
-) -> dict[str, int]:
+def _archive(path: str, writer: ArchiveWriter, effort: Effort, executor: Executor, window: int) -> dict[str, int]:
     file = InputFile.open(path)
     header = safetensors.read_header(file)
     forms = {placed.spec.name: _form(file, placed) for placed in header.tensors}

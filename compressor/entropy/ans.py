@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, Protocol
 
-from compressor.entropy.damage import NeedsPackage
+from compressor.entropy.damage import Damaged, NeedsPackage
 from compressor.entropy.tables import PRECISION, Table
 from compressor.lazy import np
 from compressor.workspace import Array
@@ -78,7 +78,11 @@ class _Library:
     """constriction's decoder."""
 
     def __init__(self, words: Array) -> None:
-        self.coder = constriction().stream.stack.AnsCoder(words.astype(np.uint32))
+        library = constriction()
+        try:
+            self.coder = library.stream.stack.AnsCoder(words.astype(np.uint32))
+        except ValueError as error:
+            raise Damaged("its words are none of the coder's") from error
 
     def take(self, table: Table, count: int) -> Array:
         found: Array = self.coder.decode(table.model, count)

@@ -24,7 +24,7 @@ LEAST = 5  # bytes of a chunk
 
 def encode_chunk(data: Array, form: Form, effort: Effort) -> bytes:
     """Some rows of a tensor, uint8 [rows, bytes], C-ordered, as a chunk. Raises NeedsPackage."""
-    check = zlib.crc32(data).to_bytes(4, "little")
+    check = zlib.crc32(data.data).to_bytes(4, "little")
     out = Output(effort)
     if data.size:
         write_elements(out, data, form)
@@ -44,7 +44,7 @@ def decode_chunk(chunk: memoryview, shape: tuple[int, int], form: Form) -> Array
     if len(chunk) < LEAST:
         raise Damaged("it is too short")
     found = _decoded(chunk[4:], shape, form)
-    if zlib.crc32(found) != int.from_bytes(chunk[:4], "little"):
+    if zlib.crc32(found.data) != int.from_bytes(chunk[:4], "little"):
         raise Damaged("its checksum does not match")
     return found
 

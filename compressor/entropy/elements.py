@@ -132,7 +132,7 @@ def _write_floats(out: Output, bits: Array, form: Form) -> None:
     kept = np.count_nonzero(there)
     zeros = 1 - kept / max(bits.size, 1)
     sparse = 0 < zeros and zeros * (form.width - form.exponent) > _binary(zeros)
-    out.head.bits(sparse, 1)
+    out.head.bits(bool(sparse), 1)
     if sparse:
         write_positions(out, there)
         bits = bits[there].reshape(1, -1)

@@ -97,7 +97,9 @@ def choose(symbols: Array, alphabet: int, feature: Feature, effort: Effort) -> C
 def _better(found: Chosen, model: Model, symbols: Array) -> Chosen:
     size = model.contexts * model.alphabet
     joint = np.bincount((model.all(symbols) * model.alphabet + symbols).reshape(-1), minlength=size)
-    side = sum(_entropy(np.bincount(classes)) + 24 for classes in (model.rows, model.columns) if classes is not None)
+    side = sum(
+        _entropy(np.bincount(classes)) + 24 for classes in (model.rows, model.columns) if classes is not None
+    )
     other = _estimated(model, joint.reshape(model.contexts, model.alphabet), side)
     return other if other.bits < found.bits else found
 
@@ -261,7 +263,8 @@ def _unpacked(raw: memoryview, count: int, width: int) -> Array:
         return np.frombuffer(raw, np.uint8 if width == 8 else "<u2")
     out = np.empty((1, count), np.uint8)
     bitstream.unpack(np.frombuffer(raw, np.uint8).reshape(1, -1), width, out, Workspace())
-    return out[0]
+    found: Array = out[0]
+    return found
 
 
 def _from_zstd(frame: memoryview, size: int) -> Array:

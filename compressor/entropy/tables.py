@@ -37,7 +37,8 @@ class Table:
     @cached_property
     def symbols(self) -> Array:
         """The symbols that occur, ascending."""
-        return np.flatnonzero(np.array(self.levels))
+        found: Array = np.flatnonzero(np.array(self.levels))
+        return found
 
     @cached_property
     def frequencies(self) -> Array:
@@ -45,18 +46,19 @@ class Table:
         levels = np.array(self.levels, np.int64)[self.symbols] - 1
         steps = np.array(_WEIGHTS[:: FINE // self.octave], np.int64)
         weights = steps[levels % self.octave] >> (levels // self.octave)
-        found = np.maximum((weights << PRECISION) // weights.sum(), 1)
+        found: Array = np.maximum((weights << PRECISION) // weights.sum(), 1)
         found[found.argmax()] += (1 << PRECISION) - found.sum()
         return found
 
     @cached_property
     def cumulative(self) -> Array:
-        """Where each symbol's share of [0, 2^24) begins, and the end: what the coder makes of the frequencies, which
-        reserves one for every symbol before it divides the rest."""
+        """Where each symbol's share of [0, 2^24) begins, and the end: the coder reserves one for every symbol before
+        it divides the rest by the frequencies."""
         count = len(self.symbols)
         sums = np.zeros(count + 1, np.int64)
         np.cumsum(self.frequencies, out=sums[1:])
-        return np.arange(count + 1) + (sums * ((1 << PRECISION) - count) >> PRECISION)
+        found: Array = np.arange(count + 1) + (sums * ((1 << PRECISION) - count) >> PRECISION)
+        return found
 
     @cached_property
     def model(self) -> Any:

@@ -5,8 +5,8 @@
 
 The directory is JSON, deflated: {"metadata": {…}, "tensors": {NAME: [DTYPE, SHAPE, FORM, [BYTES OF EACH CHUNK]]}},
 the metadata and tensors of the file that was archived. A reader sees that file: its bytes are decoded, chunk by
-chunk, where they are asked for. No archive stands for more than 64 MiB and 4096 times its own size (the zeros see to
-that), so a small file cannot claim any memory.
+chunk, where they are asked for. No archive stands for more than 64 MiB and 4096 times its own size (the zeros see
+to that), so a small file cannot claim any memory.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from compressor.entropy.chunk import LEAST, decode_chunk
@@ -41,8 +42,8 @@ _AGAIN = "Archive or download it again"
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor in an archive. Its bytes begin at `begin` of the file that the archive stands for, those of its chunks
-    at `places` of the archive, the last of which is their end."""
+    """A tensor in an archive. Its bytes begin at `begin` of the file that the archive stands for, its chunks' at
+    `places` of the archive, the last of which is their end."""
 
     spec: TensorSpec
     form: Form
@@ -56,12 +57,14 @@ class Entry:
 
 
 def rows_of(spec: TensorSpec) -> tuple[int, int, int]:
-    """How the bytes of a tensor are cut: rows, bytes of a row (the last row may have fewer), and rows of a chunk."""
+    """How the bytes of a tensor are cut: rows, bytes of a row (the last may have fewer), rows of a chunk."""
     rows, columns = spec.matrix
     bits = DTYPES[spec.dtype].bits
     if not spec.size or columns > _CHUNK or columns * bits % 8:
         width = _CHUNK * bits // 8
-        return (-(-spec.nbytes // width), width, 1) if spec.nbytes > width else (min(spec.nbytes, 1), spec.nbytes, 1)
+        return (
+            (-(-spec.nbytes // width), width, 1) if spec.nbytes > width else (min(spec.nbytes, 1), spec.nbytes, 1)
+        )
     return rows, columns * bits // 8, max(1, _CHUNK // columns)
 
 
@@ -142,7 +145,7 @@ def needs(error: NeedsPackage, path: str, tensor: str) -> InputError:
 
 
 def opened(file: InputFile, header: Header) -> tuple[InputFile, Header]:
-    """The file that a safetensors file stands for: itself, unless it is an archive. InputError when that is damaged."""
+    """The file that a safetensors file stands for: itself, unless it is an archive. InputError where it is damaged."""
     version = header.metadata.get(KEY)
     if version is None:
         return file, header
@@ -191,9 +194,8 @@ def _directory(file: InputFile, placed: Placed) -> tuple[list[Entry], Mapping[st
         spec = _spec(name, dtype, shape)
         if not all(type(nbytes) is int and nbytes >= LEAST for nbytes in sizes) or len(sizes) != chunks_of(spec):
             raise ValueError(name)
-        places = [place]
-        for nbytes in sizes:
-            places.append(place := place + nbytes)
+        places = list(accumulate(sizes, initial=place))
+        place = places[-1]
         entries.append(Entry(spec, form_named(form, dtype), begin, tuple(places)))
         begin += spec.nbytes
     if place > end - length or begin > FREE + GROWTH * size:

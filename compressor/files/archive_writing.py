@@ -44,7 +44,9 @@ class ArchiveWriter:
         deflater = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
         directory = deflater.compress(text.encode()) + deflater.flush()
         size = self.end - _HEADER + len(directory) + TRAILER
-        lacking = -(-(self.logical - FREE) // GROWTH) - size  # what stands for more than an archive may, gets longer
+        lacking = (
+            -(-(self.logical - FREE) // GROWTH) - size
+        )  # what stands for more than an archive may, gets longer
         while lacking > 0:
             self._append(bytes(min(lacking, _ZEROS)))
             lacking -= _ZEROS
@@ -73,5 +75,3 @@ def _write(fd: int, data: bytes, offset: int) -> None:
     while left:
         done = os.pwrite(fd, left, offset)
         left, offset = left[done:], offset + done
-
-
