@@ -166,7 +166,7 @@ def run_recipe(
     in bytes read; `processes` allows workers to be forked for large models, which a program with threads of its
     own had better not; `save_mask` is a .safetensors for the bits of which pruned weights stay, written when the
     output is complete; `stats` are statistics of layer inputs, for stages that go by some and name none; `only`
-    these tensors are put into the output; `store="archive"` entropy-codes all of it, with `effort="small"` slower and
+    these tensors are put into the output; `store="archive"` entropy-codes all of it, `effort="small"` slower and
     smaller. Raises UsageError, InputError, OutputError, GateFailed: in each case
     nothing is written.
     """
@@ -249,12 +249,20 @@ def run_recipe(
         sink = Sink(output, container, layouts, replace=force)
         try:
             worker = Worker(plan, checkpoint, by_stage, sink, statistics)
-            executor = stack.enter_context(_engine(count, worker, processes=processes))
-            changes = Runner(worker, executor, 2 * count + 2, _counting(plan, progress), resolved).run()
-            failures = []
+            failures: list[str] = []
+            if checkpoint.stored:
+                coder = stack.enter_context(local(count))
+                advance = _counting(plan, progress)
+                plan, changes = archiving.archive_files(
+                    sink, plan, effort, coder, count + 2, checkpoint=checkpoint, progress=advance
+                )
+            else:
+                executor = stack.enter_context(_engine(count, worker, processes=processes))
+                changes = Runner(worker, executor, 2 * count + 2, _counting(plan, progress), resolved).run()
+                if archived:
+                    coder = stack.enter_context(local(count))
+                    plan, _ = archiving.archive_files(sink, plan, effort, coder, count + 2)
             if archived:
-                with local(count) as coders:
-                    plan = archiving.archive_files(sink, plan, effort, coders, count + 1)
                 failures = gates.judge_plan(plan)
             report = Report(verb, source, output, plan, changes)
             failures += gates.judge(report)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
@@ -12,26 +12,28 @@ from compressor.checkpoint import Checkpoint, Tensor
 from compressor.engines.local import in_order
 from compressor.entropy.chunk import encode_chunk
 from compressor.entropy.damage import NeedsPackage
-from compressor.entropy.elements import Form, likely_form
+from compressor.entropy.elements import Form, likely_form, possible
 from compressor.errors import UsageError
 from compressor.files import safetensors
 from compressor.files.archive import chunk_shape, chunks_of, rows_of
 from compressor.files.archive_writing import ArchiveWriter
 from compressor.files.handle import InputFile
-from compressor.files.layout import Placed
 from compressor.files.sink import Sink
+from compressor.files.source import StoredTensor
 from compressor.lazy import np
+from compressor.metrics import Change, count_stored_zeros
 from compressor.plan import Container, Plan
 from compressor.recipe import Recipe
-from compressor.workspace import Array
+from compressor.tensor import DTYPES
+from compressor.workspace import Array, Workspace
 
 Effort = Literal["fast", "small"]
 _SAMPLE = 1 << 16  # bytes that tell the form of a tensor
-_NOTE = "an archive: this tool reads it, and `compressor restore` gives its tensors back; loaders do not"
+_NOTE = "an archive: `compressor restore` gives its tensors back; loaders do not read it"
 
 
 def settled(recipe: Recipe, store: str, container: Container) -> tuple[Recipe, bool]:
-    """The recipe without the word `archive`, and whether its output is to be one. UsageError where that cannot be."""
+    """The recipe without the word `archive`, and whether its output is to be one. UsageError where it cannot be."""
     asked = [number for number, stage in enumerate(recipe.stages) if stage.store == "archive"]
     if asked and asked != [len(recipe.stages) - 1]:
         raise UsageError(
@@ -56,17 +58,40 @@ def as_stored(checkpoint: Checkpoint, container: Container) -> Checkpoint:
     return replace(checkpoint, tensors=tensors, compression="", dropped=(), stored=True)
 
 
-def archive_files(sink: Sink, plan: Plan, effort: Effort, executor: Executor, window: int) -> Plan:
-    """Put an archive in the place of every container file; the plan with the sizes that this gave.
+def archive_files(
+    sink: Sink,
+    plan: Plan,
+    effort: Effort,
+    executor: Executor,
+    window: int,
+    *,
+    checkpoint: Checkpoint | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[Plan, list[Change]]:
+    """Put an archive in the place of every container file; the plan with the sizes that this gave, and the zeros.
 
-    Raises UsageError where a package is missing, OutputError where writing fails.
+    The tensors are those that the files hold or, where a `checkpoint` is given, its own as they lie there. Raises
+    UsageError where a package is missing, OutputError where writing fails.
     """
     coded: dict[str, int] = {}
+    changes: dict[str, Change] = {}
     files = []
-    for file in plan.files:
+    for number, file in enumerate(plan.files):
+        if checkpoint is None:
+            written = InputFile.open(sink.path(file.name))
+            header = safetensors.read_header(written)
+            stored, metadata = [StoredTensor(written, placed) for placed in header.tensors], header.metadata
+        else:
+            stored = [checkpoint.tensors[job.spec.name].whole for job in plan.jobs if job.file == number]
+            metadata = file.layout.metadata
         with sink.rewriting(file.name) as fd:
+            writer = ArchiveWriter(fd)
             try:
-                coded |= _archive(sink.path(file.name), ArchiveWriter(fd), effort, executor, window)
+                for name, change in _archive(stored, writer, effort, executor, window):
+                    changes.setdefault(name, Change()).merge(change)
+                    progress(change.size * DTYPES[writer.tensors[name][0]].bits // 8)
+                writer.finish(metadata)
+                coded |= writer.coded()
             except NeedsPackage as error:
                 raise UsageError(
                     f"--store archive takes the package {error}",
@@ -75,7 +100,8 @@ def archive_files(sink: Sink, plan: Plan, effort: Effort, executor: Executor, wi
         size = InputFile.open(sink.path(file.name)).size
         files.append(replace(file, layout=replace(file.layout, size=size)))
     jobs = (replace(job, coded=sum(coded[spec.name] for spec in job.part_specs())) for job in plan.jobs)
-    return replace(plan, files=tuple(files), jobs=tuple(jobs))
+    measured = [changes.get(job.spec.name, Change()) for job in plan.jobs]
+    return replace(plan, files=tuple(files), jobs=tuple(jobs)), measured
 
 
 def noted(plan: Plan, *, dry: bool) -> Plan:
@@ -84,40 +110,47 @@ def noted(plan: Plan, *, dry: bool) -> Plan:
     return replace(plan, notes=(*plan.notes, _NOTE, *more))
 
 
-def _archive(path: str, writer: ArchiveWriter, effort: Effort, executor: Executor, window: int) -> dict[str, int]:
-    file = InputFile.open(path)
-    header = safetensors.read_header(file)
-    forms = {placed.spec.name: _form(file, placed) for placed in header.tensors}
+def _archive(
+    stored: Sequence[StoredTensor], writer: ArchiveWriter, effort: Effort, executor: Executor, window: int
+) -> Iterator[tuple[str, Change]]:
+    """Write the chunks of these tensors; of each its tensor's name, and how many zeros it has."""
+    forms = {one.spec.name: _form(one) for one in stored}
 
-    def tasks() -> Iterator[partial[tuple[str, bytes]]]:
-        for placed in header.tensors:
-            for number in range(chunks_of(placed.spec)):
-                yield partial(_chunk, file, placed, number, forms[placed.spec.name], effort)
+    def tasks() -> Iterator[partial[tuple[str, bytes, Change]]]:
+        for one in stored:
+            for number in range(chunks_of(one.spec)):
+                yield partial(_chunk, one, number, forms[one.spec.name], effort)
 
-    for placed in header.tensors:
-        writer.begin(placed.spec, forms[placed.spec.name].text)
-    for name, chunk in in_order(executor, tasks(), window):
+    for one in stored:
+        writer.begin(one.spec, forms[one.spec.name].text)
+    for name, chunk, change in in_order(executor, tasks(), window):
         writer.add(name, chunk)
-    writer.finish(header.metadata)
-    return writer.coded()
+        yield name, change
 
 
-def _form(file: InputFile, placed: Placed) -> Form:
-    """How a tensor is best seen, from some of its rows."""
-    rows, width, _ = rows_of(placed.spec)
-    count = min(rows, max(1, _SAMPLE // max(width, 1)), -(-placed.spec.nbytes // max(width, 1)))
-    whole = rows * width == placed.spec.nbytes
-    shape = (count, width) if whole or count < rows else (1, min(width, placed.spec.nbytes))
-    return likely_form(_read(file, placed.offset, shape), placed.spec.dtype)
+def _form(stored: StoredTensor) -> Form:
+    """How a tensor is best seen, from some of its first rows."""
+    if not stored.spec.nbytes:
+        return possible(stored.spec.dtype)[0]
+    rows, width = chunk_shape(stored.spec, 0)
+    return likely_form(_read(stored, 0, (min(rows, max(1, _SAMPLE // width)), width)), stored.spec.dtype)
 
 
-def _chunk(file: InputFile, placed: Placed, number: int, form: Form, effort: Effort) -> tuple[str, bytes]:
-    _, width, each = rows_of(placed.spec)
-    data = _read(file, placed.offset + number * each * width, chunk_shape(placed.spec, number))
-    return placed.spec.name, encode_chunk(data, form, effort)
+def _chunk(stored: StoredTensor, number: int, form: Form, effort: Effort) -> tuple[str, bytes, Change]:
+    spec = stored.spec
+    _, width, each = rows_of(spec)
+    data = _read(stored, number * each * width, chunk_shape(spec, number))
+    storage = DTYPES[spec.dtype].storage
+    zeros = count_stored_zeros(data.view(storage), spec, Workspace()) if storage else 0
+    return (
+        spec.name,
+        encode_chunk(data, form, effort),
+        Change(data.size * 8 // DTYPES[spec.dtype].bits, zeros, zeros),
+    )
 
 
-def _read(file: InputFile, offset: int, shape: Sequence[int]) -> Array:
+def _read(stored: StoredTensor, offset: int, shape: tuple[int, int]) -> Array:
+    """Bytes of a tensor from a place in it, as rows."""
     data: Array = np.empty(shape, np.uint8)
-    file.read_into(data.reshape(-1).data, offset)
+    stored.file.read_into(data.reshape(-1).data, stored.placed.offset + offset)
     return data

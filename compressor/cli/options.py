@@ -150,7 +150,8 @@ store = click.option(
     type=click.Choice(["auto", "dense", "packed", "codes", "bitmask", "csr", "nm", "smallest", "archive"]),
     default="auto",
     help="Restored floats, packed codes, plain integers (.npz), or the non-zero codes only. auto: packed, dense "
-    "for .npy; smallest: of packed and the sparse layouts, tensor by tensor; archive: packed and entropy-coded, the whole file.",
+    "for .npy; smallest: of packed and the sparse layouts, tensor by tensor; archive: packed, then the whole file "
+    "entropy-coded.",
 )
 stats = click.option(
     "--stats", metavar="FILE", help="Statistics of the layers' inputs, for methods that go by them."
@@ -167,8 +168,8 @@ store_pruned = click.option(
     type=click.Choice(["dense", "bitmask", "csr", "nm", "auto", "archive"]),
     default="dense",
     help="Zeros as they are, which all loaders take, or the non-zero weights only, for `restore`: a bit a weight, "
-    "column indices (.npz: SciPy's), two of four, or the smallest of all these tensor by tensor; archive: the whole file, "
-    "entropy-coded.",
+    "column indices (.npz: SciPy's), two of four, or the smallest of all these tensor by tensor; archive: the "
+    "whole file entropy-coded.",
 )
 store_archive = click.option(
     "--store",

@@ -2,9 +2,9 @@
 
     CRC-32 of the bytes (4, little-endian) · length of the head · head · bodies · ANS words
 
-The length of the head is in one byte, or two with the highest bit of the first set; 0 means that the bytes follow as
-they are. The head is a stream of bits (`bitio`) and begins with the length of the bodies, which are raw or zstd planes
-in their order.
+The length of the head is in one byte, or in two, the first with its highest bit set; 0 means that the bytes follow
+as they are. The head is a stream of bits (`bitio`) and begins with the length of the bodies, which are raw or zstd
+planes in their order.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What tells of a symbol before it is decoded: how dense its row and its column are, and its neighbours.
 
-A plane is a matrix of symbols. Rows, and columns, are put into classes of alike ones, which are stored. A class of a
-row and one of a column add up, as densities do that are independent. Neighbours are those one column, and `lag`
+A plane is a matrix of symbols. Rows, and columns, are put into classes of alike ones, which are stored. The class
+of a row and that of a column add up, as logarithms of densities do. Neighbours are those one column, and `lag`
 columns, to the left: in a layer that sees images a row of which has 28 pixels, the pixel above is 28 columns back.
 """
 
@@ -22,8 +22,8 @@ Feature = Literal["spread", "level"]
 
 @dataclass(frozen=True)
 class Model:
-    """How the context of a symbol is found. `mode` is the commonest symbol; `neighbours` how many are looked at: none,
-    the one to the left by its size, or that and the one at `lag` by whether they are the mode."""
+    """How the context of a symbol is found. `mode` is the commonest symbol; `neighbours` how many are looked at:
+    none, the one to the left by its size, or that and the one at `lag` by whether they are the mode."""
 
     alphabet: int
     mode: int = 0
@@ -105,7 +105,7 @@ def classed(symbols: Array, axis: int, alphabet: int, mode: int, feature: Featur
 
 
 def likely_lag(symbols: Array, mode: int) -> int:
-    """The distance in columns, beyond one, at which symbols that are not the mode most often stand together; 0: none."""
+    """The distance in columns, beyond one, at which symbols beside the mode most often stand together; 0: none."""
     there = (symbols != mode).astype(np.float32)
     columns = there.shape[1]
     there -= there.mean(axis=0)  # or dense columns would meet everywhere

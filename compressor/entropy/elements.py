@@ -1,4 +1,4 @@
-"""Stored elements as planes of symbols: floats by exponent and mantissa, codes one by one, integers by their bytes."""
+"""Stored elements as planes of symbols: floats by exponent and mantissa, codes one by one, integers by bytes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def possible(dtype: str) -> list[Form]:
 
 
 def likely_form(sample: Array, dtype: str) -> Form:
-    """The form that makes some rows of a tensor, uint8 [rows, bytes], smallest by the frequencies of its symbols."""
+    """The form in which some rows of a tensor, uint8 [rows, bytes], have the least entropy."""
     forms = possible(dtype)
     return forms[0] if len(forms) == 1 or not sample.size else min(forms, key=lambda form: _cost(sample, form))
 
@@ -131,7 +131,7 @@ def _write_floats(out: Output, bits: Array, form: Form) -> None:
     there = bits != 0
     kept = np.count_nonzero(there)
     zeros = 1 - kept / max(bits.size, 1)
-    sparse = 0 < zeros and zeros * (form.width - form.exponent) > _binary(zeros)
+    sparse = zeros > 0 and zeros * (form.width - form.exponent) > _binary(zeros)
     out.head.bits(bool(sparse), 1)
     if sparse:
         write_positions(out, there)

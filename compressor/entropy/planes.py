@@ -23,6 +23,7 @@ from compressor.workspace import Array, Workspace
 Effort = Literal["fast", "small"]
 _RAW, _ZSTD, _ANS = range(3)
 _LARGE = 1 << 18  # symbols of a plane that is worth finer tables, and too large to try everything fast
+_SAMPLE = 15  # log2 of the symbols that are counted where all would be too many
 _ENTRY = 5  # bits of a table's entry, about
 _STEPS = {"spread": (0.75, 1.5), "level": (0.5, 1.0)}  # octaves of a class
 
@@ -133,21 +134,23 @@ def write_plane(
     """Add a plane [rows, columns] of symbols below `alphabet` (2 to 2^12). `quick` is for planes for which zstd may
     stand in, `plain` for those that are like noise; `chosen` is what `choose` has found, if it was asked before."""
     width = (alphabet - 1).bit_length()
-    if chosen is None and (quick or plain):
+    if chosen is None and quick and out.effort == "fast" and symbols.size > _LARGE and alphabet <= 256:
+        flat = np.ascontiguousarray(symbols, np.uint8).reshape(-1)
+        some = flat[:: flat.size >> _SAMPLE]  # counting all of them would take longer than coding them
+        share = _entropy(np.bincount(some)) / some.size
+        if share > 0.98 * width:
+            out.head.bits(_RAW, 2)
+            out.bodies.append(_packed(symbols, width))
+            return
+        frame = _zstd()[0].compress(flat.data)
+        if len(frame) * 8 < 1.08 * share * flat.size:
+            out.head.bits(_ZSTD, 2)
+            out.head.number(len(frame), 16)
+            out.bodies.append(frame)
+            return
+    if chosen is None and plain:
         counts = np.bincount(symbols.reshape(-1), minlength=alphabet).reshape(1, -1)
-        simple = _estimated(Model(alphabet, int(counts.argmax())), counts, 0)
-        if plain:
-            chosen = simple
-        if quick and out.effort == "fast" and symbols.size > _LARGE and alphabet <= 256:
-            if simple.bits > 0.98 * symbols.size * width:
-                chosen = replace(simple, bits=float("inf"))
-            else:
-                frame = _zstd()[0].compress(np.ascontiguousarray(symbols, np.uint8).data)
-                if len(frame) * 8 < 1.05 * simple.bits:
-                    out.head.bits(_ZSTD, 2)
-                    out.head.number(len(frame), 16)
-                    out.bodies.append(frame)
-                    return
+        chosen = _estimated(Model(alphabet, int(counts.argmax())), counts, 0)
     chosen = chosen or choose(symbols, alphabet, feature, out.effort)
     if chosen.bits >= symbols.size * width:
         out.head.bits(_RAW, 2)

@@ -1,8 +1,8 @@
 """Frequencies of symbols: small as stored, exact as coded.
 
 A table gives each of its symbols a level ℓ ≥ 1, which stands for the weight 2^(−(ℓ − 1)/q), where q levels are an
-octave: 4 in small planes and 16 in large ones, whose cost over the exact frequencies is about 0.002 and 0.0001 bits a
-symbol. Level 0: the symbol does not occur. The weights are scaled to sum to 2^24, none below one, in integers.
+octave: 4 in small planes and 16 in large ones, which cost about 0.002 and 0.0001 bits a symbol over the exact
+frequencies. Level 0: the symbol does not occur. The weights are scaled to sum to 2^24, none below one, in integers.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Table:
 
     @cached_property
     def cumulative(self) -> Array:
-        """Where each symbol's share of [0, 2^24) begins, and the end: the coder reserves one for every symbol before
-        it divides the rest by the frequencies."""
+        """Where each symbol's share of [0, 2^24) begins, and the end: the coder reserves one for every symbol,
+        and divides the rest by the frequencies."""
         count = len(self.symbols)
         sums = np.zeros(count + 1, np.int64)
         np.cumsum(self.frequencies, out=sums[1:])

@@ -145,7 +145,7 @@ def needs(error: NeedsPackage, path: str, tensor: str) -> InputError:
 
 
 def opened(file: InputFile, header: Header) -> tuple[InputFile, Header]:
-    """The file that a safetensors file stands for: itself, unless it is an archive. InputError where it is damaged."""
+    """The file that a safetensors file stands for: itself, unless it is an archive. InputError where damaged."""
     version = header.metadata.get(KEY)
     if version is None:
         return file, header
