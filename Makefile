@@ -76,6 +76,7 @@ bench: .venv/bench
 	$(BIN)/python bench/codebook.py
 	$(BIN)/python bench/pruning.py
 	$(BIN)/python bench/soft_targets.py
+	$(BIN)/python bench/archive.py
 
 clean:
 	rm -rf .venv $(OUT) .pytest_cache .mypy_cache .ruff_cache .coverage* htmlcov build dist

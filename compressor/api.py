@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
-from compressor import pairing
+from compressor import archiving, pairing
 from compressor.alternating import alternates, base_recipe
 from compressor.calibration import calibrate, merge_statistics
 from compressor.checkpoint import Checkpoint, open_checkpoint
@@ -27,9 +27,9 @@ from compressor.method import Method, methods_of
 from compressor.plan import Plan
 from compressor.planner import make_plan, stores_packed
 from compressor.presets import with_presets
-from compressor.recipe import Recipe, Stage, make_stage, parse_stage, recipe_of
-from compressor.recipe_file import load_recipe
-from compressor.relay import relay, takes_teacher, with_inputs
+from compressor.recipe import Recipe, Stage, make_stage, recipe_of
+from compressor.recipe_file import recipe_for
+from compressor.relay import relay
 from compressor.results import Gates, Report, ReportedGateFailed
 from compressor.runner import Runner
 from compressor.scan import compare, inspect, non_finite_tensors
@@ -104,7 +104,7 @@ def pipeline(
 ) -> Report:
     """Apply a recipe (a `Recipe`, a TOML file, a ready recipe's name) or stage texts, fused into one pass but for
     trainings, which take `inputs` where they name none. The recipe's own gates hold where none are given."""
-    found = recipe_for(recipe, stages, teacher, inputs)
+    found = recipe_for(recipe, stages, teacher, inputs, bare=settings.get("store") == "archive")
     settings["gates"] = (settings.get("gates") or Gates()).within(found.gates)
     return run_legs(source, output, found, **settings)
 
@@ -112,27 +112,6 @@ def pipeline(
 def run_legs(source: Path, output: Path, recipe: Recipe, **settings: Any) -> Report:
     """Run a recipe as `pipeline` does, with `run_recipe`'s keywords: in several passes where it trains."""
     return relay(run_recipe, os.fspath(source), os.fspath(output), recipe, settings)
-
-
-def recipe_for(
-    recipe: Recipe | str | None,
-    stages: Iterable[str] = (),
-    teacher: Path | None = None,
-    inputs: Path | None = None,
-) -> Recipe:
-    """The recipe that is meant: a TOML file, a ready one's name, or stage texts; `teacher` and `inputs` serve
-    stages that name none. UsageError where both or neither are given."""
-    mentor = None if teacher is None else os.fspath(teacher)
-    texts = list(stages)
-    if (recipe is None) == (not texts):
-        raise UsageError("give either a recipe or stages", remedy="--recipe FILE-or-NAME, or --stage, repeatedly")
-    if recipe is None:
-        recipe = recipe_of((parse_stage(text, mentor) for text in texts), "--stage: ")
-    elif isinstance(recipe, str):
-        recipe = load_recipe(recipe, mentor)
-    if mentor is not None and not takes_teacher(recipe):
-        raise UsageError("--teacher: no stage takes a teacher")
-    return with_inputs(recipe, None if inputs is None else os.fspath(inputs))
 
 
 def restore(source: Path, output: Path, **settings: Any) -> Report:
@@ -165,6 +144,7 @@ _SETTINGS = (
     "save_mask",
     "save_base",
     "stats",
+    "effort",
 )
 _LARGE = 128 << 20  # bytes of a model that are worth the start of processes
 
@@ -188,6 +168,8 @@ def run_recipe(
     stats: Path | None = None,
     save_base: Path | None = None,
     only: Sequence[str] | None = None,
+    store: Literal["stages", "archive"] = "stages",
+    effort: archiving.Effort = "fast",
 ) -> Report:
     """Run a recipe from `source` to `output`.
 
@@ -198,7 +180,8 @@ def run_recipe(
     own had better not; `save_mask` is a .safetensors for the bits of which pruned weights stay, written when the
     output is complete; `save_base` is where `alternate` writes the base that the adapter is for, before it is made;
     `stats` are statistics of layer inputs, for stages that go by some and name none; `only`
-    these tensors are put into the output. Raises UsageError, InputError, OutputError, GateFailed: in each case
+    these tensors are put into the output; `store="archive"` entropy-codes all of it, `effort="small"` slower and
+    smaller. Raises UsageError, InputError, OutputError, GateFailed: in each case
     nothing is written.
     """
     source, output, gates = os.fspath(source), os.fspath(output), gates or Gates()
@@ -223,6 +206,9 @@ def run_recipe(
             source = base
     checkpoint = open_checkpoint(source)
     container = container_of(output, checkpoint.source)
+    recipe, archived = archiving.settled(recipe, store, container)
+    if archived and not (recipe.stages or recipe.cuts or recipe.training):
+        checkpoint = archiving.as_stored(checkpoint, container)
     coding = [stage.store for stage in recipe.stages if stage.method.verb == "quantize"]
     if container == "npz" and any(store in ("dense", "packed") for store in coding):
         raise UsageError("an .npz output holds codes", remedy="Use --store codes, or end the output otherwise")
@@ -289,7 +275,9 @@ def run_recipe(
                 counter = Runner(worker, executor, 2 * count + 2)
                 plan = plan_now(hold, counter.count())
                 resolved = counter.resolved
-        report = Report(verb, source, output, plan, failures=tuple(gates.judge_plan(plan)))
+        plan = archiving.noted(plan, dry=dry_run) if archived else plan
+        early = replace(gates, min_ratio=None, max_size=None) if archived else gates
+        report = Report(verb, source, output, plan, failures=tuple(early.judge_plan(plan)))
         if report.failures:
             raise ReportedGateFailed(report)
         if dry_run:
@@ -299,10 +287,23 @@ def run_recipe(
         sink = Sink(output, container, layouts, replace=force)
         try:
             worker = Worker(plan, checkpoint, by_stage, sink, statistics)
-            executor = stack.enter_context(_engine(count, worker, processes=processes))
-            changes = Runner(worker, executor, 2 * count + 2, _counting(plan, progress), resolved).run()
+            failures: list[str] = []
+            if checkpoint.stored:
+                coder = stack.enter_context(local(count))
+                advance = _counting(plan, progress)
+                plan, changes = archiving.archive_files(
+                    sink, plan, effort, coder, count + 2, checkpoint=checkpoint, progress=advance
+                )
+            else:
+                executor = stack.enter_context(_engine(count, worker, processes=processes))
+                changes = Runner(worker, executor, 2 * count + 2, _counting(plan, progress), resolved).run()
+                if archived:
+                    coder = stack.enter_context(local(count))
+                    plan, _ = archiving.archive_files(sink, plan, effort, coder, count + 2)
+            if archived:
+                failures = gates.judge_plan(plan)
             report = Report(verb, source, output, plan, changes)
-            failures = gates.judge(report)
+            failures += gates.judge(report)
             if failures:
                 raise ReportedGateFailed(Report(verb, source, output, plan, changes, tuple(failures)))
             for one in statistics.values():

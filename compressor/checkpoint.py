@@ -65,6 +65,7 @@ class Checkpoint:
     cuts: tuple[Coupled, ...] = ()
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    stored: bool = False  # whether tensors are taken as they lie there, whatever they are parts of
     dropped: tuple[str, ...] = ()  # tensors of the source that mean nothing once its weights are numbers
 
     @property

@@ -56,6 +56,7 @@ class Job:
     stored_as: str = ""  # what the input stores it as, where that is the parts of an encoder
     stored_bytes: int = 0
     grain: int = 0
+    coded: int | None = None  # bytes of its parts in an archive
 
     @property
     def dtype_before(self) -> str:
@@ -100,7 +101,7 @@ class Job:
 
     @property
     def size_after(self) -> int:
-        return sum(spec.nbytes for spec in self.part_specs())
+        return sum(spec.nbytes for spec in self.part_specs()) if self.coded is None else self.coded
 
     @property
     def dtype_after(self) -> str:

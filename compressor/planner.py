@@ -270,6 +270,12 @@ def _files(
         origin = source.files if container != "folder" else (source.files[number],)
         records = [checkpoint.records[source.files.index(part)] for part in origin]
         metadata = {key: value for part in origin for key, value in part.header.metadata.items()}
+        if checkpoint.stored:
+            specs = [spec for job in members for spec in job.part_specs()]
+            name = origin[0].name if container == "folder" and source.kind == "folder" else output_name
+            name = SINGLE if container == "folder" and source.kind != "folder" else name
+            files.append(OutputFile(name, safetensors.layout(specs, metadata)))
+            continue
         metadata.pop(provenance.KEY, None)
         metadata.setdefault("format", "pt")
         metadata["format"] = form or metadata["format"]
@@ -359,6 +365,7 @@ def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint
     if recipe.stages and not any(job.steps for job in jobs):
         those = "what the cut left" if checkpoint.cuts else "those of the input"
         notes.append(f"no tensor was selected: the output's tensors are {those}")
-    if not recipe.stages and not checkpoint.compression and not checkpoint.cuts and not recipe.training:
+    changed = recipe.stages or recipe.training or checkpoint.compression or checkpoint.cuts or checkpoint.stored
+    if not changed:
         notes.append("it stores no codes: the output's tensors are those of the input")
     return tuple(notes)

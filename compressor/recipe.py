@@ -28,10 +28,10 @@ from compressor.tensor import TensorSpec
 from compressor.text import printable
 from compressor.training.request import Training, is_training, training_stage
 
-Store = Literal["auto", "dense", "packed", "codes", "bitmask", "csr", "nm", "smallest"]
+Store = Literal["auto", "dense", "packed", "codes", "bitmask", "csr", "nm", "smallest", "archive"]
 # `auto` is what suits the container for codes, and the smallest for pruned floats.
 _STORES: Mapping[str, tuple[str, ...]] = {
-    "prune": ("dense", "bitmask", "csr", "nm", "auto", "smallest"),
+    "prune": ("dense", "bitmask", "csr", "nm", "auto", "smallest", "archive"),
     "quantize": get_args(Store),
     "distill": ("auto", "dense", "packed"),
 }

@@ -10,7 +10,8 @@ name, description, stats   texts
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from importlib import resources
@@ -22,7 +23,8 @@ import msgspec
 from compressor import strict_toml
 from compressor.errors import CompressorError, UsageError, raise_all
 from compressor.extending import Tables, extended
-from compressor.recipe import Item, Recipe, plain, recipe_of, stage_from_table
+from compressor.recipe import Item, Recipe, parse_stage, plain, recipe_of, stage_from_table
+from compressor.relay import takes_teacher, with_inputs
 from compressor.results import Gates
 from compressor.schedules import unrolled
 from compressor.structure.request import Request, parse_description
@@ -44,6 +46,31 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     stats: str | None = None
     gate: _Gates = msgspec.field(default_factory=_Gates)
     report: dict[str, Any] = {}
+
+
+def recipe_for(
+    recipe: Recipe | str | None,
+    stages: Iterable[str] = (),
+    teacher: str | os.PathLike[str] | None = None,
+    inputs: str | os.PathLike[str] | None = None,
+    *,
+    bare: bool = False,
+) -> Recipe:
+    """The recipe that is meant: a TOML file, a ready one's name, or stage texts; `teacher` and `inputs` serve
+    stages that name none. UsageError where both or neither are given, unless it may be `bare` of stages."""
+    mentor = None if teacher is None else os.fspath(teacher)
+    texts = list(stages)
+    if recipe is None and not texts and bare:
+        recipe = Recipe(())
+    if (recipe is None) == (not texts):
+        raise UsageError("give either a recipe or stages", remedy="--recipe FILE-or-NAME, or --stage, repeatedly")
+    if recipe is None:
+        recipe = recipe_of((parse_stage(text, mentor) for text in texts), "--stage: ")
+    elif isinstance(recipe, str):
+        recipe = load_recipe(recipe, mentor)
+    if mentor is not None and not takes_teacher(recipe):
+        raise UsageError("--teacher: no stage takes a teacher")
+    return with_inputs(recipe, None if inputs is None else os.fspath(inputs))
 
 
 def load_recipe(name: str, teacher: str | None = None) -> Recipe:

@@ -17,7 +17,7 @@ from compressor import api, strict_toml
 from compressor.cli.main import cli
 from compressor.errors import UsageError
 from compressor.recipe import Recipe, Stage
-from compressor.recipe_file import effective, load_recipe, parse_recipe, ready_recipes
+from compressor.recipe_file import effective, load_recipe, parse_recipe, ready_recipes, recipe_for
 from compressor.results import Gates, ReportedGateFailed
 
 
@@ -309,9 +309,9 @@ def test_training_between_other_stages_is_shown() -> None:
 def test_inputs_serve_the_stages_that_name_none(tmp_path: Path) -> None:
     train = '[[stage]]\nkind = "distill"\nmethod = "soft-targets"\n'
     recipe = parse_recipe(f'{train}inputs = "own.npy"\n{train}', "r")
-    found = api.recipe_for(recipe, inputs="common.npy")
+    found = recipe_for(recipe, inputs="common.npy")
     assert [leg.training.inputs for leg in found.legs if leg.training] == ["own.npy", "common.npy"]
     with pytest.raises(UsageError, match="soft-targets needs example inputs"):
         api.pipeline(tmp_path / "in.npy", tmp_path / "out.npy", recipe=recipe)
     with pytest.raises(UsageError, match="--inputs: no stage takes them"):
-        api.recipe_for(found, inputs="more.npy")
+        recipe_for(found, inputs="more.npy")

@@ -152,10 +152,11 @@ fallback = click.option(
 preset = click.option("--preset", default="", metavar="|".join(PRESETS), help="Ready choice of bits per tensor.")
 store = click.option(
     "--store",
-    type=click.Choice(["auto", "dense", "packed", "codes", "bitmask", "csr", "nm", "smallest"]),
+    type=click.Choice(["auto", "dense", "packed", "codes", "bitmask", "csr", "nm", "smallest", "archive"]),
     default="auto",
     help="Restored floats, packed codes, plain integers (.npz), or the non-zero codes only. auto: packed, dense "
-    "for .npy; smallest: of packed and the sparse layouts, tensor by tensor.",
+    "for .npy; smallest: of packed and the sparse layouts, tensor by tensor; archive: packed, then the whole file "
+    "entropy-coded.",
 )
 store_distilled = click.option(
     "--store",
@@ -175,10 +176,23 @@ save_mask = click.option(
 )
 store_pruned = click.option(
     "--store",
-    type=click.Choice(["dense", "bitmask", "csr", "nm", "auto"]),
+    type=click.Choice(["dense", "bitmask", "csr", "nm", "auto", "archive"]),
     default="dense",
     help="Zeros as they are, which all loaders take, or the non-zero weights only, for `restore`: a bit a weight, "
-    "column indices (.npz: SciPy's), two of four, or the smallest of all these tensor by tensor.",
+    "column indices (.npz: SciPy's), two of four, or the smallest of all these tensor by tensor; archive: the "
+    "whole file entropy-coded.",
+)
+store_archive = click.option(
+    "--store",
+    type=click.Choice(["stages", "archive"]),
+    default="stages",
+    help="What the stages say, or all of it as an archive, entropy-coded without loss; also without any stage.",
+)
+effort = click.option(
+    "--effort",
+    type=click.Choice(["fast", "small"]),
+    default="fast",
+    help="Of an archive: coded fast, or as small as it can be.",
 )
 
 

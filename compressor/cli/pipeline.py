@@ -10,7 +10,7 @@ import click
 from compressor import api
 from compressor.cli import options
 from compressor.cli.streams import emit
-from compressor.recipe_file import parse_recipe, ready_recipes
+from compressor.recipe_file import parse_recipe, ready_recipes, recipe_for
 
 
 def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -41,6 +41,8 @@ def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 )
 @click.option("--keep-work", is_flag=True, help="Leave the --work folder when all is done.")
 @options.stats
+@options.store_archive
+@options.effort
 @options.requantize
 @options.show_recipe
 @options.running
@@ -51,5 +53,5 @@ def command(input_path: str, output: str, **values: Any) -> int:
     the whole model that the stages before it leave; its teacher, unless one is given, is INPUT.
     """
     keys = {key: values.pop(key) for key in ("recipe", "stages", "teacher", "inputs")}
-    recipe = api.recipe_for(**keys)
+    recipe = recipe_for(**keys, bare=values["store"] == "archive")
     return options.execute(partial(api.run_legs, input_path, output, recipe), values, recipe)

@@ -22,6 +22,7 @@ from compressor.structure.request import make_request
 @options.mask
 @options.save_mask
 @options.store_pruned
+@options.effort
 @options.selecting
 @options.show_recipe
 @options.running

@@ -18,6 +18,7 @@ from compressor.recipe import Recipe, make_stage
 @options.stats
 @options.preset
 @options.store
+@options.effort
 @options.fallback
 @options.requantize
 @options.selecting

@@ -19,6 +19,7 @@ import stat
 from typing import Any
 
 from compressor.errors import InputError
+from compressor.files import archive
 from compressor.files.handle import InputFile
 from compressor.files.safetensors import read_header
 from compressor.files.source import Source, SourceFile, assemble
@@ -64,7 +65,7 @@ def open_folder(path: str) -> Source:
     files = []
     for shard in shards:
         file = InputFile.open(os.path.join(path, shard))
-        files.append(SourceFile(shard, file, read_header(file)))
+        files.append(SourceFile(shard, *archive.opened(file, read_header(file))))
     carried, left = _others(path, set(shards) | {INDEX, CONFIG})
     config = None
     if CONFIG in names:

@@ -42,3 +42,4 @@ class FileLayout:
     size: int
     pieces: tuple[tuple[int, bytes], ...]
     offsets: Mapping[str, int]
+    metadata: Mapping[str, str] = field(default_factory=dict)

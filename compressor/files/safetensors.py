@@ -115,6 +115,7 @@ def layout(tensors: Iterable[TensorSpec], metadata: Mapping[str, str]) -> FileLa
         size=data + end,
         pieces=((0, len(raw).to_bytes(8, "little") + raw),),
         offsets={name: data + begin for name, begin in begins.items()},
+        metadata=dict(metadata),
     )
 
 

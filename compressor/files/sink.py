@@ -96,6 +96,23 @@ class Sink:
         if sorted(placed.offset for placed in header.tensors) != sorted(layout.offsets.values()):
             raise OutputError("does not read back as planned", file=self.target)
 
+    @contextmanager
+    def rewriting(self, name: str) -> Iterator[int]:
+        """A new file, open, that takes the place of a written one when all went well."""
+        spare = None if self.staging.folder else Staging(self.target, folder=False, replace=self.staging.replace)
+        path = f"{self.path(name)}.new.tmp" if spare is None else spare.path
+        try:
+            with reporting(self.target):
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+                try:
+                    yield fd
+                finally:
+                    os.close(fd)
+                os.rename(path, self.path(name))
+        finally:
+            if spare is not None:
+                spare.discard()
+
     def add_text(self, name: str, content: bytes) -> None:
         """A small generated file of a folder."""
         self._make_folders(name)

@@ -13,7 +13,7 @@ from math import prod
 from typing import Any
 
 from compressor.errors import InputError
-from compressor.files import npy, npz, safetensors
+from compressor.files import archive, npy, npz, safetensors
 from compressor.files.handle import InputFile
 from compressor.files.layout import Header, Placed
 from compressor.lazy import np
@@ -170,7 +170,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
             file=path,
             remedy="Give a .npy, a .safetensors, or a folder with model.safetensors",
         )
-    header = readers[suffix](file)
+    file, header = archive.opened(file, readers[suffix](file))
     return assemble(path, suffix[1:], (SourceFile(os.path.basename(path), file, header),))
 
 

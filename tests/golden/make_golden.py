@@ -79,6 +79,13 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         )
         for layout, bits in (("bitmask", 3), ("bitmask", 8), ("csr", 4))
     },
+    "store-archive-f16.safetensors": ("pipeline", "F16", {"store": "archive"}),
+    "store-archive-bf16.safetensors": ("prune", "BF16", {"sparsity": 0.7, "store": "archive"}),
+    "store-archive-codebook-f32.safetensors": (
+        "quantize",
+        "F32",
+        {"scheme": "codebook", "entries": 5, "store": "archive", "effort": "small"},
+    ),
     "prune-mask-f32.safetensors": ("prune", "F32", {"mask": HERE / "prune-nm-f32.safetensors"}),
     "store-mask-f32.safetensors": ("prune", "F32", {"pattern": "2:4", "save_mask": True}),
     "store-scipy-f32.npz": ("prune", "F32", {"sparsity": 0.7, "store": "csr"}),

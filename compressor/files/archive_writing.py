@@ -1,0 +1,77 @@
+"""Writing an archive: chunks as they come, then the directory, then the header, whose length is known before."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Mapping
+
+from compressor.files.archive import FREE, GROWTH, KEY, TENSOR, TRAILER, VERSION
+from compressor.files.safetensors import METADATA
+from compressor.tensor import TensorSpec
+
+_HEADER = 128  # bytes before the first chunk
+_ZEROS = 1 << 20
+
+
+class ArchiveWriter:
+    """Fills an open file. The same tensors and chunks give the same bytes."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.end = _HEADER
+        self.tensors: dict[str, tuple[str, tuple[int, ...], str, list[int]]] = {}
+        self.logical = 0
+
+    def begin(self, spec: TensorSpec, form: str) -> None:
+        """The next chunks are of this tensor."""
+        self.tensors[spec.name] = spec.dtype, spec.shape, form, []
+        self.logical += spec.nbytes
+
+    def add(self, name: str, chunk: bytes) -> None:
+        """The next chunk of a tensor."""
+        self.tensors[name][3].append(len(chunk))
+        self._append(chunk)
+
+    def finish(self, metadata: Mapping[str, str]) -> None:
+        """Write what comes behind the chunks and before them, and sync."""
+        text = json.dumps(
+            {"metadata": dict(sorted(metadata.items())), "tensors": self.tensors},
+            separators=(",", ":"),
+            ensure_ascii=False,
+        )
+        deflater = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
+        directory = deflater.compress(text.encode()) + deflater.flush()
+        size = self.end - _HEADER + len(directory) + TRAILER
+        lacking = (
+            -(-(self.logical - FREE) // GROWTH) - size
+        )  # what stands for more than an archive may, gets longer
+        while lacking > 0:
+            self._append(bytes(min(lacking, _ZEROS)))
+            lacking -= _ZEROS
+        check = zlib.crc32(directory)
+        self._append(directory + len(directory).to_bytes(4, "little") + check.to_bytes(4, "little"))
+        size = self.end - _HEADER
+        header = json.dumps(
+            {METADATA: {KEY: VERSION}, TENSOR: {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}},
+            separators=(",", ":"),
+        ).encode()
+        length = _HEADER - 8
+        _write(self.fd, length.to_bytes(8, "little") + header.ljust(length), 0)
+        os.fsync(self.fd)
+
+    def coded(self) -> dict[str, int]:
+        """Bytes of every tensor's chunks."""
+        return {name: sum(sizes) for name, (_, _, _, sizes) in self.tensors.items()}
+
+    def _append(self, data: bytes) -> None:
+        _write(self.fd, data, self.end)
+        self.end += len(data)
+
+
+def _write(fd: int, data: bytes, offset: int) -> None:
+    left = memoryview(data)
+    while left:
+        done = os.pwrite(fd, left, offset)
+        left, offset = left[done:], offset + done
