@@ -109,7 +109,7 @@ class LowRank(Factored):
     def survey(self, specs: Sequence[TensorSpec]) -> Survey[Any] | None:
         return Looking(self, tuple(specs)) if self.reach == "model" else None
 
-    def for_tensor(self, name: str) -> LowRank:
+    def for_tensor(self, name: str, own: Method) -> LowRank:
         if self.ranks is None:
             return self
         rank = dict(self.ranks).get(name, 0) or _KEPT

@@ -159,7 +159,7 @@ class Residual(Factored):
     def survey(self, specs: Sequence[TensorSpec]) -> Survey[Any] | None:
         return Looking(self, tuple(specs)) if self.reach == "model" else None
 
-    def for_tensor(self, name: str) -> Residual:
+    def for_tensor(self, name: str, own: Method) -> Residual:
         return self if self.ranks is None else replace(self, ranks=None, found=dict(self.ranks)[name])
 
     def wants(self, spec: TensorSpec) -> bool:
