@@ -101,7 +101,7 @@ class Statistics:
             if grams and layer in self.grams:
                 for start in range(0, self.widths[layer], PANEL):
                     stop = min(start + PANEL, self.widths[layer])
-                    digest.update(np.ascontiguousarray(self._raw(layer, "gram", start, stop)))
+                    digest.update(self._raw(layer, "gram", start, stop).tobytes())
         return digest.hexdigest()
 
     def _raw(self, layer: str, part: str, start: int = 0, stop: int = 1) -> Array:

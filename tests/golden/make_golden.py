@@ -56,6 +56,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "prune-nm-f32.safetensors": ("prune", "F32", {"pattern": "2:4"}),
     "prune-wanda-f32.safetensors": ("prune", "F32", {"method": "wanda", "sparsity": 0.5, **STATS}),
     "prune-wanda-pattern-bf16.safetensors": ("prune", "BF16", {"method": "wanda", "pattern": "2:4", **STATS}),
+    "prune-sparsegpt-f32.safetensors": ("prune", "F32", {"method": "sparsegpt", "sparsity": 0.5, **STATS}),
+    "prune-sparsegpt-pattern-bf16.safetensors": (
+        "prune",
+        "BF16",
+        {"method": "sparsegpt", "pattern": "2:4", **STATS},
+    ),
     "prune-magnitude-scores-f16.safetensors": (
         "prune",
         "F16",

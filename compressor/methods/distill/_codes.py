@@ -23,7 +23,6 @@ from compressor.method import Block, Coded, Encoder
 from compressor.methods._hessian import ROWS
 from compressor.methods.quantize.codebook import Codebook, rounded
 from compressor.methods.quantize.int import Int
-from compressor.tensor import DTYPES
 from compressor.workspace import Array
 
 _SYSTEM = 1 << 21  # numbers of the equations of some rows at most

@@ -35,7 +35,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from compressor.lazy import np
-from compressor.method import Block, Skip, Survey, option
+from compressor.method import Block, Method, Skip, Survey, option
 from compressor.methods.distill import _svd
 from compressor.methods.distill._factored import Factored, profitable, too_large
 from compressor.methods.distill._ranks import Looking, Ranks, by_energy, by_ratio

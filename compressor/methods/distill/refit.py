@@ -39,7 +39,6 @@ from compressor.selection import is_embedding
 from compressor.tensor import DTYPES, TensorSpec
 from compressor.workspace import Array, Workspace
 
-
 _DEAD = 1e-6  # what an input that is never active weighs in mean diagonals, beside the damping
 
 

@@ -28,7 +28,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from compressor.errors import InputError
 from compressor.lazy import np
-from compressor.method import Block, Part, Skip, Survey, option
+from compressor.method import Block, Method, Part, Skip, Survey, option
 from compressor.methods.distill import _svd
 from compressor.methods.distill._factored import Factored
 from compressor.methods.distill._ranks import Looking, Ranks, by_energy, by_error

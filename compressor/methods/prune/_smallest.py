@@ -21,7 +21,7 @@ from itertools import accumulate
 from typing import Any, ClassVar
 
 from compressor.lazy import np
-from compressor.method import Block, Selection, Survey
+from compressor.method import Block, Method, Selection, Survey
 from compressor.tensor import TensorSpec
 from compressor.workspace import Array
 

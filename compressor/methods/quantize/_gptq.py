@@ -11,13 +11,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from compressor.lazy import np
-from compressor.methods._hessian import COLUMNS, Compensation, Factor
+from compressor.method import Block
+from compressor.methods._hessian import COLUMNS, Compensation, Factor, factor_of
 from compressor.methods.quantize._scales import Chosen
 from compressor.workspace import Array, Workspace
 
 REACH = 8  # times the largest weight: more than any error can be, see `_held` and the range of scales
 
 Choose = Callable[[Array, Array], Chosen]  # for weights [rows, groups, size], and scratch memory like them
+
+
+def compensate(block: Block, out: Array, half: int, damp: float | None, act_order: bool, choose: Choose) -> Chosen:
+    """Scales and zero points of a block, and q − z in `out` [rows, groups, size], chosen together."""
+    assert block.inputs is not None  # noqa: S101 - the method asked for them
+    factor = factor_of(block.inputs, damp, act_order, block.work, block.spec.name)
+    factor.of.tell(block)
+    matrix = out.reshape(block.values.shape)
+    return Compensated(block.values, out.shape[2], half, factor, act_order, choose, block.work).run(matrix)
 
 
 @dataclass

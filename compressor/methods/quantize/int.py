@@ -49,7 +49,7 @@ from compressor.floats import epsilon, smallest
 from compressor.floats import largest as limit
 from compressor.lazy import np
 from compressor.method import Block, Encoder, Method, Part, option
-from compressor.methods._hessian import factor_of
+from compressor.methods._hessian import compensation_memory
 from compressor.methods.quantize import _gptq, _layouts, _layouts_foreign, _ranges, _scales
 from compressor.methods.quantize._hqq import HalfQuadratic
 from compressor.methods.quantize._scales import Chosen
@@ -217,6 +217,9 @@ class Int(Encoder):
     def at_once(self) -> int:  # type: ignore[override]
         return 1 << 21 if self.method == "gptq" else 0
 
+    def memory(self, spec: TensorSpec) -> int:
+        return compensation_memory(spec, max(self.at_once, spec.matrix[1])) if self.method == "gptq" else 0
+
     @property
     def label(self) -> str:
         return f"int{self.bits}"
@@ -262,7 +265,8 @@ class Int(Encoder):
         target = self.grouped(restored)
         codes = None if parts is None else block.work.array("int.codes", restored.shape, "|u1")
         if self.method == "gptq":
-            chosen = self._compensate(block, restored)
+            choose = partial(self._choose, block.spec, work=block.work)
+            chosen = _gptq.compensate(block, target, self.half, self.damp, self.act_order, choose)
         else:
             chosen = self._choose(block.spec, self.grouped(block.values), target, block.work)
             _scales.apply(np.divide, self.grouped(block.values), chosen.column, target)
@@ -349,14 +353,6 @@ class Int(Encoder):
         """[rows, columns] as [rows, groups, size]."""
         rows = len(matrix)
         return matrix.reshape(rows, -1, self.group) if self.grain == "group" else matrix[:, None, :]
-
-    def _compensate(self, block: Block, out: Array) -> Chosen:
-        """Scales and zero points of a block, and q − z in `out`, chosen together."""
-        assert block.inputs is not None  # noqa: S101 - the method asked for them
-        factor = factor_of(block.inputs, self.damp, self.act_order, block.work, block.spec.name)
-        factor.of.tell(block)
-        size, choose = self.grouped(out).shape[2], partial(self._choose, block.spec, work=block.work)
-        return _gptq.Compensated(block.values, size, self.half, factor, self.act_order, choose, block.work).run(out)
 
     def _choose(self, spec: TensorSpec, grouped: Array, scratch: Array, work: Workspace) -> Chosen:
         """Scales and zero points of weights; `scratch` [rows, groups, size] is overwritten."""
