@@ -73,6 +73,7 @@ bench: .venv/bench
 	$(BIN)/python bench/schemes.py
 	$(BIN)/python bench/codebook.py
 	$(BIN)/python bench/pruning.py
+	$(BIN)/python bench/outputs.py
 
 clean:
 	rm -rf .venv $(OUT) .pytest_cache .mypy_cache .ruff_cache .coverage* htmlcov build dist
