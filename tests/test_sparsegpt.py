@@ -1,4 +1,4 @@
-"""Pruning by the layer's inputs: the paper's algorithm, exact counts, less error of the outputs, what is refused."""
+"""Pruning by the layer's inputs: the paper's algorithm, exact counts, less error of outputs, what is refused."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What errors of weights cost a layer's outputs, and making up in later columns for what earlier ones lost.
 
-For inputs x with H = E[x xᵀ] a row w that becomes q loses (w − q) H (w − q)ᵀ. Columns are settled one after another;
-what those before lost is made up for in the next ones, exactly as far as these are still free to take any value.
-With H = R Rᵀ, R upper triangular, the loss is ‖(w − q) R‖², and column k best at
+For inputs x with H = E[x xᵀ] a row w that becomes q loses (w − q) H (w − q)ᵀ. Columns are settled one after
+another; what those before lost is made up for in the next ones, exactly as far as these are still free to take any
+value. With H = R Rᵀ, R upper triangular, the loss is ‖(w − q) R‖², and column k best at
 
     w'_k = w_k + Σ_{i<k} (w_i − q_i) R_ik / R_kk
 

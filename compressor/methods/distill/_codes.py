@@ -1,13 +1,14 @@
 """Scales, zero points and codebook entries whose outputs are nearest to given ones, the codes staying as they are.
 
-A row of integer codes q is Σ_g s_g c_g, where c_g holds q − z within group g and zeros elsewhere. So the scales s of a
-row minimise a quadratic, with the damped gram H and the wanted row t:
+A row of integer codes q is Σ_g s_g c_g, where c_g holds q − z within group g and zeros elsewhere. So the scales s
+of a row minimise a quadratic, with the damped gram H and the wanted row t:
 
     A s = b,   A_gh = c_g H c_hᵀ,   b_g = c_g H tᵀ
 
-With zero points β_g = −s_g z_g is solved for beside s_g, and z_g is rounded; the scales are then solved again for it.
-A codebook is solved alike, c_k being one where the code is k; entries that are zero stay so. Scales keep their sign.
-What is stored is rounded to its dtype; a row, or a codebook, that then would lose more than it did stays as it was.
+With zero points β_g = −s_g z_g is solved for beside s_g, and z_g is rounded; the scales are then solved again for
+it. A codebook is solved alike, c_k being one where the code is k; entries that are zero stay so. Scales keep their
+sign. What is stored is rounded to its dtype; a row, or a codebook, that then would lose more than it did stays as
+it was.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ For a row t [columns] and the places S where it may be other than zero, with H t
 
     w_S = argmin (t − w) H (t − w)ᵀ,   that is   H_SS w_S = (t H)_S
 
-Rows of few places are solved exactly, each by LAPACK. The others are solved together by conjugate gradients with the
-diagonal for a preconditioner, 128 rows to a product; each stops when its residual is 10⁻⁶ of what it began with (in
-the preconditioner's norm), and what it is then does not depend on the rows beside it.
+Rows of few places are solved exactly, each by LAPACK. The others are solved together by conjugate gradients with
+the diagonal for a preconditioner, 128 rows to a product; each stops when its residual is 10⁻⁶ of what it began with
+(in the preconditioner's norm), and what it is then does not depend on the rows beside it.
 """
 
 from __future__ import annotations

@@ -5,14 +5,15 @@
 T, t are the teacher's weight and bias. Free is what the student's form leaves free:
 
 * of a student stored as numbers, the weights that are not zero: what was pruned stays zero (`_masked.py`);
-* of one stored as integer codes, the scales, and with `zero_points` the zero points too; of a codebook, its entries.
-  The codes stay (`_codes.py`). A row, or a codebook, that would lose more once its numbers are rounded stays as it is;
+* of one stored as integer codes, the scales, and with `zero_points` the zero points too; of a codebook, its
+  entries. The codes stay (`_codes.py`). A row, or a codebook, that would lose more once its numbers are rounded
+  stays as it is;
 * the bias of a layer that has one: b' = t + (T − W') E[x]. Then W' is solved for the inputs less their mean, which
   is the best for both together.
 
 The gram E[x xᵀ] is damped (`_hessian.py`): `damp` times its mean diagonal is added, and weights of inputs that were
-never active are the teacher's. Statistics are best taken from the teacher, whose inputs these are; a few thousand rows
-of them do. Layers without a bias are solved once; with one twice, because the bias waits for the weights.
+never active are the teacher's. Statistics are best taken from the teacher, whose inputs these are; a few thousand
+rows of them do. Layers without a bias are solved once; with one twice, because the bias waits for the weights.
 
 Stored: as the student is. Error: zeros stay zero, and beyond that nothing bounds the weights themselves.
 

@@ -5,11 +5,12 @@
     a weight w_k that goes costs w_k² / [H⁻¹]_kk, the columns before it being settled;
     the columns after it take over what they can of its part of the outputs
 
-Columns are taken 128 at a time. Of such a block (of all rows) the round(sparsity · weights) go that cost least as it
-stands when its first column comes; or `pattern` N:M keeps N of every M neighbours, chosen when the first of them comes
-(blocks are then of whole groups). Of equal ones the first go, or with a pattern the last. The gram is damped by `damp`
-times its mean diagonal, more where it then still has no Cholesky factor (`_hessian.py`). What was zero stays zero,
-and counts as pruned. The error that is reported is of the weights, which move: it says little of the outputs'.
+Columns are taken 128 at a time. Of such a block (of all rows) the round(sparsity · weights) go that cost least as
+it stands when its first column comes; or `pattern` N:M keeps N of every M neighbours, chosen when the first of them
+comes (blocks are then of whole groups). Of equal ones the first go, or with a pattern the last. The gram is damped
+by `damp` times its mean diagonal, more where it then still has no Cholesky factor (`_hessian.py`). What was zero
+stays zero, and counts as pruned. The error that is reported is of the weights, which move: it says little of the
+outputs'.
 
 Stored: the same dtype and shape. Error: no bound, since weights that stay take over from others.
 
