@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from laws import run, same_bits
-from test_gptq import correlated, lost, weights
+from test_layer_errors import correlated, lost, weights
 
 from compressor.errors import UsageError
 from compressor.inputs import Layer
