@@ -77,6 +77,7 @@ bench: .venv/bench
 	$(BIN)/python bench/pruning.py
 	$(BIN)/python bench/soft_targets.py
 	$(BIN)/python bench/archive.py
+	$(BIN)/python bench/outputs.py
 
 clean:
 	rm -rf .venv $(OUT) .pytest_cache .mypy_cache .ruff_cache .coverage* htmlcov build dist

@@ -26,6 +26,11 @@ def others(
 
 
 def whole_note(jobs: Sequence[Job]) -> tuple[str, ...]:
-    """What methods that hold whole tensors need."""
-    most = max((step.method.memory(job.spec) for job in jobs for step in job.steps), default=0)
-    return (f"a whole tensor is held at a time: up to about {size_text(most)} a worker",) if most else ()
+    """What methods need that hold whole tensors, or much beside their blocks."""
+    found = []
+    for whole, said in ((True, "a whole tensor is held at a time"), (False, "the method works on wide numbers")):
+        steps = [(step.method, job.spec) for job in jobs for step in job.steps if step.method.whole == whole]
+        most = max((method.memory(spec) for method, spec in steps), default=0)
+        if most:
+            found.append(f"{said}: up to about {size_text(most)} a worker")
+    return tuple(found)

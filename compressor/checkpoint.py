@@ -97,6 +97,13 @@ class Rows:
         """Rows of the last block as they lie in the file; None where they are parts of an encoder."""
         return None if self.tensor.encoder is not None else self.raw[start - self.first : stop - self.first]
 
+    def views(self, start: int, stop: int) -> dict[str, Array]:
+        """Rows [start, stop) of the parts of an encoder, by suffix."""
+        return {
+            part.suffix: part.view(self.read[part.suffix], start - self.start, stop - self.start, self.start)
+            for part in self.declared
+        }
+
     def _raw(self, start: int, stop: int) -> Array:
         return self.tensor.whole.read_rows(self.columns, start, stop, self.work, f"{self.key}.raw")
 
@@ -109,10 +116,7 @@ class Rows:
             raw = self.raw[start - self.first : stop - self.first]
             numbers, self.counted = widen_counted(raw, spec.dtype, work, self.key)
             return numbers
-        parts = {
-            part.suffix: part.view(self.read[part.suffix], start - self.start, stop - self.start, self.start)
-            for part in self.declared
-        }
+        parts = self.views(start, stop)
         numbers = work.array(f"{self.key}.decoded", (stop - start, self.columns), DTYPES[spec.dtype].compute)
         try:
             self.tensor.encoder.decode(parts, spec, numbers, start, work)

@@ -16,6 +16,12 @@ PANEL = 1024  # rows of a gram that are worked on at a time
 _BLOCK = 512  # rows whose products are summed in float32
 
 
+def weight_of(bias: str) -> str:
+    """The weight of the layer whose bias is called so; "" where nothing says that it is one."""
+    stem = bias.removesuffix("bias")
+    return f"{stem}weight" if stem != bias else ""
+
+
 @dataclass(frozen=True)
 class Layer:
     """The statistics of one layer's inputs: float64 `mean` and `square` [in], `gram` [in, in] or None."""

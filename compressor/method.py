@@ -34,11 +34,11 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
 from importlib.metadata import entry_points
 from math import lcm
-from typing import Any, ClassVar, Generic, Literal, TypeVar, get_type_hints
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, get_type_hints
 
 from compressor.declared import Option as Option
 from compressor.declared import choices_of as choices_of
@@ -59,10 +59,19 @@ SELECTOR = {"prune": "method", "distill": "method", "quantize": "scheme", "store
 S = TypeVar("S")
 
 
+class Coded(NamedTuple):
+    """The rows of a block as the source stores them: `parts` by suffix, which `encoder` decodes."""
+
+    encoder: Encoder
+    parts: Mapping[str, Array]
+
+
 @dataclass(slots=True)
 class Block:
     """Some whole rows of one tensor: `values` [rows, columns], read-only; `start` is the first row's number.
-    `inputs` is what is known of its layer's inputs [columns], for a method that asks for `statistics`."""
+    `inputs` is what is known of its layer's inputs [columns], for a method that asks for `statistics`. `coded` are
+    the codes of a source that stores such, where no other step came before. A method adds to `said` what the user
+    should know once it is done."""
 
     values: Array
     start: int
@@ -70,6 +79,8 @@ class Block:
     work: Workspace
     partners: Mapping[str, Array]
     inputs: Layer | None = None
+    coded: Coded | None = None
+    said: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +104,7 @@ class Method(ABC):
     alternatives: ClassVar[tuple[str, ...]] = ()  # options of which exactly one is given
     statistics: ClassVar[Literal["", "square", "gram"]] = ""  # of a layer's inputs: none, its vectors, its gram too
     at_once: ClassVar[int] = 0  # weights that a block has at least, if there are so many, where calls are dear
+    biases: ClassVar[bool] = False  # of the layers whose weights it treats it treats the biases too
 
     def __post_init__(self) -> None:
         for name, (hint, declared) in options_of(type(self)).items():
@@ -126,8 +138,13 @@ class Method(ABC):
         """About how many bytes a worker holds of the tensor, where that is more than some blocks."""
         return 0
 
-    def for_tensor(self, name: str) -> Method:
-        """Of a method that a survey of many tensors concluded with: what concerns one of them."""
+    def upon(self, spec: TensorSpec, encoder: Encoder | None) -> Method:
+        """This method for a tensor that the source stores by `encoder`, or as numbers."""
+        return self
+
+    def for_tensor(self, name: str, own: Method) -> Method:
+        """Of a method that a survey of many tensors concluded with: what concerns one of them, whose `own` method
+        was equal to the one that was surveyed."""
         return self
 
     def shortfall(self, spec: TensorSpec) -> str:
@@ -193,6 +210,7 @@ class Encoder(Method):
     """Numbers to stored parts and back."""
 
     adapter: ClassVar[bool] = False  # the parts are a PEFT adapter, which is the whole output
+    numbers_only: ClassVar[bool] = False  # what it restores is stored, and never its parts
     towards: ClassVar[str] = ""  # the partner that the result stands for: the loss is measured against its norm
     members: ClassVar[Mapping[str, bytes]] = {}  # what an `.npz` says beside the parts: texts by member
 
@@ -218,6 +236,11 @@ class Encoder(Method):
     def counted(self) -> bool:
         """Whether the parts follow from the spec; else a survey has to count first what there is to store."""
         return True
+
+    @property
+    def written(self) -> Encoder:
+        """The encoder whose parts these are, by which they are read again."""
+        return self
 
     @property
     def exact(self) -> bool:

@@ -7,7 +7,7 @@ the data, so the same job gives the same figures with any number of workers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf, isinf, log10, sqrt
 from typing import Any
 
@@ -59,15 +59,19 @@ def count_stored_zeros(numbers: Array, spec: TensorSpec, work: Workspace) -> int
 
 @dataclass(slots=True)
 class Change:
-    """What a run did to one tensor. `energy` is Σ w², `lost` is Σ (w − w')²."""
+    """What a run did to one tensor. `energy` is Σ w², `lost` is Σ (w − w')²; `notes` are what there is to say of it
+    in words."""
 
     size: int = 0
     zeros_before: int = 0
     zeros_after: int = 0
     energy: float = 0.0
     lost: float = 0.0
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     def merge(self, more: Change) -> None:
+        if more.notes:
+            self.notes = tuple(dict.fromkeys(self.notes + more.notes))
         self.size += more.size
         self.zeros_before += more.zeros_before
         self.zeros_after += more.zeros_after

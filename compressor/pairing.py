@@ -10,10 +10,12 @@ from typing import Any
 from compressor.checkpoint import Checkpoint
 from compressor.dialects.compressed_tensors import is_transposed
 from compressor.errors import CompressorError, InputError, UsageError, raise_all
+from compressor.inputs import weight_of
 from compressor.plan import Job, Step
 from compressor.recipe import Recipe, Stage
 from compressor.reshape import Reshape
 from compressor.scores import open_scores
+from compressor.selection import VECTOR, Kept, kept
 from compressor.statistics import Statistics, fingerprint, layer_of, open_statistics
 from compressor.structure.request import Request
 from compressor.tensor import TensorSpec
@@ -103,8 +105,10 @@ def described(recipe: Recipe, statistics: Mapping[int, Statistics]) -> Iterator[
             yield from _trained(recipe)
         said = stage.describe()
         if number in statistics:
+            asked = (stage.method, *(method for _, method in stage.rules)) if isinstance(stage, Stage) else ()
+            grams = any(method.statistics == "gram" for method in asked)
             scored = isinstance(stage, Stage) and stage.scored
-            said["scores" if scored else "stats"] = f"sha256:{statistics[number].identity}"
+            said["scores" if scored else "stats"] = f"sha256:{statistics[number].identity(grams=grams)}"
         yield said
     if not recipe.stages:
         yield from _trained(recipe)
@@ -209,6 +213,24 @@ def partner_for(spec: TensorSpec, student: Checkpoint, teacher: Checkpoint, role
     if not partner.spec.is_float:
         raise InputError(f"the {role}'s is {partner.spec.dtype}, not a float", file=teacher.path, tensor=spec.name)
     return partner.spec.name
+
+
+def bias_kept(spec: TensorSpec, stage: Stage, checkpoint: Checkpoint) -> Kept | None:
+    """Why a stage that treats layers' biases leaves this vector alone; None where it is the bias of a layer whose
+    weight the stage treats by the same method."""
+    weight = checkpoint.tensors.get(weight_of(spec.name))
+    if (
+        weight is None
+        or not weight.spec.is_float
+        or len(weight.spec.shape) < 2
+        or spec.shape[0] != weight.spec.shape[0]
+    ):
+        return VECTOR
+    treated = kept(weight.spec, stage.method.verb, stage.include, stage.exclude) is None
+    method = stage.method_for(weight.spec.name)
+    if not treated or method != stage.method_for(spec.name) or method.skip(weight.spec) is not None:
+        return Kept("bias of a layer that is left alone", asked=True)
+    return None
 
 
 def informed(spec: TensorSpec, step: Step, statistics: Mapping[int, Statistics], checkpoint: Checkpoint) -> Step:

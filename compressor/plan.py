@@ -72,7 +72,7 @@ class Job:
     def encoder(self) -> Encoder | None:
         """The encoder whose parts are stored; None when numbers are."""
         last = self.steps[-1] if self.steps else None
-        return last.method if last and not last.dense and isinstance(last.method, Encoder) else None
+        return last.method.written if last and not last.dense and isinstance(last.method, Encoder) else None
 
     @property
     def elementwise(self) -> bool:

@@ -18,10 +18,10 @@ from compressor.files import npy, npz, safetensors
 from compressor.files.folder import CONFIG, INDEX, SINGLE, index_bytes, json_bytes
 from compressor.files.layout import FileLayout
 from compressor.method import Encoder, Method
-from compressor.pairing import described, informed, memory_note, partner_for
+from compressor.pairing import bias_kept, described, informed, memory_note, partner_for
 from compressor.plan import Container, Job, OutputFile, Plan, Step, dense_part, short_name
 from compressor.recipe import Recipe, Stage, Store
-from compressor.selection import Kept
+from compressor.selection import VECTOR, Kept
 from compressor.statistics import Statistics
 from compressor.storing import SPARSE, with_layout
 from compressor.tensor import TensorSpec
@@ -152,10 +152,12 @@ def _job(
     reasons: list[Kept] = []
     for number, stage in enumerate(recipe.stages, len(recipe.cuts)):
         why = stage.leaves(spec)
+        if stage.method_for(spec.name).biases and why in (None, VECTOR) and len(spec.shape) == 1:
+            why = bias_kept(spec, stage, checkpoint)
         if why is None and spec.name in hold:
             why = Kept(hold[spec.name], asked=True)
         if why is None:
-            step = _step(spec, number, stage, container, teachers, checkpoint, known.get(spec.name))
+            step = _step(tensor, number, stage, container, teachers, checkpoint, known.get(spec.name), bool(steps))
             if isinstance(step, Step):
                 _check_order(spec, steps, step)
                 step = informed(spec, step, statistics, checkpoint)
@@ -199,15 +201,18 @@ def _check_order(spec: TensorSpec, steps: Sequence[Step], step: Step) -> None:
 
 
 def _step(
-    spec: TensorSpec,
+    tensor: Tensor,
     number: int,
     stage: Stage,
     container: Container,
     teachers: Mapping[str, Checkpoint],
     checkpoint: Checkpoint,
     known: Method | None,
+    changed: bool,
 ) -> Step | Kept:
-    method = stage.method_for(spec.name)
+    """What the stage does to a tensor, which stages before have `changed`, or why nothing."""
+    spec = tensor.spec
+    method = stage.method_for(spec.name).upon(spec, None if changed else tensor.encoder)
     if isinstance(method, Encoder) and not method.counted and type(known) is type(method):
         method = known
     skip = method.skip(spec)
@@ -217,7 +222,7 @@ def _step(
     if stage.teacher is not None:
         role = method.partners[0]
         partners[role] = partner_for(spec, checkpoint, teachers[stage.teacher], role)
-    if not isinstance(method, Encoder):
+    if not isinstance(method, Encoder) or method.numbers_only:
         return Step(number, method, partners, instead=method.shortfall(spec))
     store = _DEFAULT_STORE[container] if stage.store == "auto" else stage.store
     if store == "codes" or (store in SPARSE and store != "smallest"):

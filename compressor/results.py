@@ -70,10 +70,10 @@ class Report:
         """What the methods have to say about what was measured, alike sentences gathered."""
         found: dict[str, list[str]] = {}
         for job, change in self.rows:
-            for step in job.steps:
-                said = step.method.warning(change) if change is not None else None
-                if said:
-                    found.setdefault(said, []).append(job.spec.name)
+            if change is None:
+                continue
+            for said in (*change.notes, *filter(None, (step.method.warning(change) for step in job.steps))):
+                found.setdefault(said, []).append(job.spec.name)
         sentences = [
             f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {said}"
             for said, names in found.items()

@@ -146,7 +146,9 @@ class Runner:
                 while isinstance(found, Survey):
                     found = found.conclude(self._fold(found, self._survey_tasks(found, jobs)))
                 for job, place in jobs:
-                    self.resolved[job.spec.name, place] = (found or method).for_tensor(job.spec.name)
+                    self.resolved[job.spec.name, place] = (found or method).for_tensor(
+                        job.spec.name, job.steps[place].method
+                    )
 
     def _survey_tasks(self, survey: Survey[Any], jobs: Sequence[tuple[Job, int]]) -> Iterator[Task[Any]]:
         batch: list[Piece] = []  # of small tensors, which are treated here as in `_tasks`

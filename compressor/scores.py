@@ -41,7 +41,7 @@ class Scores(Statistics):
             scaled = np.ldexp(found, -np.frexp(peak)[1])  # only their order counts, and squares of 1e300 are none
             return Layer(1, np.zeros_like(scaled), scaled * scaled)
 
-    def _digest(self) -> str:
+    def identity(self, *, grams: bool = False) -> str:
         digest = sha256()
         for layer in self.layers:
             digest.update(f"{layer}\0".encode())

@@ -32,6 +32,9 @@ class Kept:
     asked: bool = False
 
 
+VECTOR = Kept("vector or scalar (biases, norms)", asked=True)
+
+
 @cache
 def pattern(text: str) -> re.Pattern[str]:
     """A glob over whole tensor names, or a regular expression after `re:`; both must match the whole name."""
@@ -63,7 +66,7 @@ def kept(spec: TensorSpec, verb: str, include: tuple[str, ...], exclude: tuple[s
     if included is not None:
         return None
     if len(spec.shape) < 2:
-        return Kept("vector or scalar (biases, norms)", asked=True)
+        return VECTOR
     return _language_model_default(spec.name, verb)
 
 

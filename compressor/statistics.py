@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from hashlib import sha256
 from typing import ClassVar
 
@@ -91,17 +90,18 @@ class Statistics:
             raise self._wrong(layer, "its mean square is negative")
         return Layer(self.counts[layer], mean, square, self._gram(layer, square) if gram else None)
 
-    @cached_property
-    def identity(self) -> str:
-        """SHA-256 of the fingerprints and of every layer's name, count, mean and square; grams are not read."""
-        return self._digest()
-
-    def _digest(self) -> str:
+    def identity(self, *, grams: bool = False) -> str:
+        """SHA-256 of the fingerprints and of every layer's name, count, mean and square; and of the `grams` for who
+        goes by them, which reads the whole file."""
         digest = sha256(f"{self.model}\0{self.weights}".encode())
         for layer, count in self.counts.items():
             digest.update(f"\0{layer}\0{count}\0{layer in self.grams}\0".encode())
             for part in ("mean", "square"):
                 digest.update(self._raw(layer, part).tobytes())
+            if grams and layer in self.grams:
+                for start in range(0, self.widths[layer], PANEL):
+                    stop = min(start + PANEL, self.widths[layer])
+                    digest.update(self._raw(layer, "gram", start, stop).tobytes())
         return digest.hexdigest()
 
     def _raw(self, layer: str, part: str, start: int = 0, stop: int = 1) -> Array:

@@ -21,7 +21,7 @@ from compressor.floats import narrow_exact, settle, widen
 from compressor.inputs import Layer
 from compressor.joining import Joined, changes_by_rows
 from compressor.lazy import np
-from compressor.method import Block, Encoder, Method, Selection, Survey, Transform, select
+from compressor.method import Block, Coded, Encoder, Method, Selection, Survey, Transform, select
 from compressor.metrics import Change, count_stored_zeros, count_zeros, dot, is_safe
 from compressor.plan import Job, Plan, Step
 from compressor.scan import count_non_finite
@@ -59,9 +59,7 @@ class Worker:
             for job, cut, methods, start, stop in pieces:
                 for block in self._blocks(job, cut, start, stop, work):
                     numbers = self._transform(job, methods, block)
-                    step = job.steps[len(methods)]
-                    inputs, beside = self._inputs(step, work), block.partners.get(step.stage, {})
-                    stats = survey.observe(Block(numbers, block.start, job.spec, work, beside, inputs), stats)
+                    stats = survey.observe(self._block(job, len(methods), numbers, block), stats)
         return stats
 
     def chunk(self, job: Job, cut: Cut, methods: Sequence[Method], start: int, stop: int) -> list[Done]:
@@ -74,6 +72,7 @@ class Worker:
                 change = Change()
                 for block, after, stored in self._treat(job, cut, methods, start, stop, work):
                     change.merge(after if isinstance(after, Change) else self._measure(job, block, after, stored))
+                    change.merge(Change(notes=tuple(block.said)))
         return [(job.spec.name, change, stop == cut.rows)]
 
     def joined(self, joined: Joined, methods: Sequence[Method]) -> list[Done]:
@@ -156,17 +155,14 @@ class Worker:
             encoder = methods[-1]
             assert isinstance(encoder, Encoder)  # noqa: S101 - the planner composed it
             views = part_views(parts, job, rows, start)
-            step = job.steps[-1]
-            inputs, beside = self._inputs(step, work), block.partners.get(step.stage, {})
             if len(methods) == 1 and not whole:
-                whole_rows = Block(block.values, block.start, job.spec, work, beside, inputs)
-                lost, zeros = encoder.measured(whole_rows, views)
+                lost, zeros = encoder.measured(self._block(job, 0, block.values, block), views)
                 if np.isfinite(lost):  # else look at the numbers
                     yield block, _changed(job, block, zeros, lost), None
                     continue
             numbers = self._transform(job, methods[:-1], block)
             result = work.array("run.restored", numbers.shape, numbers.dtype.str)
-            encoder.encode(Block(numbers, block.start, job.spec, work, beside, inputs), views, result)
+            encoder.encode(self._block(job, len(methods) - 1, numbers, block), views, result)
             yield block, result, None
         self._write_parts(job, parts, offsets, start)
 
@@ -175,9 +171,7 @@ class Worker:
         work, stored = block.work, block.stored
         assert stored is not None  # noqa: S101 - who calls looked
         keep = work.array("run.keep", stored.shape, "|b1")
-        beside = block.partners.get(job.steps[0].stage, {})
-        inputs = self._inputs(job.steps[0], work)
-        method.keep(Block(block.values, block.start, job.spec, work, beside, inputs), keep)
+        method.keep(self._block(job, 0, block.values, block), keep)
         if job.spec.dtype == "BF16":
             counted = kernels.select_bf16(stored, keep, out)
             if counted is not None and is_safe(counted[0]):
@@ -251,7 +245,8 @@ class Worker:
                 if job.encoder is not None and role == job.encoder.towards:
                     energy = theirs
                 beside.setdefault(stage, {})[role] = numbers
-            yield _Read(values, rows.stored(first, last), first, energy, zeros, beside, work)
+            coded = None if tensor.encoder is None else Coded(tensor.encoder, rows.views(first, last))
+            yield _Read(values, rows.stored(first, last), first, energy, zeros, beside, work, coded)
 
     def _finite(self, values: Array, tensor: Tensor, checkpoint: Checkpoint) -> float:
         """Σ w² of a block; InputError with the tensor's count of NaN and infinite values if it has any."""
@@ -274,13 +269,20 @@ class Worker:
         read = self.statistics[step.stage].read
         return work.once(f"run.inputs{step.stage}", (layer, step.gram), lambda: read(layer, step.gram))
 
+    def _block(self, job: Job, place: int, numbers: Array, read: _Read) -> Block:
+        """What the job's step at `place` gets to see, where `numbers` is what the steps before made of what was
+        `read`."""
+        step = job.steps[place]
+        beside, inputs = read.partners.get(step.stage, {}), self._inputs(step, read.work)
+        coded = read.coded if place == 0 else None
+        return Block(numbers, read.start, job.spec, read.work, beside, inputs, coded, read.said)
+
     def _transform(self, job: Job, methods: Sequence[Method], block: _Read) -> Array:
         """The numbers after these methods; two buffers take turns."""
         numbers = block.values
-        for turn, (step, method) in enumerate(zip(job.steps, methods, strict=False)):
+        for turn, method in enumerate(methods):
             out = block.work.array(f"run.turn{turn % 2}", numbers.shape, numbers.dtype.str)
-            inputs, beside = self._inputs(step, block.work), block.partners.get(step.stage, {})
-            inner = Block(numbers, block.start, job.spec, block.work, beside, inputs)
+            inner = self._block(job, turn, numbers, block)
             if isinstance(method, Encoder):
                 method.encode(inner, None, out)
             else:
@@ -301,6 +303,8 @@ class _Read:
     zeros: int | None  # where they are known already
     partners: dict[int, dict[str, Array]]
     work: Workspace
+    coded: Coded | None = None
+    said: list[str] = field(default_factory=list)
 
 
 def _zeros(numbers: Array, raw: Array | None, job: Job, work: Workspace) -> int:

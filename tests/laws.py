@@ -18,7 +18,8 @@ import numpy.typing as npt
 from compressor.errors import CompressorError, InputError, UsageError
 from compressor.floats import largest, narrow, smallest, widen
 from compressor.inputs import Layer
-from compressor.method import VERBS, Block, Encoder, Method, Part, Survey, Transform, methods_of
+from compressor.method import VERBS, Block, Coded, Encoder, Method, Part, Survey, Transform, methods_of
+from compressor.methods.quantize.codebook import Codebook
 from compressor.methods.quantize.int import Int
 from compressor.tensor import DTYPES, TensorSpec
 from compressor.workspace import Workspace
@@ -55,6 +56,7 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
     ("prune", "layer-adaptive"): ({"sparsity": 0.6}, {"sparsity": 0.9, "min_keep": 0.1}),
     ("prune", "random"): ({"sparsity": 0.5}, {"sparsity": 0.3, "seed": 7, "respect_zeros": True}),
     ("prune", "wanda"): ({"sparsity": 0.0}, {"sparsity": 0.5}, {"pattern": "2:4"}, {"pattern": "5:20"}),
+    ("prune", "sparsegpt"): ({"sparsity": 0.0}, {"sparsity": 0.5}, {"pattern": "2:4"}, {"pattern": "5:20"}),
     ("prune", "nm"): ({"pattern": "2:4"}, {"pattern": "1:3"}, {"pattern": "5:20"}),
     ("distill", "blend"): ({"alpha": 0.0}, {"alpha": 0.3}, {"alpha": 1.0}),
     ("distill", "reweight"): ({},),
@@ -73,6 +75,17 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
         {"error": 0.1},
         {"energy": 0.5, "svd": "randomized"},
         {"error": 0.1, "informed": True},
+    ),
+    ("distill", "refit"): (
+        {},
+        {"damp": 0.1},
+        {"stored": Int(bits=4, group_size=8)},
+        {"stored": Int(bits=3, symmetric=False, granularity="channel")},
+        {"stored": Int(bits=4, symmetric=False, group_size=8), "zero_points": True},
+        {"stored": Int(bits=4, granularity="tensor")},
+        {"stored": Int(bits=8, group_size=16, layout="gptq")},
+        {"stored": Codebook(entries=5)},
+        {"stored": Codebook(entries=4, rows=3)},
     ),
     # whole models: their laws are in test_students.py
     ("distill", "depth"): (),
@@ -222,7 +235,7 @@ def edges(dtype: str) -> dict[str, Array]:
 
 def fitting(method: Method, raw: Array) -> Array:
     """The array repeated to a matrix of whole groups and words, for layouts that hold nothing else."""
-    if getattr(method, "layout", "") not in ("mlx", "gptq"):
+    if getattr(getattr(method, "stored", None) or method, "layout", "") not in ("mlx", "gptq"):
         return raw
     matrix = raw.reshape(TensorSpec("", "F32", raw.shape).matrix)
     return np.tile(matrix, [size // gcd(size, length) for size, length in zip((8, 32), matrix.shape, strict=True)])
@@ -245,6 +258,8 @@ class Outcome:
 
 def align_of(method: Method, spec: TensorSpec) -> int:
     """Rows at whose multiples blocks may begin."""
+    if method.whole:
+        return max(spec.matrix[0], 1)
     return method.align(spec) if isinstance(method, Encoder) else 1
 
 
@@ -273,12 +288,18 @@ def blocks(
     ranges: list[tuple[int, int]],
     work: Workspace,
     inputs: Layer | None = None,
+    codes: Outcome | None = None,
 ) -> Iterator[Block]:
     for start, stop in ranges:
         values = matrix[start:stop].copy()
         values.setflags(write=False)
         beside = {role: other[start:stop] for role, other in partners.items()}
-        yield Block(values, start, spec, work, beside, inputs)
+        coded = None
+        if codes is not None:
+            assert isinstance(codes.method, Encoder)
+            assert codes.parts is not None
+            coded = Coded(codes.asked, views_of(codes.method, spec, codes.parts, slice(start, stop)))  # type: ignore[arg-type]
+        yield Block(values, start, spec, work, beside, inputs, coded)
 
 
 def resolve(
@@ -298,7 +319,7 @@ def resolve(
             stats = found.merge(stats, found.observe(block, found.start()))
         found = found.conclude(stats)
         if isinstance(found, Method) and found.reach == "tensor":  # what a whole model told may need one more look
-            found = found.for_tensor(spec.name)
+            found = found.for_tensor(spec.name, method)
             found = found.survey([spec]) or found
     return found or method
 
@@ -324,13 +345,17 @@ def run(
         partners[method.partners[0]] = (matrix if teacher is None else teacher).reshape(matrix.shape)
     if method.statistics and inputs is None:
         inputs = inputs_of(spec)
+    codes = None
+    if isinstance(getattr(method, "stored", None), Encoder):  # it works on what that has stored
+        codes = run(method.stored, spec, raw)  # type: ignore[attr-defined]
+        matrix = codes.settled
     ranges = cut(len(matrix), size, align_of(method, spec))
     asked, method = method, resolve(method, spec, matrix, partners, ranges, work, inputs)
     restored = np.full(matrix.shape, np.nan, matrix.dtype)
     parts = None
     if isinstance(method, Encoder) and store_parts:
         parts = {part.suffix: fresh(part, garbage) for part in method.parts(spec)}
-    for block in blocks(spec, matrix, partners, ranges, work, inputs):
+    for block in blocks(spec, matrix, partners, ranges, work, inputs, codes):
         rows = slice(block.start, block.start + len(block.values))
         out = np.full(block.values.shape, np.nan, matrix.dtype)
         if isinstance(method, Encoder):

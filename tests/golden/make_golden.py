@@ -56,6 +56,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "prune-nm-f32.safetensors": ("prune", "F32", {"pattern": "2:4"}),
     "prune-wanda-f32.safetensors": ("prune", "F32", {"method": "wanda", "sparsity": 0.5, **STATS}),
     "prune-wanda-pattern-bf16.safetensors": ("prune", "BF16", {"method": "wanda", "pattern": "2:4", **STATS}),
+    "prune-sparsegpt-f32.safetensors": ("prune", "F32", {"method": "sparsegpt", "sparsity": 0.5, **STATS}),
+    "prune-sparsegpt-pattern-bf16.safetensors": (
+        "prune",
+        "BF16",
+        {"method": "sparsegpt", "pattern": "2:4", **STATS},
+    ),
     "prune-magnitude-scores-f16.safetensors": (
         "prune",
         "F16",
@@ -107,6 +113,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "distill-low-rank-stats-bf16.safetensors": ("distill", "BF16", {"method": "low-rank", "rank": 2, **STATS}),
     "distill-residual-bf16.safetensors": ("distill", "BF16", {"method": "residual", "rank": 2}),
     "distill-residual-error-f32.safetensors": ("distill", "F32", {"method": "residual", "error": 0.4}),
+    "distill-refit-f32.safetensors": ("distill", "F32", {"method": "refit", **STATS}),
     "distill-depth-f32.safetensors": ("distill", "CHAIN-F32", {"method": "depth", "layers": "0,2"}),
     "distill-subclone-bf16.safetensors": ("distill", "CHAIN-BF16", {"method": "subclone", "widths": "6,4,5,3"}),
     "quantize-factor-f32.safetensors": ("quantize", "F32", {"factor": 64}),
@@ -148,6 +155,10 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "quantize-int-search-4-tensor-f32.safetensors": _ints(4, granularity="tensor", method="search"),
     "quantize-int-search-4-signed-f64.safetensors": _ints(
         4, "F64", granularity="channel", signed_scales=True, method="search"
+    ),
+    "quantize-int-gptq-method-4-bf16.safetensors": _ints(4, "BF16", group_size=8, method="gptq", **STATS),
+    "quantize-int-gptq-method-3-asymmetric-f32.safetensors": _ints(
+        3, symmetric=False, granularity="channel", method="gptq", act_order=True, **STATS
     ),
     "quantize-int-hqq-4-asymmetric-f32.safetensors": _ints(4, symmetric=False, group_size=8, method="hqq"),
     **{f"quantize-int-compressor-{bits}-f32.safetensors": _ints(bits, group_size=8) for bits in (2, 3, 5, 6, 7)},

@@ -26,6 +26,7 @@ from compressed_tensors.utils.match import is_match, match_name, match_targets  
 
 import compressor  # noqa: E402
 from compressor.errors import InputError  # noqa: E402
+from compressor.statistics import Gather, write_statistics  # noqa: E402
 
 pytestmark = pytest.mark.interop
 
@@ -132,6 +133,25 @@ def test_the_library_decompresses_what_we_wrote(tmp_path: Path, dtype: str, opti
     assert_same(decompressed(tmp_path / "packed", DTYPES[dtype]), restored)
     untouched = [name for name in content if "layers" not in name or "bias" in name]
     assert_same({n: restored[n] for n in untouched}, {n: content[n] for n in untouched})
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_library_decompresses_what_went_by_statistics(tmp_path: Path, symmetric: bool) -> None:
+    """Codes of least output error, and a student of such codes whose scales were refit."""
+    content = {f"layers.{n}.proj.weight": matrix(33, 256, torch.bfloat16, n) for n in range(2)}
+    source, gathered = folder(tmp_path / "source", content), []
+    for name in content:
+        gather = Gather(256, gram=True)
+        gather.add(torch.randn(400, 256, generator=torch.Generator().manual_seed(1)).cumsum(1).numpy())
+        gathered.append((name.removesuffix(".weight"), gather.layer))
+    stats = tmp_path / "stats.safetensors"
+    write_statistics(stats, gathered)
+    options: dict[str, Any] = {"bits": 4, "symmetric": symmetric, "group_size": 128, "method": "gptq"}
+    compressor.quantize(source, tmp_path / "packed", stats=stats, **options)
+    compressor.distill(tmp_path / "packed", tmp_path / "refitted", teacher=source, method="refit", stats=stats)
+    for packed in ("packed", "refitted"):
+        compressor.restore(tmp_path / packed, tmp_path / f"{packed}-dense")
+        assert_same(decompressed(tmp_path / packed, torch.bfloat16), load(tmp_path / f"{packed}-dense"))
 
 
 def test_the_command_line_writes_the_same(tmp_path: Path) -> None:

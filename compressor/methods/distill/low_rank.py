@@ -35,7 +35,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from compressor.lazy import np
-from compressor.method import Block, Skip, Survey, option
+from compressor.method import Block, Method, Skip, Survey, option
 from compressor.methods.distill import _svd
 from compressor.methods.distill._factored import Factored, profitable, too_large
 from compressor.methods.distill._ranks import Looking, Ranks, by_energy, by_ratio
@@ -109,7 +109,7 @@ class LowRank(Factored):
     def survey(self, specs: Sequence[TensorSpec]) -> Survey[Any] | None:
         return Looking(self, tuple(specs)) if self.reach == "model" else None
 
-    def for_tensor(self, name: str) -> LowRank:
+    def for_tensor(self, name: str, own: Method) -> LowRank:
         if self.ranks is None:
             return self
         rank = dict(self.ranks).get(name, 0) or _KEPT

@@ -28,7 +28,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from compressor.errors import InputError
 from compressor.lazy import np
-from compressor.method import Block, Part, Skip, Survey, option
+from compressor.method import Block, Method, Part, Skip, Survey, option
 from compressor.methods.distill import _svd
 from compressor.methods.distill._factored import Factored
 from compressor.methods.distill._ranks import Looking, Ranks, by_energy, by_error
@@ -159,7 +159,7 @@ class Residual(Factored):
     def survey(self, specs: Sequence[TensorSpec]) -> Survey[Any] | None:
         return Looking(self, tuple(specs)) if self.reach == "model" else None
 
-    def for_tensor(self, name: str) -> Residual:
+    def for_tensor(self, name: str, own: Method) -> Residual:
         return self if self.ranks is None else replace(self, ranks=None, found=dict(self.ranks)[name])
 
     def wants(self, spec: TensorSpec) -> bool:

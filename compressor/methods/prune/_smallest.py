@@ -21,7 +21,7 @@ from itertools import accumulate
 from typing import Any, ClassVar
 
 from compressor.lazy import np
-from compressor.method import Block, Selection, Survey
+from compressor.method import Block, Method, Selection, Survey
 from compressor.tensor import TensorSpec
 from compressor.workspace import Array
 
@@ -76,7 +76,7 @@ class Cut(Selection):
     def nameless(self) -> bool:  # type: ignore[override]
         return self.until is None
 
-    def for_tensor(self, name: str) -> Cut:
+    def for_tensor(self, name: str, own: Method) -> Cut:
         """Only one tensor is cut by place: to those before and after it a level is all there is."""
         if self.until is None or self.until[0] == name:
             return self

@@ -91,14 +91,14 @@ class Codebook(Encoder):
         if self.rows is None:
             if self.book is None:
                 raise TypeError("a survey has to find the centroids first")
-            stored, numbers = _rounded(np.array([self.book]), spec)
+            stored, numbers = rounded(np.array([self.book]), spec)
             if parts is not None and block.start == 0:
                 parts[".codebook"][...] = stored[0]
             nearest(values.reshape(1, -1), numbers, codes.reshape(1, -1), work)
             numbers[0].take(codes, out=restored, mode="clip")
         else:
             for start, stop in self._pieces(values):
-                stored, numbers = _rounded(self._fitted(values[start:stop], spec, block.start + start), spec)
+                stored, numbers = rounded(self._fitted(values[start:stop], spec, block.start + start), spec)
                 if parts is not None:
                     first = start // self.rows
                     parts[".codebook"][first : first + len(stored)] = stored
@@ -197,7 +197,7 @@ class Clustering(Survey[Patterns]):
         return replace(self.method, book=tuple(book[0].tolist()))
 
 
-def _rounded(book: Array, spec: TensorSpec) -> tuple[Array, Array]:
+def rounded(book: Array, spec: TensorSpec) -> tuple[Array, Array]:
     """Centroids in the type they are stored in, and the numbers that those are; zero is positive."""
     compute = DTYPES[spec.dtype].compute
     stored = np.empty(book.shape, DTYPES[spec.dtype].storage)

@@ -49,6 +49,7 @@ from compressor.floats import epsilon, smallest
 from compressor.floats import largest as limit
 from compressor.lazy import np
 from compressor.method import Block, Encoder, Method, Part, option
+from compressor.methods._hessian import compensation_memory
 from compressor.methods.quantize import _gptq, _layouts, _layouts_foreign, _ranges, _scales
 from compressor.methods.quantize._hqq import HalfQuadratic
 from compressor.methods.quantize._scales import Chosen
@@ -160,7 +161,7 @@ class Int(Encoder):
             )
         groups = columns // self.group if self.grain == "group" else 1
         shape = (1,) if self.grain == "tensor" else (rows, groups)
-        return self._layout(spec).parts(spec, self._scale_dtype(spec), shape)
+        return self.form(spec).parts(spec, self.scale_dtype(spec), shape)
 
     def fallback(self, spec: TensorSpec) -> tuple[Encoder, str] | None:
         """The largest smaller group that divides the row, of those that the layout holds; else one scale a row."""
@@ -216,6 +217,9 @@ class Int(Encoder):
     def at_once(self) -> int:  # type: ignore[override]
         return 1 << 21 if self.method == "gptq" else 0
 
+    def memory(self, spec: TensorSpec) -> int:
+        return compensation_memory(spec, max(self.at_once, spec.matrix[1])) if self.method == "gptq" else 0
+
     @property
     def label(self) -> str:
         return f"int{self.bits}"
@@ -231,13 +235,13 @@ class Int(Encoder):
         """The range of the tensor, where it has one scale; a search goes on to a histogram."""
         if self.grain != "tensor" or self.extent is not None:
             return None
-        return _ranges.Extent(self, self._rule(specs[0]))
+        return _ranges.Extent(self, self.rule(specs[0]))
 
     def bound(self, largest: float, spec: TensorSpec) -> float:
         """From the range: half a scale, and what storing the scale and the result in their dtypes adds at the
         range's end. A search may clip, but Σ (w − w')² of a group is at most what it would be then: so no weight
         loses more than √(weights of the group) as much, nor more than the least scale leaves of the largest."""
-        dtype = self._scale_dtype(spec)
+        dtype = self.scale_dtype(spec)
         scale = max(largest / (self.half - 0.5), smallest(dtype))
         # near the end of the dtype's range the scale is held back, so that no code leaves it
         held_back = largest * (1 + 1 / self.half) >= limit(spec.dtype)
@@ -247,49 +251,50 @@ class Int(Encoder):
         if self.method == "gptq":
             return nearest + _gptq.REACH * largest
         if self.method == "absmax":
-            return nearest + rounding + self._layout(spec).slack(largest, spec)
+            return nearest + rounding + self.form(spec).slack(largest, spec)
         clipped = largest
         if self.symmetric:
             clipped = max(largest - (self.half - 1) * LEAST * largest / (self.half - 0.5), MOST * scale / 2) + slack
         size = spec.size if self.grain == "tensor" else self.group if self.grain == "group" else spec.matrix[1]
         alike = 1.001 * nearest * sqrt(size) if self.method == "search" else clipped
-        return max(nearest, min(clipped, alike)) + rounding + MOST * self._layout(spec).slack(largest, spec)
+        return max(nearest, min(clipped, alike)) + rounding + MOST * self.form(spec).slack(largest, spec)
 
     # ---- the kernels -------------------------------------------------------------------------------
 
     def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
-        target = self._grouped(restored)
+        target = self.grouped(restored)
         codes = None if parts is None else block.work.array("int.codes", restored.shape, "|u1")
         if self.method == "gptq":
-            chosen = self._compensate(block, restored)
+            choose = partial(self._choose, block.spec, work=block.work)
+            chosen = _gptq.compensate(block, target, self.half, self.damp, self.act_order, choose)
         else:
-            chosen = self._choose(block.spec, self._grouped(block.values), target, block.work)
-            _scales.apply(np.divide, self._grouped(block.values), chosen.column, target)
+            chosen = self._choose(block.spec, self.grouped(block.values), target, block.work)
+            _scales.apply(np.divide, self.grouped(block.values), chosen.column, target)
         self._round(target, target, chosen.zero, codes)
         if parts is not None and codes is not None:
             self._store(codes, chosen, parts, block)
         if chosen.zero is None:
             np.add(target, 0.0, out=target)  # decoding knows no −0
-        layout, dtype = self._layout(block.spec), self._scale_dtype(block.spec)
+        layout, dtype = self.form(block.spec), self.scale_dtype(block.spec)
         layout.numbers(target, chosen.column, chosen.zero, dtype, block.work)
 
     def measured(self, block: Block, parts: Mapping[str, Array]) -> tuple[float, int]:
         """In units of the scale: Σ (q − z − w/s)² of each group, times s²."""
-        if self.method == "gptq" or not self._layout(block.spec).plain:
+        if self.method == "gptq" or not self.form(block.spec).plain:
             return super().measured(block, parts)
-        grouped, work = self._grouped(block.values), block.work
-        codes = self._grouped(work.array("int.codes", block.values.shape, "|u1"))
-        rounded = self._grouped(work.array("int.rounded", block.values.shape, block.values.dtype.str))
+        grouped, work = self.grouped(block.values), block.work
+        codes = self.grouped(work.array("int.codes", block.values.shape, "|u1"))
+        rounded = self.grouped(work.array("int.rounded", block.values.shape, block.values.dtype.str))
         chosen = self._choose(block.spec, grouped, rounded, work)
         zero = np.full_like(chosen.stored, self.half, grouped.dtype) if chosen.zero is None else chosen.zero
         zero = zero.astype(grouped.dtype, copy=False)
         counted = kernels.round_codes(grouped, chosen.column, zero, 2 * self.half, codes)
         if counted is None:
-            ratio = self._grouped(work.array("int.ratio", block.values.shape, block.values.dtype.str))
+            ratio = self.grouped(work.array("int.ratio", block.values.shape, block.values.dtype.str))
             _scales.apply(np.divide, grouped, chosen.column, ratio)
             self._round(ratio, rounded, chosen.zero, codes.reshape(block.values.shape))
             np.subtract(rounded, ratio, out=rounded)
-            mask = self._grouped(work.array("int.mask", block.values.shape, "|b1"))
+            mask = self.grouped(work.array("int.mask", block.values.shape, "|b1"))
             np.equal(codes, zero.astype(np.uint8).reshape(chosen.column.shape), out=mask)
             counted = np.vecdot(rounded, rounded).astype(np.float64), int(np.count_nonzero(mask))
         units, zeros = counted
@@ -301,17 +306,17 @@ class Int(Encoder):
         return lost, zeros
 
     def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
-        layout = self._layout(spec)
-        if layout.decode(parts, self._grouped(out), work):
+        layout = self.form(spec)
+        if layout.decode(parts, self.grouped(out), work):
             return
         codes = work.array("int.codes", out.shape, "|u1")
         zero = layout.load(parts, codes, work)
         offset = zero.astype(out.dtype)[..., None] if zero is not None else out.dtype.type(self.half)
-        target = self._grouped(out)
-        np.copyto(target, self._grouped(codes))
+        target = self.grouped(out)
+        np.copyto(target, self.grouped(codes))
         np.subtract(target, offset, out=target)
-        scale = _scales.wide_scale(layout.scales(parts), self._scale_dtype(spec)).astype(out.dtype, copy=False)
-        _scales.apply(np.multiply, target, self._column(scale), target)
+        scale = _scales.wide_scale(layout.scales(parts), self.scale_dtype(spec)).astype(out.dtype, copy=False)
+        _scales.apply(np.multiply, target, self.column(scale), target)
 
     def _round(self, ratio: Array, rounded: Array, zero: Array | None, codes: Array | None) -> None:
         """From w/s the codes: as floats q − z [rows, groups, size] (maybe the same memory), and as unsigned bytes q
@@ -336,36 +341,29 @@ class Int(Encoder):
 
     def _store(self, codes: Array, chosen: Chosen, parts: Mapping[str, Array], block: Block) -> None:
         points = None if chosen.zero is None else chosen.zero.astype(np.uint8)
-        self._layout(block.spec).store(codes, chosen.stored, points, parts, block.start == 0, block.work)
+        self.form(block.spec).store(codes, chosen.stored, points, parts, block.start == 0, block.work)
 
-    def _layout(self, spec: TensorSpec) -> _layouts.CodeLayout:
+    def form(self, spec: TensorSpec) -> _layouts.CodeLayout:
         return _LAYOUTS[self.layout_of(spec)](self.bits, self.symmetric, self.grain == "tensor")
 
-    def _scale_dtype(self, spec: TensorSpec) -> str:
+    def scale_dtype(self, spec: TensorSpec) -> str:
         return _LAYOUTS[self.layout_of(spec)].scale_dtype(spec)
 
-    def _grouped(self, matrix: Array) -> Array:
+    def grouped(self, matrix: Array) -> Array:
         """[rows, columns] as [rows, groups, size]."""
         rows = len(matrix)
         return matrix.reshape(rows, -1, self.group) if self.grain == "group" else matrix[:, None, :]
 
-    def _compensate(self, block: Block, out: Array) -> Chosen:
-        """Scales and zero points of a block, and q − z in `out`, chosen together."""
-        assert block.inputs is not None  # noqa: S101 - the method asked for them
-        factor = _gptq.factor_of(block.inputs, self.damp, self.act_order, block.work, block.spec.name)
-        size, choose = self._grouped(out).shape[2], partial(self._choose, block.spec, work=block.work)
-        return _gptq.Compensated(block.values, size, self.half, factor, self.act_order, choose, block.work).run(out)
-
     def _choose(self, spec: TensorSpec, grouped: Array, scratch: Array, work: Workspace) -> Chosen:
         """Scales and zero points of weights; `scratch` [rows, groups, size] is overwritten."""
-        rule = self._rule(spec)
+        rule = self.rule(spec)
         if self.grain == "tensor":
             stored, zero = self._for_tensor(rule)
         else:
             low, high = _scales.extent(grouped, self.symmetric, scratch)
             stored, zero = self._for_groups(grouped, low, high, rule, work)
-        stored, zero = self._layout(spec).settle(grouped, stored, zero, rule.dtype)
-        return Chosen(stored, zero, self._column(rule.numbers(stored).astype(grouped.dtype, copy=False)))
+        stored, zero = self.form(spec).settle(grouped, stored, zero, rule.dtype)
+        return Chosen(stored, zero, self.column(rule.numbers(stored).astype(grouped.dtype, copy=False)))
 
     def _for_groups(
         self, grouped: Array, low: Array, high: Array, rule: Rule, work: Workspace
@@ -389,10 +387,10 @@ class Int(Encoder):
             zero = None if self.found[1] is None else np.array([[self.found[1]]])
         return rule.store(scale, zero)[0], zero
 
-    def _rule(self, spec: TensorSpec) -> Rule:
-        return Rule(self.bits, self.symmetric, self.signed_scales, self._scale_dtype(spec), spec.dtype)
+    def rule(self, spec: TensorSpec) -> Rule:
+        return Rule(self.bits, self.symmetric, self.signed_scales, self.scale_dtype(spec), spec.dtype)
 
-    def _column(self, scale: Array) -> Array:
+    def column(self, scale: Array) -> Array:
         """Scales in a shape that broadcasts over [rows, groups, size]."""
         return scale.reshape((1, 1, 1) if self.grain == "tensor" else (*scale.shape, 1))
 
