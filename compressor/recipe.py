@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from compressor import strict_toml
+from compressor.budget.request import Budget, parse_budget
 from compressor.errors import CompressorError, UsageError, raise_all
 from compressor.method import SELECTOR, VERBS, Encoder, Method, methods_of, options_of
 from compressor.options import STAGE_KEYS, flag, with_scores
@@ -86,6 +87,7 @@ class Recipe:
     description: str = ""
     cuts: tuple[Request | Reshape, ...] = ()
     stats: str | None = None
+    budget: Budget | None = None
 
 
 def recipe_of(stages: Iterable[Stage | Request], where: str = "", name: str = "", description: str = "") -> Recipe:
@@ -112,6 +114,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     name: str = ""
     description: str = ""
     stats: str | None = None
+    budget: dict[str, Any] | None = None
 
 
 class _StageKeys(msgspec.Struct):
@@ -314,7 +317,9 @@ def parse_recipe(text: str, where: str, teacher: str | None = None) -> Recipe:
         except CompressorError as error:
             problems.extend(getattr(error, "problems", [error]))
     raise_all(problems)
-    return replace(recipe_of(stages, f"{where}: ", found.name, found.description), stats=found.stats)
+    budget = None if found.budget is None else parse_budget(found.budget, f"{where}: budget.")
+    made = recipe_of(stages, f"{where}: ", found.name, found.description)
+    return replace(made, stats=found.stats, budget=budget)
 
 
 def _stage(

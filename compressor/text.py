@@ -6,8 +6,11 @@ sequences, C1 codes and bidirectional overrides; a newline can forge a line of a
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
+_UNITS = {"": 1, "b": 1}
+_UNITS |= {f"{p}b": 1000**n for n, p in enumerate("kmgt", 1)} | {f"{p}ib": 1024**n for n, p in enumerate("kmgt", 1)}
 # Cc control, Cf format (bidi overrides, zero-width), Cs surrogate, Co private, Cn unassigned, Zl/Zp separators
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
@@ -40,3 +43,11 @@ def size_text(nbytes: float) -> str:
         nbytes /= 1000
         unit = units.pop(0)
     return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:#.3g} {unit}".replace(". ", " ")
+
+
+def size_of(text: str) -> int | None:
+    """The bytes that `300MB` or `1.5GiB` means; None where it is no size."""
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?([A-Za-z]{0,3})", text)
+    if found is None or found[2].lower() not in _UNITS:
+        return None
+    return int(float(found[1]) * _UNITS[found[2].lower()])

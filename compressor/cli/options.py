@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
@@ -25,10 +24,9 @@ from compressor.method import (
 from compressor.presets import PRESETS
 from compressor.results import Gates, Report, ReportedGateFailed
 from compressor.structure.request import request_options
+from compressor.text import size_of
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-_UNITS = {"": 1, "b": 1}
-_UNITS |= {f"{p}b": 1000**n for n, p in enumerate("kmgt", 1)} | {f"{p}ib": 1024**n for n, p in enumerate("kmgt", 1)}
 
 
 class Size(click.ParamType[int]):
@@ -37,10 +35,10 @@ class Size(click.ParamType[int]):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?([A-Za-z]{0,3})", str(value))
-        if found is None or found[2].lower() not in _UNITS:
+        found = size_of(str(value))
+        if found is None:
             self.fail(f"{value!r} is not a size such as 300MB or 1.5GiB", param, ctx)
-        return int(float(found[1]) * _UNITS[found[2].lower()])
+        return found
 
 
 class Finite(click.ParamType[float]):
