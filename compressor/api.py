@@ -14,6 +14,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from compressor.alternating import alternates, base_recipe
+from compressor.budget.request import Budget, take_budget
+from compressor.budget.running import run_budget, run_tune
+from compressor.budget.tune import Search
 from compressor.calibration import calibrate, merge_statistics
 from compressor.checkpoint import Checkpoint, open_checkpoint
 from compressor.engines import forked
@@ -49,6 +52,7 @@ __all__ = [
     "quantize",
     "restore",
     "run_recipe",
+    "tune",
 ]
 
 
@@ -74,7 +78,8 @@ def distill(source: Path, output: Path, *, teacher: Path | None = None, **option
 
 
 def quantize(source: Path, output: Path, **options: Any) -> Report:
-    """Make weights codes of few bits: `bits=4`, `scheme="nvfp4"`, `granularity="group"`, `store="packed"`, …"""
+    """Make weights codes of few bits: `bits=4`, `scheme="nvfp4"`, `granularity="group"`, `store="packed"`, …
+    Or let a budget choose tensor by tensor: `target_bits=4.5`, with the fields of a `Budget`."""
     return _one_stage("quantize", source, output, options)
 
 
@@ -98,7 +103,8 @@ def pipeline(
         recipe = load_recipe(recipe, mentor)
     if mentor is not None and all(stage.teacher is None for stage in recipe.stages):
         raise UsageError("--teacher: no stage takes a teacher")
-    return run_recipe("pipeline", source, output, recipe, **settings)
+    budget = settings.pop("budget", None) or recipe.budget
+    return run("pipeline", source, output, replace(recipe, budget=budget), **settings)
 
 
 def restore(source: Path, output: Path, **settings: Any) -> Report:
@@ -107,14 +113,46 @@ def restore(source: Path, output: Path, **settings: Any) -> Report:
     return run_recipe("restore", source, output, Recipe(()), **settings)
 
 
+def tune(
+    source: Path,
+    output: Path,
+    *,
+    evaluate: str,
+    min_metric: float,
+    metric: str = "metric",
+    recipe: Recipe | None = None,
+    evaluations: int = 10,
+    timeout: float = 3600.0,
+    log: Path | None = None,
+    **options: Any,
+) -> Report:
+    """The smallest output at which your own measure holds: `evaluate="python score.py {path}"` prints a number or a
+    JSON line with `metric`. Further keywords as `quantize`'s, or a `recipe`."""
+    search = Search(evaluate, metric, min_metric, evaluations, timeout, "" if log is None else os.fspath(log))
+    settings = {key: options.pop(key) for key in list(options) if key in _SETTINGS}
+    if recipe is None:
+        stage_keys = {key: options.pop(key) for key in _STAGE_KEYS if key in options}
+        budget = take_budget(options) or Budget()
+        recipe = replace(recipe_of((make_stage("quantize", options, **stage_keys),)), budget=budget)
+    return run_tune(run_recipe, source, output, recipe, search, **settings)
+
+
 def _one_stage(verb: str, source: Path, output: Path, options: dict[str, Any]) -> Report:
     settings = {key: options.pop(key) for key in list(options) if key in _SETTINGS}
     stage_keys = {key: options.pop(key) for key in _STAGE_KEYS if key in options}
     for key in ("mask", "scores"):
         if stage_keys.get(key) is not None:
             stage_keys[key] = os.fspath(stage_keys[key])
+    budget = take_budget(options) if verb == "quantize" else None
     stage = make_stage(verb, options, **stage_keys)
-    return run_recipe(verb, source, output, recipe_of((stage,)), **settings)
+    return run(verb, source, output, replace(recipe_of((stage,)), budget=budget), **settings)
+
+
+def run(verb: str, source: Path, output: Path, recipe: Recipe, **settings: Any) -> Report:
+    """`run_recipe`, where the recipe has a budget under that."""
+    if recipe.budget is None:
+        return run_recipe(verb, source, output, recipe, **settings)
+    return run_budget(run_recipe, verb, source, output, recipe, recipe.budget, **settings)
 
 
 _STAGE_KEYS = ("include", "exclude", "rules", "store", "teacher", "mask", "scores", "fallback", "preset")
@@ -131,6 +169,7 @@ _SETTINGS = (
     "save_mask",
     "save_base",
     "stats",
+    "tell",
 )
 _LARGE = 128 << 20  # bytes of a model that are worth the start of processes
 

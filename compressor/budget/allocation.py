@@ -1,10 +1,11 @@
 """Which option each unit takes, for a number of bytes.
 
-A unit is a tensor, or several that must have one scheme. Each option has a size and a loss; losses add up. The least
-total loss for a total size, were units divisible, is found by Lagrange: every unit goes down its lower convex hull,
-and all steps of all hulls are taken in the order of what they gain a byte (Shoham & Gersho 1988). At the sizes that
+A unit is a tensor, or several that must have one scheme. Each option has a size and a loss; losses add up. The
+least total loss for a total size, were units divisible, is found by Lagrange: every unit goes down its lower convex
+hull, and all steps of all hulls are taken in the order of what they gain a byte (Shoham & Gersho 1988). At the sizes that
 lie between two steps, which are the `breakpoints`, that is optimal for whole units too. What is left of the budget
-then goes to whatever gains most a byte and still fits, on the hulls or off them.
+then goes to whatever gains most a byte and still fits, on the hulls or off them; and as long as one unit made
+larger and another made smaller is a gain within the budget, the best such exchange is made.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import isfinite
+
+_LEAST = 1e-9  # what an exchange gains at least, of what it would gain for nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ def steps(units: Sequence[Sequence[Option]]) -> list[Step]:
     found = []
     for unit, options in enumerate(units):
         line = hull(options)
-        for before, after in zip(line, line[1:], strict=False):
+        for before, after in pairwise(line):
             gain = _gain(options, before, after)
             saved = options[before].loss - options[after].loss
             found.append(Step(gain, unit, after, options[after].size - options[before].size, saved))
@@ -98,11 +102,53 @@ def allocate(units: Sequence[Sequence[Option]], budget: int) -> list[int]:
             break
         chosen[step.unit] = step.option
         left -= step.size
-    return _fill(units, chosen, left)
+    left = _fill(units, chosen, left)
+    while (freed := _exchange(units, chosen, left)) is not None:
+        left = _fill(units, chosen, left + freed)
+    return chosen
 
 
-def _fill(units: Sequence[Sequence[Option]], chosen: list[int], left: int) -> list[int]:
-    """Spend what is left: again and again the larger option that gains most a byte and fits.
+def _exchange(units: Sequence[Sequence[Option]], chosen: list[int], left: int) -> int | None:
+    """Make one unit smaller and another larger, where both together lose less and fit: the pair of the least loss.
+    The bytes that this frees (below 0: takes); None where no pair is a gain, which must come, as the loss falls."""
+    smaller: list[tuple[int, float, int, int]] = []  # bytes freed, loss more, unit, option
+    larger: list[tuple[int, float, int, int]] = []  # bytes taken, loss less, unit, option
+    for unit, options in enumerate(units):
+        now = options[chosen[unit]]
+        for n, option in enumerate(options):
+            if option.size < now.size and isfinite(option.loss):
+                smaller.append((now.size - option.size, option.loss - now.loss, unit, n))
+            elif option.size > now.size and option.loss < now.loss:
+                larger.append((option.size - now.size, now.loss - option.loss, unit, n))
+    smaller.sort(reverse=True)
+    larger.sort(reverse=True)
+    cheapest: list[tuple[int, float, int, int]] = []  # of what frees enough: of two units, so that one is another
+    best: tuple[float, int, int, int, int, int] | None = None
+    place = 0
+    for taken, gained, unit, n in larger:  # from the most bytes on, so that ever more frees enough
+        while place < len(smaller) and smaller[place][0] + left >= taken:
+            cheapest = _two([*cheapest, smaller[place]])
+            place += 1
+        for freed, lost, other, m in cheapest:
+            if other != unit and gained - lost > _LEAST * gained:
+                found = (lost - gained, unit, n, other, m, freed - taken)
+                best = min(best or found, found)
+                break
+    if best is None:
+        return None
+    _, unit, n, other, m, freed = best
+    chosen[unit], chosen[other] = n, m
+    return freed
+
+
+def _two(moves: list[tuple[int, float, int, int]]) -> list[tuple[int, float, int, int]]:
+    """Of moves the one that loses least, and the one of another unit that does."""
+    moves.sort(key=lambda move: (move[1], -move[0], move[2]))
+    return [*moves[:1], *[move for move in moves if move[2] != moves[0][2]][:1]]
+
+
+def _fill(units: Sequence[Sequence[Option]], chosen: list[int], left: int) -> int:
+    """Spend what is left, and say what is then: again and again the larger option that gains most a byte and fits.
 
     One that does not fit never will, for what is left only becomes less; so each is looked at once.
     """
@@ -123,4 +169,4 @@ def _fill(units: Sequence[Sequence[Option]], chosen: list[int], left: int) -> li
             chosen[unit] = n
             left -= size
             offer(unit)
-    return chosen
+    return left

@@ -26,8 +26,6 @@ from compressor.tensor import TensorSpec
 from compressor.text import printable
 
 DENSE = "dense"
-# What the candidates say; a stage under a budget gives none of them
-CHOSEN = ("scheme", "bits", "granularity", "group_size")
 _INT = re.compile(r"int([2-8])(a?)(c|g[1-9][0-9]{0,6})")
 _GROUPS = (128, 64, 32)
 _BITS: Mapping[str, Sequence[int]] = {"mlx": (2, 3, 4, 5, 6, 8), "gptq": (4, 8), "pack-quantized": (4, 8)}
@@ -64,9 +62,9 @@ class Candidate:
 
     def fits(self, spec: TensorSpec, container: Container) -> bool:
         """Whether the tensor's shape allows it, and loaders of a folder would look for codes there."""
-        if self.encoder is not None and container == "folder":
-            if self.encoder.dialect(spec) and not spec.name.endswith(".weight"):
-                return False
+        looked_for = spec.name.endswith(".weight") or container != "folder"
+        if self.encoder is not None and not looked_for and self.encoder.dialect(spec):
+            return False
         return self.size(spec) is not None
 
     def shared(self, spec: TensorSpec) -> bool:
@@ -137,8 +135,8 @@ def check_readable(candidate: Candidate, spec: TensorSpec) -> None:
     encoder = candidate.encoder
     if encoder is not None and for_block(encoder, spec, 1.0).survey([spec]) is not None:
         raise UsageError(
-            f"candidate {printable(candidate.name, 60)} looks at a whole tensor before it can encode any of it, and "
-            "a survey reads each tensor once",
+            f"candidate {printable(candidate.name, 60)} looks at a whole tensor before it can encode any of it, "
+            "and a survey reads each tensor once",
             remedy="Leave it out, or take one with a scale a group or row",
         )
 

@@ -12,6 +12,7 @@ from math import sqrt
 
 from compressor.budget.allocation import steps
 from compressor.budget.fitting import Fitting, measure_of
+from compressor.budget.tune import Evaluation
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Point:
-    """A point of the curve: bytes of the decided tensors, bits a weight, the mean error; `name` of a uniform one."""
+    """A point of the curve: bytes of the decided tensors, bits a weight, the mean error; `name` if uniform."""
 
     size: int
     bits: float
@@ -54,6 +55,7 @@ class Allocation:
     curve: tuple[Point, ...]
     uniform: tuple[Point, ...]
     size_after: int
+    tried: tuple[Evaluation, ...] = ()  # outputs that `tune` measured, in order
 
 
 def allocation_of(found: Fitting, picked: Sequence[int], size_after: int) -> Allocation:

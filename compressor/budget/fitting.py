@@ -1,7 +1,7 @@
 """From a budget to an ordinary recipe: survey what the candidates cost, choose, and check with the planner.
 
-The planner is asked by dry runs, so that sizes are those of the files to the byte. The recipe that comes of it has the
-stage's own rules first, then one for each tensor by its exact name; what stays dense is excluded by name.
+The planner is asked by dry runs, so that sizes are those of the files to the byte. The recipe that comes of it has
+the stage's own rules first, then one for each tensor by its exact name; what stays dense is excluded by name.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from functools import cached_property
 from math import inf
 
 from compressor.budget.allocation import Option, allocate, breakpoints, smallest
-from compressor.budget.candidates import CHOSEN, DENSE, Candidate, check_readable, make_candidates
-from compressor.budget.request import Budget
+from compressor.budget.candidates import DENSE, Candidate, check_readable, make_candidates
+from compressor.budget.request import CHOSEN, Budget
 from compressor.budget.survey import Measured, Probe
 from compressor.budget.table import key_of, read_table, write_table
 from compressor.checkpoint import Checkpoint
 from compressor.errors import GateFailed, UsageError
 from compressor.fusing import fused_group
-from compressor.method import Encoder, options_of
+from compressor.method import Encoder, Method
 from compressor.options import make_method
 from compressor.plan import Container, Plan
 from compressor.recipe import Recipe, Stage
@@ -49,8 +49,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Fitting:
-    """A surveyed input: everything that a choice needs, and no choice yet. `base` is what the files have beside the
-    parts of the decided tensors, as far as that does not depend on the choice."""
+    """A surveyed input: everything that a choice needs, and no choice yet."""
 
     recipe: Recipe
     budget: Budget
@@ -92,12 +91,12 @@ class Fitting:
         return self._within(target, lambda chosen: self.plan(chosen).size_after)
 
     def _within(self, target: int, measure: Callable[[Sequence[int]], int]) -> list[int]:
-        """Choices are made by the parts' sizes; how much more the files have (`beside`) depends a little on them."""
+        """Choices are made by the parts' sizes; what more the files have (`beside`) depends a little on them."""
         least = smallest(self.options)
         size = measure(least)
         if size > target:
-            self._refuse(size, target)
-        beside, best = size - self.bytes_of(least), least
+            self._refuse(size)
+        beside = size - self.bytes_of(least)
         for _ in range(_ROUNDS):
             if target - beside < self.bytes_of(least):
                 break
@@ -106,9 +105,9 @@ class Fitting:
             if over <= 0:
                 return chosen
             beside += over
-        return best
+        return least
 
-    def _refuse(self, size: int, target: int) -> None:
+    def _refuse(self, size: int) -> None:
         if self.budget.target_bits is not None:
             shown = f"{size * 8 / max(self.weights, 1):.4g} bits a weight"
         else:
@@ -143,7 +142,7 @@ class Fitting:
         return list(breakpoints(self.options))
 
 
-def _first(pair: tuple[str, Encoder]) -> str:
+def _first(pair: tuple[str, Method]) -> str:
     return pair[0]
 
 
@@ -249,7 +248,7 @@ def _survey(
     candidates: Sequence[Candidate],
     fits: dict[str, list[Candidate]],
 ) -> tuple[dict[str, dict[str, Measured]], str]:
-    """What is known of every tensor's candidates: from the table, and the rest measured; and by which statistics."""
+    """What is known of every tensor's candidates, from the table or measured; and by which statistics."""
     informed, identity = "", ""
     if stats is not None:
         opened = open_statistics(stats)

@@ -17,6 +17,8 @@ from compressor.errors import UsageError
 from compressor.text import printable, size_of, size_text
 
 SAMPLE = 1 << 22  # weights of a tensor that a survey measures, if nothing else is asked
+# Options that the candidates give; a stage under a budget has none of them
+CHOSEN = ("scheme", "bits", "granularity", "group_size")
 TARGETS = ("target_size", "target_ratio", "target_bits")
 LIMITS = ("max_error", "min_sqnr")
 
@@ -25,8 +27,8 @@ LIMITS = ("max_error", "min_sqnr")
 class Budget:
     """`target_size` bytes of the container files, `target_ratio` times smaller, `target_bits` a weight of what is
     decided; `max_error` and `min_sqnr` (dB) of every tensor, unweighted, as the gates of those names mean them.
-    `candidates` are names (none: the layout's), `survey` the table's file, `sample` the weights of a tensor that are
-    measured (0: all)."""
+    `candidates` are names (none: the layout's), `survey` the table's file, `sample` how many weights of a tensor
+    are measured (0: all)."""
 
     target_size: int | None = None
     target_ratio: float | None = None
@@ -77,6 +79,31 @@ class Budget:
 
 
 KEYS = tuple(one.name for one in fields(Budget))
+
+
+def take_budget(options: dict[str, Any]) -> Budget | None:
+    """Take what makes a budget out of Python keywords; None where nothing does. `scheme="auto"` asks for one.
+
+    UsageError where a fixed scheme is given beside it, or there is nothing to meet.
+    """
+    given = {key: options.pop(key) for key in KEYS if key in options}
+    auto = options.get("scheme") == "auto"
+    if auto:
+        options.pop("scheme")
+    if not given and not auto:
+        return None
+    check_open(options)
+    given["candidates"] = tuple(given.get("candidates", ()))
+    return Budget(**given)
+
+
+def check_open(options: Mapping[str, Any]) -> None:
+    """UsageError where the options of a stage say what a budget chooses."""
+    fixed = next((key for key in CHOSEN if options.get(key) is not None), None)
+    if fixed is not None:
+        raise UsageError(
+            f"a budget chooses {fixed} itself", remedy=f"Leave {fixed} out, or give candidates of your own"
+        )
 
 
 class _Table(msgspec.Struct, forbid_unknown_fields=True):

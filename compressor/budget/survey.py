@@ -5,10 +5,10 @@ For a row w of a tensor and w' as a candidate restores it, with what is known of
     loss of a row   (w − w')ᵀ G (w − w'),   energy of a row   wᵀ G w
 
 with G = E[x xᵀ] where statistics have grams, its diagonal where they do not, and the identity without statistics. A
-tensor's error is the sum of the losses over that of the energies: the relative squared error of the layer's outputs.
+tensor's error is the sum of the losses over that of the energies: the relative squared error of its outputs.
 
-Of a tensor of more than `sample` weights, about that many are measured, in blocks of rows spread evenly. The error is
-then a ratio of two sums over sampled rows, with the usual standard error of such (Cochran, Sampling Techniques,
+Of a tensor of more than `sample` weights, about that many are measured, in blocks of rows spread evenly. The error
+is then a ratio of two sums over sampled rows, with the usual standard error of such (Cochran, Sampling Techniques,
 §6.4); `spread` is 1.96 of it, which is 95 % confidence where rows are like independent ones.
 """
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, sqrt
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from compressor.budget.candidates import for_block
 from compressor.budget.request import SAMPLE
@@ -28,13 +28,14 @@ from compressor.tensor import TensorSpec
 from compressor.workspace import Array, Workspace
 
 _GRAM = 1 << 33  # multiplications of a gram that a candidate may cost a tensor, about
-_SUMS = 4  # of a tensor's rows: how many, Σ w², Σ energy, Σ energy²; a candidate's: Σ lost, Σ loss, Σ loss², Σ loss·energy
+# Sums over a tensor's rows: 1, w², energy, energy²; and over a candidate's: lost w², loss, loss², loss·energy
+_SUMS = 4
 
 
 @dataclass(frozen=True)
 class Measured:
     """A candidate on a tensor. `error` relative in the Frobenius norm, `loss` the relative squared error that the
-    allocation goes by (weighted), `spread` the half width of its 95 % interval, as a share of it (0: all was read)."""
+    allocation goes by (weighted), `spread` the half width of its 95 % interval as a share of it (0: all read)."""
 
     error: float
     loss: float
@@ -91,7 +92,7 @@ class Probe(Encoder):
         return inf
 
     def survey(self, specs: Sequence[TensorSpec]) -> Measure | None:
-        return Measure(self) if self.found is None else None
+        return Measure(self, {spec.name: spec.matrix[0] for spec in specs}) if self.found is None else None
 
     def for_tensor(self, name: str) -> Probe:
         return replace(self, found={name: (self.found or {})[name]}, wanted={})
@@ -102,6 +103,7 @@ class Measure(Survey[dict[str, Array]]):
     """Gathers by tensor [1 + candidates, _SUMS] sums; concludes with the probe that knows what came of them."""
 
     probe: Probe
+    rows: Mapping[str, int]  # of each tensor
 
     def start(self) -> dict[str, Array]:
         return {}
@@ -134,7 +136,8 @@ class Measure(Survey[dict[str, Array]]):
         found = {}
         for name, sums in sorted(stats.items()):
             keys = self.probe.wanted.get(name, ())
-            found[name] = {key: _measured(sums[0], row) for key, row in zip(keys, sums[1:], strict=True)}
+            share = sums[0][0] / self.rows.get(name, 1)
+            found[name] = {key: _measured(sums[0], row, share) for key, row in zip(keys, sums[1:], strict=True)}
         return replace(self.probe, found=found)
 
     def _every(self, spec: TensorSpec) -> int:
@@ -173,13 +176,13 @@ class _Weighing:
         return plain, plain
 
 
-def _measured(head: Array, sums: Array) -> Measured:
-    """From the sums over rows to ratios; `head` has its rows, Σ w², Σ energy, Σ energy²."""
+def _measured(head: Array, sums: Array, share: float) -> Measured:
+    """From the sums over rows to ratios; `share` of the tensor's rows were measured."""
     rows, plain, energy, energy2 = (float(value) for value in head)
     lost, loss, loss2, product = (float(value) for value in sums)
     error = sqrt(lost / plain) if plain else 0.0 if not lost else inf
     ratio = loss / energy if energy else 0.0 if not loss else inf
-    if not ratio or ratio == inf or rows < 2:
+    if not ratio or ratio == inf or rows < 2 or share >= 1:
         return Measured(error, ratio)
     scatter = max(loss2 - 2 * ratio * product + ratio**2 * energy2, 0) / (rows - 1)
-    return Measured(error, ratio, 1.96 * sqrt(scatter * rows) / loss)
+    return Measured(error, ratio, 1.96 * sqrt(scatter * rows * (1 - share)) / loss)

@@ -5,8 +5,8 @@
      "way": {"stages": […], "stats": …, "sample": N},                how: what came before, and by which statistics
      "tensors": {NAME: {CANDIDATE: [error, loss, spread], …}, …}}
 
-The source is known by its tensors' names and shapes, its size, and a sample of its numbers (`statistics.fingerprint`),
-so that reusing a table reads next to nothing. A table of anything else is refused.
+The source is known by its tensors' names and shapes, its size, and a sample of its numbers
+(`statistics.fingerprint`), so that reusing a table reads next to nothing. A table of anything else is refused.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _row(path: str, name: str, row: Any) -> dict[str, Measured]:
     for candidate, numbers in row.items():
         if not isinstance(numbers, list) or len(numbers) != 3:
             raise _damaged(path, name)
-        if not all(type(n) in (int, float) and 0 <= n and isfinite(n) for n in numbers):
+        if not all(type(n) in (int, float) and n >= 0 and isfinite(n) for n in numbers):
             raise _damaged(path, name)
         made[candidate] = Measured(*map(float, numbers))
     return made

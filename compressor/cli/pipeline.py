@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from compressor import api
-from compressor.cli import options
+from compressor.cli import budgeting, options
 from compressor.cli.streams import emit
-from compressor.recipe import parse_recipe, ready_recipes
+from compressor.recipe import load_recipe, parse_recipe, ready_recipes
 
 
 def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -34,6 +34,8 @@ def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.option(
     "--list", is_flag=True, is_eager=True, expose_value=False, callback=_list, help="List the ready recipes."
 )
+@budgeting.targets
+@budgeting.details
 @options.teacher
 @options.stats
 @options.requantize
@@ -41,7 +43,11 @@ def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 def command(input_path: str, output: str, **values: Any) -> int:
     """Apply the stages of a recipe in their order, fused: every tensor is read once and written once.
 
-    Stages that look at the whole model first (global magnitude) read it beforehand.
+    Stages that look at the whole model first (global magnitude) read it beforehand. With --target-size,
+    --target-ratio or --target-bits, or a [budget] in the recipe, the last stage's scheme is chosen by tensor.
     """
     keys = {key: values.pop(key) for key in ("recipe", "stages", "teacher")}
-    return options.execute(partial(api.pipeline, input_path, output, **keys), values)
+    recipe = load_recipe(keys["recipe"], keys["teacher"]) if keys["recipe"] and not keys["stages"] else None
+    keys |= {"recipe": recipe or keys["recipe"]}
+    settings = budgeting.prepared(values, base=None if recipe is None else recipe.budget)
+    return options.execute(partial(api.pipeline, input_path, output, **keys, **settings), values)
