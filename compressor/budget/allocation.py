@@ -1,11 +1,11 @@
 """Which option each unit takes, for a number of bytes.
 
 A unit is a tensor, or several that must have one scheme. Each option has a size and a loss; losses add up. The
-least total loss for a total size, were units divisible, is found by Lagrange: every unit goes down its lower convex
-hull, and all steps of all hulls are taken in the order of what they gain a byte (Shoham & Gersho 1988). At the sizes
-that lie between two steps, which are the `breakpoints`, that is optimal for whole units too. What is left of the budget
-then goes to whatever gains most a byte and still fits, on the hulls or off them; and as long as one unit made
-larger and another made smaller is a gain within the budget, the best such exchange is made.
+least total loss for a total size, were units divisible, is found by Lagrange: every unit goes down its lower
+convex hull, and all steps of all hulls are taken in the order of what they gain a byte (Shoham & Gersho 1988). At
+the sizes that lie between two steps, which are the `breakpoints`, that is optimal for whole units too. What is
+left of the budget then goes to whatever gains most a byte and still fits, on the hulls or off them; and as long as
+one unit made larger and another made smaller is a gain within the budget, the best such exchange is made.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count
 from math import inf
 
 from compressor.budget.allocation import Option, allocate, breakpoints, smallest
@@ -32,7 +33,7 @@ from compressor.tensor import TensorSpec
 from compressor.text import size_text
 
 DryRun = Callable[..., Report]  # of a recipe; `only` some tensors
-_ROUNDS = 20  # in which sizes of headers settle
+_ROUNDS = 4  # in which sizes of headers settle; after that larger strides are taken
 
 
 @dataclass(frozen=True)
@@ -91,20 +92,20 @@ class Fitting:
         return self._within(target, lambda chosen: self.plan(chosen).size_after)
 
     def _within(self, target: int, measure: Callable[[Sequence[int]], int]) -> list[int]:
-        """Choices are made by the parts' sizes; what more the files have (`beside`) depends a little on them."""
+        """Choices are made by the parts' sizes; what else the files have depends a little on them."""
         least = smallest(self.options)
         size = measure(least)
         if size > target:
             self._refuse(size)
-        beside = size - self.bytes_of(least)
-        for _ in range(_ROUNDS):
-            if target - beside < self.bytes_of(least):
+        limit = target - (size - self.bytes_of(least))
+        for number in count():
+            if limit < self.bytes_of(least):
                 break
-            chosen = allocate(self.options, target - beside)
+            chosen = allocate(self.options, limit)
             over = measure(chosen) - target
             if over <= 0:
                 return chosen
-            beside += over
+            limit = self.bytes_of(chosen) - (over << max(number - _ROUNDS, 0))  # a header rarely jumps about
         return least
 
     def _refuse(self, size: int) -> None:
