@@ -169,7 +169,6 @@ _SETTINGS = (
     "save_mask",
     "save_base",
     "stats",
-    "tell",
 )
 _LARGE = 128 << 20  # bytes of a model that are worth the start of processes
 

@@ -147,6 +147,14 @@ def test_bits_and_ratios_are_met(model: Path, tmp_path: Path) -> None:
     assert 6 <= report.ratio < 6.07
 
 
+def test_many_names_are_one_rule(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = compressor.quantize(model, tmp_path / "a.safetensors", target_bits=5.3)
+    monkeypatch.setattr("compressor.budget.fitting._MANY", 1)
+    many = compressor.quantize(model, tmp_path / "b.safetensors", target_bits=5.3)
+    assert [job.steps for job, _ in one.rows] == [job.steps for job, _ in many.rows]
+    assert len(many.plan.stages[-1]["rule"]) <= len({job.steps[-1].method for job, _ in many.rows})
+
+
 def test_the_same_bytes_with_any_workers(model: Path, tmp_path: Path) -> None:
     for count in (1, 3):
         compressor.quantize(model, tmp_path / f"{count}.safetensors", target_bits=4.2, workers=count)

@@ -7,8 +7,7 @@ the stage's own rules first, then one for each tensor by its exact name; what st
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
@@ -33,6 +32,7 @@ from compressor.tensor import TensorSpec
 from compressor.text import size_text
 
 DryRun = Callable[..., Report]  # of a recipe; `only` some tensors
+_MANY = 256  # names of tensors that get a rule each
 _ROUNDS = 4  # in which sizes of headers settle; after that larger strides are taken
 
 
@@ -124,18 +124,20 @@ class Fitting:
     def recipe_for(self, chosen: Sequence[int]) -> Recipe:
         """The ordinary recipe of a choice."""
         *before, stage = self.recipe.stages
-        dense, rules = [], []
+        by_encoder: dict[Encoder | None, list[str]] = {}
         for number, unit in enumerate(self.units):
-            encoder = self.candidate(number, chosen).encoder
-            for spec in unit.specs:
-                if encoder is None:
-                    dense.append(exact(spec.name))
-                else:
-                    rules.append((exact(spec.name), encoder))
-        base = _base([encoder for _, encoder in rules], stage)
-        kept = tuple((name, encoder) for name, encoder in rules if encoder != base)
-        exclude = (*stage.exclude, *sorted(dense))
-        made = replace(stage, method=base, rules=(*stage.rules, *sorted(kept, key=_first)), exclude=exclude)
+            names = by_encoder.setdefault(self.candidate(number, chosen).encoder, [])
+            names += [spec.name for spec in unit.specs]
+        dense = by_encoder.pop(None, [])
+        base = _base({encoder: len(names) for encoder, names in by_encoder.items() if encoder}, stage)
+        rules = [
+            (text, encoder)
+            for encoder, names in by_encoder.items()
+            if encoder is not None and encoder != base
+            for text in patterns(names)
+        ]
+        rules.sort(key=_first)
+        made = replace(stage, method=base, rules=(*stage.rules, *rules), exclude=(*stage.exclude, *patterns(dense)))
         return replace(self.recipe, stages=(*before, made), budget=None)
 
     def points(self) -> list[list[int]]:
@@ -152,10 +154,17 @@ def exact(name: str) -> str:
     return f"re:{re.escape(name)}" if name.startswith("re:") or re.search(r"[*?\[]", name) else name
 
 
-def _base(encoders: Sequence[Encoder], stage: Stage) -> Encoder:
+def patterns(names: Sequence[str]) -> list[str]:
+    """Patterns that match these names alone: one each, or one for all where they are so many that every tensor
+    would be held against too many patterns."""
+    if len(names) <= _MANY:
+        return sorted(map(exact, names))
+    return ["re:" + "|".join(map(re.escape, sorted(names)))]
+
+
+def _base(counts: Mapping[Encoder, int], stage: Stage) -> Encoder:
     """What the stage itself says: the commonest encoder from which, read as a recipe, the others differ as they
     should (a rule inherits what it does not say)."""
-    counts = Counter(encoders)
     order = sorted(counts, key=lambda one: (-counts[one], str(one)))
     for base in order:
         if all(_inherits(base, other) for other in order):
