@@ -78,6 +78,7 @@ bench: .venv/bench
 	$(BIN)/python bench/soft_targets.py
 	$(BIN)/python bench/archive.py
 	$(BIN)/python bench/outputs.py
+	$(BIN)/python bench/minilm_budget.py
 
 clean:
 	rm -rf .venv $(OUT) .pytest_cache .mypy_cache .ruff_cache .coverage* htmlcov build dist

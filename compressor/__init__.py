@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         prune,
         quantize,
         restore,
+        tune,
     )
     from compressor.results import Gates, Report
 
@@ -48,6 +49,7 @@ __all__ = [
     "prune",
     "quantize",
     "restore",
+    "tune",
 ]
 
 

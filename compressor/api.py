@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Literal
 
 from compressor import archiving, pairing
 from compressor.alternating import alternates, base_recipe
+from compressor.budget.request import Budget, take_budget
+from compressor.budget.running import run_budget, run_tune
+from compressor.budget.tune import Search
 from compressor.calibration import calibrate, merge_statistics
-from compressor.checkpoint import Checkpoint, open_checkpoint
-from compressor.engines import forked
+from compressor.checkpoint import open_checkpoint
 from compressor.engines.local import available_workers, local
 from compressor.errors import InputError, UsageError
+from compressor.execution import counting, engine, finish, in_file
 from compressor.experts import divided, split_experts
 from compressor.files.atomic import check_place
 from compressor.files.sink import Sink
@@ -55,6 +57,7 @@ __all__ = [
     "quantize",
     "restore",
     "run_recipe",
+    "tune",
 ]
 
 
@@ -88,7 +91,8 @@ def distill(source: Path, output: Path, *, teacher: Path | None = None, **option
 
 
 def quantize(source: Path, output: Path, **options: Any) -> Report:
-    """Make weights codes of few bits: `bits=4`, `scheme="nvfp4"`, `granularity="group"`, `store="packed"`, …"""
+    """Make weights codes of few bits: `bits=4`, `scheme="nvfp4"`, `granularity="group"`, `store="packed"`, …
+    Or let a budget choose tensor by tensor: `target_bits=4.5`, with the fields of a `Budget`."""
     return _one_stage("quantize", source, output, options)
 
 
@@ -109,9 +113,12 @@ def pipeline(
     return run_legs(source, output, found, **settings)
 
 
-def run_legs(source: Path, output: Path, recipe: Recipe, **settings: Any) -> Report:
-    """Run a recipe as `pipeline` does, with `run_recipe`'s keywords: in several passes where it trains."""
-    return relay(run_recipe, os.fspath(source), os.fspath(output), recipe, settings)
+def run_legs(
+    source: Path, output: Path, recipe: Recipe, *, budget: Budget | None = None, **settings: Any
+) -> Report:
+    """Run a recipe as `pipeline` does, with `run`'s keywords: in several passes where it trains."""
+    recipe = replace(recipe, budget=budget or recipe.budget)
+    return relay(run, os.fspath(source), os.fspath(output), recipe, settings)
 
 
 def restore(source: Path, output: Path, **settings: Any) -> Report:
@@ -120,14 +127,46 @@ def restore(source: Path, output: Path, **settings: Any) -> Report:
     return run_recipe("restore", source, output, Recipe(()), **settings)
 
 
+def tune(
+    source: Path,
+    output: Path,
+    *,
+    evaluate: str,
+    min_metric: float,
+    metric: str = "metric",
+    recipe: Recipe | None = None,
+    evaluations: int = 10,
+    timeout: float = 3600.0,
+    log: Path | None = None,
+    **options: Any,
+) -> Report:
+    """The smallest output at which your own measure holds: `evaluate="python score.py {path}"` prints a number or a
+    JSON line with `metric`. Further keywords as `quantize`'s, or a `recipe`."""
+    search = Search(evaluate, metric, min_metric, evaluations, timeout, "" if log is None else os.fspath(log))
+    settings = {key: options.pop(key) for key in list(options) if key in _SETTINGS}
+    if recipe is None:
+        stage_keys = {key: options.pop(key) for key in _STAGE_KEYS if key in options}
+        budget = take_budget(options) or Budget()
+        recipe = replace(recipe_of((make_stage("quantize", options, **stage_keys),)), budget=budget)
+    return run_tune(run_recipe, source, output, recipe, search, **settings)
+
+
 def _one_stage(verb: str, source: Path, output: Path, options: dict[str, Any]) -> Report:
     settings = {key: options.pop(key) for key in list(options) if key in _SETTINGS}
     stage_keys = {key: options.pop(key) for key in _STAGE_KEYS if key in options}
     for key in ("mask", "scores"):
         if stage_keys.get(key) is not None:
             stage_keys[key] = os.fspath(stage_keys[key])
+    budget = take_budget(options) if verb == "quantize" else None
     stage = make_stage(verb, options, **stage_keys)
-    return run_recipe(verb, source, output, recipe_of((stage,)), **settings)
+    return run(verb, source, output, replace(recipe_of((stage,)), budget=budget), **settings)
+
+
+def run(verb: str, source: Path, output: Path, recipe: Recipe, **settings: Any) -> Report:
+    """`run_recipe`, where the recipe has a budget under that."""
+    if recipe.budget is None:
+        return run_recipe(verb, source, output, recipe, **settings)
+    return run_budget(run_recipe, verb, source, output, recipe, recipe.budget, **settings)
 
 
 _STAGE_KEYS = ("include", "exclude", "rules", "store", "teacher", "mask", "scores", "fallback", "preset")
@@ -146,7 +185,6 @@ _SETTINGS = (
     "stats",
     "effort",
 )
-_LARGE = 128 << 20  # bytes of a model that are worth the start of processes
 
 
 def run_recipe(
@@ -271,7 +309,7 @@ def run_recipe(
         if not plan.counted:
             importlib.import_module("numpy")
             worker = Worker(plan, checkpoint, by_stage, None, statistics)
-            with _engine(count, worker, processes=processes) as executor, _in_file(source):
+            with engine(count, worker, processes=processes) as executor, in_file(source):
                 counter = Runner(worker, executor, 2 * count + 2)
                 plan = plan_now(hold, counter.count())
                 resolved = counter.resolved
@@ -290,13 +328,13 @@ def run_recipe(
             failures: list[str] = []
             if checkpoint.stored:
                 coder = stack.enter_context(local(count))
-                advance = _counting(plan, progress)
+                advance = counting(plan, progress)
                 plan, changes = archiving.archive_files(
                     sink, plan, effort, coder, count + 2, checkpoint=checkpoint, progress=advance
                 )
             else:
-                executor = stack.enter_context(_engine(count, worker, processes=processes))
-                changes = Runner(worker, executor, 2 * count + 2, _counting(plan, progress), resolved).run()
+                executor = stack.enter_context(engine(count, worker, processes=processes))
+                changes = Runner(worker, executor, 2 * count + 2, counting(plan, progress), resolved).run()
                 if archived:
                     coder = stack.enter_context(local(count))
                     plan, _ = archiving.archive_files(sink, plan, effort, coder, count + 2)
@@ -308,7 +346,7 @@ def run_recipe(
                 raise ReportedGateFailed(Report(verb, source, output, plan, changes, tuple(failures)))
             for one in statistics.values():
                 one.file.check_unchanged()
-            _finish(sink, plan, checkpoint, mentors.values())
+            finish(sink, plan, checkpoint, mentors.values())
         except BaseException as error:
             stack.close()  # workers must have stopped before their files go
             sink.discard()
@@ -328,47 +366,3 @@ def _check_mask(save_mask: str, output: str, inputs: Iterable[str], *, force: bo
         raise UsageError("--save-mask writes a .safetensors", remedy="End its name so")
     check_apart(save_mask, output, *inputs)
     check_place(save_mask, folder=False, replace=force)
-
-
-@contextmanager
-def _in_file(source: str) -> Iterator[None]:
-    """Name the file in what is refused: a method knows the tensor only."""
-    try:
-        yield
-    except InputError as error:
-        error.file = error.file or source
-        raise
-
-
-def _engine(count: int, worker: Worker, *, processes: bool) -> AbstractContextManager[Executor]:
-    """Processes where it pays to start them, else threads."""
-    if processes and forked.available and count > 1 and worker.plan.size_before >= _LARGE:
-        methods = [step.method for job in worker.plan.jobs for step in job.steps if step.method.verb == "store"]
-        return forked.forked(count, [worker, *worker.plan.jobs, *methods])
-    return local(count)
-
-
-def _finish(sink: Sink, plan: Plan, checkpoint: Checkpoint, mentors: Iterable[Checkpoint]) -> None:
-    """Small files, a last look at the inputs, then the name."""
-    for name in plan.carried:
-        sink.copy(name, checkpoint.source.carried[name])
-    for name, content in plan.texts:
-        sink.add_text(name, content)
-    checkpoint.source.check_unchanged()
-    for mentor in mentors:
-        mentor.source.check_unchanged()
-    sink.publish()
-
-
-def _counting(plan: Plan, progress: Callable[[int, int], None] | None) -> Callable[[int], None]:
-    """Turn 'this many bytes more' into 'so many of so many'."""
-    total = sum(job.spec.nbytes for job in plan.jobs)
-    done = 0
-
-    def count(more: int) -> None:
-        nonlocal done
-        done += more
-        if progress is not None:
-            progress(done, total)
-
-    return count

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
+from compressor.budget.request import Budget
 from compressor.conditions import Conditions
 from compressor.errors import UsageError
 from compressor.method import SELECTOR, VERBS, Encoder, Method, methods_of, options_of
@@ -110,6 +111,7 @@ class Recipe:
     stats: str | None = None
     gates: Gates = field(default_factory=Gates)
     report: Mapping[str, Any] = field(default_factory=dict)  # how to print: format, top, quiet
+    budget: Budget | None = None
     training: Training | None = None
     earlier: Recipe | None = None
 

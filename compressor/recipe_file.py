@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from compressor import strict_toml
+from compressor.budget.request import parse_budget
 from compressor.errors import CompressorError, UsageError, raise_all
 from compressor.extending import Tables, extended
 from compressor.recipe import Item, Recipe, parse_stage, plain, recipe_of, stage_from_table
@@ -28,7 +29,7 @@ from compressor.relay import takes_teacher, with_inputs
 from compressor.results import Gates
 from compressor.schedules import unrolled
 from compressor.structure.request import Request, parse_description
-from compressor.text import parse_size, printable
+from compressor.text import printable, size_of
 
 
 class _Gates(msgspec.Struct, forbid_unknown_fields=True):
@@ -46,6 +47,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     stats: str | None = None
     gate: _Gates = msgspec.field(default_factory=_Gates)
     report: dict[str, Any] = {}
+    budget: dict[str, Any] | None = None
 
 
 def recipe_for(
@@ -101,6 +103,8 @@ def parse_recipe(text: str, where: str, teacher: str | None = None, name: str = 
             problems.extend(getattr(error, "problems", [error]))
     raise_all(problems)
     recipe = recipe_of(stages, f"{where}: ", found.name, found.description)
+    budget = None if found.budget is None else parse_budget(found.budget, f"{where}: budget.")
+    recipe = replace(recipe, budget=budget)
     return replace(recipe, stats=found.stats, gates=_gates(found.gate, where), report=_report(found.report, where))
 
 
@@ -174,7 +178,7 @@ def _base(base: str, name: str) -> tuple[Tables, str]:
 
 
 def _gates(found: _Gates, where: str) -> Gates:
-    size = parse_size(found.max_size) if isinstance(found.max_size, str) else found.max_size
+    size = size_of(found.max_size) if isinstance(found.max_size, str) else found.max_size
     if found.max_size is not None and (size is None or size < 0):
         raise UsageError(f"{where}: gate.max_size: must be a size such as 300MB, not {found.max_size!r}")
     for key, most in (("max_error", None), ("min_ratio", None), ("min_sparsity", 1.0)):

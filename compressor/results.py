@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compressor.errors import GateFailed
 from compressor.metrics import Change
 from compressor.plan import Job, Plan
 from compressor.text import size_text
+
+if TYPE_CHECKING:
+    from compressor.budget.curve import Allocation
 
 _MUCH = 0.5  # relative error of what a structured cut leaves of a tensor
 _SPARSE = 0.4  # share of zeros
@@ -26,6 +29,7 @@ class Report:
     plan: Plan
     changes: Sequence[Change] | None = None
     failures: tuple[str, ...] = ()
+    allocation: Allocation | None = None  # what a budget chose
 
     @cached_property
     def rows(self) -> list[tuple[Job, Change | None]]:

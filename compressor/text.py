@@ -47,8 +47,8 @@ def size_text(nbytes: float) -> str:
     return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:#.3g} {unit}".replace(". ", " ")
 
 
-def parse_size(text: str) -> int | None:
-    """Bytes of `300MB`, `1.5GiB` or `4096`; None where it is no such text."""
+def size_of(text: str) -> int | None:
+    """The bytes that `300MB` or `1.5GiB` means; None where it is no size."""
     found = _SIZE.fullmatch(text)
     if found is None or found[2].lower() not in _UNITS:
         return None

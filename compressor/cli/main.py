@@ -20,6 +20,7 @@ _COMMANDS = {
     "distill": "Carry a teacher's weights into a student.",
     "quantize": "Store weights as integer codes of few bits.",
     "pipeline": "Apply a recipe of several stages in one pass.",
+    "tune": "Find the smallest output at which your own measure holds.",
     "calibrate": "Gather statistics of layer inputs for data-aware methods.",
     "inspect": "Show what an input holds, from its headers.",
     "compare": "Measure what B lost against A, worst first.",

@@ -27,7 +27,7 @@ from compressor.presets import PRESETS
 from compressor.recipe import Recipe
 from compressor.results import Gates, Report, ReportedGateFailed
 from compressor.structure.request import request_options
-from compressor.text import parse_size
+from compressor.text import size_of
 from compressor.training.request import FILES, Training, make_training, training_options
 from compressor.training.request import METHOD as TRAINED
 
@@ -40,7 +40,7 @@ class Size(click.ParamType[int]):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        found = parse_size(str(value))
+        found = size_of(str(value))
         if found is None:
             self.fail(f"{value!r} is not a size such as 300MB or 1.5GiB", param, ctx)
         return found

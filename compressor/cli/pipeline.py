@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import click
 
 from compressor import api
-from compressor.cli import options
+from compressor.cli import budgeting, options
 from compressor.cli.streams import emit
 from compressor.recipe_file import parse_recipe, ready_recipes, recipe_for
 
@@ -34,6 +35,8 @@ def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.option(
     "--list", is_flag=True, is_eager=True, expose_value=False, callback=_list, help="List the ready recipes."
 )
+@budgeting.targets
+@budgeting.details
 @options.teacher
 @click.option("--inputs", metavar="FILE", help="Example inputs (.npy) for stages that train and name none.")
 @click.option(
@@ -50,8 +53,11 @@ def command(input_path: str, output: str, **values: Any) -> int:
     """Apply the stages of a recipe in their order, fused: every tensor is read once and written once.
 
     Stages that look at the whole model first (global magnitude) read it beforehand. A stage that trains works on
-    the whole model that the stages before it leave; its teacher, unless one is given, is INPUT.
+    the whole model that the stages before it leave; its teacher, unless one is given, is INPUT. With --target-size,
+    --target-ratio or --target-bits, or a [budget] in the recipe, the last stage's scheme is chosen by tensor.
     """
     keys = {key: values.pop(key) for key in ("recipe", "stages", "teacher", "inputs")}
     recipe = recipe_for(**keys, bare=values["store"] == "archive")
-    return options.execute(partial(api.run_legs, input_path, output, recipe), values, recipe)
+    settings = budgeting.prepared(values, base=recipe.budget)
+    recipe = replace(recipe, budget=settings.pop("budget"))
+    return options.execute(partial(api.run_legs, input_path, output, recipe, **settings), values, recipe)

@@ -8,12 +8,14 @@ from typing import Any
 import click
 
 from compressor import api
-from compressor.cli import options
+from compressor.cli import budgeting, options
 from compressor.recipe import Recipe, make_stage
 
 
 @click.command()
 @options.writing
+@budgeting.targets
+@budgeting.details
 @options.method_options("quantize")
 @options.stats
 @options.preset
@@ -31,10 +33,15 @@ def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any
     (vLLM, transformers), other widths in a layout of our own that `compressor restore` reads;
     `--layout mlx` and `--layout gptq` are what their names say. Vectors,
     embeddings, output heads and routers are left alone unless included.
+
+    With --target-size, --target-ratio or --target-bits (or --scheme auto and limits: --max-error, --min-sqnr) the
+    scheme of every tensor is chosen for a budget, and told before it is carried out.
     """
+    stage_options = options.given("quantize", values)
+    settings = budgeting.prepared(values, stage_options)
     stage = make_stage(
         "quantize",
-        options.given("quantize", values),
+        stage_options,
         include=include,
         exclude=exclude,
         rules=options.parse_rules(rules),
@@ -43,5 +50,5 @@ def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any
         preset=values.pop("preset"),
         text=True,
     )
-    recipe = Recipe((stage,))
-    return options.execute(partial(api.run_recipe, "quantize", input_path, output, recipe), values, recipe)
+    recipe = Recipe((stage,), budget=settings.pop("budget"))
+    return options.execute(partial(api.run, "quantize", input_path, output, recipe, **settings), values, recipe)

@@ -37,9 +37,10 @@ def _stop(number: int, frame: FrameType | None) -> None:
     if _stopping:  # an earlier signal is removing things
         return
     _stopping = True
-    forked = sys.modules.get("compressor.engines.forked")
-    if forked is not None and hasattr(forked, "stop_all"):
-        forked.stop_all()
+    for engine in ("forked", "command"):
+        started = sys.modules.get(f"compressor.engines.{engine}")
+        if started is not None and hasattr(started, "stop_all"):
+            started.stop_all()
     atomic = sys.modules.get("compressor.files.atomic")  # not imported yet: nothing can be half-written
     if atomic is None or not hasattr(atomic, "discard_all") or atomic.discard_all():
         _leave(128 + number, f"error: stopped by {signal.Signals(number).name}; nothing was written\n")

@@ -11,6 +11,7 @@ from compressor import __version__
 from compressor.checkpoint import Tensor
 from compressor.metrics import Change, Comparison, Moments
 from compressor.plan import Job
+from compressor.report.allocation import to_json as allocation_json
 from compressor.results import CalibrationReport, ComparisonReport, InspectReport, Report
 
 SCHEMA = 1
@@ -58,6 +59,7 @@ def _report(report: Report, quiet: bool) -> dict[str, Any]:
         "left": dict(plan.left),
         "notes": list(plan.notes),
         **({"cuts": [cut.to_dict() for cut in plan.cuts]} if plan.cuts else {}),
+        **({"budget": allocation_json(report.allocation)} if report.allocation is not None else {}),
         "warnings": report.warnings,
         "failed_gates": list(report.failures),
     }

@@ -201,6 +201,17 @@ def test_mlx_lm_loads_the_folder(tmp_path: Path, wide_llama: Path, bits: int) ->
     assert closeness(logits(tmp_path / "packed"), logits(tmp_path / "dense")) <= 1e-4
 
 
+def test_mlx_lm_loads_what_a_budget_chose(tmp_path: Path, wide_llama: Path) -> None:
+    report = compressor.quantize(wide_llama, tmp_path / "packed", target_bits=5.3, layout="mlx")
+    compressor.restore(tmp_path / "packed", tmp_path / "dense")
+    model, _ = load_model(tmp_path / "packed")
+    widths = {module.bits for _, module in model.named_modules() if isinstance(module, nn.QuantizedLinear)}
+    assert len(widths) > 1
+    assert report.allocation is not None
+    assert widths == {int(row.choice[3]) for row in report.allocation.chosen if row.choice != "dense"}
+    assert closeness(logits(tmp_path / "packed"), logits(tmp_path / "dense")) <= 1e-4
+
+
 def test_mlx_lm_loads_mixed_widths_with_embeddings(tmp_path: Path, tiny_llama: Path) -> None:
     rules = [("*.v_proj.*", {"bits": 8}), ("*.0.mlp.down_proj.*", {"bits": 6, "group_size": 32})]
     options = {"bits": 4, "group_size": 64, "layout": "mlx", "include": ["*proj.weight", "*embed_tokens.weight"]}

@@ -122,6 +122,14 @@ def test_int_quantized_weights_are_the_restored_ones(tmp_path: Path, tiny_llama:
     assert_same_weights(load(packed), restored)
 
 
+@pytest.mark.parametrize("bits", [4.3, 5.0, 6.5])
+def test_what_a_budget_chose(tmp_path: Path, tiny_llama: Path, bits: float) -> None:
+    """A mixture of small floats and integers, in bfloat16, which compressed-tensors decompresses the former to."""
+    packed, dense = both(tmp_path, tiny_llama, target_bits=bits)
+    assert json.loads((packed / "config.json").read_text())["quantization_config"]["format"] == "mixed-precision"
+    assert_same_weights(load(packed), load(dense))
+
+
 def test_mixed_formats(tmp_path: Path, tiny_llama: Path) -> None:
     packed, dense = both(
         tmp_path, tiny_llama, bits=4, rules=[("*down_proj*", {"bits": 8, "granularity": "channel"})]
@@ -353,11 +361,12 @@ def embeddings(path: Path, model: Any) -> Any:
         ("quantize", {"scheme": "nvfp4"}, 0.95),
         ("quantize", {"scheme": "mxfp4"}, 0.9),
         ("quantize", {"scheme": "mxfp8"}, 0.99),
+        ("quantize", {"target_bits": 4.6, "candidates": ["int4g128", "int4g32", "int8g128", "dense"]}, 0.92),
         ("prune", {"method": "magnitude", "sparsity": 0.3}, 0.9),
     ],
     ids=[
         *("w4-group32", "w4-group128", "w8-group128", "w8a8", "w4-excluded"),
-        *("fp8", "fp8-block", "nvfp4", "mxfp4", "mxfp8", "pruned"),
+        *("fp8", "fp8-block", "nvfp4", "mxfp4", "mxfp8", "budget", "pruned"),
     ],
 )
 def test_minilm(

@@ -1,0 +1,127 @@
+"""What a budget chose, and what every other size would have cost: plain data, for reports.
+
+The error of a choice is √(mean loss) over the decided tensors, each counting as it has weights: relative in the
+Frobenius norm, of the weights or, weighted by statistics, of the layers' outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+from compressor.budget.allocation import steps
+from compressor.budget.fitting import Fitting, measure_of
+from compressor.budget.tune import Evaluation
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A decided tensor: what it becomes, `size` bytes of it, its relative error (unweighted, ± `spread` of its
+    square where a sample was measured), the weighted one, and what the last step to this choice gained: loss a MB
+    of the unit (0: the smallest candidate)."""
+
+    name: str
+    shape: tuple[int, ...]
+    choice: str
+    size: int
+    bits: float
+    error: float
+    weighted: float
+    spread: float
+    gain: float
+    fused: bool
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of the curve: bytes of the decided tensors, bits a weight, the mean error; `name` if uniform."""
+
+    size: int
+    bits: float
+    error: float
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """`asked` in words; `weighted` by which statistics; `chosen` by tensor; the `point` reached; the `curve` from
+    the smallest to the best, and what `uniform` choices of one candidate would give, for comparison."""
+
+    asked: str
+    weighted: str
+    chosen: tuple[Chosen, ...]
+    point: Point
+    curve: tuple[Point, ...]
+    uniform: tuple[Point, ...]
+    size_after: int
+    tried: tuple[Evaluation, ...] = ()  # outputs that `tune` measured, in order
+
+
+def allocation_of(found: Fitting, picked: Sequence[int], size_after: int) -> Allocation:
+    """The choice as data; `size_after` is that of the files."""
+    rows = []
+    for number, unit in enumerate(found.units):
+        one = found.candidate(number, picked)
+        gain = _gain(found, number, picked[number])
+        for spec in unit.specs:
+            measured = measure_of(one, spec, found.measured)
+            size = one.size(spec) or 0
+            rows.append(
+                Chosen(
+                    spec.name,
+                    spec.shape,
+                    one.name,
+                    size,
+                    size * 8 / spec.size,
+                    measured.error,
+                    sqrt(measured.loss),
+                    measured.spread,
+                    gain,
+                    len(unit.specs) > 1,
+                )
+            )
+    rows.sort(key=lambda row: row.name)
+    return Allocation(
+        found.budget.words,
+        found.informed,
+        tuple(rows),
+        _point(found, found.bytes_of(picked), found.loss_of(picked)),
+        curve_of(found),
+        _uniform(found),
+        size_after,
+    )
+
+
+def curve_of(found: Fitting) -> tuple[Point, ...]:
+    """Every point of the hull."""
+    least = found.points()[0]
+    size, loss = found.bytes_of(least), found.loss_of(least)
+    points = [_point(found, size, loss)]
+    for step in steps(found.options):
+        size, loss = size + step.size, max(loss - step.loss, 0.0)
+        points.append(_point(found, size, loss))
+    return tuple(points)
+
+
+def _uniform(found: Fitting) -> tuple[Point, ...]:
+    """One candidate for all tensors, where all of them allow it."""
+    points = []
+    for place, one in enumerate(found.candidates):
+        if one.encoder is not None and all(place in unit.places for unit in found.units):
+            picked = [unit.places.index(place) for unit in found.units]
+            points.append(_point(found, found.bytes_of(picked), found.loss_of(picked), one.name))
+    return tuple(sorted(points, key=lambda point: (point.size, point.error)))
+
+
+def _point(found: Fitting, size: int, loss: float, name: str = "") -> Point:
+    return Point(size, size * 8 / found.weights, sqrt(loss / found.weights), name)
+
+
+def _gain(found: Fitting, unit: int, option: int) -> float:
+    """Loss that a MB saves between the next smaller option of the hull and this one; 0 for the smallest."""
+    options = found.options[unit]
+    smaller = [one for one in options if one.size < options[option].size and one.loss > options[option].loss]
+    if not smaller:
+        return 0.0
+    return min((one.loss - options[option].loss) / (options[option].size - one.size) for one in smaller) * 1e6

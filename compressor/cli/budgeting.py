@@ -1,0 +1,118 @@
+"""Options of budgets, and what is printed of a choice before it is carried out.
+
+`--max-error` is one option with one meaning, the largest relative error of any tensor: a gate where the scheme is
+given, and a limit of the choice as well (with the gate after it) where a budget chooses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from compressor.budget.request import SAMPLE, TARGETS, Budget, check_open
+from compressor.cli.options import Decorator, Finite, Size, chain
+from compressor.cli.streams import emit
+from compressor.errors import UsageError
+
+targets: Decorator = chain(
+    click.option("--target-size", type=Size(), help="Budget: bytes of the files, such as 300MB; never more."),
+    click.option("--target-ratio", type=Finite(1e-9), help="Budget: how many times smaller."),
+    click.option("--target-bits", type=Finite(1e-9), help="Budget: stored bits a weight of the treated tensors."),
+)
+details: Decorator = chain(
+    click.option("--min-sqnr", type=Finite(-1e9), help="Budget: least SQNR of any tensor, in decibels."),
+    click.option(
+        "--candidate",
+        "candidates",
+        multiple=True,
+        metavar="NAME",
+        help="Budget: what a tensor may become: dense, int4g64, int8c, mxfp4, SCHEME:KEY=VALUE,...; repeatable.",
+    ),
+    click.option("--survey", metavar="FILE", help="Budget: keep what was measured there, and use it again."),
+    click.option(
+        "--sample",
+        type=click.IntRange(0),
+        help=f"Budget: weights of a tensor that are measured: {SAMPLE} by default; 0 is all.",
+    ),
+    click.option("--curve", metavar="FILE.svg", help="Budget: draw error against size."),
+)
+
+
+def taken(
+    values: dict[str, Any], options: dict[str, Any] | None = None, base: Budget | None = None
+) -> Budget | None:
+    """Take the options of a budget out of `values`; the budget they make, on top of a recipe's own; None where none
+    is asked for. `options` are those of the stage: scheme auto asks for a budget, another one forbids it."""
+    given: dict[str, Any] = {key: values.pop(key) for key in (*TARGETS, "min_sqnr", "survey", "sample")}
+    given = {key: value for key, value in given.items() if value is not None}
+    names = tuple(part for text in values.pop("candidates") for part in text.split())
+    auto = options is not None and options.get("scheme") == "auto"
+    targeted = [key for key in TARGETS if key in given]
+    if base is None and not auto and not targeted:
+        other = next(iter(given), None) or ("candidate" if names else "curve" if values.get("curve") else None)
+        if other is not None:
+            how = (
+                "--scheme auto, or --target-size"
+                if options is not None
+                else "--target-size, or a recipe's [budget]"
+            )
+            raise UsageError(f"--{other.replace('_', '-')} is for a budget", remedy=f"Ask for one with {how}")
+        return None
+    if options is not None:
+        if auto:
+            del options["scheme"]
+        check_open(options)
+    if values.get("max_error") is not None:
+        given["max_error"] = values["max_error"]
+    if names:
+        given["candidates"] = names
+    if targeted and base is not None:
+        base = replace(base, target_size=None, target_ratio=None, target_bits=None)
+    return replace(base or Budget(), **given)
+
+
+def prepared(
+    values: dict[str, Any], options: dict[str, Any] | None = None, base: Budget | None = None
+) -> dict[str, Any]:
+    """`budget` for a run, and with one `tell`; takes what is the budget's alone out of `values`."""
+    budget = taken(values, options, base)
+    check_curve(values["curve"], force=values["force"])
+    settings = {"budget": budget, **({"tell": telling(values)} if budget is not None else {})}
+    values.pop("curve")
+    return settings
+
+
+def telling(values: dict[str, Any]) -> Callable[[Any], None]:
+    """What shows a choice before it is carried out: a table, and the curve as a picture where asked."""
+    curve, style, top, quiet, force = (values[key] for key in ("curve", "style", "top", "quiet", "force"))
+
+    def tell(allocation: Any) -> None:
+        from compressor.report.allocation import render_allocation
+
+        if style != "json":
+            emit(render_allocation(allocation, top=top, quiet=bool(quiet)), essential=False)
+        draw(curve, allocation, replace_it=bool(force))
+
+    return tell
+
+
+def draw(curve: str | None, allocation: Any, *, replace_it: bool) -> None:
+    """The curve as a picture, where one was asked for."""
+    if curve is not None:
+        from compressor.files.document import write_document
+        from compressor.report.curve import render_curve
+
+        write_document(curve, render_curve(allocation).encode(), replace=replace_it)
+
+
+def check_curve(curve: str | None, *, force: bool) -> None:
+    """Before anything is read: whether the picture can be written."""
+    if curve is not None:
+        from compressor.files.atomic import check_place
+
+        if not curve.endswith(".svg"):
+            raise UsageError("--curve writes an SVG", remedy="End its name in .svg")
+        check_place(curve, folder=False, replace=force)

@@ -1,0 +1,61 @@
+"""What surrounds the doing of a plan: where it runs, what it counts, how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, contextmanager
+
+from compressor.checkpoint import Checkpoint
+from compressor.engines import forked
+from compressor.engines.local import local
+from compressor.errors import InputError
+from compressor.files.sink import Sink
+from compressor.plan import Plan
+from compressor.worker import Worker
+
+_LARGE = 128 << 20  # bytes of a model that are worth the start of processes
+
+
+@contextmanager
+def in_file(source: str) -> Iterator[None]:
+    """Name the file in what is refused: a method knows the tensor only."""
+    try:
+        yield
+    except InputError as error:
+        error.file = error.file or source
+        raise
+
+
+def engine(count: int, worker: Worker, *, processes: bool) -> AbstractContextManager[Executor]:
+    """Processes where it pays to start them, else threads."""
+    if processes and forked.available and count > 1 and worker.plan.size_before >= _LARGE:
+        methods = [step.method for job in worker.plan.jobs for step in job.steps if step.method.verb == "store"]
+        return forked.forked(count, [worker, *worker.plan.jobs, *methods])
+    return local(count)
+
+
+def finish(sink: Sink, plan: Plan, checkpoint: Checkpoint, mentors: Iterable[Checkpoint]) -> None:
+    """Small files, a last look at the inputs, then the name."""
+    for name in plan.carried:
+        sink.copy(name, checkpoint.source.carried[name])
+    for name, content in plan.texts:
+        sink.add_text(name, content)
+    checkpoint.source.check_unchanged()
+    for mentor in mentors:
+        mentor.source.check_unchanged()
+    sink.publish()
+
+
+def counting(plan: Plan, progress: Callable[[int, int], None] | None) -> Callable[[int], None]:
+    """Turn 'this many bytes more' into 'so many of so many'."""
+    total = sum(job.spec.nbytes for job in plan.jobs)
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress is not None:
+            progress(done, total)
+
+    return count
