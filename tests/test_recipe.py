@@ -146,11 +146,11 @@ MISTAKES = [
     ("[[stage]]\nkind = 'quantize'\ninclude = ['re:(']", "pattern 're:(' is not a regular expression"),
     (
         "[[stage]]\nkind = 'quantize'\nstore = 'both'",
-        "stage[0].store: must be one of auto, dense, packed, codes, bitmask, csr, nm, smallest, not 'both'",
+        "stage[0].store: must be one of auto, dense, packed, codes, bitmask, csr, nm, smallest, archive, not 'both'",
     ),
     (
         "[[stage]]\nkind = 'prune'\nsparsity = 0.5\nstore = 'packed'",
-        "stage[0].store of prune must be one of dense, bitmask, csr, nm, auto, smallest, not 'packed'",
+        "stage[0].store of prune must be one of dense, bitmask, csr, nm, auto, smallest, archive, not 'packed'",
     ),
     ("[[stage]]\nkind = 'distill'\nteacher = 't'\nstore = 'dense'", "stage[0].store has no meaning for distill"),
     ("[[stage]]\nkind = 'prune'\nsparsity = 0.5\nteacher = 'x'", "stage[0].method magnitude takes no teacher"),
@@ -296,7 +296,7 @@ def test_texts_equal_tables(text: str, table: str) -> None:
         ("quantize:symmetric=maybe", "symmetric: must be true or false"),
         (
             "quantize:store=no",
-            "store: must be one of auto, dense, packed, codes, bitmask, csr, nm, smallest, not 'no'",
+            "store: must be one of auto, dense, packed, codes, bitmask, csr, nm, smallest, archive, not 'no'",
         ),
         ("prune:\x1b]0;x\x07=1", "--stage prune:\\x1b]0;x\\x07=1: "),
         (
