@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from compressor import archiving
+from compressor.alternating import alternates, base_recipe
 from compressor.calibration import calibrate, merge_statistics
 from compressor.checkpoint import Checkpoint, open_checkpoint
 from compressor.engines import forked
@@ -64,9 +65,9 @@ def prune(source: Path, output: Path, **options: Any) -> Report:
 
 
 def distill(source: Path, output: Path, *, teacher: Path | None = None, **options: Any) -> Report:
-    """Carry a teacher's weights into a student: `method="blend", alpha=0.5` or `method="reweight"`. Or make the
-    student out of the teacher, which is then the `source`: `method="depth", every=2` or
-    `method="subclone", shape="hidden=256,heads=8"`."""
+    """Carry a teacher's weights into a student: `method="blend", alpha=0.5`, `method="reweight"`, or as an adapter
+    `method="residual", rank=16`. Or make the student out of the teacher, which is then the `source`:
+    `method="low-rank", ratio=0.5`, `method="depth", every=2` or `method="subclone", shape="hidden=256,heads=8"`."""
     mentor = None if teacher is None else os.fspath(teacher)
     if "config" in options:
         options["config"] = os.fspath(options["config"])
@@ -131,6 +132,7 @@ _SETTINGS = (
     "progress",
     "processes",
     "save_mask",
+    "save_base",
     "stats",
     "effort",
 )
@@ -154,6 +156,7 @@ def run_recipe(
     processes: bool = False,
     save_mask: Path | None = None,
     stats: Path | None = None,
+    save_base: Path | None = None,
     only: Sequence[str] | None = None,
     store: Literal["stages", "archive"] = "stages",
     effort: archiving.Effort = "fast",
@@ -165,7 +168,8 @@ def run_recipe(
     tensors with NaN or Inf over; `progress(done, total)` is called
     in bytes read; `processes` allows workers to be forked for large models, which a program with threads of its
     own had better not; `save_mask` is a .safetensors for the bits of which pruned weights stay, written when the
-    output is complete; `stats` are statistics of layer inputs, for stages that go by some and name none; `only`
+    output is complete; `save_base` is where `alternate` writes the base that the adapter is for, before it is made;
+    `stats` are statistics of layer inputs, for stages that go by some and name none; `only`
     these tensors are put into the output; `store="archive"` entropy-codes all of it, `effort="small"` slower and
     smaller. Raises UsageError, InputError, OutputError, GateFailed: in each case
     nothing is written.
@@ -177,6 +181,17 @@ def run_recipe(
     check_apart(output, source, *beside, *files_of(recipe.cuts))
     if save_mask is not None:
         _check_mask(os.fspath(save_mask), output, (source, *beside), force=force or dry_run)
+    asked = alternates(recipe, save_base=save_base is not None)
+    if asked is not None and save_base is not None:
+        base, student = os.fspath(save_base), open_checkpoint(source)
+        check_apart(base, output, source, *beside)
+        check_place(base, folder=container_of(base, student.source) == "folder", replace=force or dry_run)
+        stages = base_recipe(student, asked)
+        if not dry_run:
+            check_place(output, folder=True, replace=force)
+            settings = {"force": force, "workers": workers, "non_finite": non_finite, "processes": processes}
+            run_recipe(verb, teachers[0], base, stages, stats=recipe.stages[0].stats, **settings)  # type: ignore[arg-type]
+            source = base
     checkpoint = open_checkpoint(source)
     container = container_of(output, checkpoint.source)
     recipe, archived = archiving.settled(recipe, store, container)

@@ -17,7 +17,8 @@ it belongs to and wherever it stands; a method that does not say `keeps_zeros = 
 A method that needs to know more than a block (a threshold over the whole checkpoint, the range of a tensor)
 names its `reach` and returns a `Survey`: a pass over the same blocks (cut at the same places in every pass of a
 run) that gathers mergeable statistics and concludes with the method to run, or with another pass. `partners`
-names further tensors of the same shape that are read together with the block.
+names further tensors of the same shape that are read together with the block. A `whole` method has the tensor as
+one block: it says how much `memory` that takes.
 
 A method whose `statistics` is not "" goes by what is known of the inputs of the layer whose weight the tensor is:
 `block.inputs`, with the gram where it says so. It gets whole rows [rows, in], of a tensor with a layer of that many
@@ -88,6 +89,8 @@ class Method(ABC):
     nameless: ClassVar[bool] = False
     keeps_zeros: ClassVar[bool] = True
     partners: ClassVar[tuple[str, ...]] = ()
+    whole: ClassVar[bool] = False  # a block is a whole tensor
+    alternatives: ClassVar[tuple[str, ...]] = ()  # options of which exactly one is given
     statistics: ClassVar[Literal["", "square", "gram"]] = ""  # of a layer's inputs: none, its vectors, its gram too
     at_once: ClassVar[int] = 0  # weights that a block has at least, if there are so many, where calls are dear
 
@@ -100,6 +103,8 @@ class Method(ABC):
                 wrong = wrong or not declared.holds(value)
             if wrong:
                 raise UsageError(f"{name} must be {describe(hint, declared)}, not {value!r}")
+        if self.alternatives and sum(getattr(self, name) is not None for name in self.alternatives) != 1:
+            raise UsageError(f"{SELECTOR[self.verb]} {self.id} needs one of {', '.join(self.alternatives)}")
 
     def skip(self, spec: TensorSpec) -> Skip | None:
         """Why this tensor cannot be treated, judged from its spec alone; None when it can.
@@ -116,6 +121,10 @@ class Method(ABC):
     def survey(self, specs: Sequence[TensorSpec]) -> Survey[Any] | None:
         """The first pass that this method needs over these tensors; None when a block is all it needs."""
         return None
+
+    def memory(self, spec: TensorSpec) -> int:
+        """About how many bytes a worker holds of the tensor, where that is more than some blocks."""
+        return 0
 
     def for_tensor(self, name: str) -> Method:
         """Of a method that a survey of many tensors concluded with: what concerns one of them."""
@@ -134,6 +143,10 @@ class Method(ABC):
 
         Raises UsageError when the options forbid it.
         """
+        return None
+
+    def with_statistics(self) -> Method | None:
+        """This method, going by `statistics` where it does not need them; None where it has no use for any."""
         return None
 
     def warning(self, change: Any) -> str | None:
@@ -179,6 +192,8 @@ def select(values: Array, keep: Array, out: Array) -> None:
 class Encoder(Method):
     """Numbers to stored parts and back."""
 
+    adapter: ClassVar[bool] = False  # the parts are a PEFT adapter, which is the whole output
+    towards: ClassVar[str] = ""  # the partner that the result stands for: the loss is measured against its norm
     members: ClassVar[Mapping[str, bytes]] = {}  # what an `.npz` says beside the parts: texts by member
 
     @abstractmethod

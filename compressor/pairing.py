@@ -1,4 +1,5 @@
-"""Which statistics of layer inputs go with which tensors. What is wrong with them is found before the run."""
+"""Which tensors of another checkpoint, and which statistics of layer inputs, go with which tensors. What is wrong
+with them is found before the run."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.dialects.compressed_tensors import is_transposed
 from compressor.errors import CompressorError, InputError, UsageError, raise_all
 from compressor.plan import Job, Step
-from compressor.recipe import Recipe
+from compressor.recipe import Recipe, Stage
 from compressor.scores import open_scores
 from compressor.statistics import Statistics, fingerprint, layer_of, open_statistics
 from compressor.tensor import TensorSpec
@@ -27,6 +28,8 @@ def with_statistics(recipe: Recipe, stats: str | None) -> Recipe:
     common = stats or recipe.stats
     stages, problems, taken = [], list[CompressorError](), False
     for stage in recipe.stages:
+        if (stage.stats or common) is not None:
+            stage = _going_by_them(stage)
         needs = stage.statistics
         if needs is None and stage.stats is not None:
             problems.append(UsageError(f"{stage.method.verb} {stage.method.id} goes by no statistics: drop stats"))
@@ -45,6 +48,12 @@ def with_statistics(recipe: Recipe, stats: str | None) -> Recipe:
         problems.append(UsageError(f"--stats: no stage takes it; what they go by is {said}", remedy="Leave it out"))
     raise_all(problems)
     return replace(recipe, stages=tuple(stages))
+
+
+def _going_by_them(stage: Stage) -> Stage:
+    """The stage with its methods going by statistics where they may."""
+    method = stage.method.with_statistics() or stage.method
+    return replace(stage, method=method, rules=tuple((t, one.with_statistics() or one) for t, one in stage.rules))
 
 
 def open_all(recipe: Recipe) -> dict[int, Statistics]:
@@ -137,6 +146,31 @@ def layer_for(spec: TensorSpec, statistics: Statistics, checkpoint: Checkpoint, 
         raise refused("the statistics have no gram of its inputs", "Make them again with grams, or exclude it")
     statistics.read(layer)
     return layer
+
+
+def partner_for(spec: TensorSpec, student: Checkpoint, teacher: Checkpoint, role: str) -> str:
+    """The tensor of the same name and shape of the teacher, or whatever its `role`; two inputs of one tensor pair
+    whatever they call it."""
+    partner = teacher.tensors.get(spec.name)
+    if partner is None and len(student.tensors) == len(teacher.tensors) == 1:
+        partner = next(iter(teacher.tensors.values()))
+    if partner is None:
+        raise InputError(
+            f"the {role} {teacher.path} has no tensor of that name",
+            tensor=spec.name,
+            remedy=f"Exclude it, or give a {role} of the same structure",
+        )
+    if partner.spec.shape != spec.shape:
+        raise InputError(
+            f"the {'student' if role == 'teacher' else 'input'} has shape {list(spec.shape)}, "
+            f"the {role} {list(partner.spec.shape)}",
+            file=teacher.path,
+            tensor=spec.name,
+            remedy=f"Exclude it, or give a {role} of the same structure",
+        )
+    if not partner.spec.is_float:
+        raise InputError(f"the {role}'s is {partner.spec.dtype}, not a float", file=teacher.path, tensor=spec.name)
+    return partner.spec.name
 
 
 def informed(spec: TensorSpec, step: Step, statistics: Mapping[int, Statistics], checkpoint: Checkpoint) -> Step:

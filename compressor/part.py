@@ -12,7 +12,7 @@ from compressor.workspace import Array
 @dataclass(frozen=True, slots=True)
 class Part:
     """A tensor that an encoder stores. Its name is the source tensor's name followed by `suffix`; with `stem` the
-    suffix takes the place of the name's `.weight`.
+    suffix takes the place of the name's `.weight`, and `prefix` comes first.
 
     The part lies in as many equal runs as there are `every` rows in the tensor (the last may be fewer): run r
     belongs to the tensor's rows [r·every, (r+1)·every), and encoders see runs as the rows of a matrix, whatever
@@ -29,12 +29,13 @@ class Part:
     every: int = 1
     value: tuple[int, ...] | Array | None = field(default=None, compare=False)
     stem: bool = False
+    prefix: str = ""
     across: bool = False
     bounds: Array | None = field(default=None, compare=False, repr=False)
 
     def name(self, tensor: str) -> str:
         """What the part of a tensor of this name is called."""
-        return (tensor.removesuffix(".weight") if self.stem else tensor) + self.suffix
+        return self.prefix + (tensor.removesuffix(".weight") if self.stem else tensor) + self.suffix
 
     @property
     def size(self) -> int:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compressor import dialects, provenance
+from compressor.adapting import adapter_files, adapter_notes, check_adapter, makes_adapter, with_adapters
+from compressor.carrying import others, whole_note
 from compressor.checkpoint import Checkpoint, Tensor
 from compressor.composition import check_container, check_dialects, check_fused, check_names, check_stores
 from compressor.errors import CompressorError, InputError, UsageError, raise_all
@@ -16,7 +18,7 @@ from compressor.files import npy, npz, safetensors
 from compressor.files.folder import CONFIG, INDEX, SINGLE, index_bytes, json_bytes
 from compressor.files.layout import FileLayout
 from compressor.method import Encoder, Method
-from compressor.pairing import described, informed, memory_note
+from compressor.pairing import described, informed, memory_note, partner_for
 from compressor.plan import Container, Job, OutputFile, Plan, Step, dense_part, short_name
 from compressor.recipe import Recipe, Stage, Store
 from compressor.selection import Kept, kept
@@ -64,6 +66,9 @@ def make_plan(
         )
     check_container(checkpoint, container)
     check_stores(recipe.stages, container)
+    adapter = makes_adapter(recipe.stages)
+    if adapter:
+        check_adapter(recipe.stages, container, checkpoint, cut=bool(recipe.cuts))
     problems: list[CompressorError] = []
     jobs: list[Job] = []
     wanted = set(checkpoint.tensors if only is None else only)
@@ -90,20 +95,23 @@ def make_plan(
             if not why.asked
         ]
     raise_all(problems)
+    without: tuple[str, ...] = ()
+    if adapter:
+        jobs, without = with_adapters(jobs, checkpoint)
     check_names(jobs, checkpoint)
     if container == "folder":
         check_dialects(jobs)
         check_fused(jobs, checkpoint)
     stages = (*(cut.describe() for cut in recipe.cuts), *described(recipe, statistics or {}))
-    files, texts = _files(jobs, checkpoint, container, output_name, stages)
-    carried = tuple(name for name in checkpoint.source.carried if name not in dict(texts))
-    left = tuple(checkpoint.source.left.items())
-    if checkpoint.compression and dialects.SIDECAR in carried:
-        carried = tuple(name for name in carried if name != dialects.SIDECAR)
-        left += ((dialects.SIDECAR, "says how the source's weights were quantized"),)
-    if container != "folder":
-        left += tuple((name, f"a single .{container} holds tensors only") for name in carried)
-        carried = ()
+    if adapter:
+        files, texts = adapter_files(jobs, checkpoint, stages)
+        carried: tuple[str, ...] = ()
+        left: tuple[tuple[str, str], ...] = ()
+        notes = (*adapter_notes(jobs, checkpoint), *without)
+    else:
+        files, texts = _files(jobs, checkpoint, container, output_name, stages)
+        carried, left = others(checkpoint, container, texts)
+        notes = _notes(jobs, container, recipe, checkpoint)
     return Plan(
         source=checkpoint.source.kind,
         size_before=checkpoint.source.nbytes,
@@ -114,7 +122,7 @@ def make_plan(
         texts=texts,
         carried=carried,
         left=left,
-        notes=(*_notes(jobs, container, recipe, checkpoint), *memory_note(jobs, statistics or {})),
+        notes=(*notes, *whole_note(jobs), *memory_note(jobs, statistics or {})),
         cuts=checkpoint.cuts,
         language_model=_is_language_model(checkpoint.source.config),
     )
@@ -147,11 +155,12 @@ def _job(
         if why is None and spec.name in hold:
             why = Kept(hold[spec.name], asked=True)
         if why is None:
-            step = _step(spec, number, stage, container, teachers, checkpoint)
+            step = _step(spec, number, stage, container, teachers, checkpoint, known.get(spec.name))
             if isinstance(step, Step):
                 _check_order(spec, steps, step)
                 step = informed(spec, step, statistics, checkpoint)
-                stored, grain = with_layout(step, stage, spec, container, known)
+                stored, apart = with_layout(step, stage, spec, container, known)
+                grain = max(grain, apart, spec.matrix[0] if step.method.whole else 0)
                 steps += stored
                 continue
             why = step
@@ -196,15 +205,18 @@ def _step(
     container: Container,
     teachers: Mapping[str, Checkpoint],
     checkpoint: Checkpoint,
+    known: Method | None,
 ) -> Step | Kept:
     method = stage.method_for(spec.name)
-    partners = {}
-    if stage.teacher is not None:
-        role = method.partners[0]
-        partners[role] = _partner(spec, checkpoint, teachers[stage.teacher], role)
+    if isinstance(method, Encoder) and not method.counted and type(known) is type(method):
+        method = known
     skip = method.skip(spec)
     if skip is not None:
         return Kept(skip.reason)
+    partners = {}
+    if stage.teacher is not None:
+        role = method.partners[0]
+        partners[role] = partner_for(spec, checkpoint, teachers[stage.teacher], role)
     if not isinstance(method, Encoder):
         return Step(number, method, partners, instead=method.shortfall(spec))
     store = _DEFAULT_STORE[container] if stage.store == "auto" else stage.store
@@ -213,7 +225,7 @@ def _step(
         if plain is None:
             raise UsageError(f"scheme {method.id} has no integer codes", tensor=spec.name)
         method = plain
-    elif store in ("packed", "smallest") and container == "folder":
+    elif store in ("packed", "smallest") and container == "folder" and method.verb == "quantize":
         if len(spec.shape) != 2 and not stage.include:
             return Kept("no matrix: loaders take codes of matrices only (--include stores it in our own layout)")
         if method.dialect(spec) and not spec.name.endswith(".weight"):
@@ -229,31 +241,6 @@ def _step(
             return Kept(f"{error.reason}, and --fallback knows nothing near it")
         method, instead = found
     return Step(number, method, partners, dense=store == "dense", instead=instead)
-
-
-def _partner(spec: TensorSpec, student: Checkpoint, teacher: Checkpoint, role: str) -> str:
-    """The tensor of the same name and shape of the teacher, or whatever its `role`; two inputs of one tensor pair
-    whatever they call it."""
-    partner = teacher.tensors.get(spec.name)
-    if partner is None and len(student.tensors) == len(teacher.tensors) == 1:
-        partner = next(iter(teacher.tensors.values()))
-    if partner is None:
-        raise InputError(
-            f"the {role} {teacher.path} has no tensor of that name",
-            tensor=spec.name,
-            remedy=f"Exclude it, or give a {role} of the same structure",
-        )
-    if partner.spec.shape != spec.shape:
-        raise InputError(
-            f"the {'student' if role == 'teacher' else 'input'} has shape {list(spec.shape)}, "
-            f"the {role} {list(partner.spec.shape)}",
-            file=teacher.path,
-            tensor=spec.name,
-            remedy=f"Exclude it, or give a {role} of the same structure",
-        )
-    if not partner.spec.is_float:
-        raise InputError(f"the {role}'s is {partner.spec.dtype}, not a float", file=teacher.path, tensor=spec.name)
-    return partner.spec.name
 
 
 # ---- all tensors together ------------------------------------------------------------------------------

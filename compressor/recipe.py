@@ -31,6 +31,7 @@ Store = Literal["auto", "dense", "packed", "codes", "bitmask", "csr", "nm", "sma
 _STORES: Mapping[str, tuple[str, ...]] = {
     "prune": ("dense", "bitmask", "csr", "nm", "auto", "smallest", "archive"),
     "quantize": get_args(Store),
+    "distill": ("auto", "dense", "packed"),
 }
 
 
@@ -186,14 +187,14 @@ def make_stage(
     if teacher is not None and not method.partners:
         role = "teacher" if mask is None else "mask"
         raise UsageError(f"{where}{SELECTOR[verb]} {method.id} takes no {role}")
-    if store is not None and verb not in _STORES:
-        raise UsageError(f"{where}store has no meaning for {verb}: its result is dense")
+    if store is not None and verb == "distill" and not (isinstance(method, Encoder) and not method.adapter):
+        raise UsageError(f"{where}store has no meaning for {verb} {method.id}")
     if store is not None and store not in _STORES[verb]:
         said = f"{flag('store', where)} of {verb} must be one of {', '.join(_STORES[verb])}, not '{store}'"
         raise UsageError(f"{where}{said}")
     if verb == "prune" and store is not None:
         store = "smallest" if store == "auto" else store
-    if fallback and not isinstance(method, Encoder):
+    if fallback and verb != "quantize":
         raise UsageError(f"{where}fallback has no meaning for {verb}")
     scored = scores is not None
     return Stage(method, include, exclude, made, store or "auto", teacher, fallback, preset, stats, scored)
@@ -228,6 +229,9 @@ def _overridden(verb: str, options: Mapping[str, Any], changed: Mapping[str, Any
     other = methods_of(verb).get(str(changed.get(SELECTOR[verb])))
     if other is not None:
         options = {key: value for key, value in options.items() if key in options_of(other)}
+    for method in methods_of(verb).values():
+        if set(method.alternatives) & set(changed):  # one takes the place of another
+            options = {key: value for key, value in options.items() if key not in method.alternatives}
     return {**options, **changed}
 
 
@@ -337,6 +341,16 @@ def _stage(
         teacher=keys.teacher or (teacher if needs else None),
         where=where,
     )
+
+
+def stage_of(described: Mapping[str, Any], where: str) -> Stage:
+    """A stage from what `Stage.describe` made of one. UsageError where that names files, which are not kept."""
+    if "stats" in described or "scores" in described:
+        raise UsageError(f"{where}it went by statistics of inputs, which are another file")
+    found = _stage(dict(described), where, None, ())
+    if not isinstance(found, Stage):
+        raise UsageError(f"{where}it is a structured cut")
+    return found
 
 
 def _stage_keys(table: Mapping[str, Any], where: str) -> _StageKeys:

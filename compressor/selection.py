@@ -19,6 +19,10 @@ _HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$|^output\.weight$")
 _ROUTER = re.compile(r"(^|\.)(gate|router|[^.]*_router|shared_expert_gate|gate\.wg|router\.[^.]+)\.weight$")
 
 
+def is_embedding(name: str) -> bool:
+    return _EMBEDDING.search(name) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """Why a tensor is carried over as it is. `asked`: by the user's patterns, or because it is no weight matrix

@@ -59,8 +59,9 @@ class Worker:
             for job, cut, methods, start, stop in pieces:
                 for block in self._blocks(job, cut, start, stop, work):
                     numbers = self._transform(job, methods, block)
-                    inputs = self._inputs(job.steps[len(methods)], work)
-                    stats = survey.observe(Block(numbers, block.start, job.spec, work, {}, inputs), stats)
+                    step = job.steps[len(methods)]
+                    inputs, beside = self._inputs(step, work), block.partners.get(step.stage, {})
+                    stats = survey.observe(Block(numbers, block.start, job.spec, work, beside, inputs), stats)
         return stats
 
     def chunk(self, job: Job, cut: Cut, methods: Sequence[Method], start: int, stop: int) -> list[Done]:
@@ -155,16 +156,17 @@ class Worker:
             encoder = methods[-1]
             assert isinstance(encoder, Encoder)  # noqa: S101 - the planner composed it
             views = part_views(parts, job, rows, start)
-            inputs = self._inputs(job.steps[-1], work)
+            step = job.steps[-1]
+            inputs, beside = self._inputs(step, work), block.partners.get(step.stage, {})
             if len(methods) == 1 and not whole:
-                whole_rows = Block(block.values, block.start, job.spec, work, {}, inputs)
+                whole_rows = Block(block.values, block.start, job.spec, work, beside, inputs)
                 lost, zeros = encoder.measured(whole_rows, views)
                 if np.isfinite(lost):  # else look at the numbers
                     yield block, _changed(job, block, zeros, lost), None
                     continue
             numbers = self._transform(job, methods[:-1], block)
             result = work.array("run.restored", numbers.shape, numbers.dtype.str)
-            encoder.encode(Block(numbers, block.start, job.spec, work, {}, inputs), views, result)
+            encoder.encode(Block(numbers, block.start, job.spec, work, beside, inputs), views, result)
             yield block, result, None
         self._write_parts(job, parts, offsets, start)
 
@@ -245,7 +247,9 @@ class Worker:
             beside: dict[int, dict[str, Array]] = {}
             for stage, role, teacher in partners:
                 numbers = teacher.block(first, last)
-                self._finite(numbers, teacher.tensor, self.teachers[stage])
+                theirs = self._finite(numbers, teacher.tensor, self.teachers[stage])
+                if job.encoder is not None and role == job.encoder.towards:
+                    energy = theirs
                 beside.setdefault(stage, {})[role] = numbers
             yield _Read(values, rows.stored(first, last), first, energy, zeros, beside, work)
 

@@ -58,6 +58,22 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
     ("prune", "nm"): ({"pattern": "2:4"}, {"pattern": "1:3"}, {"pattern": "5:20"}),
     ("distill", "blend"): ({"alpha": 0.0}, {"alpha": 0.3}, {"alpha": 1.0}),
     ("distill", "reweight"): ({},),
+    ("distill", "low-rank"): (
+        {"rank": 1},
+        {"rank": 3},
+        {"rank": 2, "svd": "randomized"},
+        {"energy": 0.5},
+        {"energy": 1.0},
+        {"ratio": 0.7},
+        {"rank": 2, "informed": True},
+        {"ratio": 0.7, "informed": True, "svd": "randomized"},
+    ),
+    ("distill", "residual"): (
+        {"rank": 2},
+        {"error": 0.1},
+        {"energy": 0.5, "svd": "randomized"},
+        {"error": 0.1, "informed": True},
+    ),
     # whole models: their laws are in test_students.py
     ("distill", "depth"): (),
     ("distill", "subclone"): (),
@@ -87,6 +103,13 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
         ),
         *({"bits": 4, "group_size": 16, "layout": "gptq", "method": method} for method in ("absmax", "search")),
         {"bits": 8, "granularity": "channel", "layout": "gptq"},
+        *(
+            {"bits": bits, "symmetric": symmetric, **grain, "method": "gptq", "act_order": act_order}
+            for bits in (3, 4, 8)
+            for symmetric in (True, False)
+            for grain in ({"group_size": 8}, {"granularity": "channel"})
+            for act_order in (False, True)
+        ),
     ),
     ("quantize", "nf4"): (
         *(
@@ -275,6 +298,7 @@ def resolve(
             stats = found.merge(stats, found.observe(block, found.start()))
         found = found.conclude(stats)
         if isinstance(found, Method) and found.reach == "tensor":  # what a whole model told may need one more look
+            found = found.for_tensor(spec.name)
             found = found.survey([spec]) or found
     return found or method
 

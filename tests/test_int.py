@@ -31,7 +31,9 @@ from compressor.workspace import Workspace
 
 Array = npt.NDArray[Any]
 INT: Any = methods_of("quantize")["int"]
-COMBINATIONS = {name: method for name, method in combinations() if isinstance(method, Int)}
+COMBINATIONS = {
+    name: method for name, method in combinations() if isinstance(method, Int) and not method.statistics
+}
 
 
 def normal(rows: int = 512, columns: int = 4096, seed: int = 0) -> Array:

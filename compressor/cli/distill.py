@@ -21,13 +21,18 @@ from compressor.recipe import make_stage, recipe_of
 )
 @options.method_options("distill")
 @options.teacher
+@options.store_distilled
+@click.option(
+    "--save-base", metavar="PATH", help="Where --alternate writes the base that the adapter is for [residual]."
+)
 @options.stats
 @options.selecting
 @options.running
 def command(
     input_path: str | None, origin: str | None, output: str, include: Any, exclude: Any, rules: Any, **values: Any
 ) -> int:
-    """Carry the weights of a teacher into a student of the same shapes, tensor by tensor of the same name.
+    """Carry the weights of a teacher into a student of the same shapes, tensor by tensor of the same name. residual
+    writes what the student lost as an adapter, a PEFT folder.
 
     Vectors (biases, norms) are left alone unless included.
 
@@ -46,6 +51,7 @@ def command(
         exclude=exclude,
         rules=options.parse_rules(rules),
         teacher=values.pop("teacher"),
+        store=values.pop("store"),
         text=True,
     )
     return options.execute(partial(api.run_recipe, "distill", source, output, recipe_of((stage,))), values)

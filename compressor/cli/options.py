@@ -153,6 +153,12 @@ store = click.option(
     "for .npy; smallest: of packed and the sparse layouts, tensor by tensor; archive: packed, then the whole file "
     "entropy-coded.",
 )
+store_distilled = click.option(
+    "--store",
+    type=click.Choice(["auto", "dense", "packed"]),
+    help="Of low-rank: the product in the tensor's own shape, or the two factors, for `restore`. auto: factors, "
+    "dense for .npy.",
+)
 stats = click.option(
     "--stats", metavar="FILE", help="Statistics of the layers' inputs, for methods that go by them."
 )

@@ -22,7 +22,8 @@ from typing import Any
 from compressor.errors import OutputError
 
 _NOREPLACE, _EXCHANGE = 1, 2  # flags of Linux's renameat2
-_MODEL = ("model.safetensors", "model.safetensors.index.json")  # one of them is in every folder that we write
+# One of them is in every folder that we write
+_MODEL = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 
 _pending: set[Staging] = set()
 _published = False  # whether the output that was begun last has its name

@@ -91,6 +91,22 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "store-scipy-f32.npz": ("prune", "F32", {"sparsity": 0.7, "store": "csr"}),
     "distill-blend-bf16.safetensors": ("distill", "BF16", {"method": "blend", "alpha": 0.3}),
     "distill-reweight-f32.safetensors": ("distill", "F32", {"method": "reweight"}),
+    "distill-low-rank-f32.safetensors": ("distill", "F32", {"method": "low-rank", "rank": 3}),
+    "distill-low-rank-energy-bf16.safetensors": ("distill", "BF16", {"method": "low-rank", "energy": 0.6}),
+    "distill-low-rank-ratio-fp8.safetensors": ("distill", "F8_E4M3", {"method": "low-rank", "ratio": 0.8}),
+    "distill-low-rank-randomized-bf16.safetensors": (
+        "distill",
+        "BF16",
+        {"method": "low-rank", "rank": 2, "svd": "randomized"},
+    ),
+    "distill-low-rank-dense-f16.safetensors": (
+        "distill",
+        "F16",
+        {"rank": 1, "method": "low-rank", "store": "dense"},
+    ),
+    "distill-low-rank-stats-bf16.safetensors": ("distill", "BF16", {"method": "low-rank", "rank": 2, **STATS}),
+    "distill-residual-bf16.safetensors": ("distill", "BF16", {"method": "residual", "rank": 2}),
+    "distill-residual-error-f32.safetensors": ("distill", "F32", {"method": "residual", "error": 0.4}),
     "distill-depth-f32.safetensors": ("distill", "CHAIN-F32", {"method": "depth", "layers": "0,2"}),
     "distill-subclone-bf16.safetensors": ("distill", "CHAIN-BF16", {"method": "subclone", "widths": "6,4,5,3"}),
     "quantize-factor-f32.safetensors": ("quantize", "F32", {"factor": 64}),
@@ -165,12 +181,17 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 def produce(name: str, folder: Path) -> Path:
     """Make a case's output in a folder. The caller has put VERSION in the version's place."""
     verb, dtype, options = CASES[name]
-    paired = verb == "distill" and not dtype.startswith("CHAIN")
-    more = {"teacher": HERE / "input-teacher.safetensors"} if paired else {}
+    taught = verb == "distill" and not dtype.startswith("CHAIN") and options["method"] != "low-rank"
+    more = {"teacher": HERE / "input-teacher.safetensors"} if taught else {}
     source = HERE / ("input-f32.npy" if name.endswith((".npy", ".npz")) else f"input-{dtype.lower()}.safetensors")
     if "save_mask" in options:  # the case is the mask, and not what is pruned
         with TemporaryDirectory() as other:
             api.prune(source, Path(other) / name, **{**options, "save_mask": folder / name})
+        return folder / name
+    if options.get("method") == "residual":  # the case is what its folder holds
+        with TemporaryDirectory() as other:
+            api.distill(source, Path(other) / "adapter", **options, **more)
+            (folder / name).write_bytes((Path(other) / "adapter" / "adapter_model.safetensors").read_bytes())
         return folder / name
     getattr(api, verb)(source, folder / name, **options, **more)
     return folder / name

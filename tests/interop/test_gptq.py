@@ -1,13 +1,13 @@
 """GPTQ and AWQ: what their loaders make of codes is what we restore, and what we write is what they would.
 
-gptqmodel's own unpacking is asked where it is installed; it wants a newer torch than the other libraries do, so
-the formulas that it, AutoGPTQ and AutoAWQ publish stand here once more, in torch, independent of the package.
+gptqmodel's own unpacking is asked (gptqmodel_reader.py says how); the formulas that it, AutoGPTQ and
+AutoAWQ publish stand here once more, in torch, independent of the package.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch: make test-interop")
 
+import gptqmodel_reader  # noqa: E402
 import safetensors.torch  # noqa: E402
 
 import compressor  # noqa: E402
@@ -100,19 +101,18 @@ def parts_of(content: Mapping[str, Any], module: str) -> dict[str, Any]:
     }
 
 
-def gptqmodel_weight(parts: Mapping[str, Any], bits: int, group: int, form: str) -> Any:
-    """gptqmodel's own reading, [out, in]."""
-    linear = pytest.importorskip("gptqmodel.nn_modules.qlinear.torch", reason="gptqmodel is not installed")
-    from gptqmodel.utils.model import convert_gptq_v1_to_v2_format_module
+@pytest.fixture(scope="module")
+def gptqmodel() -> Iterator[Callable[..., Any]]:
+    """gptqmodel's own reading of parts, [out, in]."""
+    if not gptqmodel_reader.FOLDER.exists():
+        pytest.skip("gptqmodel is not installed: make test-interop")
+    with gptqmodel_reader.reader() as pool:
 
-    rows, columns = parts["qweight"].shape[1], parts["g_idx"].shape[0]
-    made = linear.TorchLinear(bits, group, True, False, columns, rows, bias=False, register_buffers=True)
-    for name, tensor in parts.items():
-        getattr(made, name).data.copy_(tensor)
-    if form == "gptq":
-        convert_gptq_v1_to_v2_format_module(made, bits, torch.int32)
-    made._init_wf_unsqueeze_buffers()
-    return made.dequantize_weight().T
+        def weight(parts: Mapping[str, Any], bits: int, group: int, form: str) -> Any:
+            arrays = {name: part.numpy() for name, part in parts.items()}
+            return torch.from_numpy(pool.submit(gptqmodel_reader.read, arrays, bits, group, form).result())
+
+        yield weight
 
 
 # ---- ours, read by them --------------------------------------------------------------------------------
@@ -161,10 +161,12 @@ def test_the_published_formula_reads_what_we_wrote(tmp_path: Path, bits: int, gr
 
 @pytest.mark.parametrize("grain", GRAINS)
 @pytest.mark.parametrize("bits", [4, 8])
-def test_gptqmodel_reads_what_we_wrote(tmp_path: Path, bits: int, grain: str) -> None:
+def test_gptqmodel_reads_what_we_wrote(
+    tmp_path: Path, bits: int, grain: str, gptqmodel: Callable[..., Any]
+) -> None:
     parts, restored = written(tmp_path, "F16", bits=bits, **GRAINS[grain])
     group = GRAINS[grain].get("group_size", -1)
-    assert_equal(restored, gptqmodel_weight(parts, bits, group, "gptq"))
+    assert_equal(restored, gptqmodel(parts, bits, group, "gptq"))
 
 
 def test_without_our_record_it_is_a_gptq_folder_like_any(tmp_path: Path) -> None:
@@ -242,11 +244,13 @@ def test_we_restore_what_gptq_wrote(tmp_path: Path, bits: int, order: str, form:
 
 @pytest.mark.parametrize("form", ["gptq", "gptq_v2"])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_we_restore_what_gptqmodel_reads(tmp_path: Path, bits: int, form: str) -> None:
+def test_we_restore_what_gptqmodel_reads(
+    tmp_path: Path, bits: int, form: str, gptqmodel: Callable[..., Any]
+) -> None:
     parts = gptq_parts(bits, SHAPE[1] // 32, form, torch.arange(SHAPE[1]) // 32)
     quantization = {"bits": bits, "group_size": 32, "desc_act": False, "checkpoint_format": form}
     restored = restored_from(tmp_path, parts, quantization)
-    assert_equal(restored, gptqmodel_weight(parts, bits, 32, form))
+    assert_equal(restored, gptqmodel(parts, bits, 32, form))
 
 
 def test_a_zero_point_of_zero_that_borrowed_from_its_neighbour(tmp_path: Path) -> None:

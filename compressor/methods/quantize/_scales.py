@@ -6,6 +6,7 @@ and never so large that a code times it leaves the range of the weight's dtype.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from compressor import kernels
@@ -13,6 +14,15 @@ from compressor.floats import largest, narrow, smallest, widen
 from compressor.lazy import np
 from compressor.tensor import DTYPES
 from compressor.workspace import Array, Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Scales as stored, unsigned zero points [rows or 1, groups], and scales as numbers [rows or 1, groups, 1]."""
+
+    stored: Array
+    zero: Array | None
+    column: Array
 
 
 def extent(grouped: Array, symmetric: bool, scratch: Array) -> tuple[Array, Array]:

@@ -7,8 +7,9 @@
     symmetric:   s = max|w| / ((2^b − 1)/2)
     asymmetric:  s = (max − min)/(2^b − 1), the range extended to 0;  z = −2^(b−1) − round(min/s)
 
-or from there on for the least squared error (`_search.py`) or half-quadratic (`_hqq.py`). We divide in float32
-(float64 for float64 weights) whatever the source's dtype, and by the scale as it is stored, which loses less than
+or from there on for the least squared error (`_search.py`), half-quadratic (`_hqq.py`), or, with the codes, for the
+least error of the layer's outputs (`_gptq.py`). We divide in float32 (float64 for float64 weights) whatever the
+source's dtype, and by the scale as it is stored, which loses less than
 compressed-tensors' own arithmetic in the same bytes. A zero weight has code z and comes back as exactly zero.
 
 Stored, for `NAME` [rows, columns] (codes offset to unsigned, rows packed as little-endian bit streams):
@@ -30,7 +31,7 @@ Stored, for `NAME` [rows, columns] (codes offset to unsigned, rows packed as lit
 The first two are compressed-tensors' own. A scale has the weight's dtype (F32 for FP8 weights; `mlx`: and for
 float64; `gptq`: always F16, and weights beyond its range are clipped), and is positive unless `signed_scales` says
 otherwise.
-Error: about half a scale; what a search clips more, but never more in the sum of squares. See `bound`.
+Error: about half a scale; what a search clips more, but never more in the sum of squares (gptq: see `bound`).
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from math import sqrt
 from typing import Any, ClassVar, Literal
 
@@ -47,13 +49,15 @@ from compressor.floats import epsilon, smallest
 from compressor.floats import largest as limit
 from compressor.lazy import np
 from compressor.method import Block, Encoder, Method, Part, option
-from compressor.methods.quantize import _layouts, _layouts_foreign, _ranges, _scales
+from compressor.methods.quantize import _gptq, _layouts, _layouts_foreign, _ranges, _scales
 from compressor.methods.quantize._hqq import HalfQuadratic
+from compressor.methods.quantize._scales import Chosen
 from compressor.methods.quantize._search import Search
 from compressor.methods.quantize._units import LEAST, MOST, Rule
 from compressor.tensor import TensorSpec
 from compressor.workspace import Array, Workspace
 
+_OFF = ("signed_scales", "act_order")
 _LAYOUTS: dict[str, type[_layouts.CodeLayout]] = {**_layouts.LAYOUTS, **_layouts_foreign.LAYOUTS}
 
 
@@ -71,9 +75,11 @@ class Int(Encoder):
         None, help="what shares a scale; unset: group below 8 bits or with a group size, else channel"
     )
     group_size: int | None = option(None, help="weights of a row that share a scale; unset: 128", low=1, high=2**31)
-    method: Literal["absmax", "search", "hqq"] = option(
-        "search", help="how scales are chosen: from the range, for the least squared error, or half-quadratic"
+    method: Literal["absmax", "search", "hqq", "gptq"] = option(
+        "search", help="how scales are chosen: by the range, for least squared error, half-quadratic, by inputs"
     )
+    damp: float | None = option(None, help="gptq: added to the gram, in mean diagonals; unset: 0.01", low=0)
+    act_order: bool = option(False, help="gptq: columns of the largest inputs first", off="plain-order")
     signed_scales: bool = option(False, help="a search may choose negative scales too", off="positive-scales")
     layout: Literal["auto", "pack-quantized", "int-quantized", "mlx", "gptq", "compressor", "plain"] = option(
         "auto", help="stored layout; auto takes compressed-tensors' where it has one"
@@ -88,8 +94,12 @@ class Int(Encoder):
             raise UsageError(f"group_size has no meaning with granularity {self.granularity}")
         if self.signed_scales and (not self.symmetric or self.method != "search"):
             raise UsageError("signed_scales holds for method search with symmetric codes only")
-        if self.method == "hqq" and self.grain == "tensor":
-            raise UsageError("method hqq works on channels and groups; for a whole tensor take search")
+        if self.method in ("hqq", "gptq") and self.grain == "tensor":
+            raise UsageError(f"method {self.method} works on channels and groups; for a whole tensor take search")
+        if self.method != "gptq" and (self.damp is not None or self.act_order):
+            raise UsageError("damp and act_order hold for method gptq only")
+        if self.method == "gptq" and self.layout in ("mlx", "gptq"):
+            raise UsageError("method gptq works with layouts pack-quantized, int-quantized, compressor and plain")
         if self.layout == "pack-quantized" and self.bits not in (4, 8):
             raise UsageError(f"layout pack-quantized holds 4 or 8 bits here, not {self.bits}")
         if self.layout == "int-quantized" and (self.bits != 8 or not self.symmetric or self.grain == "group"):
@@ -116,8 +126,7 @@ class Int(Encoder):
         return self.group_size or 128
 
     @property
-    def half(self) -> int:
-        """2^(b−1): codes run from −half to half − 1, and are handled with half added."""
+    def half(self) -> int:  # 2^(b−1): codes run from −half to half − 1, and are handled with half added
         return 1 << (self.bits - 1)
 
     # ---- what is stored ----------------------------------------------------------------------------
@@ -169,8 +178,7 @@ class Int(Encoder):
         return None
 
     @staticmethod
-    def _sizes(columns: int) -> list[int]:
-        """Sizes from 8 up that divide a row, the largest first."""
+    def _sizes(columns: int) -> list[int]:  # from 8 up that divide a row, the largest first
         return [size for size in range(min(columns, 1 << 16), 7, -1) if columns % size == 0]
 
     def config(self, spec: TensorSpec) -> dict[str, Any] | None:
@@ -197,9 +205,16 @@ class Int(Encoder):
         return _LAYOUTS[self.layout_of(spec)].dialect or super().dialect(spec)
 
     def describe(self) -> dict[str, Any]:
-        """Without `signed_scales` unless they were asked for: as records of files before it was an option."""
-        said = super().describe()
-        return {name: value for name, value in said.items() if name != "signed_scales" or value}
+        """Without what is off by default unless it was asked for: as records of files before it was an option."""
+        return {key: said for key, said in super().describe().items() if not (said is False and key in _OFF)}
+
+    @property
+    def statistics(self) -> Literal["", "gram"]:  # type: ignore[override]
+        return "gram" if self.method == "gptq" else ""
+
+    @property
+    def at_once(self) -> int:  # type: ignore[override]
+        return 1 << 21 if self.method == "gptq" else 0
 
     @property
     def label(self) -> str:
@@ -229,6 +244,8 @@ class Int(Encoder):
         slack = 2 * self.half * (epsilon(dtype) * scale + smallest(dtype))
         rounding = 2 * epsilon(spec.dtype) * largest + smallest(spec.dtype)
         nearest = scale * (1.5 if held_back else 0.5) + slack
+        if self.method == "gptq":
+            return nearest + _gptq.REACH * largest
         if self.method == "absmax":
             return nearest + rounding + self._layout(spec).slack(largest, spec)
         clipped = largest
@@ -242,9 +259,12 @@ class Int(Encoder):
 
     def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
         target = self._grouped(restored)
-        chosen = self._choose(block, target)
-        _scales.apply(np.divide, self._grouped(block.values), chosen.column, target)
         codes = None if parts is None else block.work.array("int.codes", restored.shape, "|u1")
+        if self.method == "gptq":
+            chosen = self._compensate(block, restored)
+        else:
+            chosen = self._choose(block.spec, self._grouped(block.values), target, block.work)
+            _scales.apply(np.divide, self._grouped(block.values), chosen.column, target)
         self._round(target, target, chosen.zero, codes)
         if parts is not None and codes is not None:
             self._store(codes, chosen, parts, block)
@@ -255,12 +275,12 @@ class Int(Encoder):
 
     def measured(self, block: Block, parts: Mapping[str, Array]) -> tuple[float, int]:
         """In units of the scale: Σ (q − z − w/s)² of each group, times s²."""
-        if not self._layout(block.spec).plain:
+        if self.method == "gptq" or not self._layout(block.spec).plain:
             return super().measured(block, parts)
         grouped, work = self._grouped(block.values), block.work
         codes = self._grouped(work.array("int.codes", block.values.shape, "|u1"))
         rounded = self._grouped(work.array("int.rounded", block.values.shape, block.values.dtype.str))
-        chosen = self._choose(block, rounded)
+        chosen = self._choose(block.spec, grouped, rounded, work)
         zero = np.full_like(chosen.stored, self.half, grouped.dtype) if chosen.zero is None else chosen.zero
         zero = zero.astype(grouped.dtype, copy=False)
         counted = kernels.round_codes(grouped, chosen.column, zero, 2 * self.half, codes)
@@ -314,7 +334,7 @@ class Int(Encoder):
             np.copyto(codes, flat.view(f"<u{rounded.itemsize}"), casting="unsafe")
         np.subtract(rounded, offset, out=rounded)
 
-    def _store(self, codes: Array, chosen: _Chosen, parts: Mapping[str, Array], block: Block) -> None:
+    def _store(self, codes: Array, chosen: Chosen, parts: Mapping[str, Array], block: Block) -> None:
         points = None if chosen.zero is None else chosen.zero.astype(np.uint8)
         self._layout(block.spec).store(codes, chosen.stored, points, parts, block.start == 0, block.work)
 
@@ -329,17 +349,23 @@ class Int(Encoder):
         rows = len(matrix)
         return matrix.reshape(rows, -1, self.group) if self.grain == "group" else matrix[:, None, :]
 
-    def _choose(self, block: Block, scratch: Array) -> _Chosen:
-        """Scales and zero points of a block; `scratch` [rows, groups, size] is overwritten."""
-        spec, grouped = block.spec, self._grouped(block.values)
+    def _compensate(self, block: Block, out: Array) -> Chosen:
+        """Scales and zero points of a block, and q − z in `out`, chosen together."""
+        assert block.inputs is not None  # noqa: S101 - the method asked for them
+        factor = _gptq.factor_of(block.inputs, self.damp, self.act_order, block.work, block.spec.name)
+        size, choose = self._grouped(out).shape[2], partial(self._choose, block.spec, work=block.work)
+        return _gptq.Compensated(block.values, size, self.half, factor, self.act_order, choose, block.work).run(out)
+
+    def _choose(self, spec: TensorSpec, grouped: Array, scratch: Array, work: Workspace) -> Chosen:
+        """Scales and zero points of weights; `scratch` [rows, groups, size] is overwritten."""
         rule = self._rule(spec)
         if self.grain == "tensor":
             stored, zero = self._for_tensor(rule)
         else:
             low, high = _scales.extent(grouped, self.symmetric, scratch)
-            stored, zero = self._for_groups(grouped, low, high, rule, block.work)
+            stored, zero = self._for_groups(grouped, low, high, rule, work)
         stored, zero = self._layout(spec).settle(grouped, stored, zero, rule.dtype)
-        return _Chosen(stored, zero, self._column(rule.numbers(stored).astype(grouped.dtype, copy=False)))
+        return Chosen(stored, zero, self._column(rule.numbers(stored).astype(grouped.dtype, copy=False)))
 
     def _for_groups(
         self, grouped: Array, low: Array, high: Array, rule: Rule, work: Workspace
@@ -347,7 +373,7 @@ class Int(Encoder):
         if self.method == "absmax":
             scale, zero = rule.absmax(low, high)
             return rule.store(scale, zero)[0], zero
-        way = Search if self.method == "search" else HalfQuadratic
+        way = HalfQuadratic if self.method == "hqq" else Search
         rows = grouped.reshape(-1, grouped.shape[2])
         with np.errstate(all="ignore"):  # of groups of zeros, and far candidates
             stored, zero = way(rows, low.reshape(-1), high.reshape(-1), rule, work).run()
@@ -369,15 +395,6 @@ class Int(Encoder):
     def _column(self, scale: Array) -> Array:
         """Scales in a shape that broadcasts over [rows, groups, size]."""
         return scale.reshape((1, 1, 1) if self.grain == "tensor" else (*scale.shape, 1))
-
-
-@dataclass(frozen=True, slots=True)
-class _Chosen:
-    """Scales as stored, unsigned zero points [rows or 1, groups], and scales as numbers [rows or 1, groups, 1]."""
-
-    stored: Array
-    zero: Array | None
-    column: Array
 
 
 METHOD = Int

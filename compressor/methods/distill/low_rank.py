@@ -1,0 +1,143 @@
+"""A smaller model by itself: each matrix as the product of two thin ones, the best of their rank.
+
+    M' = f(M):   W ≈ left · right,   left · right = argmin ‖W − W'‖ over matrices of rank r   (Eckart and Young)
+
+One option says how large r is:
+
+* `rank`: the same number for every tensor;
+* `energy`: the smallest r that holds this share of Σσ², σ the singular values: the relative error is √(1 − energy);
+* `ratio`: bytes of the treated tensors after, over before, all together. Singular values are taken in the order of
+  σ² / (rows + columns) until the bytes are used up, so that the last one of each tensor gains as much for a stored
+  number as that of any other: the least squared error over the checkpoint that the size allows.
+
+With `--stats` what is minimised is the error of each layer's outputs, ‖(W − W')·gram^½‖, gram the mean of x xᵀ over
+its inputs: left · right = U Uᵀ W with the leading left singular vectors U of W·gram^½. `energy` is then that of the
+outputs, and `ratio` compares σ² over each tensor's Σσ², since outputs of different layers have different units.
+
+Tensors for which factors would take as many bytes as the matrix stay as they are, and the plan says so. Factors
+are found in float64: by LAPACK for float64 weights; by the smaller Gram matrix's eigenvectors for others, which
+lose what is below 1e-8 of the largest singular value; or by randomised subspace iteration (Halko, Martinsson,
+Tropp, arXiv 0909.4061), which `svd = auto` takes where it needs less than half the time: its error was above the
+optimum's by less than 1 % in all that was measured. `energy` and `ratio` need all singular values and read the
+weights twice.
+
+Stored: for `NAME` [rows, columns] `NAME.left` [rows, r] and `NAME.right` [r, columns], of norms √σ but for a
+power of two, in the weights' dtype (BF16 for FP8); with `--store dense` the product, in the tensor's own dtype.
+Error: at most √min(rows, columns) · max|w|, the norm of a row or a column of the largest weights.
+
+    rank = 1: [[1, 2], [2, 4]] is the product of [[1], [2]] and [[1, 2]]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from compressor.lazy import np
+from compressor.method import Block, Skip, Survey, option
+from compressor.methods.distill import _svd
+from compressor.methods.distill._factored import Factored, profitable, too_large
+from compressor.methods.distill._ranks import Looking, Ranks, by_energy, by_ratio
+from compressor.tensor import DTYPES, TensorSpec
+from compressor.workspace import Array
+
+if TYPE_CHECKING:
+    from compressor.metrics import Change
+
+
+_KEPT = 2**31  # a rank whose factors are never smaller
+
+
+@dataclass(frozen=True)
+class LowRank(Factored):
+    """Truncated singular value decompositions, of a given rank, energy or size."""
+
+    id: ClassVar[str] = "low-rank"
+    alternatives: ClassVar[tuple[str, ...]] = ("rank", "energy", "ratio")
+
+    rank: int | None = option(None, help="columns of the left and rows of the right factor", low=1, high=_KEPT)
+    energy: float | None = option(None, help="share of the squared norm to keep", low=0, high=1, open_low=True)
+    ratio: float | None = option(
+        None, help="bytes of the treated tensors after, over before", low=0, high=1, open_low=True, open_high=True
+    )
+    svd: Literal["auto", "exact", "randomized"] = option("auto", help="how singular vectors are found")
+    seed: int = option(0, help="of what randomised ones begin with", low=0, high=2**63)
+
+    ranks: Ranks | None = None  # what a survey found for all tensors of the stage
+    note: str = field(default="", compare=False)
+
+    @property
+    def reach(self) -> Literal["tensor", "model"]:
+        return "tensor" if self.rank is not None or self.ranks is not None else "model"
+
+    @property
+    def counted(self) -> bool:
+        return self.rank is not None
+
+    @property
+    def label(self) -> str:
+        return f"rank {self.rank}"
+
+    def check(self, spec: TensorSpec) -> None:
+        """Any matrix has factors."""
+
+    def skip(self, spec: TensorSpec) -> Skip | None:
+        return too_large(spec, min(self.rank or 1, *spec.matrix))
+
+    def remark(self, spec: TensorSpec) -> str:
+        return "; ".join(filter(None, (self.note, super().remark(spec))))
+
+    def warning(self, change: Change) -> str | None:
+        if change.lost == 0 and change.energy > 0:
+            return "is as it was: factors of the rank it needs would be no smaller"
+        return None
+
+    def rank_of(self, spec: TensorSpec) -> int:
+        if self.rank is None:
+            raise TypeError("a survey has to find the rank first")
+        return self.rank if self.rank <= profitable(spec) else 0
+
+    def factors(self, block: Block, rank: int) -> tuple[Array, Array]:
+        spec = block.spec
+        quick = self.svd == "randomized" or (self.svd == "auto" and _svd.faster(*spec.matrix, rank))
+        seed = f"{self.seed}\0{spec.name}".encode() if quick else None
+        return self.decomposed(block.values, rank, spec, self.gram(block), seed)
+
+    # ---- ranks by the singular values ---------------------------------------------------------------
+
+    def survey(self, specs: Sequence[TensorSpec]) -> Survey[Any] | None:
+        return Looking(self, tuple(specs)) if self.reach == "model" else None
+
+    def for_tensor(self, name: str) -> LowRank:
+        if self.ranks is None:
+            return self
+        rank = dict(self.ranks).get(name, 0) or _KEPT
+        return replace(self, rank=rank, energy=None, ratio=None, ranks=None)
+
+    def wants(self, spec: TensorSpec) -> bool:
+        return profitable(spec) > 0
+
+    def look(self, block: Block) -> tuple[Array, int]:
+        """The singular values of the tensor, and the exponent that they lack."""
+        small, exponent = _svd.scaled(block.values)
+        wide = DTYPES[block.spec.dtype].compute == "<f8"
+        return _svd.spectrum(small, self.gram(block), wide=wide), exponent
+
+    def rank_all(self, seen: Mapping[str, tuple[Array, int]], specs: Sequence[TensorSpec]) -> LowRank:
+        note = ""
+        if self.energy is not None:
+            found = {name: by_energy(values, self.energy) for name, (values, _) in seen.items()}
+        else:
+            assert self.ratio is not None  # noqa: S101 - one of the three is given
+            top = max((exponent for _, exponent in seen.values()), default=0)
+            values = {name: np.ldexp(values, exponent - top) for name, (values, exponent) in seen.items()}
+            if self.informed:  # outputs of different layers have different units
+                values = {name: found / (np.linalg.norm(found) or 1.0) for name, found in values.items()}
+            found, reached = by_ratio(values, specs, self.ratio)
+            if reached > self.ratio:
+                note = f"the ratio {self.ratio:g} cannot be reached: with rank 1 it is {reached:.4g}"
+        return replace(self, ranks=tuple(sorted(found.items())), note=note)
+
+
+METHOD = LowRank

@@ -1,0 +1,199 @@
+"""What a pruned or quantized student lost, as a low-rank adapter that PEFT loads on top of it (LoRA).
+
+    S + B·A ≈ T,   B·A = argmin ‖T − S − D‖ over matrices D of rank r
+
+S is the student as its loader sees it: decoded, where it is quantized. How large r is one option says: `rank`,
+the same for every tensor; `error`, the smallest that leaves ‖T − S − B·A‖ ≤ error · ‖T‖; `energy`, the smallest
+that holds this share of ‖T − S‖². What is left is measured against the teacher's norm, and a note says what it was
+without the adapter. Tensors that lost nothing, or no more than `error`, get no adapter. With
+`--stats` the outputs' error is minimised, over the inputs that they are of (as in `low_rank.py`), and `error` and
+`energy` are of outputs. The idea of giving back a
+quantization error this way is LoftQ's and LQ-LoRA's (arXiv 2310.08659, 2311.12023); there the adapter is then
+trained. With `alternate` the base is quantized anew against its adapter so many times, and written too.
+
+Stored: for `MODULE.weight` [out, in] `base_model.model.MODULE.lora_B.weight` [out, r] and
+`base_model.model.MODULE.lora_A.weight` [r, in] in the student's dtype (BF16 for FP8), `adapter_model.safetensors`
+beside an `adapter_config.json` with a scaling of 1 (lora_alpha = r). Nothing else of the student is written.
+Error: the adapter stands for a difference, of which the weights' largest number says nothing: there is no bound.
+
+    T = [[1, 2], [2, 4]], S = 0, rank = 1: B·A is T; the adapter restores the teacher
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf, sqrt
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from compressor.errors import InputError
+from compressor.lazy import np
+from compressor.method import Block, Part, Skip, Survey, option
+from compressor.methods.distill import _svd
+from compressor.methods.distill._factored import Factored
+from compressor.methods.distill._ranks import Looking, Ranks, by_energy, by_error
+from compressor.metrics import count_zeros, dot, relative
+from compressor.selection import is_embedding
+from compressor.tensor import DTYPES, TensorSpec
+from compressor.workspace import Array
+
+_LARGEST = 1 << 13  # rank: PEFT keeps factors in float32, and beyond this the tensor itself is smaller
+
+
+class Seen(NamedTuple):
+    """Of one tensor over 2^exponent: Σ (T − S)², Σ T², and where ranks need them the singular values of T − S with
+    the norm of T, both weighed by the inputs where statistics are given."""
+
+    exponent: int
+    lost: float
+    energy: float
+    values: Array | None = None
+    norm: float = 0.0
+
+
+@dataclass(frozen=True)
+class Residual(Factored):
+    """The difference from the teacher, cut to a low rank, as a PEFT adapter."""
+
+    id: ClassVar[str] = "residual"
+    partners: ClassVar[tuple[str, ...]] = ("teacher",)
+    alternatives: ClassVar[tuple[str, ...]] = ("rank", "error", "energy")
+    adapter: ClassVar[bool] = True
+    towards: ClassVar[str] = "teacher"
+    left: ClassVar[str] = ".lora_B.weight"
+    right: ClassVar[str] = ".lora_A.weight"
+
+    rank: int | None = option(None, help="of every adapter, at most the smaller side", low=1, high=_LARGEST)
+    error: float | None = option(None, help="relative error that may stay of a tensor", low=0)
+    energy: float | None = option(
+        None, help="share of the squared difference to give back", low=0, high=1, open_low=True
+    )
+    base: str | None = option(
+        None,
+        help="what the adapter names as its base, a path or a name on the Hub; unset: the student folder's name",
+    )
+    alternate: int | None = option(
+        None, help="rounds of quantizing the base anew against the adapter", low=1, high=1000
+    )
+    svd: Literal["auto", "exact", "randomized"] = option("auto", help="how singular vectors are found")
+    seed: int = option(0, help="of what randomised ones begin with", low=0, high=2**63)
+
+    ranks: Ranks | None = None  # what a survey found for all tensors of the stage
+    found: int | None = None  # and of this tensor: 0 where it needs no adapter
+    note: str = field(default="", compare=False)
+
+    @property
+    def reach(self) -> Literal["tensor", "model"]:
+        return "model" if self.ranks is None and self.found is None else "tensor"
+
+    @property
+    def counted(self) -> bool:
+        return self.found is not None
+
+    @property
+    def label(self) -> str:
+        return f"adapter {self.found}"
+
+    def check(self, spec: TensorSpec) -> None:
+        """Any matrix has factors."""
+
+    def skip(self, spec: TensorSpec) -> Skip | None:
+        if len(spec.shape) != 2:
+            return Skip("no matrix: adapters are for linear layers")
+        if is_embedding(spec.name):
+            return Skip("embedding: adapters are for linear layers")
+        if not spec.name.removesuffix(".weight") or not spec.name.endswith(".weight"):
+            return Skip("no module's .weight, so it can have no adapter")
+        if self.found == 0:
+            return Skip(
+                "nothing was lost" if self.error is None else f"its error is at most {self.error:g} as it is"
+            )
+        return None
+
+    def remark(self, spec: TensorSpec) -> str:
+        return "; ".join(filter(None, (self.note, super().remark(spec))))
+
+    def rank_of(self, spec: TensorSpec) -> int:
+        if self.found is None:
+            raise TypeError("a survey has to find the rank first")
+        return min(max(self.found, 1), *spec.matrix)
+
+    def part(self, spec: TensorSpec, suffix: str, shape: tuple[int, int]) -> Part:
+        return replace(super().part(spec, suffix, shape), stem=True, prefix="base_model.model.")
+
+    def bound(self, largest: float, spec: TensorSpec) -> float:
+        return inf
+
+    def memory(self, spec: TensorSpec) -> int:
+        return super().memory(spec) + 2 * spec.size * int(DTYPES[spec.dtype].compute[-1])
+
+    def factors(self, block: Block, rank: int) -> tuple[Array, Array]:
+        spec = block.spec
+        quick = self.svd == "randomized" or (self.svd == "auto" and _svd.faster(*spec.matrix, rank))
+        seed = f"{self.seed}\0{spec.name}".encode() if quick else None
+        return self.decomposed(self.difference(block), rank, spec, self.gram(block), seed)
+
+    def difference(self, block: Block) -> Array:
+        """T − S, in the type that the student is computed in. InputError where that leaves its range."""
+        found: Array = np.subtract(block.partners["teacher"], block.values, dtype=np.float64)
+        found = found.astype(block.values.dtype)
+        if not np.isfinite(found).all():
+            raise InputError(
+                "the difference from the teacher leaves the range of floats",
+                tensor=block.spec.name,
+                remedy="Exclude it, or see whether the teacher is the right one",
+            )
+        return found
+
+    def measured(self, block: Block, parts: Mapping[str, Array]) -> tuple[float, int]:
+        """What is lost of the teacher, and the zeros of student and adapter together."""
+        restored = block.work.array("method.restored", block.values.shape, block.values.dtype.str)
+        self.encode(block, parts, restored)
+        np.add(block.values, restored, out=restored)
+        zeros = count_zeros(restored, block.work)
+        np.subtract(block.partners["teacher"], restored, out=restored, casting="same_kind")
+        return dot(restored, restored), zeros
+
+    # ---- ranks by what was lost ----------------------------------------------------------------------
+
+    def survey(self, specs: Sequence[TensorSpec]) -> Survey[Any] | None:
+        return Looking(self, tuple(specs)) if self.reach == "model" else None
+
+    def for_tensor(self, name: str) -> Residual:
+        return self if self.ranks is None else replace(self, ranks=None, found=dict(self.ranks)[name])
+
+    def wants(self, spec: TensorSpec) -> bool:
+        return True
+
+    def look(self, block: Block) -> Seen:
+        lost = self.difference(block)
+        _, exponent = _svd.scaled(lost)
+        teacher, least = _svd.scaled(block.partners["teacher"])
+        exponent = max(exponent, least)
+        lost, teacher = np.ldexp(lost, -exponent), np.ldexp(teacher, least - exponent)
+        seen = Seen(exponent, dot(lost, lost), dot(teacher, teacher))
+        if self.rank is not None:
+            return seen
+        gram, wide = self.gram(block), DTYPES[block.spec.dtype].compute == "<f8"
+        norm = seen.energy if gram is None else dot(teacher.astype(np.float64) @ gram, teacher.astype(np.float64))
+        return seen._replace(values=_svd.spectrum(lost, gram, wide=wide), norm=sqrt(norm))
+
+    def rank_all(self, seen: Mapping[str, Seen], specs: Sequence[TensorSpec]) -> Residual:
+        top = max((tensor.exponent for tensor in seen.values()), default=0)
+        lost, energy = (
+            sum(float(np.ldexp(getattr(tensor, key), 2 * (tensor.exponent - top))) for tensor in seen.values())
+            for key in ("lost", "energy")
+        )
+        note = f"without the adapter the student's relative error is {relative(lost, energy):.4g}"
+        ranks = {name: self._rank(tensor) if tensor.lost > 0 else 0 for name, tensor in seen.items()}
+        return replace(self, ranks=tuple(sorted(ranks.items())), note=note)
+
+    def _rank(self, tensor: Seen) -> int:
+        if self.rank is not None or tensor.values is None:
+            return self.rank or 0
+        if self.energy is not None:
+            return by_energy(tensor.values, self.energy)
+        return by_error(tensor.values, (self.error or 0) * tensor.norm)
+
+
+METHOD = Residual
