@@ -140,8 +140,7 @@ MISTAKES = [
     ("[[stage]]\nkind = 'quantize'\ninclude = ['re:(']", "pattern 're:(' is not a regular expression"),
     (
         "[[stage]]\nkind = 'quantize'\nstore = 'both'",
-        "stage[0].store: must be one of auto, dense, packed, codes, bitmask, csr, nm, smallest, archive, "
-        "not 'both'",
+        "store: must be one of auto, dense, packed, codes, bitmask, csr, nm, smallest, archive, not 'both'",
     ),
     (
         "[[stage]]\nkind = 'prune'\nsparsity = 0.5\nstore = 'packed'",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import zlib
@@ -74,4 +75,6 @@ def _write(fd: int, data: bytes, offset: int) -> None:
     left = memoryview(data)
     while left:
         done = os.pwrite(fd, left, offset)
+        if not done:
+            raise OSError(errno.EIO, "nothing more is taken")
         left, offset = left[done:], offset + done
