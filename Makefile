@@ -76,6 +76,7 @@ bench: .venv/bench
 	$(BIN)/python bench/codebook.py
 	$(BIN)/python bench/pruning.py
 	$(BIN)/python bench/soft_targets.py
+	$(BIN)/python bench/deep_compression.py
 	$(BIN)/python bench/archive.py
 	$(BIN)/python bench/outputs.py
 	$(BIN)/python bench/minilm_budget.py
