@@ -50,7 +50,7 @@ def score(path: Path, data: Path) -> tuple[float, float]:
     """Per cent right on the 10,000 test images, and per cent of zeros in the matrices."""
     held = np.load(data / "mnist" / "mnist_test.npz")
     network = read_network(open_checkpoint(path)).network
-    outputs = network.forward(held["x"].reshape(-1, 784) / np.float32(255))
+    outputs = network.forward(held["x"].reshape(-1, *network.input) / np.float32(255))
     weights = [array for array in network.parameters.values() if array.ndim > 1]
     zeros = sum(int((array == 0).sum()) for array in weights) / sum(array.size for array in weights)
     return 100 * float((outputs.argmax(1) == held["y"]).mean()), 100 * zeros

@@ -248,6 +248,7 @@ COMMANDS = [
     ["distill", "--method", "depth", "--every", "2"],
     ["quantize", "--bits", "4", "--set", "*v*:bits=8", "--preset", "q4_mixed", "--fallback"],
     ["quantize", "--scheme", "codebook", "--store", "dense"],
+    ["pipeline", "--stage", "prune:sparsity=0.5", "--store", "archive"],
     ["pipeline", "--stage", "prune:sparsity=0.5", "--stage", "quantize:bits=8", "--min-sparsity", "0.4"],
 ]
 
