@@ -25,7 +25,7 @@ from compressor.recipe_file import parse_recipe
 SMALLER = """extends = "lenet300"
 [[stage]]
 name = "train"
-sparsity = 0.972
+sparsity = 0.973
 epochs = 110
 learning_rate = 0.003
 """
