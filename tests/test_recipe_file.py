@@ -86,6 +86,14 @@ def test_what_cannot_be_extended_is_named(tmp_path: Path) -> None:
     assert "extends: must be a recipe's file or name" in refused(tmp_path)
     written(tmp_path, a='extends = "w4a16"\nstage = 3')
     assert "stage: must be [[stage]] tables" in refused(tmp_path)
+    written(tmp_path, a='extends = "w4a16"\nstructure = 3')
+    assert "structure: must be [[structure]] tables" in refused(tmp_path)
+    written(
+        tmp_path, a='extends = "b.toml"\n[[stage]]\nname = "x"\nstage = 3', b='[[stage]]\nname = "x"\nrepeat = 2'
+    )
+    assert "stage: must be [[stage]] tables" in refused(tmp_path)
+    written(tmp_path, a='extends = "b.toml"\n[[stage]]\nname = "4"', b=f"{quantize}\nname = 44")
+    assert "no stage that it extends is named '4'" in refused(tmp_path)
     written(tmp_path, **{f"r{n}": f'extends = "r{n + 1}.toml"' for n in range(12)})
     assert "through more than 8 recipes" in refused(tmp_path, "r0")
 
