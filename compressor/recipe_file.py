@@ -11,6 +11,7 @@ name, description, stats   texts
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
@@ -183,8 +184,10 @@ def _gates(found: _Gates, where: str) -> Gates:
         raise UsageError(f"{where}: gate.max_size: must be a size such as 300MB, not {found.max_size!r}")
     for key, most in (("max_error", None), ("min_ratio", None), ("min_sparsity", 1.0)):
         value = getattr(found, key)
-        if value is not None and not 0 <= value <= (float("inf") if most is None else most):
-            raise UsageError(f"{where}: gate.{key}: must be at least 0{'' if most is None else ' and at most 1'}")
+        if value is not None and not 0 <= value <= (sys.float_info.max if most is None else most):
+            raise UsageError(
+                f"{where}: gate.{key}: must be at least 0{' and finite' if most is None else ' and at most 1'}"
+            )
     return Gates(found.max_error, found.min_ratio, size, found.min_sparsity)
 
 

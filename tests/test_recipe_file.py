@@ -144,6 +144,9 @@ def test_a_schedule_ends_where_it_says_and_never_turns_back(
         (LOOP.format(rounds=2, schedule="{from = 0.1}"), "stage[0].stage[0].sparsity: Object missing required"),
         (LOOP.format(rounds=2, schedule='{from = 0.1, to = 0.2, shape = "s"}'), "sparsity: shape: Invalid enum"),
         (LOOP.format(rounds=2, schedule="{from = 0.1, to = 0.2, steps = 3}"), "steps: must be from 1 to the 2"),
+        (LOOP.format(rounds=2, schedule=f"{{from = {'9' * 400}, to = 0.1}}"), "sparsity: goes beyond any number"),
+        (LOOP.format(rounds=2, schedule="9" * 5000), "r: Exceeds the limit"),
+        ("[[stage]]\nrepeat = 1000\n" + 11 * "[[stage.stage]]\nkind = 1\n", "repeat: makes more than 10000 stages"),
         (LOOP.format(rounds=2, schedule="{from = 0.1, to = 2}"), "stage[0].stage[0].sparsity: must be a number"),
     ],
 )
@@ -212,6 +215,7 @@ def test_gates_of_the_recipe_hold_where_none_are_given(tmp_path: Path) -> None:
     [
         ("[gate]\nmax_eror = 1", "gate: Object contains unknown field `max_eror`"),
         ("[gate]\nmax_error = -1.0", "gate.max_error: must be at least 0"),
+        ("[gate]\nmin_ratio = inf", "gate.min_ratio: must be at least 0 and finite"),
         ("[gate]\nmin_sparsity = 1.5", "gate.min_sparsity: must be at least 0 and at most 1"),
         ("[gate]\nmax_size = '3 cows'", "gate.max_size: must be a size such as 300MB"),
         ("[report]\nformat = 'pdf'", "report.format: must be table or json"),
