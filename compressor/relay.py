@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import reduce
+from itertools import chain
 from typing import Any
 
 from compressor.checkpoint import open_checkpoint
@@ -121,8 +122,7 @@ def _leg(
         written = os.path.join(place.path, name)
         plan = run("pipeline", taken, written, _rehearsal(part), dry_run=True, **own, **given).plan
         files = part.training.files if part.training is not None else ()
-        read = [file.path for file in open_checkpoint(taken).source.opened]
-        key = f"{plan.fingerprint}:{content_hash([*read, *files])}"
+        key = f"{plan.fingerprint}:{content_hash([*_read(taken), *chain.from_iterable(map(_read, files))])}"
         if place.finished(name, key):
             return plan, written
     report = run("pipeline", taken, written, _rehearsal(part) if rehearsed else part, **own, **given)
@@ -130,6 +130,11 @@ def _leg(
         place.note(name, key)
     as_unfinished()
     return report.plan, written
+
+
+def _read(path: str) -> list[str]:
+    """The files that are read of an input, which may be a folder, or of an array."""
+    return [file.path for file in open_checkpoint(path).source.opened] if os.path.isdir(path) else [path]
 
 
 def _rehearsal(part: Recipe) -> Recipe:

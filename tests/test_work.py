@@ -84,6 +84,18 @@ def test_a_stopped_run_goes_on_and_gives_the_same_bytes(
     assert {path.name for path in files["work"].iterdir()} == {"0.safetensors", "1.safetensors", "work.json"}
 
 
+def test_a_folder_is_an_input_and_a_teacher_too(files: dict[str, Path]) -> None:
+    folder = files["in"].with_name("in")
+    folder.mkdir()
+    files["in"].rename(folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    files |= {"in": folder, "a": folder.with_name("a"), "b": folder.with_name("b")}
+    pipeline(files, "a")
+    pipeline(files, "b", work=files["work"], keep_work=True)
+    pipeline(files, "b", work=files["work"], force=True)
+    assert (files["a"] / "model.safetensors").read_bytes() == (files["b"] / "model.safetensors").read_bytes()
+
+
 def test_it_is_gone_when_all_is_done(files: dict[str, Path]) -> None:
     pipeline(files, "a", work=files["work"])
     assert not files["work"].exists()
