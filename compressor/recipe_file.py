@@ -125,6 +125,8 @@ def effective(recipe: Recipe) -> str:
         tables["structure"] = [one.describe() for one in dict.fromkeys(described)]
     if recipe.gates != Gates():
         tables["gate"] = {key: value for key, value in vars(recipe.gates).items() if value is not None}
+    if recipe.budget is not None:
+        tables["budget"] = recipe.budget.to_table()
     if recipe.report:
         tables["report"] = dict(recipe.report)
     tables["stage"] = [table for leg in recipe.legs for table in _stages(leg)]

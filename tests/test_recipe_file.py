@@ -261,6 +261,8 @@ COMMANDS = [
     ["quantize", "--bits", "4", "--set", "*v*:bits=8", "--preset", "q4_mixed", "--fallback"],
     ["quantize", "--scheme", "codebook", "--store", "dense"],
     ["pipeline", "--stage", "prune:sparsity=0.5", "--stage", "quantize:bits=8", "--min-sparsity", "0.4"],
+    ["pipeline", "--recipe", "w4a16", "--target-bits", "4.5", "--candidate", "int4g64", "--candidate", "dense"],
+    ["quantize", "--target-size", "3MB", "--min-sqnr", "20", "--survey", "s.json", "--sample", "0"],
 ]
 
 
@@ -272,6 +274,20 @@ def test_what_a_command_shows_is_shown_again_by_itself(tmp_path: Path, command: 
     (tmp_path / "r.toml").write_text(shown.output)
     again = ["pipeline", "in", "-o", "out", "--recipe", str(tmp_path / "r.toml"), "--show-recipe"]
     assert CliRunner().invoke(cli, again, standalone_mode=False).output == shown.output
+
+
+def test_a_budget_and_an_archive_are_shown() -> None:
+    def shown(*options: str) -> str:
+        command = ["pipeline", "in", "-o", "out", *options, "--show-recipe"]
+        found = CliRunner().invoke(cli, command, standalone_mode=False)
+        if found.exception is not None:
+            raise found.exception
+        return found.output
+
+    assert "[budget]\ntarget_bits = 4.5\n" in shown("--recipe", "w4a16", "--target-bits", "4.5")
+    assert 'store = "archive"' in shown("--recipe", "w4a16", "--store", "archive")
+    with pytest.raises(UsageError, match="no recipe's own"):
+        shown("--store", "archive")
 
 
 def test_what_is_shown_makes_the_same_bytes(tmp_path: Path) -> None:
