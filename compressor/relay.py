@@ -75,7 +75,8 @@ def relay(run: Run, source: str, output: str, recipe: Recipe, settings: dict[str
     check_apart(output, source, *(path for part in parts if part.training for path in part.training.files))
     if work is not None:
         work = os.fspath(work)
-        check_apart(work, source, output)
+        check_apart(work, source, option="--work")
+        check_apart(work, output, option="--work", of="output")
     own: dict[str, Any] = {
         key: settings[key] for key in ("workers", "progress", "processes", "non_finite") if key in settings
     }

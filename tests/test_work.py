@@ -170,6 +170,12 @@ def test_a_folder_with_other_things_is_left_alone(files: dict[str, Path]) -> Non
         pipeline(files, "a", work=files["work"])
 
 
+@pytest.mark.parametrize(("work", "said"), [(".", "holds the input"), ("b.safetensors", "is the output itself")])
+def test_it_lies_apart_from_input_and_output(files: dict[str, Path], work: str, said: str) -> None:
+    with pytest.raises(UsageError, match=f"^--work .*{said}. Name another place"):
+        pipeline(files, "b", work=files["in"].parent / work)
+
+
 def test_one_pass_has_nothing_to_keep(files: dict[str, Path]) -> None:
     command = ["pipeline", str(files["in"]), "-o", str(files["a"]), "--stage", "prune:sparsity=0.5"]
     done = CliRunner().invoke(cli, [*command, "--work", str(files["work"])], standalone_mode=False)
