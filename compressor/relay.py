@@ -13,12 +13,12 @@ from typing import Any
 
 from compressor.checkpoint import open_checkpoint
 from compressor.errors import UsageError
-from compressor.files.atomic import Staging, as_unfinished
+from compressor.files.atomic import Staging, as_unfinished, check_place
 from compressor.files.work import WorkFolder, content_hash
 from compressor.plan import Plan
 from compressor.recipe import Recipe
 from compressor.results import Report
-from compressor.target import check_apart
+from compressor.target import check_apart, container_of
 from compressor.training.request import METHOD
 
 Run = Callable[..., Report]
@@ -73,6 +73,9 @@ def relay(run: Run, source: str, output: str, recipe: Recipe, settings: dict[str
         return run("pipeline", source, output, parts[0], **settings)
     stats = settings.pop("stats", None) or recipe.stats
     check_apart(output, source, *(path for part in parts if part.training for path in part.training.files))
+    if not settings.get("dry_run"):  # before the legs on the way, which take long
+        folder = container_of(output, open_checkpoint(source).source) == "folder"
+        check_place(output, folder=folder, replace=settings.get("force", False))
     if work is not None:
         work = os.fspath(work)
         check_apart(work, source, option="--work")

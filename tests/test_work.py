@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from compressor import api, relay
 from compressor.cli.main import cli
-from compressor.errors import CompressorError, UsageError
+from compressor.errors import CompressorError, OutputError, UsageError
 
 RECIPE = """
 [[stage]]
@@ -168,6 +168,14 @@ def test_a_folder_with_other_things_is_left_alone(files: dict[str, Path]) -> Non
     (files["work"] / "thesis.txt").write_text("x")
     with pytest.raises(UsageError, match="is not empty and no work folder"):
         pipeline(files, "a", work=files["work"])
+
+
+def test_an_output_that_exists_is_refused_before_anything_is_trained(files: dict[str, Path]) -> None:
+    files["b"].touch()
+    with pytest.raises(OutputError, match="Use --force"):
+        pipeline(files, "b", work=files["work"])
+    assert not files["work"].exists()
+    pipeline(files, "b", force=True)
 
 
 @pytest.mark.parametrize(("work", "said"), [(".", "holds the input"), ("b.safetensors", "is the output itself")])
