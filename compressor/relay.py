@@ -71,6 +71,8 @@ def relay(run: Run, source: str, output: str, recipe: Recipe, settings: dict[str
         if work is not None or keep:
             raise UsageError("--work is for recipes of several passes; this one has nothing to keep")
         return run("pipeline", source, output, parts[0], **settings)
+    if keep and work is None:
+        raise UsageError("--keep-work is for the folder that --work names, and none is given")
     stats = settings.pop("stats", None) or recipe.stats
     check_apart(output, source, *(path for part in parts if part.training for path in part.training.files))
     if not settings.get("dry_run"):  # before the legs on the way, which take long

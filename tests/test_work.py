@@ -178,6 +178,11 @@ def test_an_output_that_exists_is_refused_before_anything_is_trained(files: dict
     pipeline(files, "b", force=True)
 
 
+def test_without_a_folder_nothing_can_be_kept(files: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match="--keep-work is for the folder"):
+        pipeline(files, "b", keep_work=True)
+
+
 @pytest.mark.parametrize(("work", "said"), [(".", "holds the input"), ("b.safetensors", "is the output itself")])
 def test_it_lies_apart_from_input_and_output(files: dict[str, Path], work: str, said: str) -> None:
     with pytest.raises(UsageError, match=f"^--work .*{said}. Name another place"):
