@@ -47,6 +47,15 @@ def settled(recipe: Recipe, store: str, container: Container) -> tuple[Recipe, b
     return replace(recipe, stages=stages), True
 
 
+def shown(recipe: Recipe) -> Recipe:
+    """The recipe that says itself that its output is an archive. UsageError where none can."""
+    if not recipe.stages or recipe.stages[-1].store not in ("auto", "archive"):
+        said = "--store archive is no recipe's own here: no last stage leaves open how it stores"
+        raise UsageError(said, remedy="Leave it out to see the recipe, and give it beside that")
+    *before, last = recipe.stages
+    return replace(recipe, stages=(*before, replace(last, store="archive")))
+
+
 def as_stored(checkpoint: Checkpoint, container: Container) -> Checkpoint:
     """The input without an eye on what its tensors are parts of, for an archive of it as it is."""
     source = checkpoint.source

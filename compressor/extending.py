@@ -50,14 +50,20 @@ def _merged(base: Mapping[str, Any], more: Mapping[str, Any], where: str) -> Tab
     for key in ("gate", "report", "budget"):
         if isinstance(base.get(key), dict) and isinstance(more.get(key), dict):
             whole[key] = {**base[key], **more[key]}
-    whole["structure"] = [*base.get("structure", ()), *more.get("structure", ())]
-    whole["stage"] = _stages(base.get("stage", []), more.get("stage", []), where)
+    whole["structure"] = [*_listed(base, "structure", where), *_listed(more, "structure", where)]
+    whole["stage"] = _stages(_listed(base, "stage", where), _listed(more, "stage", where), where)
     return whole
 
 
-def _stages(base: Any, more: Any, where: str) -> list[Any]:
-    if not all(isinstance(one, list) and all(isinstance(stage, dict) for stage in one) for one in (base, more)):
-        raise UsageError(f"{where}: stage: must be [[stage]] tables")
+def _listed(tables: Mapping[str, Any], key: str, where: str) -> list[Tables]:
+    """The tables `[[key]]`. UsageError where they are something else."""
+    found = tables.get(key, [])
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise UsageError(f"{where}: {key}: must be [[{key}]] tables")
+    return found
+
+
+def _stages(base: list[Tables], more: list[Tables], where: str) -> list[Tables]:
     stages = [dict(stage) for stage in base]
     names = _names(stages)
     for number, stage in enumerate(more):
@@ -65,11 +71,11 @@ def _stages(base: Any, more: Any, where: str) -> list[Any]:
         if name is not None and name in names:
             changed = stages[names.index(name)]
             if "repeat" in changed and "stage" in stage:
-                inner = _stages(changed["stage"], stage["stage"], where)
+                inner = _stages(_listed(changed, "stage", where), _listed(stage, "stage", where), where)
                 stage = {**stage, "stage": inner}
             changed |= stage
         elif "kind" not in stage and "repeat" not in stage:
-            close = get_close_matches(str(name), [known for known in names if known], 1)
+            close = get_close_matches(str(name), [str(known) for known in names if known], 1)
             raise UsageError(
                 f"{where}: stage[{number}]: has no kind, and no stage that it extends is named "
                 f"'{printable(str(name), 40)}'",

@@ -11,6 +11,7 @@ name, description, stats   texts
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
@@ -124,6 +125,8 @@ def effective(recipe: Recipe) -> str:
         tables["structure"] = [one.describe() for one in dict.fromkeys(described)]
     if recipe.gates != Gates():
         tables["gate"] = {key: value for key, value in vars(recipe.gates).items() if value is not None}
+    if recipe.budget is not None:
+        tables["budget"] = recipe.budget.to_table()
     if recipe.report:
         tables["report"] = dict(recipe.report)
     tables["stage"] = [table for leg in recipe.legs for table in _stages(leg)]
@@ -183,8 +186,10 @@ def _gates(found: _Gates, where: str) -> Gates:
         raise UsageError(f"{where}: gate.max_size: must be a size such as 300MB, not {found.max_size!r}")
     for key, most in (("max_error", None), ("min_ratio", None), ("min_sparsity", 1.0)):
         value = getattr(found, key)
-        if value is not None and not 0 <= value <= (float("inf") if most is None else most):
-            raise UsageError(f"{where}: gate.{key}: must be at least 0{'' if most is None else ' and at most 1'}")
+        if value is not None and not 0 <= value <= (sys.float_info.max if most is None else most):
+            raise UsageError(
+                f"{where}: gate.{key}: must be at least 0{' and finite' if most is None else ' and at most 1'}"
+            )
     return Gates(found.max_error, found.min_ratio, size, found.min_sparsity)
 
 

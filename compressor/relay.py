@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import reduce
+from itertools import chain
 from typing import Any
 
 from compressor.checkpoint import open_checkpoint
 from compressor.errors import UsageError
-from compressor.files.atomic import Staging, as_unfinished
+from compressor.files.atomic import Staging, as_unfinished, check_place
 from compressor.files.work import WorkFolder, content_hash
 from compressor.plan import Plan
 from compressor.recipe import Recipe
 from compressor.results import Report
-from compressor.target import check_apart
+from compressor.target import check_apart, container_of
 from compressor.training.request import METHOD
 
 Run = Callable[..., Report]
@@ -70,11 +71,17 @@ def relay(run: Run, source: str, output: str, recipe: Recipe, settings: dict[str
         if work is not None or keep:
             raise UsageError("--work is for recipes of several passes; this one has nothing to keep")
         return run("pipeline", source, output, parts[0], **settings)
+    if keep and work is None:
+        raise UsageError("--keep-work is for the folder that --work names, and none is given")
     stats = settings.pop("stats", None) or recipe.stats
     check_apart(output, source, *(path for part in parts if part.training for path in part.training.files))
+    if not settings.get("dry_run"):  # before the legs on the way, which take long
+        folder = container_of(output, open_checkpoint(source).source) == "folder"
+        check_place(output, folder=folder, replace=settings.get("force", False))
     if work is not None:
         work = os.fspath(work)
-        check_apart(work, source, output)
+        check_apart(work, source, option="--work")
+        check_apart(work, output, option="--work", of="output")
     own: dict[str, Any] = {
         key: settings[key] for key in ("workers", "progress", "processes", "non_finite") if key in settings
     }
@@ -121,8 +128,7 @@ def _leg(
         written = os.path.join(place.path, name)
         plan = run("pipeline", taken, written, _rehearsal(part), dry_run=True, **own, **given).plan
         files = part.training.files if part.training is not None else ()
-        read = [file.path for file in open_checkpoint(taken).source.opened]
-        key = f"{plan.fingerprint}:{content_hash([*read, *files])}"
+        key = f"{plan.fingerprint}:{content_hash([*_read(taken), *chain.from_iterable(map(_read, files))])}"
         if place.finished(name, key):
             return plan, written
     report = run("pipeline", taken, written, _rehearsal(part) if rehearsed else part, **own, **given)
@@ -130,6 +136,11 @@ def _leg(
         place.note(name, key)
     as_unfinished()
     return report.plan, written
+
+
+def _read(path: str) -> list[str]:
+    """The files that are read of an input, which may be a folder, or of an array."""
+    return [file.path for file in open_checkpoint(path).source.opened] if os.path.isdir(path) else [path]
 
 
 def _rehearsal(part: Recipe) -> Recipe:

@@ -42,14 +42,14 @@ def unrolled(tables: Iterable[Mapping[str, Any]], where: str) -> list[tuple[str,
             found.append((place, _settled(table, 0, 0, place)))
             continue
         rounds = _rounds(table, place)
+        if len(found) + rounds * len(table["stage"]) > _STAGES:
+            raise UsageError(f"{place}repeat: makes more than {_STAGES} stages")
         for turn in range(rounds):
             for inner, stage in enumerate(table["stage"]):
                 if "repeat" in stage:
                     raise UsageError(f"{place}stage[{inner}].repeat: a repetition has none inside")
                 at = f"{place}stage[{inner}]."
                 found.append((at, _settled(stage, turn, rounds, at)))
-        if len(found) > _STAGES:
-            raise UsageError(f"{place}repeat: makes more than {_STAGES} stages")
     return found
 
 
@@ -92,5 +92,8 @@ def _scheduled(table: Mapping[str, Any], turn: int, rounds: int, place: str) -> 
         raise UsageError(f"{place}.steps: must be from 1 to the {rounds} rounds of its repeat, not {steps}")
     passed = 1.0 if turn >= steps - 1 else turn / (steps - 1)
     passed = 1 - (1 - passed) ** 3 if schedule.shape == "cubic" else passed
-    number = schedule.start * (1 - passed) + schedule.end * passed  # exact at both ends
+    try:
+        number = schedule.start * (1 - passed) + schedule.end * passed  # exact at both ends
+    except OverflowError as error:  # an integer of hundreds of digits
+        raise UsageError(f"{place}: goes beyond any number") from error
     return round(number) if isinstance(schedule.start, int) and isinstance(schedule.end, int) else float(number)

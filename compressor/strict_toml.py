@@ -37,7 +37,7 @@ def parse(text: str, where: str) -> dict[str, Any]:
         raise UsageError(f"{where}: a line has keys of more than {_DOTS} dots")
     try:
         return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also of integers with thousands of digits
         raise UsageError(f"{where}: {printable(str(error))}") from error
 
 

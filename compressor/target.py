@@ -46,21 +46,22 @@ def container_of(output: str, source: Source) -> Container:
     return "folder"
 
 
-def check_apart(output: str, *inputs: str) -> None:
-    """UsageError when the output is an input, lies inside one, or holds one: by any path, link or hard link."""
+def check_apart(output: str, *inputs: str, option: str = "-o", of: str = "input") -> None:
+    """UsageError when the output, which `option` names, is an input, lies inside one, or holds one: by any path,
+    link or hard link. `of`: what the others are to the user."""
     if "\0" in output:
-        raise UsageError(f"-o {printable(output)}: is not a file name")
-    place = os.path.realpath(output)
+        raise UsageError(f"{option} {printable(output)}: is not a file name")
+    place, another = os.path.realpath(output), f"Name another {'output' if option == '-o' else 'place'}"
     for path in inputs:
         if "\0" in path:
             continue  # opening it says so
         found = os.path.realpath(path)
         if place == found or _same(output, path):
-            raise UsageError(f"-o {printable(output)}: is the input itself", remedy="Name another output")
+            raise UsageError(f"{option} {printable(output)}: is the {of} itself", remedy=another)
         if os.path.isdir(found) and place.startswith(found.rstrip("/") + "/"):
-            raise UsageError(f"-o {printable(output)}: lies inside the input folder", remedy="Name another output")
+            raise UsageError(f"{option} {printable(output)}: lies inside the {of} folder", remedy=another)
         if found.startswith(place.rstrip("/") + "/"):
-            raise UsageError(f"-o {printable(output)}: holds the input", remedy="Name another output")
+            raise UsageError(f"{option} {printable(output)}: holds the {of}", remedy=another)
 
 
 def _same(a: str, b: str) -> bool:

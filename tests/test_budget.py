@@ -355,6 +355,16 @@ def test_wrong_requests(model: Path, tmp_path: Path, options: dict[str, Any], sa
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+def test_an_output_that_exists_is_refused_before_the_survey(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "o.safetensors").touch()
+    command = ["quantize", str(model), "-o", str(tmp_path / "o.safetensors"), "--target-bits", "5"]
+    assert main([*command, "--survey", str(tmp_path / "s.json")]) == 4
+    assert "Use --force" in capsys.readouterr().err
+    assert not (tmp_path / "s.json").exists()
+
+
 def test_wrong_tables_of_recipes() -> None:
     for table, said in (
         ({"target_size": "many"}, "target_size: 'many' is not a size"),

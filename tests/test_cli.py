@@ -802,3 +802,9 @@ def test_python_dash_m() -> None:
     done = spawn("--version")
     assert done.returncode == 0
     assert re.fullmatch(r"compressor \d+\.\d+\.\d+\n", done.stdout)
+
+
+@pytest.mark.parametrize("verb", ["prune", "distill", "quantize", "tune", "pipeline"])
+def test_no_option_has_an_underscore(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([verb, "--help"]) == 0
+    assert not re.findall(r"--[a-z-]*_[a-z_-]*", capsys.readouterr().out)

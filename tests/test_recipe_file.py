@@ -86,6 +86,14 @@ def test_what_cannot_be_extended_is_named(tmp_path: Path) -> None:
     assert "extends: must be a recipe's file or name" in refused(tmp_path)
     written(tmp_path, a='extends = "w4a16"\nstage = 3')
     assert "stage: must be [[stage]] tables" in refused(tmp_path)
+    written(tmp_path, a='extends = "w4a16"\nstructure = 3')
+    assert "structure: must be [[structure]] tables" in refused(tmp_path)
+    written(
+        tmp_path, a='extends = "b.toml"\n[[stage]]\nname = "x"\nstage = 3', b='[[stage]]\nname = "x"\nrepeat = 2'
+    )
+    assert "stage: must be [[stage]] tables" in refused(tmp_path)
+    written(tmp_path, a='extends = "b.toml"\n[[stage]]\nname = "4"', b=f"{quantize}\nname = 44")
+    assert "no stage that it extends is named '4'" in refused(tmp_path)
     written(tmp_path, **{f"r{n}": f'extends = "r{n + 1}.toml"' for n in range(12)})
     assert "through more than 8 recipes" in refused(tmp_path, "r0")
 
@@ -136,6 +144,9 @@ def test_a_schedule_ends_where_it_says_and_never_turns_back(
         (LOOP.format(rounds=2, schedule="{from = 0.1}"), "stage[0].stage[0].sparsity: Object missing required"),
         (LOOP.format(rounds=2, schedule='{from = 0.1, to = 0.2, shape = "s"}'), "sparsity: shape: Invalid enum"),
         (LOOP.format(rounds=2, schedule="{from = 0.1, to = 0.2, steps = 3}"), "steps: must be from 1 to the 2"),
+        (LOOP.format(rounds=2, schedule=f"{{from = {'9' * 400}, to = 0.1}}"), "sparsity: goes beyond any number"),
+        (LOOP.format(rounds=2, schedule="9" * 5000), "r: Exceeds the limit"),
+        ("[[stage]]\nrepeat = 1000\n" + 11 * "[[stage.stage]]\nkind = 1\n", "repeat: makes more than 10000 stages"),
         (LOOP.format(rounds=2, schedule="{from = 0.1, to = 2}"), "stage[0].stage[0].sparsity: must be a number"),
     ],
 )
@@ -204,6 +215,7 @@ def test_gates_of_the_recipe_hold_where_none_are_given(tmp_path: Path) -> None:
     [
         ("[gate]\nmax_eror = 1", "gate: Object contains unknown field `max_eror`"),
         ("[gate]\nmax_error = -1.0", "gate.max_error: must be at least 0"),
+        ("[gate]\nmin_ratio = inf", "gate.min_ratio: must be at least 0 and finite"),
         ("[gate]\nmin_sparsity = 1.5", "gate.min_sparsity: must be at least 0 and at most 1"),
         ("[gate]\nmax_size = '3 cows'", "gate.max_size: must be a size such as 300MB"),
         ("[report]\nformat = 'pdf'", "report.format: must be table or json"),
@@ -250,6 +262,8 @@ COMMANDS = [
     ["quantize", "--scheme", "codebook", "--store", "dense"],
     ["pipeline", "--stage", "prune:sparsity=0.5", "--store", "archive"],
     ["pipeline", "--stage", "prune:sparsity=0.5", "--stage", "quantize:bits=8", "--min-sparsity", "0.4"],
+    ["pipeline", "--recipe", "w4a16", "--target-bits", "4.5", "--candidate", "int4g64", "--candidate", "dense"],
+    ["quantize", "--target-size", "3MB", "--min-sqnr", "20", "--survey", "s.json", "--sample", "0"],
 ]
 
 
@@ -261,6 +275,20 @@ def test_what_a_command_shows_is_shown_again_by_itself(tmp_path: Path, command: 
     (tmp_path / "r.toml").write_text(shown.output)
     again = ["pipeline", "in", "-o", "out", "--recipe", str(tmp_path / "r.toml"), "--show-recipe"]
     assert CliRunner().invoke(cli, again, standalone_mode=False).output == shown.output
+
+
+def test_a_budget_and_an_archive_are_shown() -> None:
+    def shown(*options: str) -> str:
+        command = ["pipeline", "in", "-o", "out", *options, "--show-recipe"]
+        found = CliRunner().invoke(cli, command, standalone_mode=False)
+        if found.exception is not None:
+            raise found.exception
+        return found.output
+
+    assert "[budget]\ntarget_bits = 4.5\n" in shown("--recipe", "w4a16", "--target-bits", "4.5")
+    assert 'store = "archive"' in shown("--recipe", "w4a16", "--store", "archive")
+    with pytest.raises(UsageError, match="no recipe's own"):
+        shown("--store", "archive")
 
 
 def test_what_is_shown_makes_the_same_bytes(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from compressor import api, relay
 from compressor.cli.main import cli
-from compressor.errors import CompressorError, UsageError
+from compressor.errors import CompressorError, OutputError, UsageError
 
 RECIPE = """
 [[stage]]
@@ -82,6 +82,18 @@ def test_a_stopped_run_goes_on_and_gives_the_same_bytes(
     assert kept.stat().st_mtime_ns == before
     assert files["a"].read_bytes() == files["b"].read_bytes()
     assert {path.name for path in files["work"].iterdir()} == {"0.safetensors", "1.safetensors", "work.json"}
+
+
+def test_a_folder_is_an_input_and_a_teacher_too(files: dict[str, Path]) -> None:
+    folder = files["in"].with_name("in")
+    folder.mkdir()
+    files["in"].rename(folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    files |= {"in": folder, "a": folder.with_name("a"), "b": folder.with_name("b")}
+    pipeline(files, "a")
+    pipeline(files, "b", work=files["work"], keep_work=True)
+    pipeline(files, "b", work=files["work"], force=True)
+    assert (files["a"] / "model.safetensors").read_bytes() == (files["b"] / "model.safetensors").read_bytes()
 
 
 def test_it_is_gone_when_all_is_done(files: dict[str, Path]) -> None:
@@ -156,6 +168,25 @@ def test_a_folder_with_other_things_is_left_alone(files: dict[str, Path]) -> Non
     (files["work"] / "thesis.txt").write_text("x")
     with pytest.raises(UsageError, match="is not empty and no work folder"):
         pipeline(files, "a", work=files["work"])
+
+
+def test_an_output_that_exists_is_refused_before_anything_is_trained(files: dict[str, Path]) -> None:
+    files["b"].touch()
+    with pytest.raises(OutputError, match="Use --force"):
+        pipeline(files, "b", work=files["work"])
+    assert not files["work"].exists()
+    pipeline(files, "b", force=True)
+
+
+def test_without_a_folder_nothing_can_be_kept(files: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match="--keep-work is for the folder"):
+        pipeline(files, "b", keep_work=True)
+
+
+@pytest.mark.parametrize(("work", "said"), [(".", "holds the input"), ("b.safetensors", "is the output itself")])
+def test_it_lies_apart_from_input_and_output(files: dict[str, Path], work: str, said: str) -> None:
+    with pytest.raises(UsageError, match=f"^--work .*{said}. Name another place"):
+        pipeline(files, "b", work=files["in"].parent / work)
 
 
 def test_one_pass_has_nothing_to_keep(files: dict[str, Path]) -> None:

@@ -67,6 +67,14 @@ class Budget:
         """The bytes that the files may have, of `before`; None where that is not the target."""
         return floor(before / self.target_ratio) if self.target_ratio is not None else self.target_size
 
+    def to_table(self) -> dict[str, Any]:
+        """The request as a recipe gives it."""
+        return {
+            one.name: list(value) if isinstance(value, tuple) else value
+            for one in fields(self)
+            if (value := getattr(self, one.name)) != one.default
+        }
+
     @property
     def words(self) -> str:
         """The request as a sentence has it: `--target-bits 4.5, --max-error 0.05`."""

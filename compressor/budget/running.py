@@ -83,9 +83,7 @@ def run_tune(
     search = with_log(search, output)
     found = fitted(run, "tune", source, output, recipe, budget, stats=stats, **settings)
     checkpoint = open_checkpoint(source)
-    folder = container_of(output, checkpoint.source) == "folder"
-    check_place(output, folder=folder, replace=bool(settings.get("force")))
-    check_apart(search.log, os.fspath(source))
+    check_apart(search.log, os.fspath(source), option="--log")
     quiet = {key: value for key, value in settings.items() if key not in ("force", "progress")}
 
     def write(made: Recipe, path: str) -> int:
@@ -117,8 +115,12 @@ def fitted(
         raise UsageError("a budget is for recipes without a teacher")
     checkpoint = open_checkpoint(source)
     container = container_of(os.fspath(output), checkpoint.source)
+    check_apart(os.fspath(output), os.fspath(source))
+    if not settings.get("dry_run"):  # before the survey, which takes long
+        check_place(os.fspath(output), folder=container == "folder", replace=bool(settings.get("force")))
     if budget.survey is not None:
-        check_apart(budget.survey, os.fspath(source), os.fspath(output))
+        check_apart(budget.survey, os.fspath(source), option="--survey")
+        check_apart(budget.survey, os.fspath(output), option="--survey", of="output")
     planning = {key: settings[key] for key in _PLANNING if key in settings}
     given = recipe.stats if stats is None else os.fspath(stats)
 

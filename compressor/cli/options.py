@@ -294,7 +294,7 @@ def method_options(verb: str, *others: str) -> Decorator:
         text = "; ".join(dict.fromkeys(option.help for _, _, option, _ in uses))
         text = f"{text[0].upper()}{text[1:]} [{_owners(known, key, uses, declared)}]."
         if bool in (hint, *get_args(hint)):
-            made.append(click.option(f"{flag}/--{declared.off or 'no-' + key}", key, default=None, help=text))
+            made.append(click.option(f"{flag}/--{declared.off or f'no-{flag[2:]}'}", key, default=None, help=text))
         else:
             allowed = (choice for _, theirs, _, _ in uses for choice in choices_of(theirs) if choice is not None)
             choices = [str(choice) for choice in dict.fromkeys(allowed)]
@@ -313,7 +313,7 @@ def _owners(
     for name, _, _, required in uses:
         default = getattr(known[name], key, None)
         if isinstance(default, bool):
-            default = key if default else declared.off or f"no-{key}"
+            default = key if default else declared.off or f"no-{key.replace('_', '-')}"
         said.setdefault("required" if required else "" if default is None else str(default), []).append(name)
     return "; ".join(", ".join(names) + (f": {value}" if value else "") for value, names in said.items())
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from compressor import api
+from compressor import api, archiving
 from compressor.cli import budgeting, options
 from compressor.cli.streams import emit
 from compressor.recipe_file import parse_recipe, ready_recipes, recipe_for
@@ -60,4 +60,6 @@ def command(input_path: str, output: str, **values: Any) -> int:
     recipe = recipe_for(**keys, bare=values["store"] == "archive")
     settings = budgeting.prepared(values, base=recipe.budget)
     recipe = replace(recipe, budget=settings.pop("budget"))
+    if values["show_recipe"] and values["store"] == "archive":
+        recipe = archiving.shown(recipe)
     return options.execute(partial(api.run_legs, input_path, output, recipe, **settings), values, recipe)
