@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor import api
+from compressor import api, execution
 from compressor.engines import forked
 from compressor.engines.local import in_order
 from compressor.errors import InputError, OutputError, Problems
@@ -103,7 +103,7 @@ def test_the_same_bytes_and_figures_as_threads(
 ) -> None:
     monkeypatch.setattr("compressor.runner._BATCH", 1 << 12)  # small tensors become tasks too
     threads = api.pipeline(SAMPLES / "tiny-llama", tmp_path / "threads", stages=stages, workers=2)
-    monkeypatch.setattr(api, "_LARGE", 0)
+    monkeypatch.setattr(execution, "_LARGE", 0)
     processes = api.pipeline(
         SAMPLES / "tiny-llama", tmp_path / "processes", stages=stages, workers=2, processes=True
     )

@@ -18,7 +18,7 @@ from laws import FLOATS, inputs_of, numbers, run, store
 from safetensors.numpy import load_file, save_file
 
 import compressor
-from compressor import api
+from compressor import api, execution
 from compressor.checkpoint import open_checkpoint
 from compressor.errors import CompressorError, InputError, Problems, UsageError
 from compressor.inputs import Gather, Layer
@@ -186,7 +186,7 @@ def test_one_tensor_and_one_layer_pair_whatever_they_are_called(tmp_path: Path) 
 
 
 def test_workers_and_processes_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "_LARGE", 0)
+    monkeypatch.setattr(execution, "_LARGE", 0)
     random = np.random.default_rng(1)
     sizes = {"wide": (700, 1024), "tall": (3000, 64), "small": (5, 7)}
     model = tmp_path / "model.safetensors"

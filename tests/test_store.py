@@ -17,7 +17,7 @@ from console import LLAMA, MATRIX, compressor
 from hypothesis import HealthCheck, given, settings
 from laws import FLOATS, store
 
-from compressor import api, cutting
+from compressor import api, cutting, execution
 from compressor.errors import InputError, UsageError
 from compressor.method import methods_of
 from compressor.methods.prune._smallest import Smallest
@@ -201,7 +201,7 @@ def test_cuts_and_workers_do_not_matter(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_processes_give_the_same_bytes(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "_LARGE", 0)
+    monkeypatch.setattr(execution, "_LARGE", 0)
     for processes in (False, True):
         api.prune(large, tmp_path / f"{processes}.safetensors", sparsity=0.9, scope="global", store="auto",
                   processes=processes, workers=2)  # fmt: skip
