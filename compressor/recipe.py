@@ -150,14 +150,6 @@ def recipe_of(stages: Iterable[Item], where: str = "", name: str = "", descripti
     return Recipe(tuple(others), name, description, tuple(cuts), training=training, earlier=earlier)
 
 
-def as_archive(recipe: Recipe) -> Recipe:
-    """The recipe with its last stage storing an archive; UsageError where that is none that can."""
-    *before, last = recipe.stages or (None,)
-    if last is None or "archive" not in _STORES[last.method.verb]:
-        raise UsageError("--store archive: no recipe can say it, which does not end with prune or quantize")
-    return replace(recipe, stages=(*before, replace(last, store="archive")))
-
-
 class _StageKeys(msgspec.Struct):
     kind: str
     include: list[str] = []

@@ -24,7 +24,7 @@ from compressor.method import (
 )
 from compressor.pairing import with_statistics
 from compressor.presets import PRESETS
-from compressor.recipe import Recipe, as_archive
+from compressor.recipe import Recipe
 from compressor.results import Gates, Report, ReportedGateFailed
 from compressor.structure.request import request_options
 from compressor.text import size_of
@@ -356,8 +356,7 @@ def execute(work: Callable[..., Report], values: dict[str, Any], recipe: Recipe 
     asked = Gates(*(values.pop(key) for key in ("max_error", "min_ratio", "max_size", "min_sparsity")))
     gates = asked.within(recipe.gates)
     if values.pop("show_recipe", False):
-        shown = replace(with_statistics(recipe, values["stats"]), gates=gates)
-        return _show(as_archive(shown) if values.get("store") == "archive" else shown)
+        return _show(replace(with_statistics(recipe, values["stats"]), gates=gates))
     style, rows, hush = values.pop("style"), values.pop("top"), values.pop("quiet")
     style = style or recipe.report.get("format", "table")
     rows = recipe.report.get("top") if rows is None else rows
