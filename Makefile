@@ -80,6 +80,7 @@ bench: .venv/bench
 	$(BIN)/python bench/archive.py
 	$(BIN)/python bench/outputs.py
 	$(BIN)/python bench/minilm_budget.py
+	$(BIN)/python bench/recipes.py
 
 clean:
 	rm -rf .venv $(OUT) .pytest_cache .mypy_cache .ruff_cache .coverage* htmlcov build dist

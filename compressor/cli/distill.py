@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from compressor import api
 from compressor.cli import options
 from compressor.errors import UsageError
 from compressor.recipe import Recipe, make_stage, recipe_of
@@ -44,6 +43,8 @@ def command(
     Or make the student: --method depth keeps some of the teacher's layers, --method subclone also fewer neurons,
     heads and channels, as a start for training.
     """
+    from compressor import api  # slow, and no help needs it
+
     training = options.given_training(values)
     source = origin if input_path is None else input_path
     if source is None or None not in (input_path, origin):

@@ -22,7 +22,6 @@ from compressor.method import (
     options_of,
     required_options,
 )
-from compressor.pairing import with_statistics
 from compressor.presets import PRESETS
 from compressor.recipe import Recipe
 from compressor.results import Gates, Report, ReportedGateFailed
@@ -350,6 +349,7 @@ def execute(work: Callable[..., Report], values: dict[str, Any], recipe: Recipe 
 
     A failed gate prints the report too. A report that cannot be printed does not undo the result.
     """
+    from compressor.pairing import with_statistics
     from compressor.report import progress, render
 
     recipe = Recipe(()) if recipe is None else recipe

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from compressor import api
 from compressor.cli import options
 from compressor.recipe import Recipe, make_stage
 from compressor.structure.request import make_request
@@ -44,6 +43,8 @@ def command(
 
     With --structure whole neurons, heads, layers, experts or channels go, and the dense model gets smaller.
     """
+    from compressor import api  # slow, and no help needs it
+
     work = partial(api.run_recipe, "prune", input_path, output)
     cut = options.given_structure(values)
     if cut:

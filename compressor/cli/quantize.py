@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from compressor import api
 from compressor.cli import budgeting, options
 from compressor.recipe import Recipe, make_stage
 
@@ -37,6 +36,8 @@ def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any
     With --target-size, --target-ratio or --target-bits (or --scheme auto and limits: --max-error, --min-sqnr) the
     scheme of every tensor is chosen for a budget, and told before it is carried out.
     """
+    from compressor import api  # slow, and no help needs it
+
     stage_options = options.given("quantize", values)
     settings = budgeting.prepared(values, stage_options)
     stage = make_stage(

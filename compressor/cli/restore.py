@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from compressor import api
 from compressor.cli import options
 
 
@@ -19,4 +18,6 @@ def command(input_path: str, output: str, **values: Any) -> int:
 
     Reads any output of this tool, and compressed-tensors folders of integer codes.
     """
+    from compressor import api  # slow, and no help needs it
+
     return options.execute(partial(api.restore, input_path, output), values)

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from compressor import api
 from compressor.budget.request import TARGETS
 from compressor.budget.running import run_tune
 from compressor.budget.tune import Evaluation, Search
@@ -42,6 +41,8 @@ def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any
     The command is run on outputs between the smallest and the best that the candidates allow, by bisection; it
     prints a number, or a JSON line with the metric. The limits of budgets (--max-error, --min-sqnr) hold as well.
     """
+    from compressor import api  # slow, and no help needs it
+
     stage_options = {"scheme": "auto", **options.given("quantize", values)}
     names = ("evaluate", "metric", "min_metric", "evaluations", "timeout", "log")
     search = Search(*(values.pop(key) for key in names))
