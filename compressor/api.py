@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from compressor import archiving, pairing
 from compressor.alternating import alternates, base_recipe
+from compressor.balancing import balanced, balances
 from compressor.budget.request import Budget, take_budget
 from compressor.budget.running import run_budget, run_tune
 from compressor.budget.tune import Search
@@ -306,6 +307,10 @@ def run_recipe(
             with local(count) as executor:
                 hold = non_finite_tensors(checkpoint, plan, executor)
             plan = plan_now(hold) if hold else plan
+        if balances(plan):
+            importlib.import_module("numpy")
+            checkpoint = balanced(checkpoint, plan, statistics, workers=count, dry=dry_run and plan.counted)
+            plan = plan_now(hold)
         if not plan.counted:
             importlib.import_module("numpy")
             worker = Worker(plan, checkpoint, by_stage, None, statistics)

@@ -105,6 +105,7 @@ class Method(ABC):
     statistics: ClassVar[Literal["", "square", "gram"]] = ""  # of a layer's inputs: none, its vectors, its gram too
     at_once: ClassVar[int] = 0  # weights that a block has at least, if there are so many, where calls are dear
     biases: ClassVar[bool] = False  # of the layers whose weights it treats it treats the biases too
+    balances: ClassVar[bool] = False  # the model's inputs of these layers are scaled first, see `balancing.py`
 
     def __post_init__(self) -> None:
         for name, (hint, declared) in options_of(type(self)).items():

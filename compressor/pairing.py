@@ -106,7 +106,7 @@ def described(recipe: Recipe, statistics: Mapping[int, Statistics]) -> Iterator[
         said = stage.describe()
         if number in statistics:
             asked = (stage.method, *(method for _, method in stage.rules)) if isinstance(stage, Stage) else ()
-            grams = any(method.statistics == "gram" for method in asked)
+            grams = any(method.statistics == "gram" or method.balances for method in asked)
             scored = isinstance(stage, Stage) and stage.scored
             said["scores" if scored else "stats"] = f"sha256:{statistics[number].identity(grams=grams)}"
         yield said

@@ -26,6 +26,11 @@ class Family:
     `heads`: modules that give logits and whose weight may be that of the embedding; it is where the config says
     `tie_word_embeddings`, or is silent and `tied`. `last_norms`: norms whose outputs these heads read.
     `grows`: embeddings are multiplied by the root of the width; `one_plus`: norms multiply by 1 + weight.
+
+    `folds`: where a scale of single inputs can go without changing what the model computes: a line is a module
+    whose outputs go nowhere but into the modules after it, with nothing between that would not pass a factor on.
+    `:2` is the third section of a fused projection. Of two lines for the same readers the first one that a block
+    has holds.
     """
 
     types: tuple[str, ...]
@@ -40,6 +45,7 @@ class Family:
     tied: bool = False
     grows: bool = False
     one_plus: bool = False
+    folds: str = ""
 
 
 _KEYS = {
@@ -91,6 +97,21 @@ mlp.shared_expert.up_proj shared hidden
 mlp.shared_expert.down_proj hidden shared
 mlp.shared_expert_gate - hidden
 """
+_INTO_ATTENTION = """
+input_layernorm self_attn.q_proj self_attn.k_proj self_attn.v_proj
+self_attn.v_proj self_attn.o_proj
+"""
+_INTO_GATED = """
+post_attention_layernorm mlp.gate_proj mlp.up_proj
+mlp.up_proj mlp.down_proj
+"""
+_INTO_EXPERTS = """
+post_attention_layernorm mlp.gate_proj mlp.up_proj mlp.gate mlp.experts.*.gate_proj mlp.experts.*.up_proj \
+ mlp.experts.gate_up_proj mlp.shared_expert.gate_proj mlp.shared_expert.up_proj mlp.shared_expert_gate
+mlp.up_proj mlp.down_proj
+mlp.experts.*.up_proj mlp.experts.*.down_proj
+mlp.shared_expert.up_proj mlp.shared_expert.down_proj
+"""
 _BERT = """
 attention.self.query q hidden
 attention.self.key q hidden
@@ -109,6 +130,7 @@ FAMILIES = (
         outer=_OUTER,
         block=_ATTENTION + _GATED,
         keys=_KEYS,
+        folds=_INTO_ATTENTION + _INTO_GATED,
     ),
     Family(
         types=("gemma", "gemma2", "gemma3_text"),
@@ -124,6 +146,8 @@ FAMILIES = (
         tied=True,
         grows=True,
         one_plus=True,
+        # gemma has no norm of that name, and in the others the one after attention goes into the residual stream
+        folds="pre_feedforward_layernorm mlp.gate_proj mlp.up_proj" + _INTO_ATTENTION + _INTO_GATED,
     ),
     Family(
         types=("phi3",),
@@ -138,6 +162,12 @@ FAMILIES = (
         mlp.down_proj hidden neurons
         """,
         keys=_KEYS,
+        folds="""
+        input_layernorm self_attn.qkv_proj
+        self_attn.qkv_proj:2 self_attn.o_proj
+        post_attention_layernorm mlp.gate_up_proj
+        mlp.gate_up_proj:1 mlp.down_proj
+        """,
     ),
     Family(
         types=("phi",),
@@ -154,6 +184,10 @@ FAMILIES = (
         """,
         keys=_KEYS,
         last_norms=("final_layernorm",),
+        folds="""
+        input_layernorm self_attn.q_proj self_attn.k_proj self_attn.v_proj mlp.fc1
+        self_attn.v_proj self_attn.dense
+        """,
     ),
     Family(
         types=("mixtral",),
@@ -170,6 +204,12 @@ FAMILIES = (
         mlp.experts.down_proj experts hidden moe
         """,
         keys={**_MOE, "moe": ("intermediate_size",), "experts": ("num_local_experts",)},
+        folds=_INTO_ATTENTION
+        + """
+        post_attention_layernorm block_sparse_moe.gate block_sparse_moe.experts.*.w1 block_sparse_moe.experts.*.w3 \
+         mlp.gate mlp.experts.gate_up_proj
+        block_sparse_moe.experts.*.w3 block_sparse_moe.experts.*.w2
+        """,
     ),
     Family(
         types=("qwen2_moe", "qwen3_moe"),
@@ -177,6 +217,7 @@ FAMILIES = (
         outer=_OUTER,
         block=_ATTENTION + _GATED + _EXPERTS,
         keys=_MOE,
+        folds=_INTO_ATTENTION + _INTO_EXPERTS,
     ),
     Family(
         types=("gpt2",),
@@ -241,6 +282,7 @@ FAMILIES = (
         heads=("cls.predictions.decoder", "lm_head.decoder"),
         last_norms=("cls.predictions.transform.LayerNorm", "lm_head.layer_norm"),
         tied=True,
+        folds="attention.self.value attention.output.dense",  # all norms go into the residual stream
     ),
     Family(
         types=("distilbert",),
@@ -272,6 +314,7 @@ FAMILIES = (
         heads=("vocab_projector",),
         last_norms=("vocab_layer_norm",),
         tied=True,
+        folds="attention.v_lin attention.out_lin",
     ),
     Family(
         types=("vit",),
@@ -299,5 +342,10 @@ FAMILIES = (
         keys=_KEYS,
         heads=(),
         last_norms=(),
+        folds="""
+        layernorm_before attention.attention.query attention.attention.key attention.attention.value
+        attention.attention.value attention.output.dense
+        layernorm_after intermediate.dense
+        """,
     ),
 )

@@ -20,7 +20,7 @@ from compressor.tensor import TensorSpec
 from compressor.text import printable
 
 _LARGEST = 1 << 31  # of any size in a config
-_DESCRIBE = "Describe what belongs together in a recipe, under [[structure]]"
+DESCRIBE = "Describe what belongs together in a recipe, under [[structure]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def recognise(config: Mapping[str, Any] | None, specs: Iterable[TensorSpec], pat
             + more
             + ", so what belongs together is not known",
             file=path,
-            remedy=_DESCRIBE,
+            remedy=DESCRIBE,
         )
     _check_shapes(model)
     _check_complete(model)
@@ -81,7 +81,7 @@ def sized(config: Mapping[str, Any] | None, path: str, what: str) -> Model:
         raise InputError(
             f"{what}: the architecture cannot be recognised: a config.json with model_type is missing",
             file=path,
-            remedy=f"Give the model's folder. {_DESCRIBE}",
+            remedy=f"Give the model's folder. {DESCRIBE}",
         )
     named = config.get("model_type")
     family = next((one for one in FAMILIES if named in one.types), None) if isinstance(named, str) else None
@@ -95,7 +95,7 @@ def sized(config: Mapping[str, Any] | None, path: str, what: str) -> Model:
         raise InputError(
             f"{what}: {said}; known are {known}",
             file=path,
-            remedy=_DESCRIBE,
+            remedy=DESCRIBE,
         )
     model = Model(family, path, config)
     model.sizes = _sizes(model)
@@ -113,7 +113,7 @@ def _sizes(model: Model) -> dict[str, int]:
         else:
             found[symbol] = value
     if missing:
-        raise InputError(f"config.json lacks {', '.join(missing)}", file=model.path, remedy=_DESCRIBE)
+        raise InputError(f"config.json lacks {', '.join(missing)}", file=model.path, remedy=DESCRIBE)
     heads, hidden = found["heads"], found["hidden"]
     found["kv_heads"] = _size(model, "kv_heads") or heads
     if heads % found["kv_heads"]:

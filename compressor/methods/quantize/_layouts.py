@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from compressor import bits as bitstream
 from compressor.lazy import np
@@ -17,6 +17,27 @@ from compressor.method import Part
 from compressor.methods.quantize import _scales
 from compressor.tensor import TensorSpec
 from compressor.workspace import Array, Workspace
+
+
+def config(layout: str, bits: int, symmetric: bool, grain: str, group: int) -> dict[str, Any] | None:
+    """The compressed-tensors scheme of codes in this layout; None where its loaders take none such."""
+    if layout not in ("pack-quantized", "int-quantized"):
+        return None
+    common = {"num_bits": bits, "type": "int", "symmetric": symmetric}
+    weights = {
+        **common,
+        "group_size": group if grain == "group" else None,
+        "strategy": grain,
+        "dynamic": False,
+    }
+    # int-quantized means W8A8: loaders quantize activations too, token by token
+    activations = {**common, "group_size": None, "strategy": "token", "dynamic": True}
+    return {
+        "format": layout,
+        "weights": weights,
+        "input_activations": activations if layout == "int-quantized" else None,
+        "output_activations": None,
+    }
 
 
 @dataclass(frozen=True)

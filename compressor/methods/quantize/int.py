@@ -8,7 +8,8 @@
     asymmetric:  s = (max − min)/(2^b − 1), the range extended to 0;  z = −2^(b−1) − round(min/s)
 
 or from there on for the least squared error (`_search.py`), half-quadratic (`_hqq.py`), or, with the codes, for the
-least error of the layer's outputs (`_gptq.py`). We divide in float32 (float64 for float64 weights) whatever the
+least error of the layer's outputs (`_gptq.py`); awq searches likewise, in a model whose inputs were scaled for it
+(`balancing.py`). We divide in float32 (float64 for float64 weights) whatever the
 source's dtype, and by the scale as it is stored, which loses less than
 compressed-tensors' own arithmetic in the same bytes. A zero weight has code z and comes back as exactly zero.
 
@@ -76,8 +77,10 @@ class Int(Encoder):
         None, help="what shares a scale; unset: group below 8 bits or with a group size, else channel"
     )
     group_size: int | None = option(None, help="weights of a row that share a scale; unset: 128", low=1, high=2**31)
-    method: Literal["absmax", "search", "hqq", "gptq"] = option(
-        "search", help="how scales are chosen: by the range, for least squared error, half-quadratic, by inputs"
+    method: Literal["absmax", "search", "hqq", "gptq", "awq"] = option(
+        "search",
+        help="how scales are chosen: by the range, for least squared error, half-quadratic; by inputs: gptq, or "
+        "awq, which scales those",
     )
     damp: float | None = option(None, help="gptq: added to the gram, in mean diagonals; unset: 0.01", low=0)
     act_order: bool = option(False, help="gptq: columns of the largest inputs first", off="plain-order")
@@ -93,9 +96,9 @@ class Int(Encoder):
         super().__post_init__()
         if self.group_size is not None and self.granularity in ("tensor", "channel"):
             raise UsageError(f"group_size has no meaning with granularity {self.granularity}")
-        if self.signed_scales and (not self.symmetric or self.method != "search"):
-            raise UsageError("signed_scales holds for method search with symmetric codes only")
-        if self.method in ("hqq", "gptq") and self.grain == "tensor":
+        if self.signed_scales and (not self.symmetric or self.method not in ("search", "awq")):
+            raise UsageError("signed_scales holds for methods search and awq with symmetric codes only")
+        if self.method in ("hqq", "gptq", "awq") and self.grain == "tensor":
             raise UsageError(f"method {self.method} works on channels and groups; for a whole tensor take search")
         if self.method != "gptq" and (self.damp is not None or self.act_order):
             raise UsageError("damp and act_order hold for method gptq only")
@@ -183,24 +186,7 @@ class Int(Encoder):
         return [size for size in range(min(columns, 1 << 16), 7, -1) if columns % size == 0]
 
     def config(self, spec: TensorSpec) -> dict[str, Any] | None:
-        layout = self.layout_of(spec)
-        if layout not in ("pack-quantized", "int-quantized"):
-            return None
-        common = {"num_bits": self.bits, "type": "int", "symmetric": self.symmetric}
-        weights = {
-            **common,
-            "group_size": self.group if self.grain == "group" else None,
-            "strategy": self.grain,
-            "dynamic": False,
-        }
-        # int-quantized means W8A8: loaders quantize activations too, token by token
-        activations = {**common, "group_size": None, "strategy": "token", "dynamic": True}
-        return {
-            "format": layout,
-            "weights": weights,
-            "input_activations": activations if layout == "int-quantized" else None,
-            "output_activations": None,
-        }
+        return _layouts.config(self.layout_of(spec), self.bits, self.symmetric, self.grain, self.group)
 
     def dialect(self, spec: TensorSpec) -> str:
         return _LAYOUTS[self.layout_of(spec)].dialect or super().dialect(spec)
@@ -210,8 +196,12 @@ class Int(Encoder):
         return {key: said for key, said in super().describe().items() if not (said is False and key in _OFF)}
 
     @property
-    def statistics(self) -> Literal["", "gram"]:  # type: ignore[override]
-        return "gram" if self.method == "gptq" else ""
+    def statistics(self) -> Literal["", "square", "gram"]:  # type: ignore[override]
+        return "gram" if self.method == "gptq" else "square" if self.balances else ""
+
+    @property
+    def balances(self) -> bool:  # type: ignore[override]
+        return self.method == "awq"
 
     @property
     def at_once(self) -> int:  # type: ignore[override]
@@ -256,7 +246,7 @@ class Int(Encoder):
         if self.symmetric:
             clipped = max(largest - (self.half - 1) * LEAST * largest / (self.half - 0.5), MOST * scale / 2) + slack
         size = spec.size if self.grain == "tensor" else self.group if self.grain == "group" else spec.matrix[1]
-        alike = 1.001 * nearest * sqrt(size) if self.method == "search" else clipped
+        alike = 1.001 * nearest * sqrt(size) if self.method in ("search", "awq") else clipped
         return max(nearest, min(clipped, alike)) + rounding + MOST * self.form(spec).slack(largest, spec)
 
     # ---- the kernels -------------------------------------------------------------------------------
