@@ -238,7 +238,7 @@ def _scaled(chosen: Sequence[tuple[Fold, _Found]], judged: Mapping[str, _Judged]
         yield (
             "awq: no scale of inputs loses less than none, so this is method search"
             if wanted
-            else ("awq: there is no place for a scale before any of these matrices, so this is method search")
+            else ("awq: no matrix has a place for a scale before it, so this is method search")
         )
         return
     count = sum(name in judged for fold, _ in chosen for name in fold.readers)
@@ -259,8 +259,10 @@ def _unscaled(reasons: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     by_reason: dict[str, list[str]] = {}
     for name, reason in reasons:
         by_reason.setdefault(reason, []).append(name)
-    return tuple(
-        f"awq: {_matrices(len(names))} could not be scaled: {reason} ('{printable(names[0], 100)}'"
-        f"{', …' if len(names) > 1 else ''})"
-        for reason, names in by_reason.items()
-    )
+    found = []
+    for reason, names in by_reason.items():
+        some = f"'{printable(names[0], 100)}'{', …' if len(names) > 1 else ''}"
+        found.append(
+            f"awq: {_matrices(len(names))} {'is' if len(names) == 1 else 'are'} not scaled ({reason}): {some}"
+        )
+    return tuple(found)

@@ -61,6 +61,11 @@ class Stage:
         """The first of its methods that goes by statistics of layer inputs."""
         return next((one for one in (self.method, *(made for _, made in self.rules)) if one.statistics), None)
 
+    @property
+    def balances(self) -> bool:
+        """Whether any of its methods has the model's inputs scaled, which goes by what the stages before left."""
+        return any(one.balances for one in (self.method, *(made for _, made in self.rules)))
+
     def leaves(self, spec: TensorSpec) -> Kept | None:
         """Why the stage leaves this tensor alone; None when it is to be treated."""
         why = kept(spec, self.method.verb, self.include, self.exclude)
@@ -137,6 +142,9 @@ def recipe_of(stages: Iterable[Item], where: str = "", name: str = "", descripti
                 cuts, others = [], []
             training = stage
             continue
+        if isinstance(stage, Stage) and stage.balances and any(one.method.verb != "quantize" for one in others):
+            earlier = Recipe(tuple(others), cuts=tuple(cuts), training=training, earlier=earlier)
+            cuts, others, training = [], [], None
         cut = stage.method if isinstance(stage, Stage) else stage
         if isinstance(stage, Stage) and not isinstance(cut, Reshape):
             others.append(stage)

@@ -93,10 +93,10 @@ def folds_of(model: Model, checkpoint: Checkpoint) -> tuple[tuple[Fold, ...], di
 def _reason(one: Known) -> str:
     read = one.axes[one.reads] if one.reads is not None else ()
     if one.layer is None or not read:
-        return "there is no place for a scale before it"
+        return "no place for a scale before it"
     if "hidden" in read:
-        return "what it reads also goes on in the residual stream"
-    return "an activation function comes before it"
+        return "inputs that also go on in the residual stream"
+    return "inputs out of an activation function"
 
 
 def _folds(
@@ -139,9 +139,9 @@ def _obstacle(tensors: Sequence[Known], checkpoint: Checkpoint) -> str:
     for one in tensors:
         spec, name = checkpoint.tensors[one.spec.name].spec, printable(one.spec.name, 100)
         if len(spec.shape) > 2:
-            return f"all experts are one tensor, '{name}'"
+            return f"all experts in one tensor, '{name}'"
         if spec.dtype not in WIDE:
-            return f"'{name}' is {spec.dtype}, which scaling would round anew"
+            return f"scaling would round the {spec.dtype} of '{name}' anew"
     return ""
 
 
