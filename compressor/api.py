@@ -309,7 +309,8 @@ def run_recipe(
             plan = plan_now(hold) if hold else plan
         if balances(plan):
             importlib.import_module("numpy")
-            checkpoint = balanced(checkpoint, plan, statistics, workers=count, dry=dry_run and plan.counted)
+            dry = dry_run and plan.counted  # else sizes go by the scales
+            checkpoint, statistics = balanced(checkpoint, plan, statistics, workers=count, dry=dry, strict=strict)
             plan = plan_now(hold)
         if not plan.counted:
             importlib.import_module("numpy")

@@ -13,7 +13,7 @@ evenly.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 
 from compressor.checkpoint import Checkpoint, Rows, Tensor
@@ -25,7 +25,7 @@ from compressor.lazy import np
 from compressor.method import Block, Encoder, Method
 from compressor.plan import Plan, Step
 from compressor.scan import count_non_finite
-from compressor.statistics import Statistics
+from compressor.statistics import Statistics, layer_of
 from compressor.structure.folding import Fold, folded, folds_of
 from compressor.structure.recognising import DESCRIBE, recognise
 from compressor.tensor import DTYPES, TensorSpec
@@ -57,6 +57,26 @@ class _Judged:
 
 
 @dataclass(frozen=True)
+class _Rescaled(Statistics):
+    """Statistics of a model whose inputs were divided by `scales` [in], by layer, after they were taken."""
+
+    scales: Mapping[str, Array] = field(default_factory=dict)
+
+    def read(self, layer: str, gram: bool = False) -> Layer:
+        found, scale = super().read(layer, gram), self.scales.get(layer)
+        return found if scale is None else _divided(found, scale)
+
+
+def _divided(layer: Layer, scale: Array) -> Layer:
+    """The statistics of inputs that are divided by a scale."""
+    gram = layer.gram
+    if gram is not None:
+        gram /= scale[:, None]
+        gram /= scale
+    return Layer(layer.count, layer.mean / scale, layer.square / scale**2, gram)
+
+
+@dataclass(frozen=True)
 class _Found:
     """What a search chose for one fold: α, its scale [channels], the loss without a scale and with it."""
 
@@ -78,12 +98,19 @@ def _rounding(step: Step) -> Method:
 
 
 def balanced(
-    checkpoint: Checkpoint, plan: Plan, statistics: Mapping[int, Statistics], *, workers: int, dry: bool
-) -> Checkpoint:
+    checkpoint: Checkpoint,
+    plan: Plan,
+    statistics: Mapping[int, Statistics],
+    *,
+    workers: int,
+    dry: bool,
+    strict: bool = False,
+) -> tuple[Checkpoint, dict[int, Statistics]]:
     """The checkpoint with scales for what the plan has rounded so, and notes of what was scaled, and what was not
-    and why; a `dry` run only says what would be searched. `statistics` are by stage.
+    and why; and the statistics, by stage, as they are with them. A `dry` run only says what would be searched.
 
-    InputError for a model that is not understood or not finite, UsageError where another step comes before.
+    InputError for a model that contradicts its config or is not finite, and with `strict` for one whose
+    architecture is not known, in which nothing can be scaled; UsageError where another step comes before.
     """
     judged: dict[str, _Judged] = {}
     for job in plan.jobs:
@@ -100,16 +127,21 @@ def balanced(
     try:
         model = recognise(checkpoint.source.config, specs, checkpoint.path, "awq")
     except InputError as error:
-        if error.remedy.endswith(DESCRIBE):
-            error.remedy = "Use --method search or gptq, which need not know the architecture"
-        raise
+        if not error.remedy.endswith(DESCRIBE):
+            raise
+        if strict:
+            error.remedy = "Drop --strict, and errors are weighed by the inputs all the same"
+            raise
+        note = f"awq: nothing can be scaled, errors are only weighed by the inputs ({error.reason})"
+        return replace(checkpoint, notes=(*checkpoint.notes, note)), dict(statistics)
     folds, why = folds_of(model, checkpoint)
     wanted = [fold for fold in folds if judged.keys() & set(fold.readers)]
-    notes = _memory(plan, statistics) + _unscaled([(name, why[name]) for name in judged if name in why])
+    notes = _unscaled([(name, why[name]) for name in judged if name in why])
     if dry:
         count = sum(name in judged for fold in wanted for name in fold.readers)
-        notes = (f"awq: scales of inputs will be searched for {_matrices(count)}", *notes)
-        return replace(checkpoint, notes=(*checkpoint.notes, *notes))
+        notes = (f"awq: scales will be searched for the inputs of {_matrices(count)}", *notes)
+        return replace(checkpoint, notes=(*checkpoint.notes, *notes)), dict(statistics)
+    notes += _memory(plan, statistics)
     tasks = (
         partial(_search, fold, [judged[name] for name in fold.readers if name in judged], checkpoint.path)
         for fold in wanted
@@ -118,8 +150,13 @@ def balanced(
         found = list(in_order(executor, tasks, workers + 1))
     chosen = [(fold, one) for fold, one in zip(wanted, found, strict=True) if one.alpha]
     notes = (*_scaled(chosen, judged, len(wanted)), *notes)
-    made = folded(checkpoint, [(fold, one.scale) for fold, one in chosen])
-    return replace(made, notes=(*checkpoint.notes, *notes))
+    made, columns = folded(checkpoint, [(fold, one.scale) for fold, one in chosen])
+    scales = {layer_of(name): scale for name, scale in columns.items()}
+    known: dict[int, Statistics] = {
+        number: _Rescaled(**{part.name: getattr(one, part.name) for part in fields(Statistics)}, scales=scales)
+        for number, one in statistics.items()
+    }
+    return replace(made, notes=(*checkpoint.notes, *notes)), known
 
 
 def _memory(plan: Plan, statistics: Mapping[int, Statistics]) -> tuple[str, ...]:
@@ -170,29 +207,30 @@ def _losses(one: _Judged, scales: Iterable[Array], path: str) -> Array:
     rows = _sample(one.tensor, path)
     layer = one.inputs(gram=True)
     weight = (layer.square if layer.gram is None else layer.gram).astype(rows.dtype)
-    count = layer.count
-    del layer  # the gram in float64
+    layer = replace(layer, gram=None)  # float64
     step = max(_AT_ONCE // rows.shape[1], 1)
     losses = []
     for scale in scales:
         lost = 0.0
         for start in range(0, len(rows), step):
-            apart = _apart(rows[start : start + step], scale.astype(rows.dtype), method, one.tensor.spec, work)
+            values = rows[start : start + step]
+            apart = _apart(values, scale, method, one.tensor.spec, _divided(layer, scale), work)
             given = apart @ weight if weight.ndim == 2 else apart * weight
             lost += float(np.einsum("ij,ij->", given, apart, dtype=np.float64))
-        losses.append(lost * count * one.tensor.spec.matrix[0] / len(rows))
+        losses.append(lost * layer.count * one.tensor.spec.matrix[0] / len(rows))
     return np.array(losses)
 
 
-def _apart(values: Array, scale: Array, method: Encoder, spec: TensorSpec, work: Workspace) -> Array:
-    """W − Q(W diag(s)) diag(s)⁻¹ of some rows."""
+def _apart(values: Array, scale: Array, method: Encoder, spec: TensorSpec, inputs: Layer, work: Workspace) -> Array:
+    """W − Q(W diag(s)) diag(s)⁻¹ of some rows; `inputs` are those of W diag(s)."""
+    scale = scale.astype(values.dtype)
     scaled, restored = (work.array(f"awq.{key}", values.shape, values.dtype.str) for key in ("scaled", "restored"))
     np.multiply(values, scale, out=scaled)
     stored = work.array("awq.stored", values.shape, DTYPES[spec.dtype].storage)
     scaled = settle(scaled, spec.dtype, stored, work)
     part = TensorSpec(spec.name, spec.dtype, values.shape)
     with np.errstate(all="ignore"):
-        method.encode(Block(scaled, 0, part, work, {}), None, restored)
+        method.encode(Block(scaled, 0, part, work, {}, inputs), None, restored)
         np.divide(restored, scale, out=restored)
         np.subtract(values, restored, out=restored)
     return restored
@@ -235,19 +273,16 @@ def _matrices(count: int) -> str:
 
 def _scaled(chosen: Sequence[tuple[Fold, _Found]], judged: Mapping[str, _Judged], wanted: int) -> Iterator[str]:
     if not chosen:
-        yield (
-            "awq: no scale of inputs loses less than none, so this is method search"
-            if wanted
-            else ("awq: no matrix has a place for a scale before it, so this is method search")
-        )
+        why = "no scale loses less than none" if wanted else "there is no place for a scale"
+        yield f"awq: no inputs are scaled: {why}; errors are weighed by the inputs all the same"
         return
     count = sum(name in judged for fold, _ in chosen for name in fold.readers)
     alphas = sorted(one.alpha for _, one in chosen)
     less = 1 - sum(one.after for _, one in chosen) / sum(one.before for _, one in chosen)
     yield (
-        f"awq: scales are in the inputs of {_matrices(count)}, alpha {alphas[0]:g} to {alphas[-1]:g}, whose "
-        f"outputs lose {less:.1%} less by the statistics; weights and what comes before them are scaled, so "
-        "compare outputs, not weights, with the original"
+        f"awq: the inputs of {_matrices(count)} are scaled, alpha {alphas[0]:g} to {alphas[-1]:g}, which takes "
+        f"{less:.1%} off what their outputs lose by the statistics; weights and what comes before them are scaled, "
+        "so compare outputs with the original, not weights"
     )
     if wanted > len(chosen):
         left = wanted - len(chosen)

@@ -190,9 +190,9 @@ class Balanced(StoredTensor):
         raise NotImplementedError  # parts of encoders are never scaled
 
 
-def folded(checkpoint: Checkpoint, chosen: Sequence[tuple[Fold, Array]]) -> Checkpoint:
-    """The checkpoint with these scales in it, each float64 [channels], positive. A tensor may have one for its rows
-    and one for its columns."""
+def folded(checkpoint: Checkpoint, chosen: Sequence[tuple[Fold, Array]]) -> tuple[Checkpoint, dict[str, Array]]:
+    """The checkpoint with these scales in it, each float64 [channels], positive; and what the columns of each
+    reader were multiplied by. A tensor may have one for its rows and one for its columns."""
     rows: dict[str, Array] = {}
     columns: dict[str, Array] = {}
     vectors: dict[str, tuple[Array, float]] = {}
@@ -214,7 +214,7 @@ def folded(checkpoint: Checkpoint, chosen: Sequence[tuple[Fold, Array]]) -> Chec
         tensors[name] = _balanced(tensors[name], rows.get(name), columns.get(name))
     for name, (factor, plus) in vectors.items():
         tensors[name] = _balanced(tensors[name], None, factor, plus)
-    return replace(checkpoint, tensors=tensors)
+    return replace(checkpoint, tensors=tensors), columns
 
 
 def _balanced(tensor: Tensor, rows: Array | None, columns: Array | None, plus: float = 0.0) -> Tensor:

@@ -35,7 +35,7 @@ def test_the_model_does_not_notice_scales(tmp_path: Path, name: str) -> None:
     folds, why = folds_of(recognise(checkpoint.source.config, specs, str(source), "awq"), checkpoint)
     random = np.random.default_rng(3)
     chosen = [(fold, np.exp(random.normal(0, 1, fold.channels))) for fold in folds]
-    scaled = {key: read_whole(tensor) for key, tensor in folded(checkpoint, chosen).tensors.items()}
+    scaled = {key: read_whole(tensor) for key, tensor in folded(checkpoint, chosen)[0].tensors.items()}
     if name not in EXPERTS:
         assert len(folds) == 4 * PLACES.get(name, 4)
     before = {key: read_whole(tensor) for key, tensor in checkpoint.tensors.items()}

@@ -53,7 +53,8 @@ class Rule:
 
 class Units:
     """The rows of `values` [groups, size] over their absmax scales. All are treated alike whatever stands beside
-    them. Of a histogram `counts` [size] says how often each value occurs, and `blur` how wide its bins are."""
+    them. Of a histogram `counts` [size] says how often each value occurs, and `blur` how wide its bins are; `heed`
+    [groups, size] is what errors of the single weights count, about 1 on average."""
 
     def __init__(
         self,
@@ -64,8 +65,10 @@ class Units:
         work: Workspace,
         counts: Array | None = None,
         blur: float = 0.0,
+        heed: Array | None = None,
     ) -> None:
         self.rule, self.work, self.counts, self.blur = rule, work, counts, blur
+        self.heed = self.heeded = heed  # of all groups, and of those that were gathered last
         self.kind = values.dtype.type
         scale, self.first_zero = rule.absmax(low, high)
         self.first_stored, base = rule.store(scale, self.first_zero)
@@ -85,7 +88,10 @@ class Units:
     def gather(self, groups: Array) -> Array:
         """The rows of `units` of these groups."""
         if len(groups) == len(self.units):
+            self.heeded = self.heed
             return self.units
+        if self.heed is not None:
+            self.heeded = self.heed[groups]
         room = self.work.array("search.active", (len(groups), self.units.shape[1]), self.units.dtype.str)
         return np.take(self.units, groups, axis=0, out=room, mode="clip")
 
@@ -115,5 +121,7 @@ class Units:
         """Σ a·b of each group, float64."""
         if self.counts is not None:
             a = a * self.counts
+        if self.heeded is not None:
+            a = a * self.heeded
         total: Array = np.vecdot(a, b).astype(np.float64)
         return total

@@ -8,10 +8,10 @@
     asymmetric:  s = (max − min)/(2^b − 1), the range extended to 0;  z = −2^(b−1) − round(min/s)
 
 or from there on for the least squared error (`_search.py`), half-quadratic (`_hqq.py`), or, with the codes, for the
-least error of the layer's outputs (`_gptq.py`); awq searches likewise, in a model whose inputs were scaled for it
-(`balancing.py`). We divide in float32 (float64 for float64 weights) whatever the
-source's dtype, and by the scale as it is stored, which loses less than
-compressed-tensors' own arithmetic in the same bytes. A zero weight has code z and comes back as exactly zero.
+least error of the layer's outputs (`_gptq.py`); awq searches with errors weighed by the inputs (`_awq.py`), in a
+model whose inputs were scaled for it (`balancing.py`). We divide in float32 (float64 for float64 weights) whatever
+the source's dtype, and by the scale as it is stored, which loses less than compressed-tensors' own arithmetic in
+the same bytes. A zero weight has code z and comes back as exactly zero.
 
 Stored, for `NAME` [rows, columns] (codes offset to unsigned, rows packed as little-endian bit streams):
 
@@ -51,7 +51,7 @@ from compressor.floats import largest as limit
 from compressor.lazy import np
 from compressor.method import Block, Encoder, Method, Part, option
 from compressor.methods._hessian import compensation_memory
-from compressor.methods.quantize import _gptq, _layouts, _layouts_foreign, _ranges, _scales
+from compressor.methods.quantize import _awq, _gptq, _layouts, _layouts_foreign, _ranges, _scales
 from compressor.methods.quantize._hqq import HalfQuadratic
 from compressor.methods.quantize._scales import Chosen
 from compressor.methods.quantize._search import Search
@@ -246,7 +246,7 @@ class Int(Encoder):
         if self.symmetric:
             clipped = max(largest - (self.half - 1) * LEAST * largest / (self.half - 0.5), MOST * scale / 2) + slack
         size = spec.size if self.grain == "tensor" else self.group if self.grain == "group" else spec.matrix[1]
-        alike = 1.001 * nearest * sqrt(size) if self.method in ("search", "awq") else clipped
+        alike = 1.001 * nearest * sqrt(size) if self.method == "search" else clipped
         return max(nearest, min(clipped, alike)) + rounding + MOST * self.form(spec).slack(largest, spec)
 
     # ---- the kernels -------------------------------------------------------------------------------
@@ -255,10 +255,10 @@ class Int(Encoder):
         target = self.grouped(restored)
         codes = None if parts is None else block.work.array("int.codes", restored.shape, "|u1")
         if self.method == "gptq":
-            choose = partial(self._choose, block.spec, work=block.work)
+            choose = partial(self._choose, block)
             chosen = _gptq.compensate(block, target, self.half, self.damp, self.act_order, choose)
         else:
-            chosen = self._choose(block.spec, self.grouped(block.values), target, block.work)
+            chosen = self._choose(block, self.grouped(block.values), target)
             _scales.apply(np.divide, self.grouped(block.values), chosen.column, target)
         self._round(target, target, chosen.zero, codes)
         if parts is not None and codes is not None:
@@ -275,7 +275,7 @@ class Int(Encoder):
         grouped, work = self.grouped(block.values), block.work
         codes = self.grouped(work.array("int.codes", block.values.shape, "|u1"))
         rounded = self.grouped(work.array("int.rounded", block.values.shape, block.values.dtype.str))
-        chosen = self._choose(block.spec, grouped, rounded, work)
+        chosen = self._choose(block, grouped, rounded)
         zero = np.full_like(chosen.stored, self.half, grouped.dtype) if chosen.zero is None else chosen.zero
         zero = zero.astype(grouped.dtype, copy=False)
         counted = kernels.round_codes(grouped, chosen.column, zero, 2 * self.half, codes)
@@ -344,27 +344,27 @@ class Int(Encoder):
         rows = len(matrix)
         return matrix.reshape(rows, -1, self.group) if self.grain == "group" else matrix[:, None, :]
 
-    def _choose(self, spec: TensorSpec, grouped: Array, scratch: Array, work: Workspace) -> Chosen:
+    def _choose(self, block: Block, grouped: Array, scratch: Array) -> Chosen:
         """Scales and zero points of weights; `scratch` [rows, groups, size] is overwritten."""
-        rule = self.rule(spec)
+        spec, rule = block.spec, self.rule(block.spec)
         if self.grain == "tensor":
             stored, zero = self._for_tensor(rule)
         else:
             low, high = _scales.extent(grouped, self.symmetric, scratch)
-            stored, zero = self._for_groups(grouped, low, high, rule, work)
+            stored, zero = self._for_groups(grouped, low, high, rule, block)
         stored, zero = self.form(spec).settle(grouped, stored, zero, rule.dtype)
         return Chosen(stored, zero, self.column(rule.numbers(stored).astype(grouped.dtype, copy=False)))
 
     def _for_groups(
-        self, grouped: Array, low: Array, high: Array, rule: Rule, work: Workspace
+        self, grouped: Array, low: Array, high: Array, rule: Rule, block: Block
     ) -> tuple[Array, Array | None]:
         if self.method == "absmax":
             scale, zero = rule.absmax(low, high)
             return rule.store(scale, zero)[0], zero
         way = HalfQuadratic if self.method == "hqq" else Search
-        rows = grouped.reshape(-1, grouped.shape[2])
+        rows, heed = grouped.reshape(-1, grouped.shape[2]), _awq.heed(block, grouped) if self.balances else None
         with np.errstate(all="ignore"):  # of groups of zeros, and far candidates
-            stored, zero = way(rows, low.reshape(-1), high.reshape(-1), rule, work).run()
+            stored, zero = way(rows, low.reshape(-1), high.reshape(-1), rule, block.work, heed=heed).run()
         return stored.reshape(low.shape), None if zero is None else zero.reshape(low.shape)
 
     def _for_tensor(self, rule: Rule) -> tuple[Array, Array | None]:
