@@ -123,6 +123,14 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
             for grain in ({"group_size": 8}, {"granularity": "channel"})
             for act_order in (False, True)
         ),
+        *(
+            {"bits": bits, "symmetric": symmetric, **grain, "method": "awq"}
+            for bits in (2, 4, 8)
+            for symmetric in (True, False)
+            for grain in ({"group_size": 8}, {"granularity": "channel"})
+        ),
+        {"bits": 4, "group_size": 32, "layout": "mlx", "method": "awq"},
+        {"bits": 4, "group_size": 16, "layout": "gptq", "method": "awq"},
     ),
     ("quantize", "nf4"): (
         *(

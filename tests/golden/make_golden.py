@@ -160,6 +160,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "quantize-int-gptq-method-3-asymmetric-f32.safetensors": _ints(
         3, symmetric=False, granularity="channel", method="gptq", act_order=True, **STATS
     ),
+    "quantize-int-awq-4-bf16.safetensors": _ints(4, "BF16", group_size=8, method="awq", **STATS),
     "quantize-int-hqq-4-asymmetric-f32.safetensors": _ints(4, symmetric=False, group_size=8, method="hqq"),
     **{f"quantize-int-compressor-{bits}-f32.safetensors": _ints(bits, group_size=8) for bits in (2, 3, 5, 6, 7)},
     **{
