@@ -14,6 +14,7 @@ from typing import Any
 from compressor.checkpoint import open_checkpoint
 from compressor.errors import UsageError
 from compressor.files.atomic import Staging, as_unfinished, check_place
+from compressor.files.identity import identity_of
 from compressor.files.work import WorkFolder, content_hash
 from compressor.plan import Plan
 from compressor.recipe import Recipe
@@ -87,13 +88,14 @@ def relay(run: Run, source: str, output: str, recipe: Recipe, settings: dict[str
     }
     rehearsed = settings.get("dry_run", False)
     taken, plans = source, list[Plan]()
+    own |= {} if rehearsed else {"origin": identity_of(open_checkpoint(source).source)}
     with _between(output, None if rehearsed else work, keep=keep) as place:
         for number, part in enumerate(parts):
             asks = any(stage.statistics and stage.stats is None for stage in part.stages)
             leg = replace(part, stats=None), {"stats": stats if asks else None}
             if number == len(parts) - 1:
                 stages = _rehearsal(leg[0]) if rehearsed else leg[0]
-                report = run("pipeline", taken, output, stages, **settings, **leg[1])
+                report = run("pipeline", taken, output, stages, **{**settings, **own}, **leg[1])
                 break
             name = f"{number}{'.safetensors' if os.path.isfile(source) else ''}"
             plan, taken = _leg(run, taken, place, name, leg, own, rehearsed=rehearsed)
