@@ -63,22 +63,23 @@ def test_the_record_says_of_what_and_by_which_plan(tmp_path: Path, monkeypatch: 
     def said(path: Path) -> Any:
         return json.loads(archives.metadata_of(path)["compressor"])
 
-    report = api.quantize(TEACHER, tmp_path / "a.safetensors", bits=4)
-    api.quantize(TEACHER, tmp_path / "b.safetensors", bits=4)
+    report = api.quantize(TEACHER, tmp_path / "a.safetensors", granularity="channel", bits=4)
+    api.quantize(TEACHER, tmp_path / "b.safetensors", granularity="channel", bits=4)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     record = said(tmp_path / "a.safetensors")
     assert record["plan"] == report.plan.fingerprint
-    assert (
-        record["plan"] == api.quantize(TEACHER, tmp_path / "c.safetensors", bits=4, dry_run=True).plan.fingerprint
+    same, other = (
+        api.quantize(TEACHER, tmp_path / "c.safetensors", granularity="channel", bits=bits, dry_run=True)
+        for bits in (4, 3)
     )
-    assert (
-        record["plan"] != api.quantize(TEACHER, tmp_path / "c.safetensors", bits=3, dry_run=True).plan.fingerprint
-    )
+    assert record["plan"] == same.plan.fingerprint != other.plan.fingerprint
     assert record["source"] == {"sha256": hashlib.sha256(TEACHER.read_bytes()).hexdigest()}
     folder = tmp_path / "model"
     folder.mkdir()
     for name in ("y.safetensors", "x.safetensors"):
         archives.write(folder / name, {f"{name[0]}.weight": ("F32", np.ones((4, 8), "<f4"))})
+    index = {"weight_map": {"x.weight": "x.safetensors", "y.weight": "y.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     api.prune(folder, tmp_path / "out", sparsity=0.5)
     lines = [
         f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n"
@@ -87,7 +88,7 @@ def test_the_record_says_of_what_and_by_which_plan(tmp_path: Path, monkeypatch: 
     expected = {"sha256": hashlib.sha256("".join(lines).encode()).hexdigest()}
     assert said(tmp_path / "out" / "x.safetensors")["source"] == expected
     monkeypatch.setattr(identity, "_WHOLE", 1000)
-    api.quantize(TEACHER, tmp_path / "large.safetensors", bits=4)
+    api.quantize(TEACHER, tmp_path / "large.safetensors", granularity="channel", bits=4)
     raw = TEACHER.read_bytes()
     places = (len(raw) * place // 1024 for place in range(1024))
     pieces = [f"{len(raw)}\0".encode(), raw[:65536], *(raw[place : place + 4096] for place in places)]
