@@ -102,8 +102,8 @@ class Refit(Encoder):
             raise UsageError(
                 f"is stored as {self.stored.label}, whose parts cannot be refit",
                 tensor=spec.name,
-                remedy="Integers of the schemes int (not in MLX's layout) and codebook can; others once restored, or "
-                "exclude it",
+                remedy="Exclude it, or restore it first; integers of the schemes int (not in MLX's layout) and "
+                "codebook can",
             )
         return None
 
