@@ -35,8 +35,10 @@ def bar(*, enabled: bool) -> Iterator[Bar]:
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
-    said = TextColumn("{task.description}", markup=False)
-    columns = (said, BarColumn(bar_width=None), DownloadColumn(), TimeRemainingColumn())
+    line = Column(no_wrap=True)  # the bar is what a narrow terminal takes from
+    said = TextColumn("{task.description}", markup=False, table_column=line)
+    columns = (said, BarColumn(bar_width=None), DownloadColumn(table_column=line), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         yield Bar(progress)
