@@ -245,6 +245,9 @@ def test_a_recipe_and_the_command_are_the_same(model: Path, tmp_path: Path) -> N
     told = json.loads(dry.out)
     sizes = sum(len(content) for name, content in files.items() if name.endswith(".safetensors"))
     assert told["size_after"] == sizes
+    assert told["fingerprint"].encode() in next(
+        data for name, data in files.items() if name.endswith(".safetensors")
+    )
     assert any("scales will be searched for the inputs of 28 matrices" in note for note in told["notes"])
     assert b'\\"method\\":\\"awq\\"' in next(data for name, data in files.items() if name.endswith(".safetensors"))
 
