@@ -245,11 +245,10 @@ def test_a_recipe_and_the_command_are_the_same(model: Path, tmp_path: Path) -> N
     told = json.loads(dry.out)
     sizes = sum(len(content) for name, content in files.items() if name.endswith(".safetensors"))
     assert told["size_after"] == sizes
-    assert told["fingerprint"].encode() in next(
-        data for name, data in files.items() if name.endswith(".safetensors")
-    )
+    header = next(data for name, data in files.items() if name.endswith(".safetensors"))
+    assert told["fingerprint"].encode() in header
     assert any("scales will be searched for the inputs of 28 matrices" in note for note in told["notes"])
-    assert b'\\"method\\":\\"awq\\"' in next(data for name, data in files.items() if name.endswith(".safetensors"))
+    assert b'\\"method\\":\\"awq\\"' in header
 
 
 def test_what_came_before_is_pruned_before_scales_are_searched(model: Path) -> None:
