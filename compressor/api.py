@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from compressor import archiving, pairing
 from compressor.alternating import alternates, base_recipe
-from compressor.balancing import balanced, balances
+from compressor.balancing import balanced, balances, scaled_note
 from compressor.budget.request import Budget, take_budget
 from compressor.budget.running import run_budget, run_tune
 from compressor.budget.tune import Search
@@ -273,6 +273,8 @@ def run_recipe(
     recipe = replace(recipe, cuts=cuts)
     first = [one for number, one in statistics.items() if number < len(cuts)]
     told += pairing.check_model(first, checkpoint, whole)
+    if any(stage.teacher is not None and stage.method.verb == "distill" for stage in recipe.stages):
+        told += scaled_note(checkpoint)
     checkpoint = reshaped(
         checkpoint, cuts, workers=count, keep_non_finite=non_finite == "keep", statistics=statistics
     )

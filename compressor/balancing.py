@@ -91,6 +91,16 @@ def balances(plan: Plan) -> bool:
     return any(_rounding(step).balances for job in plan.jobs for step in job.steps)
 
 
+def scaled_note(student: Checkpoint) -> tuple[str, ...]:
+    """What to know of a student whose record says that it was rounded so."""
+    stages = [stage for record in student.records for stage in record.stages]
+    if not any(one.get("method") == "awq" for stage in stages for one in (stage, *stage.get("rule", ()))):
+        return ()
+    return (
+        "the student was quantized by method awq, which scales weights: a teacher without such scales is none for it",
+    )
+
+
 def _rounding(step: Step) -> Method:
     """The method of a step that rounds: what a sparse layout stores the codes of, or itself."""
     inner = getattr(step.method, "inner", None)

@@ -292,6 +292,17 @@ def test_it_does_under_a_budget(model: Path) -> None:
     assert any("alpha" in note for note in report.plan.notes)
 
 
+def test_a_student_that_was_scaled_is_told_of(model: Path) -> None:
+    parent = model.parent
+    compressor.quantize(model, parent / "awq", **AWQ, stats=stats_of(model))
+    compressor.quantize(model, parent / "search", bits=4, group_size=8)
+    for name, said in (("awq", True), ("search", False)):
+        report = compressor.distill(
+            parent / name, parent / f"{name}-adapter", teacher=model, method="blend", alpha=0.5
+        )
+        assert any("was quantized by method awq" in note for note in report.plan.notes) == said
+
+
 # ---- what has no place for a scale -----------------------------------------------------------------------
 
 
