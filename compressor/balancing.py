@@ -97,7 +97,8 @@ def scaled_note(student: Checkpoint) -> tuple[str, ...]:
     if not any(one.get("method") == "awq" for stage in stages for one in (stage, *stage.get("rule", ()))):
         return ()
     return (
-        "the student was quantized by method awq, which scales weights: a teacher without such scales is none for it",
+        "the student was quantized by method awq, which scales weights: "
+        "a teacher without such scales is none for it",
     )
 
 
