@@ -755,7 +755,14 @@ def test_a_tensor_of_more_than_two_gigabytes(tmp_path: Path, work: tuple[str, ..
 @LONG
 @pytest.mark.parametrize(
     "work",
-    [("quantize", "--bits", "8"), ("prune", "--sparsity", "0.5"), ("prune", "--threshold", "0.1")],
+    [
+        ("quantize", "--bits", "8"),
+        ("prune", "--sparsity", "0.5"),
+        ("prune", "--threshold", "0.1"),
+        ("prune", "--method", "random", "--sparsity", "0.5"),
+        ("prune", "--method", "layer-adaptive", "--sparsity", "0.5"),
+        ("prune", "--scope", "global", "--sparsity", "0.5", "--min-keep", "0.01"),
+    ],
     ids=" ".join,
 )
 def test_a_hundred_thousand_tiny_tensors(tmp_path: Path, work: tuple[str, ...]) -> None:
