@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import reduce
 from itertools import chain
 from typing import Any
 
 from compressor.checkpoint import open_checkpoint
-from compressor.errors import UsageError
+from compressor.errors import CompressorError, Problems, UsageError
 from compressor.files.atomic import Staging, as_unfinished, check_place
 from compressor.files.work import WorkFolder, content_hash
 from compressor.plan import Plan
@@ -87,7 +87,8 @@ def relay(run: Run, source: str, output: str, recipe: Recipe, settings: dict[str
     }
     rehearsed = settings.get("dry_run", False)
     taken, plans = source, list[Plan]()
-    with _between(output, None if rehearsed else work, keep=keep) as place:
+    with _between(output, None if rehearsed else work, keep=keep) as place, ExitStack() as names:
+        before = 0  # stages that are done
         for number, part in enumerate(parts):
             asks = any(stage.statistics and stage.stats is None for stage in part.stages)
             leg = replace(part, stats=None), {"stats": stats if asks else None}
@@ -96,8 +97,17 @@ def relay(run: Run, source: str, output: str, recipe: Recipe, settings: dict[str
                 report = run("pipeline", taken, output, stages, **settings, **leg[1])
                 break
             name = f"{number}{'.safetensors' if os.path.isfile(source) else ''}"
-            plan, taken = _leg(run, taken, place, name, leg, own, rehearsed=rehearsed)
+            count = len(part.cuts) + (part.training is not None) + len(part.stages)
+            if isinstance(place, str):
+                with _calling(
+                    os.path.join(place, name), f"{output} (what comes before stage {before + count + 1})"
+                ):
+                    plan, taken = _leg(run, taken, place, name, leg, own, rehearsed=rehearsed)
+            else:
+                plan, taken = _leg(run, taken, place, name, leg, own, rehearsed=rehearsed)
             plans.append(plan)
+            before += count
+            names.enter_context(_calling(taken, f"{source} after stage {before}"))
     said = [*plans, report.plan]
     plan = replace(
         report.plan,
@@ -132,9 +142,10 @@ def _leg(
         if place.finished(name, key):
             return plan, written
     report = run("pipeline", taken, written, _rehearsal(part) if rehearsed else part, **own, **given)
+    as_unfinished()
     if not isinstance(place, str):
         place.note(name, key)
-    as_unfinished()
+        as_unfinished()
     return report.plan, written
 
 
@@ -146,6 +157,20 @@ def _read(path: str) -> list[str]:
 def _rehearsal(part: Recipe) -> Recipe:
     """All of it but the training itself."""
     return part if part.training is None else replace(part, training=replace(part.training, rehearsal=True))
+
+
+@contextmanager
+def _calling(path: str, said: str) -> Iterator[None]:
+    """Errors of a file or folder on the way name what the user knows instead of its path."""
+    try:
+        yield
+    except CompressorError as error:
+        for problem in error.problems if isinstance(error, Problems) else (error,):
+            if problem.file == path:
+                problem.file = said
+            elif problem.file is not None and problem.file.startswith(f"{path}/"):
+                problem.file = f"{said}: {problem.file[len(path) + 1 :]}"
+        raise
 
 
 @contextmanager
