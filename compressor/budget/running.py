@@ -44,7 +44,7 @@ class _Errand:
     def survey(self) -> Fitting:
         """The surveyed input, for any number of choices."""
         settings, budget = self.settings, self.budget
-        if settings.get("save_base") is not None or any(stage.teacher for stage in self.recipe.stages):
+        if settings.get("save_base") is not None or any(stage.teacher is not None for stage in self.recipe.stages):
             raise UsageError("a budget is for recipes without a teacher")
         checkpoint = open_checkpoint(self.source)
         container = container_of(self.output, checkpoint.source)
