@@ -24,7 +24,8 @@ SHARED: Mapping[tuple[str, str], str] = {
         "quantize",
         "method",
     ): "How scales are chosen: by the range of the weights (absmax), for the least squared error "
-    "(search), half-quadratic (hqq), or for the least error on the inputs of --stats (gptq)",
+    "(search), half-quadratic (hqq), or for the least error on the inputs of --stats (gptq; awq, which scales "
+    "them)",
     (
         "quantize",
         "layout",

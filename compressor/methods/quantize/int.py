@@ -244,7 +244,8 @@ class Int(Encoder):
             return nearest + rounding + self.form(spec).slack(largest, spec)
         clipped = largest
         if self.symmetric:
-            clipped = max(largest - (self.half - 1) * LEAST * largest / (self.half - 0.5), MOST * scale / 2) + slack
+            cut = 1 - LEAST * (self.half - 1) / (self.half - 0.5)  # of the largest, whose multiples could overflow
+            clipped = max(cut * largest, MOST * scale / 2) + slack
         size = spec.size if self.grain == "tensor" else self.group if self.grain == "group" else spec.matrix[1]
         alike = 1.001 * nearest * sqrt(size) if self.method == "search" else clipped
         return max(nearest, min(clipped, alike)) + rounding + MOST * self.form(spec).slack(largest, spec)
