@@ -1,4 +1,4 @@
-"""Even steps with entropy-coded codes: bits that are met in the file, errors near the bound, codes that come back."""
+"""Even steps with entropy-coded codes: bits are met in the file, errors are near the bound, codes come back."""
 
 from __future__ import annotations
 
@@ -137,9 +137,9 @@ def test_pruned_zeros_stay_and_cost_little(tmp_path: Path) -> None:
 
 def test_refusals_say_what_to_do(tmp_path: Path) -> None:
     source = saved(tmp_path / "in.safetensors", a_weight=normal(8, 8))
-    with pytest.raises(InputError, match="more than two bytes hold.*--step of at least"):
+    with pytest.raises(InputError, match=r"more than two bytes hold.*--step of at least"):
         compressor.quantize(source, tmp_path / "out.safetensors", scheme="uniform", step=1e-9)
-    with pytest.raises(InputError, match="more than a byte holds.*--code-bytes"):
+    with pytest.raises(InputError, match=r"more than a byte holds.*--code-bytes"):
         compressor.quantize(source, tmp_path / "out.safetensors", scheme="uniform", step=1e-4, code_bytes=1)
     assert not (tmp_path / "out.safetensors").exists()
     for options, said in (

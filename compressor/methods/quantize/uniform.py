@@ -49,7 +49,8 @@ _Bytes = Literal[1, 2]
 DEFAULT_BITS = 4.5
 _CHUNK = 1 << 20  # weights that an archive codes with one table
 _TABLE = 1600  # bits of such a table with what surrounds it, about
-_SIDE = 0.02  # share of the bits that is reserved for tables and steps, at most
+_AROUND = 2600  # bits that a tensor adds to an archive's directory, and its share of the header, about
+_SIDE = 0.02  # share of the bits that is reserved for all this and for steps, at most
 _BYTE, _WIDE = 127, 32_639  # the largest codes that one byte and two planes hold on both sides
 
 
@@ -140,7 +141,7 @@ class Uniform(Encoder):
         """The entropy of codes that, with their tables and steps, take `bits` in an archive."""
         bits = self.bits or DEFAULT_BITS
         groups = 1 if self.step_rows is None else -(-spec.matrix[0] // self.step_rows)
-        side = (_TABLE * -(-spec.size // _CHUNK) + 28 * groups) / max(spec.size, 1)
+        side = (_AROUND + _TABLE * -(-spec.size // _CHUNK) + 28 * groups) / max(spec.size, 1)
         return bits - min(side, _SIDE * bits)
 
     def found(self, points: Points, spec: TensorSpec, factor: float | None = None) -> tuple[Coding, _Bytes]:
