@@ -156,7 +156,9 @@ class Uniform(Encoder):
             step = max(factor * root_of(points), least)
         else:
             aim, high = self.aim(spec), min(2 * points.top, limit("F64"))
-            step = step_for(aim, lambda one: points.coding(one, by_rate=by_rate).entropy, least, high)
+            step = step_for(
+                aim, lambda one: points.coding(one, by_rate=by_rate).entropy, least, high, root_of(points)
+            )
         step = in_float(step, spec.dtype)
         most = points.top / step + 1
         if not most <= _WIDE:
