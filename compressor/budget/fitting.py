@@ -61,6 +61,7 @@ class Fitting:
     size_before: int
     informed: str  # by which statistics errors are weighted: "", "square", "gram"
     stats: str | None
+    alone: tuple[str, ...] = ()  # tensors whose shape no candidate allows, which stay as they are
 
     @cached_property
     def options(self) -> list[tuple[Option, ...]]:
@@ -128,7 +129,7 @@ class Fitting:
         for number, unit in enumerate(self.units):
             names = by_encoder.setdefault(self.candidate(number, chosen).encoder, [])
             names += [spec.name for spec in unit.specs]
-        dense = by_encoder.pop(None, [])
+        dense = [*by_encoder.pop(None, []), *self.alone]
         base = _base({encoder: len(names) for encoder, names in by_encoder.items() if encoder}, stage)
         rules = [
             (text, encoder)
@@ -214,7 +215,9 @@ def fitting(
         and not matches(job.spec.name, map(_first, stage.rules))
     ]
     fits = {spec.name: [one for one in candidates if one.fits(spec, container)] for spec in decided}
-    decided = [spec for spec in decided if any(one.encoder for one in fits[spec.name])]
+    groups = _groups(decided, candidates, container)
+    alone = [spec.name for members in groups if not _common(members, fits) for spec in members]
+    decided = [spec for spec in decided if spec.name not in set(alone)]
     if not decided:
         raise UsageError("there is nothing to decide: no tensor is selected whose shape a candidate allows")
     for spec in decided:
@@ -223,9 +226,12 @@ def fitting(
     measured, informed = _survey(checkpoint, recipe, budget, dry_run, stats, scout, decided, candidates, fits)
     units = tuple(
         _unit(members, candidates, fits, measured, budget.limit)
-        for members in _groups(decided, candidates, container)
+        for members in groups
+        if members[0].name not in set(alone)
     )
-    return Fitting(recipe, budget, candidates, units, measured, dry_run, scout.size_before, informed, stats)
+    return Fitting(
+        recipe, budget, candidates, units, measured, dry_run, scout.size_before, informed, stats, tuple(alone)
+    )
 
 
 def _stage(recipe: Recipe, container: Container) -> Stage:
@@ -304,6 +310,11 @@ def _groups(
         loaded = whole is not None and any(one.shared(spec) for one in candidates)
         groups.setdefault(f"group {whole}" if loaded else f"tensor {spec.name}", []).append(spec)
     return list(groups.values())
+
+
+def _common(members: Sequence[TensorSpec], fits: Mapping[str, Sequence[Candidate]]) -> bool:
+    """Whether there is a candidate beside dense that all these tensors' shapes allow."""
+    return any(one.encoder and all(one in fits[spec.name] for spec in members) for one in fits[members[0].name])
 
 
 def _unit(
