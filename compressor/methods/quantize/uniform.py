@@ -49,7 +49,7 @@ _Bytes = Literal[1, 2]
 DEFAULT_BITS = 4.5
 _CHUNK = 1 << 20  # weights that an archive codes with one table
 _TABLE = 1600  # bits of such a table with what surrounds it, about
-_AROUND = 2600  # bits that a tensor adds to an archive's directory, and its share of the header, about
+_AROUND = 4000  # bits that a tensor adds to an archive's directory, and its share of the header, about
 _SIDE = 0.02  # share of the bits that is reserved for all this and for steps, at most
 _BYTE, _WIDE = 127, 32_639  # the largest codes that one byte and two planes hold on both sides
 
