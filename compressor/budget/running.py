@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from compressor.budget.archived import met
 from compressor.budget.curve import Allocation, allocation_of
 from compressor.budget.fitting import Fitting, fitting
 from compressor.budget.request import Budget
 from compressor.budget.tune import Evaluation, Search, tuned, with_log
 from compressor.checkpoint import open_checkpoint
 from compressor.errors import UsageError
-from compressor.files.atomic import check_place
+from compressor.files.atomic import Staging, check_place
+from compressor.plan import Plan
 from compressor.recipe import Recipe
 from compressor.results import Gates, Report
 from compressor.statistics import fingerprint
@@ -22,6 +24,7 @@ from compressor.target import check_apart, container_of
 Path = str | os.PathLike[str]
 Run = Callable[..., Report]
 # Of `run_recipe`: what planning and surveying go by, beside what only the run that writes does
+_WRITING = ("force", "progress", "save_mask", "work", "keep_work", "gates")  # and what only the last of them does
 _PLANNING = ("strict", "requantize", "non_finite", "workers", "processes")
 
 
@@ -50,13 +53,37 @@ def run_budget(
     if budget.max_error is not None:  # what was measured on a sample is judged on the result
         gates = replace(gates or Gates(), max_error=budget.max_error)
     found = fitted(run, verb, source, output, recipe, budget, stats=stats, **settings)
-    chosen = found.choice()
+    if found.archived:
+        writes = not settings.get("dry_run")
+        reached = met(found, _trial(run, verb, source, output, found, settings) if writes else None)
+        found, chosen = reached.found, reached.chosen
+        allocation = allocation_of(found, chosen, reached.size_after, reached.sizes)
+    else:
+        chosen = found.choice()
+        allocation = allocation_of(found, chosen, found.plan(chosen).size_after)
     made = found.recipe_for(chosen)
-    allocation = allocation_of(found, chosen, found.plan(chosen).size_after)
     if tell is not None:
         tell(allocation)
     settings |= taken(made, found.stats)
     return replace(run(verb, source, output, made, gates=gates, **settings), allocation=allocation)
+
+
+def _trial(
+    run: Run, verb: str, source: Path, output: Path, found: Fitting, settings: Mapping[str, Any]
+) -> Callable[[Recipe], Plan]:
+    """What writes the output of a recipe beside its place, under a hidden name, to see how large it becomes."""
+    quiet = {key: value for key, value in settings.items() if key not in _WRITING}
+    place = os.fspath(output).rstrip("/")
+
+    def trial(made: Recipe) -> Plan:
+        staging = Staging(f"{place}.trial", folder=True, replace=False)
+        try:
+            path = os.path.join(staging.path, os.path.basename(place))
+            return run(verb, source, path, made, **{**quiet, **taken(made, found.stats)}).plan
+        finally:
+            staging.discard()
+
+    return trial
 
 
 def run_tune(
@@ -128,7 +155,9 @@ def fitted(
         more |= {**planning, **taken(asked, given), "dry_run": True}
         return run(verb, source, output, asked, **more)
 
-    return fitting(checkpoint, container, replace(recipe, stats=None), budget, dry_run, given)
+    archived = settings.get("store") == "archive" or any(stage.store == "archive" for stage in recipe.stages[-1:])
+    made = replace(recipe, stats=None)
+    return fitting(checkpoint, container, made, budget, dry_run, given, archived=archived)
 
 
 def taken(recipe: Recipe, stats: str | None) -> dict[str, Any]:

@@ -13,9 +13,9 @@ the distortion of a fine even step over its rate, dD/dR = −2 ln 2 · Δ²/12 (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ldexp, log, log2, sqrt
+from math import exp, ldexp, log, log2, sqrt
 
 from compressor.floats import smallest
 from compressor.lazy import np
@@ -29,6 +29,7 @@ _NORMAL = 2.0471  # bits that normally distributed weights of variance 1 have at
 _TURNS = 4  # in which thresholds and shares settle
 _LEAST = 0.05  # of a step that any weight stays from the next code, whatever its bits
 _HELD = 16  # tables before they are merged into one
+_QUARTER = 2.0**0.25
 _CLOSE = 2e-4  # bits that a found step's entropy may lie below what is asked
 
 
@@ -63,6 +64,14 @@ class Classes:
         found = np.flatnonzero(counts)
         self.tables.append(np.stack([found, counts[found]]))
         self._compact()
+
+    def bits(self) -> float:
+        """About the bits a weight of the numbers themselves: by their shares, and digits below as they are."""
+        if not self.tables:
+            return 0.0
+        counts = _merged(self.tables)[1].astype(np.float64)
+        total = float(counts.sum())
+        return log2(total) - float(counts @ np.log2(counts)) / total + (0 if self.exact else self.dropped)
 
     def merge(self, more: Classes) -> None:
         self.tables += more.tables
@@ -181,6 +190,24 @@ def step_for(target: float, entropy: Callable[[float], float], low: float, high:
                 return low
             guess = low * (high / low) ** 0.5
     return high
+
+
+def forecast(points: Points, aims: Sequence[float], *, by_rate: bool) -> list[tuple[float, float]]:
+    """For each entropy that is aimed at, what the codes of the least such step have, and Σ (w − w')² of them:
+    between steps a quarter of an octave apart, where the logarithm of the loss is nearly straight."""
+    if not points.top:
+        return [(0.0, 0.0) for _ in aims]
+    step = max(root_of(points) * 2.0 ** (_NORMAL - max(aims) - 0.5), points.least)
+    entropies: list[float] = []
+    losses: list[float] = []
+    while not entropies or (entropies[-1] > min(aims) and step < 4 * points.top):
+        found = points.coding(step, by_rate=by_rate)
+        entropies.append(found.entropy)
+        losses.append(log(max(found.lost, smallest("F64"))))
+        step *= _QUARTER
+    rising = np.maximum.accumulate(entropies[::-1])  # as interpolation wants them
+    reached = [min(aim, float(rising[-1])) for aim in aims]
+    return [(aim, exp(float(np.interp(aim, rising, losses[::-1])))) for aim in reached]
 
 
 def in_float(step: float, dtype: str) -> float:

@@ -37,6 +37,7 @@ from compressor.methods.quantize._steps import (
     Classes,
     Coding,
     Points,
+    forecast,
     in_float,
     root_of,
     shared_factor,
@@ -174,6 +175,14 @@ class Uniform(Encoder):
                 remedy="Leave --code-bytes out, or use a larger step",
             )
         return points.coding(step, by_rate=by_rate), self.code_bytes or (1 if most <= _BYTE else 2)
+
+    def forecasts(self, classes: Classes, spec: TensorSpec, bits: Sequence[float]) -> list[tuple[float, float]]:
+        """For each of these `bits` what a tensor of such weights would take in an archive, bits a weight, and
+        Σ (w − w')² over the weights that were counted. Without the step that a user gave."""
+        points = classes.points(DTYPES[spec.dtype].compute)
+        aims = [replace(self, bits=one).aim(spec) for one in bits]
+        found = forecast(points, aims, by_rate=self.rounding == "rate")
+        return [(entropy + one - aim, lost) for (entropy, lost), aim, one in zip(found, aims, bits, strict=True)]
 
     # ---- codes -------------------------------------------------------------------------------------
 
