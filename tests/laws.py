@@ -100,6 +100,8 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
         {"bits": 3.0, "step_rows": 1},
         {"step_rows": 3, "rounding": "nearest"},
         {"bits": 12.0, "code_bytes": 2},
+        {"bits": 2.0, "sparsity": 0.6},
+        {"bits": 4.0, "sparsity": 0.3, "step_rows": 2},
         {"step": 0.01},
     ),
     ("quantize", "binary"): ({}, {"group_size": 8}),

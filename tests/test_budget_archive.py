@@ -112,6 +112,20 @@ def test_a_dry_run_and_the_table(model: Path, tmp_path: Path, monkeypatch: pytes
     assert again.allocation == real.allocation
 
 
+def test_shares_of_zeros_are_candidates_too(model: Path, tmp_path: Path) -> None:
+    names = [f"uniform{bits}s{share}" for bits in (1, 1.5, 2, 2.5, 3, 4) for share in (50, 80)]
+    report = compressor.quantize(
+        model, tmp_path / "o.safetensors", target_bits=2.2, store="archive", candidates=names, exclude=["few*"]
+    )
+    assert 0.99 * 2.2 <= decided(report) <= 2.2
+    assert report.allocation is not None
+    chosen = {row.name: row.choice for row in report.allocation.chosen}
+    for job, change in report.rows:
+        if change is not None:
+            share = float(chosen[job.spec.name].partition("s")[2]) / 100
+            assert change.zeros_after >= share * change.size
+
+
 def test_what_cannot_be_met_says_what_can(model: Path, tmp_path: Path) -> None:
     with pytest.raises(GateFailed, match="the smallest that the candidates allow is 0"):
         compressor.quantize(model, tmp_path / "o.safetensors", target_bits=0.1, store="archive")

@@ -135,6 +135,19 @@ def test_pruned_zeros_stay_and_cost_little(tmp_path: Path) -> None:
     assert error(values, back) < 0.3
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_at_least_the_share_that_is_asked_becomes_zero(tmp_path: Path, kind: type) -> None:
+    values = normal().astype(kind)
+    source, out = saved(tmp_path / "in.safetensors", a_weight=values), tmp_path / "out.safetensors"
+    report = compressor.quantize(source, out, scheme="uniform", bits=2.5, sparsity=0.7, store="archive")
+    back = restored(out)["a.weight"]
+    share = float((back == 0).mean())
+    assert 0.7 <= share < 0.705
+    assert np.abs(values[back == 0]).max() <= np.abs(values[back != 0]).min()
+    assert report.changes[0].error == pytest.approx(error(values.astype(np.float32), back), rel=1e-3)
+    assert 0.985 * 2.5 < out.stat().st_size * 8 / values.size <= 2.5
+
+
 def test_refusals_say_what_to_do(tmp_path: Path) -> None:
     source = saved(tmp_path / "in.safetensors", a_weight=normal(8, 8))
     with pytest.raises(InputError, match=r"more than two bytes hold.*--step of at least"):

@@ -6,7 +6,8 @@ A candidate is given by a short name, or as a stage would be:
     int4g64, int8c, int4ag32       integers: bits, then groups of so many or `c` for one scale a row; `a` asymmetric
     mxfp4, nvfp4, fp8, nf4, …      any other scheme, with its defaults
     int:bits=4,group_size=48       any scheme with its options
-    uniform4.5                     an even step whose codes take so many bits in an archive, which is needed for it
+    uniform4.5, uniform3s50        an even step whose codes take so many bits in an archive, which is needed for it;
+                                   50 % of the weights at least become zero
 
 Options that the user gives for the stage (`--method`, `--layout`, …) hold for every candidate that has them.
 """
@@ -30,7 +31,7 @@ from compressor.text import printable
 
 DENSE = "dense"
 _INT = re.compile(r"int([2-8])(a?)(c|g[1-9][0-9]{0,6})")
-_EVEN = re.compile(r"uniform([0-9]{1,2}(?:\.[0-9]{1,4})?)")
+_EVEN = re.compile(r"uniform([0-9]{1,2}(?:\.[0-9]{1,4})?)(?:s([0-9]{1,2}))?")
 # Bits of even steps for an archive; between them the bits of all that have one are moved together
 _LADDER = (*(n / 4 for n in range(2, 24)), *(n / 2 for n in range(12, 20)), 10.0, 12.0)
 _GROUPS = (128, 64, 32)
@@ -70,7 +71,14 @@ class Candidate:
         if self.bits is None or self.even is None or not more:
             return self
         bits = floor((self.bits + more) * 1e4) / 1e4
-        return Candidate(f"uniform{bits:g}", replace(self.even, bits=bits))
+        zeros = f"s{self.even.sparsity * 100:.3g}" if self.even.sparsity else ""
+        return Candidate(f"uniform{bits:g}{zeros}", replace(self.even, bits=bits))
+
+    def akin(self, other: Candidate) -> bool:
+        """Whether both are even steps that differ in their bits only."""
+        if self.even is None or other.even is None or self.bits is None or other.bits is None:
+            return False
+        return replace(self.even, bits=None) == replace(other.even, bits=None)
 
     def size(self, spec: TensorSpec) -> int | None:
         """Stored bytes of a tensor before an archive; None where its shape does not allow the candidate."""
@@ -140,6 +148,7 @@ def _made(name: str, shared: Mapping[str, Any], where: str) -> Candidate:
     options: dict[str, Any]
     if even is not None:
         options, text = {"scheme": "uniform", "bits": float(even[1])}, False
+        options |= {"sparsity": int(even[2]) / 100} if even[2] else {}
     elif short is not None:
         bits, asymmetric, grain = short.groups()
         options = {"scheme": "int", "bits": int(bits)}
@@ -155,7 +164,7 @@ def _made(name: str, shared: Mapping[str, Any], where: str) -> Candidate:
             raise UsageError(
                 f"{where}there is no candidate '{printable(name, 60)}'",
                 remedy="There are dense, int2g128 to int8g32, int8c (a scale a row), int4ag32 (asymmetric), "
-                "uniform4.5 (for --store archive), "
+                "uniform4.5 and uniform3s50 (for --store archive: bits, share of zeros), "
                 f"SCHEME:KEY=VALUE,... of {', '.join(methods_of('quantize'))}",
             )
         options, text = {"scheme": scheme, **{key.strip(): value.strip() for key, _, value in pairs}}, True

@@ -101,7 +101,7 @@ class Fitting:
         known = measure_of(one, spec, self.measured)
         if one.bits is None or not self.more:
             return known
-        finer = [other for other in self.candidates if other.bits is not None and other.bits > one.bits]
+        finer = [other for other in self.candidates if one.akin(other) and (other.bits or 0) > one.bits]
         after = min(finer, key=lambda other: other.bits or 0, default=None)
         way = self.more / (after.bits - one.bits) if after is not None and after.bits else 0.0
         other = known if after is None else measure_of(after, spec, self.measured)

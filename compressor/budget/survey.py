@@ -216,11 +216,11 @@ def _forecast(
     """What counts tell of these candidates."""
     _, plain, energy, _ = (float(value) for value in seen.sums[0])
     found = {DENSE: Measured(0.0, 0.0, 0.0, seen.classes.bits() or 1e-9)} if DENSE in keys else {}
-    groups: dict[str, list[tuple[str, Uniform]]] = {}
+    groups: dict[tuple[str, float], list[tuple[str, Uniform]]] = {}
     for key in keys:
         encoder = encoders.get(key)
         if isinstance(encoder, Uniform):
-            groups.setdefault(encoder.rounding, []).append((key, encoder))
+            groups.setdefault((encoder.rounding, encoder.sparsity), []).append((key, encoder))
     for members in groups.values():
         asked = [encoder.bits or DEFAULT_BITS for _, encoder in members]
         for (key, _), (bits, lost) in zip(members, members[0][1].forecasts(seen.classes, spec, asked), strict=True):

@@ -30,6 +30,7 @@ _NORMAL = 2.0471  # bits that normally distributed weights of variance 1 have at
 _TURNS = 4  # in which thresholds and shares settle
 _LEAST = 0.05  # of a step that any weight stays from the next code, whatever its bits
 _HELD = 16  # tables before they are merged into one
+_CLASS = 2.0**-7  # no class of magnitudes is wider, of its middle on one side
 _QUARTER = 2.0**0.25
 _CLOSE = 2e-4  # bits that a found step's entropy may lie below what is asked
 
@@ -88,7 +89,7 @@ class Classes:
         half = 0 if self.exact else 1 << (self.dropped - 1)
         bits = (classes << self.dropped) | half
         values = bits.view("<u8").astype(f"<u{kind.itemsize}").view(kind).astype(np.float64)
-        return Points(np.clip(values, -self.top, self.top), counts.astype(np.float64), self.top)
+        return Points(np.clip(values, -self.top, self.top), counts.astype(np.float64), self.top, self.exact)
 
     def _compact(self) -> None:
         if len(self.tables) > _HELD:
@@ -106,12 +107,14 @@ def _merged(tables: list[Array]) -> Array:
 @dataclass(frozen=True)
 class Coding:
     """A step with its rounding: `rounds` [2·FAR], what is added to w/Δ above the code k = −FAR, … before it is
-    rounded down; `entropy` of the codes as they are stored in bits a weight, `lost` Σ (w − w')²."""
+    rounded down; weights of at most `zeroed` steps become zero in any case; `entropy` of the codes as they are
+    stored in bits a weight, `lost` Σ (w − w')²."""
 
     step: float
     rounds: tuple[float, ...]
     entropy: float
     lost: float
+    zeroed: float = -1.0
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ class Points:
     values: Array
     counts: Array
     top: float
+    exact: bool = True
 
     @property
     def size(self) -> float:
@@ -137,9 +141,22 @@ class Points:
         """The smallest step whose codes two bytes hold."""
         return max(self.top / LARGEST, smallest("F64"))
 
-    def coding(self, step: float, *, by_rate: bool) -> Coding:
-        """What this step gives; `by_rate` rounds by rate and distortion, else to the nearest code."""
+    def smallest_share(self, share: float) -> float:
+        """The magnitude up to which at least this share of the weights lies; below 0 for none of them."""
+        if not share:
+            return -1.0
+        sizes = np.abs(self.values)
+        order = np.argsort(sizes, kind="stable")
+        reached = np.cumsum(self.counts[order])
+        place = min(int(np.searchsorted(reached, share * self.size)), len(order) - 1)
+        return float(sizes[order[place]])
+
+    def coding(self, step: float, *, by_rate: bool, zeroed: float = -1.0) -> Coding:
+        """What this step gives; `by_rate` rounds by rate and distortion, else to the nearest code; magnitudes up to
+        `zeroed` become zero."""
         x = self.values / step
+        kept = np.abs(self.values) > zeroed
+        x *= kept
         below = np.floor(x).astype(np.int64)
         low = int(below.min())
         span = int(below.max()) - low + 2
@@ -166,8 +183,10 @@ class Points:
         places = np.flatnonzero(near)
         table[places + low + FAR] = rounds[places]
         with np.errstate(over="ignore"):
-            lost = float(self.counts @ np.square((x - codes) * step))
-        return Coding(step, tuple(table.astype(np.float32).tolist()), entropy, lost)
+            lost = float(self.counts @ np.square((self.values / step - codes) * step))
+        # the classes' middles were compared, and all of a class has to follow
+        top = zeroed / step * (1 if self.exact else 1 + _CLASS) if zeroed >= 0 else -1.0
+        return Coding(step, tuple(table.astype(np.float32).tolist()), entropy, lost, top)
 
 
 def _entropy(counts: Array) -> float:
@@ -203,16 +222,19 @@ def step_for(target: float, entropy: Callable[[float], float], low: float, high:
     return high
 
 
-def forecast(points: Points, aims: Sequence[float], *, by_rate: bool) -> list[tuple[float, float]]:
+def forecast(
+    points: Points, aims: Sequence[float], *, by_rate: bool, sparsity: float = 0.0
+) -> list[tuple[float, float]]:
     """For each entropy that is aimed at, what the codes of the least such step have, and Σ (w − w')² of them:
     between steps a quarter of an octave apart, where the logarithm of the loss is nearly straight."""
     if not points.top:
         return [(0.0, 0.0) for _ in aims]
     step = max(root_of(points) * 2.0 ** (_NORMAL - max(aims) - 0.5), points.least)
+    zeroed = points.smallest_share(sparsity)
     entropies: list[float] = []
     losses: list[float] = []
     while not entropies or (entropies[-1] > min(aims) and step < 4 * points.top):
-        found = points.coding(step, by_rate=by_rate)
+        found = points.coding(step, by_rate=by_rate, zeroed=zeroed)
         entropies.append(found.entropy)
         losses.append(log(max(found.lost, smallest("F64"))))
         step *= _QUARTER
@@ -229,14 +251,16 @@ def in_float(step: float, dtype: str) -> float:
     return float(found if float(found) >= step else np.nextafter(found, kind(np.inf)))
 
 
-def shared_factor(target: float, tensors: Mapping[str, Points], *, by_rate: bool) -> float:
+def shared_factor(target: float, tensors: Mapping[str, Points], *, by_rate: bool, sparsity: float = 0.0) -> float:
     """The factor of every tensor's root mean square that, as its step, gives all of them `target` bits a weight."""
     roots = {name: root_of(points) for name, points in tensors.items()}
+    zeroed = {name: points.smallest_share(sparsity) for name, points in tensors.items()}
     total = sum(points.size for points in tensors.values()) or 1.0
 
     def entropy(factor: float) -> float:
         found = (
-            points.size * points.coding(max(factor * roots[name], points.least), by_rate=by_rate).entropy
+            points.size
+            * points.coding(max(factor * roots[name], points.least), by_rate=by_rate, zeroed=zeroed[name]).entropy
             for name, points in tensors.items()
             if points.top
         )

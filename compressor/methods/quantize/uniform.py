@@ -14,7 +14,7 @@ that all lose about the same share and those with long tails get more bits. With
 
 Stored, for `NAME` [rows, columns]: `NAME.codes` I8 [rows, columns]; where codes need two bytes also `NAME.high` I8
 [rows, columns], code = codes + 256 · high, two planes that entropy coding takes apart; `NAME.step` F32 (F64 of a
-float64 tensor) [1], or [⌈rows/r⌉].
+float64 tensor) [1], or [⌈rows/r⌉]. With `sparsity` at least that share of the weights, the smallest, become zero.
 Error: half a step, or up to 0.95 of one where rounding goes by rate.
 
     step = 0.5, rounding = nearest: [[0.2, -0.3, 1.1]] becomes the codes [[0, -1, 2]], back [[0, -0.5, 1]]
@@ -71,6 +71,7 @@ class Uniform(Encoder):
     rounding: Literal["rate", "nearest"] = option("rate", help="to which of the two codes beside a weight")
     scope: Literal["tensor", "model"] = option("tensor", help="what step auto gives the bits to")
     step_rows: int | None = option(None, help="rows that share a step; unset: all of the tensor", low=1, high=2**31)
+    sparsity: float = option(0.0, help="least share of weights, the smallest, that become zero", low=0, high=1)
     code_bytes: Literal[1, 2] | None = option(
         None, help="bytes of a code where it is not coded; unset: by the data"
     )
@@ -121,10 +122,13 @@ class Uniform(Encoder):
         return self.step_rows or 1
 
     def bound(self, largest: float, spec: TensorSpec) -> float:
-        """A step, as the survey found it; no group's root mean square exceeds its largest weight."""
-        step = 2 * largest if self.coding is None else self.coding.step
-        if self.step_rows is not None:
-            step *= largest
+        """A step, as the survey found it, or as many as become zero. No group's root mean square exceeds its
+        largest weight, and its step is longer than its share of that by what rounding makes of it."""
+        tiny = smallest("F64" if DTYPES[spec.dtype].compute == "<f8" else "F32")
+        step = 2 * largest
+        if self.coding is not None:
+            unit = self.coding.step if self.step_rows is None else 1.02 * self.coding.step * largest
+            step = (unit + tiny) * max(1.0, self.coding.zeroed)
         return step + (2.0**-22 + 2 * epsilon(spec.dtype)) * (largest + step) + smallest(spec.dtype)
 
     # ---- what the weights tell ---------------------------------------------------------------------
@@ -147,7 +151,7 @@ class Uniform(Encoder):
 
     def found(self, points: Points, spec: TensorSpec, factor: float | None = None) -> tuple[Coding, _Bytes]:
         """The step for a tensor of these weights, and bytes of its codes. InputError where none hold them."""
-        by_rate = self.rounding == "rate"
+        by_rate, zeroed = self.rounding == "rate", points.smallest_share(self.sparsity)
         least = points.least
         if self.step is not None:
             step = self.step
@@ -158,7 +162,11 @@ class Uniform(Encoder):
         else:
             aim, high = self.aim(spec), min(2 * points.top, limit("F64"))
             step = step_for(
-                aim, lambda one: points.coding(one, by_rate=by_rate).entropy, least, high, root_of(points)
+                aim,
+                lambda one: points.coding(one, by_rate=by_rate, zeroed=zeroed).entropy,
+                least,
+                high,
+                root_of(points),
             )
         step = in_float(step, spec.dtype)
         most = points.top / step + 1
@@ -174,14 +182,14 @@ class Uniform(Encoder):
                 tensor=spec.name,
                 remedy="Leave --code-bytes out, or use a larger step",
             )
-        return points.coding(step, by_rate=by_rate), self.code_bytes or (1 if most <= _BYTE else 2)
+        return points.coding(step, by_rate=by_rate, zeroed=zeroed), self.code_bytes or (1 if most <= _BYTE else 2)
 
     def forecasts(self, classes: Classes, spec: TensorSpec, bits: Sequence[float]) -> list[tuple[float, float]]:
         """For each of these `bits` what a tensor of such weights would take in an archive, bits a weight, and
         Σ (w − w')² over the weights that were counted. Without the step that a user gave."""
         points = classes.points(DTYPES[spec.dtype].compute)
         aims = [replace(self, bits=one).aim(spec) for one in bits]
-        found = forecast(points, aims, by_rate=self.rounding == "rate")
+        found = forecast(points, aims, by_rate=self.rounding == "rate", sparsity=self.sparsity)
         return [(entropy + one - aim, lost) for (entropy, lost), aim, one in zip(found, aims, bits, strict=True)]
 
     # ---- codes -------------------------------------------------------------------------------------
@@ -204,6 +212,10 @@ class Uniform(Encoder):
             "uniform.rounds", (coding.rounds, width, kind.str), lambda: _table(coding, width, kind.str)
         )
         below = work.array("uniform.below", values.shape, f"<i{width}")
+        if coding.zeroed >= 0:
+            np.abs(x, out=restored)
+            small = np.less_equal(restored, coding.zeroed, out=work.array("uniform.small", x.shape, "|b1"))
+            np.copyto(x, 0, where=small)
         np.floor(x, out=restored)
         np.copyto(below, restored, casting="unsafe")
         table.take(below.view(f"<u{width}"), out=restored, mode="wrap")
@@ -284,7 +296,7 @@ class Counting(Survey[dict[str, Classes]]):
             return replace(method, coding=coding, code_bytes=width)
         total = sum(spec.size for spec in self.specs) or 1
         aim = sum(method.aim(spec) * spec.size for spec in self.specs) / total
-        factor = shared_factor(aim, points, by_rate=method.rounding == "rate")
+        factor = shared_factor(aim, points, by_rate=method.rounding == "rate", sparsity=method.sparsity)
         found = ((spec.name, *method.found(points[spec.name], spec, factor)) for spec in self.specs)
         return replace(method, steps=tuple(sorted(found, key=lambda one: one[0])))
 
