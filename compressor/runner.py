@@ -100,6 +100,9 @@ class Runner:
         for job in sorted(self.worker.plan.jobs, key=lambda job: job.file):
             if job.file in taken:
                 continue
+            if batch and batch[-1].file != job.file:  # so that a file is finished before the next one
+                yield _ready(self._small(batch))
+                batch, held = [], 0
             while finish:
                 yield partial(self.worker.finish, finish.popleft())
             if job.spec.size <= _BATCH // 4:
