@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +148,15 @@ def test_the_command_line_tells_it(model: Path, tmp_path: Path, capsys: pytest.C
     assert code == 0
     assert "budget --target-bits 4" in out
     assert "uniform" in out
+
+
+def test_tune_searches_over_archives(model: Path, tmp_path: Path) -> None:
+    program = tmp_path / "score.py"
+    program.write_text(
+        f"import sys, compressor\nprint(1 - compressor.compare({str(model)!r}, sys.argv[1]).total.error)\n"
+    )
+    command = f"{sys.executable} {program} {{path}}"
+    out = tmp_path / "o.safetensors"
+    report = compressor.tune(model, out, evaluate=command, min_metric=0.9, store="archive", evaluations=8)
+    assert report.total.error <= 0.1
+    assert out.stat().st_size == report.plan.size_after < model.stat().st_size / 7
