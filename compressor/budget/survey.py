@@ -158,6 +158,7 @@ class Measure(Survey["dict[str, Seen]"]):
                 stats[name].classes.merge(seen.classes)
             else:
                 stats[name] = seen
+                seen.classes.settle()
         return stats
 
     def conclude(self, stats: dict[str, Seen]) -> Probe:

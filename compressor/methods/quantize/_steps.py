@@ -78,7 +78,12 @@ class Classes:
     def merge(self, more: Classes) -> None:
         self.tables += more.tables
         self.top = max(self.top, more.top)
-        self._compact()
+        self.settle()
+
+    def settle(self) -> None:
+        """Hold one table only: a survey of a model keeps those of all tensors."""
+        if len(self.tables) > 1:
+            self.tables = [_merged(self.tables)]
 
     def points(self, dtype: str) -> Points:
         """The classes as numbers, where floats of this type were counted."""
@@ -93,7 +98,7 @@ class Classes:
 
     def _compact(self) -> None:
         if len(self.tables) > _HELD:
-            self.tables = [_merged(self.tables)]
+            self.settle()
 
 
 def _merged(tables: list[Array]) -> Array:

@@ -281,6 +281,7 @@ class Counting(Survey[dict[str, Classes]]):
                 stats[name].merge(classes)
             else:
                 stats[name] = classes
+                classes.settle()
         return stats
 
     def conclude(self, stats: dict[str, Classes]) -> Uniform:
