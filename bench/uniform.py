@@ -51,7 +51,7 @@ def normal(folder: Path) -> list[bool]:
             spent = (time.process_time() - start) * 1e9 / weights.size
             error = compressor.compare(source, out).total.error
             good.append(said(f"normal {dtype}", out.stat().st_size * 8 / weights.size, bits, error, bar))
-            print(f"{'':34}{spent:.0f} ns of CPU a weight, archive and all")
+            print(f"{'':34}{spent:.0f} ns of CPU a weight, archive and all (the first time with loading)")
     return good
 
 
