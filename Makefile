@@ -80,6 +80,7 @@ bench: .venv/bench
 	$(BIN)/python bench/archive.py
 	$(BIN)/python bench/uniform.py
 	$(BIN)/python bench/outputs.py
+	$(BIN)/python bench/minilm_structure.py
 	$(BIN)/python bench/minilm_budget.py
 	$(BIN)/python bench/recipes.py
 
