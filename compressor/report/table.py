@@ -9,6 +9,7 @@ from compressor.checkpoint import Tensor
 from compressor.metrics import Change, Moments
 from compressor.plan import Job, Plan
 from compressor.recipe import Recipe
+from compressor.report.coding import coding_table
 from compressor.report.page import Column, Page, error_text, percent, shown_name
 from compressor.results import CalibrationReport, ComparisonReport, InspectReport, Report
 from compressor.structure.coupling import Coupled
@@ -245,6 +246,9 @@ def _inspection(page: Page, report: InspectReport, top: int | None) -> None:
     )
     if len(shown) < len(rows):
         page.line(f"{len(rows) - len(shown)} more tensors; --top 0 shows all")
+    if report.codings:
+        page.line()
+        coding_table(page, report.codings, limit)
     for name, reason in report.left.items():
         page.line(f"not weights of it: {printable(name, 60)}: {reason}")
     for tensor, moments in rows:
