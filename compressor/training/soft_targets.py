@@ -44,7 +44,7 @@ def train(
     masks = masks_of(student) if said.respect_zeros else {}
     if held is not None:
         masks = held.free(masks) | held.masks
-    ties = Ties(student) if said.tie == "shared" else None
+    ties = Ties(student, masks) if said.tie == "shared" else None
     if said.init == "random":
         start_anew(student, said.seed)
         for name, mask in masks.items():
