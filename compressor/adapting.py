@@ -91,7 +91,7 @@ def adapter_files(
     jobs: Sequence[Job], checkpoint: Checkpoint, stages: Sequence[Mapping[str, Any]]
 ) -> tuple[tuple[OutputFile, ...], tuple[tuple[str, bytes], ...]]:
     """The file of the factors, and what stands beside it."""
-    metadata = {"format": "pt", **provenance.to_metadata(stages, ())}
+    metadata = {"format": "pt", **provenance.to_metadata(stages, (), checkpoint.identity)}
     layout = safetensors.layout([spec for job in jobs for spec in job.part_specs()], metadata)
     if not all(job.counted for job in jobs):
         return (OutputFile(_FILE, layout),), ()

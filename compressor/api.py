@@ -21,9 +21,10 @@ from compressor.calibration import calibrate, merge_statistics
 from compressor.checkpoint import open_checkpoint
 from compressor.engines.local import available_workers, local
 from compressor.errors import InputError, UsageError
-from compressor.execution import counting, engine, finish, in_file
+from compressor.execution import counting, engine, finish, in_file, sealed
 from compressor.experts import divided, split_experts
 from compressor.files.atomic import check_place
+from compressor.files.identity import Identity, identity_of
 from compressor.files.sink import Sink
 from compressor.method import Method, methods_of
 from compressor.plan import Plan
@@ -208,6 +209,7 @@ def run_recipe(
     only: Sequence[str] | None = None,
     store: Literal["stages", "archive"] = "stages",
     effort: archiving.Effort = "fast",
+    origin: Identity | None = None,
 ) -> Report:
     """Run a recipe from `source` to `output`.
 
@@ -219,8 +221,8 @@ def run_recipe(
     output is complete; `save_base` is where `alternate` writes the base that the adapter is for, before it is made;
     `stats` are statistics of layer inputs, for stages that go by some and name none; `only`
     these tensors are put into the output; `store="archive"` entropy-codes all of it, `effort="small"` slower and
-    smaller. Raises UsageError, InputError, OutputError, GateFailed: in each case
-    nothing is written.
+    smaller; `origin` is what the record calls the source, where that is a step on the way. Raises UsageError,
+    InputError, OutputError, GateFailed: in each case nothing is written.
     """
     source, output, gates = os.fspath(source), os.fspath(output), gates or Gates()
     recipe = pairing.with_statistics(recipe, None if stats is None else os.fspath(stats))
@@ -243,6 +245,8 @@ def run_recipe(
             run_recipe(verb, teachers[0], base, stages, stats=recipe.stages[0].stats, **settings)  # type: ignore[arg-type]
             source = base
     checkpoint = open_checkpoint(source)
+    if not dry_run:
+        checkpoint = replace(checkpoint, identity=origin or identity_of(checkpoint.source))
     container = container_of(output, checkpoint.source)
     recipe, archived = archiving.settled(recipe, store, container)
     if archived and not (recipe.stages or recipe.cuts or recipe.training):
@@ -321,6 +325,7 @@ def run_recipe(
         if dry_run:
             return report
         importlib.import_module("numpy")  # if that cannot be, then before anything is written
+        plan = sealed(plan)
         layouts = [(file.name, file.layout) for file in plan.files]
         sink = Sink(output, container, layouts, replace=force)
         try:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from compressor import dialects, provenance
 from compressor.errors import InputError, UsageError
+from compressor.files.identity import Identity, unknown
 from compressor.files.source import Source, StoredTensor, open_source
 from compressor.floats import narrow, widen, widen_counted
 from compressor.method import Encoder, Part
@@ -67,6 +68,7 @@ class Checkpoint:
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     stored: bool = False  # whether tensors are taken as they lie there, whatever they are parts of
+    identity: Identity = ("sha256", "0" * 64)  # what the input is known by; zeros as long as nobody has looked
     dropped: tuple[str, ...] = ()  # tensors of the source that mean nothing once its weights are numbers
 
     @property
@@ -172,7 +174,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         found[spec.name] = tensor
     tensors = {name: tensor for name, tensor in tensors.items() if name not in used} | found
     ordered = {name: tensors[name] for name in sorted(tensors)}
-    return Checkpoint(source, ordered, records, compression, dropped=tuple(sorted(left)))
+    return Checkpoint(source, ordered, records, compression, dropped=tuple(sorted(left)), identity=unknown(source))
 
 
 def _stored_tensor(source: Source, spec: TensorSpec, encoder: Encoder) -> Tensor:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 
+from compressor import provenance
 from compressor.checkpoint import Checkpoint
 from compressor.engines import forked
 from compressor.engines.local import local
-from compressor.errors import InputError
+from compressor.errors import InputError, OutputError
 from compressor.files.sink import Sink
 from compressor.plan import Plan
 from compressor.worker import Worker
@@ -33,6 +35,20 @@ def engine(count: int, worker: Worker, *, processes: bool) -> AbstractContextMan
         methods = [step.method for job in worker.plan.jobs for step in job.steps if step.method.verb == "store"]
         return forked.forked(count, [worker, *worker.plan.jobs, *methods])
     return local(count)
+
+
+def sealed(plan: Plan) -> Plan:
+    """The plan with its fingerprint in the headers of its files. OutputError where metadata that the input brought
+    imitates the place for it."""
+    mark, own = provenance.PLAN_LATER.encode(), plan.fingerprint.encode()
+    files = []
+    for file in plan.files:
+        found = sum(piece.count(mark) for _, piece in file.layout.pieces)
+        if found > 1:
+            raise OutputError("its header would hold the mark of the plan's fingerprint", file=file.name)
+        pieces = tuple((offset, piece.replace(mark, own)) for offset, piece in file.layout.pieces)
+        files.append(replace(file, layout=replace(file.layout, pieces=pieces)))
+    return replace(plan, files=tuple(files))
 
 
 def finish(sink: Sink, plan: Plan, checkpoint: Checkpoint, mentors: Iterable[Checkpoint]) -> None:

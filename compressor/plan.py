@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import lcm
 from typing import Any, Literal
 
@@ -200,8 +200,15 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the canonical JSON of the plan."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        """SHA-256 over the canonical JSON of the plan but for its sentences (notes, reasons), and whatever a single
+        output file is called."""
+        named = self
+        if self.container != "folder":
+            named = replace(self, files=tuple(replace(file, name=self.container) for file in self.files))
+        found = {key: value for key, value in named.to_dict().items() if key != "notes"}
+        found["left"] = sorted(found["left"])
+        found["tensors"] = [{**tensor, "kept": len(tensor["kept"])} for tensor in found["tensors"]]
+        text = json.dumps(found, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

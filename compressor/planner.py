@@ -16,6 +16,7 @@ from compressor.composition import check_container, check_dialects, check_fused,
 from compressor.errors import CompressorError, InputError, UsageError, raise_all
 from compressor.files import npy, npz, safetensors
 from compressor.files.folder import CONFIG, INDEX, SINGLE, index_bytes, json_bytes
+from compressor.files.identity import Identity
 from compressor.files.layout import FileLayout
 from compressor.method import Encoder, Method
 from compressor.methods.distill._unmoved import Unmoved
@@ -266,7 +267,7 @@ def _files(
     if container == "npy":
         return (OutputFile(output_name, npy.layout(jobs[0].part_specs()[0])),), ()
     if container == "npz":
-        return (OutputFile(output_name, _npz_layout(jobs[0], stages)),), ()
+        return (OutputFile(output_name, _npz_layout(jobs[0], stages, checkpoint.identity)),), ()
     grouped: dict[int, list[Job]] = {
         number: [] for number in range(len(source.files) if container == "folder" else 1)
     }
@@ -290,7 +291,7 @@ def _files(
         earlier = next((record.stages for record in records if record.stages), ())
         stored = [(job.spec, job.encoder) for job in members if job.encoder is not None]
         if stages:
-            metadata |= provenance.to_metadata([*earlier, *stages], stored)
+            metadata |= provenance.to_metadata([*earlier, *stages], stored, checkpoint.identity)
         elif earlier and not checkpoint.compression:
             metadata |= provenance.to_metadata(earlier, ())
         specs = [spec for job in members for spec in job.part_specs()]
@@ -302,7 +303,7 @@ def _files(
     return tuple(files), _texts(jobs, files, checkpoint)
 
 
-def _npz_layout(job: Job, stages: Sequence[Mapping[str, Any]]) -> FileLayout:
+def _npz_layout(job: Job, stages: Sequence[Mapping[str, Any]], identity: Identity) -> FileLayout:
     members = [
         (part.suffix.lstrip(".") or "weight", spec) for part, spec in zip(job.parts, job.part_specs(), strict=True)
     ]
@@ -310,7 +311,7 @@ def _npz_layout(job: Job, stages: Sequence[Mapping[str, Any]]) -> FileLayout:
     stored = [(job.spec, job.encoder)] if job.encoder is not None else []
     texts = {} if job.encoder is None else {name: text.decode() for name, text in job.encoder.members.items()}
     more = {"texts": texts} if texts else {}
-    record = provenance.to_metadata(stages, stored, members=listed, **more)[provenance.KEY]
+    record = provenance.to_metadata(stages, stored, identity, members=listed, **more)[provenance.KEY]
     return npz.layout(members, record.encode(), texts)
 
 

@@ -2,7 +2,9 @@
 
 Key `compressor`, a JSON object:
 
-    {"version": 1, "tool": "0.1.0", "stages": [{…}, …],          what was done, in order
+    {"version": 1, "tool": "0.1.0",
+     "plan": HEX, "source": {"sha256": HEX},                     the plan's fingerprint, the input's hash
+     "stages": [{…}, …],                                         what was done, in order
      "methods": [{"kind": "quantize", "scheme": "int", …}, …],   only where parts are stored; a sparse layout is
                                                                  {"kind": "store", "layout": …, "of": {…}}:
      "tensors": {NAME: [DTYPE, SHAPE, index into methods], …}}   the original tensors
@@ -19,6 +21,7 @@ from typing import Any
 
 from compressor import __version__
 from compressor.errors import CompressorError, InputError
+from compressor.files.identity import Identity
 from compressor.files.strict_json import parse_object
 from compressor.method import Encoder, methods_of
 from compressor.recipe import make_method
@@ -26,6 +29,7 @@ from compressor.tensor import DTYPES, TensorSpec
 
 KEY = "compressor"
 VERSION = 1
+PLAN_LATER = " plan fingerprint ".center(64, "?")  # it is of all offsets, and so comes after the header's length
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +41,17 @@ class Record:
 
 
 def to_metadata(
-    stages: Sequence[Mapping[str, Any]], stored: Sequence[tuple[TensorSpec, Encoder]], **more: Any
+    stages: Sequence[Mapping[str, Any]],
+    stored: Sequence[tuple[TensorSpec, Encoder]],
+    source: Identity | None = None,
+    **more: Any,
 ) -> dict[str, str]:
-    """The metadata entry for a file whose tensors went through `stages` and that stores these as parts;
-    `more` entries for containers that need them."""
-    record: dict[str, Any] = {
-        "version": VERSION,
-        "tool": __version__,
-        "stages": [dict(stage) for stage in stages],
-        **more,
-    }
+    """The metadata entry for a file whose tensors went through `stages` and that stores these as parts. `source` is
+    what the input is known by, where this run changed something; `more` entries for containers that need them."""
+    record: dict[str, Any] = {"version": VERSION, "tool": __version__}
+    if source is not None:
+        record |= {"plan": PLAN_LATER, "source": dict([source])}
+    record |= {"stages": [dict(stage) for stage in stages], **more}
     if stored:
         methods: list[dict[str, Any]] = []
         index: dict[Encoder, int] = {}

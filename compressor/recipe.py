@@ -57,6 +57,11 @@ class Stage:
     when: Conditions | None = None
 
     @property
+    def adapts(self) -> bool:
+        """Whether it makes an adapter for what the stages before it leave."""
+        return isinstance(self.method, Encoder) and self.method.adapter
+
+    @property
     def statistics(self) -> Method | None:
         """The first of its methods that goes by statistics of layer inputs."""
         return next((one for one in (self.method, *(made for _, made in self.rules)) if one.statistics), None)
@@ -76,7 +81,7 @@ class Stage:
         table = self.describe()
         if self.preset:
             table["preset"] = self.preset
-        if self.teacher is not None:
+        if self.teacher:
             table[next(iter(self.method.partners)) if self.method.id == "mask" else "teacher"] = self.teacher
         if self.stats is not None:
             table["scores" if self.scored else "stats"] = self.stats
@@ -131,6 +136,9 @@ def recipe_of(stages: Iterable[Item], where: str = "", name: str = "", descripti
     training: Training | None = None
     earlier: Recipe | None = None
     for number, stage in enumerate(stages):
+        if isinstance(stage, Stage) and stage.adapts and (others or cuts or training is not None):
+            earlier = Recipe(tuple(others), cuts=tuple(cuts), training=training, earlier=earlier)
+            cuts, others, training = [], [], None
         if isinstance(stage, Training):
             if others or training is not None:
                 earlier = Recipe(tuple(others), cuts=tuple(cuts), training=training, earlier=earlier)
@@ -286,15 +294,8 @@ def parse_stage(text: str, teacher: str | None = None) -> Item:
     if own.get("fallback") in ("true", "false"):
         own["fallback"] = own["fallback"] == "true"
     keys = _stage_keys({"kind": verb, **own}, where)
-    needs = verb == "distill" and make_method(verb, options, text=True, where=where).partners
-    return make_stage(
-        verb,
-        options,
-        **_given(keys),
-        teacher=keys.teacher or (teacher if needs else None),
-        text=True,
-        where=where,
-    )
+    mentor = keys.teacher or _teacher(verb, options, teacher, text=True, where=where)
+    return make_stage(verb, options, **_given(keys), teacher=mentor, text=True, where=where)
 
 
 def stage_from_table(
@@ -316,15 +317,19 @@ def stage_from_table(
         if not isinstance(rule.get("match"), str):
             raise UsageError(f"{where}rule[{number}].match: must be a pattern of tensor names")
         rules.append((rule["match"], {key: value for key, value in rule.items() if key != "match"}))
-    needs = keys.kind == "distill" and make_method(keys.kind, options, where=where).partners
-    return make_stage(
-        keys.kind,
-        options,
-        **_given(keys),
-        rules=rules,
-        teacher=keys.teacher or (teacher if needs else None),
-        where=where,
-    )
+    mentor = keys.teacher or _teacher(keys.kind, options, teacher, where=where)
+    return make_stage(keys.kind, options, **_given(keys), rules=rules, teacher=mentor, where=where)
+
+
+def _teacher(
+    verb: str, options: Mapping[str, Any], teacher: str | None, *, text: bool = False, where: str
+) -> str | None:
+    """Of a stage that names none: the one given beside the recipe; for an adapter else "", the pipeline's input."""
+    if verb != "distill":
+        return None
+    method = make_method(verb, options, text=text, where=where)
+    adapts = isinstance(method, Encoder) and method.adapter
+    return (teacher or ("" if adapts else None)) if method.partners else None
 
 
 def stage_of(described: Mapping[str, Any], where: str) -> Stage:

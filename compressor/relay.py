@@ -4,7 +4,7 @@ be complete, and is written out beside the output until the next leg has read it
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import reduce
@@ -14,25 +14,37 @@ from typing import Any
 from compressor.checkpoint import open_checkpoint
 from compressor.errors import UsageError
 from compressor.files.atomic import Staging, as_unfinished, check_place
+from compressor.files.identity import identity_of
 from compressor.files.work import WorkFolder, content_hash
 from compressor.plan import Plan
-from compressor.recipe import Recipe
+from compressor.recipe import Recipe, Stage
 from compressor.results import Report
 from compressor.target import check_apart, container_of
+from compressor.text import size_text
 from compressor.training.request import METHOD
 
 Run = Callable[..., Report]
 
 
 def legs(recipe: Recipe, source: str) -> list[Recipe]:
-    """The recipe in parts that are each one pass; who trains without a teacher of its own learns from `source`."""
+    """The recipe in parts that are each one pass; who needs a teacher and names none learns from `source`.
+    UsageError where that would be the student itself."""
     found = []
-    for part in recipe.legs:
+    for number, part in enumerate(recipe.legs):
+        if any(stage.teacher == "" for stage in part.stages):
+            if not number:
+                method = next(stage.method.id for stage in part.stages if stage.teacher == "")
+                raise UsageError(f"method {method} needs a teacher", remedy="Give --teacher PATH")
+            part = replace(part, stages=tuple(_taught(stage, source) for stage in part.stages))
         training = part.training
         if training is not None and not training.teacher:
             training = replace(training, teacher=source)
         found.append(replace(part, training=training))
     return found
+
+
+def _taught(stage: Stage, teacher: str) -> Stage:
+    return replace(stage, teacher=teacher) if stage.teacher == "" else stage
 
 
 def takes_teacher(recipe: Recipe) -> bool:
@@ -73,6 +85,7 @@ def relay(run: Run, source: str, output: str, recipe: Recipe, settings: dict[str
         return run("pipeline", source, output, parts[0], **settings)
     if keep and work is None:
         raise UsageError("--keep-work is for the folder that --work names, and none is given")
+    base = base_of(parts, source, output, settings)
     stats = settings.pop("stats", None) or recipe.stats
     check_apart(output, source, *(path for part in parts if part.training for path in part.training.files))
     if not settings.get("dry_run"):  # before the legs on the way, which take long
@@ -87,18 +100,25 @@ def relay(run: Run, source: str, output: str, recipe: Recipe, settings: dict[str
     }
     rehearsed = settings.get("dry_run", False)
     taken, plans = source, list[Plan]()
+    own |= {} if rehearsed else {"origin": identity_of(open_checkpoint(source).source)}
     with _between(output, None if rehearsed else work, keep=keep) as place:
         for number, part in enumerate(parts):
             asks = any(stage.statistics and stage.stats is None for stage in part.stages)
             leg = replace(part, stats=None), {"stats": stats if asks else None}
             if number == len(parts) - 1:
                 stages = _rehearsal(leg[0]) if rehearsed else leg[0]
-                report = run("pipeline", taken, output, stages, **settings, **leg[1])
+                report = run("pipeline", taken, output, stages, **{**settings, **own}, **leg[1])
                 break
             name = f"{number}{'.safetensors' if os.path.isfile(source) else ''}"
-            plan, taken = _leg(run, taken, place, name, leg, own, rehearsed=rehearsed)
+            if base is not None and number == len(parts) - 2:
+                made = run("pipeline", taken, base, part, **own, **leg[1], force=settings.get("force", False))
+                plan, taken = made.plan, base
+            else:
+                plan, taken = _leg(run, taken, place, name, leg, own, rehearsed=rehearsed)
             plans.append(plan)
     said = [*plans, report.plan]
+    if adapts(parts):
+        return replace(report, plan=replace(report.plan, notes=(_together(said), *report.plan.notes)))
     plan = replace(
         report.plan,
         source=said[0].source,
@@ -108,6 +128,47 @@ def relay(run: Run, source: str, output: str, recipe: Recipe, settings: dict[str
         cuts=tuple(cut for one in said for cut in one.cuts),
     )
     return replace(report, input=source, plan=plan)
+
+
+def adapts(parts: Sequence[Recipe]) -> bool:
+    """Whether the last part makes an adapter for what the parts before it leave."""
+    return len(parts) > 1 and any(stage.adapts for stage in parts[-1].stages)
+
+
+def base_of(parts: Sequence[Recipe], source: str, output: str, settings: dict[str, Any]) -> str | None:
+    """Where the last part but one writes the base of an adapter; None where there is none, or another is made of
+    it. UsageError where a run would leave none."""
+    if not adapts(parts):
+        return None
+    base, stage = settings.get("save_base"), parts[-1].stages[0]
+    if settings.get("dry_run"):
+        settings.pop("save_base", None)
+        if getattr(stage.method, "alternate", None):
+            settings["save_base"] = base
+        return None
+    if base is None:
+        raise UsageError(
+            f"distill {stage.method.id} makes an adapter, for a base that the stages before it make",
+            remedy="Give --save-base FOLDER for it",
+        )
+    if getattr(stage.method, "alternate", None):
+        return None
+    base = str(os.fspath(settings.pop("save_base")))
+    check_apart(base, source, option="--save-base")
+    check_apart(base, output, option="--save-base", of="output")
+    check_place(
+        base,
+        folder=container_of(base, open_checkpoint(source).source) == "folder",
+        replace=settings.get("force", False),
+    )
+    return base
+
+
+def _together(plans: Sequence[Plan]) -> str:
+    """What base and adapter come to."""
+    before, base, adapter = plans[0].size_before, plans[-2].size_after, plans[-1].size_after
+    sizes = f"{size_text(before)} → {size_text(base)} and {size_text(adapter)}"
+    return f"base and adapter: {sizes}, together {before / (base + adapter):.3g}× smaller"
 
 
 def _leg(

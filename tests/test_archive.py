@@ -201,7 +201,7 @@ def test_every_command_reads_it_and_workers_change_no_byte(tmp_path: Path) -> No
     assert compressor("inspect", output, "--stats").code == 0
     for name in (source, output):
         api.prune(name, tmp_path / f"{name.stem}.pruned.safetensors", sparsity=0.5)
-    pruned = [(tmp_path / f"{stem}.pruned.safetensors").read_bytes() for stem in ("source", "archive")]
+    pruned = [archives.read(tmp_path / f"{stem}.pruned.safetensors") for stem in ("source", "archive")]
     assert pruned[0] == pruned[1]
 
 

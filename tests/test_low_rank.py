@@ -14,7 +14,7 @@ from console import compressor as command
 from laws import Array, store
 
 from compressor import api, cutting
-from compressor.errors import CompressorError, InputError, UsageError
+from compressor.errors import CompressorError, InputError, OutputError, UsageError
 from compressor.inputs import Gather
 from compressor.methods.distill import _svd
 from compressor.methods.distill._factored import profitable
@@ -457,7 +457,7 @@ def test_places_and_models_that_take_no_adapter(pair: tuple[Path, Path], tmp_pat
             student,
             tmp_path / "a",
             teacher=teacher,
-            stages=["prune:sparsity=0.5", "distill:method=residual,rank=2"],
+            stages=["distill:method=residual,rank=2", "prune:sparsity=0.5"],
         )
     for name in ("s.npy", "t.npy"):
         np.save(tmp_path / name, decaying(20, 30, seed=len(name)))
@@ -585,6 +585,63 @@ def test_alternating_is_never_worse(pair: tuple[Path, Path], options: dict[str, 
     assert (tmp_path / "b" / "model.safetensors").read_bytes() == (
         tmp_path / "b4" / "model.safetensors"
     ).read_bytes()
+
+
+def test_a_pipeline_makes_a_base_and_its_adapter(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """The two are what two commands make, down to the bytes but for what they record of their source."""
+    _, teacher = pair
+    stages = ["quantize:bits=4,granularity=channel", "distill:method=residual,rank=3"]
+    made: dict[str, Any] = {"stages": stages, "save_base": tmp_path / "base"}
+    report = api.pipeline(teacher, tmp_path / "adapter", **made)
+    api.quantize(teacher, tmp_path / "by-hand", bits=4, granularity="channel")
+    config = {"method": "residual", "rank": 3, "base": "base"}
+    api.distill(tmp_path / "by-hand", tmp_path / "adapter-by-hand", teacher=teacher, **config)
+    for one, other in (("base", "by-hand"), ("adapter", "adapter-by-hand")):
+        (name,) = (path.name for path in (tmp_path / one).glob("*.safetensors"))
+        assert archives.read(tmp_path / one / name) == archives.read(tmp_path / other / name)
+    said = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert said == json.loads((tmp_path / "adapter-by-hand" / "adapter_config.json").read_text())
+    assert report.plan.notes[0].startswith("base and adapter: ")
+    hashes = {
+        path.parent.name: json.loads(archives.metadata_of(path)["compressor"])["source"]
+        for name in ("base", "adapter", "by-hand", "adapter-by-hand")
+        for path in (tmp_path / name).glob("*.safetensors")
+    }
+    assert hashes["base"] == hashes["adapter"] == hashes["by-hand"] != hashes["adapter-by-hand"]
+    planned = api.pipeline(teacher, tmp_path / "dry", stages=stages, dry_run=True)
+    assert planned.plan.size_after == report.plan.size_after
+    assert not list(tmp_path.glob(".*")) + list(tmp_path.glob("dry*"))
+
+
+def test_a_pipeline_alternates_base_and_adapter(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    _, teacher = pair
+    errors = []
+    for rounds in ("", ",alternate=4"):
+        stages = ["quantize:bits=3,granularity=channel", f"distill:method=residual,rank=3{rounds}"]
+        base = tmp_path / f"base{rounds}"
+        report = api.pipeline(teacher, tmp_path / f"adapter{rounds}", stages=stages, save_base=base)
+        assert report.total is not None
+        errors.append(report.total.error)
+        assert base.is_dir()
+    assert errors[1] < 0.99 * errors[0]
+
+
+def test_what_a_pipeline_to_an_adapter_needs(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    _, teacher = pair
+    stages = ["quantize:bits=4,granularity=channel", "distill:method=residual,rank=3"]
+    with pytest.raises(UsageError, match="for a base that the stages before it make") as caught:
+        api.pipeline(teacher, tmp_path / "a", stages=stages)
+    assert "--save-base" in caught.value.remedy
+    with pytest.raises(UsageError, match="needs a teacher"):
+        api.pipeline(teacher, tmp_path / "a", stages=stages[1:])
+    with pytest.raises(UsageError, match="--save-base"):
+        api.pipeline(teacher, tmp_path / "a", stages=stages, save_base=teacher)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine.txt").write_text("x")
+    with pytest.raises(OutputError):
+        api.pipeline(teacher, tmp_path / "a", stages=stages, save_base=tmp_path / "there")
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["mine.txt"]
+    assert not (tmp_path / "a").exists()
 
 
 def test_what_alternating_needs(pair: tuple[Path, Path], tmp_path: Path) -> None:

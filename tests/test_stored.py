@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from console import LLAMA, TEACHER, compressor
 from laws import store
 
 from compressor import api, provenance
-from compressor.errors import InputError
+from compressor.errors import InputError, OutputError
+from compressor.files import identity
 from compressor.report import render
 
 
@@ -51,10 +53,55 @@ def rewritten(source: Path, target: Path, change: Callable[[dict[str, Any]], Any
 
 def test_the_record_names_what_was_done_and_how_it_is_stored(packed: Path) -> None:
     record = json.loads(archives.metadata_of(packed)["compressor"])
-    assert set(record) == {"version", "tool", "stages", "methods", "tensors"}
+    assert set(record) == {"version", "tool", "plan", "source", "stages", "methods", "tensors"}
     assert record["tensors"]["fc1.weight"][:2] == ["F32", [300, 784]]
     assert [method["bits"] for method in record["methods"]] == [3, 8]
     assert record["stages"][0]["rule"][0]["match"] == "fc1*"
+
+
+def test_the_record_says_of_what_and_by_which_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def said(path: Path) -> Any:
+        return json.loads(archives.metadata_of(path)["compressor"])
+
+    report = api.quantize(TEACHER, tmp_path / "a.safetensors", granularity="channel", bits=4)
+    api.quantize(TEACHER, tmp_path / "b.safetensors", granularity="channel", bits=4)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    record = said(tmp_path / "a.safetensors")
+    assert record["plan"] == report.plan.fingerprint
+    same, other = (
+        api.quantize(TEACHER, tmp_path / "c.safetensors", granularity="channel", bits=bits, dry_run=True)
+        for bits in (4, 3)
+    )
+    assert record["plan"] == same.plan.fingerprint != other.plan.fingerprint
+    assert record["source"] == {"sha256": hashlib.sha256(TEACHER.read_bytes()).hexdigest()}
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("y.safetensors", "x.safetensors"):
+        archives.write(folder / name, {f"{name[0]}.weight": ("F32", np.ones((4, 8), "<f4"))})
+    index = {"weight_map": {"x.weight": "x.safetensors", "y.weight": "y.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    api.prune(folder, tmp_path / "out", sparsity=0.5)
+    lines = [
+        f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n"
+        for name in ("x.safetensors", "y.safetensors")
+    ]
+    expected = {"sha256": hashlib.sha256("".join(lines).encode()).hexdigest()}
+    assert said(tmp_path / "out" / "x.safetensors")["source"] == expected
+    monkeypatch.setattr(identity, "_WHOLE", 1000)
+    api.quantize(TEACHER, tmp_path / "large.safetensors", granularity="channel", bits=4)
+    raw = TEACHER.read_bytes()
+    places = (len(raw) * place // 1024 for place in range(1024))
+    pieces = [f"{len(raw)}\0".encode(), raw[:65536], *(raw[place : place + 4096] for place in places)]
+    expected = {"sampled": hashlib.sha256(b"".join(pieces)).hexdigest()}
+    assert said(tmp_path / "large.safetensors")["source"] == expected
+
+
+def test_metadata_that_imitates_the_open_place_is_refused(tmp_path: Path) -> None:
+    tensors = {"a.weight": ("F32", np.ones((4, 8), "<f4"))}
+    source = archives.write(tmp_path / "in.safetensors", tensors, {"mine": provenance.PLAN_LATER})
+    with pytest.raises(OutputError, match="plan's fingerprint"):
+        api.prune(source, tmp_path / "out.safetensors", sparsity=0.5)
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 def set_(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:

@@ -111,7 +111,7 @@ def fitted(
     **settings: Any,
 ) -> Fitting:
     """The surveyed input, for any number of choices."""
-    if settings.get("save_base") is not None or any(stage.teacher for stage in recipe.stages):
+    if settings.get("save_base") is not None or any(stage.teacher is not None for stage in recipe.stages):
         raise UsageError("a budget is for recipes without a teacher")
     checkpoint = open_checkpoint(source)
     container = container_of(os.fspath(output), checkpoint.source)

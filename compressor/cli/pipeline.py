@@ -39,6 +39,9 @@ def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 @options.teacher
 @click.option("--inputs", metavar="FILE", help="Example inputs (.npy) for stages that train and name none.")
 @click.option(
+    "--save-base", metavar="PATH", help="Where the base goes that a last stage residual makes its adapter for."
+)
+@click.option(
     "--work", metavar="FOLDER", help="Keep what finished passes left here, and go on from it when stopped."
 )
 @click.option("--keep-work", is_flag=True, help="Leave the --work folder when all is done.")

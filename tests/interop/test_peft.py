@@ -172,6 +172,16 @@ def test_the_base_is_found_by_its_name(tmp_path: Path, tiny_llama: Path) -> None
     assert torch.equal(found, by_hand)
 
 
+def test_the_recipe_adapter(tmp_path: Path, minilm: Path) -> None:
+    """One command: PEFT puts the adapter on the base that loads in transformers, and the pair is the nearer one."""
+    compressor.pipeline(minilm, tmp_path / "adapter", recipe="adapter", save_base=tmp_path / "base")
+    original = outputs(load(AutoModel, minilm))
+    dense = {"quantization_config": CompressedTensorsConfig(dequantize=True)}
+    base = outputs(load(AutoModel, tmp_path / "base", **dense))
+    pair = outputs(adapted(load(AutoModel, tmp_path / "base", **dense), tmp_path / "adapter"))
+    assert (pair - original).norm() < 0.95 * (base - original).norm()
+
+
 def test_alternating_on_nf4(tmp_path: Path, tiny_llama: Path) -> None:
     """LoftQ's setting: the requantized base stays packed, and with its adapter is nearer than the plain pair."""
     pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: make test-interop")
