@@ -132,6 +132,12 @@ class Held:
             levels.spread()
 
     @property
+    def nbytes(self) -> int:
+        """Bytes that places and units take."""
+        arrays = (array for one in self.levels.values() for array in (one.places, one.units))
+        return sum(array.nbytes for array in arrays if array is not None)
+
+    @property
     def numbers(self) -> dict[str, Array]:
         """What is trained in the place of weights, by tensor."""
         return {name: levels.numbers for name, levels in self.levels.items()}
