@@ -73,7 +73,8 @@ def trained(
     held = None if said.codes == "numbers" else _held(checkpoint, student, said.codes)
     nbytes = sum(array.nbytes for array in student.tensors.values())
     # the student, its best state, masks, two moments and a gradient of each lane; the teacher
-    size = (0 if held is None else held.nbytes) + (5 + LANES) * nbytes + sum(array.nbytes for array in master.tensors.values())
+    size = (5 + LANES) * nbytes + sum(array.nbytes for array in master.tensors.values())
+    size += 0 if held is None else held.nbytes
     size += (2 if said.shift else 1) * examples.nbytes + 4 * examples.count * student.outputs[0]
     notes = [
         f"network: {found.said}; the teacher's: {mentor.said}",
