@@ -42,6 +42,8 @@ def test_the_whole_recipe_runs(network: str, tmp_path: Path) -> None:
     assert max(len(np.unique(tensor)) for tensor in matrices) <= 16
 
 
-def test_lenet5_is_lenet300_but_for_the_network() -> None:
+def test_lenet5_is_lenet300_but_for_the_network_and_epochs() -> None:
     one, other = ([leg.training.describe() for leg in load_recipe(name).legs if leg.training] for name in SHAPES)
+    assert [stage.pop("epochs") for stage in one] == [80, 20]
+    assert [stage.pop("epochs") for stage in other] == [20, 5]
     assert one == other
