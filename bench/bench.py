@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -242,6 +243,14 @@ def start_bar(count: int) -> Bar:
     return Bar("--help: CPU seconds above python -c pass", [median(pairs)], START_BAR, " s", low=False)
 
 
+def pipeline_bar(model: Path) -> Bar:
+    """Megabytes that the ready recipe w4a16 takes for the model, in one run."""
+    with tempfile.TemporaryDirectory(dir=model.parent) as place:
+        command = [PYTHON, "-m", "compressor", "pipeline", model, "-o", Path(place) / "out", "--recipe", "w4a16"]
+        peak = measure([*command, "--workers", WORKERS, "--quiet"]).peak
+    return Bar("pipeline w4a16: peak memory", [peak], MEMORY_BAR, " MB", low=False)
+
+
 def main() -> int:
     """Measure, print, judge; exit code 1 only with --check."""
     parser = argparse.ArgumentParser(description="Speed and memory beside cp and plain NumPy.")
@@ -269,7 +278,7 @@ def main() -> int:
     print("\nMedians of whole processes, peaks the largest; cp+sync is a cp followed by sync -f of what it wrote:")
     found = rounds(model, args.rounds, naive=True)
     table(found, size)
-    judged = [*bars(found, naive=True), start_bar(5 * args.rounds)]
+    judged = [*bars(found, naive=True), start_bar(5 * args.rounds), pipeline_bar(model)]
     if args.large:
         model = made(data.with_name(f"{data.name}-large"), grown)
         print(

@@ -36,6 +36,7 @@ from compressor.relay import relay
 from compressor.results import Gates, Report, ReportedGateFailed
 from compressor.runner import Runner
 from compressor.scan import compare, inspect, non_finite_tensors
+from compressor.shards import Shards
 from compressor.structure.making import files_of, reshaped, settled
 from compressor.structure.request import is_request, make_request
 from compressor.target import check_apart, container_of
@@ -210,6 +211,8 @@ def run_recipe(
     store: Literal["stages", "archive"] = "stages",
     effort: archiving.Effort = "fast",
     origin: Identity | None = None,
+    work: Path | None = None,
+    keep_work: bool = False,
 ) -> Report:
     """Run a recipe from `source` to `output`.
 
@@ -221,8 +224,9 @@ def run_recipe(
     output is complete; `save_base` is where `alternate` writes the base that the adapter is for, before it is made;
     `stats` are statistics of layer inputs, for stages that go by some and name none; `only`
     these tensors are put into the output; `store="archive"` entropy-codes all of it, `effort="small"` slower and
-    smaller; `origin` is what the record calls the source, where that is a step on the way. Raises UsageError,
-    InputError, OutputError, GateFailed: in each case nothing is written.
+    smaller; `origin` is what the record calls the source, where that is a step on the way; `work` keeps
+    finished shards when the run is stopped, and `keep_work` also when it is not. Raises UsageError, InputError,
+    OutputError, GateFailed: in each case nothing is written.
     """
     source, output, gates = os.fspath(source), os.fspath(output), gates or Gates()
     recipe = pairing.with_statistics(recipe, None if stats is None else os.fspath(stats))
@@ -329,7 +333,10 @@ def run_recipe(
         layouts = [(file.name, file.layout) for file in plan.files]
         sink = Sink(output, container, layouts, replace=force)
         try:
-            worker = Worker(plan, checkpoint, by_stage, sink, statistics)
+            shards = None
+            if work is not None:
+                shards = Shards.of(os.fspath(work), sink, plan, checkpoint, mentors.values())
+            worker = Worker(plan, checkpoint, by_stage, sink, statistics, shards)
             failures: list[str] = []
             if checkpoint.stored:
                 coder = stack.enter_context(local(count))
@@ -352,6 +359,8 @@ def run_recipe(
             for one in statistics.values():
                 one.file.check_unchanged()
             finish(sink, plan, checkpoint, mentors.values())
+            if shards is not None and not keep_work:
+                shards.folder.clear()
         except BaseException as error:
             stack.close()  # workers must have stopped before their files go
             sink.discard()

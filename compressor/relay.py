@@ -43,6 +43,13 @@ def legs(recipe: Recipe, source: str) -> list[Recipe]:
     return found
 
 
+def _named(part: Recipe) -> str:
+    """What a pass does, in the words of its recipe."""
+    cuts = [str(cut.describe().get("kind")) for cut in part.cuts]
+    trained = [f"distill {METHOD}"] if part.training is not None else []
+    return ", ".join([*cuts, *trained, *(f"{stage.method.verb} {stage.method.id}" for stage in part.stages)])
+
+
 def _taught(stage: Stage, teacher: str) -> Stage:
     return replace(stage, teacher=teacher) if stage.teacher == "" else stage
 
@@ -77,14 +84,14 @@ def relay(run: Run, source: str, output: str, recipe: Recipe, settings: dict[str
     """
     parts = legs(recipe, source)
     work, keep = settings.pop("work", None), settings.pop("keep_work", False)
+    if keep and work is None:
+        raise UsageError("--keep-work is for the folder that --work names, and none is given")
     if any(part.training is not None and not part.training.inputs for part in parts):
         raise UsageError(f"method {METHOD} needs example inputs", remedy="Give --inputs FILE.npy")
     if len(parts) == 1:
-        if work is not None or keep:
-            raise UsageError("--work is for recipes of several passes; this one has nothing to keep")
+        if work is not None and not settings.get("dry_run"):
+            settings |= {"work": apart(os.fspath(work), source, output), "keep_work": keep}
         return run("pipeline", source, output, parts[0], **settings)
-    if keep and work is None:
-        raise UsageError("--keep-work is for the folder that --work names, and none is given")
     base = base_of(parts, source, output, settings)
     stats = settings.pop("stats", None) or recipe.stats
     check_apart(output, source, *(path for part in parts if part.training for path in part.training.files))
@@ -92,19 +99,19 @@ def relay(run: Run, source: str, output: str, recipe: Recipe, settings: dict[str
         folder = container_of(output, open_checkpoint(source).source) == "folder"
         check_place(output, folder=folder, replace=settings.get("force", False))
     if work is not None:
-        work = os.fspath(work)
-        check_apart(work, source, option="--work")
-        check_apart(work, output, option="--work", of="output")
+        work = apart(os.fspath(work), source, output)
     own: dict[str, Any] = {
         key: settings[key] for key in ("workers", "progress", "processes", "non_finite") if key in settings
     }
     rehearsed = settings.get("dry_run", False)
     taken, plans = source, list[Plan]()
     own |= {} if rehearsed else {"origin": identity_of(open_checkpoint(source).source)}
+    say: Callable[[str], None] = getattr(settings.get("progress"), "stage", lambda text: None)
     with _between(output, None if rehearsed else work, keep=keep) as place:
         for number, part in enumerate(parts):
             asks = any(stage.statistics and stage.stats is None for stage in part.stages)
             leg = replace(part, stats=None), {"stats": stats if asks else None}
+            say(f"pass {number + 1} of {len(parts)}: {_named(part)}")
             if number == len(parts) - 1:
                 stages = _rehearsal(leg[0]) if rehearsed else leg[0]
                 report = run("pipeline", taken, output, stages, **{**settings, **own}, **leg[1])
@@ -128,6 +135,13 @@ def relay(run: Run, source: str, output: str, recipe: Recipe, settings: dict[str
         cuts=tuple(cut for one in said for cut in one.cuts),
     )
     return replace(report, input=source, plan=plan)
+
+
+def apart(work: str, source: str, output: str) -> str:
+    """A work folder that is neither input nor output. UsageError where it is."""
+    check_apart(work, source, option="--work")
+    check_apart(work, output, option="--work", of="output")
+    return work
 
 
 def adapts(parts: Sequence[Recipe]) -> bool:

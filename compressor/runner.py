@@ -6,7 +6,7 @@ Surveys run first: those of a whole model over all its tensors, those of a tenso
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from compressor.method import Method, Survey
 from compressor.metrics import Change
 from compressor.plan import Job
 from compressor.tensor import DTYPES
-from compressor.worker import Done, Piece, Worker
+from compressor.worker import Done, Finished, Piece, Worker
 
 _BATCH = 1 << 19  # elements of small tensors that make one task
 
@@ -59,8 +59,22 @@ class Runner:
         jobs = {job.spec.name: job for job in plan.jobs}
         changes = {name: Change() for name in jobs}
         waiting = [sum(job.file == number for job in plan.jobs) for number in range(len(plan.files))]
-        finish = deque(number for number, count in enumerate(waiting) if not count)
-        for done in in_order(self.executor, self._tasks(finish), self.window):
+        shards = self.worker.shards
+        taken = {} if shards is None else shards.taken()
+        for found in taken.values():
+            changes |= found
+            self.progress(sum(jobs[name].spec.nbytes for name in found))
+        finish = deque(number for number, count in enumerate(waiting) if not count and number not in taken)
+
+        def finished(file: Finished) -> None:
+            if shards is not None:
+                own = {job.spec.name: changes[job.spec.name] for job in plan.jobs if job.file == file.file}
+                shards.note(file.file, file.content, own)
+
+        for done in in_order(self.executor, self._tasks(finish, taken), self.window):
+            if isinstance(done, Finished):
+                finished(done)
+                continue
             for name, change, last in done:
                 job = jobs[name]
                 changes[name].merge(change)
@@ -69,19 +83,26 @@ class Runner:
                     waiting[job.file] -= 1
                     if not waiting[job.file]:
                         finish.append(job.file)
-        for _ in in_order(self.executor, (partial(self.worker.finish, number) for number in finish), self.window):
-            pass
+        for file in in_order(
+            self.executor, (partial(self.worker.finish, number) for number in finish), self.window
+        ):
+            finished(file)
         return list(changes.values())
 
     # ---- cutting work into tasks -------------------------------------------------------------------
 
-    def _tasks(self, finish: deque[int]) -> Iterator[Task[list[Done]]]:
-        """Chunks of large tensors, batches of small ones; files whose tensors are all written are synced
-        between them, while other tensors are computed. Small ones are treated here, by who hands out the
-        tasks: they are all interpreter, and two threads of that are slower than one."""
+    def _tasks(self, finish: deque[int], taken: Container[int]) -> Iterator[Task[list[Done] | Finished]]:
+        """Chunks of large tensors, batches of small ones, file by file but for those `taken`; files whose tensors
+        are all written are synced between them, while other tensors are computed. Small ones are treated here, by
+        who hands out the tasks: they are all interpreter, and two threads of that are slower than one."""
         batch: list[Job] = []
         held = 0
-        for job in self.worker.plan.jobs:
+        for job in sorted(self.worker.plan.jobs, key=lambda job: job.file):
+            if job.file in taken:
+                continue
+            if batch and batch[-1].file != job.file:  # so that a file is finished before the next one
+                yield _ready(self._small(batch))
+                batch, held = [], 0
             while finish:
                 yield partial(self.worker.finish, finish.popleft())
             if job.spec.size <= _BATCH // 4:

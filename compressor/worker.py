@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from compressor import kernels
 from compressor.checkpoint import Checkpoint, Rows, Tensor
@@ -25,6 +25,7 @@ from compressor.method import Block, Coded, Encoder, Method, Selection, Survey, 
 from compressor.metrics import Change, count_stored_zeros, count_zeros, dot, is_safe
 from compressor.plan import Job, Plan, Step
 from compressor.scan import count_non_finite
+from compressor.shards import Shards
 from compressor.statistics import Statistics
 from compressor.tensor import DTYPES
 from compressor.workspace import Array, Borrowed, Workspace
@@ -33,16 +34,24 @@ Done = tuple[str, Change, bool]  # a tensor, what happened to some of its rows, 
 Piece = tuple[Job, Cut, Sequence[Method], int, int]  # rows of a job's tensor, and the methods before a survey
 
 
+class Finished(NamedTuple):
+    """A container file that is complete, and the hash of its content where it is kept."""
+
+    file: int
+    content: str
+
+
 @dataclass
 class Worker:
     """Treats pieces of one plan. `teachers` are the partners' checkpoints by stage, `statistics` those of layer
-    inputs; without a `sink` it only observes."""
+    inputs; without a `sink` it only observes. `shards` keep the files that are finished."""
 
     plan: Plan
     checkpoint: Checkpoint
     teachers: Mapping[int, Checkpoint]
     sink: Sink | None
     statistics: Mapping[int, Statistics] = field(default_factory=dict)
+    shards: Shards | None = None
     idle: deque[Workspace] = field(default_factory=deque)
 
     def cut(self, job: Job) -> Cut:
@@ -85,11 +94,11 @@ class Worker:
             changes = changes_by_rows(block.values.reshape(rows), after.reshape(rows), np.array(joined.starts))
         return [(member.spec.name, change, True) for member, change in zip(joined.members, changes, strict=True)]
 
-    def finish(self, file: int) -> list[Done]:
+    def finish(self, file: int) -> Finished:
         """Sync a container file whose tensors are all written."""
         assert self.sink is not None  # noqa: S101 - as in `_write`
         self.sink.finish_file(file)
-        return []
+        return Finished(file, "" if self.shards is None else self.shards.keep(file))
 
     def _write(self, file: int, offset: int, data: Array) -> None:
         assert self.sink is not None  # noqa: S101 - who writes gave one

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from safetensors.numpy import save_file
 from compressor import api, relay
 from compressor.cli.main import cli
 from compressor.errors import CompressorError, OutputError, UsageError
+from compressor.files.sink import Sink
+from compressor.shards import Shards
 
 RECIPE = """
 [[stage]]
@@ -189,7 +193,144 @@ def test_it_lies_apart_from_input_and_output(files: dict[str, Path], work: str, 
         pipeline(files, "b", work=files["in"].parent / work)
 
 
-def test_one_pass_has_nothing_to_keep(files: dict[str, Path]) -> None:
+def test_one_pass_to_one_file_has_nothing_to_keep(files: dict[str, Path]) -> None:
     command = ["pipeline", str(files["in"]), "-o", str(files["a"]), "--stage", "prune:sparsity=0.5"]
     done = CliRunner().invoke(cli, [*command, "--work", str(files["work"])], standalone_mode=False)
-    assert "this one has nothing to keep" in str(done.exception)
+    assert "this run has one of each" in str(done.exception)
+    assert not files["work"].exists()
+
+
+# ---- shards ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder of three shards, the last of which holds a vector only."""
+    rng = np.random.default_rng(1)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    tensors = {f"layers.{n}.fc.weight": rng.normal(size=(8, 128)).astype(np.float32) for n in range(4)}
+    shards = [
+        {name: tensors[name] for name in ("layers.0.fc.weight", "layers.3.fc.weight")},
+        {name: tensors[name] for name in ("layers.1.fc.weight", "layers.2.fc.weight")},
+        {"norm.weight": np.ones(8, np.float32)},
+    ]
+    names = [f"model-{n}-of-3.safetensors" for n in (1, 2, 3)]
+    for name, shard in zip(names, shards, strict=True):
+        save_file(shard, folder / name)
+    index = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+STAGES = ["prune:method=magnitude,sparsity=0.5,scope=global", "quantize:bits=4"]
+
+
+def shards(model: Path, name: str, **settings: Any) -> Any:
+    return api.pipeline(model, model.with_name(name), stages=STAGES, **settings)
+
+
+def stopped_shards(model: Path, monkeypatch: pytest.MonkeyPatch, after: int, **settings: Any) -> Path:
+    """A run that ends when it notes the shard after so many; the work folder."""
+    work, noted, whole = model.with_name("work"), 0, Shards.note
+
+    def note(self: Shards, *args: Any) -> None:
+        nonlocal noted
+        if noted == after:
+            raise KeyboardInterrupt
+        noted += 1
+        whole(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Shards, "note", note)
+        with pytest.raises(KeyboardInterrupt):
+            shards(model, "b", work=work, **settings)
+    assert not model.with_name("b").exists()
+    return work
+
+
+@pytest.mark.parametrize("after", [1, 2])
+@pytest.mark.parametrize("settings", [{"workers": 1}, {"workers": 2}, {"workers": 2, "store": "archive"}])
+def test_finished_shards_are_not_made_again(
+    model: Path, monkeypatch: pytest.MonkeyPatch, after: int, settings: dict[str, Any]
+) -> None:
+    whole = shards(model, "a", **settings)
+    work = stopped_shards(model, monkeypatch, after, **settings)
+    written: list[str] = []
+    write = Sink.write
+    monkeypatch.setattr(Sink, "write", lambda self, file, *rest: written.append(file) or write(self, file, *rest))
+    report = shards(model, "b", work=work, **settings)
+    assert len(set(written)) == 3 - after
+    assert not work.exists()
+    assert report.changes == whole.changes
+    for path in model.with_name("a").iterdir():
+        assert path.read_bytes() == (model.with_name("b") / path.name).read_bytes()
+
+
+def test_shards_are_kept_on_request(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = model.with_name("work")
+    shards(model, "a", work=work, keep_work=True)
+    assert {path.name for path in work.iterdir()} == {"work.json", *(f"shard-{n}.safetensors" for n in range(3))}
+    written: list[str] = []
+    monkeypatch.setattr(Sink, "write", lambda self, *rest: written.append("x"))
+    shards(model, "b", work=work)
+    assert not written
+    assert not work.exists()
+    assert (model.with_name("a") / "model-1-of-3.safetensors").stat().st_nlink == 2  # with that of b, not work's
+
+
+def test_what_was_linked_and_not_noted_is_made_again(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = stopped_shards(model, monkeypatch, 0, workers=1)
+    assert [path.name for path in work.iterdir()] == ["shard-0.safetensors"]
+    (work / "shard-0.safetensors").write_bytes(b"half")
+    (work / "work.json").write_text('{"version": 1, "finished": {}}')
+    shards(model, "b", work=work)
+
+
+@pytest.mark.parametrize("other", ["disk", "content", "input", "stage"])
+def test_shards_elsewhere_and_of_other_things(model: Path, monkeypatch: pytest.MonkeyPatch, other: str) -> None:
+    link = os.link
+
+    def no_link(path: str, place: str) -> None:
+        if place.endswith(".safetensors"):
+            raise OSError(errno.EXDEV, "another disk")
+        link(path, place)
+
+    if other == "disk":
+        monkeypatch.setattr(os, "link", no_link)
+    work = stopped_shards(model, monkeypatch, 1)
+    if other == "disk":
+        shards(model, "b", work=work)
+        shards(model, "a")
+        for path in model.with_name("a").iterdir():
+            assert path.read_bytes() == (model.with_name("b") / path.name).read_bytes()
+        return
+    if other == "content":
+        path = work / "shard-0.safetensors"
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    elif other == "input":
+        path = model / "model-2-of-3.safetensors"
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    else:
+        monkeypatch.setitem(globals(), "STAGES", STAGES[1:])
+    with pytest.raises(UsageError, match="was changed" if other == "content" else "is of another plan"):
+        shards(model, "b", work=work)
+    assert not model.with_name("b").exists()
+
+
+def test_the_bar_names_the_pass(files: dict[str, Path]) -> None:
+    said: list[str] = []
+
+    class Bar:
+        def __call__(self, done: int, total: int) -> None: ...
+
+        def stage(self, text: str) -> None:
+            said.append(text)
+
+    pipeline(files, "a", progress=Bar())
+    assert said == [
+        "pass 1 of 3: prune magnitude",
+        "pass 2 of 3: distill soft-targets, prune magnitude",
+        "pass 3 of 3: distill soft-targets",
+    ]

@@ -30,15 +30,16 @@ _published = False  # whether the output that was begun last has its name
 
 
 class Staging:
-    """The place where one output is built before it is published."""
+    """The place where one output is built before it is published. Not `final`: it only helps to make another."""
 
-    def __init__(self, target: str, *, folder: bool, replace: bool) -> None:
+    def __init__(self, target: str, *, folder: bool, replace: bool, final: bool = True) -> None:
         """Claim a hidden temporary beside `target`. OutputError when the place cannot be written."""
         global _published
         _published = False
         self.target = target
         self.folder = folder
         self.replace = replace
+        self.final = final
         self.settled = False
         self.place = check_place(target, folder=folder, replace=replace)
         self.parent, name = os.path.split(self.place)
@@ -88,7 +89,7 @@ class Staging:
             sync_folder(self.parent)
         if self.folder and self.replace:
             remove(self.path)  # the old one, now that the exchange is durable
-        _published = True
+        _published = self.final
         _pending.discard(self)
 
     def _move(self) -> None:
@@ -229,6 +230,18 @@ def failure(target: str, error: OSError) -> OutputError:
     return OutputError(
         f"cannot be written: {error.strerror or error}", file=target, remedy="Nothing was left behind"
     )
+
+
+def link_or_copy(path: str, place: str) -> None:
+    """Let a finished file have another name too; where that cannot be, as on another disk, a synced copy of it."""
+    try:
+        os.link(path, place)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        shutil.copyfile(path, place)
+        with open(place, "rb+") as copied:
+            os.fsync(copied.fileno())
 
 
 def sync_folder(path: str) -> None:

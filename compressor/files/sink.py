@@ -11,7 +11,7 @@ from threading import Lock
 from compressor.errors import InputError, OutputError
 from compressor.files import direct as unbuffered
 from compressor.files import npy, npz, safetensors
-from compressor.files.atomic import Staging, reporting, sync_folder
+from compressor.files.atomic import Staging, link_or_copy, reporting, sync_folder
 from compressor.files.handle import InputFile
 from compressor.files.layout import FileLayout
 from compressor.workspace import Array
@@ -95,6 +95,13 @@ class Sink:
         # an .npy names no tensor: compare where the data lies
         if sorted(placed.offset for placed in header.tensors) != sorted(layout.offsets.values()):
             raise OutputError("does not read back as planned", file=self.target)
+
+    def take(self, name: str, path: str) -> None:
+        """Put a file that an earlier run finished in the place of one."""
+        with reporting(self.target):
+            self._close(name)
+            os.unlink(self.path(name))
+            link_or_copy(path, self.path(name))
 
     @contextmanager
     def rewriting(self, name: str) -> Iterator[int]:

@@ -1,7 +1,9 @@
-"""The work folder of a long pipeline: what finished stages left, so that a run that was stopped goes on there.
+"""The work folder of a long run: what finished stages left, so that a run that was stopped goes on there.
 
-    0.safetensors, 1/, …   what each finished leg of the recipe wrote
-    work.json              for each of them a key, which says what was done to what, and the SHA-256 of its files
+    0.safetensors, 1/, …     what each finished leg of the recipe wrote
+    shard-0.safetensors, …   the finished files of an output of several
+    work.json                for each of them a key, which says what was done to what, the SHA-256 of its files, and
+                             of a shard what was measured
 
 Whatever does not fit (another key, another content, a folder that is none of ours) is an error: nothing is used
 that the run would not have made itself, and nothing is removed that it did not make.
@@ -12,17 +14,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from compressor.errors import OutputError, UsageError
-from compressor.files.atomic import Staging, remove, reporting
+from compressor.files.atomic import Staging, link_or_copy, remove, reporting
 from compressor.files.handle import InputFile
 from compressor.files.strict_json import parse_object
 from compressor.text import printable
 
-_RECORD, _VERSION, _BUFFER = "work.json", 1, 1 << 22
+_RECORD, _VERSION, _BUFFER, _LARGEST = "work.json", 1, 1 << 22, 1 << 27
 
 
 class WorkFolder:
@@ -31,7 +33,7 @@ class WorkFolder:
     def __init__(self, path: str) -> None:
         """Open or make the folder. UsageError when it holds anything else."""
         self.path = path
-        self.entries: dict[str, dict[str, str]] = {}
+        self.entries: dict[str, dict[str, Any]] = {}
         record = os.path.join(path, _RECORD)
         with reporting(path):
             os.makedirs(path, exist_ok=True)
@@ -58,11 +60,23 @@ class WorkFolder:
             raise UsageError(f"--work {printable(self.path)}: {said}", remedy="Remove it, or give another folder")
         return path
 
-    def note(self, name: str, key: str) -> None:
-        """`name` is finished."""
-        self.entries[name] = {"key": key, "content": content_hash(_files(os.path.join(self.path, name)))}
+    def said(self, name: str) -> dict[str, Any]:
+        """What was noted beside `name`."""
+        return dict(self.entries[name].get("said", {}))
+
+    def keep(self, name: str, path: str) -> str:
+        """Have a finished file here too, under `name`: the hash of its content."""
+        kept = os.path.join(self.path, name)
+        with reporting(self.path):
+            link_or_copy(path, kept)
+        return content_hash([kept])
+
+    def note(self, name: str, key: str, *, content: str = "", said: Mapping[str, Any] | None = None) -> None:
+        """`name` is finished; its `content` is hashed unless it is given."""
+        content = content or content_hash(_files(os.path.join(self.path, name)))
+        self.entries[name] = {"key": key, "content": content, **({} if said is None else {"said": said})}
         text = json.dumps({"version": _VERSION, "finished": self.entries}, indent=1, sort_keys=True)
-        staging = Staging(os.path.join(self.path, _RECORD), folder=False, replace=True)
+        staging = Staging(os.path.join(self.path, _RECORD), folder=False, replace=True, final=False)
         try:
             with reporting(self.path), open(staging.path, "w", encoding="utf-8") as file:
                 file.write(text)
@@ -101,9 +115,9 @@ def _files(path: str) -> list[str]:
         return [os.path.join(path, name) for name in sorted(os.listdir(path))]
 
 
-def _read(path: str) -> dict[str, dict[str, str]]:
+def _read(path: str) -> dict[str, dict[str, Any]]:
     file = InputFile.open(path)
-    if file.size > 1 << 20:
+    if file.size > _LARGEST:
         raise OutputError("is too large for the record of a work folder", file=path)
     found: Any = parse_object(file.read(0, file.size), path)
     entries = found.get("finished")
@@ -118,5 +132,5 @@ def _read(path: str) -> dict[str, dict[str, str]]:
 
 def _is_entry(item: tuple[str, Any]) -> bool:
     name, entry = item
-    named = name.removesuffix(".safetensors").isdecimal()
-    return named and isinstance(entry, dict) and entry.keys() == {"key", "content"}
+    named = name.removesuffix(".safetensors").removeprefix("shard-").isdecimal()
+    return named and isinstance(entry, dict) and entry.keys() - {"said"} == {"key", "content"}
