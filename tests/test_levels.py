@@ -151,6 +151,17 @@ def test_slopes_of_numbers_are_the_losses(given: dict[str, Any], form: dict[str,
         held.spread()
 
 
+@pytest.mark.parametrize("form", [FORMS[0], FORMS[2], FORMS[8], FORMS[9]], ids=str)
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_other_dtypes(given: dict[str, Any], form: dict[str, Any], dtype: Any) -> None:
+    pruned = given["source"].parent / "pruned.safetensors"
+    save_file({name: array.astype(dtype) for name, array in load_file(pruned).items()}, pruned)
+    api.distill(**quantized(given, form), codes="scales")
+    before, after = load_file(given["source"]), load_file(given["output"])
+    assert {n: (a.dtype, a.shape) for n, a in before.items()} == {n: (a.dtype, a.shape) for n, a in after.items()}
+    assert divergence(given, given["output"]) < divergence(given, given["source"])
+
+
 def test_workers_change_no_byte(given: dict[str, Any]) -> None:
     quantized(given, FORMS[0])
     found = set()

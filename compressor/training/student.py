@@ -140,10 +140,12 @@ def _held(checkpoint: Checkpoint, student: Network, how: Literal["fixed", "scale
 
 
 def _stored(levels: Levels) -> dict[str, StoredTensor]:
-    """The parts that training changed, as if the file had held them."""
+    """The parts that training changed, as if the file had held them. InputError where they hold them no more."""
     found: dict[str, StoredTensor] = {}
     for suffix, numbers in levels.parts().items():
         part = levels.tensor.parts[suffix]
+        if part.spec.is_float:
+            _check_finite(numbers, part.spec.dtype, part.file.path, levels.tensor.spec.name)
         placed = replace(part.placed, fortran=False, big_endian=False, strides=None)
         found[suffix] = Trained(part.file, placed, numbers)
     return found
@@ -164,16 +166,17 @@ def _holding(checkpoint: Checkpoint, name: str, array: Array) -> Tensor:
     spec = tensor.spec
     numbers = np.empty(spec.shape, DTYPES[spec.dtype].storage)
     narrow(array.astype(DTYPES[spec.dtype].compute, copy=False), spec.dtype, numbers)
-    if not np.isfinite(widen(numbers, spec.dtype, Workspace(), "narrowed")).all():
-        raise InputError(
-            f"was trained to numbers beyond {spec.dtype}",
-            file=checkpoint.path,
-            tensor=name,
-            remedy="Lower --learning-rate",
-        )
+    _check_finite(numbers, spec.dtype, checkpoint.path, name)
     first = next(iter(tensor.parts.values()))
     placed = replace(first.placed, spec=spec, fortran=False, big_endian=False, strides=None)
     return Tensor(spec, {"": Trained(first.file, placed, numbers)}, tensor.file)
+
+
+def _check_finite(numbers: Array, dtype: str, path: str, tensor: str) -> None:
+    if not np.isfinite(widen(numbers, dtype, Workspace(), "narrowed")).all():
+        raise InputError(
+            f"was trained to numbers beyond {dtype}", file=path, tensor=tensor, remedy="Lower --learning-rate"
+        )
 
 
 def _told(outcome: Outcome, said: Training) -> str:
