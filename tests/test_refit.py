@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import archives
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -196,6 +197,16 @@ def test_too_few_inputs_are_said(model: Path) -> None:
         model / "teacher.safetensors", model / "q.safetensors", **options, stats=model / "few.safetensors"
     )
     assert any("leave their gram singular" in said for said in report.warnings)
+
+
+@pytest.mark.parametrize("store", ["bitmask", "csr", "archive"])
+def test_a_student_stored_sparsely_is_refit_as_numbers(model: Path, store: str) -> None:
+    given = []
+    for name, how in (("dense.safetensors", "dense"), ("sparse.safetensors", store)):
+        compressor.prune(model / "teacher.safetensors", model / name, sparsity=0.5, store=how)
+        distilled(model, name, f"out-{name}")
+        given.append(archives.read(model / f"out-{name}"))
+    assert given[0] == given[1]
 
 
 def test_what_cannot_be_refit_is_refused(model: Path) -> None:

@@ -35,8 +35,13 @@ def bar(*, enabled: bool) -> Iterator[Bar]:
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
-    said = TextColumn("{task.description}", markup=False)
-    columns = (said, BarColumn(bar_width=None), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    name = Column(
+        no_wrap=True, max_width=max(8, console.width - 40)
+    )  # figures go before names where both have no room
+    said = TextColumn("{task.description}", markup=False, table_column=name)
+    figures = (DownloadColumn(table_column=Column(no_wrap=True)), TimeRemainingColumn())
+    with Progress(said, BarColumn(bar_width=None), *figures, console=console, transient=True) as progress:
         yield Bar(progress)

@@ -72,7 +72,8 @@ class Refit(Encoder):
     def upon(self, spec: TensorSpec, encoder: Encoder | None) -> Refit:
         if len(spec.shape) < 2:
             return replace(self, vector=True, stored=None)
-        return replace(self, stored=encoder, vector=False)
+        exact = encoder is not None and encoder.exact  # a sparse layout of floats: they are refit as numbers
+        return replace(self, stored=None if exact else encoder, vector=False)
 
     @property
     def statistics(self) -> Literal["", "gram"]:  # type: ignore[override]
@@ -101,7 +102,8 @@ class Refit(Encoder):
             raise UsageError(
                 f"is stored as {self.stored.label}, whose parts cannot be refit",
                 tensor=spec.name,
-                remedy="Exclude it; integers of the schemes int (not in MLX's layout) and codebook can",
+                remedy="Exclude it, or restore it first; integers of the schemes int (not in MLX's layout) and "
+                "codebook can",
             )
         return None
 
@@ -142,7 +144,7 @@ class Refit(Encoder):
             return
         of = self._gram(block)
         of.tell(block)
-        if block.coded is not None:
+        if block.coded is not None and not block.coded.encoder.exact:
             _codes.refit(block, teacher, of.gram, self.stored, parts, restored, zero_points=self.zero_points)
             return
         power = np.frexp(np.abs(teacher).max(axis=1, keepdims=True))[1]
