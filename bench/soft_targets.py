@@ -16,17 +16,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
+from page import put
 
 from compressor import api
 from compressor.checkpoint import open_checkpoint
 from compressor.networks.matching import read_network
 
 HERE = Path(__file__).resolve().parent
-PAGE = HERE.parent / "docs" / "methods.md"
-BEGIN, END = "<!-- soft-targets: written by bench/soft_targets.py -->", "<!-- soft-targets: end -->"
 SLOWEST = 1.0  # times torch's epoch, at most
 STUDENTS: dict[str, tuple[str, float, dict[str, Any]]] = {
     "784-100-50-10 from a random start": (
@@ -161,9 +161,7 @@ def main() -> int:
     made = "\n\n".join(parts)
     print(made)
     if asked.write:
-        text = PAGE.read_text(encoding="utf-8")
-        before, rest = text.split(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n\n{made}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
+        put("soft-targets", "soft_targets.py", made)
     return int(asked.check and not reached)
 
 

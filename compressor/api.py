@@ -168,7 +168,7 @@ def run(verb: str, source: Path, output: Path, recipe: Recipe, **settings: Any) 
     """`run_recipe`, where the recipe has a budget under that."""
     if recipe.budget is None:
         return run_recipe(verb, source, output, recipe, **settings)
-    return run_budget(run_recipe, verb, source, output, recipe, recipe.budget, **settings)
+    return run_budget(run_recipe, verb, source, output, recipe, **settings)
 
 
 _STAGE_KEYS = ("include", "exclude", "rules", "store", "teacher", "mask", "scores", "fallback", "preset")

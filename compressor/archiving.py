@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -17,7 +18,6 @@ from compressor.errors import UsageError
 from compressor.files import safetensors
 from compressor.files.archive import chunk_shape, chunks_of, rows_of
 from compressor.files.archive_writing import ArchiveWriter
-from compressor.files.handle import InputFile
 from compressor.files.sink import Sink
 from compressor.files.source import StoredTensor
 from compressor.lazy import np
@@ -86,15 +86,15 @@ def archive_files(
     changes: dict[str, Change] = {}
     files = []
     for number, file in enumerate(plan.files):
-        if checkpoint is None:
-            written = InputFile.open(sink.path(file.name))
-            header = safetensors.read_header(written)
-            stored, metadata = [StoredTensor(written, placed) for placed in header.tensors], header.metadata
-        else:
-            stored = [checkpoint.tensors[job.spec.name].whole for job in plan.jobs if job.file == number]
-            metadata = file.layout.metadata
-        with sink.rewriting(file.name) as fd:
-            writer = ArchiveWriter(fd)
+        with ExitStack() as used:
+            if checkpoint is None:
+                written = used.enter_context(sink.reading(file.name))
+                header = safetensors.read_header(written)
+                stored, metadata = [StoredTensor(written, placed) for placed in header.tensors], header.metadata
+            else:
+                stored = [checkpoint.tensors[job.spec.name].whole for job in plan.jobs if job.file == number]
+                metadata = file.layout.metadata
+            writer = ArchiveWriter(used.enter_context(sink.rewriting(file.name)))
             try:
                 for name, change in _archive(stored, writer, effort, executor, window):
                     changes.setdefault(name, Change()).merge(change)
@@ -106,8 +106,8 @@ def archive_files(
                     f"--store archive takes the package {error}",
                     remedy="Install it with pip install 'compressor[entropy]'",
                 ) from error
-        size = InputFile.open(sink.path(file.name)).size
-        files.append(replace(file, layout=replace(file.layout, size=size)))
+        with sink.reading(file.name) as finished:
+            files.append(replace(file, layout=replace(file.layout, size=finished.size)))
     jobs = (replace(job, coded=sum(coded[spec.name] for spec in job.part_specs())) for job in plan.jobs)
     measured = [changes.get(job.spec.name, Change()) for job in plan.jobs]
     return replace(plan, files=tuple(files), jobs=tuple(jobs)), measured

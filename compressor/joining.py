@@ -2,7 +2,8 @@
 
 A checkpoint of a hundred thousand tiny tensors would spend its time in the interpreter. Where tensors of one
 dtype and row length lie next to each other in the input, are treated alike by methods that do not ask whose
-row it is, and have their parts next to each other in the output, one job with all their rows does the same.
+row it is, or that can tell the tensors apart, and have their parts next to each other in the output, one job
+with all their rows does the same.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def _follows(
         if step.dense != twin.dense or step.partners or step.inputs is not None:
             return False
     for method, like in zip(methods(job), methods(after), strict=True):
-        if not method.nameless or method is not like:
+        if method is not like or not (method.joins(spec) and method.joins(other)):
             return False
     ours, theirs = checkpoint.tensors[spec.name], checkpoint.tensors[other.name]
     if not (ours.seekable and theirs.seekable and ours.whole.file is theirs.whole.file):

@@ -134,6 +134,14 @@ class Method(ABC):
         """The first pass that this method needs over these tensors; None when a block is all it needs."""
         return None
 
+    def joins(self, spec: TensorSpec) -> bool:
+        """Whether such a tensor may be treated in one block with its neighbours, by what `jointly` gives."""
+        return self.nameless
+
+    def jointly(self, specs: Sequence[TensorSpec]) -> Method:
+        """The method that treats these whole tensors, one below the other, each as this one treats it alone."""
+        return self
+
     def memory(self, spec: TensorSpec) -> int:
         """About how many bytes a worker holds of the tensor, where that is more than some blocks."""
         return 0

@@ -118,6 +118,26 @@ def _convert(method: type[Method], chosen: str, name: str, value: Any, text: boo
     return convert(*options[name], value, text=text)
 
 
+def converted(
+    given: Mapping[str, Any], known: Mapping[str, tuple[Any, Option]], owner: str, *, text: bool, where: str
+) -> tuple[dict[str, Any], list[CompressorError]]:
+    """A user's options as the types of `known`, those of `owner`; and what is wrong with the others, `where` in
+    front."""
+    values, problems = dict[str, Any](), list[CompressorError]()
+    for name, value in given.items():
+        said = f"{where}{flag(name, where)}: "
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            hint = f"Did you mean {flag(close[0], where)}?" if close else ""
+            problems.append(UsageError(f"{said}is no option of {owner}", remedy=hint))
+            continue
+        try:
+            values[name] = convert(*known[name], value, text=text)
+        except UsageError as error:
+            problems.append(UsageError(f"{said}{error.reason}"))
+    return values, problems
+
+
 def convert(hint: Any, declared: Option, value: Any, *, text: bool) -> Any:
     """A user's value as the option's type; UsageError that says what it must be."""
     try:

@@ -97,11 +97,15 @@ def parse_recipe(text: str, where: str, teacher: str | None = None, name: str = 
     ]
     stages: list[Item] = []
     problems: list[CompressorError] = []
+    wrong = set[str]()  # of a repetition the first round that is wrong is enough
     for place, table in unrolled(found.stage, f"{where}: "):
+        if place in wrong:
+            continue
         try:
             stages.append(stage_from_table(table, place, teacher, described))
         except CompressorError as error:
             problems.extend(getattr(error, "problems", [error]))
+            wrong.add(place)
     raise_all(problems)
     recipe = recipe_of(stages, f"{where}: ", found.name, found.description)
     budget = None if found.budget is None else parse_budget(found.budget, f"{where}: budget.")

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import reduce
 from itertools import chain
 from typing import Any
 
 from compressor.checkpoint import open_checkpoint
-from compressor.errors import UsageError
+from compressor.errors import CompressorError, Problems, UsageError
 from compressor.files.atomic import Staging, as_unfinished, check_place
 from compressor.files.identity import identity_of
 from compressor.files.work import WorkFolder, content_hash
@@ -107,7 +107,8 @@ def relay(run: Run, source: str, output: str, recipe: Recipe, settings: dict[str
     taken, plans = source, list[Plan]()
     own |= {} if rehearsed else {"origin": identity_of(open_checkpoint(source).source)}
     say: Callable[[str], None] = getattr(settings.get("progress"), "stage", lambda text: None)
-    with _between(output, None if rehearsed else work, keep=keep) as place:
+    with _between(output, None if rehearsed else work, keep=keep) as place, ExitStack() as names:
+        before = 0  # stages that are done
         for number, part in enumerate(parts):
             asks = any(stage.statistics and stage.stats is None for stage in part.stages)
             leg = replace(part, stats=None), {"stats": stats if asks else None}
@@ -117,12 +118,20 @@ def relay(run: Run, source: str, output: str, recipe: Recipe, settings: dict[str
                 report = run("pipeline", taken, output, stages, **{**settings, **own}, **leg[1])
                 break
             name = f"{number}{'.safetensors' if os.path.isfile(source) else ''}"
+            count = len(part.cuts) + (part.training is not None) + len(part.stages)
             if base is not None and number == len(parts) - 2:
                 made = run("pipeline", taken, base, part, **own, **leg[1], force=settings.get("force", False))
                 plan, taken = made.plan, base
+            elif isinstance(place, str):
+                on_the_way = f"{output} (what comes before stage {before + count + 1})"
+                with _calling(os.path.join(place, name), on_the_way):
+                    plan, taken = _leg(run, taken, place, name, leg, own, rehearsed=rehearsed)
             else:
                 plan, taken = _leg(run, taken, place, name, leg, own, rehearsed=rehearsed)
             plans.append(plan)
+            before += count
+            if taken != base:
+                names.enter_context(_calling(taken, f"{source} after stage {before}"))
     said = [*plans, report.plan]
     if adapts(parts):
         return replace(report, plan=replace(report.plan, notes=(_together(said), *report.plan.notes)))
@@ -207,9 +216,10 @@ def _leg(
         if place.finished(name, key):
             return plan, written
     report = run("pipeline", taken, written, _rehearsal(part) if rehearsed else part, **own, **given)
+    as_unfinished()
     if not isinstance(place, str):
         place.note(name, key)
-    as_unfinished()
+        as_unfinished()
     return report.plan, written
 
 
@@ -221,6 +231,20 @@ def _read(path: str) -> list[str]:
 def _rehearsal(part: Recipe) -> Recipe:
     """All of it but the training itself."""
     return part if part.training is None else replace(part, training=replace(part.training, rehearsal=True))
+
+
+@contextmanager
+def _calling(path: str, said: str) -> Iterator[None]:
+    """Errors of a file or folder on the way name what the user knows instead of its path."""
+    try:
+        yield
+    except CompressorError as error:
+        for problem in error.problems if isinstance(error, Problems) else (error,):
+            if problem.file == path:
+                problem.file = said
+            elif problem.file is not None and problem.file.startswith(f"{path}/"):
+                problem.file = f"{said}: {problem.file[len(path) + 1 :]}"
+        raise
 
 
 @contextmanager

@@ -138,7 +138,8 @@ class Runner:
 
     def _joined(self, joined: Joined) -> list[Done]:
         """Neighbours as one; if something is wrong with one of them, each alone, so that it is named."""
-        methods = self._known(joined.members[0])
+        specs = [member.spec for member in joined.members]
+        methods = [method.jointly(specs) for method in self._known(joined.members[0])]
         if all(method.survey([joined.job.spec]) is None for method in methods):
             with suppress(InputError, UsageError):
                 return self.worker.joined(joined, methods)

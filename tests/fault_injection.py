@@ -107,6 +107,10 @@ KINDS = {
     "npy": Kind(make_npy, "in.npy", "out.npy", "prune", "--sparsity", "0.5"),
     "npz": Kind(make_npy, "in.npy", "out.npz", "quantize", "--bits", "4", "--granularity", "channel"),
     "folder": Kind(make_folder, "in", "out", "quantize", "--bits", "8"),
+    "archive": Kind(
+        make_file, "in.safetensors", "out.safetensors", "quantize", "--bits", "8", "--store", "archive"
+    ),
+    "archived folder": Kind(make_folder, "in", "out", "quantize", "--bits", "8", "--store", "archive"),
 }
 
 

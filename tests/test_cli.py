@@ -21,8 +21,10 @@ from laws import FLOATS, store
 from compressor import api
 from compressor.cli import options
 from compressor.cli.main import run
+from compressor.cli.wording import SHARED
 from compressor.errors import UsageError
 from compressor.files.source import Source
+from compressor.method import VERBS, methods_of, options_of
 from compressor.report import progress
 from compressor.target import check_apart, container_of
 
@@ -106,6 +108,25 @@ def test_tables_fit_a_terminal_of_80_columns(command: str, tmp_path: Path) -> No
         assert "model.layers.0.self_attn.k_proj." in " ".join(names)
 
 
+@pytest.mark.parametrize("columns", [80, 50, 10])
+def test_tables_in_a_log_are_as_wide_as_it_says_and_lack_nothing(
+    columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = [*requests(tmp_path)["quantize"], "--dry-run"]
+    whole = compressor(*request).out
+    monkeypatch.setenv("COLUMNS", "wide")
+    assert compressor(*request).out == whole
+    monkeypatch.setenv("COLUMNS", str(columns))
+    narrow = compressor(*request).out
+    assert max(map(len, whole.splitlines())) > max(columns, 40)
+    assert max(map(len, narrow.splitlines())) <= max(columns, 40)
+    assert set("".join(narrow.split())) == set("".join(whole.split()))
+    cells = [set(re.split(r" {3,}", line.strip())[1:]) for line in whole.splitlines()[:12]]
+    rest = " ".join(narrow.split())
+    for cell in set().union(*cells):
+        assert " ".join(cell.split()) in rest
+
+
 def test_tables_are_readable_in_ten_columns(tmp_path: Path) -> None:
     request = requests(tmp_path)
     done = terminal(10, *request["quantize"])
@@ -125,7 +146,7 @@ def test_a_wide_terminal_shows_every_column() -> None:
 
 
 def test_nothing_is_coloured_or_cut_where_there_is_no_terminal(tmp_path: Path) -> None:
-    done = spawn(*requests(tmp_path)["quantize"], env=environment(COLUMNS="20"))
+    done = spawn(*requests(tmp_path)["quantize"], env=environment())
     assert done.returncode == 0
     assert done.stderr == ""
     assert "\x1b" not in done.stdout
@@ -755,6 +776,26 @@ def test_a_teacher_of_one_tensor_needs_no_name(tmp_path: Path) -> None:
 
 
 # ---- our own bugs, and starting up ---------------------------------------------------------------------
+
+
+def test_what_methods_describe_differently_is_said_in_one_text() -> None:
+    differing = set()
+    for verb in VERBS:
+        texts: dict[str, set[str]] = {}
+        for method in methods_of(verb).values():
+            for key, (_, declared) in options_of(method).items():
+                texts.setdefault(key, set()).add(declared.help)
+        differing |= {(verb, key) for key, said in texts.items() if len(said) > 1}
+    assert set(SHARED) == differing
+    said = " ".join(compressor("quantize", "--help").out.split())
+    for (verb, _), text in SHARED.items():
+        assert verb != "quantize" or text.replace("- ", "-")[:60] in said
+
+
+def test_tune_says_what_its_command_gets_and_prints() -> None:
+    said = compressor("tune", "--help").out
+    for text in ("{path} it gets the path", "a JSON object", "score.py {path}' \\\n", "exit code 0"):
+        assert text in said or text in " ".join(said.split())
 
 
 def test_a_bug_is_one_line_unless_debugged(monkeypatch: pytest.MonkeyPatch) -> None:

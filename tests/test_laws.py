@@ -16,8 +16,10 @@ from compressor.method import Method, options_of
 from compressor.tensor import DTYPES
 
 ROOT = Path(__file__).parent.parent
-ENDS = ("all largest", "both ends", "lowest and tiny", "outlier", "ends in rows of 32", "outlier in rows of 32")
 COMBINATIONS = dict(combinations())
+# Coverage doubles what these take. What it should see, it sees with the others.
+COUNTED = ("F32", "BF16")
+EVERY_FLOAT = [pytest.param(name, marks=[] if name in COUNTED else pytest.mark.no_cover) for name in FLOATS]
 
 
 def test_there_are_laws() -> None:
@@ -46,22 +48,13 @@ def test_the_table_names_no_method_that_is_gone() -> None:
     assert set(OPTIONS) == set(every_method())
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", EVERY_FLOAT)
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_laws_hold_on_edge_arrays(name: str, dtype: str) -> None:
     method = COMBINATIONS[name]
-    arrays = {edge: raw for edge, raw in edges(dtype).items() if method.id != "int" or edge not in ENDS}
-    held = [check_laws(method, edge, dtype, fitting(method, raw)) for edge, raw in arrays.items()]
+    held = [check_laws(method, edge, dtype, fitting(method, raw)) for edge, raw in edges(dtype).items()]
     # SciPy holds two dtypes only
     assert sum(held) >= (0 if method.id == "scipy" and dtype not in ("F32", "F64") else 7)
-
-
-def test_int_obeys_the_laws_at_the_ends_of_the_range() -> None:
-    for method in COMBINATIONS.values():
-        for dtype in FLOATS:
-            for edge in ENDS:
-                if method.id == "int":
-                    check_laws(method, edge, dtype, fitting(method, edges(dtype)[edge]))
 
 
 @given(data=st.data())

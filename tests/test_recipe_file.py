@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from compressor import api, strict_toml
 from compressor.cli.main import cli
-from compressor.errors import UsageError
+from compressor.errors import Problems, UsageError
 from compressor.recipe import Recipe, Stage
 from compressor.recipe_file import effective, load_recipe, parse_recipe, ready_recipes, recipe_for
 from compressor.results import Gates, ReportedGateFailed
@@ -154,6 +154,15 @@ def test_a_wrong_repetition_names_its_place(text: str, said: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_recipe(text, "r")
     assert said in str(caught.value)
+
+
+def test_what_is_wrong_in_every_round_is_said_once() -> None:
+    more = '\n[[stage.stage]]\nkind = "quantize"\nbitz = 8\n'
+    with pytest.raises(Problems) as caught:
+        parse_recipe(LOOP.format(rounds=5, schedule="{from = 1.5, to = 9}") + more, "r")
+    first, second = map(str, caught.value.problems)
+    assert "stage[0].stage[0].sparsity: must be a number at least 0 and below 1, not '1.5'" in first
+    assert "stage[0].stage[1].bitz: is not known" in second
 
 
 # ---- when ----------------------------------------------------------------------------------------------

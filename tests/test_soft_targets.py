@@ -468,9 +468,9 @@ def test_stages_on_the_command_line(pair: dict[str, Any], tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("epoch = 3", "stage[0].epoch is no option of method soft-targets. Did you mean epochs?"),
+        ("epoch = 3", "stage[0].epoch: is no option of method soft-targets. Did you mean epochs?"),
         ("inputs = 3", "stage[0].inputs: must be a path"),
-        ('include = ["*"]', "stage[0].include is no option"),
+        ('include = ["*"]', "stage[0].include: is no option"),
     ],
 )
 def test_wrong_stages_are_refused(line: str, said: str) -> None:
@@ -533,7 +533,7 @@ def test_wrong_options_are_refused(pair: dict[str, Any]) -> None:
         (["--teacher", TEACHER, "--inputs", "x.npy"], "--inputs is for --method soft-targets"),
         (
             ["--method", "soft-targets", "--teacher", TEACHER, "--inputs", "x.npy", "--alpha", 1],
-            "--alpha is no option",
+            "--alpha: is no option",
         ),
         (
             ["--method", "soft-targets", "--teacher", TEACHER, "--inputs", "x.npy", "--include", "*"],

@@ -5,17 +5,23 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from console import environment
 from safetensors.numpy import save_file
 
 from compressor import api, relay
 from compressor.cli.main import cli
 from compressor.errors import CompressorError, OutputError, UsageError
+from compressor.files import work as work_folder
 from compressor.files.sink import Sink
 from compressor.shards import Shards
 
@@ -334,3 +340,77 @@ def test_the_bar_names_the_pass(files: dict[str, Path]) -> None:
         "pass 2 of 3: distill soft-targets, prune magnitude",
         "pass 3 of 3: distill soft-targets",
     ]
+
+
+# ---- what is said ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("work", [False, True])
+def test_an_error_on_the_way_names_the_input_and_the_stage(files: dict[str, Path], *, work: bool) -> None:
+    odd = {"fc1.weight": np.ones((8, 12), np.float32), "fc9.weight": np.ones((4, 9), np.float32)}
+    save_file(odd, files["in"])
+    with pytest.raises(CompressorError) as caught:
+        pipeline(files, "a", **({"work": files["work"]} if work else {}))
+    assert str(caught.value).startswith(f"{files['in']} after stage 1: is no network")
+    assert ".tmp" not in str(caught.value)
+
+
+def test_an_error_in_a_folder_on_the_way_names_the_file(files: dict[str, Path]) -> None:
+    with pytest.raises(CompressorError) as caught, relay._calling("/hidden/0", "in after stage 2"):
+        raise OutputError("is short", file="/hidden/0/model.safetensors")
+    assert str(caught.value) == "in after stage 2: model.safetensors: is short"
+
+
+def test_what_cannot_be_written_on_the_way_is_said_of_the_output(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(run: Any, taken: str, place: Any, name: str, *rest: Any, **more: Any) -> Any:
+        raise OutputError("cannot be written: No space left on device", file=f"{place}/{name}")
+
+    monkeypatch.setattr(relay, "_leg", full)
+    with pytest.raises(OutputError) as caught:
+        pipeline(files, "a")
+    assert str(caught.value).startswith(f"{files['a']} (what comes before stage 2): cannot be written")
+
+
+@pytest.mark.parametrize("inside", ["", "x", "x/y"])
+def test_a_file_in_the_way_of_the_folder_is_named(files: dict[str, Path], inside: str) -> None:
+    files["work"].touch()
+    with pytest.raises(OutputError) as caught:
+        pipeline(files, "a", work=files["work"] / inside)
+    said = f"is within {files['work']}, which is a file" if inside else "is not a folder"
+    assert f"--work {said}. Give a folder" in str(caught.value)
+
+
+def test_who_stops_it_is_told_what_is_kept(files: dict[str, Path]) -> None:
+    files["r"].write_text(RECIPE.format(sparsity=0.5).replace("epochs = 1\n", "epochs = 100000\n"))
+    command = ["pipeline", files["in"], "-o", files["a"], "--recipe", files["r"], "--inputs", files["x"]]
+    with subprocess.Popen(
+        [sys.executable, "-m", "compressor", *map(str, command), "--work", str(files["work"])],
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        record, end = files["work"] / "work.json", time.monotonic() + 100
+        while not (record.exists() and "1.safetensors" in record.read_text()):
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate()[1]
+    assert process.returncode == 128 + signal.SIGINT
+    assert said == (
+        f"error: stopped by SIGINT; no output was written; 2 finished passes are kept in {files['work']}: "
+        "the same command goes on from there\n"
+    )
+
+
+def test_shards_that_are_kept_are_called_so(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work_folder, "_current", None)
+    assert work_folder.kept() == ""
+    work = stopped_shards(model, monkeypatch, 1)
+    assert work_folder.kept() == (
+        f"no output was written; 1 finished shard is kept in {work}: the same command goes on from there"
+    )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from compressor.budget.curve import Allocation, allocation_of
@@ -25,23 +25,67 @@ Run = Callable[..., Report]
 _PLANNING = ("strict", "requantize", "non_finite", "workers", "processes")
 
 
+@dataclass(frozen=True)
+class _Errand:
+    """What is to be done to what, before a recipe is chosen for it; `settings` as `run`'s."""
+
+    run: Run
+    verb: str
+    source: str
+    output: str
+    recipe: Recipe
+    stats: Path | None
+    settings: Mapping[str, Any]
+
+    @property
+    def budget(self) -> Budget:
+        return self.recipe.budget or Budget()
+
+    def survey(self) -> Fitting:
+        """The surveyed input, for any number of choices."""
+        settings, budget = self.settings, self.budget
+        if settings.get("save_base") is not None or any(stage.teacher is not None for stage in self.recipe.stages):
+            raise UsageError("a budget is for recipes without a teacher")
+        checkpoint = open_checkpoint(self.source)
+        container = container_of(self.output, checkpoint.source)
+        check_apart(self.output, self.source)
+        if not settings.get("dry_run"):  # before the survey, which takes long
+            check_place(self.output, folder=container == "folder", replace=bool(settings.get("force")))
+        if budget.survey is not None:
+            check_apart(budget.survey, self.source, option="--survey")
+            check_apart(budget.survey, self.output, option="--survey", of="output")
+        planning = {key: settings[key] for key in _PLANNING if key in settings}
+        stats = self.recipe.stats if self.stats is None else os.fspath(self.stats)
+
+        def dry_run(asked: Recipe, **more: Any) -> Report:
+            more |= {**planning, **taken(asked, stats), "dry_run": True}
+            return self.run(self.verb, self.source, self.output, asked, **more)
+
+        return fitting(checkpoint, container, replace(self.recipe, stats=None), budget, dry_run, stats)
+
+    def carry_out(self, made: Recipe, stats: str | None, gates: Gates | None) -> Report:
+        settings = {**self.settings, **taken(made, stats)}
+        return self.run(self.verb, self.source, self.output, made, gates=gates, **settings)
+
+
 def run_budget(
     run: Run,
     verb: str,
     source: Path,
     output: Path,
     recipe: Recipe,
-    budget: Budget,
     *,
-    stats: Path | None = None,
     tell: Callable[[Allocation], None] | None = None,
+    stats: Path | None = None,
     gates: Gates | None = None,
     **settings: Any,
 ) -> Report:
     """Survey, choose and run. `tell` is given the choice before anything is written; `settings` as `run`'s.
 
-    The report has the choice as `allocation`. GateFailed where the budget cannot be met.
+    The report has the choice as `allocation`. GateFailed where the recipe's budget cannot be met.
     """
+    errand = _Errand(run, verb, os.fspath(source), os.fspath(output), recipe, stats, settings)
+    budget = errand.budget
     if not budget.asked:
         raise UsageError(
             "there is nothing to meet",
@@ -49,14 +93,12 @@ def run_budget(
         )
     if budget.max_error is not None:  # what was measured on a sample is judged on the result
         gates = replace(gates or Gates(), max_error=budget.max_error)
-    found = fitted(run, verb, source, output, recipe, budget, stats=stats, **settings)
+    found = errand.survey()
     chosen = found.choice()
-    made = found.recipe_for(chosen)
     allocation = allocation_of(found, chosen, found.plan(chosen).size_after)
     if tell is not None:
         tell(allocation)
-    settings |= taken(made, found.stats)
-    return replace(run(verb, source, output, made, gates=gates, **settings), allocation=allocation)
+    return replace(errand.carry_out(found.recipe_for(chosen), found.stats, gates), allocation=allocation)
 
 
 def run_tune(
@@ -66,8 +108,8 @@ def run_tune(
     recipe: Recipe,
     search: Search,
     *,
-    stats: Path | None = None,
     tell: Callable[[Evaluation], None] = lambda one: None,
+    stats: Path | None = None,
     gates: Gates | None = None,
     **settings: Any,
 ) -> Report:
@@ -75,60 +117,28 @@ def run_tune(
 
     The report has the choice as `allocation`, with all that was tried. GateFailed where none holds.
     """
-    output, budget = os.fspath(output), recipe.budget or Budget()
+    errand = _Errand(run, "tune", os.fspath(source), os.fspath(output), recipe, stats, settings)
+    budget = errand.budget
     if any(value is not None for value in (budget.target_size, budget.target_ratio, budget.target_bits)):
         raise UsageError("a search finds the size itself: give no target")
     if settings.get("dry_run"):
         raise UsageError("a search has to write what it measures, so that there is no dry run of it")
-    search = with_log(search, output)
-    found = fitted(run, "tune", source, output, recipe, budget, stats=stats, **settings)
-    checkpoint = open_checkpoint(source)
-    check_apart(search.log, os.fspath(source), option="--log")
+    search = with_log(search, errand.output)
+    found = errand.survey()
+    checkpoint = open_checkpoint(errand.source)
+    check_apart(search.log, errand.source, option="--log")
     quiet = {key: value for key, value in settings.items() if key not in ("force", "progress")}
 
     def write(made: Recipe, path: str) -> int:
-        return run("tune", source, path, made, **quiet, **taken(made, found.stats)).plan.size_after
+        aside = replace(errand, output=path, settings=quiet)
+        return aside.carry_out(made, found.stats, None).plan.size_after
 
     identity = [*fingerprint(checkpoint), [one.key for one in found.candidates], found.informed]
-    chosen, tried = tuned(found, search, output, identity, write, tell)
-    made = found.recipe_for(chosen)
-    settings |= taken(made, found.stats)
-    report = run("tune", source, output, made, gates=gates, **settings)
+    chosen, tried = tuned(found, search, errand.output, identity, write, tell)
+    report = errand.carry_out(found.recipe_for(chosen), found.stats, gates)
     allocation = allocation_of(found, chosen, report.plan.size_after)
     said = f"--min-metric {search.minimum:g} of {search.metric}, {len(tried)} outputs tried"
     return replace(report, allocation=replace(allocation, asked=said, tried=tuple(tried)))
-
-
-def fitted(
-    run: Run,
-    verb: str,
-    source: Path,
-    output: Path,
-    recipe: Recipe,
-    budget: Budget,
-    *,
-    stats: Path | None = None,
-    **settings: Any,
-) -> Fitting:
-    """The surveyed input, for any number of choices."""
-    if settings.get("save_base") is not None or any(stage.teacher is not None for stage in recipe.stages):
-        raise UsageError("a budget is for recipes without a teacher")
-    checkpoint = open_checkpoint(source)
-    container = container_of(os.fspath(output), checkpoint.source)
-    check_apart(os.fspath(output), os.fspath(source))
-    if not settings.get("dry_run"):  # before the survey, which takes long
-        check_place(os.fspath(output), folder=container == "folder", replace=bool(settings.get("force")))
-    if budget.survey is not None:
-        check_apart(budget.survey, os.fspath(source), option="--survey")
-        check_apart(budget.survey, os.fspath(output), option="--survey", of="output")
-    planning = {key: settings[key] for key in _PLANNING if key in settings}
-    given = recipe.stats if stats is None else os.fspath(stats)
-
-    def dry_run(asked: Recipe, **more: Any) -> Report:
-        more |= {**planning, **taken(asked, given), "dry_run": True}
-        return run(verb, source, output, asked, **more)
-
-    return fitting(checkpoint, container, replace(recipe, stats=None), budget, dry_run, given)
 
 
 def taken(recipe: Recipe, stats: str | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import click
 
 from compressor.cli.streams import emit, say
+from compressor.cli.wording import SHARED
 from compressor.errors import UsageError
 from compressor.method import (
     SELECTOR,
@@ -290,7 +291,8 @@ def method_options(verb: str, *others: str) -> Decorator:
     for key, uses in fields.items():
         flag = "--" + key.replace("_", "-")
         _, hint, declared, _ = uses[0]
-        text = "; ".join(dict.fromkeys(option.help for _, _, option, _ in uses))
+        texts = {option.help for _, _, option, _ in uses}
+        text = texts.pop() if len(texts) == 1 else SHARED[verb, key]
         text = f"{text[0].upper()}{text[1:]} [{_owners(known, key, uses, declared)}]."
         if bool in (hint, *get_args(hint)):
             made.append(click.option(f"{flag}/--{declared.off or f'no-{flag[2:]}'}", key, default=None, help=text))

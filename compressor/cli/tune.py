@@ -8,8 +8,6 @@ from typing import Any
 import click
 
 from compressor.budget.request import TARGETS
-from compressor.budget.running import run_tune
-from compressor.budget.tune import Evaluation, Search
 from compressor.cli import budgeting, options
 from compressor.cli.streams import say
 from compressor.recipe import Recipe, make_stage
@@ -22,13 +20,27 @@ from compressor.text import printable, size_text
     "--evaluate",
     required=True,
     metavar="COMMAND",
-    help="What measures an output: '{path}' is it; run without a shell.",
+    help="The program that measures an output, with its arguments; {path} stands for the output. No shell is used.",
 )
-@click.option("--metric", default="metric", metavar="NAME", help="Its name, where the command prints a JSON line.")
-@click.option("--min-metric", type=options.Finite(-1e300), required=True, help="The least that it must be.")
-@click.option("--evaluations", type=click.IntRange(1, 1000), default=10, help="Outputs to measure at most [10].")
-@click.option("--timeout", type=options.Finite(0.001), default=3600.0, help="Seconds for one of them [3600].")
-@click.option("--log", default="", metavar="FILE", help="What was measured; an interrupted search goes on from it.")
+@click.option(
+    "--metric",
+    default="metric",
+    metavar="NAME",
+    help="The metric's name in the JSON line that the command prints [metric].",
+)
+@click.option("--min-metric", type=options.Finite(-1e300), required=True, help="The least that the metric must be.")
+@click.option(
+    "--evaluations", type=click.IntRange(1, 1000), default=10, help="How many outputs are measured at most [10]."
+)
+@click.option(
+    "--timeout", type=options.Finite(0.001), default=3600.0, help="Seconds that one measurement may take [3600]."
+)
+@click.option(
+    "--log",
+    default="",
+    metavar="FILE",
+    help="Where measurements are kept, for a search that was interrupted [OUTPUT.tune.jsonl].",
+)
 @budgeting.details
 @options.method_options("quantize")
 @options.stats
@@ -38,10 +50,22 @@ from compressor.text import printable, size_text
 def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any, **values: Any) -> int:
     """Find the smallest output at which your own measure holds.
 
-    The command is run on outputs between the smallest and the best that the candidates allow, by bisection; it
-    prints a number, or a JSON line with the metric. The limits of budgets (--max-error, --min-sqnr) hold as well.
+    Outputs of different sizes are written, and the --evaluate command is run on each: first on the best that the
+    candidates allow, then half-way between the largest that failed and the smallest that held. Where it says {path}
+    it gets the path of such an output, a file or a folder as OUTPUT will be, hidden beside it and removed
+    afterwards. It prints a number, higher is better, or a JSON object that has one under the name of --metric; the
+    last such line counts, and it must end with exit code 0. The smallest output whose metric is at least
+    --min-metric becomes OUTPUT. Limits of budgets (--max-error, --min-sqnr) hold as well.
+
+    \b
+    Example, where score.py prints {"accuracy": 0.981}:
+      compressor tune model.safetensors -o small.safetensors \\
+        --evaluate 'python score.py {path}' \\
+        --metric accuracy --min-metric 0.97
     """
-    from compressor import api  # slow, and no help needs it
+    from compressor import api  # slow, and no help needs them
+    from compressor.budget.running import run_tune
+    from compressor.budget.tune import Evaluation, Search
 
     stage_options = {"scheme": "auto", **options.given("quantize", values)}
     names = ("evaluate", "metric", "min_metric", "evaluations", "timeout", "log")

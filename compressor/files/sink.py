@@ -88,10 +88,8 @@ class Sink:
         }
         if self.container not in readers:
             return
-        try:
-            header = readers[self.container](InputFile.open(self.path(name)))
-        except InputError as error:
-            raise OutputError(f"does not read back: {error.reason}", file=self.target) from error
+        with self.reading(name) as written:
+            header = readers[self.container](written)
         # an .npy names no tensor: compare where the data lies
         if sorted(placed.offset for placed in header.tensors) != sorted(layout.offsets.values()):
             raise OutputError("does not read back as planned", file=self.target)
@@ -102,6 +100,17 @@ class Sink:
             self._close(name)
             os.unlink(self.path(name))
             link_or_copy(path, self.path(name))
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[InputFile]:
+        """A file of the output that is written, to be read: that it cannot be is an OutputError."""
+        path = self.path(name)
+        try:
+            yield InputFile.open(path)
+        except InputError as error:
+            if error.file != path:
+                raise
+            raise OutputError(f"does not read back: {error.reason}", file=self.target) from error
 
     @contextmanager
     def rewriting(self, name: str) -> Iterator[int]:

@@ -27,17 +27,25 @@ from compressor.text import printable
 _RECORD, _VERSION, _BUFFER, _LARGEST = "work.json", 1, 1 << 22, 1 << 27
 
 
+_current: WorkFolder | None = None  # of the run that is under way
+
+
 class WorkFolder:
     """Finished legs by their names, each with the key under which it was made."""
 
     def __init__(self, path: str) -> None:
-        """Open or make the folder. UsageError when it holds anything else."""
+        """Open or make the folder. UsageError when it holds anything else, OutputError when a file is there."""
+        global _current
         self.path = path
         self.entries: dict[str, dict[str, Any]] = {}
         record = os.path.join(path, _RECORD)
-        with reporting(path):
-            os.makedirs(path, exist_ok=True)
-            names = set(os.listdir(path))
+        try:
+            with reporting(path):
+                os.makedirs(path, exist_ok=True)
+                names = set(os.listdir(path))
+        except OutputError:
+            _check_folders(path)
+            raise
         if _RECORD in names:
             self.entries = _read(record)
         elif names:
@@ -45,6 +53,7 @@ class WorkFolder:
                 f"--work {printable(path)}: is not empty and no work folder",
                 remedy="Give a folder that is empty or does not exist",
             )
+        _current = self
 
     def finished(self, name: str, key: str) -> str | None:
         """The path of what `name` left, if it is finished; UsageError when it is of another run or was changed."""
@@ -89,10 +98,34 @@ class WorkFolder:
 
     def clear(self) -> None:
         """Remove what is noted, and the folder if nothing else is in it."""
+        global _current
+        _current = None
         for name in (*self.entries, _RECORD):
             remove(os.path.join(self.path, name))
         with suppress(OSError):
             os.rmdir(self.path)
+
+
+def kept() -> str:
+    """For who is stopped: where finished legs or shards are kept, and how to go on; "" where there are none."""
+    if _current is None or not _current.entries:
+        return ""
+    count, path = len(_current.entries), printable(_current.path)
+    one, more = ("shard", "shards") if next(iter(_current.entries)).startswith("shard-") else ("pass", "passes")
+    said = f"1 finished {one} is" if count == 1 else f"{count} finished {more} are"
+    return f"no output was written; {said} kept in {path}: the same command goes on from there"
+
+
+def _check_folders(path: str) -> None:
+    """OutputError where a file is in the way."""
+    place = path.rstrip("/")
+    while place and not os.path.lexists(place):
+        place = os.path.dirname(place)
+    if place and not os.path.isdir(place):
+        within = (
+            "is not a folder" if place == path.rstrip("/") else f"is within {printable(place)}, which is a file"
+        )
+        raise OutputError(f"--work {within}", file=path, remedy="Give a folder that is empty or does not exist")
 
 
 def content_hash(paths: Iterable[str]) -> str:

@@ -1,7 +1,8 @@
 """A page of a report: how wide it may be, what characters it may use, and tables that fit it.
 
 In a terminal, columns that do not fit are dropped, least important first, and long names are folded. Elsewhere
-a table is as wide as its content, so that a log can be searched.
+a table is as wide as its content, so that a log can be searched; where COLUMNS says how wide a log is, what does
+not fit follows in a table of its own, so that nothing is missing.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from rich.text import Text
 from compressor.text import printable
 
 GAP = 3  # characters between two columns
+_UNBOUNDED = 4000
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Page:
 
     def __init__(self) -> None:
         terminal = sys.stdout.isatty()
-        self.width = _terminal_width() if terminal else 4000
+        self.drops = terminal
+        self.width = _terminal_width() if terminal else _asked_width() or _UNBOUNDED
         plain = not (sys.stdout.encoding or "ascii").lower().startswith("utf")
         self.arrow, self.times, self.more = ("->", "x", "...") if plain else ("→", "×", "…")
         # both sizes: without a height rich asks the terminal and falls back to 80 columns
@@ -55,7 +58,7 @@ class Page:
 
     def line(self, text: str = "", style: str = "") -> None:
         """A line of our own text, foreign names in it made printable; wrapped in a terminal only."""
-        self.console.print(Text(text, style=style), soft_wrap=self.width >= 4000)
+        self.console.print(Text(text, style=style), soft_wrap=self.width >= _UNBOUNDED)
 
     def pair(self, before: str, after: str) -> str:
         return before if before == after else f"{before} {self.arrow} {after}"
@@ -66,7 +69,7 @@ class Page:
     def table(
         self, columns: Sequence[Column], rows: Sequence[Sequence[str]], footer: Sequence[str] | None = None
     ) -> None:
-        """The first column holds foreign names and folds; the others never wrap."""
+        """The first column holds foreign names and folds; the others never wrap in a terminal."""
         shown, names = self._fitting(columns, [*rows, *([footer] if footer else [])])
         box = SIMPLE if footer else SIMPLE_HEAD  # with a rule above the footer, or without
         table = Table(box=box, show_edge=False, pad_edge=False, show_footer=footer is not None)
@@ -77,12 +80,17 @@ class Page:
                 footer=Text(footer[number]) if footer else "",
                 justify="right" if column.right else "left",
                 overflow="fold",
-                no_wrap=number > 0,
+                no_wrap=number > 0 and self.drops,
                 footer_style="bold",
             )
         for row in rows:
             table.add_row(Text(_folded(row[0], names)), *(Text(row[number]) for number in shown[1:]))
         self.console.print(table)
+        rest = [number for number in range(len(columns)) if number == 0 or number not in shown]
+        if len(rest) > 1 and not self.drops:
+            self.line()
+            left = [[row[number] for number in rest] for row in rows]
+            self.table([columns[n] for n in rest], left, [footer[n] for n in rest] if footer else None)
 
     def _fitting(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> tuple[list[int], int]:
         """The columns that are shown, and the width that is left for names."""
@@ -130,6 +138,12 @@ def _terminal_width() -> int:
         return max(os.get_terminal_size(sys.stdout.fileno()).columns, 40)
     except (OSError, ValueError):
         return 80
+
+
+def _asked_width() -> int | None:
+    """What COLUMNS says, if it says something."""
+    asked = os.environ.get("COLUMNS", "")
+    return max(int(asked), 40) if asked.isascii() and asked.isdigit() and len(asked) < 6 and int(asked) else None
 
 
 def shown_name(name: str) -> str:

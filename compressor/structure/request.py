@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 from compressor.errors import CompressorError, UsageError, raise_all
 from compressor.method import Method, option, options_of
-from compressor.options import convert, flag
+from compressor.options import converted, flag
 from compressor.text import printable
 
 STRUCTURES = ("neurons", "heads", "layers", "experts", "hidden")
@@ -137,24 +137,11 @@ def make_request(
 ) -> Request:
     """Build a request; UsageError with all that is wrong at once. `stage_keys` were given besides, and mean nothing
     here; `stats` is the file of statistics that it is to go by."""
-    known, problems, values = request_options(), list[CompressorError](), dict[str, Any]()
-    for name in stage_keys:
-        problems.append(UsageError(f"{where}{flag(name, where)}: has no meaning for a structured cut"))
-    for name, value in options.items():
-        if name not in known:
-            close = get_close_matches(name, known, 1)
-            problems.append(
-                UsageError(
-                    f"{where}{flag(name, where)}: is no option of a structured cut",
-                    remedy=f"Did you mean {flag(close[0], where)}?" if close else "",
-                )
-            )
-            continue
-        try:
-            values[name] = convert(known[name][0], known[name][1], value, text=text)
-        except UsageError as error:
-            problems.append(UsageError(f"{where}{flag(name, where)}: {error.reason}"))
-    raise_all(problems)
+    besides: list[CompressorError] = [
+        UsageError(f"{where}{flag(name, where)}: has no meaning for a structured cut") for name in stage_keys
+    ]
+    values, wrong = converted(options, request_options(), "a structured cut", text=text, where=where)
+    raise_all([*besides, *wrong])
     wanted = values["structure"]
     found = next((one for one in described if one.name == wanted), None)
     if found is None and wanted not in STRUCTURES:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal, cast
 
 from compressor.errors import CompressorError, UsageError, raise_all
 from compressor.method import Method, option, options_of
-from compressor.options import convert, flag
+from compressor.options import converted, flag
 
 METHOD = "soft-targets"
 FILES = ("inputs", "labels", "network", "teacher_network")  # that options name, beside the teacher
@@ -114,24 +113,15 @@ def make_training(
     where: str = "",
 ) -> Training:
     """Training from a user's options; UsageError with all that is wrong at once, each with `where` in front."""
-    known, problems, values = training_options(), list[CompressorError](), dict[str, Any]()
+    problems = list[CompressorError]()
     for role, path, said in (
         ("teacher", teacher, f"{flag('teacher', where)}{'' if where else ' PATH'}"),
         ("file of inputs", inputs, f"{flag('inputs', where)}{'' if where else ' FILE.npy'}"),
     ):
         if path is None:
             problems.append(UsageError(f"{where}method {METHOD} needs a {role}", remedy=f"Give {said}"))
-    for name, value in options.items():
-        if name not in known:
-            close = get_close_matches(name, known, 1)
-            hint = f"Did you mean {flag(close[0], where)}?" if close else ""
-            problems.append(UsageError(f"{where}{flag(name, where)} is no option of method {METHOD}", remedy=hint))
-            continue
-        try:
-            values[name] = convert(known[name][0], known[name][1], value, text=text)
-        except UsageError as error:
-            problems.append(UsageError(f"{where}{flag(name, where)}: {error.reason}"))
-    raise_all(problems)
+    values, wrong = converted(options, training_options(), f"method {METHOD}", text=text, where=where)
+    raise_all([*problems, *wrong])
     if values.get("tie") == "shared" and values.get("sparsity") is not None:
         raise UsageError(
             f"{where}{flag('sparsity', where)} would part weights that {flag('tie', where)} holds together"

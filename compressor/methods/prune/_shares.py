@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import floor
 from typing import Any
 
 from compressor.errors import UsageError
@@ -74,25 +73,30 @@ class Shares(Survey[Bins]):
 
     def conclude(self, stats: Bins) -> Allotted:
         names = sorted(stats)
-        scores, owners, counts = [], [], []
-        for number, name in enumerate(names):
-            bins, held = stats[name]
-            scores.append(self.score(self._values(bins), held))
-            owners.append(np.full(held.size, number))
-            counts.append(held)
-        sizes = [int(held.sum()) for held in counts]
-        limits = [floor((1 - (self.method.min_keep or 0)) * size + 1e-9) for size in sizes]
-        left = min(self.method.rank(sum(sizes)), sum(limits))
-        shares = [0] * len(names)
-        score, owner, count = np.concatenate(scores), np.concatenate(owners), np.concatenate(counts)
-        for at in np.lexsort((owner, score)):  # no more than a few thousand bins a tensor
-            who = int(owner[at])
-            taken = min(int(count[at]), limits[who] - shares[who], left)
-            shares[who] += taken
-            left -= taken
-            if not left:
-                break
-        return Allotted(self.method, tuple(zip(names, shares, strict=True)))
+        found = [stats[name] for name in names]
+        lengths = np.array([bins.size for bins, _ in found])
+        ends = np.cumsum(lengths)
+        values, count = self._values(np.concatenate([bins for bins, _ in found])), np.empty(int(ends[-1]), np.int64)
+        np.concatenate([held for _, held in found], out=count)
+        score = np.empty(count.size)
+        for start, stop in zip((ends - lengths).tolist(), ends.tolist(), strict=True):
+            score[start:stop] = self.score(values[start:stop], count[start:stop])
+        owner = np.repeat(np.arange(len(names), dtype=np.int32), lengths)
+        # A tensor's bins ascend by score: what each may give up to the limit follows from their own order.
+        through = np.cumsum(count)
+        sizes = np.diff(through[ends - 1], prepend=0)
+        limits = np.floor((1 - (self.method.min_keep or 0)) * sizes + 1e-9).astype(np.int64)
+        before = (through[ends - 1] - sizes)[owner]
+        within = np.minimum(through - before, limits[owner])
+        give = within - np.minimum(through - count - before, limits[owner])
+        del values, count, through, before, within
+        order = np.lexsort((owner, score))
+        del score
+        rank = min(self.method.rank(int(sizes.sum())), int(limits.sum()))
+        taken = np.diff(np.minimum(np.cumsum(give[order]), rank), prepend=0)
+        shares = np.zeros(len(names), np.int64)
+        np.add.at(shares, owner[order], taken)
+        return Allotted(self.method, tuple(zip(names, shares.tolist(), strict=True)))
 
     def _values(self, bins: Array) -> Array:
         """The middle of each bin, a positive float64."""
@@ -120,6 +124,9 @@ class Allotted(Smallest):
 
     def rank(self, size: int) -> int:
         return sum(count for _, count in self.shares)
+
+    def share(self, spec: TensorSpec) -> int:
+        return self._of[spec.name]
 
     def keys(self, block: Block, key_type: str) -> Array:
         return self.method.keys(block, key_type)

@@ -56,6 +56,49 @@ class Smallest(Selection):
     def keep(self, block: Block, out: Array) -> None:
         raise TypeError("a survey has to find the cut first")
 
+    def joins(self, spec: TensorSpec) -> bool:
+        return self.nameless or (self.reach == "tensor" and spec.size <= _FEW)
+
+    def jointly(self, specs: Sequence[TensorSpec]) -> Selection:
+        return self if self.nameless else Together(self, tuple(specs))
+
+    def share(self, spec: TensorSpec) -> int:
+        """How many weights of a tensor go that is looked at alone."""
+        return self.rank(spec.size)
+
+    def joint_keys(self, block: Block, specs: Sequence[TensorSpec], key_type: str) -> Array:
+        """The keys of a block of whole tensors, one below the other."""
+        return self.keys(block, key_type)
+
+
+@dataclass(frozen=True)
+class Together(Selection):
+    """Several small tensors in one block, one below the other, each cut as `method` cuts it alone: by a sort."""
+
+    verb: ClassVar[str] = "prune"
+    elementwise: ClassVar[bool] = True
+    nameless: ClassVar[bool] = True
+
+    method: Smallest
+    specs: tuple[TensorSpec, ...]
+
+    def keep(self, block: Block, out: Array) -> None:
+        key_type = self.method.key_type(self.specs)
+        sizes = np.array([spec.size for spec in self.specs])
+        shares = np.array([self.method.share(spec) for spec in self.specs])
+        keys = self.method.joint_keys(block, self.specs, key_type).reshape(-1)
+        order = np.lexsort((keys, np.repeat(np.arange(sizes.size), sizes)))  # stable: of equals the first go first
+        place = np.arange(keys.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        out.fill(True)
+        out.reshape(-1)[order[place < np.repeat(shares, sizes)]] = False
+
+    @property
+    def id(self) -> str:  # type: ignore[override]  # what was asked
+        return self.method.id
+
+    def describe(self) -> dict[str, Any]:
+        return self.method.describe()
+
 
 @dataclass(frozen=True)
 class Cut(Selection):

@@ -75,6 +75,26 @@ def centroids(
     `start` is `optimal` (the best partition; of at most `buckets` buckets) or names where Lloyd's iteration begins.
     """
     values = points.values
+    few = np.count_nonzero(np.diff(values, axis=1), axis=1) < entries
+    if few.all():  # nothing to look for
+        found = np.zeros((len(values), entries))
+    else:
+        found = _fitted(points, entries, start, pinned, buckets, draws)
+    for problem in np.flatnonzero(few):
+        own = points.distinct(int(problem))  # each is its own centroid, to the last bit
+        found[problem] = np.append(own, np.full(entries - own.size, own[-1]))
+        if pinned:
+            found[problem, np.abs(found[problem]).argmin()] = 0
+    with np.errstate(over="ignore"):  # a mean of float64's largest may round beyond them; who stores it clips
+        exact: Array = np.ldexp(found, points.exponent[:, None])
+    return exact
+
+
+def _fitted(
+    points: Points, entries: int, start: str, pinned: bool, buckets: int, draws: Callable[[int], Draw]
+) -> Array:
+    """What `centroids` gives, ascending and within ±1, whether or not there are as many different values."""
+    values = points.values
     weight = np.broadcast_to(points.counts, values.shape)
     centre = 0.0 if pinned else values[:, values.shape[1] // 2, None]  # what is left cancels less in sums
     centred = values - centre
@@ -90,15 +110,8 @@ def centroids(
         )
     if pinned:
         found[np.arange(len(found)), np.abs(found).argmin(axis=1)] = 0
-    found = np.sort(_lloyd(points, centred, sums, found, pinned), axis=1) + centre
-    for problem in np.flatnonzero(np.count_nonzero(np.diff(values, axis=1), axis=1) < entries):
-        few = points.distinct(int(problem))  # each is its own centroid, to the last bit
-        found[problem] = np.append(few, np.full(entries - few.size, few[-1]))
-        if pinned:
-            found[problem, np.abs(found[problem]).argmin()] = 0
-    with np.errstate(over="ignore"):  # a mean of float64's largest may round beyond them; who stores it clips
-        exact: Array = np.ldexp(found, points.exponent[:, None])
-    return exact
+    moved: Array = np.sort(_lloyd(points, centred, sums, found, pinned), axis=1) + centre
+    return moved
 
 
 # ---- the best partition --------------------------------------------------------------------------------
