@@ -78,6 +78,7 @@ bench: .venv/bench
 	$(BIN)/python bench/soft_targets.py
 	$(BIN)/python bench/deep_compression.py
 	$(BIN)/python bench/archive.py
+	$(BIN)/python bench/uniform.py
 	$(BIN)/python bench/outputs.py
 	$(BIN)/python bench/minilm_structure.py
 	$(BIN)/python bench/minilm_budget.py

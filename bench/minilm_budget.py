@@ -42,6 +42,7 @@ def main() -> int:
                 "method": "gptq",
                 "candidates": INTEGERS,
             },
+            "--store archive": {"target_bits": BITS, "store": "archive"},
             "--layout compressor": {"target_bits": BITS, "layout": "compressor"},
             "--layout compressor --stats": {"target_bits": BITS, "layout": "compressor", "stats": stats},
         }

@@ -18,6 +18,7 @@ class Option:
     open_high: bool = False
     off: str = ""  # of a yes-or-no option: the word of the flag that says no
     free: bool = False  # a text of any alphabet and length, such as a path
+    auto: bool = False  # of an option that may be unset: the word `auto` says that it is
 
     def holds(self, value: float) -> bool:
         above = value > self.low if self.open_low else value >= self.low
@@ -63,4 +64,4 @@ def describe(hint: Any, declared: Option) -> str:
     if bool in kinds:
         return "true or false"
     noun = "an integer" if int in kinds else "a number" if float in kinds else "a text"
-    return f"{noun} {declared.range}".strip()
+    return f"{noun} {declared.range}".strip() + (", or auto" if declared.auto else "")

@@ -140,6 +140,8 @@ def converted(
 
 def convert(hint: Any, declared: Option, value: Any, *, text: bool) -> Any:
     """A user's value as the option's type; UsageError that says what it must be."""
+    if declared.auto and value == "auto":
+        return None
     try:
         if text and (not isinstance(value, str) or not (declared.free or (value.isascii() and len(value) <= 100))):
             raise msgspec.ValidationError

@@ -93,6 +93,18 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
     ("distill", "subclone"): (),
     ("quantize", "factor"): ({"factor": 64}, {"factor": 3, "code_bits": 32}, {"factor": 10, "code_bits": 8}),
     ("quantize", "step"): ({"bits": 1}, {"bits": 3}, {"bits": 32, "code_bits": 8}),
+    ("quantize", "uniform"): (
+        {},
+        {"bits": 0.5},
+        {"bits": 2.0, "rounding": "nearest"},
+        {"bits": 9.0, "scope": "model"},
+        {"bits": 3.0, "step_rows": 1},
+        {"step_rows": 3, "rounding": "nearest"},
+        {"bits": 12.0, "code_bytes": 2},
+        {"bits": 2.0, "sparsity": 0.6},
+        {"bits": 4.0, "sparsity": 0.3, "step_rows": 2},
+        {"step": 0.01},
+    ),
     ("quantize", "binary"): ({}, {"group_size": 8}),
     ("quantize", "ternary"): ({}, {"layout": "2bit"}, {"group_size": 8}),
     ("quantize", "codebook"): (
@@ -158,6 +170,8 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
 # What may say no to an array: a code that does not fit, a sum that is zero, a result out of the dtype's range.
 # More than two values in four neighbours.
 MAY_REFUSE = {("quantize", "factor"), ("quantize", "step"), ("distill", "reweight"), ("store", "nm")}
+# An even step that was given, and codes that two bytes do not hold.
+GIVEN_STEP = ("quantize", "uniform")
 # What keeps float32 scales, as its layout wants them, may say no to a float64 beyond their range.
 IN_FLOAT32 = {("quantize", name) for name in ("nf4", "nvfp4", "mxfp4", "mxfp8")}
 
@@ -524,6 +538,7 @@ def check_laws(method: Method, name: str, dtype: str, raw: Array) -> bool:
     if no is not None:
         beyond = dtype == "F64" and largest("F32") < np.max(np.abs(numbers(raw, dtype)))
         may = MAY_REFUSE | (IN_FLOAT32 if beyond else set())
+        may |= {GIVEN_STEP} if getattr(method, "step", None) is not None else set()
         assert (method.verb, method.id) in may, f"{name}: {no}"
         assert isinstance(no, InputError)
         assert no.tensor == name

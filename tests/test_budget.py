@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import compressor
 from compressor.budget.allocation import Option, allocate, breakpoints, hull
 from compressor.budget.request import parse_budget
 from compressor.cli.main import run as main
+from compressor.errors import UsageError
 from compressor.inputs import Gather
 from compressor.recipe_file import parse_recipe
 from compressor.results import Gates
@@ -530,3 +531,34 @@ def test_wrong_searches(model: Path, tmp_path: Path, capsys: Any) -> None:
     said = capsys.readouterr()
     assert "f1 0.75" in said.err
     assert (tmp_path / "t.safetensors").exists()
+
+
+def test_what_no_candidate_fits_stays_dense(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    odd = random.standard_normal((64, 100)).astype(np.float32)
+    source, out = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    save_file({"a.weight": random.standard_normal((64, 256)).astype(np.float32), "b.weight": odd}, source)
+    for candidates in (["int4g128", "int8g128"], ["int4g128", "dense"]):
+        report = compressor.quantize(source, out, target_bits=9, candidates=candidates, force=True)
+        assert [one.name for one in report.allocation.chosen] == ["a.weight"]
+        assert np.array_equal(load_file(out)["b.weight"], odd)
+    with pytest.raises(UsageError, match="nothing to decide"):
+        compressor.quantize(source, out, target_bits=9, candidates=["int4g96"], force=True)
+
+
+def test_what_is_fused_stays_dense_where_no_candidate_fits_all_of_it(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    shapes = {"l.self_attn.q_proj": 256, "l.self_attn.k_proj": 192, "l.mlp.down_proj": 256}
+    tensors = {
+        f"{name}.weight": random.standard_normal((64, columns)).astype(np.float32)
+        for name, columns in shapes.items()
+    }
+    save_file(tensors, source / "model.safetensors")
+    (source / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    report = compressor.quantize(source, out, target_bits=9, candidates=["int4g128", "int8g96"])
+    assert [one.name for one in report.allocation.chosen] == ["l.mlp.down_proj.weight"]
+    kept = load_file(out / "model.safetensors")
+    for name in ("l.self_attn.q_proj.weight", "l.self_attn.k_proj.weight"):
+        assert np.array_equal(kept[name], tensors[name])

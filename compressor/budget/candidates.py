@@ -6,6 +6,8 @@ A candidate is given by a short name, or as a stage would be:
     int4g64, int8c, int4ag32       integers: bits, then groups of so many or `c` for one scale a row; `a` asymmetric
     mxfp4, nvfp4, fp8, nf4, …      any other scheme, with its defaults
     int:bits=4,group_size=48       any scheme with its options
+    uniform4.5, uniform3s50        an even step whose codes take so many bits in an archive, which is needed for it;
+                                   50 % of the weights at least become zero
 
 Options that the user gives for the stage (`--method`, `--layout`, …) hold for every candidate that has them.
 """
@@ -16,10 +18,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import floor
 from typing import Any
 
 from compressor.errors import UsageError
 from compressor.method import Encoder, methods_of, options_of
+from compressor.methods.quantize.uniform import DEFAULT_BITS, Uniform
 from compressor.options import make_method
 from compressor.plan import Container
 from compressor.tensor import TensorSpec
@@ -27,6 +31,9 @@ from compressor.text import printable
 
 DENSE = "dense"
 _INT = re.compile(r"int([2-8])(a?)(c|g[1-9][0-9]{0,6})")
+_EVEN = re.compile(r"uniform([0-9]{1,2}(?:\.[0-9]{1,4})?)(?:s([0-9]{1,2}))?")
+# Bits of even steps for an archive; between them the bits of all that have one are moved together
+_LADDER = (*(n / 4 for n in range(2, 24)), *(n / 2 for n in range(12, 20)), 10.0, 12.0)
 _GROUPS = (128, 64, 32)
 _BITS: Mapping[str, Sequence[int]] = {"mlx": (2, 3, 4, 5, 6, 8), "gptq": (4, 8), "pack-quantized": (4, 8)}
 _LOADED = ("mxfp4", "int4g128", "nvfp4", "int4g64", "int4g32", "int8g128")  # by compressed-tensors' loaders, mixed
@@ -48,14 +55,40 @@ class Candidate:
         scheme = said.pop("scheme")
         return f"{scheme}:" + ",".join(f"{name}={said[name]}" for name in sorted(said))
 
+    @property
+    def even(self) -> Uniform | None:
+        """The encoder, where it is an even step."""
+        return self.encoder if isinstance(self.encoder, Uniform) else None
+
+    @property
+    def bits(self) -> float | None:
+        """What an even step that is found aims at; None of anything else."""
+        even = self.even
+        return None if even is None or even.step is not None else even.bits or DEFAULT_BITS
+
+    def moved(self, more: float) -> Candidate:
+        """With so many more bits a weight, where it can be."""
+        if self.bits is None or self.even is None or not more:
+            return self
+        bits = floor((self.bits + more) * 1e4) / 1e4
+        zeros = f"s{self.even.sparsity * 100:.3g}" if self.even.sparsity else ""
+        return Candidate(f"uniform{bits:g}{zeros}", replace(self.even, bits=bits))
+
+    def akin(self, other: Candidate) -> bool:
+        """Whether both are even steps that differ in their bits only."""
+        if self.even is None or other.even is None or self.bits is None or other.bits is None:
+            return False
+        return replace(self.even, bits=None) == replace(other.even, bits=None)
+
     def size(self, spec: TensorSpec) -> int | None:
-        """Stored bytes of a tensor; None where its shape does not allow the candidate."""
+        """Stored bytes of a tensor before an archive; None where its shape does not allow the candidate."""
         if self.encoder is None:
             return spec.nbytes
         try:
             if self.encoder.skip(spec) is not None:
                 return None
-            parts = self.encoder.parts(spec)
+            encoder = self.encoder if self.even is None else replace(self.even, code_bytes=1)
+            parts = encoder.parts(spec)
         except UsageError:
             return None
         return sum(TensorSpec("", part.dtype, part.shape).nbytes for part in parts)
@@ -73,13 +106,19 @@ class Candidate:
 
 
 def make_candidates(
-    names: Iterable[str], shared: Mapping[str, Any], layout: str, container: Container, where: str = ""
+    names: Iterable[str],
+    shared: Mapping[str, Any],
+    layout: str,
+    container: Container,
+    where: str = "",
+    *,
+    archived: bool = False,
 ) -> tuple[Candidate, ...]:
     """The candidates of these names, or without names the default ones for a layout and a container.
 
     `shared` are options for all that have them. UsageError names what is none.
     """
-    names = tuple(names) or _default(layout, container)
+    names = tuple(names) or (_even() if archived else _default(layout, container))
     found: dict[str, Candidate] = {}
     for name in names:
         made = _made(name.strip(), shared, where)
@@ -97,13 +136,22 @@ def _default(layout: str, container: Container) -> tuple[str, ...]:
     return (*(f"int{bits}g{group}" for bits in widths for group in _GROUPS), DENSE)
 
 
+def _even() -> tuple[str, ...]:
+    """What an archive holds best: even steps of every width, and what is left as it is."""
+    return (*(f"uniform{bits:g}" for bits in _LADDER), DENSE)
+
+
 def _made(name: str, shared: Mapping[str, Any], where: str) -> Candidate:
     if name == DENSE:
         return Candidate(name)
-    short = _INT.fullmatch(name)
-    if short is not None:
+    short, even = _INT.fullmatch(name), _EVEN.fullmatch(name)
+    options: dict[str, Any]
+    if even is not None:
+        options, text = {"scheme": "uniform", "bits": float(even[1])}, False
+        options |= {"sparsity": int(even[2]) / 100} if even[2] else {}
+    elif short is not None:
         bits, asymmetric, grain = short.groups()
-        options: dict[str, Any] = {"scheme": "int", "bits": int(bits)}
+        options = {"scheme": "int", "bits": int(bits)}
         options |= {"symmetric": False} if asymmetric else {}
         options |= (
             {"granularity": "channel"} if grain == "c" else {"granularity": "group", "group_size": int(grain[1:])}
@@ -116,6 +164,7 @@ def _made(name: str, shared: Mapping[str, Any], where: str) -> Candidate:
             raise UsageError(
                 f"{where}there is no candidate '{printable(name, 60)}'",
                 remedy="There are dense, int2g128 to int8g32, int8c (a scale a row), int4ag32 (asymmetric), "
+                "uniform4.5 and uniform3s50 (for --store archive: bits, share of zeros), "
                 f"SCHEME:KEY=VALUE,... of {', '.join(methods_of('quantize'))}",
             )
         options, text = {"scheme": scheme, **{key.strip(): value.strip() for key, _, value in pairs}}, True
@@ -130,10 +179,21 @@ def _made(name: str, shared: Mapping[str, Any], where: str) -> Candidate:
     return Candidate(name, method)
 
 
-def check_readable(candidate: Candidate, spec: TensorSpec) -> None:
+def check_readable(candidate: Candidate, spec: TensorSpec, *, archived: bool = False) -> None:
     """UsageError where a candidate cannot be measured block by block, in one pass."""
-    encoder = candidate.encoder
-    if encoder is not None and for_block(encoder, spec, 1.0).survey([spec]) is not None:
+    encoder, even = candidate.encoder, candidate.even
+    if even is not None:
+        if not archived:
+            raise UsageError(
+                f"candidate {printable(candidate.name, 60)} takes a byte or two a weight unless it is coded",
+                remedy="Give --store archive, or leave it out",
+            )
+        if candidate.bits is None or even.step_rows is not None or even.scope == "model":
+            raise UsageError(
+                f"candidate {printable(candidate.name, 60)}: a budget finds one step for each tensor by its bits",
+                remedy="Leave out step, step_rows and scope",
+            )
+    elif encoder is not None and for_block(encoder, spec, 1.0).survey([spec]) is not None:
         raise UsageError(
             f"candidate {printable(candidate.name, 60)} looks at a whole tensor before it can encode any of it, "
             "and a survey reads each tensor once",

@@ -6,12 +6,13 @@ Frobenius norm, of the weights or, weighted by statistics, of the layers' output
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import prod, sqrt
 
 from compressor.budget.allocation import steps
-from compressor.budget.fitting import Fitting, measure_of
+from compressor.budget.fitting import Fitting
+from compressor.budget.survey import size_of
 from compressor.budget.tune import Evaluation
 
 
@@ -58,15 +59,18 @@ class Allocation:
     tried: tuple[Evaluation, ...] = ()  # outputs that `tune` measured, in order
 
 
-def allocation_of(found: Fitting, picked: Sequence[int], size_after: int) -> Allocation:
-    """The choice as data; `size_after` is that of the files."""
+def allocation_of(
+    found: Fitting, picked: Sequence[int], size_after: int, sizes: Mapping[str, int] | None = None
+) -> Allocation:
+    """The choice as data; `size_after` is that of the files, `sizes` those of tensors that a trial has told."""
+    sizes = sizes or {}
     rows = []
     for number, unit in enumerate(found.units):
         one = found.candidate(number, picked)
         gain = _gain(found, number, picked[number])
         for spec in unit.specs:
-            measured = measure_of(one, spec, found.measured)
-            size = one.size(spec) or 0
+            measured = found.measured_of(number, picked, spec)
+            size = sizes.get(spec.name, size_of(one, spec, measured))
             rows.append(
                 Chosen(
                     spec.name,
@@ -82,11 +86,15 @@ def allocation_of(found: Fitting, picked: Sequence[int], size_after: int) -> All
                 )
             )
     rows.sort(key=lambda row: row.name)
+    point = _point(found, found.bytes_of(picked), found.loss_of(picked))
+    if found.more or sizes:
+        loss = sum(row.weighted**2 * prod(row.shape) for row in rows)
+        point = _point(found, sum(row.size for row in rows), loss)
     return Allocation(
         found.budget.words,
         found.informed,
         tuple(rows),
-        _point(found, found.bytes_of(picked), found.loss_of(picked)),
+        point,
         curve_of(found),
         _uniform(found),
         size_after,

@@ -16,7 +16,7 @@ from math import inf
 from compressor.budget.allocation import Option, allocate, breakpoints, smallest
 from compressor.budget.candidates import DENSE, Candidate, check_readable, make_candidates
 from compressor.budget.request import CHOSEN, Budget
-from compressor.budget.survey import Measured, Probe
+from compressor.budget.survey import Measured, Probe, measure_of, size_of
 from compressor.budget.table import key_of, read_table, write_table
 from compressor.checkpoint import Checkpoint
 from compressor.errors import GateFailed, UsageError
@@ -32,6 +32,7 @@ from compressor.tensor import TensorSpec
 from compressor.text import size_text
 
 DryRun = Callable[..., Report]  # of a recipe; `only` some tensors
+_STORES = ("auto", "packed", "archive")
 _MANY = 256  # names of tensors that get a rule each
 _ROUNDS = 4  # in which sizes of headers settle; after that larger strides are taken
 
@@ -61,10 +62,23 @@ class Fitting:
     size_before: int
     informed: str  # by which statistics errors are weighted: "", "square", "gram"
     stats: str | None
+    alone: tuple[str, ...] = ()  # tensors whose shape no candidate allows, which stay as they are
+    archived: bool = False  # sizes are those in an archive, and estimates
+    more: float = 0.0  # bits a weight that every even step gets beyond its candidate's
 
     @cached_property
     def options(self) -> list[tuple[Option, ...]]:
         return [unit.options for unit in self.units]
+
+    @property
+    def by_bits(self) -> bool:
+        """Whether the target is of the decided tensors, and not of the files."""
+        return self.budget.target_bits is not None
+
+    @property
+    def least(self) -> int:
+        """Bytes of the smallest choice."""
+        return self.bytes_of(smallest(self.options))
 
     @cached_property
     def weights(self) -> int:
@@ -79,7 +93,25 @@ class Fitting:
         return sum(options[n].loss for options, n in zip(self.options, chosen, strict=True))
 
     def candidate(self, unit: int, chosen: Sequence[int]) -> Candidate:
-        return self.candidates[self.units[unit].place(chosen[unit])]
+        return self.candidates[self.units[unit].place(chosen[unit])].moved(self.more)
+
+    def measured_of(self, unit: int, chosen: Sequence[int], spec: TensorSpec) -> Measured:
+        """What is known of a tensor's choice; of bits between two candidates, what lies between theirs."""
+        one = self.candidates[self.units[unit].place(chosen[unit])]
+        known = measure_of(one, spec, self.measured)
+        if one.bits is None or not self.more:
+            return known
+        finer = [other for other in self.candidates if one.akin(other) and (other.bits or 0) > one.bits]
+        after = min(finer, key=lambda other: other.bits or 0, default=None)
+        way = self.more / (after.bits - one.bits) if after is not None and after.bits else 0.0
+        other = known if after is None else measure_of(after, spec, self.measured)
+        if not known.error or not known.loss or not other.error or not other.loss:
+            return replace(known, bits=known.bits + self.more)
+        return Measured(
+            known.error * (other.error / known.error) ** way,
+            known.loss * (other.loss / known.loss) ** way,
+            bits=known.bits + (other.bits - known.bits) * way,
+        )
 
     def choice(self) -> list[int]:
         """The options that meet the budget. GateFailed where none do."""
@@ -96,7 +128,7 @@ class Fitting:
         least = smallest(self.options)
         size = measure(least)
         if size > target:
-            self._refuse(size)
+            self.refuse(size)
         limit = target - (size - self.bytes_of(least))
         for number in count():
             if limit < self.bytes_of(least):
@@ -108,8 +140,9 @@ class Fitting:
             limit = self.bytes_of(chosen) - (over << max(number - _ROUNDS, 0))  # a header rarely jumps about
         return least
 
-    def _refuse(self, size: int) -> None:
-        if self.budget.target_bits is not None:
+    def refuse(self, size: int) -> None:
+        """GateFailed for a budget below the smallest `size`: of the decided tensors, or of the files."""
+        if self.by_bits:
             shown = f"{size * 8 / max(self.weights, 1):.4g} bits a weight"
         else:
             shown = f"{size} bytes ({size_text(size)}, {self.size_before / size:.4g} times smaller)"
@@ -128,7 +161,7 @@ class Fitting:
         for number, unit in enumerate(self.units):
             names = by_encoder.setdefault(self.candidate(number, chosen).encoder, [])
             names += [spec.name for spec in unit.specs]
-        dense = by_encoder.pop(None, [])
+        dense = [*by_encoder.pop(None, []), *self.alone]
         base = _base({encoder: len(names) for encoder, names in by_encoder.items() if encoder}, stage)
         rules = [
             (text, encoder)
@@ -193,8 +226,11 @@ def fitting(
     budget: Budget,
     dry_run: DryRun,
     stats: str | None = None,
+    *,
+    archived: bool = False,
 ) -> Fitting:
-    """Survey an input for a budget. `dry_run` plans a recipe for it; `checkpoint` is the input as it lies on disk.
+    """Survey an input for a budget. `dry_run` plans a recipe for it; `checkpoint` is the input as it lies on disk;
+    `archived` says that the output will be an archive.
 
     Raises UsageError for recipes and candidates that a budget is not for.
     """
@@ -204,7 +240,9 @@ def fitting(
         for key, value in stage.method.describe().items()
         if key not in CHOSEN and value != getattr(type(stage.method), key, None)
     }
-    candidates = make_candidates(budget.candidates, shared, str(shared.get("layout", "auto")), container)
+    candidates = make_candidates(
+        budget.candidates, shared, str(shared.get("layout", "auto")), container, archived=archived
+    )
     scout = dry_run(_probing(recipe, Probe(found={}))).plan
     decided = [
         job.spec
@@ -214,18 +252,26 @@ def fitting(
         and not matches(job.spec.name, map(_first, stage.rules))
     ]
     fits = {spec.name: [one for one in candidates if one.fits(spec, container)] for spec in decided}
-    decided = [spec for spec in decided if any(one.encoder for one in fits[spec.name])]
+    groups = _groups(decided, candidates, container)
+    alone = [spec.name for members in groups if not _common(members, fits) for spec in members]
+    decided = [spec for spec in decided if spec.name not in set(alone)]
     if not decided:
         raise UsageError("there is nothing to decide: no tensor is selected whose shape a candidate allows")
     for spec in decided:
         for one in fits[spec.name]:
-            check_readable(one, spec)
-    measured, informed = _survey(checkpoint, recipe, budget, dry_run, stats, scout, decided, candidates, fits)
+            check_readable(one, spec, archived=archived)
+    measured, informed = _survey(
+        checkpoint, recipe, budget, dry_run, stats, scout, decided, candidates, fits, archived=archived
+    )
     units = tuple(
         _unit(members, candidates, fits, measured, budget.limit)
-        for members in _groups(decided, candidates, container)
+        for members in groups
+        if members[0].name not in set(alone)
     )
-    return Fitting(recipe, budget, candidates, units, measured, dry_run, scout.size_before, informed, stats)
+    size = scout.size_before
+    return Fitting(
+        recipe, budget, candidates, units, measured, dry_run, size, informed, stats, tuple(alone), archived
+    )
 
 
 def _stage(recipe: Recipe, container: Container) -> Stage:
@@ -233,9 +279,9 @@ def _stage(recipe: Recipe, container: Container) -> Stage:
     if not recipe.stages or recipe.stages[-1].method.verb != "quantize":
         raise UsageError("a budget is for a recipe whose last stage quantizes")
     stage = recipe.stages[-1]
-    if container not in ("safetensors", "folder") or stage.store not in ("auto", "packed"):
+    if container not in ("safetensors", "folder") or stage.store not in _STORES:
         raise UsageError(
-            "a budget is for stored codes", remedy="Write .safetensors or a folder, with --store packed"
+            "a budget is for stored codes", remedy="Write .safetensors or a folder, with --store packed or archive"
         )
     if stage.preset:
         raise UsageError(f"preset {stage.preset} chooses bits, and so does a budget: give one of them")
@@ -257,6 +303,8 @@ def _survey(
     decided: Sequence[TensorSpec],
     candidates: Sequence[Candidate],
     fits: dict[str, list[Candidate]],
+    *,
+    archived: bool,
 ) -> tuple[dict[str, dict[str, Measured]], str]:
     """What is known of every tensor's candidates, from the table or measured; and by which statistics."""
     informed, identity = "", ""
@@ -270,7 +318,7 @@ def _survey(
     known = read_table(budget.survey, key) if budget.survey is not None else {}
     wanted = {}
     for spec in decided:
-        keys = tuple(one.key for one in fits[spec.name] if one.encoder is not None)
+        keys = tuple(one.key for one in fits[spec.name] if one.encoder is not None or archived)
         missing = tuple(one for one in keys if one not in known.get(spec.name, {}))
         if missing:
             wanted[spec.name] = missing
@@ -306,6 +354,11 @@ def _groups(
     return list(groups.values())
 
 
+def _common(members: Sequence[TensorSpec], fits: Mapping[str, Sequence[Candidate]]) -> bool:
+    """Whether there is a candidate beside dense that all these tensors' shapes allow."""
+    return any(one.encoder and all(one in fits[spec.name] for spec in members) for one in fits[members[0].name])
+
+
 def _unit(
     members: Sequence[TensorSpec],
     candidates: Sequence[Candidate],
@@ -326,16 +379,12 @@ def _unit(
         places.append(place)
         # every weight counts the same: so the losses of tensors add up as losses of one matrix would
         loss = sum(row.loss * spec.size for row, spec in zip(rows, members, strict=True))
-        options.append(Option(sum(one.size(spec) or 0 for spec in members), loss))
-    if not options:
+        size = sum(size_of(one, spec, row) for row, spec in zip(rows, members, strict=True))
+        options.append(Option(size, loss))
+    if not options:  # dense is no candidate, or it would be within the limit
         raise GateFailed(
             f"no candidate keeps the relative error of '{members[0].name}' within {limit:.4g}: "
             f"the least is {least:.4g}",
             remedy=f"Add a finer candidate, such as {DENSE}",
         )
     return Unit(tuple(members), tuple(places), tuple(options))
-
-
-def measure_of(one: Candidate, spec: TensorSpec, measured: dict[str, dict[str, Measured]]) -> Measured:
-    """What is known of a candidate on a tensor; dense loses nothing."""
-    return Measured(0.0, 0.0) if one.encoder is None else measured[spec.name][one.key]

@@ -7,13 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from compressor.budget.archived import met
 from compressor.budget.curve import Allocation, allocation_of
 from compressor.budget.fitting import Fitting, fitting
 from compressor.budget.request import Budget
 from compressor.budget.tune import Evaluation, Search, tuned, with_log
 from compressor.checkpoint import open_checkpoint
 from compressor.errors import UsageError
-from compressor.files.atomic import check_place
+from compressor.files.atomic import Staging, check_place
+from compressor.plan import Plan
 from compressor.recipe import Recipe
 from compressor.results import Gates, Report
 from compressor.statistics import fingerprint
@@ -22,6 +24,7 @@ from compressor.target import check_apart, container_of
 Path = str | os.PathLike[str]
 Run = Callable[..., Report]
 # Of `run_recipe`: what planning and surveying go by, beside what only the run that writes does
+_WRITING = ("force", "progress", "save_mask", "work", "keep_work")  # and what only the last of them does
 _PLANNING = ("strict", "requantize", "non_finite", "workers", "processes")
 
 
@@ -61,7 +64,26 @@ class _Errand:
             more |= {**planning, **taken(asked, stats), "dry_run": True}
             return self.run(self.verb, self.source, self.output, asked, **more)
 
-        return fitting(checkpoint, container, replace(self.recipe, stats=None), budget, dry_run, stats)
+        archived = settings.get("store") == "archive" or any(
+            one.store == "archive" for one in self.recipe.stages[-1:]
+        )
+        open_recipe = replace(self.recipe, stats=None)
+        return fitting(checkpoint, container, open_recipe, budget, dry_run, stats, archived=archived)
+
+    def trial(self, stats: str | None) -> Callable[[Recipe], Plan]:
+        """What writes the output of a recipe beside its place, under a hidden name, to see how large it becomes."""
+        quiet = {key: value for key, value in self.settings.items() if key not in _WRITING}
+        place = self.output.rstrip("/")
+
+        def write(made: Recipe) -> Plan:
+            staging = Staging(f"{place}.trial", folder=True, replace=False)
+            try:
+                path = os.path.join(staging.path, os.path.basename(place))
+                return replace(self, output=path, settings=quiet).carry_out(made, stats, None).plan
+            finally:
+                staging.discard()
+
+        return write
 
     def carry_out(self, made: Recipe, stats: str | None, gates: Gates | None) -> Report:
         settings = {**self.settings, **taken(made, stats)}
@@ -94,8 +116,13 @@ def run_budget(
     if budget.max_error is not None:  # what was measured on a sample is judged on the result
         gates = replace(gates or Gates(), max_error=budget.max_error)
     found = errand.survey()
-    chosen = found.choice()
-    allocation = allocation_of(found, chosen, found.plan(chosen).size_after)
+    if found.archived:
+        reached = met(found, None if settings.get("dry_run") else errand.trial(found.stats))
+        found, chosen = reached.found, reached.chosen
+        allocation = allocation_of(found, chosen, reached.size_after, reached.sizes)
+    else:
+        chosen = found.choice()
+        allocation = allocation_of(found, chosen, found.plan(chosen).size_after)
     if tell is not None:
         tell(allocation)
     return replace(errand.carry_out(found.recipe_for(chosen), found.stats, gates), allocation=allocation)

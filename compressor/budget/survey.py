@@ -10,20 +10,26 @@ tensor's error is the sum of the losses over that of the energies: the relative 
 Of a tensor of more than `sample` weights, about that many are measured, in blocks of rows spread evenly. The error
 is then a ratio of two sums over sampled rows, with the usual standard error of such (Cochran, Sampling Techniques,
 §6.4); `spread` is 1.96 of it, which is 95 % confidence where rows are like independent ones.
+
+Even steps, for an archive, are not tried one by one: the weights are counted, and entropy and loss of every step
+follow from the counts. What rounding to a fine step loses is like noise that is the same in all columns, so its
+weighted loss is Σ (w − w')² times the mean of G's diagonal. The same counts tell what the numbers themselves take.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf, sqrt
+from math import ceil, inf, sqrt
 from typing import ClassVar, Literal
 
-from compressor.budget.candidates import for_block
+from compressor.budget.candidates import DENSE, Candidate, for_block
 from compressor.budget.request import SAMPLE
 from compressor.cutting import BLOCK
 from compressor.lazy import np
 from compressor.method import Block, Encoder, Method, Part, Survey
+from compressor.methods.quantize._steps import Classes
+from compressor.methods.quantize.uniform import DEFAULT_BITS, Uniform
 from compressor.tensor import TensorSpec
 from compressor.workspace import Array, Workspace
 
@@ -34,12 +40,14 @@ _SUMS = 4
 
 @dataclass(frozen=True)
 class Measured:
-    """A candidate on a tensor. `error` relative in the Frobenius norm, `loss` the relative squared error that the
+    """A candidate on a tensor, of about so many `bits` a weight in an archive (0: as many as its parts have).
+    `error` relative in the Frobenius norm, `loss` the relative squared error that the
     allocation goes by (weighted), `spread` the half width of its 95 % interval as a share of it (0: all read)."""
 
     error: float
     loss: float
     spread: float = 0.0
+    bits: float = 0.0
 
     @property
     def at_most(self) -> float:
@@ -92,25 +100,37 @@ class Probe(Encoder):
         return inf
 
     def survey(self, specs: Sequence[TensorSpec]) -> Measure | None:
-        return Measure(self, {spec.name: spec.matrix[0] for spec in specs}) if self.found is None else None
+        return Measure(self, {spec.name: spec for spec in specs}) if self.found is None else None
 
     def for_tensor(self, name: str, own: Method) -> Probe:
         return replace(self, found={name: (self.found or {})[name]}, wanted={})
 
 
+@dataclass
+class Seen:
+    """Of a tensor so far: sums [1 + candidates, _SUMS], and how often which weight was there."""
+
+    sums: Array
+    classes: Classes
+
+
 @dataclass(frozen=True)
-class Measure(Survey[dict[str, Array]]):
-    """Gathers by tensor [1 + candidates, _SUMS] sums; concludes with the probe that knows what came of them."""
+class Measure(Survey["dict[str, Seen]"]):
+    """Gathers sums, and counts of weights where even steps ask for them, by tensor; concludes with the probe that
+    knows what came of them."""
 
     probe: Probe
-    rows: Mapping[str, int]  # of each tensor
+    specs: Mapping[str, TensorSpec]  # of each tensor
 
-    def start(self) -> dict[str, Array]:
+    def start(self) -> dict[str, Seen]:
         return {}
 
-    def observe(self, block: Block, stats: dict[str, Array]) -> dict[str, Array]:
+    def observe(self, block: Block, stats: dict[str, Seen]) -> dict[str, Seen]:
         keys = self.probe.wanted.get(block.spec.name, ())
-        sums = stats.setdefault(block.spec.name, np.zeros((1 + len(keys), _SUMS)))
+        seen = stats.get(block.spec.name)
+        if seen is None:
+            seen = stats[block.spec.name] = Seen(np.zeros((1 + len(keys), _SUMS)), Classes.of(block.spec))
+        sums = seen.sums
         values, work = block.values, block.work
         if (block.start // max(len(values), 1)) % self._every(block.spec) or not keys:
             return stats
@@ -120,24 +140,34 @@ class Measure(Survey[dict[str, Array]]):
         sums[0] += (len(values), plain.sum(), energy.sum(), energy @ energy)
         top = float(np.abs(values).max(initial=0))
         restored = work.array("survey.restored", values.shape, values.dtype.str)
+        if any(counted(key, encoders) for key in keys):
+            seen.classes.add(values, work)
         for place, key in enumerate(keys, 1):
+            if counted(key, encoders):
+                continue
             for_block(encoders[key], block.spec, top).encode(block, None, restored)
             np.subtract(values, restored, out=restored)
             lost, loss = weigh(restored)
             sums[place] += (lost.sum(), loss.sum(), loss @ loss, loss @ energy)
         return stats
 
-    def merge(self, stats: dict[str, Array], more: dict[str, Array]) -> dict[str, Array]:
-        for name, sums in more.items():
-            stats[name] = stats[name] + sums if name in stats else sums
+    def merge(self, stats: dict[str, Seen], more: dict[str, Seen]) -> dict[str, Seen]:
+        for name, seen in more.items():
+            if name in stats:
+                stats[name].sums += seen.sums
+                stats[name].classes.merge(seen.classes)
+            else:
+                stats[name] = seen
+                seen.classes.settle()
         return stats
 
-    def conclude(self, stats: dict[str, Array]) -> Probe:
-        found = {}
-        for name, sums in sorted(stats.items()):
-            keys = self.probe.wanted.get(name, ())
-            share = sums[0][0] / self.rows.get(name, 1)
-            found[name] = {key: _measured(sums[0], row, share) for key, row in zip(keys, sums[1:], strict=True)}
+    def conclude(self, stats: dict[str, Seen]) -> Probe:
+        found, encoders = {}, dict(self.probe.candidates)
+        for name, seen in sorted(stats.items()):
+            keys, sums, spec = self.probe.wanted.get(name, ()), seen.sums, self.specs[name]
+            share = sums[0][0] / (spec.matrix[0] or 1)
+            rows = {key: _measured(sums[0], row, share) for key, row in zip(keys, sums[1:], strict=True)}
+            found[name] = rows | _forecast([key for key in keys if counted(key, encoders)], encoders, seen, spec)
         return replace(self.probe, found=found)
 
     def _every(self, spec: TensorSpec) -> int:
@@ -176,6 +206,30 @@ class _Weighing:
         return plain, plain
 
 
+def counted(key: str, encoders: Mapping[str, Encoder]) -> bool:
+    """Whether a candidate follows from counts of the weights: an even step, or dense."""
+    return key == DENSE or isinstance(encoders[key], Uniform)
+
+
+def _forecast(
+    keys: Sequence[str], encoders: Mapping[str, Encoder], seen: Seen, spec: TensorSpec
+) -> dict[str, Measured]:
+    """What counts tell of these candidates."""
+    _, plain, energy, _ = (float(value) for value in seen.sums[0])
+    found = {DENSE: Measured(0.0, 0.0, 0.0, seen.classes.bits() or 1e-9)} if DENSE in keys else {}
+    groups: dict[tuple[str, float], list[tuple[str, Uniform]]] = {}
+    for key in keys:
+        encoder = encoders.get(key)
+        if isinstance(encoder, Uniform):
+            groups.setdefault((encoder.rounding, encoder.sparsity), []).append((key, encoder))
+    for members in groups.values():
+        asked = [encoder.bits or DEFAULT_BITS for _, encoder in members]
+        for (key, _), (bits, lost) in zip(members, members[0][1].forecasts(seen.classes, spec, asked), strict=True):
+            error = sqrt(lost / plain) if plain else 0.0
+            found[key] = Measured(error, lost / energy if energy else 0.0, 0.0, bits)
+    return found
+
+
 def _measured(head: Array, sums: Array, share: float) -> Measured:
     """From the sums over rows to ratios; `share` of the tensor's rows were measured."""
     rows, plain, energy, energy2 = (float(value) for value in head)
@@ -186,3 +240,14 @@ def _measured(head: Array, sums: Array, share: float) -> Measured:
         return Measured(error, ratio)
     scatter = max(loss2 - 2 * ratio * product + ratio**2 * energy2, 0) / (rows - 1)
     return Measured(error, ratio, 1.96 * sqrt(scatter * rows * (1 - share)) / loss)
+
+
+def measure_of(one: Candidate, spec: TensorSpec, measured: Mapping[str, Mapping[str, Measured]]) -> Measured:
+    """What is known of a candidate on a tensor; dense loses nothing."""
+    known = measured.get(spec.name, {}).get(one.key)
+    return Measured(0.0, 0.0) if one.encoder is None and known is None else measured[spec.name][one.key]
+
+
+def size_of(one: Candidate, spec: TensorSpec, row: Measured) -> int:
+    """Bytes of a tensor as a candidate stores it: its parts', or about those of its codes in an archive."""
+    return ceil(row.bits * spec.size / 8) if row.bits else one.size(spec) or 0

@@ -3,7 +3,7 @@
     {"format": "compressor-survey", "version": 1,
      "source": {"model": SHA256, "weights": SHA256, "bytes": N},     whose weights were measured
      "way": {"stages": […], "stats": …, "sample": N},                how: what came before, and by which statistics
-     "tensors": {NAME: {CANDIDATE: [error, loss, spread], …}, …}}
+     "tensors": {NAME: {CANDIDATE: [error, loss, spread, bits], …}, …}}
 
 The source is known by its tensors' names and shapes, its size, and a sample of its numbers
 (`statistics.fingerprint`), so that reusing a table reads next to nothing. A table of anything else is refused.
@@ -73,7 +73,7 @@ def _row(path: str, name: str, row: Any) -> dict[str, Measured]:
         raise _damaged(path, name)
     made = {}
     for candidate, numbers in row.items():
-        if not isinstance(numbers, list) or len(numbers) != 3:
+        if not isinstance(numbers, list) or len(numbers) not in (3, 4):
             raise _damaged(path, name)
         if not all(type(n) in (int, float) and n >= 0 and isfinite(n) for n in numbers):
             raise _damaged(path, name)
@@ -89,7 +89,7 @@ def write_table(path: str, key: Key, table: Table) -> None:
     """Write what is known, whole; what is there is replaced (`read_table` saw that it is the same survey's)."""
     tensors = {
         name: {
-            candidate: [one.error, one.loss, one.spread]
+            candidate: [one.error, one.loss, one.spread, *([one.bits] if one.bits else [])]
             for candidate, one in sorted(row.items())
             if isfinite(one.error) and isfinite(one.loss)
         }

@@ -31,6 +31,7 @@ from compressor.text import size_of
 from compressor.training.request import FILES, Training, make_training, training_options
 from compressor.training.request import METHOD as TRAINED
 
+_WIDE = 60  # of what stands for the value of an option in help; longer lists are told in words
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -280,14 +281,11 @@ def method_options(verb: str, *others: str) -> Decorator:
     for name, method in known.items():
         for key, (hint, declared) in options_of(method).items():
             fields.setdefault(key, []).append((name, hint, declared, key in required_options(method)))
-    made = [
-        click.option(
-            f"--{selector}",
-            selector,
-            metavar="|".join((*known, *others)),
-            help=f"Which {verb} {selector}; may be left out where the other options tell.",
-        )
-    ]
+    names, which = "|".join((*known, *others)), f"Which {verb} {selector}"
+    if len(names) > _WIDE:
+        names, which = selector.upper(), f"{which}: {', '.join((*known, *others))}"
+    told = f"{which}; may be left out where the other options tell."
+    made = [click.option(f"--{selector}", selector, metavar=names, help=told)]
     for key, uses in fields.items():
         flag = "--" + key.replace("_", "-")
         _, hint, declared, _ = uses[0]
@@ -299,8 +297,9 @@ def method_options(verb: str, *others: str) -> Decorator:
         else:
             allowed = (choice for _, theirs, _, _ in uses for choice in choices_of(theirs) if choice is not None)
             choices = [str(choice) for choice in dict.fromkeys(allowed)]
-            metavar = "|".join(choices) if choices else describe(hint, declared).split()[1].upper()
-            if len(metavar) > 60:
+            nouns = {describe(theirs, said).split()[1].upper() for _, theirs, said, _ in uses}
+            metavar = "|".join(choices) or ("NUMBER" if "NUMBER" in nouns else min(nouns))
+            if len(metavar) > _WIDE:
                 metavar, text = key.upper(), f"{text[:-1]}: {', '.join(choices)}."
             made.append(click.option(flag, key, metavar=metavar, help=text))
     return chain(*made)

@@ -1,0 +1,352 @@
+"""One even step for a whole tensor, with codes that are meant to be entropy-coded.
+
+    code = ⌊w/Δ + r⌋,   back: code · Δ
+
+No scheme of fixed width comes near: for a fine step the codes' entropy is within 0.25 bits of what any quantizer
+needs for that error (Gish and Pierce 1968), and an archive (`--store archive`) stores them within a hundredth of
+their entropy. r is ½, or, by default, raised where the lower code is cheaper: the code is the one of the two
+neighbours with the least (w/Δ − code)² + (ln 2 / 6) · bits(code), the bits by the tensor's own codes (`_steps.py`).
+
+`step = auto` finds the least Δ whose codes take `bits` a weight in an archive: for each tensor by itself, or with
+`scope = model` for all treated tensors together, every Δ being the same share of its tensor's root mean square, so
+that all lose about the same share and those with long tails get more bits. With `step_rows` so many rows have one
+Δ, the same share of theirs. Without the archive a code takes one byte, or two where one does not hold them.
+
+Stored, for `NAME` [rows, columns]: `NAME.codes` I8 [rows, columns]; where codes need two bytes also `NAME.high` I8
+[rows, columns], code = codes + 256 · high, two planes that entropy coding takes apart; `NAME.step` F32 (F64 of a
+float64 tensor) [1], or [⌈rows/r⌉]. With `sparsity` at least that share of the weights, the smallest, become zero.
+Error: half a step, or up to 0.95 of one where rounding goes by rate.
+
+    step = 0.5, rounding = nearest: [[0.2, -0.3, 1.1]] becomes the codes [[0, -1, 2]], back [[0, -0.5, 1]]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from compressor.errors import InputError, UsageError
+from compressor.floats import epsilon, smallest
+from compressor.floats import largest as limit
+from compressor.lazy import np
+from compressor.method import Block, Encoder, Method, Part, Survey, option
+from compressor.methods.quantize._steps import (
+    FAR,
+    LARGEST,
+    Classes,
+    Coding,
+    Points,
+    forecast,
+    in_float,
+    root_of,
+    shared_factor,
+    step_for,
+)
+from compressor.tensor import DTYPES, TensorSpec
+from compressor.workspace import Array, Workspace
+
+_Bytes = Literal[1, 2]
+DEFAULT_BITS = 4.5
+_CHUNK = 1 << 20  # weights that an archive codes with one table
+_TABLE = 1600  # bits of such a table with what surrounds it, about
+_AROUND = 4000  # bits that a tensor adds to an archive's directory, and its share of the header, about
+_SIDE = 0.02  # share of the bits that is reserved for all this and for steps, at most
+_BYTE, _WIDE = 127, 32_639  # the largest codes that one byte and two planes hold on both sides
+
+
+@dataclass(frozen=True)
+class Uniform(Encoder):
+    """An even step for a tensor, rounding by rate and error, codes for an archive."""
+
+    verb: ClassVar[str] = "quantize"
+    id: ClassVar[str] = "uniform"
+
+    step: float | None = option(
+        None, help="distance of neighbouring codes, or auto: by bits", low=0, open_low=True, auto=True
+    )
+    bits: float | None = option(
+        None, help=f"bits a weight in an archive that step auto aims at, unset: {DEFAULT_BITS}", low=0.01, high=14
+    )
+    rounding: Literal["rate", "nearest"] = option("rate", help="to which of the two codes beside a weight")
+    scope: Literal["tensor", "model"] = option("tensor", help="what step auto gives the bits to")
+    step_rows: int | None = option(None, help="rows that share a step; unset: all of the tensor", low=1, high=2**31)
+    sparsity: float = option(0.0, help="least share of weights, the smallest, that become zero", low=0, high=1)
+    code_bytes: Literal[1, 2] | None = option(
+        None, help="bytes of a code where it is not coded; unset: by the data"
+    )
+
+    coding: Coding | None = None  # what a survey found; with `step_rows` in units of a group's root mean square
+    steps: tuple[tuple[str, Coding, _Bytes], ...] | None = None  # by tensor, of a survey of the model
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.step is not None:
+            for name in ("bits", "step_rows"):
+                if getattr(self, name) is not None:
+                    raise UsageError(f"{name} is for a step that is found: leave step out, or auto")
+            if self.scope == "model":
+                raise UsageError("scope model is for a step that is found: leave step out, or auto")
+        if self.scope == "model" and self.step_rows is not None:
+            raise UsageError("scope model gives every tensor one step, and step_rows several: give one of them")
+
+    @property
+    def label(self) -> str:
+        return f"uniform{self.bits:g}" if self.bits is not None else self.id
+
+    @property
+    def counted(self) -> bool:
+        return self.code_bytes is not None
+
+    @property
+    def written(self) -> Uniform:
+        return replace(self, coding=None, steps=None)
+
+    @property
+    def reach(self) -> Literal["tensor", "model"]:
+        return "model" if self.scope == "model" and self.coding is None and self.steps is None else "tensor"
+
+    def parts(self, spec: TensorSpec) -> tuple[Part, ...]:
+        if self.code_bytes is None:
+            raise TypeError("a survey has to find the width of the codes first")
+        codes = (Part(".codes", "I8", spec.shape), Part(".high", "I8", spec.shape))[: self.code_bytes]
+        dtype = "F64" if DTYPES[spec.dtype].compute == "<f8" else "F32"
+        if self.step_rows is None:
+            return (*codes, Part(".step", dtype, (1,), every=0))
+        return (*codes, Part(".step", dtype, (-(-spec.matrix[0] // self.step_rows),), every=self.step_rows))
+
+    def check(self, spec: TensorSpec) -> None:
+        """Any tensor has steps."""
+
+    def align(self, spec: TensorSpec) -> int:
+        return self.step_rows or 1
+
+    def bound(self, largest: float, spec: TensorSpec) -> float:
+        """A step, as the survey found it, or as many as become zero. No group's root mean square exceeds its
+        largest weight, and its step is longer than its share of that by what rounding makes of it."""
+        tiny = smallest("F64" if DTYPES[spec.dtype].compute == "<f8" else "F32")
+        step = 2 * largest
+        if self.coding is not None:
+            unit = self.coding.step if self.step_rows is None else 1.02 * self.coding.step * largest
+            step = (unit + tiny) * max(1.0, self.coding.zeroed)
+        return step + (2.0**-22 + 2 * epsilon(spec.dtype)) * (largest + step) + smallest(spec.dtype)
+
+    # ---- what the weights tell ---------------------------------------------------------------------
+
+    def survey(self, specs: Sequence[TensorSpec]) -> Counting | None:
+        return Counting(self, tuple(specs)) if self.coding is None and self.steps is None else None
+
+    def for_tensor(self, name: str, own: Method) -> Uniform:
+        for tensor, coding, code_bytes in self.steps or ():
+            if tensor == name:
+                return replace(self, coding=coding, code_bytes=self.code_bytes or code_bytes, steps=None)
+        return self
+
+    def aim(self, spec: TensorSpec) -> float:
+        """The entropy of codes that, with their tables and steps, take `bits` in an archive."""
+        bits = self.bits or DEFAULT_BITS
+        groups = 1 if self.step_rows is None else -(-spec.matrix[0] // self.step_rows)
+        side = (_AROUND + _TABLE * -(-spec.size // _CHUNK) + 28 * groups) / max(spec.size, 1)
+        return bits - min(side, _SIDE * bits)
+
+    def found(self, points: Points, spec: TensorSpec, factor: float | None = None) -> tuple[Coding, _Bytes]:
+        """The step for a tensor of these weights, and bytes of its codes. InputError where none hold them."""
+        by_rate, zeroed = self.rounding == "rate", points.smallest_share(self.sparsity)
+        least = points.least
+        if self.step is not None:
+            step = self.step
+        elif not points.top:
+            step = 1.0
+        elif factor is not None:
+            step = max(factor * root_of(points), least)
+        else:
+            aim, high = self.aim(spec), min(2 * points.top, limit("F64"))
+            step = step_for(
+                aim,
+                lambda one: points.coding(one, by_rate=by_rate, zeroed=zeroed).entropy,
+                least,
+                high,
+                root_of(points),
+            )
+        step = in_float(step, spec.dtype)
+        most = points.top / step + 1
+        if not most <= _WIDE:
+            raise InputError(
+                f"a code reaches {most:.4g}, more than two bytes hold",
+                tensor=spec.name,
+                remedy=f"Use a --step of at least {points.top / LARGEST:.3g}, or --step auto",
+            )
+        if self.code_bytes == 1 and most > _BYTE:
+            raise InputError(
+                f"a code reaches {most:.4g}, more than a byte holds",
+                tensor=spec.name,
+                remedy="Leave --code-bytes out, or use a larger step",
+            )
+        return points.coding(step, by_rate=by_rate, zeroed=zeroed), self.code_bytes or (1 if most <= _BYTE else 2)
+
+    def forecasts(self, classes: Classes, spec: TensorSpec, bits: Sequence[float]) -> list[tuple[float, float]]:
+        """For each of these `bits` what a tensor of such weights would take in an archive, bits a weight, and
+        Σ (w − w')² over the weights that were counted. Without the step that a user gave."""
+        points = classes.points(DTYPES[spec.dtype].compute)
+        aims = [replace(self, bits=one).aim(spec) for one in bits]
+        found = forecast(points, aims, by_rate=self.rounding == "rate", sparsity=self.sparsity)
+        return [(entropy + one - aim, lost) for (entropy, lost), aim, one in zip(found, aims, bits, strict=True)]
+
+    # ---- codes -------------------------------------------------------------------------------------
+
+    def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
+        if self.coding is None or self.code_bytes is None:
+            raise TypeError("a survey has to find the step first")
+        values, work, kind = block.values, block.work, restored.dtype
+        steps = np.array([[self.coding.step]], kind)
+        if self.step_rows is not None:
+            steps = self.group_steps(values)
+        if parts is not None and (self.step_rows is not None or block.start == 0):
+            parts[".step"].reshape(-1)[...] = steps[:, 0]
+        by_row = steps if self.step_rows is None else _by_row(steps, self.step_rows, len(values))
+        x = work.array("uniform.x", values.shape, kind.str)
+        np.divide(values, by_row, out=x)
+        coding = self.coding
+        width = self.code_bytes
+        table = work.once(
+            "uniform.rounds", (coding.rounds, width, kind.str), lambda: _table(coding, width, kind.str)
+        )
+        below = work.array("uniform.below", values.shape, f"<i{width}")
+        if coding.zeroed >= 0:
+            np.abs(x, out=restored)
+            small = np.less_equal(restored, coding.zeroed, out=work.array("uniform.small", x.shape, "|b1"))
+            np.copyto(x, 0, where=small)
+        np.floor(x, out=restored)
+        np.copyto(below, restored, casting="unsafe")
+        table.take(below.view(f"<u{width}"), out=restored, mode="wrap")
+        np.add(x, restored, out=x)
+        np.floor(x, out=x)
+        if parts is not None:
+            codes = parts[".codes"].reshape(values.shape)
+            if width == 1:
+                np.copyto(codes, x, casting="unsafe")
+            else:
+                _split(x, codes, parts[".high"].reshape(values.shape), below)
+        _restore(x, by_row, block.spec, restored, width)
+
+    def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
+        """Raises InputError where a step is none."""
+        steps = parts[".step"].reshape(-1, 1)
+        if not (np.isfinite(steps) & (steps > 0)).all():
+            raise InputError("has a step that is not positive and finite", tensor=spec.name)
+        by_row = steps if self.step_rows is None else _by_row(steps, self.step_rows, len(out))
+        x = work.array("uniform.x", out.shape, out.dtype.str)
+        np.copyto(x, parts[".codes"].reshape(out.shape), casting="unsafe")
+        width = self.code_bytes or 1
+        if width == 2:
+            np.copyto(out, parts[".high"].reshape(out.shape), casting="unsafe")
+            np.multiply(out, 256, out=out)
+            np.add(x, out, out=x)
+        _restore(x, by_row, spec, out, width)
+
+    def group_steps(self, values: Array) -> Array:
+        """The steps [groups, 1] of whole groups of rows: the coding's is in units of their root mean square."""
+        assert self.coding is not None  # noqa: S101 - `encode` saw to that
+        roots, peaks = group_roots(values, self.step_rows or 1)
+        least = np.maximum(roots * self.coding.step, peaks / (_BYTE - 2 if self.code_bytes == 1 else LARGEST))
+        least = np.maximum(least, smallest("F64"))
+        steps = least.astype(values.dtype)
+        steps = np.where(steps < least, np.nextafter(steps, np.inf, dtype=values.dtype), steps)
+        return steps[:, None]
+
+
+@dataclass(frozen=True)
+class Counting(Survey[dict[str, Classes]]):
+    """Counts the weights of every tensor, those of groups of rows in units of their root mean square."""
+
+    method: Uniform
+    specs: tuple[TensorSpec, ...]
+
+    def start(self) -> dict[str, Classes]:
+        return {}
+
+    def observe(self, block: Block, stats: dict[str, Classes]) -> dict[str, Classes]:
+        rows, values, spec = self.method.step_rows, block.values, block.spec
+        held = stats.setdefault(spec.name, Classes.of(spec, scaled=rows is not None))
+        if rows is not None and values.size:
+            roots = group_roots(values, rows)[0][:, None]
+            scaled = block.work.array("uniform.x", values.shape, values.dtype.str)
+            values = np.divide(values, _by_row(roots, rows, len(values)), out=scaled, casting="same_kind")
+        held.add(values, block.work)
+        return stats
+
+    def merge(self, stats: dict[str, Classes], more: dict[str, Classes]) -> dict[str, Classes]:
+        for name, classes in more.items():
+            if name in stats:
+                stats[name].merge(classes)
+            else:
+                stats[name] = classes
+                classes.settle()
+        return stats
+
+    def conclude(self, stats: dict[str, Classes]) -> Uniform:
+        """Raises InputError where no code holds a weight."""
+        method = self.method
+        points = {
+            spec.name: stats.get(spec.name, Classes.of(spec)).points(DTYPES[spec.dtype].compute)
+            for spec in self.specs
+        }
+        if method.reach == "tensor":
+            spec = self.specs[0]
+            coding, width = method.found(points[spec.name], spec)
+            return replace(method, coding=coding, code_bytes=width)
+        total = sum(spec.size for spec in self.specs) or 1
+        aim = sum(method.aim(spec) * spec.size for spec in self.specs) / total
+        factor = shared_factor(aim, points, by_rate=method.rounding == "rate", sparsity=method.sparsity)
+        found = ((spec.name, *method.found(points[spec.name], spec, factor)) for spec in self.specs)
+        return replace(method, steps=tuple(sorted(found, key=lambda one: one[0])))
+
+
+# ---- arrays --------------------------------------------------------------------------------------------
+
+
+def group_roots(values: Array, rows: int) -> tuple[Array, Array]:
+    """The root mean square of every `rows` rows, and their largest magnitude, float64 [groups] both; 1 of a group
+    that is zero."""
+    if not values.size:
+        ones = np.ones(-(-len(values) // rows))
+        return ones, ones
+    starts = np.arange(0, len(values), rows)
+    peaks = np.maximum.reduceat(np.abs(values).max(axis=1), starts).astype(np.float64)
+    peaks[peaks == 0] = 1
+    unit = np.square(values / _by_row(peaks[:, None], rows, len(values)))
+    sizes = np.diff(np.append(starts, len(values))) * values.shape[1]
+    means = np.add.reduceat(unit.sum(axis=1), starts) / sizes
+    return np.maximum(peaks * np.sqrt(means), smallest("F64")), peaks
+
+
+def _by_row(steps: Array, rows: int, count: int) -> Array:
+    return steps.repeat(rows, axis=0)[:count]
+
+
+def _table(coding: Coding, width: int, kind: str) -> Array:
+    """What is added above every code, by the code's bits: [2^8], or [2^16]."""
+    found = np.full(1 << 8 * width, 0.5, kind)
+    found[np.arange(-FAR, FAR)] = coding.rounds
+    return found
+
+
+def _split(codes: Array, low: Array, high: Array, wide: Array) -> None:
+    """Codes as two planes of bytes: the low one is in [−128, 128)."""
+    np.copyto(wide, codes, casting="unsafe")
+    np.copyto(low, wide.view("<u2") & 255, casting="unsafe")
+    np.subtract(wide, low, out=wide)
+    np.right_shift(wide, 8, out=wide)
+    np.copyto(high, wide, casting="unsafe")
+
+
+def _restore(codes: Array, steps: Array, spec: TensorSpec, out: Array, width: int) -> None:
+    """codes · step, kept within the dtype's range, which a code rounded up may leave."""
+    top = limit(spec.dtype)
+    with np.errstate(over="ignore"):
+        np.multiply(codes, steps, out=out)
+    if float(steps.max(initial=0)) >= top / (1 << 8 * width):
+        np.clip(out, -top, top, out=out)
+
+
+METHOD = Uniform
