@@ -201,15 +201,21 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over the canonical JSON of the plan but for its sentences (notes, reasons), and whatever a single
-        output file is called."""
+        output file is called: all but the tensors, then a line for each of them."""
         named = self
         if self.container != "folder":
             named = replace(self, files=tuple(replace(file, name=self.container) for file in self.files))
-        found = {key: value for key, value in named.to_dict().items() if key != "notes"}
-        found["left"] = sorted(found["left"])
-        found["tensors"] = [{**tensor, "kept": len(tensor["kept"])} for tensor in found["tensors"]]
-        text = json.dumps(found, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        found = replace(named, jobs=()).to_dict()
+        del found["notes"], found["tensors"]
+        total = hashlib.sha256(_canonical({**found, "left": sorted(found["left"])}))
+        for job in self.jobs:
+            tensor = named._job(job)
+            total.update(_canonical({**tensor, "kept": len(tensor["kept"])}))
+        return total.hexdigest()
+
+
+def _canonical(found: Mapping[str, Any]) -> bytes:
+    return json.dumps(found, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode() + b"\n"
 
 
 def dense_part(spec: TensorSpec) -> Part:
