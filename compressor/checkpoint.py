@@ -29,6 +29,7 @@ class Tensor:
     parts: Mapping[str, StoredTensor]
     file: int
     encoder: Encoder | None = None
+    kept: bool = False  # whether its parts go into the output as they are, where nothing is done to it
 
     @property
     def whole(self) -> StoredTensor:

@@ -19,6 +19,7 @@ from compressor.files.folder import CONFIG, INDEX, SINGLE, index_bytes, json_byt
 from compressor.files.identity import Identity
 from compressor.files.layout import FileLayout
 from compressor.method import Encoder, Method
+from compressor.methods.distill._unmoved import Unmoved
 from compressor.pairing import bias_kept, described, informed, memory_note, partner_for
 from compressor.plan import Container, Job, OutputFile, Plan, Step, dense_part, short_name
 from compressor.recipe import Recipe, Stage, Store
@@ -168,6 +169,8 @@ def _job(
                 continue
             why = step
         reasons.append(why)
+    if tensor.kept and tensor.encoder is not None and not steps:
+        steps.append(Step(len(recipe.cuts), Unmoved(tensor.encoder), {}, dense=False))
     last = steps[-1] if steps else None
     if last is not None and not last.dense and isinstance(last.method, Encoder):
         parts = last.method.parts(spec) if last.method.counted else ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -214,8 +214,51 @@ class ComparisonReport:
 
 
 @dataclass(frozen=True)
+class Coding:
+    """What an archive holds of a tensor: weights, those that are not zero, and bytes as numbers and coded. In bits,
+    before coding and coded: values, positions, and what else there is (`beside`), which together are `coded`."""
+
+    name: str
+    weights: int
+    kept: int
+    original: int
+    coded: int
+    values: tuple[int, float]
+    positions: tuple[int, float]
+    beside: tuple[int, float]
+
+    @property
+    def plain(self) -> float:
+        """Bytes before coding."""
+        return (self.values[0] + self.positions[0] + self.beside[0]) / 8
+
+    def each(self, bits: float) -> float | None:
+        """Bits for each weight that is kept."""
+        return bits / self.kept if self.kept else None
+
+
+def summed(codings: Sequence[Coding]) -> Coding:
+    """All of them as one."""
+
+    def pairs(of: Callable[[Coding], tuple[int, float]]) -> tuple[int, float]:
+        found = [of(one) for one in codings]
+        return sum(plain for plain, _ in found), sum(coded for _, coded in found)
+
+    return Coding(
+        "",
+        sum(one.weights for one in codings),
+        sum(one.kept for one in codings),
+        sum(one.original for one in codings),
+        sum(one.coded for one in codings),
+        pairs(lambda one: one.values),
+        pairs(lambda one: one.positions),
+        pairs(lambda one: one.beside),
+    )
+
+
+@dataclass(frozen=True)
 class InspectReport:
-    """`inspect`: what the headers say, and per-tensor moments where asked."""
+    """`inspect`: what the headers say, and per-tensor moments, or an archive's codings, where asked."""
 
     path: str
     kind: str
@@ -224,6 +267,7 @@ class InspectReport:
     rows: tuple[tuple[Any, Any], ...]
     metadata: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    codings: tuple[Coding, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,29 +8,37 @@ from concurrent.futures import Executor
 from functools import partial
 
 from compressor.checkpoint import Checkpoint, Rows, Tensor, open_checkpoint
+from compressor.coding import check_archive, code
 from compressor.cutting import BLOCK, CHUNK
 from compressor.engines.local import available_workers, in_order, local
 from compressor.experts import split_like
 from compressor.lazy import np
 from compressor.metrics import Comparison, Moments, count_zeros, dot
 from compressor.plan import Plan
-from compressor.results import ComparedTensor, ComparisonReport, InspectReport
+from compressor.results import Coding, ComparedTensor, ComparisonReport, InspectReport
 from compressor.tensor import DTYPES
 from compressor.workspace import Array, Workspace
 
 Path = str | os.PathLike[str]
 
 
-def inspect(path: Path, *, stats: bool = False, workers: int | None = None) -> InspectReport:
-    """What the headers say of an input; with `stats` also range, moments and sparsity of every tensor."""
+def inspect(path: Path, *, stats: bool = False, coding: bool = False, workers: int | None = None) -> InspectReport:
+    """What the headers say of an input; with `stats` also range, moments and sparsity of every tensor, with
+    `coding` what an archive's streams take (InputError where it is none)."""
     checkpoint = open_checkpoint(path)
     tensors = list(checkpoint.tensors.values())
     moments: list[Moments | None] = [None] * len(tensors)
-    if stats:
+    coded: tuple[Coding, ...] = ()
+    if coding:
+        check_archive(checkpoint)
+    if stats or coding:
         count = available_workers() if workers is None else workers
         with local(count) as executor:
             tasks = (partial(_moments, tensor) for tensor in tensors)
             moments = list(in_order(executor, tasks, 2 * count))
+            if coding:
+                pairs = (partial(code, *pair) for pair in zip(tensors, map(_kept, tensors, moments), strict=True))
+                coded = tuple(in_order(executor, pairs, 2 * count))
         checkpoint.source.check_unchanged()
     source = checkpoint.source
     metadata = {key: value for file in source.files for key, value in file.header.metadata.items()}
@@ -39,10 +47,16 @@ def inspect(path: Path, *, stats: bool = False, workers: int | None = None) -> I
         source.kind,
         source.nbytes,
         checkpoint.compression,
-        tuple(zip(tensors, moments, strict=True)),
+        tuple(zip(tensors, moments if stats else [None] * len(tensors), strict=True)),
         metadata,
         dict(source.left),
+        coded,
     )
+
+
+def _kept(tensor: Tensor, moments: Moments | None) -> int:
+    """Weights that are not zero; all of a tensor whose numbers are not looked at."""
+    return tensor.spec.size - (moments.zeros if moments is not None else 0)
 
 
 def compare(

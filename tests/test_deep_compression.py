@@ -42,6 +42,9 @@ def test_the_whole_recipe_runs(network: str, tmp_path: Path) -> None:
     assert max(len(np.unique(tensor)) for tensor in matrices) <= 16
 
 
-def test_lenet5_is_lenet300_but_for_the_network() -> None:
+def test_lenet5_is_lenet300_but_for_the_network_epochs_and_moved_images() -> None:
     one, other = ([leg.training.describe() for leg in load_recipe(name).legs if leg.training] for name in SHAPES)
+    for key, here, there in (("epochs", [80, 20], [20, 5]), ("shift", [1, 1], [0, 0])):
+        assert [stage.pop(key) for stage in one] == here
+        assert [stage.pop(key) for stage in other] == there
     assert one == other

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -16,6 +17,16 @@ from compressor.statistics import open_statistics
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SAMPLES = ROOT / "sample_weights"
+
+
+def bench(name: str) -> ModuleType:
+    """A script of bench/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "bench" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
 
 
 def blocks(kind: str) -> list[str]:
@@ -106,17 +117,27 @@ def test_every_command_is_documented() -> None:
 
 def test_the_table_of_errors_has_every_scheme() -> None:
     """Rows of bench/errors.py, and no others, with a figure in every column."""
-    path = ROOT / "bench" / "errors.py"
-    spec = importlib.util.spec_from_file_location("errors", path)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = bench("errors")
     page = script.PAGE.read_text(encoding="utf-8")
     rows = page.split(script.BEGIN)[1].split(script.END)[0].strip().splitlines()
     assert [row.split("|")[1].strip(" `") for row in rows[2:]] == [script.name(row) for row in script.SCHEMES]
     for row in rows[2:]:
         assert all(0 < float(cell) < 9 for cell in row.split("|")[2:-1])
+
+
+def test_deep_compressions_page_has_what_was_measured_of_every_network() -> None:
+    """And the tables of it are those that `inspect --coding` prints: they sum up."""
+    script = bench("deep_compression")
+    page = script.PAGE.read_text(encoding="utf-8")
+    for name in script.ROWS:
+        begin, end = (mark.format(name) for mark in script.MARKS)
+        measured = page.split(begin)[1].split(end)[0]
+        before, after = (int(size.replace(",", "")) for size in re.findall(r"([0-9,]+) (?:to|bytes)", measured)[:2])
+        assert f"| {before / after:.1f} times smaller |" in measured
+        rows = measured.split("```")[1].splitlines()
+        counts = [int(re.split(r" {2,}", row)[1].replace(",", "")) for row in rows if re.match(r"(fc|conv)", row)]
+        (total,) = [row for row in rows if row.startswith("all ")]
+        assert sum(counts) == int(re.split(r" {2,}", total)[1].replace(",", ""))
 
 
 def test_links_lead_somewhere() -> None:

@@ -121,6 +121,27 @@ def test_padded_windows_are_in_the_order_of_the_weights() -> None:
     np.testing.assert_array_equal(seen["a"], rows)
 
 
+def test_a_relu_before_a_pool_is_one_after_it() -> None:
+    """Windows without anything above zero among them, which have no gradient, and equal numbers in a window."""
+    found = []
+    for layers in (("relu", "max-pool size=2"), ("max-pool size=2", "relu")):
+        text = toml("[1, 6, 6]", 'conv2d name="a"', *layers, "flatten", 'dense name="b"')
+        shapes = {"a.weight": (2, 1, 1, 1), "a.bias": (2,), "b.weight": (3, 18)}
+        tensors = tensors_of(shapes) | {"a.bias": np.array([0.0, -0.5])}
+        made = Network(fit(parse_description(text, "net"), shapes), tensors, "<f8")
+        x = np.random.default_rng(0).integers(-2, 3, (4, 1, 6, 6)).astype(float)
+        y = made.forward(x, keep=True).copy()
+        slope = made.backward(np.ones_like(y), inputs=True)
+        found.append([y, slope, *made.gradients.values()])
+        assert (y == made.forward(x)).all()
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+    weight = tensors_of(shapes)["a.weight"][:, 0, 0, 0]
+    planes = np.maximum(x * weight[:, None, None] + np.array([0.0, -0.5])[:, None, None], 0)
+    pooled = planes.reshape(4, 2, 3, 2, 3, 2).max(axis=(3, 5)).reshape(4, -1)
+    np.testing.assert_allclose(found[0][0], pooled @ tensors_of(shapes)["b.weight"].T, atol=1e-12)
+
+
 # ---- descriptions --------------------------------------------------------------------------------------
 
 GOOD = toml("[4]", 'dense name="a"')

@@ -12,13 +12,16 @@ from compressor.cli.streams import emit
 @click.command()
 @options.input_argument
 @click.option("--stats", is_flag=True, help="Read the data too: sparsity, range, mean, deviation.")
+@click.option(
+    "--coding", is_flag=True, help="Of an archive: the bits of values and positions, before coding and coded."
+)
 @options.workers
 @options.output_format
 @options.top
 @options.debug
-def command(input_path: str, stats: bool, workers: int | None, style: str, top: int | None) -> int:
+def command(input_path: str, stats: bool, coding: bool, workers: int | None, style: str, top: int | None) -> int:
     """Show the tensors of an input: name, dtype, shape, size. Reads headers only, so it is instant."""
     from compressor.report import render
 
-    report = api.inspect(input_path, stats=stats, workers=workers)
+    report = api.inspect(input_path, stats=stats, coding=coding, workers=workers)
     return 0 if emit(render(report, style, top=top), essential=True) else 4

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import zlib
 
+from compressor.entropy.account import Account
 from compressor.entropy.ans import AnsReader
 from compressor.entropy.bitio import BitReader, BitWriter
 from compressor.entropy.damage import Damaged
@@ -39,17 +40,18 @@ def encode_chunk(data: Array, form: Form, effort: Effort) -> bytes:
     return check + b"\0" + data.tobytes()
 
 
-def decode_chunk(chunk: memoryview, shape: tuple[int, int], form: Form) -> Array:
-    """Undo `encode_chunk`: uint8 [rows, bytes] of this shape. Raises Damaged and NeedsPackage."""
+def decode_chunk(chunk: memoryview, shape: tuple[int, int], form: Form, account: Account | None = None) -> Array:
+    """Undo `encode_chunk`: uint8 [rows, bytes] of this shape; what its streams take is added to an `account`.
+    Raises Damaged and NeedsPackage."""
     if len(chunk) < LEAST:
         raise Damaged("it is too short")
-    found = _decoded(chunk[4:], shape, form)
+    found = _decoded(chunk[4:], shape, form, account)
     if zlib.crc32(found.data) != int.from_bytes(chunk[:4], "little"):
         raise Damaged("its checksum does not match")
     return found
 
 
-def _decoded(body: memoryview, shape: tuple[int, int], form: Form) -> Array:
+def _decoded(body: memoryview, shape: tuple[int, int], form: Form, account: Account | None) -> Array:
     length, start = body[0], 1
     if length & 128:
         if len(body) < 2:
@@ -58,10 +60,13 @@ def _decoded(body: memoryview, shape: tuple[int, int], form: Form) -> Array:
     if not length:
         if len(body) - start != shape[0] * shape[1]:
             raise Damaged("it has another size than its rows")
-        return np.frombuffer(body[start:], np.uint8).reshape(shape)
+        found = np.frombuffer(body[start:], np.uint8).reshape(shape)
+        if account is not None:
+            account.add("values", 8 * found.size, 8 * found.size)
+        return found
     head, rest = BitReader(bytes(body[start : start + length])), body[start + length :]
     bodies = head.number()
     if bodies > len(rest) or (len(rest) - bodies) % 4:
         raise Damaged("it is too short")
     words = AnsReader(bytes(rest[bodies:]))
-    return np.ascontiguousarray(read_elements(Input(head, rest[:bodies], words), shape, form))
+    return np.ascontiguousarray(read_elements(Input(head, rest[:bodies], words, account), shape, form))

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, Literal
 
 from compressor import bits as bitstream
+from compressor.entropy.account import Account, Role
 from compressor.entropy.ans import AnsReader, AnsWriter
 from compressor.entropy.bitio import BitReader, BitWriter
 from compressor.entropy.contexts import CLASSES, Feature, Model, classed, likely_lag
@@ -45,6 +46,7 @@ class Input:
     head: BitReader
     rest: memoryview  # the bodies that are left
     words: AnsReader
+    account: Account | None = None  # of what is read, where that is wanted
 
     def body(self, size: int) -> memoryview:
         """The next bytes."""
@@ -188,18 +190,31 @@ def write_plane(
         out.ans.put(piece, tables[context])
 
 
-def read_plane(source: Input, shape: tuple[int, int], alphabet: int) -> Array:
-    """The next plane. Raises Damaged."""
+def read_plane(source: Input, shape: tuple[int, int], alphabet: int, role: Role = "values") -> Array:
+    """The next plane, which tells its `role`. Raises Damaged."""
     head = source.head
     width = (alphabet - 1).bit_length()
     rows, columns = shape
     coder = head.bits(2)
+    if coder == _ANS:
+        return _from_ans(source, shape, alphabet, role)
     if coder == _ZSTD:
-        return _from_zstd(source.body(head.number(16)), rows * columns).reshape(shape)
-    if coder == _RAW:
-        return _unpacked(source.body(_packed_size(rows * columns, width)), rows * columns, width).reshape(shape)
-    if coder != _ANS:
+        raw = source.body(head.number(16))
+        out = _from_zstd(raw, rows * columns).reshape(shape)
+    elif coder == _RAW:
+        raw = source.body(_packed_size(rows * columns, width))
+        out = _unpacked(raw, rows * columns, width).reshape(shape)
+    else:
         raise Damaged("it names a coder that is not known")
+    if source.account is not None:
+        source.account.add(role, out.size * width, 8 * len(raw))
+    return out
+
+
+def _from_ans(source: Input, shape: tuple[int, int], alphabet: int, role: Role) -> Array:
+    head = source.head
+    width = (alphabet - 1).bit_length()
+    rows, columns = shape
     classes: list[Array | None] = []
     for length in shape:
         there = head.bits(1)
@@ -223,7 +238,12 @@ def read_plane(source: Input, shape: tuple[int, int], alphabet: int) -> Array:
             column = np.empty(rows, dtype)
             _fill(source, column, model.column(number, sums, whole), tables)
             whole[:, number] = column
-    return out.reshape(shape)
+    out = out.reshape(shape)
+    if source.account is not None and out.size:
+        contexts = model.all(out) if len(tables) > 1 else np.zeros(shape, np.int64)
+        shares = np.stack([table.shares(alphabet) for table in tables])
+        source.account.charge(role, out, width, contexts, shares)
+    return out
 
 
 def _fill(source: Input, out: Array, contexts: Array, tables: list[Table]) -> None:

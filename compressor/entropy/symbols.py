@@ -38,7 +38,7 @@ def read_symbols(source: Input, shape: tuple[int, int], alphabet: int) -> Array:
     """Undo `write_symbols`. Raises Damaged."""
     form = source.head.bits(2)
     if form == _ALL:
-        return read_plane(source, shape, alphabet)
+        return read_plane(source, shape, alphabet, "mixed")
     mode = source.head.bits((alphabet - 1).bit_length())
     there = _read_marks(source, form, shape)
     out = np.full(shape, mode, np.uint8 if alphabet <= 256 else np.uint16)
@@ -75,13 +75,13 @@ def _write_marks(out: Output, form: int, marks: Array, chosen: Chosen) -> None:
 
 def _read_marks(source: Input, form: int, shape: tuple[int, int]) -> Array:
     if form == _BITS:
-        return read_plane(source, shape, 2).view(np.bool_)
+        return read_plane(source, shape, 2, "positions").view(np.bool_)
     if form != _GAPS:
         raise Damaged("its positions are of a form that is not known")
     size, count = shape[0] * shape[1], source.head.number(8)
     if count > size:
         raise Damaged("it has more positions than places")
-    gaps = read_plane(source, (1, count), _LONG + 1)[0]
+    gaps = read_plane(source, (1, count), _LONG + 1, "positions")[0]
     ends = gaps != _LONG
     places = np.cumsum(gaps.astype(np.int64) + ends)[ends] - 1
     if len(places) and places[-1] >= size:

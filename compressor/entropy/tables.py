@@ -60,6 +60,13 @@ class Table:
         found: Array = np.arange(count + 1) + (sums * ((1 << PRECISION) - count) >> PRECISION)
         return found
 
+    def shares(self, alphabet: int) -> Array:
+        """Of every symbol the probability that it is coded with; float64 [alphabet]."""
+        found = np.zeros(alphabet)
+        if len(self.symbols):  # a context without a table has none
+            found[self.symbols] = np.diff(self.cumulative) / (1 << PRECISION)
+        return found
+
     @cached_property
     def model(self) -> Any:
         """This table as constriction's model."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
+from compressor.entropy.account import Account
 from compressor.entropy.chunk import LEAST, decode_chunk
 from compressor.entropy.damage import Damaged, NeedsPackage
 from compressor.entropy.elements import Form, form_named
@@ -111,27 +112,40 @@ class ArchivedFile(InputFile):
         buffer[: len(data)] = data.data
         return len(data)
 
+    def account(self, name: str) -> tuple[Account, int]:
+        """What the streams of a tensor take, all of its chunks decoded for that, and the bytes of its chunks."""
+        for at, entry in enumerate(self.entries):
+            if entry.spec.name == name:
+                found = Account()
+                for number in range(len(entry.places) - 1):
+                    self._decode(at, number, found)
+                return found, entry.coded
+        return Account(), 0  # an empty tensor
+
     def _chunk(self, at: int, number: int) -> Array:
         found = self.kept.get((at, number))
         if found is not None:
             return found
+        found = self._decode(at, number)
+        if len(self.kept) >= _KEPT:
+            for key in list(self.kept)[: 1 - _KEPT]:
+                self.kept.pop(key, None)  # another thread may have been faster
+        self.kept[at, number] = found
+        return found
+
+    def _decode(self, at: int, number: int, account: Account | None = None) -> Array:
         entry = self.entries[at]
         begin, end = entry.places[number : number + 2]
         raw = bytearray(end - begin)
         InputFile.read_runs(self, [(memoryview(raw), begin)])
         try:
-            found = decode_chunk(memoryview(raw), chunk_shape(entry.spec, number), entry.form)
+            return decode_chunk(memoryview(raw), chunk_shape(entry.spec, number), entry.form, account)
         except Damaged as error:
             raise InputError(
                 f"is damaged in the archive: {error}", file=self.path, tensor=entry.spec.name, remedy=_AGAIN
             ) from error
         except NeedsPackage as error:
             raise needs(error, self.path, entry.spec.name) from error
-        if len(self.kept) >= _KEPT:
-            for key in list(self.kept)[: 1 - _KEPT]:
-                self.kept.pop(key, None)  # another thread may have been faster
-        self.kept[at, number] = found
-        return found
 
 
 def needs(error: NeedsPackage, path: str, tensor: str) -> InputError:

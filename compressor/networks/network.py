@@ -10,6 +10,7 @@ for name, weight in network.parameters.items():
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from math import prod
 
 from compressor.lazy import np
@@ -66,12 +67,20 @@ class Network:
             if isinstance(layer, Linear):
                 self._names[number] = layer_of(roles["weight"])
                 self.linear[self._names[number]] = prod(arrays["weight"].shape[1:])
+        self._pool_first()
         self._settle_places()
         self._first = next((n for n, layer in enumerate(self.layers) if layer.parameters), len(self.layers))
 
     def twin(self) -> Network:
         """The same network on the same tensors, with buffers and gradients of its own: for another thread."""
         return Network(self.fitted, self.tensors, self.dtype, copy=None)
+
+    def _pool_first(self) -> None:
+        """What is largest is so after a ReLU too, and where it was none of its gradient passes: pooled before, a
+        quarter of the numbers or fewer go through it, and the results are the same."""
+        for number, (one, other) in enumerate(pairwise(self.layers)):
+            if isinstance(one, pointwise.ReluLayer) and isinstance(other, layers.MaxPoolLayer):
+                self.layers[number : number + 2] = other, one
 
     def _settle_places(self) -> None:
         """An activation may write over what it is given, unless that is the caller's or is read again backwards."""

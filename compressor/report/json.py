@@ -12,7 +12,7 @@ from compressor.checkpoint import Tensor
 from compressor.metrics import Change, Comparison, Moments
 from compressor.plan import Job
 from compressor.report.allocation import to_json as allocation_json
-from compressor.results import CalibrationReport, ComparisonReport, InspectReport, Report
+from compressor.results import CalibrationReport, Coding, ComparisonReport, InspectReport, Report
 
 SCHEMA = 1
 _LONG = 1000  # characters of a metadata value that are shown
@@ -143,6 +143,26 @@ def _inspection(report: InspectReport) -> dict[str, Any]:
         "metadata": {key: _shortened(value) for key, value in report.metadata.items()},
         "left": report.left,
         "tensors": [_row(tensor, moments) for tensor, moments in report.rows],
+        **({"coding": [_coding(one) for one in report.codings]} if report.codings else {}),
+    }
+
+
+def _coding(found: Coding) -> dict[str, Any]:
+    return {
+        "name": found.name,
+        "weights": found.weights,
+        "kept": found.kept,
+        "original": found.original,
+        "before_coding": found.plain,
+        "coded": found.coded,
+        **{
+            key: {"bits_before_coding": plain, "bits_coded": coded}
+            for key, (plain, coded) in (
+                ("values", found.values),
+                ("positions", found.positions),
+                ("beside", found.beside),
+            )
+        },
     }
 
 

@@ -9,6 +9,7 @@ from compressor.checkpoint import Tensor
 from compressor.metrics import Change, Moments
 from compressor.plan import Job, Plan
 from compressor.recipe import Recipe
+from compressor.report.coding import coding_table
 from compressor.report.page import Column, Page, error_text, percent, shown_name
 from compressor.results import CalibrationReport, ComparisonReport, InspectReport, Report
 from compressor.structure.coupling import Coupled
@@ -239,12 +240,15 @@ def _inspection(page: Page, report: InspectReport, top: int | None) -> None:
     with_stats = any(moments is not None for _, moments in rows)
     limit = _MANY if top is None else top
     shown = rows if not limit or len(rows) <= limit else sorted(rows, key=lambda row: -row[0].nbytes)[:limit]
-    page.table(
-        (*_INSPECTION, *(_MOMENTS if with_stats else ())),
-        [_inspected(page, tensor, moments, with_stats) for tensor, moments in shown],
-    )
-    if len(shown) < len(rows):
-        page.line(f"{len(rows) - len(shown)} more tensors; --top 0 shows all")
+    if with_stats or not report.codings:
+        page.table(
+            (*_INSPECTION, *(_MOMENTS if with_stats else ())),
+            [_inspected(page, tensor, moments, with_stats) for tensor, moments in shown],
+        )
+        if len(shown) < len(rows):
+            page.line(f"{len(rows) - len(shown)} more tensors; --top 0 shows all")
+    if report.codings:
+        coding_table(page, report.codings, limit)
     for name, reason in report.left.items():
         page.line(f"not weights of it: {printable(name, 60)}: {reason}")
     for tensor, moments in rows:
@@ -256,10 +260,12 @@ def _inspection(page: Page, report: InspectReport, top: int | None) -> None:
     page.line()
     said = f", {report.compression}" if report.compression else ""
     weights = sum(tensor.spec.size for tensor, _ in rows)
+    original = sum(one.original for one in report.codings)
+    smaller = f", {original / report.size:.3g}{page.times} smaller than its tensors" if original else ""
     page.line(
         f"{printable(report.path)}: {report.kind}{said}, {len(rows)} tensor{'s' * (len(rows) != 1)}, "
         f"{weights:,} elements, "
-        f"{size_text(report.size)}",
+        f"{size_text(report.size)}{smaller}",
         style="bold",
     )
 

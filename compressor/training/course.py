@@ -14,6 +14,7 @@ from compressor.networks.pointwise import BatchNormLayer
 from compressor.training.adam import Adam
 from compressor.training.batches import Batches
 from compressor.training.lane import Lane
+from compressor.training.levels import Held
 from compressor.training.request import Training
 from compressor.training.start import Ties
 from compressor.workspace import Array
@@ -34,18 +35,24 @@ class Course:
         masks: Mapping[str, Array],
         ties: Ties | None,
         executor: Executor,
+        held: Held | None = None,
     ) -> None:
-        self.said, self.ties, self.executor = said, ties, executor
+        self.said, self.ties, self.executor, self.held = said, ties, executor, held
         count = len(batches.inputs)
         self.size = min(said.batch_size, count)
         self.lanes = [Lane(student, teacher, batches, said) for _ in range(LANES)]
         # norms go by the whole batch, which one lane then has
         self.apart = not any(isinstance(layer, BatchNormLayer) for layer in student.layers)
-        self.adam = Adam(student.parameters, [lane.student.gradients for lane in self.lanes], masks)
+        parameters, gradients = student.parameters, [lane.student.gradients for lane in self.lanes]
+        if held is not None:
+            parameters = held.free(parameters) | held.numbers
+            gradients = [held.slopes(one) for one in gradients]
+        self.gradients = gradients
+        self.adam = Adam(parameters, gradients, masks)
         order = np.random.default_rng(said.seed).permutation(count)
-        held = int(count * said.holdout) if count > 1 else 0
-        self.judged, self.trained = np.sort(order[:held]), order[held:]
-        if not held:
+        aside = int(count * said.holdout) if count > 1 else 0
+        self.judged, self.trained = np.sort(order[:aside]), order[aside:]
+        if not aside:
             self.judged = np.arange(count)
         self.moves: Array | None = None  # of all inputs in this epoch
         self.targets = np.empty((count, *student.outputs), np.float32)
@@ -74,8 +81,13 @@ class Course:
             if self.ties is not None:
                 for lane in self.lanes:
                     self.ties.share(lane.student.gradients)
+            if self.held is not None:
+                for lane, slopes in zip(self.lanes, self.gradients, strict=True):
+                    self.held.gather(lane.student.gradients, slopes)
             self.adam.begin(said.learning_rate * (1 + cos(pi * done)) / 2)
             self._each(self.adam.update)
+            if self.held is not None:
+                self.held.spread()
             advance(len(batch))
 
     def _slopes(self, shares: Sequence[Array], count: int, lane: int) -> None:

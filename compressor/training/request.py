@@ -53,6 +53,11 @@ class Training:
     tie: Literal["none", "shared"] = option(
         "none", help="shared: weights of a matrix that are equal, as in a codebook, move as one"
     )
+    codes: Literal["numbers", "fixed", "scales"] = option(
+        "numbers",
+        help="of a student stored as codes: they become numbers, stay as they are, or stay while their scales, or "
+        "entries, are trained",
+    )
     respect_zeros: bool = option(True, help="zeros of the student's matrices stay zero", off="fill-zeros")
     divide: float | None = option(None, help="divide the inputs by this, such as 255", low=1e-30, high=1e30)
 
@@ -123,6 +128,12 @@ def make_training(
         )
     if values.get("tie") == "shared" and values.get("init") == "random":
         raise UsageError(f"{where}a random start has no equal weights for {flag('tie', where)}")
+    if values.get("codes", "numbers") != "numbers":
+        for name, which in (("tie", "shared"), ("init", "random"), ("sparsity", values.get("sparsity"))):
+            if which is not None and values.get(name) == which:
+                raise UsageError(
+                    f"{where}{flag(name, where)} would move weights off the codes that {flag('codes', where)} keeps"
+                )
     if values.get("patience") is not None and values.get("holdout") == 0:
         raise UsageError(
             f"{where}{flag('patience', where)} goes by inputs held out", remedy="Leave out holdout = 0"

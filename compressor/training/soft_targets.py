@@ -14,6 +14,7 @@ from compressor.training.batches import Batches
 from compressor.training.course import Course
 from compressor.training.gradual import Gradual
 from compressor.training.keeping import Best, Judged
+from compressor.training.levels import Held
 from compressor.training.request import Training
 from compressor.training.start import Ties, masks_of, start_anew
 
@@ -37,10 +38,13 @@ def train(
     said: Training,
     executor: Executor,
     advance: Callable[[int], None],
+    held: Held | None = None,
 ) -> Outcome:
     """Change the student's tensors in place. InputError where its outputs grow beyond all numbers."""
     masks = masks_of(student) if said.respect_zeros else {}
-    ties = Ties(student) if said.tie == "shared" else None
+    if held is not None:
+        masks = held.free(masks) | held.masks
+    ties = Ties(student, masks) if said.tie == "shared" else None
     if said.init == "random":
         start_anew(student, said.seed)
         for name, mask in masks.items():
@@ -50,9 +54,10 @@ def train(
         matrices = {name: weight for name, weight in student.parameters.items() if weight.ndim > 1}
         masks |= {name: np.ones_like(weight) for name, weight in matrices.items() if name not in masks}
         gradual = Gradual(matrices, masks, said.sparsity, said.prune_over, said.epochs)
-    course = Course(student, teacher, batches, said, masks, ties, executor)
+    course = Course(student, teacher, batches, said, masks, ties, executor, held)
     before, number, found = course.judge(), 0, (0.0, 0.0)
-    best = Best(student.tensors, len(course.judged))
+    beside = {} if held is None else {f"{name} numbers": array for name, array in held.numbers.items()}
+    best = Best(student.tensors | beside, len(course.judged))
     for number in range(1, said.epochs + 1):
         if gradual is not None and gradual.prune(number - 1):
             course.adam.forget()

@@ -19,21 +19,27 @@ def masks_of(student: Network) -> dict[str, Array]:
 class Ties:
     """Weights of a matrix that are equal move as one: each gets the sum of the gradients of all of them, so that
     Adam, which treats alike what is alike, keeps them equal. A codebook is trained so, or a quantized tensor's
-    levels."""
+    levels. Weights whose mask is 0 do not move, and are left out of it."""
 
-    def __init__(self, student: Network) -> None:
-        self._places: dict[str, Array] = {}
+    def __init__(self, student: Network, masks: Mapping[str, Array]) -> None:
+        self._places: dict[str, tuple[Array | None, Array]] = {}  # which weights move, and the number of each
         self.counts: dict[str, int] = {}  # of different numbers in each matrix
         for name, weight in _matrices(student).items():
-            numbers, places = np.unique(weight, return_inverse=True)
-            self._places[name], self.counts[name] = places.reshape(-1), len(numbers)
+            moving = np.flatnonzero(masks[name]) if name in masks else None
+            flat = weight.reshape(-1)
+            numbers, places = np.unique(flat if moving is None else flat[moving], return_inverse=True)
+            self._places[name], self.counts[name] = (moving, places.reshape(-1)), len(numbers)
 
     def share(self, gradients: Mapping[str, Array]) -> None:
         """Gradients of single weights become those of the numbers that they share; summed in float64."""
-        for name, places in self._places.items():
+        for name, (moving, places) in self._places.items():
             gradient = gradients[name].reshape(-1)
-            sums = np.bincount(places, weights=gradient, minlength=self.counts[name]).astype(np.float32)
-            np.take(sums, places, out=gradient, mode="clip")
+            mine = gradient if moving is None else gradient[moving]
+            sums = np.bincount(places, weights=mine, minlength=self.counts[name]).astype(np.float32)
+            if moving is None:
+                np.take(sums, places, out=gradient, mode="clip")
+            else:
+                gradient[moving] = sums[places]
 
 
 def start_anew(student: Network, seed: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from compressor.checkpoint import Checkpoint, Tensor
 from compressor.engines.local import local
@@ -19,6 +20,7 @@ from compressor.tensor import DTYPES
 from compressor.training.batches import Batches, bordered
 from compressor.training.course import LANES
 from compressor.training.examples import Examples, open_examples
+from compressor.training.levels import Held, Levels
 from compressor.training.request import METHOD, Training
 from compressor.training.soft_targets import Outcome, train
 from compressor.workspace import Array, Workspace
@@ -68,9 +70,11 @@ def trained(
             remedy="Student and teacher must give the same vector of outputs, of whatever shapes they are inside",
         )
     examples = open_examples(said, student, master)
-    held = sum(array.nbytes for array in student.tensors.values())
+    held = None if said.codes == "numbers" else _held(checkpoint, student, said.codes)
+    nbytes = sum(array.nbytes for array in student.tensors.values())
     # the student, its best state, masks, two moments and a gradient of each lane; the teacher
-    size = (5 + LANES) * held + sum(array.nbytes for array in master.tensors.values())
+    size = (5 + LANES) * nbytes + sum(array.nbytes for array in master.tensors.values())
+    size += 0 if held is None else held.nbytes
     size += (2 if said.shift else 1) * examples.nbytes + 4 * examples.count * student.outputs[0]
     notes = [
         f"network: {found.said}; the teacher's: {mentor.said}",
@@ -79,13 +83,19 @@ def trained(
     ]
     if not dry and not said.rehearsal:
         try:
-            outcome = _run(student, master, examples, said, workers, progress)
+            outcome = _run(student, master, examples, said, workers, progress, held)
         except InputError as error:
             error.file = error.file or checkpoint.path
             raise
         notes.append(_told(outcome, said))
-    tensors = {name: _holding(checkpoint, name, array) for name, array in student.tensors.items()}
-    tensors = {name: tensors.get(name, tensor) for name, tensor in checkpoint.tensors.items()}
+    tensors = dict(checkpoint.tensors)
+    for name, array in student.tensors.items():
+        if held is None or name not in held.names:
+            tensors[name] = _holding(checkpoint, name, array)
+    if held is not None:
+        for name, levels in held.levels.items():
+            tensors[name] = replace(tensors[name], parts={**tensors[name].parts, **_stored(levels)})
+        tensors = {name: replace(one, kept=one.encoder is not None) for name, one in tensors.items()}
     return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, *notes))
 
 
@@ -96,6 +106,7 @@ def _run(
     said: Training,
     workers: int,
     progress: Callable[[int, int], None] | None,
+    held: Held | None,
 ) -> Outcome:
     inputs = examples.read()
     total, done = examples.array.spec.nbytes * said.epochs, 0
@@ -112,9 +123,32 @@ def _run(
     labels = None if said.labels is None else examples.read_labels(said.labels, student.outputs[0])
     batches = Batches(inputs, examples.by, said.shift, labels)
     with local(min(workers, LANES)) as executor:  # one thread of BLAS each, whose sums then are always the same
-        outcome = train(student, teacher, batches, said, executor, advance)
+        outcome = train(student, teacher, batches, said, executor, advance, held)
     examples.source.check_unchanged()
     return outcome
+
+
+def _held(checkpoint: Checkpoint, student: Network, how: Literal["fixed", "scales"]) -> Held:
+    held = Held(student, checkpoint.tensors, how)
+    if not held.names:
+        raise InputError(
+            "stores no weights of the network as codes, which --codes is to keep",
+            file=checkpoint.path,
+            remedy="Leave out --codes, or quantize the student first",
+        )
+    return held
+
+
+def _stored(levels: Levels) -> dict[str, StoredTensor]:
+    """The parts that training changed, as if the file had held them. InputError where they hold them no more."""
+    found: dict[str, StoredTensor] = {}
+    for suffix, numbers in levels.parts().items():
+        part = levels.tensor.parts[suffix]
+        if part.spec.is_float:
+            _check_finite(numbers, part.spec.dtype, part.file.path, levels.tensor.spec.name)
+        placed = replace(part.placed, fortran=False, big_endian=False, strides=None)
+        found[suffix] = Trained(part.file, placed, numbers)
+    return found
 
 
 def _bare(network: Network) -> Network:
@@ -132,16 +166,17 @@ def _holding(checkpoint: Checkpoint, name: str, array: Array) -> Tensor:
     spec = tensor.spec
     numbers = np.empty(spec.shape, DTYPES[spec.dtype].storage)
     narrow(array.astype(DTYPES[spec.dtype].compute, copy=False), spec.dtype, numbers)
-    if not np.isfinite(widen(numbers, spec.dtype, Workspace(), "narrowed")).all():
-        raise InputError(
-            f"was trained to numbers beyond {spec.dtype}",
-            file=checkpoint.path,
-            tensor=name,
-            remedy="Lower --learning-rate",
-        )
+    _check_finite(numbers, spec.dtype, checkpoint.path, name)
     first = next(iter(tensor.parts.values()))
     placed = replace(first.placed, spec=spec, fortran=False, big_endian=False, strides=None)
     return Tensor(spec, {"": Trained(first.file, placed, numbers)}, tensor.file)
+
+
+def _check_finite(numbers: Array, dtype: str, path: str, tensor: str) -> None:
+    if not np.isfinite(widen(numbers, dtype, Workspace(), "narrowed")).all():
+        raise InputError(
+            f"was trained to numbers beyond {dtype}", file=path, tensor=tensor, remedy="Lower --learning-rate"
+        )
 
 
 def _told(outcome: Outcome, said: Training) -> str:
