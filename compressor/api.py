@@ -344,6 +344,7 @@ def run_recipe(
             shards = None
             if work is not None:
                 shards = Shards.of(os.fspath(work), sink, plan, checkpoint, mentors.values())
+                stack.callback(shards.folder.release)
             worker = Worker(plan, checkpoint, by_stage, sink, statistics, shards)
             failures: list[str] = []
             if checkpoint.stored:

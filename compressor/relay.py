@@ -252,9 +252,12 @@ def _between(output: str, work: str | None, *, keep: bool) -> Iterator[str | Wor
     """A hidden folder beside the output, gone in the end whatever happens; or the user's, gone when all is done."""
     if work is not None:
         folder = WorkFolder(work)
-        yield folder
-        if not keep:
-            folder.clear()
+        try:
+            yield folder
+            if not keep:
+                folder.clear()
+        finally:
+            folder.release()
         return
     staging = Staging(f"{output.rstrip('/')}.legs", folder=True, replace=True)
     try:

@@ -7,7 +7,7 @@ so that the report of the second run is that of one that was never stopped.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from typing import Any
 
@@ -44,10 +44,20 @@ class Shards:
         for number, file in enumerate(self.plan.files):
             path = self.folder.finished(_name(number), self.key)
             if path is not None:
+                said = self._changes(number)
                 self.sink.take(file.name, path)
-                said = self.folder.said(_name(number))
-                found[number] = {name: _change(change) for name, change in said.items()}
+                found[number] = said
         return found
+
+    def _changes(self, number: int) -> dict[str, Change]:
+        """What was measured of the tensors of a shard. UsageError where the record says anything else."""
+        said, own = self.folder.said(_name(number)), {job.spec.name for job in self.plan.jobs if job.file == number}
+        try:
+            if said.keys() != own:
+                raise ValueError("its tensors are others")
+            return {name: _change(change) for name, change in said.items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise self.folder.damaged() from error
 
     def keep(self, number: int) -> str:
         """Link a finished shard into the folder, by any worker: the hash of its content."""
@@ -55,7 +65,7 @@ class Shards:
 
     def note(self, number: int, content: str, changes: Mapping[str, Change]) -> None:
         """The shard is finished, and this is what happened to its tensors."""
-        said = {name: asdict(change) for name, change in changes.items()}
+        said = {name: _said(change) for name, change in changes.items()}
         self.folder.note(_name(number), self.key, content=content, said=said)
 
 
@@ -63,5 +73,20 @@ def _name(number: int) -> str:
     return f"shard-{number}.safetensors"
 
 
+def _said(change: Change) -> dict[str, Any]:
+    """A change as it is written: sums in hexadecimal, which holds infinite ones too."""
+    return asdict(change) | {"energy": change.energy.hex(), "lost": change.lost.hex()}
+
+
 def _change(said: Mapping[str, Any]) -> Change:
-    return Change(**{**said, "notes": tuple(said["notes"])})
+    """KeyError, TypeError or ValueError where it is none that `_said` wrote."""
+    if said.keys() != {field.name for field in fields(Change)}:
+        raise ValueError("its fields are others")
+    counts = [said[name] for name in ("size", "zeros_before", "zeros_after")]
+    sums = [float.fromhex(said[name]) for name in ("energy", "lost")]
+    notes = said["notes"]
+    if not all(type(count) is int and 0 <= count < 2**63 for count in counts) or any(one < 0 for one in sums):
+        raise ValueError("it counts what cannot be")
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise ValueError("its notes are none")
+    return Change(*counts, *sums, notes=tuple(notes))

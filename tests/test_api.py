@@ -34,6 +34,15 @@ def test_every_verb_works_as_a_function(matrix: Path, tmp_path: Path) -> None:
     assert len(compressor.inspect(matrix, stats=True).rows) == 1
 
 
+def test_a_gate_is_not_passed_by_an_error_that_is_not_known(tmp_path: Path) -> None:
+    np.save(tmp_path / "w.npy", np.linspace(1e200, 2e200, 32).reshape(4, 8))  # whose squares no float holds
+    with pytest.raises(ReportedGateFailed, match=r"--max-error 0\.5: the relative error of '.*' is nan"):
+        compressor.prune(
+            tmp_path / "w.npy", tmp_path / "o.npy", sparsity=0.5, gates=compressor.Gates(max_error=0.5)
+        )
+    assert not (tmp_path / "o.npy").exists()
+
+
 def test_rules_reach_single_tensors(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 

@@ -19,7 +19,7 @@ from console import environment
 from safetensors.numpy import save_file
 
 from compressor import api, relay
-from compressor.cli.main import cli
+from compressor.cli.main import cli, run
 from compressor.errors import CompressorError, OutputError, UsageError
 from compressor.files import work as work_folder
 from compressor.files.sink import Sink
@@ -41,6 +41,12 @@ kind = "distill"
 method = "soft-targets"
 epochs = 1
 """
+
+
+@pytest.fixture(autouse=True)
+def no_run_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test leaves kept is not said of another's run."""
+    monkeypatch.setattr(work_folder, "_current", None)
 
 
 @pytest.fixture
@@ -323,6 +329,117 @@ def test_shards_elsewhere_and_of_other_things(model: Path, monkeypatch: pytest.M
     with pytest.raises(UsageError, match="was changed" if other == "content" else "is of another plan"):
         shards(model, "b", work=work)
     assert not model.with_name("b").exists()
+
+
+def measured(said: Any) -> Any:
+    return said["layers.0.fc.weight"]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda entry, said: entry.update(said=[1]),
+        lambda entry, said: entry.update(said=None),
+        lambda entry, said: entry.pop("said"),
+        lambda entry, said: said.clear(),
+        lambda entry, said: said.update(other=measured(said)),
+        lambda entry, said: said.update({"layers.0.fc.weight": "x"}),
+        lambda entry, said: measured(said).pop("notes"),
+        lambda entry, said: measured(said).update(notes=[3]),
+        lambda entry, said: measured(said).update(notes="x"),
+        lambda entry, said: measured(said).update(energy="x"),
+        lambda entry, said: measured(said).update(energy=None),
+        lambda entry, said: measured(said).update(lost="-0x1p0"),
+        lambda entry, said: measured(said).update(lost="nan", size=-1),
+        lambda entry, said: measured(said).update(size=True),
+        lambda entry, said: measured(said).update(zeros_after=10**30),
+        lambda entry, said: measured(said).update(more=1),
+    ],
+)
+def test_a_record_that_no_run_wrote_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch, spoil: Any) -> None:
+    work = stopped_shards(model, monkeypatch, 1)
+    record = json.loads((work / "work.json").read_text())
+    entry = record["finished"]["shard-0.safetensors"]
+    spoil(entry, entry["said"])
+    (work / "work.json").write_text(json.dumps(record))
+    with pytest.raises(UsageError, match=r"work\.json is damaged"):
+        shards(model, "b", work=work)
+    assert sorted(path.name for path in model.parent.iterdir()) == ["model", "work"]
+
+
+def test_sums_that_no_float_holds_are_kept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, index = tmp_path / "model", {}
+    model.mkdir()
+    for n in range(2):
+        name = f"layers.{n}.fc.weight"
+        save_file({name: np.linspace(1e200, 2e200, 32).reshape(4, 8)}, model / f"model-{n}.safetensors")
+        index[name] = f"model-{n}.safetensors"
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    monkeypatch.setitem(globals(), "STAGES", STAGES[:1])
+    work = stopped_shards(model, monkeypatch, 1)
+    report = shards(model, "b", work=work)
+    assert [change.energy for change in report.changes] == [np.inf, np.inf]
+
+
+@pytest.mark.parametrize("other", ["link", "gone"])
+def test_a_shard_that_is_not_there_itself_was_changed(
+    model: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    work = stopped_shards(model, monkeypatch, 1)
+    if other == "link":
+        (work / "shard-0.safetensors").rename(model.with_name("elsewhere"))
+        (work / "shard-0.safetensors").symlink_to(model.with_name("elsewhere"))
+    else:
+        (work / "shard-0.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"was changed: shard-0.safetensors.*Remove it"):
+        shards(model, "b", work=work)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_it_does_not_lie_in_the_output(model: Path, *, force: bool) -> None:
+    with pytest.raises(UsageError, match="lies inside the output folder"):
+        shards(model, "b", work=model.with_name("b") / "work", force=force)
+    assert [path.name for path in model.parent.iterdir()] == ["model"]
+
+
+def test_one_run_at_a_time(model: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    work = stopped_shards(model, monkeypatch, 1)
+    holder = work_folder.WorkFolder(str(work))
+    with pytest.raises(UsageError, match="another run is using it"):
+        shards(model, "b", work=work)
+    with pytest.raises(UsageError, match="another run is using it"):
+        pipeline(files, "b", work=work)
+    child = os.fork()
+    if not child:  # a worker that outlives its run
+        time.sleep(60)
+        os._exit(0)
+    try:
+        holder.release()
+        shards(model, "b", work=work)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_full_disk_leaves_what_is_kept(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep = work_folder.WorkFolder.keep
+
+    def full(self: Any, name: str, path: str) -> str:
+        if name == "shard-1.safetensors":
+            with work_folder.reporting(self.path):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return keep(self, name, path)
+
+    monkeypatch.setattr(work_folder.WorkFolder, "keep", full)
+    work, command = model.with_name("work"), ["pipeline", str(model), "-o", str(model.with_name("b"))]
+    code = run([*command, "--stage", STAGES[1], "--work", str(work), "--workers", "1"])
+    assert code == 4
+    assert capsys.readouterr().err == (
+        f"error: {work}: cannot be written: No space left on device. No output was written; "
+        f"1 finished shard is kept in {work}: the same command goes on from there\n"
+    )
 
 
 def test_the_bar_names_the_pass(files: dict[str, Path]) -> None:

@@ -85,6 +85,7 @@ def run(args: Sequence[str]) -> int:
     except CompressorError as error:
         problems = getattr(error, "problems", (error,))
         for problem in problems[:_LINES]:
+            _mention_kept(problem)
             say("error", str(problem))
         if len(problems) > _LINES:
             say("error", f"and {len(problems) - _LINES} more")
@@ -106,6 +107,14 @@ def run(args: Sequence[str]) -> int:
         return 4
     except Exception as error:
         return _bug(error, debug)
+
+
+def _mention_kept(problem: CompressorError) -> None:
+    """Say what is kept in a work folder instead of that nothing is left."""
+    work = sys.modules.get("compressor.files.work")
+    if work is not None and problem.remedy == work.NOTHING_LEFT:
+        kept = work.kept()
+        problem.remedy = f"{kept[0].upper()}{kept[1:]}" if kept else problem.remedy
 
 
 def _bug(error: Exception, debug: bool) -> int:

@@ -21,6 +21,7 @@ from typing import Any
 
 from compressor.errors import OutputError
 
+NOTHING_LEFT = "Nothing was left behind"
 _NOREPLACE, _EXCHANGE = 1, 2  # flags of Linux's renameat2
 # One of them is in every folder that we write
 _MODEL = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
@@ -227,9 +228,7 @@ def failure(target: str, error: OSError) -> OutputError:
     """What the user sees of an OSError of writing."""
     if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR):
         return OutputError("was created by somebody else meanwhile", file=target)
-    return OutputError(
-        f"cannot be written: {error.strerror or error}", file=target, remedy="Nothing was left behind"
-    )
+    return OutputError(f"cannot be written: {error.strerror or error}", file=target, remedy=NOTHING_LEFT)
 
 
 def link_or_copy(path: str, place: str) -> None:

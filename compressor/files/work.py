@@ -11,6 +11,8 @@ that the run would not have made itself, and nothing is removed that it did not 
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -19,6 +21,7 @@ from contextlib import suppress
 from typing import Any
 
 from compressor.errors import OutputError, UsageError
+from compressor.files.atomic import NOTHING_LEFT as NOTHING_LEFT
 from compressor.files.atomic import Staging, link_or_copy, remove, reporting
 from compressor.files.handle import InputFile
 from compressor.files.strict_json import parse_object
@@ -28,13 +31,15 @@ _RECORD, _VERSION, _BUFFER, _LARGEST = "work.json", 1, 1 << 22, 1 << 27
 
 
 _current: WorkFolder | None = None  # of the run that is under way
+_locks: set[int] = set()  # descriptors of folders that this process has to itself
 
 
 class WorkFolder:
     """Finished legs by their names, each with the key under which it was made."""
 
     def __init__(self, path: str) -> None:
-        """Open or make the folder. UsageError when it holds anything else, OutputError when a file is there."""
+        """Open or make the folder, for this run alone. UsageError when it holds anything else or another run uses
+        it, OutputError when a file is there."""
         global _current
         self.path = path
         self.entries: dict[str, dict[str, Any]] = {}
@@ -42,18 +47,30 @@ class WorkFolder:
         try:
             with reporting(path):
                 os.makedirs(path, exist_ok=True)
+                self.lock = _lock(path)
                 names = set(os.listdir(path))
         except OutputError:
             _check_folders(path)
             raise
-        if _RECORD in names:
-            self.entries = _read(record)
-        elif names:
-            raise UsageError(
-                f"--work {printable(path)}: is not empty and no work folder",
-                remedy="Give a folder that is empty or does not exist",
-            )
+        try:
+            if _RECORD in names:
+                self.entries = _read(record)
+            elif names:
+                raise UsageError(
+                    f"--work {printable(path)}: is not empty and no work folder",
+                    remedy="Give a folder that is empty or does not exist",
+                )
+        except BaseException:
+            self.release()
+            raise
         _current = self
+
+    def release(self) -> None:
+        """Leave the folder to other runs."""
+        fd, self.lock = self.lock, None
+        if fd is not None:
+            _locks.discard(fd)
+            os.close(fd)
 
     def finished(self, name: str, key: str) -> str | None:
         """The path of what `name` left, if it is finished; UsageError when it is of another run or was changed."""
@@ -64,14 +81,23 @@ class WorkFolder:
             return None
         path = os.path.join(self.path, name)
         other = entry["key"] != key
-        if other or content_hash(_files(path)) != entry["content"]:
+        # a link would be linked into the output; what is gone was changed too
+        own = other or (os.path.lexists(path) and not os.path.islink(path))
+        if other or not own or content_hash(_files(path)) != entry["content"]:
             said = "is of another plan" if other else f"was changed: {printable(name)} is not what was written"
             raise UsageError(f"--work {printable(self.path)}: {said}", remedy="Remove it, or give another folder")
         return path
 
     def said(self, name: str) -> dict[str, Any]:
         """What was noted beside `name`."""
-        return dict(self.entries[name].get("said", {}))
+        said = self.entries[name].get("said", {})
+        if not isinstance(said, dict):
+            raise self.damaged()
+        return said
+
+    def damaged(self) -> UsageError:
+        """The record is none that a run has written."""
+        return _damaged(os.path.join(self.path, _RECORD))
 
     def keep(self, name: str, path: str) -> str:
         """Have a finished file here too, under `name`: the hash of its content."""
@@ -104,6 +130,7 @@ class WorkFolder:
             remove(os.path.join(self.path, name))
         with suppress(OSError):
             os.rmdir(self.path)
+        self.release()
 
 
 def kept() -> str:
@@ -114,6 +141,33 @@ def kept() -> str:
     one, more = ("shard", "shards") if next(iter(_current.entries)).startswith("shard-") else ("pass", "passes")
     said = f"1 finished {one} is" if count == 1 else f"{count} finished {more} are"
     return f"no output was written; {said} kept in {path}: the same command goes on from there"
+
+
+def _lock(path: str) -> int | None:
+    """A descriptor that keeps other runs out of the folder as long as it is open; None where locks are not known.
+    UsageError when another run has it."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        if error.errno == errno.EWOULDBLOCK:
+            raise UsageError(
+                f"--work {printable(path)}: another run is using it", remedy="Wait for that, or give another folder"
+            ) from None
+        return None
+    _locks.add(fd)
+    return fd
+
+
+def _unlocked() -> None:
+    """A forked worker must not hold the folder of a run that was killed."""
+    for fd in _locks:
+        os.close(fd)
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_unlocked)
 
 
 def _check_folders(path: str) -> None:
@@ -156,14 +210,17 @@ def _read(path: str) -> dict[str, dict[str, Any]]:
     entries = found.get("finished")
     known = found.get("version") == _VERSION and isinstance(entries, dict)
     if not known or not all(map(_is_entry, entries.items())):
-        raise UsageError(
-            f"--work: {printable(path)} is damaged or of another version",
-            remedy="Remove it, or give another folder",
-        )
+        raise _damaged(path)
     return dict(entries)
+
+
+def _damaged(path: str) -> UsageError:
+    said = f"--work: {printable(path)} is damaged or of another version"
+    return UsageError(said, remedy="Remove the folder, or give another")
 
 
 def _is_entry(item: tuple[str, Any]) -> bool:
     name, entry = item
-    named = name.removesuffix(".safetensors").removeprefix("shard-").isdecimal()
+    number = name.removesuffix(".safetensors").removeprefix("shard-")
+    named = number.isascii() and number.isdecimal()
     return named and isinstance(entry, dict) and entry.keys() - {"said"} == {"key", "content"}
