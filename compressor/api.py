@@ -24,7 +24,7 @@ from compressor.engines.local import available_workers, local
 from compressor.errors import InputError, UsageError
 from compressor.execution import counting, engine, finish, in_file, sealed
 from compressor.experts import divided, split_experts
-from compressor.files.atomic import check_place
+from compressor.files.atomic import as_unfinished, check_place
 from compressor.files.identity import Identity, identity_of
 from compressor.files.sink import Sink
 from compressor.method import Method, methods_of
@@ -241,13 +241,14 @@ def run_recipe(
     asked = alternates(recipe, save_base=save_base is not None)
     if asked is not None and save_base is not None:
         base, student = os.fspath(save_base), open_checkpoint(source)
-        check_apart(base, output, source, *beside)
+        check_apart(base, output, source, *beside, option="--save-base", of="output or input")
         check_place(base, folder=container_of(base, student.source) == "folder", replace=force or dry_run)
         stages = base_recipe(student, asked)
         if not dry_run:
             check_place(output, folder=True, replace=force)
             settings = {"force": force, "workers": workers, "non_finite": non_finite, "processes": processes}
             run_recipe(verb, teachers[0], base, stages, stats=recipe.stages[0].stats, **settings)  # type: ignore[arg-type]
+            as_unfinished(base)
             source = base
     checkpoint = open_checkpoint(source)
     if not dry_run:

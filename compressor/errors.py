@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from compressor.text import printable
 
+NOTHING_WRITTEN = "Nothing was written"
+
 
 class CompressorError(Exception):
     """Base of everything that the tool refuses on purpose.

@@ -94,12 +94,17 @@ def relay(run: Run, source: str, output: str, recipe: Recipe, settings: dict[str
         return run("pipeline", source, output, parts[0], **settings)
     base = base_of(parts, source, output, settings)
     stats = settings.pop("stats", None) or recipe.stats
+    asking = [any(stage.statistics and stage.stats is None for stage in part.stages) for part in parts]
+    if stats is not None and not any(asking) and not any(part.cuts for part in parts):
+        raise UsageError("--stats: no stage takes it", remedy="Leave it out")
     check_apart(output, source, *(path for part in parts if part.training for path in part.training.files))
     if not settings.get("dry_run"):  # before the legs on the way, which take long
         folder = container_of(output, open_checkpoint(source).source) == "folder"
         check_place(output, folder=folder, replace=settings.get("force", False))
     if work is not None:
         work = apart(os.fspath(work), source, output)
+        if base or settings.get("save_base"):
+            check_apart(work, base or os.fspath(settings["save_base"]), option="--work", of="base")
     own: dict[str, Any] = {
         key: settings[key] for key in ("workers", "progress", "processes", "non_finite") if key in settings
     }
@@ -110,8 +115,7 @@ def relay(run: Run, source: str, output: str, recipe: Recipe, settings: dict[str
     with _between(output, None if rehearsed else work, keep=keep) as place, ExitStack() as names:
         before = 0  # stages that are done
         for number, part in enumerate(parts):
-            asks = any(stage.statistics and stage.stats is None for stage in part.stages)
-            leg = replace(part, stats=None), {"stats": stats if asks else None}
+            leg = replace(part, stats=None), {"stats": stats if asking[number] else None}
             say(f"pass {number + 1} of {len(parts)}: {_named(part)}")
             if number == len(parts) - 1:
                 stages = _rehearsal(leg[0]) if rehearsed else leg[0]
@@ -121,6 +125,7 @@ def relay(run: Run, source: str, output: str, recipe: Recipe, settings: dict[str
             count = len(part.cuts) + (part.training is not None) + len(part.stages)
             if base is not None and number == len(parts) - 2:
                 made = run("pipeline", taken, base, part, **own, **leg[1], force=settings.get("force", False))
+                as_unfinished(base)
                 plan, taken = made.plan, base
             elif isinstance(place, str):
                 on_the_way = f"{output} (what comes before stage {before + count + 1})"
@@ -163,6 +168,10 @@ def base_of(parts: Sequence[Recipe], source: str, output: str, settings: dict[st
     it. UsageError where a run would leave none."""
     if not adapts(parts):
         return None
+    if parts[-1].budget is not None:
+        raise UsageError(
+            "a budget is for recipes without a teacher", remedy="Make the base under it, then the adapter"
+        )
     base, stage = settings.get("save_base"), parts[-1].stages[0]
     if settings.get("dry_run"):
         settings.pop("save_base", None)

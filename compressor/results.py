@@ -8,7 +8,7 @@ from functools import cached_property
 from math import inf, isnan
 from typing import TYPE_CHECKING, Any
 
-from compressor.errors import GateFailed
+from compressor.errors import NOTHING_WRITTEN, GateFailed
 from compressor.metrics import Change
 from compressor.plan import Job, Plan
 from compressor.text import size_text
@@ -189,7 +189,7 @@ class ReportedGateFailed(GateFailed):
 
     def __init__(self, report: Report) -> None:
         self.report = report
-        super().__init__("; ".join(report.failures), remedy="Nothing was written")
+        super().__init__("; ".join(report.failures), remedy=NOTHING_WRITTEN)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def check_apart(output: str, *inputs: str, option: str = "-o", of: str = "input"
         if place == found or _same(output, path):
             raise UsageError(f"{option} {printable(output)}: is the {of} itself", remedy=another)
         # an output that is not there yet may become a folder
-        if (of == "output" or os.path.isdir(found)) and place.startswith(found.rstrip("/") + "/"):
+        if (of != "input" or os.path.isdir(found)) and place.startswith(found.rstrip("/") + "/"):
             raise UsageError(f"{option} {printable(output)}: lies inside the {of} folder", remedy=another)
         if found.startswith(place.rstrip("/") + "/"):
             raise UsageError(f"{option} {printable(output)}: holds the {of}", remedy=another)

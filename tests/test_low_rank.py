@@ -14,7 +14,10 @@ from console import compressor as command
 from laws import Array, store
 
 from compressor import api, cutting
+from compressor.budget.request import Budget
+from compressor.cli.main import run
 from compressor.errors import CompressorError, InputError, OutputError, UsageError
+from compressor.files import atomic
 from compressor.inputs import Gather
 from compressor.methods.distill import _svd
 from compressor.methods.distill._factored import profitable
@@ -644,6 +647,50 @@ def test_what_a_pipeline_to_an_adapter_needs(pair: tuple[Path, Path], tmp_path: 
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize("rounds", ["", ",alternate=2"])
+def test_what_cannot_end_in_an_adapter_makes_no_base(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds: str
+) -> None:
+    _, teacher = pair
+    monkeypatch.chdir(tmp_path)
+    made: dict[str, Any] = {
+        "stages": ["quantize:bits=4,granularity=channel", f"distill:method=residual,rank=3{rounds}"],
+        "save_base": Path("base"),
+    }
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for given, said in (
+        ({"work": "base"}, "--work base: is the base itself"),
+        ({"work": "base/x"}, "--work base/x: lies inside the base folder"),
+        ({"work": "w", "save_base": Path("w/base")}, "--work w: holds the base|its folder does not exist"),
+        ({"stats": "s.safetensors"}, "--stats: no stage takes it"),
+        ({"budget": Budget(target_bits=4)}, "a budget is for recipes without a teacher"),
+    ):
+        with pytest.raises(CompressorError, match=said):
+            api.pipeline(teacher, Path("a"), **{**made, **given})
+        assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("rounds", ["", ",alternate=2"])
+def test_who_gets_no_adapter_is_told_of_the_base(
+    pair: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    rounds: str,
+) -> None:
+    _, teacher = pair
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(atomic, "_beside", "")
+    stages = ["quantize:bits=4,granularity=channel", f"distill:method=residual,rank=3{rounds}"]
+    command = ["pipeline", str(teacher), "-o", "a", *(word for one in stages for word in ("--stage", one))]
+    assert run([*command, "--save-base", "base", "--max-error", "1e-6", "-q"]) == 1
+    assert capsys.readouterr().err.endswith(". Only base was written\n")
+    assert list(Path("base").glob("*.safetensors"))
+    assert not Path("a").exists()
+    assert atomic.left_beside() == "only base was written"
+    assert not atomic.is_published()  # so that a signal is not taken for one that comes too late
+
+
 def test_what_alternating_needs(pair: tuple[Path, Path], tmp_path: Path) -> None:
     student, teacher = pair
     api.quantize(teacher, tmp_path / "int4", bits=4, granularity="channel")
@@ -658,7 +705,13 @@ def test_what_alternating_needs(pair: tuple[Path, Path], tmp_path: Path) -> None
     refused(UsageError, "needs --rank", tmp_path / "int4", error=0.01)
     refused(UsageError, "makes another base", tmp_path / "int4", rank=2, save_base=None)
     refused(UsageError, "is for --alternate", tmp_path / "int4", rank=2, alternate=None)
-    refused(UsageError, "is the input itself", tmp_path / "int4", rank=2, save_base=tmp_path / "int4")
+    refused(
+        UsageError,
+        "--save-base .* is the output or input itself",
+        tmp_path / "int4",
+        rank=2,
+        save_base=tmp_path / "int4",
+    )
     refused(InputError, "not quantized by this tool; --alternate needs", student, rank=2)
     api.pipeline(teacher, tmp_path / "both", stages=["prune:sparsity=0.5", "quantize:bits=4,granularity=channel"])
     refused(InputError, "is prune, quantize; --alternate needs", tmp_path / "both", rank=2)

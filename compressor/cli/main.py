@@ -12,7 +12,7 @@ import click
 
 from compressor import __version__
 from compressor.cli.streams import prepare_streams, say
-from compressor.errors import CompressorError
+from compressor.errors import NOTHING_WRITTEN, CompressorError
 
 # Name → what the group's help says of it. The modules are imported only when their command runs.
 _COMMANDS = {
@@ -110,11 +110,13 @@ def run(args: Sequence[str]) -> int:
 
 
 def _mention_kept(problem: CompressorError) -> None:
-    """Say what is kept in a work folder instead of that nothing is left."""
-    work = sys.modules.get("compressor.files.work")
-    if work is not None and problem.remedy == work.NOTHING_LEFT:
-        kept = work.kept()
-        problem.remedy = f"{kept[0].upper()}{kept[1:]}" if kept else problem.remedy
+    """Say what is kept in a work folder, or written for an output that failed, instead of that nothing is there."""
+    atomic, work = (sys.modules.get(f"compressor.files.{name}") for name in ("atomic", "work"))
+    if atomic is None or problem.remedy not in (atomic.NOTHING_LEFT, NOTHING_WRITTEN):
+        return
+    kept = work.kept() if work is not None and problem.remedy == atomic.NOTHING_LEFT else ""
+    said = kept or atomic.left_beside()
+    problem.remedy = f"{said[0].upper()}{said[1:]}" if said else problem.remedy
 
 
 def _bug(error: Exception, debug: bool) -> int:

@@ -44,7 +44,10 @@ def _stop(number: int, frame: FrameType | None) -> None:
     atomic = sys.modules.get("compressor.files.atomic")  # not imported yet: nothing can be half-written
     if atomic is None or not hasattr(atomic, "discard_all") or atomic.discard_all():
         work = sys.modules.get("compressor.files.work")
-        said = (work.kept() if work is not None and hasattr(work, "kept") else "") or "nothing was written"
+        said = work.kept() if work is not None and hasattr(work, "kept") else ""
+        if atomic is not None and hasattr(atomic, "left_beside"):
+            said = said or atomic.left_beside()
+        said = said or "nothing was written"
         _leave(128 + number, f"error: stopped by {signal.Signals(number).name}; {said}\n")
     if _ignored and atomic is not None and atomic.is_published():
         _leave(0, "warning: the report was cut short; the output is complete\n")

@@ -20,6 +20,7 @@ from functools import cache
 from typing import Any
 
 from compressor.errors import OutputError
+from compressor.text import printable
 
 NOTHING_LEFT = "Nothing was left behind"
 _NOREPLACE, _EXCHANGE = 1, 2  # flags of Linux's renameat2
@@ -27,6 +28,7 @@ _NOREPLACE, _EXCHANGE = 1, 2  # flags of Linux's renameat2
 _MODEL = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 
 _pending: set[Staging] = set()
+_beside = ""  # an output that is whole, and the one that is being made is for
 _published = False  # whether the output that was begun last has its name
 
 
@@ -70,7 +72,7 @@ class Staging:
 
     def publish(self) -> None:
         """Put the finished temporary in its place, durably. From here on a signal no longer discards it."""
-        global _published
+        global _published, _beside
         with reporting(self.target):
             if self.replace:
                 check_place(self.target, folder=self.folder, replace=True)  # long ago, it was
@@ -91,6 +93,7 @@ class Staging:
         if self.folder and self.replace:
             remove(self.path)  # the old one, now that the exchange is durable
         _published = self.final
+        _beside = "" if self.final else _beside
         _pending.discard(self)
 
     def _move(self) -> None:
@@ -121,10 +124,16 @@ def discard_all() -> bool:
     return True
 
 
-def as_unfinished() -> None:
-    """What has its name is only a step on the way: a signal discards it with the rest."""
-    global _published
-    _published = False
+def as_unfinished(beside: str = "") -> None:
+    """What has its name is only a step on the way: a signal discards it with the rest, or, where it is an output
+    of its own `beside` the one that comes, leaves it."""
+    global _published, _beside
+    _published, _beside = False, beside
+
+
+def left_beside() -> str:
+    """For who is stopped: what is written already that the output is for; "" where nothing is."""
+    return f"only {printable(_beside)} was written" if _beside else ""
 
 
 def is_published() -> bool:

@@ -21,7 +21,6 @@ from contextlib import suppress
 from typing import Any
 
 from compressor.errors import OutputError, UsageError
-from compressor.files.atomic import NOTHING_LEFT as NOTHING_LEFT
 from compressor.files.atomic import Staging, link_or_copy, remove, reporting
 from compressor.files.handle import InputFile
 from compressor.files.strict_json import parse_object
