@@ -104,7 +104,7 @@ def _encoder(described: dict[str, Any]) -> Encoder:
         return _sparse(**{key: value for key, value in described.items() if key != "kind"})
     options = {key: value for key, value in described.items() if key != "kind"}
     method = make_method(described["kind"], options, where="method ")
-    if not isinstance(method, Encoder):
+    if not isinstance(method, Encoder) or not method.counted:  # what is stored was counted when it was written
         raise ValueError(described["kind"])
     return method
 

@@ -145,6 +145,11 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "scheme": (set_("methods", 0, "scheme", to="../../x"), "there is no quantize scheme '../../x'"),
     "option": (set_("methods", 0, "import", to="os"), "method import: is not known"),
     "group": (set_("methods", 0, to={"kind": "quantize", "group_size": 5}), "group size 5 does not divide"),
+    "not counted": (
+        set_("methods", 0, to={"kind": "quantize", "scheme": "uniform"}),
+        "it lacks what it should say",
+    ),
+    "without a rank": (set_("methods", 0, to={"kind": "distill", "method": "low-rank"}), "it lacks what it should"),
     "another tensor": (set_("tensors", "fc9.weight", to=["F32", [2, 2], 0]), "tensor 'fc9.weight': its part"),
 }
 
