@@ -103,6 +103,8 @@ class _Run:
                     tensor=name,
                     remedy="Refit takes a student of its teacher's shapes; soft-targets trains others",
                 )
+            if self.tensors[name].encoder is not None and not _coded(self.tensors[name]):
+                self.tensors[name] = holding(checkpoint, name, array)
         self.examples: Examples = open_examples(said.inputs, said.divide, student, teacher)
         self.roles = {layer_of(one["weight"]): one for one in student.fitted.roles if "weight" in one}
         for layer in student.linear:
@@ -204,6 +206,8 @@ class _Run:
         """The weight and bias of a layer; what there is to say of its gram."""
         roles = self.roles[layer]
         name, bias = roles["weight"], roles.get("bias")
+        if bias is not None and _coded(self.tensors[bias]):
+            bias = None  # it stays
         of = conditioned(seen.layer, self.said.damp, name, centred=bias is not None, dead=_DEAD)
         teacher = self.teacher.tensors[name].reshape(len(self.teacher.tensors[name]), -1).astype(np.float64)
         power = np.frexp(np.abs(teacher).max(axis=1, keepdims=True))[1]
@@ -221,8 +225,7 @@ class _Run:
         if bias is not None:
             held = self.student.tensors[name].reshape(teacher.shape).astype(np.float64)
             shift = teacher @ seen.mean - held @ seen.layer.mean
-            if not _coded(self.tensors[bias]):
-                self._settle(bias, self.teacher.tensors[bias] + shift)
+            self._settle(bias, self.teacher.tensors[bias] + shift)
         return of.remarks()
 
     def _settle(self, name: str, found: Array) -> None:
