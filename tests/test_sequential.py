@@ -364,6 +364,14 @@ def test_inputs_that_are_no_numbers_are_refused(pair: dict[str, Any]) -> None:
     assert "NaN" in refused(pair)
 
 
+def test_numbers_beyond_all_bounds_are_refused(pair: dict[str, Any]) -> None:
+    for key in ("teacher", "source"):
+        save_file(
+            {name: (array * 1e20).astype(np.float32) for name, array in load_file(pair[key]).items()}, pair[key]
+        )
+    assert "fc3" in refused(pair)
+
+
 def test_codes_that_cannot_be_refit_are_refused(pair: dict[str, Any]) -> None:
     api.quantize(TEACHER, pair["source"], scheme="nf4", force=True)
     np.save(pair["inputs"], images(10, 0))

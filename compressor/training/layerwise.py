@@ -69,8 +69,8 @@ def refitted(
         notes.append("no weight of the student is zero or a code, so all are free, and become the teacher's")
     if not dry and not said.rehearsal:
         try:
-            with local(min(workers, 2)) as executor:
-                notes += run.all(executor, progress)
+            with local(workers) as executor:
+                notes += _quietly(run.all, executor, progress)
         except InputError as error:
             error.file = error.file or checkpoint.path
             raise
