@@ -41,8 +41,7 @@ from compressor.shards import Shards
 from compressor.structure.making import files_of, reshaped, settled
 from compressor.structure.request import is_request, make_request
 from compressor.target import check_apart, container_of
-from compressor.training.request import FILES, make_training
-from compressor.training.request import METHOD as TRAINED
+from compressor.training.request import FILES, is_training, training_of
 from compressor.training.student import trained
 from compressor.worker import Worker
 
@@ -78,15 +77,15 @@ def prune(source: Path, output: Path, **options: Any) -> Report:
 def distill(source: Path, output: Path, *, teacher: Path | None = None, **options: Any) -> Report:
     """Carry a teacher's weights into a student: `method="blend", alpha=0.5`, `method="reweight"`, or as an adapter
     `method="residual", rank=16`. Or train it on the teacher's outputs: `method="soft-targets", inputs=PATH`, with
-    the options of a `Training`. Or make the student out of the teacher, which is then the `source`:
-    `method="low-rank", ratio=0.5`, `method="depth", every=2` or `method="subclone", shape="hidden=256,heads=8"`."""
+    the options of a `Training`. Or refit its layers in their order: `method="refit", sequential=True, inputs=PATH`.
+    Or make the student out of the teacher, which is then the `source`: `method="low-rank", ratio=0.5`,
+    `method="depth", every=2` or `method="subclone", shape="hidden=256,heads=8"`."""
     mentor = None if teacher is None else os.fspath(teacher)
-    if options.get("method") == TRAINED:
+    if is_training("distill", options):
         settings = {key: options.pop(key) for key in list(options) if key in _SETTINGS}
-        files = {key: options.pop(key, None) for key in FILES}
-        paths: dict[str, Any] = {key: None if path is None else os.fspath(path) for key, path in files.items()}
-        del options["method"]
-        training = make_training(options, teacher=mentor, **paths)
+        files = {key: path for key in FILES if (path := options.pop(key, None)) is not None}
+        paths = {"teacher": mentor, **{key: os.fspath(path) for key, path in files.items()}}
+        training = training_of(options, paths)
         return run_recipe("distill", source, output, Recipe((), training=training), **settings)
     if "config" in options:
         options["config"] = os.fspath(options["config"])

@@ -28,6 +28,7 @@ from compressor.structure.request import Description, Request, is_request, make_
 from compressor.tensor import TensorSpec
 from compressor.text import printable
 from compressor.training.request import Training, is_training, training_stage
+from compressor.training.sequential import Sequential
 
 Store = Literal["auto", "dense", "packed", "codes", "bitmask", "csr", "nm", "smallest", "archive"]
 # `auto` is what suits the container for codes, and the smallest for pruned floats.
@@ -122,7 +123,7 @@ class Recipe:
     gates: Gates = field(default_factory=Gates)
     report: Mapping[str, Any] = field(default_factory=dict)  # how to print: format, top, quiet
     budget: Budget | None = None
-    training: Training | None = None
+    training: Training | Sequential | None = None
     earlier: Recipe | None = None
 
     @property
@@ -131,20 +132,20 @@ class Recipe:
         return (*(self.earlier.legs if self.earlier is not None else ()), replace(self, earlier=None))
 
 
-Item = Stage | Request | Training
+Item = Stage | Request | Training | Sequential
 
 
 def recipe_of(stages: Iterable[Item], where: str = "", name: str = "", description: str = "") -> Recipe:
     """A recipe of these stages; UsageError where a structured cut would follow another stage."""
     cuts: list[Request | Reshape] = []
     others: list[Stage] = []
-    training: Training | None = None
+    training: Training | Sequential | None = None
     earlier: Recipe | None = None
     for number, stage in enumerate(stages):
         if isinstance(stage, Stage) and stage.adapts and (others or cuts or training is not None):
             earlier = Recipe(tuple(others), cuts=tuple(cuts), training=training, earlier=earlier)
             cuts, others, training = [], [], None
-        if isinstance(stage, Training):
+        if isinstance(stage, Training | Sequential):
             if others or training is not None:
                 earlier = Recipe(tuple(others), cuts=tuple(cuts), training=training, earlier=earlier)
                 cuts, others = [], []

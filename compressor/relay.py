@@ -21,7 +21,6 @@ from compressor.recipe import Recipe, Stage
 from compressor.results import Report
 from compressor.target import check_apart, container_of
 from compressor.text import size_text
-from compressor.training.request import METHOD
 
 Run = Callable[..., Report]
 
@@ -46,7 +45,7 @@ def legs(recipe: Recipe, source: str) -> list[Recipe]:
 def _named(part: Recipe) -> str:
     """What a pass does, in the words of its recipe."""
     cuts = [str(cut.describe().get("kind")) for cut in part.cuts]
-    trained = [f"distill {METHOD}"] if part.training is not None else []
+    trained = [f"distill {part.training.label}"] if part.training is not None else []
     return ", ".join([*cuts, *trained, *(f"{stage.method.verb} {stage.method.id}" for stage in part.stages)])
 
 
@@ -86,8 +85,9 @@ def relay(run: Run, source: str, output: str, recipe: Recipe, settings: dict[str
     work, keep = settings.pop("work", None), settings.pop("keep_work", False)
     if keep and work is None:
         raise UsageError("--keep-work is for the folder that --work names, and none is given")
-    if any(part.training is not None and not part.training.inputs for part in parts):
-        raise UsageError(f"method {METHOD} needs example inputs", remedy="Give --inputs FILE.npy")
+    bare = next((one for part in parts if (one := part.training) is not None and not one.inputs), None)
+    if bare is not None:
+        raise UsageError(f"method {bare.label} needs example inputs", remedy="Give --inputs FILE.npy")
     if len(parts) == 1:
         if work is not None and not settings.get("dry_run"):
             settings |= {"work": apart(os.fspath(work), source, output), "keep_work": keep}

@@ -537,7 +537,7 @@ def test_wrong_options_are_refused(pair: dict[str, Any]) -> None:
         ),
         (
             ["--method", "soft-targets", "--teacher", TEACHER, "--inputs", "x.npy", "--include", "*"],
-            "trains a whole STUDENT",
+            "takes a whole STUDENT",
         ),
     ],
 )

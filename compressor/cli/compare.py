@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from compressor import api
 from compressor.cli import options
 from compressor.cli.streams import emit
 from compressor.errors import GateFailed
@@ -32,6 +31,7 @@ def command(
 
     With a gate, a tensor that only one side has, or whose shape differs, fails too.
     """
+    from compressor import api  # slow, and no help needs it
     from compressor.report import render
 
     report = api.compare(a, b, max_error=max_error, min_sqnr=min_sqnr, workers=workers)

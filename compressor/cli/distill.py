@@ -39,6 +39,7 @@ def command(
     Vectors (biases, norms) are left alone unless included.
 
     With --method soft-targets a student of any shape is trained on the teacher's outputs for unlabelled --inputs.
+    With --method refit --sequential one of the teacher's shapes is solved for them, layer after layer.
 
     Or make the student: --method depth keeps some of the teacher's layers, --method subclone also fewer neurons,
     heads and channels, as a start for training.
@@ -63,7 +64,9 @@ def command(
         )
         for key, value in besides:
             if value:
-                raise UsageError(f"--{key} has no meaning for --method {METHOD}, which trains a whole STUDENT")
+                raise UsageError(
+                    f"--{key} has no meaning for --method {training.label}, which takes a whole STUDENT"
+                )
         recipe = Recipe((), training=training)
         return options.execute(partial(api.run_recipe, "distill", source, output, recipe), values, recipe)
     stage = make_stage(

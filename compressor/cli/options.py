@@ -28,8 +28,10 @@ from compressor.recipe import Recipe
 from compressor.results import Gates, Report, ReportedGateFailed
 from compressor.structure.request import request_options
 from compressor.text import size_of
-from compressor.training.request import FILES, Training, make_training, training_options
+from compressor.training.request import FILES, Training, is_training, training_of, training_options
 from compressor.training.request import METHOD as TRAINED
+from compressor.training.sequential import METHOD as REFIT
+from compressor.training.sequential import Sequential
 
 _WIDE = 60  # of what stands for the value of an option in help; longer lists are told in words
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -230,11 +232,17 @@ def _own_training() -> dict[str, Any]:
 
 def training(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options of training on a teacher's outputs that no method has too."""
+    both = f"{TRAINED}, {REFIT}"
     made = [
-        click.option("--inputs", metavar="FILE", help=f"Train on these inputs (.npy) [{TRAINED}]."),
+        click.option(
+            "--sequential",
+            is_flag=True,
+            help=f"Layer after layer, by the --inputs that those before leave it, in place of --stats [{REFIT}].",
+        ),
+        click.option("--inputs", metavar="FILE", help=f"Train on these inputs, or refit by them (.npy) [{both}]."),
         click.option("--labels", metavar="FILE", help=f"Classes of the inputs (.npy), if known [{TRAINED}]."),
         click.option(
-            "--network", metavar="NAME|FILE", help=f"What both networks are, where tensors do not tell [{TRAINED}]."
+            "--network", metavar="NAME|FILE", help=f"What both networks are, where tensors do not tell [{both}]."
         ),
         click.option(
             "--teacher-network", metavar="NAME|FILE", help=f"What the teacher is, if not --network [{TRAINED}]."
@@ -252,21 +260,29 @@ def training(function: Callable[..., Any]) -> Callable[..., Any]:
     return chain(*made)(function)
 
 
-def given_training(values: dict[str, Any]) -> Training | None:
-    """Take what is said of training out of `values`, as texts; None where another method is asked for."""
-    files = {key: values.pop(key) for key in FILES}
+def given_training(values: dict[str, Any]) -> Training | Sequential | None:
+    """Take what is said of training, or of refitting in order, out of `values`, as texts; None where another method
+    is asked for."""
+    files = {key: path for key in FILES if (path := values.pop(key)) is not None}
     found = {key: values.pop(key) for key in _own_training()}
     found = {
         key: str(value).lower() if value in (True, False) else value
         for key, value in found.items()
         if value is not None
     }
-    if values.get("method") == TRAINED:
-        others = {key: value for key, value in given("distill", values).items() if key != "method"}
-        return make_training(found | others, teacher=values.pop("teacher"), text=True, **files)
-    first = next((key for key in {**files, **found} if files.get(key, found.get(key)) is not None), None)
+    if values.pop("sequential"):
+        found["sequential"] = "true"
+    if is_training("distill", {"method": values.get("method"), **found}):
+        if "sequential" in found and values.get("stats") is not None:
+            found["stats"] = values["stats"]  # of which it says why not
+        paths = {"teacher": values.pop("teacher"), **files}
+        return training_of(found | given("distill", values), paths, text=True)
+    first = next(iter({**files, **found}), None)
     if first is not None:
-        raise UsageError(f"--{first.replace('_', '-')} is for --method {TRAINED}")
+        owner = {"sequential": REFIT}.get(first, TRAINED)
+        either = values.get("method") == REFIT and first in ("inputs", "network", "divide")
+        remedy = "Refit goes by --stats, or with --sequential by --inputs" if either else ""
+        raise UsageError(f"--{first.replace('_', '-')} is for --method {owner}", remedy=remedy)
     return None
 
 

@@ -44,14 +44,18 @@ class Conditioned:
 
     def tell(self, block: Block) -> None:
         """Say what was done to a gram that is singular."""
+        block.said.extend(self.remarks())
+
+    def remarks(self) -> list[str]:
+        """What was done to a gram that is singular, in a sentence; nothing of others."""
         width, count = self.layer.width, self.layer.count
         if self.damp > self.asked:
             why = f"its inputs' gram has no Cholesky factor at damp {self.asked:g}"
         elif count < width:
             why = f"{count} rows of {width} inputs leave their gram singular"
         else:
-            return
-        block.said.append(f"{why}: {self.damp:g} of its mean diagonal was added to it")
+            return []
+        return [f"{why}: {self.damp:g} of its mean diagonal was added to it"]
 
 
 def conditioned(

@@ -116,17 +116,32 @@ class Network:
         `keep` what `backward` needs; in `train` norms go by the batch. `watch(layer, rows)` sees the inputs
         [.., width] of each linear layer before it runs; of a convolution these are its windows.
         """
-        x = x.astype(self.dtype, copy=False)
-        if len(self.input) == 3:
-            channels, rows, columns = self.input
-            turned = self._work.array("x", (len(x), rows, columns, channels), self.dtype)
-            np.copyto(turned, x.transpose(0, 2, 3, 1))
-            x = turned
+        x = self._turned(x)
         for number, layer in enumerate(self.layers):
             if watch is not None and isinstance(layer, Linear):
                 watch(self._names[number], layer.rows(x))
             x = layer.forward(x, keep=keep, train=train)
         return x.transpose(0, 3, 1, 2) if x.ndim == 4 else x
+
+    def entering(self, x: Array, name: str) -> Array:
+        """What enters the linear layer of this name, [.., width], for inputs [n, *input]: as `watch` sees it, and
+        no more of the network is run than that takes. Valid until the next call."""
+        x = self._turned(x)
+        for number, layer in enumerate(self.layers):
+            if isinstance(layer, Linear) and self._names[number] == name:
+                return layer.rows(x)
+            x = layer.forward(x)
+        raise KeyError(name)
+
+    def _turned(self, x: Array) -> Array:
+        """Inputs as the layers take them: of the network's dtype, the channels last."""
+        x = x.astype(self.dtype, copy=False)
+        if len(self.input) != 3:
+            return x
+        channels, rows, columns = self.input
+        turned = self._work.array("x", (len(x), rows, columns, channels), self.dtype)
+        np.copyto(turned, x.transpose(0, 2, 3, 1))
+        return turned
 
     def backward(self, gradient: Array, *, inputs: bool = False) -> Array | None:
         """Fill `gradients` from the loss's gradient by the outputs of the last `forward`, which was told to `keep`;

@@ -11,7 +11,6 @@ from compressor.files.source import Source, StoredTensor, open_source
 from compressor.lazy import np
 from compressor.networks.kinds import Shape
 from compressor.networks.network import Network
-from compressor.training.request import Training
 from compressor.workspace import Array, Workspace
 
 
@@ -65,9 +64,11 @@ class Examples:
         return labels.astype(np.intp)
 
 
-def open_examples(said: Training, student: Network, teacher: Network) -> Examples:
-    """The inputs in a file. InputError where they are none, or not what both networks take."""
-    path, divide = said.inputs, said.divide
+def open_examples(
+    path: str, divide: float | None, student: Network, teacher: Network, *, shift: int = 0
+) -> Examples:
+    """The inputs in a file. InputError where they are none, not what both networks take, or no images that could be
+    moved by a `shift`."""
     source = open_source(path)
     if len(source.tensors) != 1:
         raise InputError(
@@ -84,7 +85,7 @@ def open_examples(said: Training, student: Network, teacher: Network) -> Example
     offered = student.fitted.description.divide
     by = divide if divide is not None else offered if is_whole(array) else 1.0
     image = _image(array.spec.shape[1:]) or _image(student.input)
-    if said.shift and image is None:
+    if shift and image is None:
         raise InputError(
             "holds no images that could be shifted: of neither rows and columns nor channels, rows and columns",
             file=path,

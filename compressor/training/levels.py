@@ -23,7 +23,7 @@ from compressor.networks.network import Network
 from compressor.tensor import DTYPES
 from compressor.workspace import Array, Workspace
 
-_LAYOUTS = ("pack-quantized", "int-quantized", "compressor", "plain")
+LAYOUTS = ("pack-quantized", "int-quantized", "compressor", "plain")
 _LEAST = 1e-3  # of what it was, to which a scale may fall: it never changes its sign
 
 
@@ -101,7 +101,7 @@ def levels_of(tensor: Tensor, weight: Array) -> Levels:
         places = codes + encoder.entries * which[:, None]
         numbers = books.astype(np.float32).reshape(-1)
         return Levels(tensor, weight.reshape(-1), places.reshape(-1), numbers, (numbers != 0).astype(np.float32))
-    if not isinstance(encoder, Int) or encoder.layout_of(spec) not in _LAYOUTS:
+    if not isinstance(encoder, Int) or encoder.layout_of(spec) not in LAYOUTS:
         raise UsageError(
             f"is stored as {'numbers' if encoder is None else encoder.label}, whose scales cannot be trained",
             tensor=spec.name,

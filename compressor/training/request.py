@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 from compressor.errors import CompressorError, UsageError, raise_all
 from compressor.method import Method, option, options_of
 from compressor.options import converted, flag
+from compressor.training.sequential import Sequential, is_sequential, make_sequential
 
 METHOD = "soft-targets"
 FILES = ("inputs", "labels", "network", "teacher_network")  # that options name, beside the teacher
@@ -62,6 +63,11 @@ class Training:
     divide: float | None = option(None, help="divide the inputs by this, such as 255", low=1e-30, high=1e30)
 
     @property
+    def label(self) -> str:
+        """What the method is called."""
+        return METHOD
+
+    @property
     def files(self) -> tuple[str, ...]:
         """The files that it reads, as far as they are known."""
         return tuple(path for path in (self.teacher, self.inputs, self.labels) if path)
@@ -83,22 +89,35 @@ def training_options() -> dict[str, Any]:
 
 
 def is_training(kind: Any, options: Mapping[str, Any]) -> bool:
-    """Whether a stage of a recipe is one of training."""
-    return kind == "distill" and options.get("method") == METHOD
+    """Whether a stage is one for a whole network, which a training or a refit of its layers in order is."""
+    return kind == "distill" and (options.get("method") == METHOD or is_sequential(options))
 
 
 def training_stage(
     table: Mapping[str, Any], teacher: str | None, *, text: bool = False, where: str = ""
-) -> Training:
-    """Training from a stage of a recipe. Its teacher, else `teacher`, else what the pipeline begins with."""
-    options = {key: value for key, value in table.items() if key != "method"}
-    paths = {key: options.pop(key, None) for key in ("teacher", *FILES)}
+) -> Training | Sequential:
+    """It from a stage of a recipe. Its teacher, else `teacher`, else what the pipeline begins with."""
+    options = dict(table)
+    paths = {key: options.pop(key) for key in ("teacher", *FILES) if key in options}
     for key, path in paths.items():
         if path is not None and not isinstance(path, str):
             raise UsageError(f"{where}{key}: must be a path")
-    paths["teacher"] = paths["teacher"] or teacher or ""
-    paths["inputs"] = paths["inputs"] or ""  # which whoever runs the recipe gives
-    return make_training(options, **paths, text=text, where=where)
+    paths["teacher"] = paths.get("teacher") or teacher or ""
+    paths["inputs"] = paths.get("inputs") or ""  # which whoever runs the recipe gives
+    return training_of(options, paths, text=text, where=where)
+
+
+def training_of(
+    options: Mapping[str, Any], paths: Mapping[str, str | None], *, text: bool = False, where: str = ""
+) -> Training | Sequential:
+    """What a user's options ask for, their method among them, with the `paths` that were given; UsageError with all
+    that is wrong at once."""
+    given = {"teacher": None, "inputs": None, **paths}
+    if not is_sequential(options):
+        options = {key: value for key, value in options.items() if key != "method"}
+        return make_training(options, **given, text=text, where=where)
+    unfit: dict[str, Any] = {key: given.pop(key) for key in ("labels", "teacher_network") if key in given}
+    return make_sequential({**options, **unfit}, **given, text=text, where=where)
 
 
 def make_training(

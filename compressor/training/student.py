@@ -3,55 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
-from compressor.checkpoint import Checkpoint, Tensor
+from compressor.checkpoint import Checkpoint
 from compressor.engines.local import local
 from compressor.errors import InputError
 from compressor.files.source import StoredTensor
-from compressor.floats import narrow, widen
-from compressor.lazy import np
-from compressor.networks.description import Fitted
-from compressor.networks.kinds import Softmax
 from compressor.networks.matching import read_network
 from compressor.networks.network import Network
-from compressor.tensor import DTYPES
 from compressor.training.batches import Batches, bordered
 from compressor.training.course import LANES
 from compressor.training.examples import Examples, open_examples
+from compressor.training.holding import Trained, bare, check_finite, holding
+from compressor.training.layerwise import refitted
 from compressor.training.levels import Held, Levels
 from compressor.training.request import METHOD, Training
+from compressor.training.sequential import Sequential
 from compressor.training.soft_targets import Outcome, train
-from compressor.workspace import Array, Workspace
-
-
-@dataclass(frozen=True, eq=False)
-class Trained(StoredTensor):
-    """A tensor with other numbers than the file's, already in its storage type."""
-
-    numbers: Array
-
-    @property
-    def contiguous(self) -> bool:
-        return False
-
-    def read_rows(self, columns: int, start: int, stop: int, work: Workspace, key: str) -> Array:
-        out = work.array(key, (stop - start, columns), self.numbers.dtype.str)
-        np.copyto(out, self.numbers.reshape(-1, columns)[start:stop])
-        return out
-
-    def read_bytes(self, start: int, stop: int, work: Workspace, key: str) -> Array:
-        raise NotImplementedError  # nothing that is not contiguous is read so
-
-    def read_columns(self, start: int, stop: int, work: Workspace, key: str) -> Array:
-        raise NotImplementedError  # it is no part of an encoder
 
 
 def trained(
     checkpoint: Checkpoint,
     teacher: Checkpoint,
-    said: Training,
+    said: Training | Sequential,
     *,
     workers: int,
     dry: bool,
@@ -59,17 +34,19 @@ def trained(
 ) -> Checkpoint:
     """The student after training, the teacher's outputs before it; `dry`: not trained, only looked at. InputError
     where the two do not pair, or the inputs are not theirs."""
+    if isinstance(said, Sequential):
+        return refitted(checkpoint, teacher, said, workers=workers, dry=dry, progress=progress)
     found = read_network(checkpoint, said.network)
-    student = _bare(found.network)
+    student = bare(found.network)
     mentor = read_network(teacher, said.teacher_network or said.network)
-    master = _bare(mentor.network)
+    master = bare(mentor.network)
     if student.outputs != master.outputs or len(student.outputs) != 1:
         raise InputError(
             f"gives {list(student.outputs)} outputs, and the teacher {list(master.outputs)}",
             file=checkpoint.path,
             remedy="Student and teacher must give the same vector of outputs, of whatever shapes they are inside",
         )
-    examples = open_examples(said, student, master)
+    examples = open_examples(said.inputs, said.divide, student, master, shift=said.shift)
     held = None if said.codes == "numbers" else _held(checkpoint, student, said.codes)
     nbytes = sum(array.nbytes for array in student.tensors.values())
     # the student, its best state, masks, two moments and a gradient of each lane; the teacher
@@ -91,7 +68,7 @@ def trained(
     tensors = dict(checkpoint.tensors)
     for name, array in student.tensors.items():
         if held is None or name not in held.names:
-            tensors[name] = _holding(checkpoint, name, array)
+            tensors[name] = holding(checkpoint, name, array)
     if held is not None:
         for name, levels in held.levels.items():
             tensors[name] = replace(tensors[name], parts={**tensors[name].parts, **_stored(levels)})
@@ -145,38 +122,10 @@ def _stored(levels: Levels) -> dict[str, StoredTensor]:
     for suffix, numbers in levels.parts().items():
         part = levels.tensor.parts[suffix]
         if part.spec.is_float:
-            _check_finite(numbers, part.spec.dtype, part.file.path, levels.tensor.spec.name)
+            check_finite(numbers, part.spec.dtype, part.file.path, levels.tensor.spec.name)
         placed = replace(part.placed, fortran=False, big_endian=False, strides=None)
         found[suffix] = Trained(part.file, placed, numbers)
     return found
-
-
-def _bare(network: Network) -> Network:
-    """The network without a softmax at its end: what it softens is what is compared."""
-    fitted = network.fitted
-    description = fitted.description
-    if len(description.layers) < 2 or not isinstance(description.layers[-1], Softmax):
-        return network
-    shorter = Fitted(replace(description, layers=description.layers[:-1]), fitted.roles[:-1], fitted.shapes[:-1])
-    return Network(shorter, network.tensors, network.dtype)
-
-
-def _holding(checkpoint: Checkpoint, name: str, array: Array) -> Tensor:
-    tensor = checkpoint.tensors[name]
-    spec = tensor.spec
-    numbers = np.empty(spec.shape, DTYPES[spec.dtype].storage)
-    narrow(array.astype(DTYPES[spec.dtype].compute, copy=False), spec.dtype, numbers)
-    _check_finite(numbers, spec.dtype, checkpoint.path, name)
-    first = next(iter(tensor.parts.values()))
-    placed = replace(first.placed, spec=spec, fortran=False, big_endian=False, strides=None)
-    return Tensor(spec, {"": Trained(first.file, placed, numbers)}, tensor.file)
-
-
-def _check_finite(numbers: Array, dtype: str, path: str, tensor: str) -> None:
-    if not np.isfinite(widen(numbers, dtype, Workspace(), "narrowed")).all():
-        raise InputError(
-            f"was trained to numbers beyond {dtype}", file=path, tensor=tensor, remedy="Lower --learning-rate"
-        )
 
 
 def _told(outcome: Outcome, said: Training) -> str:
