@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from compressor import api, relay
 from compressor.cli.main import cli, run
 from compressor.errors import CompressorError, OutputError, UsageError
+from compressor.files import atomic
 from compressor.files import work as work_folder
 from compressor.files.sink import Sink
 from compressor.shards import Shards
@@ -530,4 +531,9 @@ def test_shards_that_are_kept_are_called_so(model: Path, monkeypatch: pytest.Mon
     work = stopped_shards(model, monkeypatch, 1)
     assert work_folder.kept() == (
         f"no output was written; 1 finished shard is kept in {work}: the same command goes on from there"
+    )
+    monkeypatch.setattr(atomic, "_beside", "base")
+    assert work_folder.kept() == (
+        f"only base was written; 1 finished shard is kept in {work}: "
+        "the same command with --force goes on from there"
     )

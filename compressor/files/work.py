@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import Any
 
 from compressor.errors import OutputError, UsageError
-from compressor.files.atomic import Staging, link_or_copy, remove, reporting
+from compressor.files.atomic import Staging, left_beside, link_or_copy, remove, reporting
 from compressor.files.handle import InputFile
 from compressor.files.strict_json import parse_object
 from compressor.text import printable
@@ -139,7 +139,9 @@ def kept() -> str:
     count, path = len(_current.entries), printable(_current.path)
     one, more = ("shard", "shards") if next(iter(_current.entries)).startswith("shard-") else ("pass", "passes")
     said = f"1 finished {one} is" if count == 1 else f"{count} finished {more} are"
-    return f"no output was written; {said} kept in {path}: the same command goes on from there"
+    beside = left_beside()
+    command = "the same command with --force" if beside else "the same command"  # for what is written already
+    return f"{beside or 'no output was written'}; {said} kept in {path}: {command} goes on from there"
 
 
 def _lock(path: str) -> int | None:
