@@ -149,7 +149,10 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         set_("methods", 0, to={"kind": "quantize", "scheme": "uniform"}),
         "it lacks what it should say",
     ),
-    "without a rank": (set_("methods", 0, to={"kind": "distill", "method": "low-rank", "energy": 0.9}), "it lacks what"),
+    "without a rank": (
+        set_("methods", 0, to={"kind": "distill", "method": "low-rank", "energy": 0.9}),
+        "it lacks what",
+    ),
     "another tensor": (set_("tensors", "fc9.weight", to=["F32", [2, 2], 0]), "tensor 'fc9.weight': its part"),
 }
 

@@ -13,6 +13,13 @@ from compressor.cli.streams import say
 from compressor.recipe import Recipe, make_stage
 from compressor.text import printable, size_text
 
+store = click.option(
+    "--store",
+    type=click.Choice(["auto", "archive"]),
+    default="auto",
+    help="Packed codes, or archive: packed, then the whole file entropy-coded, with even steps as candidates.",
+)
+
 
 @click.command()
 @options.writing
@@ -44,6 +51,8 @@ from compressor.text import printable, size_text
 @budgeting.details
 @options.method_options("quantize")
 @options.stats
+@store
+@options.effort
 @options.requantize
 @options.selecting
 @options.running
@@ -75,6 +84,8 @@ def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any
     values |= dict.fromkeys(TARGETS)
     budget = budgeting.taken(values, stage_options)
     del values["curve"]
+    if values["store"] == "auto":
+        values["store"] = "stages"  # as `run_recipe` calls it
     rules = options.parse_rules(rules)
     stage = make_stage("quantize", stage_options, include=include, exclude=exclude, rules=rules, text=True)
     recipe = replace(Recipe((stage,)), budget=budget)
