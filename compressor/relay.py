@@ -19,6 +19,7 @@ from compressor.files.work import WorkFolder, content_hash
 from compressor.plan import Plan
 from compressor.recipe import Recipe, Stage
 from compressor.results import Report
+from compressor.structure.request import Request
 from compressor.target import check_apart, container_of
 from compressor.text import size_text
 
@@ -40,6 +41,14 @@ def legs(recipe: Recipe, source: str) -> list[Recipe]:
             training = replace(training, teacher=source)
         found.append(replace(part, training=training))
     return found
+
+
+def _asks(part: Recipe) -> bool:
+    """Whether a stage of it takes statistics that it does not name, or a cut may."""
+    cuts = [cut for cut in part.cuts if isinstance(cut, Request) and cut.stats is None and cut.layers is None]
+    return any(stage.statistics and stage.stats is None for stage in part.stages) or any(
+        cut.importance in ("inputs", "auto") for cut in cuts
+    )
 
 
 def _named(part: Recipe) -> str:
@@ -94,8 +103,8 @@ def relay(run: Run, source: str, output: str, recipe: Recipe, settings: dict[str
         return run("pipeline", source, output, parts[0], **settings)
     base = base_of(parts, source, output, settings)
     stats = settings.pop("stats", None) or recipe.stats
-    asking = [any(stage.statistics and stage.stats is None for stage in part.stages) for part in parts]
-    if stats is not None and not any(asking) and not any(part.cuts for part in parts):
+    asking = [_asks(part) for part in parts]
+    if stats is not None and not any(asking):
         raise UsageError("--stats: no stage takes it", remedy="Leave it out")
     check_apart(output, source, *(path for part in parts if part.training for path in part.training.files))
     if not settings.get("dry_run"):  # before the legs on the way, which take long

@@ -537,3 +537,19 @@ def test_shards_that_are_kept_are_called_so(model: Path, monkeypatch: pytest.Mon
         f"only base was written; 1 finished shard is kept in {work}: "
         "the same command with --force goes on from there"
     )
+
+
+def test_a_cut_on_the_way_goes_by_statistics(files: dict[str, Path]) -> None:
+    """Also where the recipe is run in several passes, of which the cut's is the first."""
+    api.calibrate(files["in"], files["in"].with_name("s.safetensors"), inputs=files["x"])
+    cut = {"stages": ["prune:structure=neurons,fraction=0.25", "distill:method=soft-targets,epochs=1"]}
+    one = api.pipeline(
+        files["in"], files["a"], inputs=files["x"], stats=files["in"].with_name("s.safetensors"), **cut
+    )
+    stages = [cut["stages"][0], "prune:method=threshold,threshold=0", cut["stages"][1]]
+    both = {"inputs": files["x"], "stats": files["in"].with_name("s.safetensors")}
+    two = api.pipeline(files["in"], files["b"], stages=stages, **both)
+    assert [stage.get("importance") for stage in one.plan.stages][0] == two.plan.stages[0].get("importance")
+    assert "stats" in two.plan.stages[0]
+    with pytest.raises(UsageError, match="no stage takes it"):
+        api.pipeline(files["in"], files["b"], stages=stages[1:], **both)

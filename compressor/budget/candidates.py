@@ -116,13 +116,22 @@ def make_candidates(
 ) -> tuple[Candidate, ...]:
     """The candidates of these names, or without names the default ones for a layout and a container.
 
-    `shared` are options for all that have them. UsageError names what is none.
+    `shared` are options for all that have them; a default candidate that has one without this value is left out.
+    UsageError names what is none.
     """
-    names = tuple(names) or (_even() if archived else _default(layout, container))
+    given, refused = tuple(names), list[UsageError]()
     found: dict[str, Candidate] = {}
-    for name in names:
-        made = _made(name.strip(), shared, where)
+    for name in given or (_even() if archived else _default(layout, container)):
+        try:
+            made = _made(name.strip(), shared, where)
+        except UsageError as error:
+            if given:
+                raise
+            refused.append(error)
+            continue
         found.setdefault(made.key, made)
+    if refused and set(found) <= {DENSE}:
+        raise refused[-1]
     if set(found) <= {DENSE}:
         raise UsageError(f"{where}a budget needs candidates that are smaller than dense")
     return tuple(found.values())
