@@ -276,7 +276,7 @@ def test_usual_candidates_without_the_method_are_left_out(tmp_path: Path) -> Non
     assert report.allocation is not None
     assert {row.choice for row in report.allocation.chosen} <= {"int4g128", "int4g64", "int4g32", "int8g128"}
     with pytest.raises(UsageError, match="candidate mxfp4"):
-        compressor.quantize(tmp_path / "in", tmp_path / "out", **asked, candidates=["mxfp4", "int4g64"])
+        compressor.quantize(tmp_path / "in", tmp_path / "o", **asked, candidates=["mxfp4", "int4g64"])
 
 
 def test_statistics_weigh_the_error(model: Path, tmp_path: Path) -> None:
