@@ -15,13 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from compressor.checkpoint import Checkpoint, Tensor
-from compressor.errors import InputError
-from compressor.files.source import StoredTensor
-from compressor.floats import settle, widen
+from compressor.floats import widen
 from compressor.lazy import np
 from compressor.structure.gather import Gathered
 from compressor.structure.models import Known, Model
-from compressor.tensor import DTYPES
+from compressor.structure.multiplied import Multiplied
 from compressor.text import printable
 from compressor.workspace import Array, Workspace
 
@@ -149,45 +147,24 @@ def _obstacle(tensors: Sequence[Known], checkpoint: Checkpoint) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Balanced(StoredTensor):
-    """`origin`, which need not be stored so, with every row times a factor and every column times one (float64,
-    None for ones), rounded to its dtype. `plus` is added before and taken off after."""
+class Balanced(Multiplied):
+    """Every row times a factor and every column times one (float64, None for ones). `plus` is added before and
+    taken off after."""
 
-    origin: StoredTensor
     rows: Array | None = None
     columns: Array | None = None
     plus: float = 0.0
 
-    @property
-    def contiguous(self) -> bool:
-        return False
+    def multiply(self, held: Array, start: int, out: Array) -> None:
+        np.add(held, held.dtype.type(self.plus), out=out)
+        if self.rows is not None:
+            np.multiply(out, self.rows[start : start + len(held), None].astype(held.dtype), out=out)
+        if self.columns is not None:
+            np.multiply(out, self.columns.astype(held.dtype), out=out)
+        np.subtract(out, held.dtype.type(self.plus), out=out)
 
-    def read_rows(self, columns: int, start: int, stop: int, work: Workspace, key: str) -> Array:
-        dtype = self.spec.dtype
-        raw = self.origin.read_rows(columns, start, stop, work, f"{key}.unscaled")
-        held = widen(raw, dtype, work, f"{key}.wide")
-        scaled = work.array(f"{key}.scaled", held.shape, held.dtype.str)
-        out = work.array(key, held.shape, DTYPES[dtype].storage)
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.add(held, held.dtype.type(self.plus), out=scaled)
-            if self.rows is not None:
-                np.multiply(scaled, self.rows[start:stop, None].astype(held.dtype), out=scaled)
-            if self.columns is not None:
-                np.multiply(scaled, self.columns.astype(held.dtype), out=scaled)
-            np.subtract(scaled, held.dtype.type(self.plus), out=scaled)
-        if not np.isfinite(settle(scaled, dtype, out, work)).all() and np.isfinite(held).all():
-            raise InputError(
-                f"leaves the range of {dtype} with the scales of method awq in it",
-                tensor=self.spec.name,
-                remedy="Use --method search or gptq",
-            )
-        return out
-
-    def read_bytes(self, start: int, stop: int, work: Workspace, key: str) -> Array:
-        raise NotImplementedError  # nothing that is not contiguous is read so
-
-    def read_columns(self, start: int, stop: int, work: Workspace, key: str) -> Array:
-        raise NotImplementedError  # parts of encoders are never scaled
+    def refusal(self) -> tuple[str, str]:
+        return "with the scales of method awq in it", "Use --method search or gptq"
 
 
 def folded(checkpoint: Checkpoint, chosen: Sequence[tuple[Fold, Array]]) -> tuple[Checkpoint, dict[str, Array]]:

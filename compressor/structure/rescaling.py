@@ -14,51 +14,26 @@ from dataclasses import dataclass, replace
 from math import sqrt
 
 from compressor.checkpoint import Checkpoint, Tensor
-from compressor.errors import InputError
-from compressor.files.source import StoredTensor
-from compressor.floats import settle, widen
 from compressor.lazy import np
 from compressor.structure.chains import Chain
 from compressor.structure.models import Model
-from compressor.tensor import DTYPES
-from compressor.workspace import Array, Workspace
+from compressor.structure.multiplied import Multiplied
+from compressor.workspace import Array
 
 _WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForPreTraining", "DoubleHeadsModel")
 
 
 @dataclass(frozen=True, eq=False)
-class Scaled(StoredTensor):
-    """`origin`, which is not stored so either, times `factor`, rounded to its dtype."""
+class Scaled(Multiplied):
+    """Every number times `factor`."""
 
-    origin: StoredTensor
     factor: float
 
-    @property
-    def contiguous(self) -> bool:
-        return False
+    def multiply(self, held: Array, start: int, out: Array) -> None:
+        np.multiply(held, held.dtype.type(self.factor), out=out)
 
-    def read_rows(self, columns: int, start: int, stop: int, work: Workspace, key: str) -> Array:
-        dtype = self.spec.dtype
-        held = widen(
-            self.origin.read_rows(columns, start, stop, work, f"{key}.unscaled"), dtype, work, f"{key}.wide"
-        )
-        scaled = work.array(f"{key}.scaled", held.shape, held.dtype.str)
-        out = work.array(key, held.shape, DTYPES[dtype].storage)
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.multiply(held, held.dtype.type(self.factor), out=scaled)
-        if not np.isfinite(settle(scaled, dtype, out, work)).all() and np.isfinite(held).all():
-            raise InputError(
-                f"leaves the range of {dtype} when scaled by {self.factor:.4g}, as fewer inputs want it",
-                tensor=self.spec.name,
-                remedy="Use --rescale none",
-            )
-        return out
-
-    def read_bytes(self, start: int, stop: int, work: Workspace, key: str) -> Array:
-        raise NotImplementedError  # nothing that is not contiguous is read so
-
-    def read_columns(self, start: int, stop: int, work: Workspace, key: str) -> Array:
-        raise NotImplementedError  # parts of encoders are never scaled
+    def refusal(self) -> tuple[str, str]:
+        return f"when scaled by {self.factor:.4g}, as fewer inputs want it", "Use --rescale none"
 
 
 def factors(before: Model | Chain, after: Model | Chain, hidden_only: bool) -> dict[str, float]:
