@@ -250,11 +250,11 @@ def run_recipe(
             as_unfinished(base)
             source = base
     checkpoint = open_checkpoint(source)
-    if not dry_run:
+    container, changes_it = container_of(output, checkpoint.source), recipe.stages or recipe.cuts or recipe.training
+    if changes_it and container != "npy" and not dry_run:  # else nothing records it
         checkpoint = replace(checkpoint, identity=origin or identity_of(checkpoint.source))
-    container = container_of(output, checkpoint.source)
     recipe, archived = archiving.settled(recipe, store, container)
-    if archived and not (recipe.stages or recipe.cuts or recipe.training):
+    if archived and not changes_it:
         checkpoint = archiving.as_stored(checkpoint, container)
     coding = [stage.store for stage in recipe.stages if stage.method.verb == "quantize"]
     if container == "npz" and any(store in ("dense", "packed") for store in coding):

@@ -102,6 +102,18 @@ def test_metadata_that_imitates_the_open_place_is_refused(tmp_path: Path) -> Non
     with pytest.raises(OutputError, match="plan's fingerprint"):
         api.prune(source, tmp_path / "out.safetensors", sparsity=0.5)
     assert not (tmp_path / "out.safetensors").exists()
+    api.restore(source, tmp_path / "back.safetensors")
+    assert archives.metadata_of(tmp_path / "back.safetensors")["mine"] == provenance.PLAN_LATER
+
+
+def test_what_is_not_recorded_is_not_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    api.quantize(TEACHER, tmp_path / "a.safetensors", granularity="channel", bits=4)
+    np.save(tmp_path / "in.npy", np.ones((4, 8), "<f4"))
+    monkeypatch.setattr(api, "identity_of", None)
+    api.restore(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    api.prune(tmp_path / "in.npy", tmp_path / "out.npy", sparsity=0.5)
+    with pytest.raises(TypeError):
+        api.prune(tmp_path / "in.npy", tmp_path / "out.safetensors", sparsity=0.5)
 
 
 def set_(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
