@@ -14,7 +14,7 @@ help:
 	@echo "make bench         throughput and memory beside cp, NumPy, torch, HQQ, scikit-learn (writes 2.4 GB to bench-data)"
 
 # A stamp for each set of packages: it is renewed when what is to be installed changes.
-.venv/base: pyproject.toml hatch_build.py compressor/kernels/kernels.c compressor/kernels/__init__.py
+.venv/base: pyproject.toml hatch_build.py compressor/core/kernels/kernels.c compressor/core/kernels/__init__.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	touch $@
@@ -71,18 +71,18 @@ test-interop: .venv/interop
 	touch $@
 
 bench: .venv/bench
-	$(BIN)/python bench/bench.py
-	$(BIN)/python bench/schemes.py
-	$(BIN)/python bench/codebook.py
-	$(BIN)/python bench/pruning.py
-	$(BIN)/python bench/soft_targets.py
-	$(BIN)/python bench/deep_compression.py
-	$(BIN)/python bench/archive.py
-	$(BIN)/python bench/uniform.py
-	$(BIN)/python bench/outputs.py
-	$(BIN)/python bench/minilm_structure.py
-	$(BIN)/python bench/minilm_budget.py
-	$(BIN)/python bench/recipes.py
+	$(BIN)/python -m bench.speed.throughput
+	$(BIN)/python -m bench.speed.schemes
+	$(BIN)/python -m bench.speed.codebook
+	$(BIN)/python -m bench.speed.pruning
+	$(BIN)/python -m bench.quality.soft_targets
+	$(BIN)/python -m bench.quality.deep_compression
+	$(BIN)/python -m bench.speed.archive
+	$(BIN)/python -m bench.quality.uniform
+	$(BIN)/python -m bench.quality.outputs
+	$(BIN)/python -m bench.quality.minilm_structure
+	$(BIN)/python -m bench.quality.minilm_budget
+	$(BIN)/python -m bench.quality.recipes
 
 clean:
 	rm -rf .venv $(OUT) .pytest_cache .mypy_cache .ruff_cache .coverage* htmlcov build dist

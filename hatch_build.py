@@ -13,7 +13,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-FOLDER = Path(__file__).parent / "compressor" / "kernels"
+FOLDER = Path(__file__).parent / "compressor" / "core" / "kernels"
 # No contraction: a product and a sum are rounded one after the other, as NumPy does.
 FLAGS = ["-O3", "-std=c11", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 

@@ -13,24 +13,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from compressor.errors import CompressorError, GateFailed, InputError, OutputError, UsageError
+from compressor.core.errors import CompressorError, GateFailed, InputError, OutputError, UsageError
 
 if TYPE_CHECKING:
-    from compressor.api import (
-        calibrate,
-        compare,
-        distill,
-        inspect,
-        merge_statistics,
-        pipeline,
-        prune,
-        quantize,
-        restore,
-        tune,
-    )
-    from compressor.results import Gates, Report
+    from compressor.api import distill, pipeline, prune, quantize, restore, tune
+    from compressor.calibration.run import calibrate, merge_statistics
+    from compressor.recipe.gates import Gates
+    from compressor.workflows.inspect import compare, inspect
+    from compressor.workflows.results import Report
 
-__version__ = "0.1.0"
+from compressor.core.version import __version__ as __version__
 
 __all__ = [
     "CompressorError",
@@ -57,6 +49,8 @@ def __getattr__(name: str) -> Any:
     """The verbs are imported when first used: `compressor --help` must not wait for NumPy."""
     if name not in __all__:
         raise AttributeError(f"module 'compressor' has no attribute {name!r}")
-    from compressor import api, results
+    from compressor import api
+    from compressor.recipe import gates
+    from compressor.workflows import results
 
-    return getattr(results if name in ("Gates", "Report") else api, name)
+    return getattr({"Gates": gates, "Report": results}.get(name, api), name)

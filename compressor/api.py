@@ -12,38 +12,45 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Literal
 
-from compressor import archiving, pairing
-from compressor.alternating import alternates, base_recipe
-from compressor.balancing import balanced, balances, scaled_note
-from compressor.budget.request import Budget, take_budget
-from compressor.budget.running import run_budget, run_tune
-from compressor.budget.tune import Search
-from compressor.calibration import calibrate, merge_statistics
-from compressor.checkpoint import open_checkpoint
-from compressor.engines.local import available_workers, local
-from compressor.errors import InputError, UsageError
-from compressor.execution import counting, engine, finish, in_file, sealed
-from compressor.experts import divided, split_experts
-from compressor.files.atomic import as_unfinished, check_place
+from compressor.calibration.run import calibrate, merge_statistics
+from compressor.checkpoint.checkpoint import open_checkpoint
+from compressor.checkpoint.experts import split_experts
+from compressor.core.errors import InputError, UsageError
+from compressor.core.parallel.threads import available_workers, local
+from compressor.engine.execution import archive as archiving
+from compressor.engine.execution.runner import Runner
+from compressor.engine.execution.session import counting, engine, finish, in_file, sealed
+from compressor.engine.execution.shards import Shards
+from compressor.engine.execution.worker import Worker
+from compressor.engine.plan import pairing
+from compressor.engine.plan.experts import divided
+from compressor.engine.plan.plan import Plan
+from compressor.engine.plan.planner import make_plan, stores_packed
+from compressor.files.destination import check_apart, container_of
 from compressor.files.identity import Identity, identity_of
-from compressor.files.sink import Sink
-from compressor.method import Method, methods_of
-from compressor.plan import Plan
-from compressor.planner import make_plan, stores_packed
-from compressor.presets import with_presets
-from compressor.recipe import Recipe, Stage, make_stage, recipe_of
-from compressor.recipe_file import recipe_for
-from compressor.relay import relay
-from compressor.results import Gates, Report, ReportedGateFailed
-from compressor.runner import Runner
-from compressor.scan import compare, inspect, non_finite_tensors
-from compressor.shards import Shards
-from compressor.structure.making import files_of, reshaped, settled
-from compressor.structure.request import is_request, make_request
-from compressor.target import check_apart, container_of
-from compressor.training.request import FILES, is_training, training_of
-from compressor.training.student import trained
-from compressor.worker import Worker
+from compressor.files.output import Sink
+from compressor.files.staging import as_unfinished, check_place
+from compressor.methods.contract import Method
+from compressor.methods.registry import methods_of
+from compressor.networks.training.student import trained
+from compressor.recipe.budget import Budget, take_budget
+from compressor.recipe.gates import Gates
+from compressor.recipe.model import Recipe, Stage, recipe_of
+from compressor.recipe.preset_rules import with_presets
+from compressor.recipe.stages import make_stage
+from compressor.recipe.statistics_files import with_statistics
+from compressor.recipe.structured_cut import is_request, make_request
+from compressor.recipe.toml_file import recipe_for
+from compressor.recipe.training import FILES, is_training, training_of
+from compressor.surgery.students.make import files_of, reshaped, settled
+from compressor.workflows import gating
+from compressor.workflows.adapter_base import alternates, base_recipe
+from compressor.workflows.awq import balanced, balances, scaled_note
+from compressor.workflows.budget.run import run_budget, run_tune
+from compressor.workflows.budget.tune import Search
+from compressor.workflows.inspect import compare, inspect, non_finite_tensors
+from compressor.workflows.legs import relay
+from compressor.workflows.results import Report, ReportedGateFailed
 
 Path = str | os.PathLike[str]
 NonFinite = Literal["error", "keep"]
@@ -229,7 +236,7 @@ def run_recipe(
     OutputError, GateFailed: in each case nothing is written.
     """
     source, output, gates = os.fspath(source), os.fspath(output), gates or Gates()
-    recipe = pairing.with_statistics(recipe, None if stats is None else os.fspath(stats))
+    recipe = with_statistics(recipe, None if stats is None else os.fspath(stats))
     teachers = sorted({stage.teacher for stage in recipe.stages if stage.teacher is not None})
     training = recipe.training
     examples = () if training is None else training.files
@@ -331,7 +338,7 @@ def run_recipe(
                 resolved = counter.resolved
         plan = archiving.noted(plan, dry=dry_run) if archived else plan
         early = replace(gates, min_ratio=None, max_size=None) if archived else gates
-        report = Report(verb, source, output, plan, failures=tuple(early.judge_plan(plan)))
+        report = Report(verb, source, output, plan, failures=tuple(gating.judge_plan(early, plan)))
         if report.failures:
             raise ReportedGateFailed(report)
         if dry_run:
@@ -360,9 +367,9 @@ def run_recipe(
                     coder = stack.enter_context(local(count))
                     plan, _ = archiving.archive_files(sink, plan, effort, coder, count + 2)
             if archived:
-                failures = gates.judge_plan(plan)
+                failures = gating.judge_plan(gates, plan)
             report = Report(verb, source, output, plan, changes)
-            failures += gates.judge(report)
+            failures += gating.judge(gates, report)
             if failures:
                 raise ReportedGateFailed(Report(verb, source, output, plan, changes, tuple(failures)))
             for one in statistics.values():

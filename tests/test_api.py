@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import compressor
-from compressor.results import ReportedGateFailed
+from compressor.workflows.results import ReportedGateFailed
 
 
 @pytest.fixture

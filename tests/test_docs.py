@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import re
 import subprocess
@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-from compressor.statistics import open_statistics
+from compressor.calibration.statistics import open_statistics
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -20,13 +20,8 @@ SAMPLES = ROOT / "sample_weights"
 
 
 def bench(name: str) -> ModuleType:
-    """A script of bench/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "bench" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
+    """A script of bench/quality as a module."""
+    return importlib.import_module(f"bench.quality.{name}")
 
 
 def blocks(kind: str) -> list[str]:
@@ -116,7 +111,7 @@ def test_every_command_is_documented() -> None:
 
 
 def test_the_table_of_errors_has_every_scheme() -> None:
-    """Rows of bench/errors.py, and no others, with a figure in every column."""
+    """Rows of bench/quality/errors.py, and no others, with a figure in every column."""
     script = bench("errors")
     page = script.PAGE.read_text(encoding="utf-8")
     rows = page.split(script.BEGIN)[1].split(script.END)[0].strip().splitlines()
@@ -147,7 +142,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_recipe_page_example_is_valid() -> None:
-    from compressor.recipe_file import parse_recipe
+    from compressor.recipe.toml_file import parse_recipe
 
     page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     for text in re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL):

@@ -9,7 +9,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from compressor import kernels, provenance
+from compressor.checkpoint import record as provenance
+from compressor.core import kernels
 
 GOLDEN = Path(__file__).parent / "golden"
 

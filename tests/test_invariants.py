@@ -10,19 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import archives
 import numpy as np
 import pytest
-from console import LLAMA, MATRIX, TEACHER, compressor
-from laws import FLOATS, Array, numbers, store
+from support import archives
+from support.console import LLAMA, MATRIX, TEACHER, compressor
+from support.laws import FLOATS, Array, numbers, store
 
-from compressor import api, cutting, runner
-from compressor.errors import InputError, Problems, UsageError
-from compressor.recipe import parse_stage
-from compressor.recipe_file import ready_recipes
-from compressor.report import render
-from compressor.results import Report
-from compressor.tensor import DTYPES
+from compressor import api
+from compressor.cli.report import render
+from compressor.core.errors import InputError, Problems, UsageError
+from compressor.core.tensor import DTYPES
+from compressor.engine.execution import cut as cutting
+from compressor.engine.execution import runner
+from compressor.recipe.stages import parse_stage
+from compressor.recipe.toml_file import ready_recipes
+from compressor.workflows.results import Report
 
 NAMES = {
     "int8": "quantize:bits=8",

@@ -9,11 +9,12 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from laws import FLOATS, LAWS, OPTIONS, check_laws, combinations, edges, every_method, fitting, numbers
+from support.laws import FLOATS, LAWS, OPTIONS, check_laws, combinations, edges, every_method, fitting, numbers
 
-from compressor.floats import largest
-from compressor.method import Method, options_of
-from compressor.tensor import DTYPES
+from compressor.core.floats import largest
+from compressor.core.tensor import DTYPES
+from compressor.methods.contract import Method
+from compressor.methods.options import options_of
 
 ROOT = Path(__file__).parent.parent
 COMBINATIONS = dict(combinations())

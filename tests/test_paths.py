@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fault_injection import Server, invoke, is_one_line, make_file, make_folder, make_npy, strays, tree
+from support.fault_injection import Server, invoke, is_one_line, make_file, make_folder, make_npy, strays, tree
 
 PRUNE = ("prune", "--sparsity", "0.5")
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0

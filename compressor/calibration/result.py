@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from compressor.errors import InputError
-from compressor.inputs import Layer
-from compressor.results import CalibrationReport, Gathered
-from compressor.statistics import Writer
+from compressor.calibration.statistics import Writer
+from compressor.core.errors import InputError
+from compressor.core.layer_inputs import Layer
 
 WIDEST = 8192  # of layers that have a gram unless it is asked for: 268 MB in the file, twice that in memory
 
@@ -92,3 +91,25 @@ def report_of(output: str, source: str, layers: list[Gathered], notes: list[str]
 
 def _named(layers: list[Gathered]) -> str:
     return f"{layers[0].name}" + (f" and {len(layers) - 1} more layers" if len(layers) > 1 else "")
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """A layer whose inputs were gathered; `size` is what it takes in the file."""
+
+    name: str
+    rows: int
+    width: int
+    gram: bool
+    size: int
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """`calibrate`: the layers in the order in which they ran, the file's size, and what is to be known of it."""
+
+    output: str
+    source: str
+    layers: tuple[Gathered, ...]
+    size: int
+    notes: tuple[str, ...] = ()

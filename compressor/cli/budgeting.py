@@ -12,10 +12,10 @@ from typing import Any
 
 import click
 
-from compressor.budget.request import SAMPLE, TARGETS, Budget, check_open
 from compressor.cli.options import Decorator, Finite, Size, chain
 from compressor.cli.streams import emit
-from compressor.errors import UsageError
+from compressor.core.errors import UsageError
+from compressor.recipe.budget import SAMPLE, TARGETS, Budget, check_open
 
 targets: Decorator = chain(
     click.option("--target-size", type=Size(), help="Budget: bytes of the files, such as 300MB; never more."),
@@ -90,7 +90,7 @@ def telling(values: dict[str, Any]) -> Callable[[Any], None]:
     curve, style, top, quiet, force = (values[key] for key in ("curve", "style", "top", "quiet", "force"))
 
     def tell(allocation: Any) -> None:
-        from compressor.report.allocation import render_allocation
+        from compressor.cli.report.allocation import render_allocation
 
         if style != "json":
             emit(render_allocation(allocation, top=top, quiet=bool(quiet)), essential=False)
@@ -102,8 +102,8 @@ def telling(values: dict[str, Any]) -> Callable[[Any], None]:
 def draw(curve: str | None, allocation: Any, *, replace_it: bool) -> None:
     """The curve as a picture, where one was asked for."""
     if curve is not None:
-        from compressor.files.document import write_document
-        from compressor.report.curve import render_curve
+        from compressor.cli.report.curve import render_curve
+        from compressor.files.text_files import write_document
 
         write_document(curve, render_curve(allocation).encode(), replace=replace_it)
 
@@ -111,7 +111,7 @@ def draw(curve: str | None, allocation: Any, *, replace_it: bool) -> None:
 def check_curve(curve: str | None, *, force: bool) -> None:
     """Before anything is read: whether the picture can be written."""
     if curve is not None:
-        from compressor.files.atomic import check_place
+        from compressor.files.staging import check_place
 
         if not curve.endswith(".svg"):
             raise UsageError("--curve writes an SVG", remedy="End its name in .svg")

@@ -10,7 +10,7 @@ import click
 
 from compressor.cli import options
 from compressor.cli.streams import emit
-from compressor.errors import UsageError
+from compressor.core.errors import UsageError
 
 
 @click.command()
@@ -52,8 +52,8 @@ def command(paths: tuple[str, ...], output: str, **values: Any) -> int:
     Three ways: --inputs for small networks, --text for Hugging Face language models, --activations for anything
     else. With --merge, files of statistics of several samples become one.
     """
-    from compressor import api  # slow, and no help needs it
-    from compressor.report import progress, render
+    from compressor import api
+    from compressor.cli.report import progress, render
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the libraries look: folders have all that is needed
     style, rows, hush, merge = (values.pop(key) for key in ("style", "top", "quiet", "merge"))

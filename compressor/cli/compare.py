@@ -6,7 +6,7 @@ import click
 
 from compressor.cli import options
 from compressor.cli.streams import emit
-from compressor.errors import GateFailed
+from compressor.core.errors import GateFailed
 
 
 @click.command()
@@ -31,8 +31,8 @@ def command(
 
     With a gate, a tensor that only one side has, or whose shape differs, fails too.
     """
-    from compressor import api  # slow, and no help needs it
-    from compressor.report import render
+    from compressor import api
+    from compressor.cli.report import render
 
     report = api.compare(a, b, max_error=max_error, min_sqnr=min_sqnr, workers=workers)
     printed = emit(render(report, style, top=top), essential=True)

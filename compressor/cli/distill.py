@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 from compressor.cli import options
-from compressor.errors import UsageError
-from compressor.recipe import Recipe, make_stage, recipe_of
-from compressor.training.request import METHOD
+from compressor.core.errors import UsageError
+from compressor.recipe.model import Recipe, recipe_of
+from compressor.recipe.stages import make_stage
+from compressor.recipe.training import METHOD
 
 
 @click.command()
@@ -44,7 +45,7 @@ def command(
     Or make the student: --method depth keeps some of the teacher's layers, --method subclone also fewer neurons,
     heads and channels, as a start for training.
     """
-    from compressor import api  # slow, and no help needs it
+    from compressor import api
 
     training = options.given_training(values)
     source = origin if input_path is None else input_path

@@ -20,8 +20,8 @@ from compressor.cli.streams import emit
 @options.debug
 def command(input_path: str, stats: bool, coding: bool, workers: int | None, style: str, top: int | None) -> int:
     """Show the tensors of an input: name, dtype, shape, size. Reads headers only, so it is instant."""
-    from compressor import api  # slow, and no help needs it
-    from compressor.report import render
+    from compressor import api
+    from compressor.cli.report import render
 
     report = api.inspect(input_path, stats=stats, coding=coding, workers=workers)
     return 0 if emit(render(report, style, top=top), essential=True) else 4

@@ -10,9 +10,9 @@ from difflib import get_close_matches
 
 import click
 
-from compressor import __version__
 from compressor.cli.streams import prepare_streams, say
-from compressor.errors import NOTHING_WRITTEN, CompressorError
+from compressor.core.errors import NOTHING_WRITTEN, CompressorError
+from compressor.core.version import __version__
 
 # Name → what the group's help says of it. The modules are imported only when their command runs.
 _COMMANDS = {
@@ -111,7 +111,7 @@ def run(args: Sequence[str]) -> int:
 
 def _mention_kept(problem: CompressorError) -> None:
     """Say what is kept in a work folder, or written for an output that failed, instead of that nothing is there."""
-    atomic, work = (sys.modules.get(f"compressor.files.{name}") for name in ("atomic", "work"))
+    atomic, work = (sys.modules.get(f"compressor.files.{name}") for name in ("staging", "work_folder"))
     if atomic is None or problem.remedy not in (atomic.NOTHING_LEFT, NOTHING_WRITTEN):
         return
     kept = work.kept() if work is not None and problem.remedy == atomic.NOTHING_LEFT else ""

@@ -12,26 +12,20 @@ import click
 
 from compressor.cli.streams import emit, say
 from compressor.cli.wording import SHARED
-from compressor.errors import UsageError
-from compressor.method import (
-    SELECTOR,
-    Method,
-    Option,
-    choices_of,
-    describe,
-    methods_of,
-    options_of,
-    required_options,
-)
-from compressor.presets import PRESETS
-from compressor.recipe import Recipe
-from compressor.results import Gates, Report, ReportedGateFailed
-from compressor.structure.request import request_options
-from compressor.text import size_of
-from compressor.training.request import FILES, Training, is_training, training_of, training_options
-from compressor.training.request import METHOD as TRAINED
-from compressor.training.sequential import METHOD as REFIT
-from compressor.training.sequential import Sequential
+from compressor.core.errors import UsageError
+from compressor.core.text import size_of
+from compressor.methods.contract import Method
+from compressor.methods.options import SELECTOR, Option, choices_of, describe, options_of, required_options
+from compressor.methods.registry import methods_of
+from compressor.recipe.gates import Gates
+from compressor.recipe.model import Recipe
+from compressor.recipe.presets import PRESETS
+from compressor.recipe.sequential_refit import METHOD as REFIT
+from compressor.recipe.sequential_refit import Sequential
+from compressor.recipe.structured_cut import request_options
+from compressor.recipe.training import FILES, Training, is_training, training_of, training_options
+from compressor.recipe.training import METHOD as TRAINED
+from compressor.workflows.results import Report, ReportedGateFailed
 
 _WIDE = 60  # of what stands for the value of an option in help; longer lists are told in words
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -366,8 +360,8 @@ def execute(work: Callable[..., Report], values: dict[str, Any], recipe: Recipe 
 
     A failed gate prints the report too. A report that cannot be printed does not undo the result.
     """
-    from compressor.pairing import with_statistics
-    from compressor.report import progress, render
+    from compressor.cli.report import progress, render
+    from compressor.recipe.statistics_files import with_statistics
 
     recipe = Recipe(()) if recipe is None else recipe
     asked = Gates(*(values.pop(key) for key in ("max_error", "min_ratio", "max_size", "min_sparsity")))
@@ -393,6 +387,6 @@ def execute(work: Callable[..., Report], values: dict[str, Any], recipe: Recipe 
 
 
 def _show(recipe: Recipe) -> int:
-    from compressor.recipe_file import effective
+    from compressor.recipe.toml_file import effective
 
     return 0 if emit(effective(recipe), essential=True) else 4

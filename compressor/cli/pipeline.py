@@ -14,8 +14,8 @@ from compressor.cli.streams import emit
 
 def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted:
-        from compressor.recipe_file import parse_recipe, ready_recipes
-        from compressor.report.table import render_recipes
+        from compressor.cli.report.table import render_recipes
+        from compressor.recipe.toml_file import parse_recipe, ready_recipes
 
         recipes = {name: parse_recipe(text, name) for name, text in ready_recipes().items()}
         context.exit(0 if emit(render_recipes(recipes), essential=True) else 4)
@@ -58,8 +58,9 @@ def command(input_path: str, output: str, **values: Any) -> int:
     the whole model that the stages before it leave; its teacher, unless one is given, is INPUT. With --target-size,
     --target-ratio or --target-bits, or a [budget] in the recipe, the last stage's scheme is chosen by tensor.
     """
-    from compressor import api, archiving  # slow, and no help needs them
-    from compressor.recipe_file import recipe_for
+    from compressor import api
+    from compressor.engine.execution import archive as archiving
+    from compressor.recipe.toml_file import recipe_for
 
     keys = {key: values.pop(key) for key in ("recipe", "stages", "teacher", "inputs")}
     recipe = recipe_for(**keys, bare=values["store"] == "archive")

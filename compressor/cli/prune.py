@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from compressor.cli import options
-from compressor.recipe import Recipe, make_stage
-from compressor.structure.request import make_request
+from compressor.recipe.model import Recipe
+from compressor.recipe.stages import make_stage
+from compressor.recipe.structured_cut import make_request
 
 
 @click.command()
@@ -43,7 +44,7 @@ def command(
 
     With --structure whole neurons, heads, layers, experts or channels go, and the dense model gets smaller.
     """
-    from compressor import api  # slow, and no help needs it
+    from compressor import api
 
     work = partial(api.run_recipe, "prune", input_path, output)
     cut = options.given_structure(values)

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from compressor.cli import budgeting, options
-from compressor.recipe import Recipe, make_stage
+from compressor.recipe.model import Recipe
+from compressor.recipe.stages import make_stage
 
 
 @click.command()
@@ -36,7 +37,7 @@ def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any
     With --target-size, --target-ratio or --target-bits (or --scheme auto and limits: --max-error, --min-sqnr) the
     scheme of every tensor is chosen for a budget, and told before it is carried out.
     """
-    from compressor import api  # slow, and no help needs it
+    from compressor import api
 
     stage_options = options.given("quantize", values)
     settings = budgeting.prepared(values, stage_options)

@@ -18,6 +18,6 @@ def command(input_path: str, output: str, **values: Any) -> int:
 
     Reads any output of this tool, and compressed-tensors folders of integer codes.
     """
-    from compressor import api  # slow, and no help needs it
+    from compressor import api
 
     return options.execute(partial(api.restore, input_path, output), values)

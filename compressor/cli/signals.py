@@ -37,13 +37,13 @@ def _stop(number: int, frame: FrameType | None) -> None:
     if _stopping:  # an earlier signal is removing things
         return
     _stopping = True
-    for engine in ("forked", "command"):
-        started = sys.modules.get(f"compressor.engines.{engine}")
+    for engine in ("core.parallel.forked", "workflows.budget.user_command"):
+        started = sys.modules.get(f"compressor.{engine}")
         if started is not None and hasattr(started, "stop_all"):
             started.stop_all()
-    atomic = sys.modules.get("compressor.files.atomic")  # not imported yet: nothing can be half-written
+    atomic = sys.modules.get("compressor.files.staging")  # not imported yet: nothing can be half-written
     if atomic is None or not hasattr(atomic, "discard_all") or atomic.discard_all():
-        work = sys.modules.get("compressor.files.work")
+        work = sys.modules.get("compressor.files.work_folder")
         said = work.kept() if work is not None and hasattr(work, "kept") else ""
         if atomic is not None and hasattr(atomic, "left_beside"):
             said = said or atomic.left_beside()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
-from compressor.text import printable
+from compressor.core.text import printable
 
 
 class _Lenient:

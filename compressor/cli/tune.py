@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
-from compressor.budget.request import TARGETS
 from compressor.cli import budgeting, options
 from compressor.cli.streams import say
-from compressor.recipe import Recipe, make_stage
-from compressor.text import printable, size_text
+from compressor.core.text import printable, size_text
+from compressor.recipe.budget import TARGETS
+from compressor.recipe.model import Recipe
+from compressor.recipe.stages import make_stage
 
 store = click.option(
     "--store",
@@ -72,9 +73,10 @@ def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any
         --evaluate 'python score.py {path}' \\
         --metric accuracy --min-metric 0.97
     """
-    from compressor import api  # slow, and no help needs them
-    from compressor.budget.running import run_tune
-    from compressor.budget.tune import Evaluation, Search
+    from compressor import api
+    from compressor.workflows.budget.choice import Evaluation
+    from compressor.workflows.budget.run import run_tune
+    from compressor.workflows.budget.tune import Search
 
     stage_options = {"scheme": "auto", **options.given("quantize", values)}
     names = ("evaluate", "metric", "min_metric", "evaluations", "timeout", "log")

@@ -18,17 +18,17 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from compressor.entropy.account import Account
-from compressor.entropy.chunk import LEAST, decode_chunk
-from compressor.entropy.damage import Damaged, NeedsPackage
-from compressor.entropy.elements import Form, form_named
-from compressor.errors import InputError
-from compressor.files.handle import InputFile
+from compressor.core.errors import InputError
+from compressor.core.tensor import DTYPES, TensorSpec
+from compressor.core.text import printable
+from compressor.core.workspace import Array
+from compressor.files.entropy.account import Account
+from compressor.files.entropy.chunk import LEAST, decode_chunk
+from compressor.files.entropy.damage import Damaged, NeedsPackage
+from compressor.files.entropy.elements import Form, form_named
+from compressor.files.input_file import InputFile
 from compressor.files.layout import Header, Placed
 from compressor.files.strict_json import parse_object
-from compressor.tensor import DTYPES, TensorSpec
-from compressor.text import printable
-from compressor.workspace import Array
 
 KEY = "compressor.archive"
 VERSION = "1"

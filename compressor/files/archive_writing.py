@@ -8,9 +8,9 @@ import os
 import zlib
 from collections.abc import Mapping
 
+from compressor.core.tensor import TensorSpec
 from compressor.files.archive import FREE, GROWTH, KEY, TENSOR, TRAILER, VERSION
 from compressor.files.safetensors import METADATA
-from compressor.tensor import TensorSpec
 
 _HEADER = 128  # bytes before the first chunk
 _ZEROS = 1 << 20

@@ -18,13 +18,13 @@ import re
 import stat
 from typing import Any
 
-from compressor.errors import InputError
+from compressor.core.errors import InputError
+from compressor.core.text import printable
 from compressor.files import archive
-from compressor.files.handle import InputFile
+from compressor.files.input_file import InputFile
 from compressor.files.safetensors import read_header
 from compressor.files.source import Source, SourceFile, assemble
 from compressor.files.strict_json import read_object
-from compressor.text import printable
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

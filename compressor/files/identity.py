@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from hashlib import sha256
 
-from compressor.files.handle import InputFile
+from compressor.files.input_file import InputFile
 from compressor.files.source import Source
 
 _WHOLE, _CHUNK = 64 << 20, 1 << 20

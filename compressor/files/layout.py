@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
-from compressor.tensor import TensorSpec
+from compressor.core.tensor import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +44,6 @@ class FileLayout:
     pieces: tuple[tuple[int, bytes], ...]
     offsets: Mapping[str, int]
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+Container = Literal["npy", "safetensors", "npz", "folder"]

@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 from math import prod
 
-from compressor.errors import InputError, OutputError
-from compressor.files.handle import InputFile
+from compressor.core.errors import InputError, OutputError
+from compressor.core.tensor import DTYPES, TensorSpec
+from compressor.core.text import printable
+from compressor.files.input_file import InputFile
 from compressor.files.layout import FileLayout, Header, Placed
 from compressor.files.safetensors import recognise
-from compressor.tensor import DTYPES, TensorSpec
-from compressor.text import printable
 
 TENSOR_NAME = "weight"  # the format has none; this one lets the same rules select it as in other containers
 

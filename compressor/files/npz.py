@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
-from compressor.errors import InputError, OutputError
+from compressor.core.errors import InputError, OutputError
+from compressor.core.tensor import TensorSpec
 from compressor.files import npy
-from compressor.files.handle import InputFile
+from compressor.files.input_file import InputFile
 from compressor.files.layout import FileLayout, Header, Placed
 from compressor.files.strict_json import parse_object
-from compressor.tensor import TensorSpec
 
 _LOCAL = struct.Struct("<4s5H3L2H")  # signature … checksum at 14, sizes, lengths of name and extra at 26
 _CENTRAL = struct.Struct("<4s6H3L5H2L")  # signature … checksum at 16, sizes, lengths of name and extra at 28

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from typing import Any, TypeVar
 
-from compressor.errors import InputError, OutputError
-from compressor.files.handle import InputFile
+from compressor.core.errors import InputError, OutputError
+from compressor.core.tensor import DTYPES, TensorSpec
+from compressor.core.text import printable
+from compressor.files.input_file import InputFile
 from compressor.files.layout import FileLayout, Header, Placed
-from compressor.tensor import DTYPES, TensorSpec
-from compressor.text import printable
 
 MAX_HEADER = 100_000_000  # the library's own limit
 METADATA = "__metadata__"

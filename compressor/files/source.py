@@ -5,21 +5,17 @@ All headers are read and checked here, before anything else happens. Data is rea
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-from compressor.errors import InputError
-from compressor.files import archive, npy, npz, safetensors
-from compressor.files.handle import InputFile
+from compressor.core.errors import InputError
+from compressor.core.lazy import np
+from compressor.core.tensor import DTYPES, TensorSpec
+from compressor.core.workspace import Array, Workspace
+from compressor.files.input_file import InputFile
 from compressor.files.layout import Header, Placed
-from compressor.lazy import np
-from compressor.tensor import DTYPES, TensorSpec
-from compressor.text import printable
-from compressor.workspace import Array, Workspace
 
 
 @dataclass(frozen=True)
@@ -147,31 +143,6 @@ class Source:
         """InputError if any file was changed since it was opened."""
         for file in self.opened:
             file.check_unchanged()
-
-
-def open_source(path: str | os.PathLike[str]) -> Source:
-    """Open whatever `path` is. InputError when it is missing, unsupported or damaged."""
-    path = os.fspath(path)
-    try:
-        mode = os.stat(path).st_mode
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise InputError(f"cannot be opened: {reason}", file=path) from error
-    if stat.S_ISDIR(mode):
-        from compressor.files.folder import open_folder  # here because folder.py builds on this module
-
-        return open_folder(path)
-    file = InputFile.open(path)
-    suffix = os.path.splitext(path)[1].lower()
-    readers = {".npy": npy.read_header, ".npz": npz.read_header, ".safetensors": safetensors.read_header}
-    if suffix not in readers:
-        raise InputError(
-            f"is not a container that is read here ({printable(suffix, 40) or 'no suffix'})",
-            file=path,
-            remedy="Give a .npy, a .safetensors, or a folder with model.safetensors",
-        )
-    file, header = archive.opened(file, readers[suffix](file))
-    return assemble(path, suffix[1:], (SourceFile(os.path.basename(path), file, header),))
 
 
 def assemble(path: str, kind: str, files: tuple[SourceFile, ...], **more: Any) -> Source:

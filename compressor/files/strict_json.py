@@ -6,8 +6,8 @@ import json
 import re
 from typing import Any
 
-from compressor.errors import InputError
-from compressor.files.handle import InputFile
+from compressor.core.errors import InputError
+from compressor.files.input_file import InputFile
 
 _LIMIT = 24_000_000  # bytes of a file; the index of a model of 10^12 weights has 13 million
 _BUDGET = 230_000_000  # bytes of memory for the parsed object

@@ -19,10 +19,10 @@ from importlib import resources
 from math import isfinite, prod
 from typing import Any
 
-from compressor import strict_toml
-from compressor.errors import CompressorError, InputError, UsageError, raise_all
+from compressor.core.errors import CompressorError, InputError, UsageError, raise_all
+from compressor.core.text import printable
+from compressor.files import strict_toml
 from compressor.networks.kinds import KINDS, Kind, Misfit, Shape, readers
-from compressor.text import printable
 
 _LAYERS = 1000
 _KEYS = ("name", "description", "input", "divide", "layer")

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any, ClassVar
 
-from compressor.lazy import np
+from compressor.core.lazy import np
+from compressor.core.workspace import Array, Workspace
 from compressor.networks.kinds import AveragePool, Conv2d, Kind, MaxPool, Pool, Shape
-from compressor.workspace import Array, Workspace
 
 _RUN = 16  # numbers; copying fewer at a time takes longer than BLAS does with windows held as columns
 

@@ -6,14 +6,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from compressor.checkpoint import Checkpoint, read_whole
-from compressor.errors import InputError
-from compressor.lazy import np
+from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.checkpoint.rows import read_whole
+from compressor.core.errors import InputError
+from compressor.core.lazy import np
+from compressor.core.text import printable
+from compressor.core.workspace import Array
 from compressor.networks.description import Description, Fitted, fit, load_description, shipped
 from compressor.networks.kinds import Dense, Kind, Relu, Shape
 from compressor.networks.network import Network
-from compressor.text import printable
-from compressor.workspace import Array
 
 _CHAIN = re.compile(r"fc([1-9][0-9]{0,3})\.(weight|bias)")
 

@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from math import prod
 
-from compressor.lazy import np
+from compressor.core.lazy import np
+from compressor.core.tensor_names import layer_of
+from compressor.core.workspace import Array, Workspace
 from compressor.networks import kinds, layers, pointwise
 from compressor.networks.description import Fitted
 from compressor.networks.kinds import Shape
 from compressor.networks.layers import Layer, Linear
-from compressor.statistics import layer_of
-from compressor.workspace import Array, Workspace
 
 Watch = Callable[[str, Array], None]
 

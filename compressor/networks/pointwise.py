@@ -5,10 +5,10 @@ from __future__ import annotations
 from math import pi, sqrt
 from typing import Any
 
-from compressor.lazy import np
+from compressor.core.lazy import np
+from compressor.core.workspace import Array
 from compressor.networks.kinds import BatchNorm, Gelu, LayerNorm
 from compressor.networks.layers import Layer
-from compressor.workspace import Array
 
 MOMENTUM = 0.1  # of a batch's share in the running mean and variance, as PyTorch has it
 

@@ -1,29 +1,31 @@
 """Makes the golden files: small inputs, what every method makes of them today, and the values that come back.
 
 Run by hand, never by tests, when a method is added (existing files are kept) or when the bytes of one are meant
-to change (delete its files first): `python tests/golden/make_golden.py`.
+to change (delete its files first): `PYTHONPATH=tests python -m golden.make_golden`.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from support import (
+    archives,
+    console,
+)
+from support.laws import numbers, store
+
+from compressor import api
+from compressor.calibration.fingerprint import fingerprint
+from compressor.calibration.statistics import write_statistics
+from compressor.checkpoint import record as provenance
+from compressor.checkpoint.checkpoint import open_checkpoint
+from compressor.core.layer_inputs import Gather
+from compressor.core.version import __version__
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
-import archives  # noqa: E402
-import console  # noqa: E402
-from laws import numbers, store  # noqa: E402
-
-from compressor import __version__, api, provenance  # noqa: E402
-from compressor.checkpoint import open_checkpoint  # noqa: E402
-from compressor.statistics import Gather, fingerprint, write_statistics  # noqa: E402
-
 VERSION = "golden"  # in place of the version that outputs carry, so that a release changes no golden file
 
 

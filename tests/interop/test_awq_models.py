@@ -10,16 +10,20 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs torch: make test-interop")
 transformers = pytest.importorskip("transformers", minversion="5.0", reason="needs transformers: make test-interop")
 
-import numpy as np  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-from test_calibration import TEXT, save_tokenizer, windows_of  # noqa: E402
-from test_structured_models import EXPERTS, MODELS, assert_equal, load, make, outputs, weights  # noqa: E402
+import numpy as np
+from safetensors.torch import save_file
+from test_calibration import TEXT, save_tokenizer, windows_of
+from test_structured_models import EXPERTS, MODELS, assert_equal, load, make, outputs, weights
 
-import compressor  # noqa: E402
-from compressor.checkpoint import open_checkpoint, read_whole  # noqa: E402
-from compressor.experts import split_experts  # noqa: E402
-from compressor.structure.folding import folded, folds_of  # noqa: E402
-from compressor.structure.recognising import recognise  # noqa: E402
+import compressor
+from compressor.architectures.recognise import recognise
+from compressor.checkpoint.checkpoint import open_checkpoint
+from compressor.checkpoint.experts import split_experts
+from compressor.checkpoint.rows import read_whole
+from compressor.surgery.scale_folding import (
+    folded,
+    folds_of,
+)
 
 pytestmark = pytest.mark.interop
 FOLDED = [name for name in MODELS if name != "gpt2"]

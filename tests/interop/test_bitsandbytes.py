@@ -16,12 +16,15 @@ bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: m
 transformers = pytest.importorskip("transformers", minversion="5.0", reason="needs transformers: make test-interop")
 pytest.importorskip("accelerate", reason="transformers loads bitsandbytes with accelerate: make test-interop")
 
-import safetensors.torch  # noqa: E402
-from bitsandbytes import functional  # noqa: E402
-from transformers import AutoModel, AutoModelForCausalLM, BitsAndBytesConfig  # noqa: E402
+import safetensors.torch
+from bitsandbytes import functional
+from transformers import AutoModel, AutoModelForCausalLM, BitsAndBytesConfig
 
-import compressor  # noqa: E402
-from compressor.methods.quantize import _nf4, _nf4_state  # noqa: E402
+import compressor
+from compressor.methods.quantize import (
+    _nf4,
+    _nf4_state,
+)
 
 pytestmark = pytest.mark.interop
 transformers.utils.logging.disable_progress_bar()
@@ -191,7 +194,7 @@ def test_what_transformers_saved_is_restored(tmp_path: Path, tiny_llama: Path, d
 def test_fp4_is_refused(tmp_path: Path, tiny_llama: Path) -> None:
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="fp4")
     load(tiny_llama, quantization_config=config).save_pretrained(tmp_path / "theirs")
-    with pytest.raises(compressor.errors.InputError, match="only nf4 is read here"):
+    with pytest.raises(compressor.core.errors.InputError, match="only nf4 is read here"):
         compressor.restore(tmp_path / "theirs", tmp_path / "dense")
 
 

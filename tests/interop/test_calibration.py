@@ -13,14 +13,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import compressor
-from compressor.errors import InputError, UsageError
-from compressor.statistics import layer_of, open_statistics
+from compressor.calibration.statistics import open_statistics
+from compressor.core.errors import InputError, UsageError
+from compressor.core.tensor_names import layer_of
 
 pytestmark = pytest.mark.interop
 torch = pytest.importorskip("torch", reason="needs torch: make test-interop")
 transformers = pytest.importorskip("transformers", reason="needs transformers: make test-interop")
 
-from networks import NETWORKS, network, samples  # noqa: E402 - after the skips
+from support.networks import NETWORKS, network, samples
 
 UNKNOWN = "[UNK]"
 WORDS = [f"w{n}" for n in range(90)]

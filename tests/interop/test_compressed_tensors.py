@@ -17,16 +17,17 @@ torch = pytest.importorskip("torch", reason="needs torch: make test-interop")
 pytest.importorskip("compressed_tensors", minversion="0.20", reason="needs compressed-tensors: make test-interop")
 pytest.importorskip("transformers", reason="compressed-tensors needs transformers: make test-interop")
 
-import safetensors.torch  # noqa: E402
-from compressed_tensors.entrypoints.convert.converters.ct_dequantizer import (  # noqa: E402
+import safetensors.torch
+from compressed_tensors.entrypoints.convert.converters.ct_dequantizer import (
     CompressedTensorsDequantizer,
 )
-from compressed_tensors.quantization import QuantizationConfig  # noqa: E402
-from compressed_tensors.utils.match import is_match, match_name, match_targets  # noqa: E402
+from compressed_tensors.quantization import QuantizationConfig
+from compressed_tensors.utils.match import is_match, match_name, match_targets
 
-import compressor  # noqa: E402
-from compressor.errors import InputError  # noqa: E402
-from compressor.statistics import Gather, write_statistics  # noqa: E402
+import compressor
+from compressor.calibration.statistics import write_statistics
+from compressor.core.errors import InputError
+from compressor.core.layer_inputs import Gather
 
 pytestmark = pytest.mark.interop
 

@@ -17,15 +17,15 @@ torch = pytest.importorskip("torch", reason="needs torch: make test-interop")
 pytest.importorskip("compressed_tensors", minversion="0.20", reason="needs compressed-tensors: make test-interop")
 transformers = pytest.importorskip("transformers", reason="needs transformers: make test-interop")
 
-from compressed_tensors.compressors import ModelCompressor, decompress_module  # noqa: E402
-from compressed_tensors.entrypoints.convert.converters.modelopt_nvfp4 import ModelOptNvfp4Converter  # noqa: E402
-from compressed_tensors.quantization import (  # noqa: E402
+from compressed_tensors.compressors import ModelCompressor, decompress_module
+from compressed_tensors.entrypoints.convert.converters.modelopt_nvfp4 import ModelOptNvfp4Converter
+from compressed_tensors.quantization import (
     QuantizationConfig,
     apply_quantization_config,
     preset_name_to_scheme,
 )
-from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam  # noqa: E402
-from test_compressed_tensors import (  # noqa: E402
+from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
+from test_compressed_tensors import (
     DTYPES,
     assert_same,
     bits_of,
@@ -37,10 +37,10 @@ from test_compressed_tensors import (  # noqa: E402
     matrix,
     written_by_library,
 )
-from transformers import AutoModel, AutoModelForCausalLM, CompressedTensorsConfig  # noqa: E402
+from transformers import AutoModel, AutoModelForCausalLM, CompressedTensorsConfig
 
-import compressor  # noqa: E402
-from compressor.errors import InputError  # noqa: E402
+import compressor
+from compressor.core.errors import InputError
 
 pytestmark = pytest.mark.interop
 

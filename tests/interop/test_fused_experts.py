@@ -11,9 +11,9 @@ torch = pytest.importorskip("torch", reason="needs torch: make test-interop")
 transformers = pytest.importorskip("transformers", minversion="5.0", reason="needs transformers: make test-interop")
 pytest.importorskip("compressed_tensors", minversion="0.20", reason="needs compressed-tensors: make test-interop")
 
-import safetensors.torch  # noqa: E402
+import safetensors.torch
 
-import compressor  # noqa: E402
+import compressor
 
 pytestmark = pytest.mark.interop
 transformers.utils.logging.disable_progress_bar()

@@ -15,10 +15,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch: make test-interop")
 
-import gptqmodel_reader  # noqa: E402
-import safetensors.torch  # noqa: E402
+import gptqmodel_reader
+import safetensors.torch
 
-import compressor  # noqa: E402
+import compressor
 
 pytestmark = pytest.mark.interop
 

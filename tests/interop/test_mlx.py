@@ -14,11 +14,11 @@ import pytest
 mx = pytest.importorskip("mlx.core", reason="needs mlx: make test-interop")
 pytest.importorskip("mlx_lm", reason="needs mlx-lm: make test-interop")
 
-import mlx.nn as nn  # noqa: E402
-from mlx_lm import load as load_with_tokenizer  # noqa: E402
-from mlx_lm.utils import load_model, quantize_model, save_config, save_model  # noqa: E402
+import mlx.nn as nn
+from mlx_lm import load as load_with_tokenizer
+from mlx_lm.utils import load_model, quantize_model, save_config, save_model
 
-import compressor  # noqa: E402
+import compressor
 
 pytestmark = pytest.mark.interop
 

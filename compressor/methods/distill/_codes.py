@@ -16,15 +16,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from compressor import bits as bitstream
-from compressor.errors import InputError
-from compressor.floats import widen
-from compressor.lazy import np
-from compressor.method import Block, Coded, Encoder
-from compressor.methods._hessian import ROWS
+from compressor.core import bitpacking as bitstream
+from compressor.core.errors import InputError
+from compressor.core.floats import widen
+from compressor.core.lazy import np
+from compressor.core.workspace import Array
+from compressor.methods.contract import Block, Coded, Encoder
+from compressor.methods.numerics.hessian import ROWS
 from compressor.methods.quantize.codebook import Codebook, rounded
 from compressor.methods.quantize.int import Int
-from compressor.workspace import Array
 
 _SYSTEM = 1 << 21  # numbers of the equations of some rows at most
 

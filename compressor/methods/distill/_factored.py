@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 from math import sqrt
 from typing import ClassVar, Literal
 
-from compressor.errors import InputError
-from compressor.floats import epsilon, largest, narrow, smallest, widen
-from compressor.lazy import np
-from compressor.method import Block, Encoder, Part, Skip
+from compressor.core.errors import InputError
+from compressor.core.floats import epsilon, largest, narrow, smallest, widen
+from compressor.core.lazy import np
+from compressor.core.tensor import DTYPES, TensorSpec
+from compressor.core.workspace import Array, Workspace
+from compressor.methods.contract import Block, Encoder, Skip
 from compressor.methods.distill import _svd
-from compressor.tensor import DTYPES, TensorSpec
-from compressor.workspace import Array, Workspace
+from compressor.methods.parts import Part
 
 _SHIFT = 64
 _DAMPING = 1e-6  # of a gram's mean diagonal

@@ -11,9 +11,9 @@ the diagonal for a preconditioner, 128 rows to a product; each stops when its re
 
 from __future__ import annotations
 
-from compressor.lazy import np
-from compressor.methods._hessian import ROWS
-from compressor.workspace import Array
+from compressor.core.lazy import np
+from compressor.core.workspace import Array
+from compressor.methods.numerics.hessian import ROWS
 
 TOLERANCE = 1e-6
 _ROUNDS = 2000  # of conjugate gradients at most; a hundred is usual

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from math import sqrt
 from typing import Any, Protocol
 
-from compressor.lazy import np
-from compressor.method import Block, Method, Survey
+from compressor.core.lazy import np
+from compressor.core.tensor import TensorSpec
+from compressor.core.workspace import Array
+from compressor.methods.contract import Block, Method, Survey
 from compressor.methods.distill._factored import converging, profitable, rank_bytes
-from compressor.tensor import TensorSpec
-from compressor.workspace import Array
 
 Ranks = tuple[tuple[str, int], ...]  # by tensor
 

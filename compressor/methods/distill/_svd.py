@@ -19,8 +19,8 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
-from compressor.lazy import np
-from compressor.workspace import Array
+from compressor.core.lazy import np
+from compressor.core.workspace import Array
 
 _ROUNDS = 3
 _PANEL = 1024  # rows or columns that are widened to float64 at a time

@@ -11,9 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from compressor.lazy import np
-from compressor.method import Block, Transform, option
-from compressor.workspace import Array
+from compressor.core.lazy import np
+from compressor.core.workspace import Array
+from compressor.methods.contract import Block, Transform
+from compressor.methods.options import option
 
 
 @dataclass(frozen=True)

@@ -34,16 +34,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from compressor.lazy import np
-from compressor.method import Block, Method, Skip, Survey, option
+from compressor.core.lazy import np
+from compressor.core.tensor import DTYPES, TensorSpec
+from compressor.core.workspace import Array
+from compressor.methods.contract import Block, Method, Skip, Survey
 from compressor.methods.distill import _svd
 from compressor.methods.distill._factored import Factored, profitable, too_large
 from compressor.methods.distill._ranks import Looking, Ranks, by_energy, by_ratio
-from compressor.tensor import DTYPES, TensorSpec
-from compressor.workspace import Array
+from compressor.methods.options import option
 
 if TYPE_CHECKING:
-    from compressor.metrics import Change
+    from compressor.core.metrics import Change
 
 
 _KEPT = 2**31  # a rank whose factors are never smaller

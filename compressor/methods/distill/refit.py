@@ -27,18 +27,19 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any, ClassVar, Literal
 
-from compressor.errors import UsageError
-from compressor.floats import largest, narrow, widen
-from compressor.inputs import weight_of
-from compressor.lazy import np
-from compressor.method import Block, Encoder, Method, Part, Skip, Survey, option
-from compressor.methods._hessian import Conditioned, conditioned, conditioned_memory
+from compressor.core.errors import UsageError
+from compressor.core.floats import largest, narrow, widen
+from compressor.core.lazy import np
+from compressor.core.metrics import Change
+from compressor.core.tensor import DTYPES, TensorSpec
+from compressor.core.tensor_names import is_embedding, weight_of
+from compressor.core.workspace import Array, Workspace
+from compressor.methods.contract import Block, Encoder, Method, Skip, Survey
 from compressor.methods.distill import _codes
 from compressor.methods.distill._masked import masked
-from compressor.metrics import Change
-from compressor.selection import is_embedding
-from compressor.tensor import DTYPES, TensorSpec
-from compressor.workspace import Array, Workspace
+from compressor.methods.numerics.hessian import Conditioned, conditioned, conditioned_memory
+from compressor.methods.options import option
+from compressor.methods.parts import Part
 
 _DEAD = 1e-6  # what an input that is never active weighs in mean diagonals, beside the damping
 

@@ -26,16 +26,18 @@ from dataclasses import dataclass, field, replace
 from math import inf, sqrt
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from compressor.errors import InputError
-from compressor.lazy import np
-from compressor.method import Block, Method, Part, Skip, Survey, option
+from compressor.core.errors import InputError
+from compressor.core.lazy import np
+from compressor.core.metrics import count_zeros, dot, relative
+from compressor.core.tensor import DTYPES, TensorSpec
+from compressor.core.tensor_names import is_embedding
+from compressor.core.workspace import Array
+from compressor.methods.contract import Block, Method, Skip, Survey
 from compressor.methods.distill import _svd
 from compressor.methods.distill._factored import Factored
 from compressor.methods.distill._ranks import Looking, Ranks, by_energy, by_error
-from compressor.metrics import count_zeros, dot, relative
-from compressor.selection import is_embedding
-from compressor.tensor import DTYPES, TensorSpec
-from compressor.workspace import Array
+from compressor.methods.options import option
+from compressor.methods.parts import Part
 
 _LARGEST = 1 << 13  # rank: PEFT keeps factors in float32, and beyond this the tensor itself is smaller
 

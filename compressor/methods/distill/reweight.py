@@ -14,10 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from compressor.errors import InputError
-from compressor.lazy import np
-from compressor.method import Block, Transform
-from compressor.workspace import Array
+from compressor.core.errors import InputError
+from compressor.core.lazy import np
+from compressor.core.workspace import Array
+from compressor.methods.contract import Block, Transform
 
 
 @dataclass(frozen=True)

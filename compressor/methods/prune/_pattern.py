@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 
-from compressor.errors import UsageError
-from compressor.lazy import np
+from compressor.core.errors import UsageError
+from compressor.core.lazy import np
+from compressor.core.tensor import TensorSpec
+from compressor.core.workspace import Array, Workspace
 from compressor.methods.prune._rows import keep_largest
-from compressor.tensor import TensorSpec
-from compressor.workspace import Array, Workspace
 
 _PLANES = 16
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from compressor.lazy import np
-from compressor.workspace import Array, Workspace
+from compressor.core.lazy import np
+from compressor.core.workspace import Array, Workspace
 
 
 def keep_largest(keys: Array, count: int, out: Array, work: Workspace) -> None:

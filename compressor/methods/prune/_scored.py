@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from compressor.lazy import np
-from compressor.method import Block
-from compressor.workspace import Array
+from compressor.core.lazy import np
+from compressor.core.workspace import Array
+from compressor.methods.contract import Block
 
 
 def scored(block: Block) -> Array:

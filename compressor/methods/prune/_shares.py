@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from compressor.errors import UsageError
-from compressor.lazy import np
-from compressor.method import Block, Survey
+from compressor.core.errors import UsageError
+from compressor.core.lazy import np
+from compressor.core.tensor import TensorSpec
+from compressor.core.workspace import Array
+from compressor.methods.contract import Block, Survey
 from compressor.methods.prune._smallest import Smallest, first_pass, magnitudes
-from compressor.tensor import TensorSpec
-from compressor.workspace import Array
 
 Score = Callable[[Array, Array], Array]  # of a tensor's bins: (magnitude, how many) → score; ascending like them
 Bins = dict[str, tuple[Array, Array]]  # by tensor: the bins that occur, ascending, and how many weights are in each

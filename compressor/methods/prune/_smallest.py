@@ -20,10 +20,10 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any, ClassVar
 
-from compressor.lazy import np
-from compressor.method import Block, Method, Selection, Survey
-from compressor.tensor import TensorSpec
-from compressor.workspace import Array
+from compressor.core.lazy import np
+from compressor.core.tensor import TensorSpec
+from compressor.core.workspace import Array
+from compressor.methods.contract import Block, Method, Selection, Survey
 
 _DIGIT = 16
 _FEW = 1 << 12  # keys that are rather sorted

@@ -17,12 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from compressor.lazy import np
-from compressor.method import Block, Survey, option
+from compressor.core.lazy import np
+from compressor.core.tensor import TensorSpec
+from compressor.core.workspace import Array
+from compressor.methods.contract import Block, Survey
+from compressor.methods.options import option
 from compressor.methods.prune._shares import Shares, check_floor
 from compressor.methods.prune._smallest import Smallest, magnitudes
-from compressor.tensor import TensorSpec
-from compressor.workspace import Array
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from compressor.errors import UsageError
-from compressor.method import Block, Method, Selection, Skip, Survey, option
+from compressor.core.errors import UsageError
+from compressor.core.tensor import TensorSpec
+from compressor.core.workspace import Array
+from compressor.methods.contract import Block, Method, Selection, Skip, Survey
+from compressor.methods.options import option
 from compressor.methods.prune._rows import keep_largest
 from compressor.methods.prune._scored import scored
 from compressor.methods.prune._shares import Shares, check_floor
 from compressor.methods.prune._smallest import Smallest, magnitudes
-from compressor.tensor import TensorSpec
-from compressor.workspace import Array
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from compressor.lazy import np
-from compressor.method import Block, Selection
-from compressor.workspace import Array
+from compressor.core.lazy import np
+from compressor.core.workspace import Array
+from compressor.methods.contract import Block, Selection
 
 
 @dataclass(frozen=True)

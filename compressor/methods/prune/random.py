@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import ClassVar
 
-from compressor.lazy import np
-from compressor.method import Block, option
+from compressor.core.lazy import np
+from compressor.core.tensor import TensorSpec
+from compressor.core.workspace import Array
+from compressor.methods.contract import Block
+from compressor.methods.options import option
 from compressor.methods.prune._smallest import Smallest
-from compressor.tensor import TensorSpec
-from compressor.workspace import Array
 
 _DRAW = 8  # 32-bit numbers that one step of the stream gives
 

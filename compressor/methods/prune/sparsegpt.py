@@ -23,15 +23,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from compressor.errors import UsageError
-from compressor.floats import largest
-from compressor.lazy import np
-from compressor.method import Block, Transform, option
-from compressor.methods._hessian import COLUMNS, Compensation, compensation_memory, factor_of
+from compressor.core.errors import UsageError
+from compressor.core.floats import largest
+from compressor.core.lazy import np
+from compressor.core.tensor import TensorSpec
+from compressor.core.workspace import Array, Workspace
+from compressor.methods.contract import Block, Transform
+from compressor.methods.numerics.hessian import COLUMNS, Compensation, compensation_memory, factor_of
+from compressor.methods.options import option
 from compressor.methods.prune._pattern import keep_pattern, parse_pattern, tail_of
 from compressor.methods.prune._rows import keep_largest
-from compressor.tensor import TensorSpec
-from compressor.workspace import Array, Workspace
 
 
 @dataclass(frozen=True)

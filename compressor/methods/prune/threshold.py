@@ -13,10 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from compressor import kernels
-from compressor.lazy import np
-from compressor.method import Block, Selection, option
-from compressor.workspace import Array
+from compressor.core import kernels
+from compressor.core.lazy import np
+from compressor.core.workspace import Array
+from compressor.methods.contract import Block, Selection
+from compressor.methods.options import option
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from compressor.errors import UsageError
-from compressor.method import Block, Selection, option
+from compressor.core.errors import UsageError
+from compressor.core.tensor import TensorSpec
+from compressor.core.workspace import Array
+from compressor.methods.contract import Block, Selection
+from compressor.methods.options import option
 from compressor.methods.prune._pattern import keep_pattern, parse_pattern, tail_of
 from compressor.methods.prune._rows import keep_largest
 from compressor.methods.prune._scored import scored
-from compressor.tensor import TensorSpec
-from compressor.workspace import Array
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@ far as the inputs do not vary together."""
 
 from __future__ import annotations
 
-from compressor.lazy import np
-from compressor.method import Block
-from compressor.workspace import Array
+from compressor.core.lazy import np
+from compressor.core.workspace import Array
+from compressor.methods.contract import Block
 
 _LEAST = 1e-3  # of the mean: an input that calibration did not see active may be so later
 

@@ -15,14 +15,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from compressor import bits as bitstream
-from compressor.errors import InputError, UsageError
-from compressor.floats import largest as limit
-from compressor.lazy import np
-from compressor.method import Block, Encoder, Part, option
+from compressor.core import bitpacking as bitstream
+from compressor.core.errors import InputError, UsageError
+from compressor.core.floats import largest as limit
+from compressor.core.lazy import np
+from compressor.core.tensor import TensorSpec
+from compressor.core.workspace import Array, Workspace
+from compressor.methods.contract import Block, Encoder
+from compressor.methods.options import option
+from compressor.methods.parts import Part
 from compressor.methods.quantize._minifloat import Minifloat
-from compressor.tensor import TensorSpec
-from compressor.workspace import Array, Workspace
 
 
 @dataclass(frozen=True)

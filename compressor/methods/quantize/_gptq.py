@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from compressor.lazy import np
-from compressor.method import Block
-from compressor.methods._hessian import COLUMNS, Compensation, Factor, factor_of
+from compressor.core.lazy import np
+from compressor.core.workspace import Array, Workspace
+from compressor.methods.contract import Block
+from compressor.methods.numerics.hessian import COLUMNS, Compensation, Factor, factor_of
 from compressor.methods.quantize._scales import Chosen
-from compressor.workspace import Array, Workspace
 
 REACH = 8  # times the largest weight: more than any error can be, see `_held` and the range of scales
 

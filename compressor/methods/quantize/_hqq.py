@@ -14,10 +14,10 @@ the layouts store them, so that pruned weights stay zero.
 
 from __future__ import annotations
 
-from compressor.lazy import np
+from compressor.core.lazy import np
+from compressor.core.workspace import Array
 from compressor.methods.quantize import _scales
 from compressor.methods.quantize._units import Units
-from compressor.workspace import Array
 
 _P, _BETA, _GROWTH, _TURNS = 0.7, 10.0, 1.01, 20
 

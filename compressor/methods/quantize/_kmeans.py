@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from compressor.lazy import np
-from compressor.workspace import Array
+from compressor.core.lazy import np
+from compressor.core.workspace import Array
 
 _ITERATIONS = 300  # of Lloyd's; it ends when no centroid moves by a millionth of its cell
 _STILL = 1e-6

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from compressor.fusing import fused_group
-from compressor.method import Block, Method, Survey
+from compressor.core.tensor_names import fused_group
+from compressor.methods.contract import Block, Method, Survey
 
 Found = tuple[tuple[str, float], ...]
 

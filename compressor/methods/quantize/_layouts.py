@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from compressor import bits as bitstream
-from compressor.lazy import np
-from compressor.method import Part
+from compressor.core import bitpacking as bitstream
+from compressor.core.lazy import np
+from compressor.core.tensor import TensorSpec
+from compressor.core.workspace import Array, Workspace
+from compressor.methods.parts import Part
 from compressor.methods.quantize import _scales
-from compressor.tensor import TensorSpec
-from compressor.workspace import Array, Workspace
 
 
 def config(layout: str, bits: int, symmetric: bool, grain: str, group: int) -> dict[str, Any] | None:

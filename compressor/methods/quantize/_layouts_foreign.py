@@ -20,14 +20,14 @@ from functools import cache
 from math import gcd
 from typing import Any, ClassVar
 
-from compressor import bits as bitstream
-from compressor.errors import UsageError
-from compressor.floats import epsilon, largest, narrow, smallest, widen
-from compressor.lazy import np
-from compressor.method import Part
+from compressor.core import bitpacking as bitstream
+from compressor.core.errors import UsageError
+from compressor.core.floats import epsilon, largest, narrow, smallest, widen
+from compressor.core.lazy import np
+from compressor.core.tensor import DTYPES, TensorSpec
+from compressor.core.workspace import Array, Workspace
+from compressor.methods.parts import Part
 from compressor.methods.quantize._layouts import CodeLayout
-from compressor.tensor import DTYPES, TensorSpec
-from compressor.workspace import Array, Workspace
 
 MLX_BITS = (2, 3, 4, 5, 6, 8)
 MLX_GROUPS = (32, 64, 128)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from compressor.lazy import np
-from compressor.workspace import Array, Workspace
+from compressor.core.lazy import np
+from compressor.core.workspace import Array, Workspace
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from math import frexp
 from typing import Any, ClassVar
 
-from compressor.floats import epsilon, smallest
+from compressor.core.floats import epsilon, smallest
+from compressor.core.tensor import TensorSpec
+from compressor.core.workspace import Array, Workspace
 from compressor.methods.quantize._blocks import BlockScaled, powers_of_two
-from compressor.tensor import TensorSpec
-from compressor.workspace import Array, Workspace
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from compressor.lazy import np
-from compressor.workspace import Array, Workspace
+from compressor.core.lazy import np
+from compressor.core.workspace import Array, Workspace
 
 _COMPARED = 32  # borders up to which comparing with each is the fastest
 _TABLE = 1 << 16  # weights from which a table of their highest 16 bits pays

@@ -10,8 +10,8 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
-from compressor.lazy import np
-from compressor.workspace import Array, Workspace
+from compressor.core.lazy import np
+from compressor.core.workspace import Array, Workspace
 
 # Quantiles of N(0, 1), scaled to end at ±1, with an exact zero at place 7 (QLoRA, appendix E), as float32 numbers
 LEVELS = (

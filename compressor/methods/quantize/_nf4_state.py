@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from compressor.errors import InputError
-from compressor.floats import largest
-from compressor.lazy import np
-from compressor.tensor import TensorSpec
-from compressor.workspace import Array
+from compressor.core.errors import InputError
+from compressor.core.floats import largest
+from compressor.core.lazy import np
+from compressor.core.tensor import TensorSpec
+from compressor.core.workspace import Array
 
 SUFFIX = ".quant_state.bitsandbytes__nf4"
 BLOCK = 256  # scales that share a magnitude

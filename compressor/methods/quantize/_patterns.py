@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from compressor.lazy import np
+from compressor.core.lazy import np
+from compressor.core.tensor import DTYPES, TensorSpec
+from compressor.core.workspace import Array, Workspace
 from compressor.methods.quantize._kmeans import Points
-from compressor.tensor import DTYPES, TensorSpec
-from compressor.workspace import Array, Workspace
 
 FEW = 1 << 16
 _HELD = 16  # tables before they are merged into one

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
-from compressor.lazy import np
-from compressor.method import Block, Survey
+from compressor.core.lazy import np
+from compressor.core.workspace import Array, Workspace
+from compressor.methods.contract import Block, Survey
 from compressor.methods.quantize._search import Search
 from compressor.methods.quantize._units import Rule
-from compressor.workspace import Array, Workspace
-
-if TYPE_CHECKING:
-    from compressor.methods.quantize.int import Int
 
 _PARTS = 1 << 11  # of a bin: as fine as float32 tells places apart
 
@@ -21,7 +18,7 @@ _PARTS = 1 << 11  # of a bin: as fine as float32 tells places apart
 class Extent(Survey[tuple[float, float]]):
     """The least and the largest weight of a tensor, and 0."""
 
-    method: Int
+    method: Any  # an Int, which imports this
     rule: Rule
 
     def start(self) -> tuple[float, float]:
@@ -33,7 +30,7 @@ class Extent(Survey[tuple[float, float]]):
     def merge(self, stats: tuple[float, float], more: tuple[float, float]) -> tuple[float, float]:
         return min(stats[0], more[0]), max(stats[1], more[1])
 
-    def conclude(self, stats: tuple[float, float]) -> Int | Histogram:
+    def conclude(self, stats: tuple[float, float]) -> Any:
         method = replace(self.method, extent=stats)
         return method if method.method == "absmax" or stats == (0, 0) else Histogram(method, self.rule, *stats)
 
@@ -43,7 +40,7 @@ class Histogram(Survey[Array]):
     """How many weights lie at each of many places, and where in the mean: [2, bins], both whole numbers, so that
     sums are the same in any order. A bin lies around 0, so that zeros stay what they are."""
 
-    method: Int
+    method: Any  # an Int, which imports this
     rule: Rule
     low: float
     high: float
@@ -82,7 +79,7 @@ class Histogram(Survey[Array]):
         stats += more
         return stats
 
-    def conclude(self, stats: Array) -> Int:
+    def conclude(self, stats: Array) -> Any:
         """The scale found, as the number that is stored for it, and the zero point."""
         occupied, width = np.flatnonzero(stats[0]), self.peak / self.half
         counts = stats[0, occupied].astype(np.float64)

@@ -7,15 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.errors import InputError
-from compressor.floats import epsilon, smallest
-from compressor.lazy import np
-from compressor.method import Block, Encoder, Part
-from compressor.tensor import TensorSpec
-from compressor.workspace import Array, Workspace
+from compressor.core.errors import InputError
+from compressor.core.floats import epsilon, smallest
+from compressor.core.lazy import np
+from compressor.core.tensor import TensorSpec
+from compressor.core.workspace import Array, Workspace
+from compressor.methods.contract import Block, Encoder
+from compressor.methods.parts import Part
 
 if TYPE_CHECKING:
-    from compressor.metrics import Change
+    from compressor.core.metrics import Change
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from compressor import kernels
-from compressor.floats import largest, narrow, smallest, widen
-from compressor.lazy import np
-from compressor.tensor import DTYPES
-from compressor.workspace import Array, Workspace
+from compressor.core import kernels
+from compressor.core.floats import largest, narrow, smallest, widen
+from compressor.core.lazy import np
+from compressor.core.tensor import DTYPES
+from compressor.core.workspace import Array, Workspace
 
 
 @dataclass(frozen=True, slots=True)

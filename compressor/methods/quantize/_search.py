@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from compressor.lazy import np
+from compressor.core.lazy import np
+from compressor.core.workspace import Array
 from compressor.methods.quantize import _scales
 from compressor.methods.quantize._units import LEAST, MOST, Units
-from compressor.workspace import Array
 
 # By bits: the step from one candidate to the next; the least for groups of 128; how it grows as groups get smaller,
 # a power of 128/size. Fitted to the best factors of normal and Student-t weights.

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from compressor.errors import UsageError
-from compressor.floats import epsilon, largest, narrow, smallest, widen
-from compressor.lazy import np
-from compressor.method import Block, Encoder, Part, option
-from compressor.tensor import DTYPES, TensorSpec
-from compressor.workspace import Array, Workspace
+from compressor.core.errors import UsageError
+from compressor.core.floats import epsilon, largest, narrow, smallest, widen
+from compressor.core.lazy import np
+from compressor.core.tensor import DTYPES, TensorSpec
+from compressor.core.workspace import Array, Workspace
+from compressor.methods.contract import Block, Encoder
+from compressor.methods.options import option
+from compressor.methods.parts import Part
 
 _PIECE = 1 << 17  # weights whose scales are fitted at a time, in float64
 

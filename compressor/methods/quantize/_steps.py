@@ -17,10 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import exp, ldexp, log, log2, sqrt
 
-from compressor.floats import smallest
-from compressor.lazy import np
-from compressor.tensor import DTYPES, TensorSpec
-from compressor.workspace import Array, Workspace
+from compressor.core.floats import smallest
+from compressor.core.lazy import np
+from compressor.core.tensor import DTYPES, TensorSpec
+from compressor.core.workspace import Array, Workspace
 
 FAR = 128  # codes from −FAR to FAR − 1 have a threshold of their own, which is rounded to halves beyond
 _BYTE = 127  # the largest code of one byte on both sides

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from compressor.lazy import np
+from compressor.core.lazy import np
+from compressor.core.workspace import Array, Workspace
 from compressor.methods.quantize import _scales
-from compressor.workspace import Array, Workspace
 
 LEAST, MOST = 0.25, 1.5
 

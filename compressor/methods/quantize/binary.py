@@ -19,14 +19,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor import bits as bitstream
-from compressor.lazy import np
+from compressor.core import bitpacking as bitstream
+from compressor.core.lazy import np
+from compressor.core.tensor import TensorSpec
+from compressor.core.workspace import Array, Workspace
 from compressor.methods.quantize._signs import Signs
-from compressor.tensor import TensorSpec
-from compressor.workspace import Array, Workspace
 
 if TYPE_CHECKING:
-    from compressor.metrics import Change
+    from compressor.core.metrics import Change
 
 
 @dataclass(frozen=True)

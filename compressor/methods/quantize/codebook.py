@@ -33,17 +33,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from compressor import bits as bitstream
-from compressor.errors import InputError
-from compressor.floats import epsilon, narrow, smallest, widen
-from compressor.floats import largest as limit
-from compressor.lazy import np
-from compressor.method import Block, Encoder, Part, Survey, option
+from compressor.core import bitpacking as bitstream
+from compressor.core.errors import InputError
+from compressor.core.floats import epsilon, narrow, smallest, widen
+from compressor.core.floats import largest as limit
+from compressor.core.lazy import np
+from compressor.core.tensor import DTYPES, TensorSpec
+from compressor.core.workspace import Array, Workspace
+from compressor.methods.contract import Block, Encoder, Survey
+from compressor.methods.options import option
+from compressor.methods.parts import Part
 from compressor.methods.quantize._kmeans import Points, centroids, sort_points
 from compressor.methods.quantize._nearest import nearest
 from compressor.methods.quantize._patterns import FEW, Patterns
-from compressor.tensor import DTYPES, TensorSpec
-from compressor.workspace import Array, Workspace
 
 
 @dataclass(frozen=True)

@@ -28,15 +28,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-from compressor.floats import epsilon, smallest, widen
-from compressor.floats import largest as limit
-from compressor.lazy import np
-from compressor.method import Block, Encoder, Part, option
+from compressor.core.floats import epsilon, smallest, widen
+from compressor.core.floats import largest as limit
+from compressor.core.lazy import np
+from compressor.core.tensor import TensorSpec
+from compressor.core.workspace import Array, Workspace
+from compressor.methods.contract import Block, Encoder
+from compressor.methods.options import option
+from compressor.methods.parts import Part
 from compressor.methods.quantize import _scales
 from compressor.methods.quantize._largest import Found, Largest
 from compressor.methods.quantize._minifloat import E4M3, E5M2, Minifloat
-from compressor.tensor import TensorSpec
-from compressor.workspace import Array, Workspace
 
 _TRIALS = 8  # scales that the search tries within a factor of two
 

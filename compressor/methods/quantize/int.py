@@ -44,20 +44,22 @@ from functools import partial
 from math import sqrt
 from typing import Any, ClassVar, Literal
 
-from compressor import kernels
-from compressor.errors import UsageError
-from compressor.floats import epsilon, smallest
-from compressor.floats import largest as limit
-from compressor.lazy import np
-from compressor.method import Block, Encoder, Method, Part, option
-from compressor.methods._hessian import compensation_memory
+from compressor.core import kernels
+from compressor.core.errors import UsageError
+from compressor.core.floats import epsilon, smallest
+from compressor.core.floats import largest as limit
+from compressor.core.lazy import np
+from compressor.core.tensor import TensorSpec
+from compressor.core.workspace import Array, Workspace
+from compressor.methods.contract import Block, Encoder, Method
+from compressor.methods.numerics.hessian import compensation_memory
+from compressor.methods.options import option
+from compressor.methods.parts import Part
 from compressor.methods.quantize import _awq, _gptq, _layouts, _layouts_foreign, _ranges, _scales
 from compressor.methods.quantize._hqq import HalfQuadratic
 from compressor.methods.quantize._scales import Chosen
 from compressor.methods.quantize._search import Search
 from compressor.methods.quantize._units import LEAST, MOST, Rule
-from compressor.tensor import TensorSpec
-from compressor.workspace import Array, Workspace
 
 _OFF = ("signed_scales", "act_order")
 _LAYOUTS: dict[str, type[_layouts.CodeLayout]] = {**_layouts.LAYOUTS, **_layouts_foreign.LAYOUTS}

@@ -30,13 +30,15 @@ from dataclasses import dataclass, replace
 from math import gcd
 from typing import ClassVar, Literal
 
-from compressor.errors import InputError, UsageError
-from compressor.floats import epsilon, smallest
-from compressor.lazy import np
-from compressor.method import Block, Encoder, Part, Survey, option
+from compressor.core.errors import InputError, UsageError
+from compressor.core.floats import epsilon, smallest
+from compressor.core.lazy import np
+from compressor.core.tensor import DTYPES, TensorSpec
+from compressor.core.workspace import Array, Workspace
+from compressor.methods.contract import Block, Encoder, Survey
+from compressor.methods.options import option
+from compressor.methods.parts import Part
 from compressor.methods.quantize import _nf4, _nf4_state
-from compressor.tensor import DTYPES, TensorSpec
-from compressor.workspace import Array, Workspace
 
 _WHOLE = 1 << 21  # weights of a tensor that is taken whole
 _EXPERT = re.compile(r"\.experts\.\d+\.")

@@ -25,15 +25,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-from compressor.errors import InputError
-from compressor.floats import epsilon, largest, smallest
-from compressor.lazy import np
-from compressor.method import Block, Part
+from compressor.core.errors import InputError
+from compressor.core.floats import epsilon, largest, smallest
+from compressor.core.lazy import np
+from compressor.core.tensor import TensorSpec
+from compressor.core.workspace import Array, Workspace
+from compressor.methods.contract import Block
+from compressor.methods.parts import Part
 from compressor.methods.quantize._blocks import BlockScaled
 from compressor.methods.quantize._largest import Found, Largest
 from compressor.methods.quantize._minifloat import E2M1, E4M3, Minifloat
-from compressor.tensor import TensorSpec
-from compressor.workspace import Array, Workspace
 
 _GLOBAL = "_global_scale"
 

@@ -14,10 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from compressor.lazy import np
-from compressor.method import option
+from compressor.core.lazy import np
+from compressor.core.workspace import Array
+from compressor.methods.options import option
 from compressor.methods.quantize._rule import Rule
-from compressor.workspace import Array
 
 
 @dataclass(frozen=True)

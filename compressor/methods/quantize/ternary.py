@@ -21,13 +21,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from compressor import bits as bitstream
-from compressor.errors import InputError
-from compressor.lazy import np
-from compressor.method import option
+from compressor.core import bitpacking as bitstream
+from compressor.core.errors import InputError
+from compressor.core.lazy import np
+from compressor.core.tensor import TensorSpec
+from compressor.core.workspace import Array, Workspace
+from compressor.methods.options import option
 from compressor.methods.quantize._signs import Signs
-from compressor.tensor import TensorSpec
-from compressor.workspace import Array, Workspace
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from compressor.errors import InputError, UsageError
-from compressor.floats import epsilon, smallest
-from compressor.floats import largest as limit
-from compressor.lazy import np
-from compressor.method import Block, Encoder, Method, Part, Survey, option
+from compressor.core.errors import InputError, UsageError
+from compressor.core.floats import epsilon, smallest
+from compressor.core.floats import largest as limit
+from compressor.core.lazy import np
+from compressor.core.tensor import DTYPES, TensorSpec
+from compressor.core.workspace import Array, Workspace
+from compressor.methods.contract import Block, Encoder, Method, Survey
+from compressor.methods.options import option
+from compressor.methods.parts import Part
 from compressor.methods.quantize._steps import (
     FAR,
     LARGEST,
@@ -43,8 +47,6 @@ from compressor.methods.quantize._steps import (
     shared_factor,
     step_for,
 )
-from compressor.tensor import DTYPES, TensorSpec
-from compressor.workspace import Array, Workspace
 
 _Bytes = Literal[1, 2]
 DEFAULT_BITS = 4.5

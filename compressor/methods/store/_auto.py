@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from compressor.errors import UsageError
-from compressor.method import Block, Encoder, Part
+from compressor.core.errors import UsageError
+from compressor.core.tensor import TensorSpec
+from compressor.core.workspace import Array, Workspace
+from compressor.methods.contract import Block, Encoder
+from compressor.methods.parts import Part
 from compressor.methods.store._sparse import Sparse
 from compressor.methods.store.bitmask import Bitmask
 from compressor.methods.store.csr import Csr
 from compressor.methods.store.nm import NM
-from compressor.tensor import TensorSpec
-from compressor.workspace import Array, Workspace
 
 
 @dataclass(frozen=True)

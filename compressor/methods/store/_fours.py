@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from compressor.lazy import np
+from compressor.core.lazy import np
 
 
 class Fours:

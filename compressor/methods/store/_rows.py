@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from compressor import bits as bitstream
-from compressor.lazy import np
-from compressor.workspace import Array, Workspace
+from compressor.core import bitpacking as bitstream
+from compressor.core.lazy import np
+from compressor.core.workspace import Array, Workspace
 
 _LONG = 64  # elements of a row from which copying row by row takes less time than making an index
 

@@ -14,17 +14,18 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from compressor.errors import InputError, UsageError
-from compressor.floats import epsilon, narrow, smallest, widen
-from compressor.lazy import np
-from compressor.method import Block, Encoder, Method, Part, Survey
+from compressor.core.errors import InputError, UsageError
+from compressor.core.floats import epsilon, narrow, smallest, widen
+from compressor.core.lazy import np
+from compressor.core.tensor import DTYPES, TensorSpec
+from compressor.core.workspace import Array, Workspace
+from compressor.methods.contract import Block, Encoder, Method, Survey
+from compressor.methods.parts import Part
 from compressor.methods.store._fours import fours
 from compressor.methods.store._rows import pack_rows, unpack_rows
-from compressor.tensor import DTYPES, TensorSpec
-from compressor.workspace import Array, Workspace
 
 if TYPE_CHECKING:
-    from compressor.metrics import Change
+    from compressor.core.metrics import Change
 
 CODES = ".codes"
 

@@ -22,12 +22,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from compressor.errors import UsageError
-from compressor.lazy import np
-from compressor.method import Block, Part
+from compressor.core.errors import UsageError
+from compressor.core.lazy import np
+from compressor.core.tensor import TensorSpec
+from compressor.core.workspace import Array, Workspace
+from compressor.methods.contract import Block
+from compressor.methods.parts import Part
 from compressor.methods.store._sparse import Sparse, damaged
-from compressor.tensor import TensorSpec
-from compressor.workspace import Array, Workspace
 
 
 @dataclass(frozen=True)

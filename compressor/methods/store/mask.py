@@ -18,10 +18,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from compressor.lazy import np
-from compressor.method import Block, Encoder, Part
-from compressor.tensor import TensorSpec
-from compressor.workspace import Array, Workspace
+from compressor.core.lazy import np
+from compressor.core.tensor import TensorSpec
+from compressor.core.workspace import Array, Workspace
+from compressor.methods.contract import Block, Encoder
+from compressor.methods.parts import Part
 
 
 @dataclass(frozen=True)

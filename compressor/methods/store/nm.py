@@ -26,14 +26,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from compressor import bits as bitstream
-from compressor.errors import InputError
-from compressor.lazy import np
-from compressor.method import Block, Part
+from compressor.core import bitpacking as bitstream
+from compressor.core.errors import InputError
+from compressor.core.lazy import np
+from compressor.core.tensor import TensorSpec
+from compressor.core.workspace import Array, Workspace
+from compressor.methods.contract import Block
+from compressor.methods.parts import Part
 from compressor.methods.store._fours import fours
 from compressor.methods.store._sparse import Sparse, damaged
-from compressor.tensor import TensorSpec
-from compressor.workspace import Array, Workspace
 
 
 @dataclass(frozen=True)

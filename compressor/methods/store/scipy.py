@@ -23,11 +23,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from compressor.errors import UsageError
-from compressor.method import Part
+from compressor.core.errors import UsageError
+from compressor.core.tensor import TensorSpec
+from compressor.methods.parts import Part
 from compressor.methods.store._sparse import index_dtype
 from compressor.methods.store.csr import Csr
-from compressor.tensor import TensorSpec
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What is lost: errors of weights, outputs of real models, accuracy."""

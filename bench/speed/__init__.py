@@ -1,0 +1,1 @@
+"""Seconds and memory, beside rivals in the same run."""

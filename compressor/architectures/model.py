@@ -1,0 +1,240 @@
+"""A recognised model: its tensors in their places, and the structures that can be cut from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from compressor.architectures.families import Family
+from compressor.architectures.groups import Group, Owned, Structure, Touch
+from compressor.core.errors import InputError, UsageError
+from compressor.core.tensor import TensorSpec
+
+_MLP = ("neurons", "moe", "shared")  # dimensions that are neurons, each with an entry of its own in the config
+_INNER = ("q", *_MLP)  # what matrices read that write to the residual stream
+
+Sections = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A tensor with its place: block and expert it belongs to, sections along each axis, its line.
+
+    `reads`: the axis over which its products are summed, where that is a dimension of the model.
+    """
+
+    spec: TensorSpec
+    axes: tuple[Sections, ...]
+    line: str
+    reads: int | None = None
+    layer: int | None = None
+    expert: int | None = None
+
+
+@dataclass
+class Model:
+    """A recognised checkpoint: `sizes` of the dimensions, all tensors with their places."""
+
+    family: Family
+    path: str
+    config: Mapping[str, Any]
+    sizes: dict[str, int] = field(default_factory=dict)
+    known: list[Known] = field(default_factory=list)
+
+    def key(self, symbol: str) -> str:
+        """The config's name for a size: the one that it uses, else the first."""
+        names = self.family.keys.get(symbol, ())
+        return next((name for name in names if self.config.get(name) is not None), names[0] if names else "")
+
+    def find(self, kind: str) -> Structure:
+        """The groups of a structure; UsageError where the model has none."""
+        makers = {
+            "neurons": self._neurons,
+            "heads": self._heads,
+            "layers": self._layers,
+            "experts": self._experts,
+            "hidden": self._hidden,
+        }
+        return makers[kind]()
+
+    # ---- the structures ----------------------------------------------------------------------------
+
+    def _neurons(self) -> Structure:
+        groups = []
+        for symbol in _MLP:
+            groups += self._groups(symbol, ((self.key(symbol), 1),), {symbol: 1})
+        if not groups:
+            raise self._none("neurons")
+        # a size that the config leaves to a default must be said
+        return Structure("neurons", tuple(groups))
+
+    def _heads(self) -> Structure:
+        if self.family.bound_heads:
+            raise UsageError(
+                f"structure heads: in a {self.config['model_type']} config.json a head's width is "
+                f"{self.key('hidden')} / {self.key('heads')}, so no loader could be told of fewer heads",
+                remedy="--structure hidden cuts heads and width together",
+            )
+        return Structure("heads", self._head_groups(), pins={"head_dim": self.sizes["head_dim"]})
+
+    def _head_groups(self) -> tuple[Group, ...]:
+        sizes = self.sizes
+        each = sizes["heads"] // sizes["kv_heads"]
+        keys = [(self.key("heads"), each)]
+        if self.key("kv_heads"):
+            keys.append((self.key("kv_heads"), 1))
+        blocks = {"q": each * sizes["head_dim"], "kv": sizes["head_dim"]}
+        groups = self._groups("q", tuple(keys), blocks)
+        if not groups:
+            raise self._none("heads")
+        return tuple(groups)
+
+    def _experts(self) -> Structure:
+        groups = []
+        for layer, members in self._by_layer():
+            owned = {
+                one.spec.name: _owned(one.spec.name, one.expert, "experts")
+                for one in members
+                if one.expert is not None
+            }
+            touches = tuple(_touches(members, {"experts": 1}, self.sizes))
+            if owned or touches:
+                self._check_numbers({one.expert for one in members if one.expert is not None}, layer)
+                name = _prefix([*owned, *(touch.tensor for touch in touches)])
+                keys = ((self.key("experts"), 1),)
+                readers = _readers((one for one in members if one.spec.name in owned), _INNER)
+                groups.append(Group(name, self.sizes["experts"], touches, owned, keys, readers=readers))
+        if not groups:
+            raise self._none("experts")
+        used = self.config.get("num_experts_per_tok")
+        if type(used) is not int or not 0 < used <= self.sizes["experts"]:
+            raise self.contradiction(f"says num_experts_per_tok {used!r} of {self.sizes['experts']} experts")
+        return Structure(
+            "experts", tuple(groups), floor=used, floor_reason=f"each token uses {used} (num_experts_per_tok)"
+        )
+
+    def _check_numbers(self, experts: set[int], layer: int | None) -> None:
+        if experts and experts != set(range(self.sizes["experts"])):
+            raise self.contradiction(
+                f"says {self.sizes['experts']} experts, and block {layer} has {len(experts)}, the last numbered "
+                f"{max(experts)}"
+            )
+
+    def _layers(self) -> Structure:
+        if self.config.get("scale_attn_by_inverse_layer_idx"):
+            raise UsageError(
+                "structure layers: scale_attn_by_inverse_layer_idx makes a block depend on its number, "
+                "so the others would compute something else"
+            )
+        owned = {
+            one.spec.name: _owned(one.spec.name, one.layer, self.family.stack)
+            for one in self.known
+            if one.layer is not None
+        }
+        readers = _readers((one for one in self.known if one.layer is not None), _INNER)
+        keys = ((self.key("layers"), 1),)
+        group = Group(self.family.stack, self.sizes["layers"], (), owned, keys, readers=readers)
+        return Structure("layers", (group,), layers=True)
+
+    def _hidden(self) -> Structure:
+        touches = tuple(_touches(self.known, {"hidden": 1}, self.sizes))
+        gains = tuple(one.spec.name for one in self.known if one.axes == (("hidden",),) and ".bias" not in one.line)
+        keys = ((self.key("hidden"), 1),)
+        readers = _readers((one for one in self.known if one.layer is not None), ("hidden",))
+        offset = int(self.family.one_plus)
+        group = Group("hidden", self.sizes["hidden"], touches, {}, keys, {}, gains, offset, readers)
+        pins = {}
+        if not self.family.bound_heads:
+            pins["head_dim"] = self.sizes["head_dim"]
+        if self.key("neurons") and self.config.get(self.key("neurons")) is None:
+            pins[self.key("neurons")] = self.sizes["neurons"]
+        if self.config["model_type"] == "vit" and self.config.get("pooler_output_size") is None:
+            pins["pooler_output_size"] = self.sizes["hidden"]
+        bound = self.family.bound_heads
+        return Structure(
+            "hidden",
+            (group,),
+            self._head_groups() if bound else (),
+            step=self.sizes["head_dim"] if bound else 1,
+            pins=pins,
+        )
+
+    # ---- their parts -------------------------------------------------------------------------------
+
+    def _groups(self, symbol: str, keys: tuple[tuple[str, int], ...], blocks: Mapping[str, int]) -> list[Group]:
+        """A group for each block, and in it for each expert, that has the dimension."""
+        places: dict[tuple[int | None, int | None], list[Known]] = {}
+        for one in self.known:
+            if any(symbol in sections for sections in one.axes) or any(
+                other in sections for other in blocks for sections in one.axes
+            ):
+                places.setdefault((one.layer, one.expert), []).append(one)
+        found = []
+        units = self.sizes[symbol] // blocks[symbol] if places else 0
+        for _, members in sorted(places.items(), key=lambda item: tuple(-1 if n is None else n for n in item[0])):
+            touches = tuple(_touches(members, blocks, self.sizes))
+            name = _prefix([touch.tensor for touch in touches])
+            found.append(Group(name, units, touches, {}, keys, readers=_readers(members, tuple(blocks))))
+        return found
+
+    def _by_layer(self) -> Iterator[tuple[int | None, list[Known]]]:
+        layers: dict[int | None, list[Known]] = {}
+        for one in self.known:
+            layers.setdefault(one.layer, []).append(one)
+        yield from sorted(layers.items(), key=lambda item: -1 if item[0] is None else item[0])
+
+    def _none(self, kind: str) -> UsageError:
+        has = [other for other in ("neurons", "heads", "layers", "experts", "hidden") if other != kind]
+        if not any("experts" in sections for one in self.known for sections in one.axes):
+            has = [other for other in has if other != "experts"]
+        return UsageError(
+            f"structure {kind}: this {self.config['model_type']} model has no {kind}",
+            remedy=f"It has {', '.join(has)}",
+        )
+
+    def contradiction(self, said: str) -> InputError:
+        return InputError(f"config.json {said}", file=self.path, remedy="Fetch config and weights of one revision")
+
+
+def _touches(members: Iterable[Known], blocks: Mapping[str, int], sizes: Mapping[str, int]) -> Iterator[Touch]:
+    for one in members:
+        for axis, sections in enumerate(one.axes):
+            offset = 0
+            for symbol in sections:
+                if symbol in blocks:
+                    yield Touch(one.spec.name, axis, blocks[symbol], offset)
+                offset += sizes.get(symbol, 0)
+
+
+def _readers(members: Iterable[Known], symbols: Iterable[str]) -> dict[str, int]:
+    """The layers whose products are summed over one of these dimensions, with that axis; without routers and
+    experts in one tensor, which are no layers with inputs of their own."""
+    wanted, other = set(symbols), {"experts", "-"}
+    return {
+        one.spec.name: one.reads
+        for one in members
+        if one.reads is not None
+        and wanted & set(one.axes[one.reads])
+        and not any(other & set(sections) for sections in one.axes)
+    }
+
+
+def _owned(name: str, unit: int | None, after: str) -> Owned:
+    """A tensor's place in a numbered list: its name is cut at the number that follows the list's name."""
+    assert unit is not None  # noqa: S101 - who calls looked
+    match = re.search(rf"(^|\.){re.escape(after)}\.([0-9]+)(?=\.)", name)
+    assert match is not None  # noqa: S101 - the name was recognised by it
+    return Owned(unit, name[: match.start(2)], name[match.end(2) :])
+
+
+def _prefix(names: list[str]) -> str:
+    """What all names begin with, up to a dot: `model.layers.0.mlp`."""
+    split = [name.split(".") for name in names]
+    shared = []
+    for parts in zip(*split, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared) or "all"

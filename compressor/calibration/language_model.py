@@ -1,0 +1,212 @@
+"""Statistics through a Hugging Face language model, with torch and transformers, one layer's weights at a time.
+
+The model's own forward runs once, on all samples; each of its blocks reads its weights when it is its turn, passes
+the samples on in portions, and lets go of them. What is kept are the hidden states of all samples, twice: as a
+block gets them and as it leaves them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+from compressor.calibration.meta_model import ELSEWHERE, Hollow, foreign, libraries, quiet, tokenizer_of
+from compressor.calibration.result import Add, Task
+from compressor.calibration.tokens import read_windows
+from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.core.errors import InputError, UsageError
+from compressor.core.layer_inputs import Gather, Layer
+from compressor.core.tensor_names import layer_of
+from compressor.core.text import printable
+
+SAMPLES, LENGTH = 128, 512
+_TOKENS = 2048  # that a block works on at a time, about
+
+
+class _Enough(Exception):
+    """What follows needs no numbers."""
+
+
+def through_model(
+    task: Task, checkpoint: Checkpoint, text: str, *, samples: int | None, length: int | None, seed: int
+) -> None:
+    """Run a text through the model in a folder, and gather what enters its linear layers."""
+    libraries()
+    with quiet():
+        hollow = Hollow(checkpoint)
+        longest = getattr(hollow.config, "max_position_embeddings", None) or LENGTH
+        if length is not None and length > longest:
+            raise UsageError(f"--length {length}: the model takes {longest} tokens at most")
+        wanted = min(LENGTH, longest) if length is None else length
+        windows = read_windows(text, tokenizer_of(checkpoint.path), samples or SAMPLES, wanted, seed)
+        for note in windows.notes:
+            task.note(note)
+        name = printable(os.path.basename(text), 100)
+        task.source = f"{len(windows.ids)} samples of {windows.length} tokens of {name} (seed {seed})"
+        _Run(task, hollow).run(windows.ids)
+
+
+class _Run:
+    """One pass of all samples through the model."""
+
+    def __init__(self, task: Task, hollow: Hollow) -> None:
+        self.task, self.hollow, self.torch = task, hollow, hollow.torch
+        self.layers: dict[str, str] = {}  # a linear module's name → the layer's, for those that the checkpoint has
+        self.widths: dict[str, int] = {}
+        for name, module in hollow.model.named_modules():
+            called = hollow.stored(f"{name}.weight") if isinstance(module, hollow.linear) else None
+            if called is not None:
+                self.layers[name] = layer_of(called)
+                self.widths[layer_of(called)] = _width(module)
+        self.done: set[int] = set()
+        self.written: set[str] = set()
+        self.buffer: Any = None
+        sizes = [sum(p.numel() for p in block.parameters()) for block in hollow.blocks]
+        self.total, self.before = sum(sizes), [sum(sizes[:at]) for at in range(len(sizes) + 1)]
+
+    def run(self, ids: list[list[int]]) -> None:
+        """Run all samples; every layer's statistics are written as soon as they are complete."""
+        hollow, task = self.hollow, self.task
+        absent = hollow.fill_outside(ids)
+        if absent:
+            task.note(f"what comes after {printable(absent[0], 100)} did not run: the checkpoint lacks its weights")
+        with task.writing(self.widths) as add:
+            outside = self._watch_outside(absent)
+            for number, block in enumerate(hollow.blocks):
+                block.forward = self._stage(number, block, add)
+            with foreign("run the model on this text", hollow.path), self.torch.no_grad(), suppress(_Enough):
+                hollow.model(input_ids=self.torch.tensor(ids))
+            for layer, gather in outside.items():
+                self._write(add, layer, gather.layer)
+            for layer in sorted(set(self.widths) - self.written):
+                self._write(
+                    add, layer, Gather(self.widths[layer], task.wants_gram(self.widths[layer]), layer).layer
+                )
+
+    def _write(self, add: Add, layer: str, found: Layer) -> None:
+        add(layer, found)
+        self.written.add(layer)
+
+    def _gather(self, layer: str) -> Gather:
+        width = self.widths[layer]
+        return Gather(width, self.task.wants_gram(width), layer)
+
+    def _watch_outside(self, absent: list[str]) -> dict[str, Gather]:
+        """Hooks on linear layers outside the blocks; at the output head, or where weights are absent, it ends."""
+        gathers: dict[str, Gather] = {}
+
+        def watch(layer: str, *, last: bool) -> Callable[..., None]:
+            def hook(_: Any, args: Any) -> None:
+                if layer:
+                    gathers.setdefault(layer, self._gather(layer)).add(args[0].float().numpy())
+                if last:
+                    raise _Enough
+
+            return hook
+
+        for name, module in self.hollow.model.named_modules():
+            inside = f"{name}.".startswith(f"{self.hollow.inside}.")
+            if isinstance(module, self.hollow.linear) and not inside:
+                last = module is self.hollow.head or name in absent
+                module.register_forward_pre_hook(watch(self.layers.get(name, ""), last=last))
+        return gathers
+
+    def _stage(self, number: int, block: Any, add: Add) -> Callable[..., Any]:
+        """A block's forward for all samples: read, run in portions, write statistics, forget."""
+        prefix, forward = f"{self.hollow.inside}.{number}", block.forward
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if number in self.done:
+                raise InputError("runs one block's weights several times", file=self.hollow.path, remedy=ELSEWHERE)
+            self.done.add(number)
+            hidden = args[0] if args else kwargs["hidden_states"]
+            self.hollow.fill(prefix, block)
+            watcher = _Watcher(self, prefix, block)
+            if self.buffer is None or self.buffer.shape != hidden.shape:
+                self.buffer = self.torch.empty_like(hidden, memory_format=self.torch.contiguous_format)
+            count = hidden.shape[0]
+            step = max(1, _TOKENS // max(1, hidden.shape[1]))
+            result: Any = None
+            for start in range(0, count, step):
+                stop = min(start + step, count)
+                given = [_part(value, start, stop, count) for value in (args, kwargs)]
+                result = forward(*given[0], **given[1])
+                first = result[0] if isinstance(result, tuple) else result
+                if first.shape != hidden[start:stop].shape:
+                    raise InputError("has blocks that change the shape of what they pass on", file=self.hollow.path)
+                self.buffer[start:stop] = first
+                watcher.settle()
+                part = (self.before[number + 1] - self.before[number]) * stop // count
+                self.task.progress(4 * (self.before[number] + part), 4 * self.total)
+            self.hollow.drop(prefix, block)
+            for layer, found in watcher.finish():
+                self._write(add, layer, found)
+            return (self.buffer, *result[1:]) if isinstance(result, tuple) else self.buffer
+
+        return run
+
+
+class _Watcher:
+    """Gathers the inputs of a block's linear layers; layers that are given the same tensor share one gathering."""
+
+    def __init__(self, run: _Run, prefix: str, block: Any) -> None:
+        self.run = run
+        self.gathers: dict[tuple[str, ...], Gather] = {}
+        self.seen: dict[tuple[int, int], tuple[Any, Any, list[str]]] = {}
+        self.layers: list[str] = []
+        self.hooks = []
+        for name, module in block.named_modules(prefix=prefix):
+            layer = run.layers.get(name)
+            if layer is not None and isinstance(module, run.hollow.linear):
+                self.layers.append(layer)
+                self.hooks.append(module.register_forward_pre_hook(self._hook(layer)))
+
+    def _hook(self, layer: str) -> Callable[..., None]:
+        def hook(_: Any, args: Any) -> None:
+            given = args[0]
+            key = (id(given), given._version)  # the same tensor, and nothing was written into it meanwhile
+            if key not in self.seen:
+                self.seen[key] = given, given.float().clone().numpy(), []
+            self.seen[key][2].append(layer)
+
+        return hook
+
+    def settle(self) -> None:
+        """Take in what a portion of the samples gave."""
+        for _, rows, layers in self.seen.values():
+            key = tuple(layers)
+            if key not in self.gathers:
+                self.gathers[key] = self.run._gather(layers[0])
+            self.gathers[key].add(rows)
+        self.seen.clear()
+
+    def finish(self) -> Iterator[tuple[str, Layer]]:
+        """Each layer's statistics."""
+        for hook in self.hooks:
+            hook.remove()
+        found = {key: gather.layer for key, gather in self.gathers.items()}
+        self.gathers.clear()
+        for layer in self.layers:
+            total: Layer | None = None
+            for key, more in found.items():
+                for _ in range(key.count(layer)):
+                    total = more if total is None else total.merge(more)
+            yield layer, self.run._gather(layer).layer if total is None else total
+
+
+def _width(module: Any) -> int:
+    """How many features a linear layer takes; GPT-2's have their weight as [in, out]."""
+    return int(getattr(module, "in_features", 0) or module.weight.shape[0])
+
+
+def _part(value: Any, start: int, stop: int, count: int) -> Any:
+    """What some of the samples need of a block's arguments."""
+    if isinstance(value, tuple | list):
+        return type(value)(_part(one, start, stop, count) for one in value)
+    if isinstance(value, dict):
+        return {key: _part(one, start, stop, count) for key, one in value.items()}
+    if getattr(value, "ndim", 0) >= 2 and value.shape[0] == count:
+        return value[start:stop]
+    return value

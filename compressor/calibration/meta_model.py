@@ -1,0 +1,256 @@
+"""A Hugging Face model without its numbers: built on torch's meta device, filled from the checkpoint part by part.
+
+Numbers are read by this tool and not by transformers, so a quantized or pruned checkpoint runs as what its codes
+stand for, in float32. No code from the folder is run, and nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.checkpoint.rows import Rows, read_whole
+from compressor.core.errors import CompressorError, InputError, UsageError
+from compressor.core.lazy import np
+from compressor.core.text import printable
+from compressor.core.workspace import Array, Workspace
+
+_BLOCK = 1 << 20
+ELSEWHERE = "Record activations with the recipe in docs/statistics.md, and give them with --activations"
+
+
+def libraries() -> tuple[Any, Any]:
+    """torch and transformers. UsageError with the line that installs them."""
+    try:
+        return importlib.import_module("torch"), importlib.import_module("transformers")
+    except ImportError as error:
+        raise UsageError(
+            f"--text needs torch and transformers ({printable(str(error), 100)})",
+            remedy="pip install 'compressor[calibrate]'",
+        ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers speaks of what it misses; here that is an error or is on purpose."""
+    logging = importlib.import_module("transformers.utils.logging")
+    before, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def foreign(what: str, path: str) -> Iterator[None]:
+    """Turn whatever a library raises into an InputError that says what it was doing."""
+    try:
+        yield
+    except (CompressorError, MemoryError):
+        raise
+    except Exception as error:
+        said = printable(str(error).partition("\n")[0], 200)
+        raise InputError(f"transformers cannot {what}: {type(error).__name__}: {said}", file=path) from error
+
+
+def tokenizer_of(path: str) -> Any:
+    """The folder's tokenizer."""
+    _, transformers = libraries()
+    with foreign("read its tokenizer", path):
+        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+
+
+class Hollow:
+    """A model of the class that config.json names. `blocks` is its list of layers, all of whose tensors are meta;
+    what lies outside is filled by `fill_outside`."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.torch, transformers = libraries()
+        self.checkpoint, self.path = checkpoint, checkpoint.path
+        if checkpoint.source.kind != "folder" or checkpoint.source.config is None:
+            raise UsageError(
+                f"{printable(self.path)}: --text runs Hugging Face folders, with config.json and a tokenizer",
+                remedy=ELSEWHERE,
+            )
+        config = self._config(transformers)
+        with foreign("build the model", self.path), _on_meta(self.torch):
+            self.model = self._class(transformers, config)(config).train(mode=False)
+        self.config = self.model.config
+        self.linear = (self.torch.nn.Linear, importlib.import_module("transformers.pytorch_utils").Conv1D)
+        self.prefix = getattr(self.model, "base_model_prefix", "")
+        self.blocks, self.inside = self._blocks()
+        self.embedding = self.model.get_input_embeddings()
+        self.head = self.model.get_output_embeddings()
+
+    def _config(self, transformers: Any) -> Any:
+        with foreign("read its config.json", self.path):
+            config = transformers.AutoConfig.from_pretrained(
+                self.path, local_files_only=True, trust_remote_code=False
+            )
+        if config.is_encoder_decoder or any(hasattr(config, f"{kind}_config") for kind in ("vision", "audio")):
+            raise InputError(
+                "is no plain language model, so text alone does not run it", file=self.path, remedy=ELSEWHERE
+            )
+        if getattr(config, "quantization_config", None) is not None:
+            del config.quantization_config  # its codes are decoded here
+        config.use_cache = False
+        return config
+
+    def _class(self, transformers: Any, config: Any) -> Any:
+        names = getattr(config, "architectures", None)
+        named = getattr(transformers, names[0], None) if names and isinstance(names[0], str) else None
+        if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
+            return named
+        if names:
+            raise InputError(f"transformers has no model class {printable(str(names[0]), 80)}", file=self.path)
+        return transformers.AutoModel._model_mapping[type(config)]
+
+    def _blocks(self) -> tuple[Any, str]:
+        """The largest outermost list of modules, and its name."""
+        lists, pending = list[tuple[int, str, Any]](), [("", self.model)]
+        while pending:
+            name, module = pending.pop()
+            if isinstance(module, self.torch.nn.ModuleList) and len(module):
+                lists.append((sum(p.numel() for p in module.parameters()), name, module))
+                continue
+            pending += [(f"{name}.{child}".lstrip("."), one) for child, one in module.named_children()]
+        if not lists:
+            raise InputError("has no list of layers that could be run one by one", file=self.path, remedy=ELSEWHERE)
+        _, name, module = max(lists, key=lambda found: found[0])
+        return module, name
+
+    # ---- names and numbers -----------------------------------------------------------------------------
+
+    def stored(self, name: str) -> str | None:
+        """What the checkpoint calls a parameter of the model; with or without the prefix of the bare model."""
+        prefix = f"{self.prefix}."
+        for called in (name, name.removeprefix(prefix), prefix + name):
+            if called in self.checkpoint.tensors:
+                return called
+        return None
+
+    def _numbers(self, name: str, shape: Sequence[int]) -> Any:
+        called = self.stored(name)
+        if called is None:
+            raise InputError(
+                "is not in the model, and its class in transformers has it (mixtures of experts are fused there)",
+                file=self.path,
+                tensor=name,
+                remedy=ELSEWHERE,
+            )
+        tensor = self.checkpoint.tensors[called]
+        if tensor.spec.shape != tuple(shape) or not tensor.spec.is_float:
+            raise InputError(
+                f"is {tensor.spec.dtype} {list(tensor.spec.shape)}, where config.json asks for {list(shape)}",
+                file=self.path,
+                tensor=called,
+            )
+        with np.errstate(all="ignore"):
+            found = read_whole(tensor).astype(np.float32, copy=False)
+        if not np.isfinite(found).all():
+            raise InputError("holds NaN or infinite values", file=self.path, tensor=called)
+        return self.torch.from_numpy(np.require(found, requirements=["W", "C"]))
+
+    def _put(self, name: str, tensor: Any) -> None:
+        parent, _, leaf = name.rpartition(".")
+        parameter = self.torch.nn.Parameter(tensor, requires_grad=False)
+        self.model.get_submodule(parent)._parameters[leaf] = parameter
+
+    def fill(self, prefix: str, module: Any) -> None:
+        """Read the numbers of a module."""
+        for name, parameter in module.named_parameters(prefix):
+            self._put(name, self._numbers(name, parameter.shape))
+        for name, buffer in module.named_buffers(prefix):
+            self._put_buffer(name, buffer)
+
+    def _put_buffer(self, name: str, buffer: Any) -> None:
+        if buffer.is_meta or (buffer.is_floating_point() and self.stored(name) is not None):
+            parent, _, leaf = name.rpartition(".")
+            self.model.get_submodule(parent)._buffers[leaf] = self._numbers(name, buffer.shape)
+
+    def drop(self, prefix: str, module: Any) -> None:
+        """Forget the numbers of a module."""
+        for name, parameter in module.named_parameters(prefix):
+            self._put(name, self.torch.empty(parameter.shape, device="meta"))
+
+    def fill_outside(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Read what lies outside the blocks: of the embedding the rows that `ids` use, and nothing of the output
+        head, whose inputs are all that is asked for. The names of linear layers that the checkpoint lacks."""
+        absent = []
+        skip = {self.torch.nn.Embedding: self.embedding, self.torch.nn.Linear: self.head}.values()
+        for name, module in self.model.named_modules():
+            if f"{name}.".startswith(f"{self.inside}."):
+                continue
+            if (
+                isinstance(module, self.linear)
+                and module is not self.head
+                and self.stored(f"{name}.weight") is None
+            ):
+                absent.append(name)
+                continue
+            if any(module is one for one in skip):
+                continue
+            for leaf, parameter in list(module.named_parameters(name, recurse=False)):
+                self._put(leaf, self._numbers(leaf, parameter.shape))
+            for leaf, buffer in list(module.named_buffers(name, recurse=False)):
+                self._put_buffer(leaf, buffer)
+        self._embed(sorted({one for window in ids for one in window}))
+        return absent
+
+    def _embed(self, used: list[int]) -> None:
+        name = next(name for name, module in self.model.named_modules() if module is self.embedding)
+        called = self.stored(f"{name}.weight")
+        rows, columns = self.embedding.weight.shape
+        if used[0] < 0 or used[-1] >= rows:
+            raise InputError(f"its tokenizer gives token {used[-1]}, and it has {rows}", file=self.path)
+        if called is None or self.checkpoint.tensors[called].spec.shape != (rows, columns):
+            self._numbers(f"{name}.weight", (rows, columns))  # says what is wrong
+            return
+        table = self.torch.from_numpy(self._rows(called, used))
+        place = self.torch.zeros(rows, dtype=self.torch.int64)
+        place[self.torch.tensor(used)] = self.torch.arange(len(used))
+        self._put(f"{name}.weight", table)
+        self.embedding.padding_idx = None
+        self.embedding.register_forward_pre_hook(lambda _, args: (place[args[0]], *args[1:]))
+
+    def _rows(self, name: str, used: list[int]) -> Array:
+        """Rows of a stored matrix in float32."""
+        tensor = self.checkpoint.tensors[name]
+        rows, columns = tensor.spec.matrix
+        step = max(1, _BLOCK // columns // tensor.align) * tensor.align
+        found, work, at = np.empty((len(used), columns), np.float32), Workspace(), 0
+        while at < len(used):
+            start = used[at] // step * step
+            stop = min(start + step, rows)
+            block = Rows(tensor, columns, start, stop, work, "embedding").block(start, stop)
+            until = at
+            while until < len(used) and used[until] < stop:
+                until += 1
+            found[at:until] = block[[row - start for row in used[at:until]]]
+            at = until
+        if not np.isfinite(found).all():
+            raise InputError("holds NaN or infinite values", file=self.path, tensor=name)
+        return found
+
+
+@contextmanager
+def _on_meta(torch: Any) -> Iterator[None]:
+    """Parameters take no memory, and buffers, which are computed, do: modules make the former by `torch.empty`."""
+    from torch.overrides import TorchFunctionMode
+
+    class OnMeta(TorchFunctionMode):  # type: ignore[misc]  # torch is not there for mypy
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = dict(kwargs or {})
+            if func is torch.empty and kwargs.get("device") is None:
+                kwargs["device"] = "meta"
+            return func(*args, **kwargs)
+
+    with OnMeta():
+        yield

@@ -1,0 +1,115 @@
+"""Ways to statistics of layer inputs: a network in NumPy, recorded activations, a language model.
+
+`compressor.statistics` has the file that they make.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from compressor.calibration.fingerprint import fingerprint
+from compressor.calibration.result import CalibrationReport, Task, gathered, report_of
+from compressor.calibration.statistics import merge_statistics as write_merged
+from compressor.calibration.statistics import open_statistics
+from compressor.checkpoint.checkpoint import open_checkpoint
+from compressor.core.errors import InputError, UsageError
+from compressor.files.destination import check_apart
+from compressor.files.staging import check_place
+
+Path = str | os.PathLike[str]
+_OWN = {  # options that only some ways have
+    "network": ("inputs",),
+    "divide": ("inputs",),
+    "samples": ("inputs", "text"),
+    "length": ("text",),
+    "seed": ("inputs", "text"),
+}
+
+
+def calibrate(
+    model: Path | None,
+    output: Path,
+    *,
+    inputs: Path | None = None,
+    activations: Path | None = None,
+    text: Path | None = None,
+    network: str | None = None,
+    divide: float | None = None,
+    samples: int | None = None,
+    length: int | None = None,
+    seed: int | None = None,
+    gram: bool | None = None,
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> CalibrationReport:
+    """Write the statistics of a model's layer inputs to a .safetensors: of `inputs` (.npy) that run through the
+    model in NumPy, of recorded `activations`, or of a `text` that runs through a language model with torch.
+
+    `network` describes the model where its tensors do not tell; `divide` the inputs by this; `samples`, chosen by
+    `seed`, of the inputs, or windows of `length` tokens (128 of 512); `gram`: XᵀX for all layers or for none, by
+    default for layers up to 8192 wide. Raises UsageError, InputError, OutputError: nothing is written then.
+    """
+    given = {"inputs": inputs, "activations": activations, "text": text}
+    ways = [way for way, path in given.items() if path is not None]
+    if len(ways) != 1:
+        raise UsageError(
+            "give one of --inputs, --activations and --text",
+            remedy="docs/statistics.md says which suits what model",
+        )
+    (way,) = ways
+    options = {"network": network, "divide": divide, "samples": samples, "length": length, "seed": seed}
+    for key, value in options.items():
+        if value is not None and way not in _OWN[key]:
+            raise UsageError(f"--{key} is for {' and '.join(f'--{one}' for one in _OWN[key])}, not for --{way}")
+    if model is None and way != "activations":
+        raise UsageError(
+            f"--{way} runs a model, and none is given", remedy=f"compressor calibrate MODEL --{way} FILE"
+        )
+    source = os.fspath(given[way])  # type: ignore[arg-type]  # one is there
+    output = os.fspath(output)
+    _check_output(output, [source, *([] if model is None else [os.fspath(model)])], force=force)
+    checkpoint = None if model is None else open_checkpoint(model)
+    task = Task(output, gram, force=force)
+    if progress is not None:
+        task.progress = progress
+    try:
+        if checkpoint is not None:
+            task.model, task.weights = fingerprint(checkpoint)
+        if way == "activations":
+            from compressor.calibration.small_network import from_recorded
+
+            from_recorded(task, checkpoint, source)
+        elif checkpoint is not None and way == "inputs":
+            from compressor.calibration.small_network import through_network
+
+            through_network(
+                task, checkpoint, source, network=network, divide=divide, samples=samples, seed=seed or 0
+            )
+        elif checkpoint is not None:
+            from compressor.calibration.language_model import through_model
+
+            through_model(task, checkpoint, source, samples=samples, length=length, seed=seed or 0)
+    except InputError as error:
+        error.file = error.file or source
+        raise
+    return task.report()
+
+
+def merge_statistics(paths: Sequence[Path], output: Path, *, force: bool = False) -> CalibrationReport:
+    """Write the statistics of all samples of several files together. InputError where they are of other models."""
+    output = os.fspath(output)
+    _check_output(output, [os.fspath(path) for path in paths], force=force)
+    write_merged(paths, output, force=force)
+    made = open_statistics(output)
+    layers = [
+        gathered(layer, made.counts[layer], width, gram=layer in made.grams) for layer, width in made.widths.items()
+    ]
+    return report_of(output, made.source, layers, [])
+
+
+def _check_output(output: str, inputs: Sequence[str], *, force: bool) -> None:
+    if os.path.splitext(output)[1].lower() != ".safetensors":
+        raise UsageError("statistics are a .safetensors", remedy="End the output's name so")
+    check_apart(output, *inputs)
+    check_place(output, folder=False, replace=force)

@@ -1,0 +1,1 @@
+"""An input as tensors, whatever it is stored as."""

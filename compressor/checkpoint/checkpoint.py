@@ -1,0 +1,132 @@
+"""An input as its user thinks of it: tensors by their own names, whether a file stores them as numbers or as
+the parts of an encoder.
+
+Stored parts are recognised by our own metadata, or in a folder by compressed-tensors' `quantization_config`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from compressor.architectures.groups import Coupled
+from compressor.checkpoint import dialects
+from compressor.checkpoint import record as provenance
+from compressor.core.errors import InputError, UsageError
+from compressor.core.tensor import TensorSpec
+from compressor.core.workspace import Workspace
+from compressor.files.identity import Identity, unknown
+from compressor.files.opening import open_source
+from compressor.files.source import Source, StoredTensor
+from compressor.methods.contract import Encoder
+from compressor.methods.parts import Part
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of the input. `parts` by suffix; without an encoder there is one, the tensor itself."""
+
+    spec: TensorSpec
+    parts: Mapping[str, StoredTensor]
+    file: int
+    encoder: Encoder | None = None
+    kept: bool = False  # whether its parts go into the output as they are, where nothing is done to it
+
+    @property
+    def whole(self) -> StoredTensor:
+        """The tensor as it lies in the file, where it is stored as numbers."""
+        return self.parts[""]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its parts in the input."""
+        return sum(part.spec.nbytes for part in self.parts.values())
+
+    @property
+    def seekable(self) -> bool:
+        """Whether elements can be read from anywhere, and not only whole rows."""
+        return self.encoder is None and self.whole.contiguous
+
+    @property
+    def align(self) -> int:
+        return 1 if self.encoder is None else max(part.every or 1 for part in self.encoder.parts(self.spec))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened input: `tensors` by name, in order; `compression` says in words how parts are stored, `cuts` what
+    structured cuts have left out of it.
+
+    `fused`: tensors of the file in whose place parts of them stand here (see `experts`), and the names of these;
+    `notes`: what the user should know about it.
+    """
+
+    source: Source
+    tensors: Mapping[str, Tensor]
+    records: tuple[provenance.Record, ...]
+    compression: str = ""
+    cuts: tuple[Coupled, ...] = ()
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    stored: bool = False  # whether tensors are taken as they lie there, whatever they are parts of
+    identity: Identity = ("sha256", "0" * 64)  # what the input is known by; zeros as long as nobody has looked
+    dropped: tuple[str, ...] = ()  # tensors of the source that mean nothing once its weights are numbers
+
+    @property
+    def path(self) -> str:
+        return self.source.path
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open an input and recognise what it stores. InputError when parts contradict what is said of them."""
+    source = open_source(path)
+    records = tuple(provenance.from_metadata(part.header.metadata, part.file.path) for part in source.files)
+    stored: dialects.Stored = [pair for record in records for pair in record.tensors]
+    compression, left = "packed by compressor" if stored else "", frozenset[str]()
+    if not stored:
+        compression, stored, left = dialects.read(source)
+    tensors = {
+        name: Tensor(tensor.spec, {"": tensor}, source.file_of[name]) for name, tensor in source.tensors.items()
+    }
+    used = set(left)
+    found: dict[str, Tensor] = {}
+    for spec, encoder in stored:
+        tensor = _stored_tensor(source, spec, encoder)
+        used |= {part.spec.name for part in tensor.parts.values()}
+        if spec.name in found or (spec.name in source.tensors and "" not in tensor.parts):
+            raise InputError("is there twice, as numbers and as codes", file=source.path, tensor=spec.name)
+        found[spec.name] = tensor
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in used} | found
+    ordered = {name: tensors[name] for name in sorted(tensors)}
+    return Checkpoint(source, ordered, records, compression, dropped=tuple(sorted(left)), identity=unknown(source))
+
+
+def _stored_tensor(source: Source, spec: TensorSpec, encoder: Encoder) -> Tensor:
+    try:
+        encoder.check(spec)
+        index = encoder.counts_part(spec)
+        if index is not None:
+            stored = _stored_part(source, spec, index)
+            content = stored.read_rows(index.size, 0, 1, Workspace(), "index").reshape(index.shape)
+            encoder = encoder.counted_by(spec, content)
+        declared = encoder.parts(spec)
+    except UsageError as error:
+        raise InputError(error.reason, file=source.path, tensor=spec.name) from error
+    parts = {part.suffix: _stored_part(source, spec, part) for part in declared}
+    first = next(iter(parts.values()))
+    return Tensor(spec, parts, source.file_of[first.spec.name], encoder)
+
+
+def _stored_part(source: Source, spec: TensorSpec, part: Part) -> StoredTensor:
+    stored = source.tensors.get(part.name(spec.name))
+    if stored is None:
+        raise InputError(f"its part {part.suffix or 'codes'} is missing", file=source.path, tensor=spec.name)
+    if (stored.spec.dtype, stored.spec.shape) != (part.dtype, part.shape):
+        raise InputError(
+            f"its part {part.suffix or 'codes'} is {stored.spec.dtype} {list(stored.spec.shape)}, "
+            f"where {part.dtype} {list(part.shape)} belongs",
+            file=source.path,
+            tensor=spec.name,
+        )
+    return stored

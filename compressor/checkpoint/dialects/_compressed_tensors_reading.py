@@ -1,0 +1,264 @@
+"""Reading a folder that compressed-tensors' `quantization_config` describes.
+
+The dtypes of codes and scales tell how a tensor is stored, and its parts' shapes by which of the config's groups.
+So the patterns by which groups name their modules need not be run, which in a stranger's file may take for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from compressor.checkpoint.dialects._scales import is_block, model_dtype, orphans, single
+from compressor.core.errors import CompressorError, InputError, UsageError
+from compressor.core.lazy import np
+from compressor.core.tensor import TensorSpec
+from compressor.core.text import printable
+from compressor.core.workspace import Workspace
+from compressor.files.source import Source
+from compressor.methods.contract import Encoder
+from compressor.methods.quantize.fp8 import Fp8, Scales
+from compressor.methods.quantize.mxfp4 import Mxfp4
+from compressor.methods.quantize.mxfp8 import Mxfp8
+from compressor.methods.quantize.nvfp4 import Nvfp4
+from compressor.methods.registry import make_method
+
+KEY = "quantization_config"
+
+# What a calibrated scheme keeps beside a weight for its activations, and a cache scheme in its attention
+_ACTIVATIONS = ("input_scale", "input_zero_point", "input_global_scale", "output_scale", "output_zero_point")
+_CACHE = ("k_scale", "v_scale", "q_scale", "k_zero_point", "v_zero_point", "k_global_scale", "v_global_scale")
+
+Found = Encoder | str  # the encoder of a group, or why there is none
+
+
+def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
+    """The tensors that a compressed-tensors folder stores as parts. InputError for what is not read here."""
+    config = (source.config or {})[KEY]
+    declared = config.get("config_groups")
+    if not isinstance(declared, dict) or not declared or not all(isinstance(g, dict) for g in declared.values()):
+        raise InputError(f"config.json: {KEY} has no config_groups", file=source.path)
+    groups = {
+        layout: [made for group in declared.values() for made in _made(how, group, config.get("format"))]
+        for layout, how in _LAYOUTS.items()
+    }
+    found = []
+    for name in source.tensors:
+        if name.endswith(".weight_packed"):
+            base = name.removesuffix("_packed")
+        elif name.endswith(".weight") and (
+            f"{name}_scale" in source.tensors or source.tensors[name].spec.dtype == "F8_E4M3"
+        ):
+            base = name
+        else:
+            continue
+        if f"{base}_g_idx" in source.tensors:
+            raise InputError("is stored in activation order, which is not read here", file=source.path, tensor=base)
+        layout = _layout(name, base, source)
+        spec = _original(layout, base, source)
+        found.append((spec, _choose(spec, groups[layout], source)))
+    taken = {f"{spec.name}_scale" for spec, _ in found}
+    taken |= {f"{spec.name}_global_scale" for spec, encoder in found if isinstance(encoder, Nvfp4)}
+    orphans(source, (".weight_scale", ".weight_global_scale"), taken)
+    return found
+
+
+def leftovers(source: Source, stored: Sequence[tuple[TensorSpec, Encoder]]) -> set[str]:
+    """What only a quantized loader has a use for: scales of activations, and of a quantized cache."""
+    stems = {spec.name.removesuffix("weight") for spec, _ in stored}
+    names = {stem + last for stem in stems for last in _ACTIVATIONS} & set(source.tensors)
+    if (source.config or {})[KEY].get("kv_cache_scheme") is not None:
+        names |= {name for name in source.tensors if name.endswith(tuple(f".{last}" for last in _CACHE))}
+    return names
+
+
+# ---- how a tensor is stored ----------------------------------------------------------------------------
+
+
+def _layout(name: str, base: str, source: Source) -> str:
+    """The layout of the tensor `base` whose codes are called `name`."""
+    codes, scale = source.tensors[name].spec, source.tensors.get(f"{base}_scale")
+    kind = None if scale is None else scale.spec.dtype
+    if name != base and codes.dtype == "U8":
+        return "mxfp4-pack-quantized" if kind == "U8" else "nvfp4-pack-quantized"
+    if name != base:
+        return "pack-quantized"
+    if codes.dtype == "F8_E4M3":
+        return "mxfp8-quantized" if kind == "U8" else "float-quantized"
+    return "int-quantized"
+
+
+def _original(layout: str, name: str, source: Source) -> TensorSpec:
+    """The tensor as it was: shape from `weight_shape` or the codes, dtype from the scale or the model's config."""
+    scale = source.tensors.get(f"{name}_scale")
+    narrow = _LAYOUTS[layout].narrow
+    if scale is None or not (scale.spec.is_float or (narrow and scale.spec.dtype == "U8")):
+        raise InputError("has no float scale beside it", file=source.path, tensor=name)
+    said = model_dtype(source.config or {})
+    if layout.endswith("4-pack-quantized"):
+        shape = source.tensors[f"{name}_packed"].spec.shape
+        if len(shape) != 2:
+            raise InputError(f"its codes have shape {list(shape)}", file=source.path, tensor=name)
+        return TensorSpec(name, said or "BF16", (shape[0], shape[1] * 2))
+    if layout == "mxfp8-quantized":
+        return TensorSpec(name, said or "BF16", source.tensors[name].spec.shape)
+    if layout == "float-quantized":
+        return TensorSpec(name, said or scale.spec.dtype, source.tensors[name].spec.shape)
+    shape_of = source.tensors.get(f"{name}_shape")
+    if shape_of is None and f"{name}_packed" in source.tensors:
+        raise InputError("has no weight_shape beside it", file=source.path, tensor=name)
+    if shape_of is None:
+        return TensorSpec(name, scale.spec.dtype, source.tensors.get(name, scale).spec.shape)
+    if shape_of.spec.dtype not in ("I64", "I32") or shape_of.spec.shape != (2,):
+        raise InputError("its weight_shape is not two integers", file=source.path, tensor=name)
+    values = shape_of.read_rows(1, 0, 2, Workspace(), "shape").reshape(-1)
+    if not np.all((values >= 0) & (values < 2**40)):
+        raise InputError("its weight_shape makes no sense", file=source.path, tensor=name)
+    return TensorSpec(name, scale.spec.dtype, (int(values[0]), int(values[1])))
+
+
+def _choose(spec: TensorSpec, groups: Sequence[Found], source: Source) -> Encoder:
+    """The encoder of the group that this tensor was stored by."""
+    known = [_as_stored(group, spec, source) for group in groups if not isinstance(group, str)]
+    unknown = [group for group in groups if isinstance(group, str)]
+    fits = known if len(groups) == 1 else [encoder for encoder in known if _fits(spec, encoder, source)]
+    if not fits:
+        reason = f"is stored in a way that is not read here: {unknown[0]}" if unknown else "fits no config group"
+        raise InputError(reason, file=source.path, tensor=spec.name)
+    if len({getattr(encoder, "bits", 0) for encoder in fits}) > 1:
+        raise InputError("is so narrow that it fits groups of 4 and of 8 bits", file=source.path, tensor=spec.name)
+    blocks = {e.scales.block for e in fits if isinstance(e, Fp8) and e.granularity == "block"}
+    if len(blocks) > 1:
+        raise InputError(
+            "is so small that it fits groups of several block sizes", file=source.path, tensor=spec.name
+        )
+    return fits[0]
+
+
+def _as_stored(encoder: Encoder, spec: TensorSpec, source: Source) -> Encoder:
+    """The encoder with the dtype and shape of the scale as it lies there, where these may differ."""
+    if not isinstance(encoder, Fp8):
+        return encoder
+    scale = f"{spec.name}_scale"
+    shape = single(source, scale, spec.name) if encoder.granularity == "tensor" else (1,)
+    scales = Scales("_scale", source.tensors[scale].spec.dtype, shape, encoder.scales.block)
+    return Fp8(granularity=encoder.granularity, scales=scales)
+
+
+def _fits(spec: TensorSpec, encoder: Encoder, source: Source) -> bool:
+    try:
+        parts = encoder.parts(spec)
+    except UsageError:
+        return False
+    zero = "_zero_point"
+    if (f"{spec.name}{zero}" in source.tensors) != any(part.suffix == zero for part in parts):
+        return False
+    stored = [source.tensors.get(spec.name + part.suffix) for part in parts]
+    return all(
+        found is not None and (found.spec.dtype, found.spec.shape) == (part.dtype, part.shape)
+        for found, part in zip(stored, parts, strict=True)
+    )
+
+
+# ---- what the groups say -------------------------------------------------------------------------------
+
+
+def _made(layout: _Layout, group: Mapping[str, Any], common: object) -> list[Found]:
+    """The encoder of a group for tensors of this layout, or why there is none; nothing if it is of another's."""
+    weights, form = group.get("weights"), group.get("format") or common
+    if form not in layout.formats:
+        others = {form for other in _LAYOUTS.values() for form in other.formats}
+        return [] if isinstance(form, str) and form in others else [f"its format is {printable(str(form), 40)!r}"]
+    reason = f"its scheme is not of {layout.called}"
+    try:
+        if not isinstance(weights, dict) or weights.get("type", "int") != layout.type:
+            return [reason]
+        return [layout.make(weights, layout.name)]
+    except (KeyError, TypeError, CompressorError) as error:
+        return [error.reason if isinstance(error, CompressorError) else reason]
+
+
+def _strategy(weights: Mapping[str, Any]) -> Any:
+    return weights.get("strategy") or {None: "tensor", -1: "channel"}.get(weights.get("group_size"), "group")
+
+
+def _integers(weights: Mapping[str, Any], layout: str) -> Found:
+    strategy = _strategy(weights)
+    made = make_method(
+        "quantize",
+        {
+            "scheme": "int",
+            "bits": weights["num_bits"],
+            "symmetric": weights.get("symmetric", True),
+            "granularity": strategy,
+            "layout": layout,
+            **({"group_size": weights.get("group_size")} if strategy == "group" else {}),
+        },
+        where="quantization_config ",
+    )
+    assert isinstance(made, Encoder)  # noqa: S101 - the scheme named above
+    return made
+
+
+def _floats(weights: Mapping[str, Any], layout: str) -> Found:
+    strategy, block = _strategy(weights), weights.get("block_structure")
+    if isinstance(block, str):  # as they were written up to 0.9: 128x128
+        block = [int(size) if size.isdecimal() and len(size) < 9 else 0 for size in block.split("x")]
+    if weights.get("num_bits") != 8 or weights.get("symmetric", True) is not True:
+        return "its floats are not of 8 bits without a zero point"
+    if strategy not in ("tensor", "channel", "block"):
+        return f"its strategy is {printable(str(strategy), 40)!r}"
+    if strategy != "block":
+        return Fp8(granularity=strategy)
+    if not isinstance(block, list) or not is_block(block):
+        return f"its block_structure is {printable(str(block), 40)}"
+    return Fp8(granularity="block", scales=Scales(block=(block[0], block[1])))
+
+
+def _blocks(weights: Mapping[str, Any], layout: str) -> Found:
+    scheme = {kind.format: kind for kind in (Nvfp4, Mxfp4, Mxfp8)}[layout]
+    made = scheme()
+    said = tuple(weights.get(key) for key in ("num_bits", "group_size", "symmetric"))
+    if said not in ((made.element.bits, made.size, True), (made.element.bits, made.size, None)):
+        return f"its scheme is not {made.id}"
+    return made
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """A way of storing tensors: the `formats` by which configs call it, the `type` of weights, in words what these
+    are, and how the encoder of a group is made. `narrow`: the scale may be an exponent in a byte."""
+
+    name: str
+    formats: tuple[str, ...]
+    type: str
+    called: str
+    make: Callable[[Mapping[str, Any], str], Found]
+    narrow: bool = False
+
+
+# Older files name the format once for all groups; `naive` is what 8 bits are called without activations.
+_LAYOUTS = {
+    layout.name: layout
+    for layout in (
+        *(
+            _Layout(name, (*forms, "mixed-precision"), "int", "scaled integers", _integers)
+            for name, forms in {
+                "pack-quantized": ("pack-quantized", "int-quantized", "naive-quantized"),
+                "int-quantized": ("pack-quantized", "int-quantized", "naive-quantized"),
+            }.items()
+        ),
+        _Layout(
+            "float-quantized",
+            ("float-quantized", "naive-quantized", "mixed-precision"),
+            "float",
+            "8-bit floats",
+            _floats,
+        ),
+        *(
+            _Layout(kind.format, (kind.format, "mixed-precision"), "float", kind.id, _blocks, narrow=True)
+            for kind in (Nvfp4, Mxfp4, Mxfp8)
+        ),
+    )
+}

@@ -1,0 +1,230 @@
+"""GPTQ's `quantization_config` in a folder's config.json: its first format written, both read.
+
+The width, the group size and whether columns were sorted hold for the folder; modules that differ are named by
+patterns under `dynamic`, and so are linear modules that stay dense (gptqmodel's extension; vLLM reads it too).
+Patterns also match the names of the layers that vLLM fuses.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from compressor.checkpoint.dialects._stored import StoredCodes, integer, multiply, shape_of
+from compressor.checkpoint.dialects.compressed_tensors import holds_transposed
+from compressor.core import bitpacking as bitstream
+from compressor.core.errors import InputError
+from compressor.core.floats import widen
+from compressor.core.lazy import np
+from compressor.core.selection import kept
+from compressor.core.tensor import TensorSpec
+from compressor.core.text import printable
+from compressor.core.workspace import Array, Workspace
+from compressor.files.source import Source
+from compressor.methods.contract import Encoder
+from compressor.methods.options import option
+from compressor.methods.parts import Part
+from compressor.methods.quantize._layouts_foreign import unpack_down
+from compressor.methods.quantize.int import Int
+
+NAME = "gptq"
+METADATA = "pt"
+KEY = "quantization_config"
+
+_FUSED = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj"),
+    **dict.fromkeys(("gate_proj", "up_proj"), "gate_up_proj"),
+}
+_SHIFTS = {"gptq": 1, "gptq_v2": 0}  # what each format takes from zero points before it stores them
+
+
+def speaks(config: Mapping[str, Any]) -> bool:
+    declared = config.get(KEY)
+    return isinstance(declared, dict) and declared.get("quant_method") == NAME
+
+
+# ---- writing -------------------------------------------------------------------------------------------
+
+
+def configure(
+    config: Mapping[str, Any], packed: Sequence[tuple[TensorSpec, Encoder]], dense: Sequence[TensorSpec]
+) -> dict[str, Any] | None:
+    """config.json with the quantization_config of a folder with these packed and these dense tensors; None where
+    a tensor belongs to a module that GPTQ's loaders never take quantized."""
+    roles = {spec.name: _role(spec) for spec, _ in packed}
+    if holds_transposed(config, packed) or "embedding" in roles.values():
+        return None
+    modules = {}
+    for spec, encoder in packed:
+        assert isinstance(encoder, Int)  # noqa: S101 - it said that this dialect takes its parts
+        modules[spec.name] = (encoder.bits, encoder.group if encoder.grain == "group" else -1)
+    counts = Counter(modules.values())
+    usual = min(counts, key=lambda found: (-counts[found], found))
+    dynamic: dict[str, dict[str, int]] = {}
+    for name, (bits, group) in sorted(modules.items()):
+        if (bits, group) != usual:
+            dynamic[f"+:{_pattern(name)}"] = {"bits": bits, "group_size": group}
+    for spec in dense:
+        if len(spec.shape) == 2 and spec.name.endswith(".weight") and not _role(spec):
+            dynamic[f"-:{_pattern(spec.name)}"] = {}
+    declared = {
+        "quant_method": NAME,
+        "bits": usual[0],
+        "group_size": usual[1],
+        "desc_act": False,
+        "sym": True,
+        "lm_head": "output" in roles.values(),
+        "checkpoint_format": "gptq",
+        "pack_dtype": "int32",
+        **({"dynamic": dynamic} if dynamic else {}),
+    }
+    return {**config, KEY: declared}
+
+
+def _role(spec: TensorSpec) -> str:
+    """`embedding` and `output` (head) for the tensors that no loader expects quantized; else empty."""
+    default = kept(spec, "quantize", (), ())
+    word = "" if default is None else default.reason.partition(" ")[0]
+    return word if word in ("embedding", "output") else ""
+
+
+def _pattern(name: str) -> str:
+    """What matches a module, with or without the names of models around it, and what it is fused into."""
+    *parents, last = name.removesuffix(".weight").split(".")
+    ends = [last, _FUSED[last]] if last in _FUSED else [last]
+    text = r"\.".join([*map(re.escape, parents), f"({'|'.join(map(re.escape, ends))})"])
+    return rf"^(.*\.)?{text}$"
+
+
+# ---- reading -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Words(StoredCodes):
+    """GPTQ's words down the columns, whoever wrote them. `shift` is what was taken from zero points; with an
+    `index` each column names its group, else every `group_size` columns are one."""
+
+    id: ClassVar[str] = "gptq"
+
+    groups: int = option(help="groups of columns that share scales and zero points")
+    group_size: int = option(help="columns of a group")
+    shift: int = option(help="what zero points are stored less than they are")
+    index: bool = option(help="whether each column names its group")
+
+    def parts(self, spec: TensorSpec) -> tuple[Part, ...]:
+        rows, columns = spec.shape
+        found = (
+            Part(".qweight", "I32", (columns * self.bits // 32, rows), stem=True, across=True),
+            Part(".qzeros", "I32", (self.groups, rows * self.bits // 32), every=0, stem=True),
+            Part(".scales", spec.dtype, (self.groups, rows), stem=True, across=True),
+        )
+        return (*found, Part(".g_idx", "I32", (columns,), every=0, stem=True)) if self.index else found
+
+    def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
+        rows, columns = out.shape
+        codes = work.array("gptq.codes", out.shape, "|u1")
+        unpack_down(parts[".qweight"], self.bits, codes, work)
+        zero = self._zero_points(parts[".qzeros"], start, rows, work).astype(out.dtype)
+        scale = widen(parts[".scales"].T, spec.dtype, work, "gptq.scale").astype(out.dtype, copy=False)
+        np.copyto(out, codes)
+        index = parts.get(".g_idx")
+        in_order = np.arange(columns) // self.group_size
+        if columns == self.groups * self.group_size and (index is None or np.array_equal(index, in_order)):
+            grouped = out.reshape(rows, self.groups, self.group_size)
+            np.subtract(grouped, zero[..., None], out=grouped)
+            multiply(grouped, scale[..., None], spec.dtype, self.bits)
+            return
+        order = in_order if index is None else index
+        spread = work.array("gptq.spread", out.shape, out.dtype.str)
+        np.subtract(out, zero.take(order, axis=1, out=spread, mode="clip"), out=out)
+        multiply(out, scale.take(order, axis=1, out=spread, mode="clip"), spec.dtype, self.bits)
+
+    def _zero_points(self, words: Array, start: int, rows: int, work: Workspace) -> Array:
+        """Those of the rows [start, start + rows) as [rows, groups]; `words` holds all."""
+        first = start // 32  # 32 codes are whole words, whatever their width
+        held = np.array(words[:, first * self.bits : -(-(start + rows) * self.bits // 32)], order="C").view("<u4")
+        if self.shift and self.bits != 3:
+            # whole words, as loaders do: who took 1 from a zero point of 0 has borrowed from its neighbour
+            held += np.uint32(sum(1 << place for place in range(0, 32, self.bits)))
+        zero = np.empty((self.groups, start + rows - first * 32), np.uint8)
+        bitstream.unpack(held.view("|u1"), self.bits, zero, work)
+        found: Array = zero[:, start - first * 32 :].T
+        return (found + self.shift) & 7 if self.bits == 3 else found
+
+
+def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
+    """The tensors that a GPTQ folder stores as codes. InputError for what is not read here."""
+    declared = (source.config or {})[KEY]
+    form = str(declared.get("checkpoint_format", declared.get("format", "gptq")))
+    if form not in _SHIFTS:
+        raise InputError(f"config.json: GPTQ's format {printable(form, 40)!r} is not read here", file=source.path)
+    bits = integer(declared, "bits", (2, 3, 4, 8), f"{KEY} ", source)
+    return [
+        _stored(name.removesuffix(".qweight"), bits, form, declared, source)
+        for name in source.tensors
+        if name.endswith(".qweight")
+    ]
+
+
+def _stored(
+    module: str, bits: int, form: str, declared: Mapping[str, Any], source: Source
+) -> tuple[TensorSpec, Encoder]:
+    name = f"{module}.weight"
+    shape = shape_of(source, f"{module}.qweight", ("I32",), name)
+    scales = shape_of(source, f"{module}.scales", ("F16", "BF16", "F32"), name)
+    index = source.tensors.get(f"{module}.g_idx")
+    columns = shape[0] * 32 // bits if index is None else index.spec.size
+    by_module = index is not None and bool(declared.get("dynamic"))
+    if by_module:  # the shapes tell
+        bits = shape[0] * 32 // max(columns, 1)
+    groups, rows = scales[0], shape[1]
+    if (
+        len(shape) != 2
+        or scales != (groups, rows)
+        or columns * bits != shape[0] * 32
+        or bits not in (2, 3, 4, 8)
+        or rows * bits % 32
+        or groups > columns
+    ):
+        raise InputError(
+            f"its qweight {list(shape)}, scales {list(scales)} and {columns} columns do not fit together "
+            f"at {bits} bits",
+            file=source.path,
+            tensor=name,
+        )
+    size = declared.get("group_size")
+    if not by_module:
+        if type(size) is not int or not (size == -1 or 0 < size < 2**31):
+            raise InputError(
+                f"config.json: {KEY} group_size is {printable(repr(size), 40)}, which makes no sense",
+                file=source.path,
+            )
+        size = columns if size == -1 else size
+        if groups != -(-columns // size):
+            raise InputError(
+                f"has {groups} groups, where {columns} columns have {-(-columns // size)} of {size}",
+                file=source.path,
+                tensor=name,
+            )
+    else:
+        size = -(-columns // groups)
+    if index is not None:
+        _check_index(index, groups, name, source)
+    dtype = source.tensors[f"{module}.scales"].spec.dtype
+    encoder = Words(bits, groups, min(size, columns), _SHIFTS[form], index is not None)
+    return TensorSpec(name, dtype, (rows, columns)), encoder
+
+
+def _check_index(index: Any, groups: int, name: str, source: Source) -> None:
+    """The group that each column names must be there."""
+    spec = index.spec
+    if spec.dtype == "I32" and len(spec.shape) == 1:
+        values = index.read_rows(spec.size, 0, 1, Workspace(), "index")
+        if np.all((values >= 0) & (values < groups)):
+            return
+    raise InputError(
+        f"its g_idx does not name one of {groups} groups for each column", file=source.path, tensor=name
+    )

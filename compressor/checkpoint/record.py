@@ -1,0 +1,123 @@
+"""What we write about ourselves into a file's `__metadata__`, and how `restore` reads it back.
+
+Key `compressor`, a JSON object:
+
+    {"version": 1, "tool": "0.1.0",
+     "plan": HEX, "source": {"sha256": HEX},                     the plan's fingerprint, the input's hash
+     "stages": [{…}, …],                                         what was done, in order
+     "methods": [{"kind": "quantize", "scheme": "int", …}, …],   only where parts are stored; a sparse layout is
+                                                                 {"kind": "store", "layout": …, "of": {…}}:
+     "tensors": {NAME: [DTYPE, SHAPE, index into methods], …}}   the original tensors
+
+It holds no clock, host or path, so equal work gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from compressor.core.errors import CompressorError, InputError
+from compressor.core.tensor import DTYPES, TensorSpec
+from compressor.core.version import __version__
+from compressor.files.identity import Identity
+from compressor.files.strict_json import parse_object
+from compressor.methods.contract import Encoder
+from compressor.methods.registry import make_method, methods_of
+
+KEY = "compressor"
+VERSION = 1
+PLAN_LATER = " plan fingerprint ".center(64, "?")  # it is of all offsets, and so comes after the header's length
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a file says of itself: earlier stages, and the tensors it stores as parts with their encoders."""
+
+    stages: tuple[Mapping[str, Any], ...] = ()
+    tensors: tuple[tuple[TensorSpec, Encoder], ...] = ()
+
+
+def to_metadata(
+    stages: Sequence[Mapping[str, Any]],
+    stored: Sequence[tuple[TensorSpec, Encoder]],
+    source: Identity | None = None,
+    **more: Any,
+) -> dict[str, str]:
+    """The metadata entry for a file whose tensors went through `stages` and that stores these as parts. `source` is
+    what the input is known by, where this run changed something; `more` entries for containers that need them."""
+    record: dict[str, Any] = {"version": VERSION, "tool": __version__}
+    if source is not None:
+        record |= {"plan": PLAN_LATER, "source": dict([source])}
+    record |= {"stages": [dict(stage) for stage in stages], **more}
+    if stored:
+        methods: list[dict[str, Any]] = []
+        index: dict[Encoder, int] = {}
+        for _, encoder in stored:
+            if encoder not in index:
+                index[encoder] = len(methods)
+                methods.append({"kind": encoder.verb, **encoder.describe()})
+        record["methods"] = methods
+        record["tensors"] = {spec.name: [spec.dtype, list(spec.shape), index[enc]] for spec, enc in stored}
+    return {KEY: json.dumps(record, separators=(",", ":"), ensure_ascii=False)}
+
+
+def from_metadata(metadata: Mapping[str, str], path: str) -> Record:
+    """Read the entry back; InputError when it is damaged or of a newer version. No entry: an empty record."""
+    if KEY not in metadata:
+        return Record()
+    try:
+        return _parse(parse_object(metadata[KEY].encode(), path))
+    except InputError:
+        raise
+    except CompressorError as error:
+        raise _damaged(path, error.reason) from error
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+        raise _damaged(path, "it lacks what it should say") from error
+
+
+def _parse(record: dict[str, Any]) -> Record:
+    if record["version"] != VERSION:
+        raise CompressorError(
+            f"version {str(record['version'])[:20]!r} is not {VERSION}: written by a newer compressor?"
+        )
+    encoders = [_encoder(method) for method in record.get("methods", [])]
+    stored = []
+    for name, (dtype, shape, index) in record.get("tensors", {}).items():
+        if dtype not in DTYPES or not DTYPES[dtype].compute or type(index) is not int or index < 0:
+            raise ValueError(name)
+        if len(shape) > 64 or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
+            raise ValueError(name)
+        if 0 in shape and max(shape) >= 2**31:  # rows without end that take no byte
+            raise ValueError(name)
+        stored.append((TensorSpec(name, dtype, tuple(shape)), encoders[index]))
+    stages = record.get("stages", [])
+    if not all(isinstance(stage, dict) for stage in stages):
+        raise ValueError("stages")
+    return Record(tuple(stages), tuple(stored))
+
+
+def _encoder(described: dict[str, Any]) -> Encoder:
+    if described["kind"] == "store":
+        return _sparse(**{key: value for key, value in described.items() if key != "kind"})
+    options = {key: value for key, value in described.items() if key != "kind"}
+    method = make_method(described["kind"], options, where="method ")
+    if not isinstance(method, Encoder) or not method.counted:  # what is stored was counted when it was written
+        raise ValueError(described["kind"])
+    return method
+
+
+def _sparse(layout: str, of: dict[str, Any] | None = None) -> Encoder:
+    """A sparse layout of floats, or of an encoder's codes."""
+    if of is not None and of["kind"] == "store":
+        raise ValueError(layout)
+    made = methods_of("store")[layout](*(() if of is None else (_encoder(of),)))
+    if not isinstance(made, Encoder):
+        raise ValueError(layout)
+    return made
+
+
+def _damaged(path: str, reason: str) -> InputError:
+    return InputError(f"its `{KEY}` metadata cannot be used: {reason}", file=path)

@@ -1,0 +1,17 @@
+"""Printing results. Nothing here computes; numbers come from `results` and `metrics`."""
+
+from __future__ import annotations
+
+from compressor.calibration.result import CalibrationReport
+from compressor.workflows.results import ComparisonReport, InspectReport, Report
+
+Printable = Report | ComparisonReport | InspectReport | CalibrationReport
+
+
+def render(report: Printable, style: str, *, top: int | None = None, quiet: bool = False) -> str:
+    """A report as text: `style` is table or json."""
+    if style == "json":
+        from compressor.cli.report import json as reporter
+    else:
+        from compressor.cli.report import table as reporter  # type: ignore[no-redef]
+    return reporter.render(report, top=top, quiet=quiet)

@@ -1,0 +1,221 @@
+"""Reports as JSON with a schema version, for machines. Non-ASCII and control characters are escaped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from math import isfinite
+from typing import Any
+
+from compressor.calibration.result import CalibrationReport
+from compressor.checkpoint.checkpoint import Tensor
+from compressor.cli.report.allocation import to_json as allocation_json
+from compressor.core.metrics import Change, Comparison, Moments
+from compressor.core.version import __version__
+from compressor.engine.plan.plan import Job
+from compressor.workflows.results import Coding, ComparisonReport, InspectReport, Report
+
+SCHEMA = 1
+_LONG = 1000  # characters of a metadata value that are shown
+
+
+def render(
+    report: Report | ComparisonReport | InspectReport | CalibrationReport,
+    *,
+    top: int | None = None,
+    quiet: bool = False,
+) -> str:
+    """One JSON object and a newline. Complete: `top` does not shorten it; `quiet` leaves the tensors out."""
+    if isinstance(report, Report):
+        content = _report(report, quiet)
+    elif isinstance(report, ComparisonReport):
+        content = _comparison(report)
+    elif isinstance(report, CalibrationReport):
+        content = _calibration(report, quiet)
+    else:
+        content = _inspection(report)
+    head = {"schema": SCHEMA, "tool": f"compressor {__version__}"}
+    text = json.dumps(_finite({**head, **content}), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
+    return text.replace("\x7f", "\\u007f")  # the one control character that ASCII JSON leaves as it is
+
+
+def _report(report: Report, quiet: bool) -> dict[str, Any]:
+    plan = report.plan
+    content: dict[str, Any] = {
+        "verb": report.verb,
+        "input": report.input,
+        "output": report.output,
+        "dry_run": report.changes is None and not report.failures,
+        "container": plan.container,
+        "stages": [dict(stage) for stage in plan.stages],
+        "fingerprint": plan.fingerprint,
+        "size_before": plan.size_before,
+        "size_after": plan.size_after,
+        "ratio": report.ratio,
+        "bits_per_weight": report.bits_per_weight,
+        "treated": _change(report.total),
+        "all": _change(report.everything),
+        "files": plan.to_dict()["files"],
+        "carried": list(plan.carried),
+        "left": dict(plan.left),
+        "notes": list(plan.notes),
+        **({"cuts": [cut.to_dict() for cut in plan.cuts]} if plan.cuts else {}),
+        **({"budget": allocation_json(report.allocation)} if report.allocation is not None else {}),
+        "warnings": report.warnings,
+        "failed_gates": list(report.failures),
+    }
+    if not quiet:
+        changes: Sequence[Change | None] = report.changes or [None] * len(plan.jobs)
+        content["tensors"] = [_tensor(job, change) for job, change in zip(plan.jobs, changes, strict=True)]
+    return content
+
+
+def _tensor(job: Job, change: Change | None) -> dict[str, Any]:
+    return {
+        "name": job.spec.name,
+        "shape": list(job.spec.shape),
+        "dtype": job.spec.dtype,
+        "dtype_after": job.dtype_after,
+        **({"stored_as": job.stored_as} if job.stored_as else {}),
+        "size_before": job.size_before,
+        "size_after": job.size_after,
+        "parts": [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in job.part_specs()],
+        "steps": [
+            {"stage": step.stage, **step.method.describe(), **({"instead": step.instead} if step.instead else {})}
+            for step in job.steps
+        ],
+        "kept": [why.reason for why in job.kept],
+        **(_change(change) or {}),
+    }
+
+
+def _change(change: Change | None) -> dict[str, Any] | None:
+    if change is None:
+        return None
+    return {
+        "weights": change.size,
+        "sparsity_before": change.sparsity_before,
+        "sparsity_after": change.sparsity_after,
+        "relative_error": change.error,
+    }
+
+
+def _comparison(report: ComparisonReport) -> dict[str, Any]:
+    return {
+        "verb": "compare",
+        "a": report.a,
+        "b": report.b,
+        "size_a": report.sizes[0],
+        "size_b": report.sizes[1],
+        "total": _measured(report.total),
+        "failed_gates": list(report.failures),
+        "tensors": [
+            {
+                "name": row.name,
+                "shape": list(row.shape),
+                "dtype_a": row.dtypes[0],
+                "dtype_b": row.dtypes[1],
+                **({"problem": row.problem} if row.problem else _measured(row.measured)),
+            }
+            for row in report.rows
+        ],
+    }
+
+
+def _measured(found: Comparison) -> dict[str, Any]:
+    return {
+        "weights": found.size,
+        "relative_error": found.error,
+        "sqnr_db": found.sqnr,
+        "cosine": found.cosine,
+        "max_abs_error": found.largest,
+        "sparsity_a": found.sparsity_before,
+        "sparsity_b": found.sparsity_after,
+    }
+
+
+def _inspection(report: InspectReport) -> dict[str, Any]:
+    return {
+        "verb": "inspect",
+        "input": report.path,
+        "kind": report.kind,
+        "size": report.size,
+        "compression": report.compression,
+        "metadata": {key: _shortened(value) for key, value in report.metadata.items()},
+        "left": report.left,
+        "tensors": [_row(tensor, moments) for tensor, moments in report.rows],
+        **({"coding": [_coding(one) for one in report.codings]} if report.codings else {}),
+    }
+
+
+def _coding(found: Coding) -> dict[str, Any]:
+    return {
+        "name": found.name,
+        "weights": found.weights,
+        "kept": found.kept,
+        "original": found.original,
+        "before_coding": found.plain,
+        "coded": found.coded,
+        **{
+            key: {"bits_before_coding": plain, "bits_coded": coded}
+            for key, (plain, coded) in (
+                ("values", found.values),
+                ("positions", found.positions),
+                ("beside", found.beside),
+            )
+        },
+    }
+
+
+def _calibration(report: CalibrationReport, quiet: bool) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "verb": "calibrate",
+        "output": report.output,
+        "source": report.source,
+        "size": report.size,
+        "notes": list(report.notes),
+    }
+    if not quiet:
+        content["layers"] = [
+            {"name": one.name, "rows": one.rows, "width": one.width, "gram": one.gram, "size": one.size}
+            for one in report.layers
+        ]
+    return content
+
+
+def _row(tensor: Tensor, moments: Moments | None) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": tensor.spec.name,
+        "dtype": tensor.spec.dtype,
+        "shape": list(tensor.spec.shape),
+        "size": tensor.nbytes,
+    }
+    if tensor.encoder is not None:
+        row["stored_as"] = {
+            **tensor.encoder.describe(),
+            "parts": sorted(p.spec.name for p in tensor.parts.values()),
+        }
+    if moments is not None:
+        row |= {
+            "sparsity": moments.zeros / moments.size if moments.size else 0.0,
+            "non_finite": moments.non_finite,
+            "min": moments.low,
+            "max": moments.high,
+            "mean": moments.mean,
+            "std": moments.deviation,
+        }
+    return row
+
+
+def _shortened(text: str) -> str:
+    """Metadata may be megabytes: a report shows how it begins."""
+    return text if len(text) <= _LONG else f"{text[:_LONG]}… ({len(text)} characters)"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinities: they become null."""
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,1 @@
+"""The vocabulary that everything uses; imports nothing of ours."""

@@ -1,0 +1,118 @@
+"""Between stored bytes and the numbers that methods compute with.
+
+Methods see float32, or float64 where the source is float64. Widening is exact for every dtype; narrowing
+rounds to nearest, ties to even. Throughput is why bfloat16 goes through ml_dtypes (vectorised both ways,
+and it releases the interpreter lock) and float16 and FP8 through tables (NumPy's own float16 cast is
+several times slower).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from compressor.core import kernels
+from compressor.core.lazy import ml_dtypes, np
+from compressor.core.tensor import DTYPES
+from compressor.core.workspace import Array, Workspace
+
+
+@cache
+def _type(dtype: str) -> Any:
+    """The NumPy or ml_dtypes scalar type of a float that is stored as bit patterns."""
+    return {
+        "BF16": ml_dtypes.bfloat16,
+        "F8_E4M3": ml_dtypes.float8_e4m3fn,
+        "F8_E5M2": ml_dtypes.float8_e5m2,
+        "F16": np.float16,
+    }[dtype]
+
+
+@cache
+def _table(dtype: str) -> Array:
+    codes = np.arange(1 << DTYPES[dtype].bits, dtype=DTYPES[dtype].storage)
+    if dtype == "F16":
+        codes = np.arange(1 << 16, dtype=np.uint16)
+    table: Array = codes.view(_type(dtype)).astype(np.float32)
+    table.setflags(write=False)
+    return table
+
+
+def every_number(dtype: str) -> Array:
+    """What each bit pattern of a float of at most 16 bits stands for, in float32."""
+    return _table(dtype)
+
+
+def widen(raw: Array, dtype: str, work: Workspace, key: str = "wide") -> Array:
+    """The numbers stored in `raw`, exactly. May be `raw` itself; treat it as read-only."""
+    return widen_counted(raw, dtype, work, key)[0]
+
+
+def widen_counted(
+    raw: Array, dtype: str, work: Workspace, key: str = "wide"
+) -> tuple[Array, tuple[float, int] | None]:
+    """`widen`, and where they are to be had in the same pass Σ w², in about float32, and the count of zeros."""
+    if dtype in ("F32", "F64"):
+        return raw, None
+    out = work.array(key, raw.shape, "<f4")
+    if dtype == "BF16":
+        counted = kernels.widen_bf16(raw, out)
+        if counted is not None:
+            return out, counted
+        with np.errstate(invalid="ignore"):  # a signalling NaN is still a NaN, and who reads looks for those
+            np.copyto(out, raw.view(ml_dtypes.bfloat16))
+    else:
+        codes = raw.view(np.uint16) if dtype == "F16" else raw
+        _table(dtype).take(codes, out=out, mode="wrap")
+    return out, None
+
+
+def narrow(values: Array, dtype: str, out: Array) -> None:
+    """Round `values` to `dtype` into `out` (its storage type).
+
+    What exceeds the range becomes an infinity or NaN, as the casts of every framework do: who writes the
+    result looks for it (the runner refuses it by name) rather than store a saturated number silently.
+    """
+    target = out if dtype in ("F32", "F64") else out.view(_type(dtype))
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.copyto(target, values, casting="unsafe")
+
+
+def narrow_exact(values: Array, dtype: str, out: Array, work: Workspace) -> None:
+    """`narrow` for numbers that `dtype` is known to hold: bfloat16 is then the upper half of a float32."""
+    if dtype != "BF16":
+        narrow(values, dtype, out)
+        return
+    shifted = work.array("narrow.shifted", values.shape, "<u4")
+    np.right_shift(values.view("<u4"), 16, out=shifted)
+    np.copyto(out, shifted, casting="unsafe")
+
+
+def settle(values: Array, dtype: str, out: Array, work: Workspace) -> Array:
+    """Narrow `values` into `out` and return the numbers that `out` now holds."""
+    narrow(values, dtype, out)
+    return widen(out, dtype, work, "settled")
+
+
+def _info(dtype: str) -> Any:
+    if dtype in ("F32", "F64"):
+        return np.finfo(DTYPES[dtype].compute)
+    return ml_dtypes.finfo(_type(dtype))  # type: ignore[no-untyped-call]  # ml_dtypes leaves it untyped
+
+
+@cache
+def largest(dtype: str) -> float:
+    """The largest finite number of a float dtype."""
+    return float(_info(dtype).max)
+
+
+@cache
+def smallest(dtype: str) -> float:
+    """The smallest positive number of a float dtype, a subnormal."""
+    return float(_info(dtype).smallest_subnormal)
+
+
+@cache
+def epsilon(dtype: str) -> float:
+    """Half a unit in the last place, relative: what one rounding to `dtype` can cost a normal number."""
+    return float(_info(dtype).eps) / 2

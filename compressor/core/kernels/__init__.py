@@ -1,0 +1,170 @@
+"""Compiled inner loops, where they could be built; the callers have the same in NumPy.
+
+`kernels.c` is built when the package is installed and a C compiler is at hand (`hatch_build.py`). Without it, or
+with `COMPRESSOR_KERNELS=0` in the environment, everything works the same and more slowly. A function here returns
+None when its kernel cannot take the job: the caller then does it itself. docs/architecture.md has what it gains.
+
+The interpreter lock is free while a kernel runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from ctypes import CDLL, POINTER, byref, c_double, c_float, c_int, c_int64, c_size_t, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from compressor.core.lazy import np
+from compressor.core.workspace import Array
+
+VERSION = 3  # of the functions' arguments and meaning; goes up with any change of kernels.c
+LIBRARY = Path(__file__).with_name("_kernels.so")
+
+_SIGNATURES = {
+    "widen_bf16": (c_void_p, c_size_t, c_void_p, POINTER(c_double), POINTER(c_int64)),
+    "at_least": (c_void_p, c_size_t, c_float, c_void_p),
+    "select_bf16": (c_void_p, c_void_p, c_size_t, c_void_p, POINTER(c_double), POINTER(c_int64)),
+    "largest_magnitudes": (c_void_p, c_size_t, c_size_t, c_void_p),
+    "round_codes": (
+        *(c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_int, c_int, c_void_p, c_void_p),
+        POINTER(c_int64),
+    ),
+    "pack_nibbles": (c_void_p, c_size_t, c_void_p),
+    "adam": (*(c_void_p,) * 6, c_size_t, c_void_p, c_float, c_float),
+}
+
+
+@cache
+def library() -> CDLL | None:
+    """The built kernels of this version; None where there are none."""
+    if os.environ.get("COMPRESSOR_KERNELS") == "0":
+        return None
+    try:
+        found = CDLL(str(LIBRARY))
+        if found.compressor_kernels_version() != VERSION:
+            return None
+    except (OSError, AttributeError):  # not built, for another system, or of another version
+        return None
+    for name, arguments in _SIGNATURES.items():
+        function = getattr(found, name)
+        function.argtypes, function.restype = arguments, None
+    return found
+
+
+def _takes(*arrays: Array) -> Any:
+    """The library, if it can have these arrays."""
+    found = library()
+    return found if found is not None and all(array.flags.c_contiguous for array in arrays) else None
+
+
+def widen_bf16(raw: Array, out: Array) -> tuple[float, int] | None:
+    """bfloat16 patterns (uint16) as float32 into `out`; Σ w² and how many are zero."""
+    kernels = _takes(raw, out)
+    if kernels is None:
+        return None
+    energy, zeros = c_double(), c_int64()
+    kernels.widen_bf16(raw.ctypes.data, raw.size, out.ctypes.data, byref(energy), byref(zeros))
+    return energy.value, zeros.value
+
+
+def at_least(values: Array, level: float, out: Array) -> bool | None:
+    """|values| ≥ level (float32) into `out`, bool."""
+    kernels = _takes(values, out) if values.dtype == np.float32 else None
+    if kernels is None:
+        return None
+    kernels.at_least(values.ctypes.data, values.size, level, out.ctypes.data)
+    return True
+
+
+def select_bf16(raw: Array, keep: Array, out: Array) -> tuple[float, int] | None:
+    """bfloat16 patterns where `keep`, else +0, into `out`; Σ w² of those that went, and the zeros in `out`."""
+    kernels = _takes(raw, keep, out)
+    if kernels is None:
+        return None
+    lost, zeros = c_double(), c_int64()
+    kernels.select_bf16(raw.ctypes.data, keep.ctypes.data, raw.size, out.ctypes.data, byref(lost), byref(zeros))
+    return lost.value, zeros.value
+
+
+def largest_magnitudes(grouped: Array) -> Array | None:
+    """max|w| of each group of float32 [rows, groups, size], float32 [rows, groups]."""
+    kernels = _takes(grouped) if grouped.dtype == np.float32 else None
+    if kernels is None:
+        return None
+    rows, groups, size = grouped.shape
+    out: Array = np.empty((rows, groups), np.float32)
+    kernels.largest_magnitudes(grouped.ctypes.data, rows * groups, size, out.ctypes.data)
+    return out
+
+
+def round_codes(grouped: Array, scale: Array, zero: Array, levels: int, codes: Array) -> tuple[Array, int] | None:
+    """Codes clip(round(w/s) + z, 0, levels − 1) of float32 `grouped` [rows, groups, size] into `codes`, uint8.
+
+    `scale` and `zero` (float32): one a group, or one for all. Returns Σ (q − z − w/s)² of each group, float64
+    [rows · groups], and how many codes are z.
+    """
+    kernels = (
+        _takes(grouped, scale, zero, codes) if grouped.dtype == scale.dtype == zero.dtype == np.float32 else None
+    )
+    if kernels is None:
+        return None
+    rows, groups, size = grouped.shape
+    lost: Array = np.empty(rows * groups, np.float64)
+    zeros = c_int64()
+    kernels.round_codes(
+        grouped.ctypes.data,
+        rows * groups,
+        size,
+        scale.ctypes.data,
+        zero.ctypes.data,
+        scale.size == 1,
+        levels,
+        codes.ctypes.data,
+        lost.ctypes.data,
+        byref(zeros),
+    )
+    return lost, zeros.value
+
+
+def pack_nibbles(codes: Array, out: Array) -> bool | None:
+    """Codes below 16 (uint8, an even number), two to a byte of `out`, the first in the low half."""
+    kernels = _takes(codes, out)
+    if kernels is None:
+        return None
+    kernels.pack_nibbles(codes.ctypes.data, codes.size, out.ctypes.data)
+    return True
+
+
+def adam(
+    weight: Array,
+    gradients: Sequence[Array],
+    keep: Array | None,
+    moments: tuple[Array, Array],
+    betas: Array,
+    rate: float,
+    epsilon: float,
+) -> bool | None:
+    """One step of Adam on a run of weights by the sum of one gradient or two, times `keep`; all float32.
+
+    `betas` are β₁, 1 − β₁, β₂, 1 − β₂; `rate` and `epsilon` have the corrections for the moments' start in them.
+    """
+    given = (weight, *gradients, *moments, *(() if keep is None else (keep,)))
+    kernels = _takes(*given) if all(array.dtype == np.float32 for array in given) else None
+    if kernels is None or len(gradients) > 2:
+        return None
+    more = gradients[1].ctypes.data if len(gradients) > 1 else None
+    kernels.adam(
+        weight.ctypes.data,
+        gradients[0].ctypes.data,
+        more,
+        None if keep is None else keep.ctypes.data,
+        moments[0].ctypes.data,
+        moments[1].ctypes.data,
+        weight.size,
+        betas.ctypes.data,
+        rate,
+        epsilon,
+    )
+    return True

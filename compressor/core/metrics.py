@@ -1,0 +1,181 @@
+"""What was lost, measured block by block and mergeable.
+
+Sums are taken in the blocks' own float type with a vectorised dot product and gathered in float64; a block
+whose squares leave that type's range is summed again in extended precision. Blocks are merged in the order of
+the data, so the same job gives the same figures with any number of workers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import inf, isinf, log10, sqrt
+from typing import Any
+
+from compressor.core.lazy import np
+from compressor.core.tensor import DTYPES, TensorSpec
+from compressor.core.workspace import Array, Workspace
+
+_SAFE = (1e-24, 1e37)  # sums of squares that float32 holds without losing their small terms
+
+
+def is_safe(total: float) -> bool:
+    """Whether a sum of float32 products can be trusted: nothing in it left the type's range."""
+    return _SAFE[0] < abs(total) < _SAFE[1]
+
+
+def dot(a: Array, b: Array) -> float:
+    """Σ a·b, safe against overflow and underflow; NaN or infinite only if the arrays are.
+
+    Callers run under `np.errstate(all="ignore")`: an overflow here is noticed and mended.
+    """
+    a, b = a.reshape(-1), b.reshape(-1)
+    total = float(np.dot(a, b))
+    if not is_safe(total) and a.size:
+        if total == 0 and not a.any():  # nothing was lost, as wherever what was stored is exact
+            return 0.0
+        # longdouble holds the squares of every float64 where the platform has one wider than a double
+        total = float(np.dot(a.astype(np.longdouble), b.astype(np.longdouble)))
+    return total
+
+
+def count_zeros(values: Array, work: Workspace) -> int:
+    """Zeros of either sign."""
+    mask = work.array("metrics.mask", values.shape, "|b1")
+    np.equal(values, 0, out=mask)
+    return int(np.count_nonzero(mask))
+
+
+def count_stored_zeros(numbers: Array, spec: TensorSpec, work: Workspace) -> int:
+    """Zeros among stored elements; floats of either sign, 0 for types that are never computed with."""
+    dtype = DTYPES[spec.dtype]
+    if spec.is_float and numbers.dtype.kind == "u":  # bit patterns: drop the sign
+        shifted = work.array("zeros", numbers.shape, numbers.dtype.str)
+        np.left_shift(numbers, 1, out=shifted)
+        return int(numbers.size - np.count_nonzero(shifted))
+    if spec.is_float:
+        return count_zeros(numbers, work)
+    return int(numbers.size - np.count_nonzero(numbers)) if numbers.dtype.kind in "iub" and dtype.storage else 0
+
+
+@dataclass(slots=True)
+class Change:
+    """What a run did to one tensor. `energy` is Σ w², `lost` is Σ (w − w')²; `notes` are what there is to say of it
+    in words."""
+
+    size: int = 0
+    zeros_before: int = 0
+    zeros_after: int = 0
+    energy: float = 0.0
+    lost: float = 0.0
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
+
+    def merge(self, more: Change) -> None:
+        if more.notes:
+            self.notes = tuple(dict.fromkeys(self.notes + more.notes))
+        self.size += more.size
+        self.zeros_before += more.zeros_before
+        self.zeros_after += more.zeros_after
+        self.energy += more.energy
+        self.lost += more.lost
+
+    @property
+    def error(self) -> float:
+        """Relative error in the Frobenius norm, ‖W − W'‖ / ‖W‖; 0 for nothing lost."""
+        return relative(self.lost, self.energy)
+
+    @property
+    def sparsity_before(self) -> float:
+        return self.zeros_before / self.size if self.size else 0.0
+
+    @property
+    def sparsity_after(self) -> float:
+        return self.zeros_after / self.size if self.size else 0.0
+
+
+def relative(lost: float, energy: float) -> float:
+    """√(lost/energy): 0 when nothing was lost, infinite when something came from nothing."""
+    if lost == 0:
+        return 0.0
+    return sqrt(lost / energy) if energy > 0 else inf
+
+
+@dataclass(slots=True)
+class Comparison(Change):
+    """Two tensors beside each other: A (before) and B (after)."""
+
+    energy_b: float = 0.0
+    product: float = 0.0
+    largest: float = 0.0
+
+    def merge(self, more: Change) -> None:
+        Change.merge(self, more)
+        if isinstance(more, Comparison):
+            self.energy_b += more.energy_b
+            self.product += more.product
+            self.largest = max(self.largest, more.largest)
+
+    @property
+    def sqnr(self) -> float:
+        """Signal to noise in dB, 10·log10(Σ a² / Σ (a − b)²); infinite for equal tensors."""
+        if self.lost == 0:
+            return inf
+        if self.energy == 0 or isinf(self.lost):
+            return -inf
+        return 10 * (log10(self.energy) - log10(self.lost))
+
+    @property
+    def cosine(self) -> float:
+        """Cosine of the angle between the tensors; 1 for two zero tensors, 0 where one of them is zero."""
+        if self.energy == 0 or self.energy_b == 0:
+            return 1.0 if self.energy == self.energy_b else 0.0
+        return max(-1.0, min(1.0, self.product / sqrt(self.energy) / sqrt(self.energy_b)))
+
+
+@dataclass(slots=True)
+class Moments:
+    """What `inspect --stats` tells of one tensor. Non-finite values are counted and left out of the rest."""
+
+    size: int = 0
+    zeros: int = 0
+    non_finite: int = 0
+    low: float = inf
+    high: float = -inf
+    total: float = 0.0
+    energy: float = 0.0
+
+    def add(self, values: Array) -> None:
+        """Take in a block, of floats or of integers."""
+        self.size += values.size
+        flat: Array = values.reshape(-1)
+        if flat.dtype.kind == "f":
+            finite = np.isfinite(flat)
+            if not finite.all():
+                flat = flat[finite]
+                self.non_finite += values.size - flat.size
+        if flat.size:
+            self.zeros += int(np.count_nonzero(flat == 0))
+            self.low = min(self.low, float(flat.min()))
+            self.high = max(self.high, float(flat.max()))
+            wide: Any = flat.astype(np.float64)
+            self.total += float(wide.sum())
+            self.energy += dot(wide, wide)
+
+    def merge(self, more: Moments) -> None:
+        self.size += more.size
+        self.zeros += more.zeros
+        self.non_finite += more.non_finite
+        self.low = min(self.low, more.low)
+        self.high = max(self.high, more.high)
+        self.total += more.total
+        self.energy += more.energy
+
+    @property
+    def mean(self) -> float:
+        count = self.size - self.non_finite
+        return self.total / count if count else 0.0
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation (of the population)."""
+        count = self.size - self.non_finite
+        return sqrt(max(0.0, self.energy / count - self.mean**2)) if count else 0.0

@@ -1,0 +1,1 @@
+"""The plan carried out: tensors cut into blocks, workers, surveys, shards, archives."""

@@ -1,0 +1,166 @@
+"""`store = archive`: the finished files of an output are entropy-coded before the output gets its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Literal
+
+from compressor.checkpoint.checkpoint import Checkpoint, Tensor
+from compressor.core.errors import UsageError
+from compressor.core.lazy import np
+from compressor.core.metrics import Change, count_stored_zeros
+from compressor.core.parallel.threads import in_order
+from compressor.core.tensor import DTYPES
+from compressor.core.workspace import Array, Workspace
+from compressor.engine.plan.plan import Plan
+from compressor.files import safetensors
+from compressor.files.archive import chunk_shape, chunks_of, rows_of
+from compressor.files.archive_writing import ArchiveWriter
+from compressor.files.entropy.chunk import encode_chunk
+from compressor.files.entropy.damage import NeedsPackage
+from compressor.files.entropy.elements import Form, likely_form, possible
+from compressor.files.layout import Container
+from compressor.files.output import Sink
+from compressor.files.source import StoredTensor
+from compressor.recipe.model import Recipe
+
+Effort = Literal["fast", "small"]
+_SAMPLE = 1 << 16  # bytes that tell the form of a tensor
+_NOTE = "an archive: `compressor restore` gives its tensors back; loaders do not read it"
+
+
+def settled(recipe: Recipe, store: str, container: Container) -> tuple[Recipe, bool]:
+    """The recipe without the word `archive`, and whether its output is to be one. UsageError where it cannot be."""
+    asked = [number for number, stage in enumerate(recipe.stages) if stage.store == "archive"]
+    if asked and asked != [len(recipe.stages) - 1]:
+        raise UsageError(
+            f"stage {asked[0]} stores an archive, which holds the whole output", remedy="Put it on the last stage"
+        )
+    if not asked and store != "archive":
+        return recipe, False
+    if container not in ("safetensors", "folder"):
+        raise UsageError(f"an .{container} holds no archive", remedy="Write .safetensors, or a folder")
+    stages = tuple(replace(stage, store="auto") if stage.store == "archive" else stage for stage in recipe.stages)
+    return replace(recipe, stages=stages), True
+
+
+def shown(recipe: Recipe) -> Recipe:
+    """The recipe that says itself that its output is an archive. UsageError where none can."""
+    if not recipe.stages or recipe.stages[-1].store not in ("auto", "archive"):
+        said = "--store archive is no recipe's own here: no last stage leaves open how it stores"
+        raise UsageError(said, remedy="Leave it out to see the recipe, and give it beside that")
+    *before, last = recipe.stages
+    return replace(recipe, stages=(*before, replace(last, store="archive")))
+
+
+def as_stored(checkpoint: Checkpoint, container: Container) -> Checkpoint:
+    """The input without an eye on what its tensors are parts of, for an archive of it as it is."""
+    source = checkpoint.source
+    if container != source.kind and checkpoint.compression and source.config is not None:
+        raise UsageError("a single file would lose the config.json that tells of its codes", remedy="Name a folder")
+    tensors = {
+        name: Tensor(stored.spec, {"": stored}, source.file_of[name]) for name, stored in source.tensors.items()
+    }
+    return replace(checkpoint, tensors=tensors, compression="", dropped=(), stored=True)
+
+
+def archive_files(
+    sink: Sink,
+    plan: Plan,
+    effort: Effort,
+    executor: Executor,
+    window: int,
+    *,
+    checkpoint: Checkpoint | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[Plan, list[Change]]:
+    """Put an archive in the place of every container file; the plan with the sizes that this gave, and the zeros.
+
+    The tensors are those that the files hold or, where a `checkpoint` is given, its own as they lie there. Raises
+    UsageError where a package is missing, OutputError where writing fails.
+    """
+    coded: dict[str, int] = {}
+    changes: dict[str, Change] = {}
+    files = []
+    for number, file in enumerate(plan.files):
+        with ExitStack() as used:
+            if checkpoint is None:
+                written = used.enter_context(sink.reading(file.name))
+                header = safetensors.read_header(written)
+                stored, metadata = [StoredTensor(written, placed) for placed in header.tensors], header.metadata
+            else:
+                stored = [checkpoint.tensors[job.spec.name].whole for job in plan.jobs if job.file == number]
+                metadata = file.layout.metadata
+            writer = ArchiveWriter(used.enter_context(sink.rewriting(file.name)))
+            try:
+                for name, change in _archive(stored, writer, effort, executor, window):
+                    changes.setdefault(name, Change()).merge(change)
+                    progress(change.size * DTYPES[writer.tensors[name][0]].bits // 8)
+                writer.finish(metadata)
+                coded |= writer.coded()
+            except NeedsPackage as error:
+                raise UsageError(
+                    f"--store archive takes the package {error}",
+                    remedy="Install it with pip install 'compressor[entropy]'",
+                ) from error
+        with sink.reading(file.name) as finished:
+            files.append(replace(file, layout=replace(file.layout, size=finished.size)))
+    jobs = (replace(job, coded=sum(coded[spec.name] for spec in job.part_specs())) for job in plan.jobs)
+    measured = [changes.get(job.spec.name, Change()) for job in plan.jobs]
+    return replace(plan, files=tuple(files), jobs=tuple(jobs)), measured
+
+
+def noted(plan: Plan, *, dry: bool) -> Plan:
+    """The plan with what is to be known of archives."""
+    more = ("sizes are those before entropy coding, which only a run can tell",) if dry else ()
+    return replace(plan, notes=(*plan.notes, _NOTE, *more))
+
+
+def _archive(
+    stored: Sequence[StoredTensor], writer: ArchiveWriter, effort: Effort, executor: Executor, window: int
+) -> Iterator[tuple[str, Change]]:
+    """Write the chunks of these tensors; of each its tensor's name, and how many zeros it has."""
+    forms = {one.spec.name: _form(one) for one in stored}
+
+    def tasks() -> Iterator[partial[tuple[str, bytes, Change]]]:
+        for one in stored:
+            for number in range(chunks_of(one.spec)):
+                yield partial(_chunk, one, number, forms[one.spec.name], effort)
+
+    for one in stored:
+        writer.begin(one.spec, forms[one.spec.name].text)
+    for name, chunk, change in in_order(executor, tasks(), window):
+        writer.add(name, chunk)
+        yield name, change
+
+
+def _form(stored: StoredTensor) -> Form:
+    """How a tensor is best seen, from some of its first rows."""
+    if not stored.spec.nbytes:
+        return possible(stored.spec.dtype)[0]
+    rows, width = chunk_shape(stored.spec, 0)
+    return likely_form(_read(stored, 0, (min(rows, max(1, _SAMPLE // width)), width)), stored.spec.dtype)
+
+
+def _chunk(stored: StoredTensor, number: int, form: Form, effort: Effort) -> tuple[str, bytes, Change]:
+    spec = stored.spec
+    _, width, each = rows_of(spec)
+    data = _read(stored, number * each * width, chunk_shape(spec, number))
+    storage = DTYPES[spec.dtype].storage
+    zeros = count_stored_zeros(data.view(storage), spec, Workspace()) if storage else 0
+    return (
+        spec.name,
+        encode_chunk(data, form, effort),
+        Change(data.size * 8 // DTYPES[spec.dtype].bits, zeros, zeros),
+    )
+
+
+def _read(stored: StoredTensor, offset: int, shape: tuple[int, int]) -> Array:
+    """Bytes of a tensor from a place in it, as rows."""
+    data: Array = np.empty(shape, np.uint8)
+    stored.file.read_into(data.reshape(-1).data, stored.placed.offset + offset)
+    return data

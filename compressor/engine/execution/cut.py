@@ -1,0 +1,97 @@
+"""How tensors are cut: into chunks that are read and written at once, and blocks that are computed on in cache.
+
+The cuts depend on the job alone, never on the number of workers: every pass of a run sees the same blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from mmap import PAGESIZE
+
+from compressor.checkpoint.checkpoint import Tensor
+from compressor.checkpoint.rows import BLOCK, CHUNK
+from compressor.core.lazy import np
+from compressor.core.tensor import DTYPES
+from compressor.core.workspace import Array, Workspace
+from compressor.engine.plan.plan import Job
+from compressor.methods.parts import Part
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How a tensor is cut: as a matrix [rows, columns], by chunks and blocks of whole rows.
+
+    `bytes`: the rows are single bytes, for tensors that are only copied.
+    """
+
+    rows: int
+    columns: int
+    chunk: int
+    block: int
+    bytes: bool = False
+
+    @property
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        """Row ranges; one empty range for a tensor without elements, so that it is written too."""
+        if self.rows == 0 or self.columns == 0:
+            yield 0, self.rows
+            return
+        for start in range(0, self.rows, self.chunk):
+            yield start, min(start + self.chunk, self.rows)
+
+    def sampled(self, every: int) -> Iterator[tuple[int, int]]:
+        """The chunks, or of each its first rows, about one in `every`."""
+        for start, stop in self.chunks:
+            yield start, stop if every == 1 else min(start + -(-(stop - start) // every), stop)
+
+
+def cut_tensor(job: Job, tensor: Tensor, partners: Sequence[Tensor]) -> Cut:
+    """The one way in which this job cuts its tensor, and those that are read beside it."""
+    spec = job.spec
+    if not job.steps and tensor.seekable:
+        nbytes = spec.nbytes
+        return Cut(nbytes, 1, 1 << 22, 1 << 22, bytes=True)
+    if job.encoder is None and job.elementwise and tensor.seekable and not partners and not job.grain:
+        return Cut(spec.size, 1, CHUNK, BLOCK)
+    if not job.steps and tensor.encoder is None and len(spec.shape) > 2 and not tensor.whole.placed.fortran:
+        # only copied, as seekable ones are, so that a row need not be a whole expert
+        rows, columns = spec.size // max(spec.shape[-1], 1), spec.shape[-1]
+    else:
+        rows, columns = spec.matrix
+    align = max(job.align, job.grain, tensor.align, *(partner.align for partner in partners))
+    block = max(max(BLOCK, job.at_once) // max(columns, 1) // align, 1) * align
+    return Cut(rows, columns, max(CHUNK // max(columns, 1) // block, 1) * block, block)
+
+
+def part_buffer(part: Part, job: Job, cut: Cut, start: int, stop: int, offset: int, work: Workspace) -> Array:
+    """Memory for what the rows [start, stop) have of a part, which begins at `offset` of its file; it lies to pages
+    as the file does, so that it can be written unbuffered."""
+    storage, lead = DTYPES[part.dtype].storage, offset % PAGESIZE
+    if lead % np.dtype(storage).itemsize:
+        lead = 0  # NumPy is slow where numbers do not lie as they should
+    return work.array(f"part{part.suffix}", part_shape(part, job, cut, start, stop), storage, lead)
+
+
+def part_shape(part: Part, job: Job, cut: Cut, start: int, stop: int) -> tuple[int, ...]:
+    """The shape of what the rows [start, stop) have of a part."""
+    return (stop - start, cut.columns) if job.encoder is None else part.held(job.spec, start, stop)
+
+
+def part_offset(part: Part, job: Job, cut: Cut, start: int, stop: int, origin: int) -> int:
+    """Where in the file that begins, if the part begins at `origin`."""
+    if part.every == 0:
+        return origin
+    size = np.dtype(DTYPES[part.dtype].storage).itemsize
+    first, _ = part.rows(start, stop)
+    if part.bounds is not None:
+        return origin + int(part.bounds[first]) * size
+    if part.across:
+        return origin + first * size
+    return origin + first * prod(part_shape(part, job, cut, start, stop)[1:]) * size
+
+
+def part_views(parts: Mapping[str, Array], job: Job, rows: slice, origin: int) -> dict[str, Array]:
+    """What each part's buffer, which begins with row `origin`, has of the rows after that."""
+    return {part.suffix: part.view(parts[part.suffix], rows.start, rows.stop, origin) for part in job.parts}

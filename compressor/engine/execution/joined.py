@@ -1,0 +1,111 @@
+"""Neighbouring small tensors treated as one matrix whose rows are theirs.
+
+A checkpoint of a hundred thousand tiny tensors would spend its time in the interpreter. Where tensors of one
+dtype and row length lie next to each other in the input, are treated alike by methods that do not ask whose
+row it is, or that can tell the tensors apart, and have their parts next to each other in the output, one job
+with all their rows does the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.checkpoint.rows import BLOCK
+from compressor.core.errors import InputError
+from compressor.core.lazy import np
+from compressor.core.metrics import Change
+from compressor.core.tensor import DTYPES, TensorSpec
+from compressor.core.workspace import Array
+from compressor.engine.plan.plan import Job, Plan, dense_part
+from compressor.methods.contract import Method
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A joint `job`, named after its first member; `starts` are the members' first rows."""
+
+    job: Job
+    members: tuple[Job, ...]
+    starts: tuple[int, ...]
+
+
+def join(
+    jobs: Iterable[Job], plan: Plan, checkpoint: Checkpoint, methods: Callable[[Job], Sequence[Method]]
+) -> Iterator[Joined | Job]:
+    """The jobs in their order, neighbours that can be joined as one (at most a block of weights).
+
+    `methods` tells what is known of a job's methods by now.
+    """
+    held: list[Job] = []
+    size = 0
+    for job in jobs:
+        if held and not (size + job.spec.size <= BLOCK and _follows(held[-1], job, plan, checkpoint, methods)):
+            yield _joint(held)
+            held, size = [], 0
+        held.append(job)
+        size += job.spec.size
+    if held:
+        yield _joint(held)
+
+
+def _joint(members: list[Job]) -> Joined | Job:
+    first = members[0]
+    if len(members) == 1:
+        return first
+    starts, rows = [], 0
+    for job in members:
+        starts.append(rows)
+        rows += job.spec.shape[0]
+    spec = TensorSpec(first.spec.name, first.spec.dtype, (rows, first.spec.shape[1]))
+    parts = (dense_part(spec),) if first.encoder is None else first.encoder.parts(spec)
+    return Joined(Job(spec, first.steps, parts, first.file), tuple(members), tuple(starts))
+
+
+def _follows(
+    job: Job, after: Job, plan: Plan, checkpoint: Checkpoint, methods: Callable[[Job], Sequence[Method]]
+) -> bool:
+    """Whether `after` continues `job` in every respect."""
+    spec, other = job.spec, after.spec
+    if (
+        len(spec.shape) != 2
+        or len(other.shape) != 2
+        or (spec.dtype, spec.shape[1], job.file) != (other.dtype, other.shape[1], after.file)
+        or DTYPES[spec.dtype].compute != "<f4"  # rows are measured in float64, which must be the wider type
+        or not job.steps
+        or len(job.steps) != len(after.steps)
+    ):
+        return False
+    for step, twin in zip(job.steps, after.steps, strict=True):
+        if step.dense != twin.dense or step.partners or step.inputs is not None:
+            return False
+    for method, like in zip(methods(job), methods(after), strict=True):
+        if method is not like or not (method.joins(spec) and method.joins(other)):
+            return False
+    ours, theirs = checkpoint.tensors[spec.name], checkpoint.tensors[other.name]
+    if not (ours.seekable and theirs.seekable and ours.whole.file is theirs.whole.file):
+        return False
+    if ours.whole.placed.offset + spec.nbytes != theirs.whole.placed.offset:
+        return False
+    offsets = plan.files[job.file].layout.offsets
+    return all(
+        part.every == 1 and not part.across and offsets[stored.name] + stored.nbytes == offsets[next_stored.name]
+        for part, stored, next_stored in zip(job.parts, job.part_specs(), after.part_specs(), strict=True)
+    )
+
+
+def changes_by_rows(before: Array, after: Array, starts: Array) -> list[Change]:
+    """What happened to the members of a joint matrix whose first rows are `starts`.
+
+    InputError when any of it cannot be told: each member has then to be looked at alone.
+    """
+    difference = np.subtract(before, after)
+    energy = np.add.reduceat(np.einsum("ij,ij->i", before, before, dtype=np.float64), starts)
+    lost = np.add.reduceat(np.einsum("ij,ij->i", difference, difference, dtype=np.float64), starts)
+    if not np.isfinite(lost).all():
+        raise InputError("a new value is not finite")
+    zeros = [np.add.reduceat(np.count_nonzero(x == 0, axis=1), starts).tolist() for x in (before, after)]
+    rows = np.diff(np.append(starts, len(before)))
+    sizes = (rows * before.shape[1]).tolist()
+    return [Change(*figures) for figures in zip(sizes, *zeros, energy.tolist(), lost.tolist(), strict=True)]

@@ -1,0 +1,238 @@
+"""Doing what the plan says: cut the work into tasks, hand them to an engine, gather what they measured.
+
+Surveys run first: those of a whole model over all its tensors, those of a tensor when its turn comes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Container, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+from compressor.core.errors import InputError, UsageError
+from compressor.core.metrics import Change
+from compressor.core.parallel.threads import Task, in_order
+from compressor.core.tensor import DTYPES
+from compressor.engine.execution.joined import Joined, join
+from compressor.engine.execution.worker import Done, Finished, Piece, Worker
+from compressor.engine.plan.plan import Job
+from compressor.methods.contract import Method, Survey
+
+_BATCH = 1 << 19  # elements of small tensors that make one task
+
+T = TypeVar("T")
+Progress = Callable[[int], None]
+
+
+@dataclass
+class Runner:
+    """One run of the plan that `worker` knows; at most `window` tasks are under way at a time."""
+
+    worker: Worker
+    executor: Executor
+    window: int
+    progress: Progress = lambda done: None
+    resolved: dict[tuple[str, int], Method] = field(default_factory=dict)  # by tensor and place of the step
+
+    def count(self) -> dict[str, Method]:
+        """For a plan that is not counted: the layouts by tensor, knowing what they will store. What else was found
+        out on the way is in `resolved`, for the run of the plan that is made with it."""
+        self._survey_models()
+        known = {}
+        for job in self.worker.plan.jobs:
+            if job.counted:
+                continue
+            fold = _fold_here if job.spec.size <= _BATCH // 4 else self._fold
+            *before, known[job.spec.name] = self._methods(job, fold)
+            self.resolved |= {(job.spec.name, place): method for place, method in enumerate(before)}
+            self.resolved.pop((job.spec.name, len(before)), None)  # the plan will have the layout itself
+        return known
+
+    def run(self) -> list[Change]:
+        """Treat and write every tensor; what happened to each, in the order of the plan's jobs."""
+        self._survey_models()
+        plan = self.worker.plan
+        jobs = {job.spec.name: job for job in plan.jobs}
+        changes = {name: Change() for name in jobs}
+        waiting = [sum(job.file == number for job in plan.jobs) for number in range(len(plan.files))]
+        shards = self.worker.shards
+        taken = {} if shards is None else shards.taken()
+        for found in taken.values():
+            changes |= found
+            self.progress(sum(jobs[name].spec.nbytes for name in found))
+        finish = deque(number for number, count in enumerate(waiting) if not count and number not in taken)
+
+        def finished(file: Finished) -> None:
+            if shards is not None:
+                own = {job.spec.name: changes[job.spec.name] for job in plan.jobs if job.file == file.file}
+                shards.note(file.file, file.content, own)
+
+        for done in in_order(self.executor, self._tasks(finish, taken), self.window):
+            if isinstance(done, Finished):
+                finished(done)
+                continue
+            for name, change, last in done:
+                job = jobs[name]
+                changes[name].merge(change)
+                self.progress(change.size * DTYPES[job.spec.dtype].bits // 8)
+                if last:
+                    waiting[job.file] -= 1
+                    if not waiting[job.file]:
+                        finish.append(job.file)
+        for file in in_order(
+            self.executor, (partial(self.worker.finish, number) for number in finish), self.window
+        ):
+            finished(file)
+        return list(changes.values())
+
+    # ---- cutting work into tasks -------------------------------------------------------------------
+
+    def _tasks(self, finish: deque[int], taken: Container[int]) -> Iterator[Task[list[Done] | Finished]]:
+        """Chunks of large tensors, batches of small ones, file by file but for those `taken`; files whose tensors
+        are all written are synced between them, while other tensors are computed. Small ones are treated here, by
+        who hands out the tasks: they are all interpreter, and two threads of that are slower than one."""
+        batch: list[Job] = []
+        held = 0
+        for job in sorted(self.worker.plan.jobs, key=lambda job: job.file):
+            if job.file in taken:
+                continue
+            if batch and batch[-1].file != job.file:  # so that a file is finished before the next one
+                yield _ready(self._small(batch))
+                batch, held = [], 0
+            while finish:
+                yield partial(self.worker.finish, finish.popleft())
+            if job.spec.size <= _BATCH // 4:
+                batch.append(job)
+                held += job.spec.size + 512
+                if held >= _BATCH:
+                    yield _ready(self._small(batch))
+                    batch, held = [], 0
+                continue
+            methods = self._methods(job, self._fold)
+            cut = self.worker.cut(job)
+            for start, stop in cut.chunks:
+                yield partial(self.worker.chunk, job, cut, methods, start, stop)
+        if batch:
+            yield _ready(self._small(batch))
+
+    def _small(self, jobs: Sequence[Job]) -> list[Done]:
+        """Whole tensors, one after the other, surveys included; alike neighbours at once."""
+        done: list[Done] = []
+        for item in join(jobs, self.worker.plan, self.worker.checkpoint, self._known):
+            if isinstance(item, Joined):
+                done += self._joined(item)
+            else:
+                done.append(self._one(item))
+        return done
+
+    def _one(self, job: Job) -> Done:
+        methods, cut, total = self._methods(job, _fold_here), self.worker.cut(job), Change()
+        for start, stop in cut.chunks:
+            for _, change, _ in self.worker.chunk(job, cut, methods, start, stop):
+                total.merge(change)
+        return job.spec.name, total, True
+
+    def _joined(self, joined: Joined) -> list[Done]:
+        """Neighbours as one; if something is wrong with one of them, each alone, so that it is named."""
+        specs = [member.spec for member in joined.members]
+        methods = [method.jointly(specs) for method in self._known(joined.members[0])]
+        if all(method.survey([joined.job.spec]) is None for method in methods):
+            with suppress(InputError, UsageError):
+                return self.worker.joined(joined, methods)
+        return [self._one(member) for member in joined.members]
+
+    def _known(self, job: Job) -> list[Method]:
+        """The job's methods as far as surveys of whole models have resolved them."""
+        return [self.resolved.get((job.spec.name, place), step.method) for place, step in enumerate(job.steps)]
+
+    # ---- surveys -----------------------------------------------------------------------------------
+
+    def _survey_models(self) -> None:
+        """Resolve every method that looks at all tensors of its stage together."""
+        for number in range(len(self.worker.plan.stages)):
+            groups: dict[Method, list[tuple[Job, int]]] = {}
+            for job in self.worker.plan.jobs:
+                for place, step in enumerate(job.steps):
+                    if (
+                        step.stage == number
+                        and step.method.reach == "model"
+                        and (job.spec.name, place) not in self.resolved
+                    ):
+                        groups.setdefault(step.method, []).append((job, place))
+            for method, jobs in groups.items():
+                found: Any = method.survey([job.spec for job, _ in jobs])
+                while isinstance(found, Survey):
+                    found = found.conclude(self._fold(found, self._survey_tasks(found, jobs)))
+                for job, place in jobs:
+                    self.resolved[job.spec.name, place] = (found or method).for_tensor(
+                        job.spec.name, job.steps[place].method
+                    )
+
+    def _survey_tasks(self, survey: Survey[Any], jobs: Sequence[tuple[Job, int]]) -> Iterator[Task[Any]]:
+        batch: list[Piece] = []  # of small tensors, which are treated here as in `_tasks`
+        held = 0
+        for job, place in jobs:
+            if not survey.wants(job.spec):
+                continue
+            methods, cut = self._methods(job, self._fold, before=place), self.worker.cut(job)
+            if job.spec.size > _BATCH // 4:
+                for start, stop in cut.sampled(survey.sample):
+                    yield partial(self.worker.observe, survey, [(job, cut, methods, start, stop)])
+                continue
+            batch += [(job, cut, methods, start, stop) for start, stop in cut.sampled(survey.sample)]
+            held += job.spec.size + 512
+            if held >= _BATCH:
+                yield _ready(self.worker.observe(survey, batch))
+                batch, held = [], 0
+        if batch:
+            yield _ready(self.worker.observe(survey, batch))
+
+    def _methods(self, job: Job, fold: Fold, before: int | None = None) -> list[Method]:
+        """The job's methods, knowing all they need, up to (not including) a place."""
+        methods: list[Method] = []
+        for place, step in enumerate(job.steps[:before]):
+            key = (job.spec.name, place)
+            found: Any = self.resolved.get(key)
+            if found is None or (found is not step.method and found.reach == "tensor"):
+                asked = found or step.method
+                found = asked.survey([job.spec])
+                while isinstance(found, Survey):
+                    cut = self.worker.cut(job)
+                    before_it = list(methods)
+                    tasks = (
+                        partial(self.worker.observe, found, [(job, cut, before_it, start, stop)])
+                        for start, stop in cut.sampled(found.sample)
+                    )
+                    found = found.conclude(fold(found, tasks))
+                found = found or asked
+                if before is not None:
+                    self.resolved[key] = found
+            methods.append(found)
+        return methods
+
+    def _fold(self, survey: Survey[Any], tasks: Iterator[Task[Any]]) -> Any:
+        stats = survey.start()
+        for more in in_order(self.executor, tasks, self.window):
+            stats = survey.merge(stats, more)
+        return stats
+
+
+Fold = Callable[[Survey[Any], Iterator[Callable[[], Any]]], Any]
+
+
+def _fold_here(survey: Survey[Any], tasks: Iterator[Callable[[], Any]]) -> Any:
+    stats = survey.start()
+    for task in tasks:
+        stats = survey.merge(stats, task())
+    return stats
+
+
+def _ready(result: T) -> Future[T]:
+    """A task that is done already."""
+    future: Future[T] = Future()
+    future.set_result(result)
+    return future

@@ -1,0 +1,1 @@
+"""Specs and a recipe in, an immutable plan out: nothing here reads tensor data."""

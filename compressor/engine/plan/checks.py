@@ -1,0 +1,113 @@
+"""What the parts of a plan must be together: names that do not meet, one loader's layouts in a folder, one scheme
+for what loaders fuse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.core.errors import CompressorError, InputError, OutputError, UsageError, raise_all
+from compressor.core.tensor_names import fused_group
+from compressor.core.text import printable
+from compressor.engine.plan.plan import Job
+from compressor.engine.plan.sparse_store import SPARSE
+from compressor.files.layout import Container
+from compressor.recipe.model import Stage
+
+
+def check_container(checkpoint: Checkpoint, container: Container) -> None:
+    if container in ("npy", "npz") and len(checkpoint.tensors) != 1:
+        raise OutputError(
+            f"holds {len(checkpoint.tensors)} tensors, and an .{container} holds one",
+            file=checkpoint.path,
+            remedy="Write .safetensors, or a folder",
+        )
+
+
+def check_stores(stages: Sequence[Stage], container: Container) -> None:
+    """What a stage asks to be stored must be something that the container holds."""
+    stores = {stage.store for stage in stages}
+    if "codes" in stores and container != "npz":
+        raise UsageError("--store codes writes an .npz", remedy="End the output in .npz")
+    if "packed" in stores and container in ("npy", "npz"):
+        raise UsageError(
+            f"an .{container} holds no packed codes", remedy="Use --store dense, or write .safetensors"
+        )
+    sparse = [stage for stage in stages if stage.store in SPARSE]
+    if sparse and container == "npy":
+        raise UsageError(
+            "an .npy holds no sparse layout",
+            remedy="Write .safetensors, or an .npz in SciPy's format with --store csr",
+        )
+    if container == "npz" and any(stage.store != "csr" or stage.method.verb != "prune" for stage in sparse):
+        raise UsageError(
+            "an .npz holds floats as SciPy's csr, and no other sparse layout",
+            remedy="Use prune with --store csr, or write .safetensors",
+        )
+
+
+def check_names(jobs: Sequence[Job], checkpoint: Checkpoint) -> None:
+    """A generated name must not meet one that is there."""
+    owner: dict[str, str] = {}
+    problems: list[CompressorError] = []
+    for job in jobs:
+        for part in job.parts:
+            name = job.part_name(part)
+            if name in owner:
+                problems.append(
+                    InputError(
+                        f"its part '{printable(name)}' would have the name of one of '{printable(owner[name])}'",
+                        file=checkpoint.path,
+                        tensor=job.spec.name,
+                        remedy="Exclude one of them",
+                    )
+                )
+            owner[name] = job.spec.name
+    raise_all(problems)
+
+
+def check_dialects(jobs: Sequence[Job]) -> None:
+    """A folder's config can speak to the loaders of one kind only."""
+    spoken: dict[str, str] = {}
+    for job in jobs:
+        if job.encoder is not None:
+            spoken.setdefault(job.encoder.dialect(job.spec), job.spec.name)
+    spoken.pop("", None)
+    if len(spoken) > 1:
+        named = ", ".join(f"'{printable(name)}' would be {dialect}'s" for dialect, name in sorted(spoken.items()))
+        raise UsageError(
+            f"one folder cannot hold layouts of several loaders: {named}", remedy="Give all tensors one --layout"
+        )
+
+
+def check_fused(jobs: Sequence[Job], checkpoint: Checkpoint) -> None:
+    """What compressed-tensors' loaders fuse into one layer has one scheme, or stays dense as a whole.
+
+    Looked at where any part is stored as codes. UsageError that names the parts and what each would be.
+    """
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        whole = fused_group(job.spec.name)
+        if whole is not None and len(job.spec.shape) == 2:
+            groups.setdefault(whole, []).append(job)
+    problems: list[CompressorError] = []
+    for whole, members in groups.items():
+        spoken = {job.encoder.dialect(job.spec) for job in members if job.encoder is not None}
+        if "compressed-tensors" not in spoken or len({_scheme(job) for job in members}) == 1:
+            continue
+        if any(job.encoder is not None and job.encoder.verb == "store" for job in members):
+            continue  # no loader takes the folder
+        listed = ", ".join(f"'{printable(job.spec.name, 100)}' {job.dtype_after}" for job in members)
+        problems.append(
+            UsageError(
+                f"loaders fuse these into '{printable(whole.rpartition('.')[2])}', which has one scheme: {listed}",
+                file=checkpoint.path,
+                remedy="Give them the same options by one pattern for all, or exclude them all",
+            )
+        )
+    raise_all(problems)
+
+
+def _scheme(job: Job) -> str:
+    return "" if job.encoder is None else json.dumps(job.encoder.config(job.spec), sort_keys=True)

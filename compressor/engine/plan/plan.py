@@ -1,0 +1,227 @@
+"""The plan: everything that will be done, decided before any data is read.
+
+Immutable and JSON-serialisable. Deciding (`planner.py`) ends in it; doing (`runner.py`) starts from it; a dry
+run prints it, gates judge its sizes, and its fingerprint names what was done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import lcm
+from typing import Any
+
+from compressor.architectures.groups import Coupled
+from compressor.core.selection import Kept
+from compressor.core.tensor import TensorSpec
+from compressor.files.layout import Container, FileLayout
+from compressor.methods.contract import Encoder, Method
+from compressor.methods.parts import Part
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One method applied to one tensor. `stage` is its place in the recipe; `partners` the names (by the
+    partner's role) of the tensors read beside it; `dense` whether an encoder's numbers or its parts go on;
+    `instead` says how the method differs from what was asked, where the tensor's shape did not allow that. `inputs`
+    is the layer whose statistics it goes by, if it does, and `gram` whether by their gram."""
+
+    stage: int
+    method: Method
+    partners: Mapping[str, str]
+    dense: bool = True
+    instead: str = ""
+    inputs: str | None = None
+    gram: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One tensor of the input: what is done to it and which parts it becomes.
+
+    Without steps it is carried over (`restored`: decoded first). `kept` tells for each stage that leaves it
+    alone why. `file` is the output file that all its parts go to. There are no parts as long as an encoder has to
+    count first what it will store; `grain` says that the tensor may be counted, and is cut by whole rows, at
+    multiples of so many, then and later alike.
+    """
+
+    spec: TensorSpec
+    steps: tuple[Step, ...]
+    parts: tuple[Part, ...]
+    file: int
+    kept: tuple[Kept, ...] = ()
+    stored_as: str = ""  # what the input stores it as, where that is the parts of an encoder
+    stored_bytes: int = 0
+    grain: int = 0
+    coded: int | None = None  # bytes of its parts in an archive
+
+    @property
+    def dtype_before(self) -> str:
+        """What the table shows as the old type."""
+        return self.stored_as or self.spec.dtype
+
+    @property
+    def size_before(self) -> int:
+        """Bytes in the input."""
+        return self.stored_bytes if self.stored_as else self.spec.nbytes
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """The encoder whose parts are stored; None when numbers are."""
+        last = self.steps[-1] if self.steps else None
+        return last.method.written if last and not last.dense and isinstance(last.method, Encoder) else None
+
+    @property
+    def elementwise(self) -> bool:
+        return all(step.method.elementwise for step in self.steps)
+
+    @property
+    def at_once(self) -> int:
+        """Weights that a block has at least, if there are so many."""
+        return max((step.method.at_once for step in self.steps), default=0)
+
+    @property
+    def align(self) -> int:
+        """Blocks begin at multiples of this many rows."""
+        return lcm(*(part.every or 1 for part in self.parts))
+
+    @property
+    def counted(self) -> bool:
+        """Whether its parts are known."""
+        return bool(self.parts)
+
+    def part_name(self, part: Part) -> str:
+        return part.name(self.spec.name)
+
+    def part_specs(self) -> list[TensorSpec]:
+        return [TensorSpec(self.part_name(part), part.dtype, part.shape) for part in self.parts]
+
+    @property
+    def size_after(self) -> int:
+        return sum(spec.nbytes for spec in self.part_specs()) if self.coded is None else self.coded
+
+    @property
+    def dtype_after(self) -> str:
+        """What the table shows as the new type: a dtype, or scheme and width of the codes."""
+        return self.spec.dtype if self.encoder is None else short_name(self.encoder)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """A container file that will be written, with every offset."""
+
+    name: str
+    layout: FileLayout
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All jobs in the order of their tensors' names, and all files, with exact sizes.
+
+    `texts` are small files that are generated (config, index), written last and in this order; `carried` are
+    copied unchanged; `left` stay behind, each with its reason. `cuts` are the structures that are left out of the
+    jobs' tensors already, `language_model` whether config.json says that it is one.
+    """
+
+    source: str
+    size_before: int
+    container: Container
+    stages: tuple[Mapping[str, Any], ...]
+    jobs: tuple[Job, ...]
+    files: tuple[OutputFile, ...]
+    texts: tuple[tuple[str, bytes], ...] = ()
+    carried: tuple[str, ...] = ()
+    left: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    cuts: tuple[Coupled, ...] = ()
+    language_model: bool = False
+
+    @property
+    def counted(self) -> bool:
+        """Whether the parts of all jobs are known."""
+        return all(job.counted for job in self.jobs)
+
+    @property
+    def size_after(self) -> int:
+        """Bytes of the container files, headers included."""
+        return sum(file.layout.size for file in self.files)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON types, without paths of this machine, so that equal work has equal plans."""
+        return {
+            "container": self.container,
+            "stages": [dict(stage) for stage in self.stages],
+            "size_before": self.size_before,
+            "size_after": self.size_after,
+            "tensors": [self._job(job) for job in self.jobs],
+            "files": [
+                *({"name": file.name, "bytes": file.layout.size} for file in self.files),
+                *({"name": name, "bytes": len(content)} for name, content in self.texts),
+            ],
+            "carried": list(self.carried),
+            "left": dict(self.left),
+            "notes": list(self.notes),
+            **({"cuts": [cut.to_dict() for cut in self.cuts]} if self.cuts else {}),
+        }
+
+    def _job(self, job: Job) -> dict[str, Any]:
+        layout = self.files[job.file].layout
+        return {
+            "name": job.spec.name,
+            "dtype": job.spec.dtype,
+            "shape": list(job.spec.shape),
+            "bytes": job.spec.nbytes,
+            "steps": [
+                {
+                    "stage": step.stage,
+                    **step.method.describe(),
+                    "dense": step.dense,
+                    **({"instead": step.instead} if step.instead else {}),
+                    **({"inputs": step.inputs} if step.inputs is not None else {}),
+                }
+                for step in job.steps
+            ],
+            "parts": [
+                {
+                    "name": spec.name,
+                    "dtype": spec.dtype,
+                    "shape": list(spec.shape),
+                    "bytes": spec.nbytes,
+                    "file": self.files[job.file].name,
+                    "offset": layout.offsets[spec.name],
+                }
+                for spec in job.part_specs()
+            ],
+            "kept": [kept.reason for kept in job.kept],
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the canonical JSON of the plan but for its sentences (notes, reasons), and whatever a single
+        output file is called: all but the tensors, then a line for each of them."""
+        named = self
+        if self.container != "folder":
+            named = replace(self, files=tuple(replace(file, name=self.container) for file in self.files))
+        found = replace(named, jobs=()).to_dict()
+        del found["notes"], found["tensors"]
+        total = hashlib.sha256(_canonical({**found, "left": sorted(found["left"])}))
+        for job in self.jobs:
+            tensor = named._job(job)
+            total.update(_canonical({**tensor, "kept": len(tensor["kept"])}))
+        return total.hexdigest()
+
+
+def _canonical(found: Mapping[str, Any]) -> bytes:
+    return json.dumps(found, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode() + b"\n"
+
+
+def dense_part(spec: TensorSpec) -> Part:
+    """The only part of a tensor that is stored as numbers."""
+    return Part("", spec.dtype, spec.shape)
+
+
+def short_name(encoder: Encoder) -> str:
+    """`int4`, `factor`: how tables call what an encoder stores."""
+    return encoder.label

@@ -1,0 +1,72 @@
+"""A chunk: some rows of a tensor, coded by themselves, with the checksum of what they are.
+
+    CRC-32 of the bytes (4, little-endian) · length of the head · head · bodies · ANS words
+
+The length of the head is in one byte, or in two, the first with its highest bit set; 0 means that the bytes follow
+as they are. The head is a stream of bits (`bitio`) and begins with the length of the bodies, which are raw or zstd
+planes in their order.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+from compressor.core.lazy import np
+from compressor.core.workspace import Array
+from compressor.files.entropy.account import Account
+from compressor.files.entropy.ans import AnsReader
+from compressor.files.entropy.bitio import BitReader, BitWriter
+from compressor.files.entropy.damage import Damaged
+from compressor.files.entropy.elements import Form, read_elements, write_elements
+from compressor.files.entropy.planes import Effort, Input, Output
+
+LEAST = 5  # bytes of a chunk
+
+
+def encode_chunk(data: Array, form: Form, effort: Effort) -> bytes:
+    """Some rows of a tensor, uint8 [rows, bytes], C-ordered, as a chunk. Raises NeedsPackage."""
+    check = zlib.crc32(data.data).to_bytes(4, "little")
+    out = Output(effort)
+    if data.size:
+        write_elements(out, data, form)
+        first = BitWriter()
+        first.number(sum(map(len, out.bodies)))
+        first.extend(out.head)
+        head = first.to_bytes()
+        length = bytes([len(head)]) if len(head) < 128 else bytes([128 | len(head) >> 8 & 127, len(head) & 255])
+        body = b"".join((length, head, *out.bodies, out.ans.to_bytes()))
+        if len(head) < 1 << 15 and len(body) <= data.size:
+            return check + body
+    return check + b"\0" + data.tobytes()
+
+
+def decode_chunk(chunk: memoryview, shape: tuple[int, int], form: Form, account: Account | None = None) -> Array:
+    """Undo `encode_chunk`: uint8 [rows, bytes] of this shape; what its streams take is added to an `account`.
+    Raises Damaged and NeedsPackage."""
+    if len(chunk) < LEAST:
+        raise Damaged("it is too short")
+    found = _decoded(chunk[4:], shape, form, account)
+    if zlib.crc32(found.data) != int.from_bytes(chunk[:4], "little"):
+        raise Damaged("its checksum does not match")
+    return found
+
+
+def _decoded(body: memoryview, shape: tuple[int, int], form: Form, account: Account | None) -> Array:
+    length, start = body[0], 1
+    if length & 128:
+        if len(body) < 2:
+            raise Damaged("it is too short")
+        length, start = (length & 127) << 8 | body[1], 2
+    if not length:
+        if len(body) - start != shape[0] * shape[1]:
+            raise Damaged("it has another size than its rows")
+        found = np.frombuffer(body[start:], np.uint8).reshape(shape)
+        if account is not None:
+            account.add("values", 8 * found.size, 8 * found.size)
+        return found
+    head, rest = BitReader(bytes(body[start : start + length])), body[start + length :]
+    bodies = head.number()
+    if bodies > len(rest) or (len(rest) - bodies) % 4:
+        raise Damaged("it is too short")
+    words = AnsReader(bytes(rest[bodies:]))
+    return np.ascontiguousarray(read_elements(Input(head, rest[:bodies], words, account), shape, form))

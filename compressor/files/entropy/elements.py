@@ -1,0 +1,217 @@
+"""Stored elements as planes of symbols: floats by exponent and mantissa, codes one by one, integers by bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log2
+
+from compressor.core import bitpacking as bitstream
+from compressor.core.lazy import np
+from compressor.core.tensor import DTYPES
+from compressor.core.workspace import Array, Workspace
+from compressor.files.entropy.damage import Damaged
+from compressor.files.entropy.planes import Effort, Input, Output, read_plane, write_plane
+from compressor.files.entropy.symbols import read_positions, read_symbols, write_positions, write_symbols
+
+# Bits of a float and of its exponent.
+FLOATS = {"F64": (64, 11), "F32": (32, 8), "F16": (16, 5), "BF16": (16, 8), "C64": (32, 8)}
+_WIDEST = 12  # bits of a symbol of exponent and leading mantissa
+_PALETTE = 256  # different floats that become codes
+_SAMPLE = 1 << 12
+_LARGE = 1 << 18
+_ENTRY = 5  # bits of a table's entry, about
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a tensor's bytes are seen: `floats` of `width` bits and an `exponent` of so many, `codes` of `width` bits
+    as one stream of bits a row, or `bytes` of integers of `width` bits."""
+
+    kind: str
+    width: int
+    exponent: int = 0
+
+    @property
+    def text(self) -> str:
+        """As an archive names it: `f32.8`, `c5`, `b64`."""
+        return f"{self.kind[0]}{self.width}" + (f".{self.exponent}" if self.exponent else "")
+
+
+def form_named(text: str, dtype: str) -> Form:
+    """The form of a tensor of this dtype that an archive names so. Raises ValueError."""
+    for form in possible(dtype):
+        if form.text == text:
+            return form
+    raise ValueError(text)
+
+
+def possible(dtype: str) -> list[Form]:
+    """The forms that a dtype can have."""
+    if dtype in FLOATS:
+        return [Form("floats", *FLOATS[dtype])]
+    codes = [Form("codes", width) for width in range(8, 0, -1)]
+    bits = DTYPES[dtype].bits
+    return codes if bits <= 8 else [Form("bytes", bits), *codes]
+
+
+def likely_form(sample: Array, dtype: str) -> Form:
+    """The form in which some rows of a tensor, uint8 [rows, bytes], have the least entropy."""
+    forms = possible(dtype)
+    return forms[0] if len(forms) == 1 or not sample.size else min(forms, key=lambda form: _cost(sample, form))
+
+
+def _cost(sample: Array, form: Form) -> float:
+    """Bits, about."""
+    if form.kind == "codes":
+        return _order0(_unpacked(sample, form.width), 1 << form.width)
+    planes = sample.reshape(-1, form.width // 8).T
+    return sum(_order0(plane, 256) for plane in planes)
+
+
+def _order0(symbols: Array, alphabet: int) -> float:
+    counts = np.bincount(symbols.reshape(-1), minlength=alphabet)
+    seen = counts[counts > 0]
+    return symbols.size * log2(max(symbols.size, 1)) - float(seen @ np.log2(seen)) + _ENTRY * len(seen)
+
+
+def write_elements(out: Output, data: Array, form: Form) -> None:
+    """Add some rows of a tensor, uint8 [rows, bytes]."""
+    if form.kind == "codes":
+        write_symbols(out, _unpacked(data, form.width), 1 << form.width)
+    elif form.kind == "bytes":
+        size = form.width // 8
+        for place in range(size):
+            write_plane(out, data[:, place::size], 256)
+    else:
+        _write_floats(out, data.view(f"<u{form.width // 8}"), form)
+
+
+def read_elements(source: Input, shape: tuple[int, int], form: Form) -> Array:
+    """Undo `write_elements`: uint8 [rows, bytes] of this shape. Raises Damaged."""
+    rows, nbytes = shape
+    if form.kind == "codes":
+        columns = -(-nbytes * 8 // form.width)
+        codes = read_symbols(source, (rows, columns), 1 << form.width)
+        if form.width == 8:
+            return codes
+        packed = np.empty((rows, bitstream.row_bytes(columns, form.width)), np.uint8)
+        bitstream.pack(np.ascontiguousarray(codes), form.width, packed, Workspace())
+        return packed[:, :nbytes]
+    size = form.width // 8
+    if form.kind == "bytes":
+        out = np.empty(shape, np.uint8)
+        for place in range(size):
+            out[:, place::size] = read_plane(source, (rows, nbytes // size), 256)
+        return out
+    return _read_floats(source, (rows, nbytes // size), form).view(np.uint8)
+
+
+def _unpacked(data: Array, width: int) -> Array:
+    """Codes of so many bits [rows, columns]; a row's last one may be cut off by its end."""
+    if width == 8:
+        return data
+    codes = np.empty((len(data), -(-data.shape[1] * 8 // width)), np.uint8)
+    short = bitstream.row_bytes(codes.shape[1], width) - data.shape[1]
+    bitstream.unpack(np.pad(data, ((0, 0), (0, short))) if short else data, width, codes, Workspace())
+    return codes
+
+
+# ---- floats --------------------------------------------------------------------------------------------
+
+
+def _write_floats(out: Output, bits: Array, form: Form) -> None:
+    """Patterns [rows, columns] as unsigned integers."""
+    palette = _palette(bits)
+    out.head.bits(palette is not None, 1)
+    if palette is not None:
+        out.head.bits(len(palette) - 1, 8)
+        out.bodies.append(palette.tobytes())
+        write_symbols(out, np.searchsorted(palette, bits).astype(np.uint8), max(len(palette), 2))
+        return
+    there = bits != 0
+    kept = np.count_nonzero(there)
+    zeros = 1 - kept / max(bits.size, 1)
+    sparse = zeros > 0 and zeros * (form.width - form.exponent) > _binary(zeros)
+    out.head.bits(bool(sparse), 1)
+    if sparse:
+        write_positions(out, there)
+        bits = bits[there].reshape(1, -1)
+    lead = _lead(bits, form, out.effort)
+    out.head.bits(lead, 4)
+    low = form.width - 1 - form.exponent - lead  # bits that stay under the symbol, without the sign
+    symbol = np.right_shift(bits, low)
+    symbol &= symbol.dtype.type((1 << (form.exponent + lead)) - 1)
+    narrow = np.uint8 if form.exponent + lead <= 8 else np.uint16
+    write_plane(out, symbol.astype(narrow), 1 << (form.exponent + lead), "level", quick=True)
+    rest = np.right_shift(bits, form.width - 1 - low)  # the sign goes on top of them
+    rest &= rest.dtype.type(1 << low)
+    rest |= bits & bits.dtype.type((1 << low) - 1)
+    for place, width in _pieces(low + 1):
+        piece = np.right_shift(rest, 8 * place).astype(np.uint8)
+        write_plane(out, piece, 1 << width, quick=True, plain=True)
+
+
+def _read_floats(source: Input, shape: tuple[int, int], form: Form) -> Array:
+    kind = np.dtype(f"<u{form.width // 8}")
+    if source.head.bits(1):
+        count = source.head.bits(8) + 1
+        palette = np.frombuffer(source.body(count * kind.itemsize), kind)
+        places = read_symbols(source, shape, max(count, 2))
+        if places.size and int(places.max()) >= count:
+            raise Damaged("it has a code beyond its palette")
+        return palette[places]
+    there = read_positions(source, shape) if source.head.bits(1) else None
+    inner = shape if there is None else (1, int(np.count_nonzero(there)))
+    lead = source.head.bits(4)
+    low = form.width - 1 - form.exponent - lead
+    if low < 0 or form.exponent + lead > _WIDEST:
+        raise Damaged("its symbols are wider than its floats")
+    bits = read_plane(source, inner, 1 << (form.exponent + lead)).astype(kind)
+    bits <<= kind.type(low)
+    for place, width in _pieces(low + 1):
+        piece = read_plane(source, inner, 1 << width).astype(kind)
+        top = 8 * place + width == low + 1
+        if top:
+            bits |= np.right_shift(piece, width - 1) << kind.type(form.width - 1)
+            piece &= kind.type((1 << (width - 1)) - 1)
+        piece <<= kind.type(8 * place)
+        bits |= piece
+    if there is None:
+        return bits
+    out = np.zeros(shape, kind)
+    out[there] = bits[0]
+    return out
+
+
+def _pieces(count: int) -> list[tuple[int, int]]:
+    """Bits under the symbol, by bytes: the place of each and how many bits it has."""
+    return [(place, min(8, count - 8 * place)) for place in range(-(-count // 8))]
+
+
+def _lead(bits: Array, form: Form, effort: Effort) -> int:
+    """How many leading bits of the mantissa the symbol has: so many that whole bytes are left, or, where there is
+    time, what makes it smallest."""
+    rest = form.width - form.exponent
+    most = min(_WIDEST - form.exponent, rest - 1)
+    whole = rest % 8 if rest % 8 <= most else 0
+    if effort == "fast" and bits.size > _LARGE:
+        return whole
+    costs = []
+    for lead in range(min(most, 3) + 1):
+        symbol = np.right_shift(bits, rest - 1 - lead) & bits.dtype.type((1 << (form.exponent + lead)) - 1)
+        costs.append(_order0(symbol.astype(np.int64), 1 << (form.exponent + lead)) + (rest - lead) * bits.size)
+    return int(np.argmin(costs))
+
+
+def _palette(bits: Array) -> Array | None:
+    """The different patterns of a chunk, ascending, where they are few; None where they are not."""
+    flat = bits.reshape(-1)
+    if not flat.size or len(np.unique(flat[:: max(1, flat.size // _SAMPLE)])) > _PALETTE:
+        return None
+    found: Array = np.unique(flat)
+    return found if len(found) <= _PALETTE and len(found) * 4 <= flat.size else None
+
+
+def _binary(share: float) -> float:
+    """The entropy of a bit that is set with this probability."""
+    return -share * log2(share) - (1 - share) * log2(1 - share) if 0 < share < 1 else 0.0

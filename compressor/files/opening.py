@@ -1,0 +1,37 @@
+"""Opening what a user names: a file or a folder, by what it is."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from compressor.core.errors import InputError
+from compressor.core.text import printable
+from compressor.files import archive, npy, npz, safetensors
+from compressor.files.input_file import InputFile
+from compressor.files.source import Source, SourceFile, assemble
+
+
+def open_source(path: str | os.PathLike[str]) -> Source:
+    """Open whatever `path` is. InputError when it is missing, unsupported or damaged."""
+    path = os.fspath(path)
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"cannot be opened: {reason}", file=path) from error
+    if stat.S_ISDIR(mode):
+        from compressor.files.folder import open_folder  # here because folder.py builds on this module
+
+        return open_folder(path)
+    file = InputFile.open(path)
+    suffix = os.path.splitext(path)[1].lower()
+    readers = {".npy": npy.read_header, ".npz": npz.read_header, ".safetensors": safetensors.read_header}
+    if suffix not in readers:
+        raise InputError(
+            f"is not a container that is read here ({printable(suffix, 40) or 'no suffix'})",
+            file=path,
+            remedy="Give a .npy, a .safetensors, or a folder with model.safetensors",
+        )
+    file, header = archive.opened(file, readers[suffix](file))
+    return assemble(path, suffix[1:], (SourceFile(os.path.basename(path), file, header),))

@@ -1,0 +1,326 @@
+"""Output that is whole or absent: written beside its place under a hidden name, synced, renamed.
+
+A file is published with `link` + `unlink`, which never replaces anything, or with `rename` where the user
+allowed a replacement. A folder is published by one rename; an existing one is exchanged with the new one in
+one step where the kernel can (`renameat2`), so that a kill at any moment leaves the old or the new.
+Links are never written through: a file that replaces a link leaves alone what the link leads to.
+Temporary names are `.NAME.PID.tmp`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from typing import Any
+
+from compressor.core.errors import OutputError
+from compressor.core.text import printable
+
+NOTHING_LEFT = "Nothing was left behind"
+_NOREPLACE, _EXCHANGE = 1, 2  # flags of Linux's renameat2
+# One of them is in every folder that we write
+_MODEL = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+
+_pending: set[Staging] = set()
+_beside = ""  # an output that is whole, and the one that is being made is for
+_published = False  # whether the output that was begun last has its name
+
+
+class Staging:
+    """The place where one output is built before it is published. Not `final`: it only helps to make another."""
+
+    def __init__(self, target: str, *, folder: bool, replace: bool, final: bool = True) -> None:
+        """Claim a hidden temporary beside `target`. OutputError when the place cannot be written."""
+        global _published
+        _published = False
+        self.target = target
+        self.folder = folder
+        self.replace = replace
+        self.final = final
+        self.settled = False
+        self.place = check_place(target, folder=folder, replace=replace)
+        self.parent, name = os.path.split(self.place)
+        stem = os.fsdecode(os.fsencode(name)[:100])
+        # what replaces something private is private while it is built; its mode is the old one's in the end
+        private = os.path.lexists(self.place)
+        for attempt in range(100):
+            suffix = f".{attempt}" if attempt else ""
+            self.path = os.path.join(self.parent, f".{stem}.{os.getpid()}{suffix}.tmp")
+            if os.path.lexists(self.path):  # left behind by a killed run that had our process id
+                continue
+            _pending.add(self)  # before it exists: a signal at any moment finds it
+            try:
+                if folder:
+                    os.mkdir(self.path, 0o700 if private else 0o777)
+                else:
+                    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+                    os.close(os.open(self.path, flags, 0o600 if private else 0o666))
+            except OSError as error:
+                _pending.discard(self)
+                if not isinstance(error, FileExistsError):
+                    remove(self.path)  # it may be the closing that failed
+                    raise OutputError(f"cannot be written: {error.strerror}", file=target) from error
+            else:
+                return
+        raise OutputError("too many stale temporary names beside it", file=target)
+
+    def publish(self) -> None:
+        """Put the finished temporary in its place, durably. From here on a signal no longer discards it."""
+        global _published, _beside
+        with reporting(self.target):
+            if self.replace:
+                check_place(self.target, folder=self.folder, replace=True)  # long ago, it was
+                with suppress(FileNotFoundError):
+                    os.chmod(self.path, stat.S_IMODE(os.stat(self.place).st_mode) & 0o777)
+            if self.folder:
+                sync_folder(self.path)
+        self.settled = True
+        try:
+            with reporting(self.target):
+                self._move()
+        except BaseException:
+            self.settled = False
+            raise
+        # the result stands; only its durability across a power cut is in doubt
+        with suppress(OSError):
+            sync_folder(self.parent)
+        if self.folder and self.replace:
+            remove(self.path)  # the old one, now that the exchange is durable
+        _published = self.final
+        _beside = "" if self.final else _beside
+        _pending.discard(self)
+
+    def _move(self) -> None:
+        if self.replace and os.path.lexists(self.place):
+            if self.folder:
+                _exchange(self.path, self.place)
+            else:
+                os.rename(self.path, self.place)
+        elif self.folder:
+            _rename_new(self.path, self.place)
+        else:
+            _link(self.path, self.place)
+
+    def discard(self) -> None:
+        """Remove the temporary, unless it is being published."""
+        if not self.settled:
+            _pending.discard(self)
+            remove(self.path)
+
+
+def discard_all() -> bool:
+    """For a signal: remove every temporary of this process. False if it comes too late for that, because an
+    output has its name or is getting it right now."""
+    if _published or any(staging.settled for staging in _pending):
+        return False
+    for staging in list(_pending):
+        staging.discard()
+    return True
+
+
+def as_unfinished(beside: str = "") -> None:
+    """What has its name is only a step on the way: a signal discards it with the rest, or, where it is an output
+    of its own `beside` the one that comes, leaves it."""
+    global _published, _beside
+    _published, _beside = False, beside
+
+
+def left_beside() -> str:
+    """For who is stopped: what is written already that the output is for; "" where nothing is."""
+    return f"only {printable(_beside)} was written" if _beside else ""
+
+
+def is_published() -> bool:
+    """Whether the output that was begun last has its name."""
+    return _published
+
+
+def remove(path: str) -> None:
+    """Remove a temporary file or folder, as far as it can be removed."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        gone = f"{path.removesuffix('.tmp')}.gone.tmp"
+        with suppress(OSError):  # under another name no worker creates files in it any more
+            os.rename(path, gone)
+            path = gone
+        for _ in range(3):
+            shutil.rmtree(path, ignore_errors=True)
+            if not os.path.lexists(path):
+                return
+        return
+    for _ in range(3):
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return
+        except OSError:
+            continue
+        return
+
+
+def check_place(target: str, *, folder: bool, replace: bool) -> str:
+    """OutputError unless `target` is free, or may be replaced and is of the kind that will replace it.
+
+    Returns its path from the root on, without a trailing slash; folders on the way may be links.
+    """
+    place = target.rstrip("/")
+    if os.path.basename(place) in ("", ".", ".."):
+        raise OutputError("is not the name of something new", file=target, remedy="Name a file or a folder")
+    try:
+        if not os.path.isabs(place):
+            place = os.path.join(os.getcwd(), place)
+        if not stat.S_ISDIR(os.stat(os.path.dirname(place)).st_mode):
+            raise OutputError("its parent is not a folder", file=target)
+    except FileNotFoundError:
+        raise OutputError("its folder does not exist", file=target, remedy="Create it first") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise _unwritable(target, error) from error
+    try:
+        kind = stat.S_IFMT(os.lstat(place).st_mode)
+        if kind == stat.S_IFLNK:
+            with suppress(FileNotFoundError):
+                kind = stat.S_IFMT(os.stat(place).st_mode)
+        ours = kind == stat.S_IFDIR and _is_ours_to_replace(place)
+    except FileNotFoundError:
+        return place
+    except (OSError, ValueError) as error:
+        raise _unwritable(target, error) from error
+    if kind != (stat.S_IFDIR if folder else stat.S_IFREG):
+        wanted, there = ("a folder", "something else") if folder else ("a file", "not a regular file")
+        raise OutputError(f"would be {wanted}, but what is there is {there}", file=target)
+    if not replace:
+        raise OutputError("exists already", file=target, remedy="Use --force to replace it")
+    if folder and not ours:
+        raise OutputError(
+            "is a folder that no run of this tool has written, and will not be replaced",
+            file=target,
+            remedy="Name another, or delete it yourself",
+        )
+    return place
+
+
+def _is_ours_to_replace(folder: str) -> bool:
+    """Whether a folder is empty, or holds a model and nothing that we never write: hidden folders such as
+    .git, other people's weights. What a link leads to is somebody else's."""
+    if os.path.islink(folder):
+        return False
+    with os.scandir(folder) as listed:
+        entries = list(listed)
+    names = {entry.name for entry in entries}
+    strange = any(
+        (entry.name.startswith(".") and entry.is_dir(follow_symlinks=False))
+        or entry.name.endswith((".bin", ".gguf", ".pt", ".pth"))
+        for entry in entries
+    )
+    return not names or (not strange and any(name in names for name in _MODEL))
+
+
+def _unwritable(target: str, error: Exception) -> OutputError:
+    return OutputError(f"cannot be written: {getattr(error, 'strerror', None) or error}", file=target)
+
+
+@contextmanager
+def reporting(target: str) -> Iterator[None]:
+    """Turn an OSError of writing into the OutputError that the user sees."""
+    try:
+        yield
+    except OSError as error:
+        raise failure(target, error) from error
+
+
+def failure(target: str, error: OSError) -> OutputError:
+    """What the user sees of an OSError of writing."""
+    if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR):
+        return OutputError("was created by somebody else meanwhile", file=target)
+    return OutputError(f"cannot be written: {error.strerror or error}", file=target, remedy=NOTHING_LEFT)
+
+
+def link_or_copy(path: str, place: str) -> None:
+    """Let a finished file have another name too; where that cannot be, as on another disk, a synced copy of it."""
+    try:
+        os.link(path, place)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        shutil.copyfile(path, place)
+        with open(place, "rb+") as copied:
+            os.fsync(copied.fileno())
+
+
+def sync_folder(path: str) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems cannot sync a folder
+            raise
+    finally:
+        os.close(fd)
+
+
+def _link(path: str, place: str) -> None:
+    """Give a file the name `place` without ever replacing what has it."""
+    try:
+        os.link(path, place)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        _rename_new(path, place)  # no hard links on this file system
+        return
+    remove(path)
+
+
+def _rename_new(path: str, place: str) -> None:
+    """Rename without replacing anything; where the kernel or file system cannot promise that, after a look."""
+    if _renameat2(path, place, _NOREPLACE):
+        return
+    if os.path.lexists(place):
+        raise FileExistsError(errno.EEXIST, "exists", place)
+    os.rename(path, place)
+
+
+def _exchange(path: str, place: str) -> None:
+    """Swap two folders in one step; where the kernel or file system cannot, in two."""
+    if _renameat2(path, place, _EXCHANGE):
+        return
+    aside = f"{path}.old"
+    os.rename(place, aside)
+    try:
+        os.rename(path, place)
+    except OSError as error:
+        try:
+            os.rename(aside, place)
+        except OSError:
+            raise OutputError(
+                f"cannot be written: {error.strerror}; what it was is now {aside}", file=place
+            ) from error
+        raise
+    with suppress(OSError):
+        os.rename(aside, path)
+
+
+def _renameat2(path: str, place: str, flags: int) -> bool:
+    """Linux's rename with flags; False where it is not known. OSError when it fails for another reason."""
+    call = _libc_renameat2()
+    if call is None:
+        return False
+    if call(-100, os.fsencode(path), -100, os.fsencode(place), flags) == 0:  # -100: from the working folder
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), place)
+
+
+@cache
+def _libc_renameat2() -> Any:
+    try:
+        return ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return None

@@ -1,0 +1,1 @@
+"""Numerics that several methods share: arrays in, arrays out, no tensor specs."""

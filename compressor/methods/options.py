@@ -1,0 +1,143 @@
+"""How a method declares its options: fields with a help text and a range, told in words where a value is wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from difflib import get_close_matches
+from functools import cache
+from math import inf
+from typing import Any, Literal, get_args, get_type_hints
+
+import msgspec
+
+from compressor.core.errors import CompressorError, UsageError
+from compressor.core.text import printable
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What is known of a field beyond its type: help and range, `[low, high]` unless said to be open."""
+
+    help: str
+    low: float = -inf
+    high: float = inf
+    open_low: bool = False
+    open_high: bool = False
+    off: str = ""  # of a yes-or-no option: the word of the flag that says no
+    free: bool = False  # a text of any alphabet and length, such as a path
+    auto: bool = False  # of an option that may be unset: the word `auto` says that it is
+
+    def holds(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below and abs(value) != inf  # NaN passes no comparison
+
+    @property
+    def range(self) -> str:
+        """`from 2 to 8`, `at least 0`, …; empty when anything finite goes."""
+        low = f"{'above' if self.open_low else 'at least'} {self.low:.10g}"
+        high = f"{'below' if self.open_high else 'at most'} {self.high:.10g}"
+        if self.low == -inf:
+            return "" if self.high == inf else high
+        if self.high == inf:
+            return low
+        if not self.open_low and not self.open_high:
+            return f"from {self.low:.10g} to {self.high:.10g}"
+        return f"{low} and {high}"
+
+
+def option(default: Any = MISSING, *, help: str, **range_: Any) -> Any:  # noqa: A002 - as click calls it
+    """Declare a dataclass field as an option of the method; without a default it must be given."""
+    return field(default=default, metadata={"option": Option(help, **range_)})
+
+
+def choices_of(hint: Any) -> tuple[Any, ...]:
+    """The allowed values of a Literal, also inside `… | None`; empty for other types."""
+    found: tuple[Any, ...] = ()
+    for part in (hint, *get_args(hint)):
+        if getattr(part, "__origin__", None) is Literal:
+            found += get_args(part)
+        elif part is type(None) and found:
+            found += (None,)
+    return found
+
+
+def describe(hint: Any, declared: Option) -> str:
+    """What a value must be, in words: `an integer from 2 to 8`."""
+    choices = choices_of(hint)
+    if choices:
+        return "one of " + ", ".join(str(choice) for choice in choices if choice is not None)
+    kinds = {part for part in (hint, *get_args(hint)) if isinstance(part, type)}
+    if bool in kinds:
+        return "true or false"
+    noun = "an integer" if int in kinds else "a number" if float in kinds else "a text"
+    return f"{noun} {declared.range}".strip() + (", or auto" if declared.auto else "")
+
+
+_POINT = re.compile(r"^\.(?=[0-9])")  # `.5`, which people write and TOML does not know
+
+
+def converted(
+    given: Mapping[str, Any], known: Mapping[str, tuple[Any, Option]], owner: str, *, text: bool, where: str
+) -> tuple[dict[str, Any], list[CompressorError]]:
+    """A user's options as the types of `known`, those of `owner`; and what is wrong with the others, `where` in
+    front."""
+    values, problems = dict[str, Any](), list[CompressorError]()
+    for name, value in given.items():
+        said = f"{where}{flag(name, where)}: "
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            hint = f"Did you mean {flag(close[0], where)}?" if close else ""
+            problems.append(UsageError(f"{said}is no option of {owner}", remedy=hint))
+            continue
+        try:
+            values[name] = convert(*known[name], value, text=text)
+        except UsageError as error:
+            problems.append(UsageError(f"{said}{error.reason}"))
+    return values, problems
+
+
+def convert(hint: Any, declared: Option, value: Any, *, text: bool) -> Any:
+    """A user's value as the option's type; UsageError that says what it must be."""
+    if declared.auto and value == "auto":
+        return None
+    try:
+        if text and (not isinstance(value, str) or not (declared.free or (value.isascii() and len(value) <= 100))):
+            raise msgspec.ValidationError
+        if text and not declared.free:
+            value = _POINT.sub("0.", value)
+        # A TOML integer stands for a float, never the reverse
+        found = msgspec.convert(value, hint, strict=not text)
+        if isinstance(found, int | float) and not isinstance(found, bool) and not declared.holds(found):
+            raise msgspec.ValidationError
+    except (msgspec.ValidationError, OverflowError) as error:
+        raise UsageError(f"must be {describe(hint, declared)}, not '{printable(str(value), 40)}'") from error
+    return found
+
+
+def flag(name: str, where: str) -> str:
+    """How the user wrote the option: a recipe key, or a flag."""
+    return name if where else "--" + name.replace("_", "-")
+
+
+VERBS = ("prune", "distill", "quantize")
+
+
+# The option that names the method of a verb: `--scheme int` says what is stored, `--method` how it is chosen.
+SELECTOR = {"prune": "method", "distill": "method", "quantize": "scheme", "store": "layout"}
+
+
+@cache
+def options_of(method: type[Any]) -> dict[str, tuple[Any, Option]]:
+    """The options of a method: name → (type hint, declaration). Fields without `option(...)` are internal."""
+    hints = get_type_hints(method)
+    return {f.name: (hints[f.name], f.metadata["option"]) for f in fields(method) if "option" in f.metadata}
+
+
+@cache
+def required_options(method: type[Any]) -> tuple[str, ...]:
+    """The options without which the method means nothing."""
+    declared: tuple[Field[Any], ...] = fields(method)
+    return tuple(f.name for f in declared if f.default is MISSING and "option" in f.metadata)

@@ -1,0 +1,158 @@
+"""Which methods there are, and making one from options."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from compressor.core.errors import CompressorError, UsageError, raise_all
+from compressor.core.text import printable
+from compressor.methods.contract import Method
+from compressor.methods.options import (
+    SELECTOR,
+    convert,
+    describe,
+    flag,
+    options_of,
+    required_options,
+)
+
+# Methods that make a model of another one stand above the models that they know of
+MODEL_METHODS = {"distill": ("compressor.surgery.students.depth", "compressor.surgery.students.subclone")}
+
+
+@cache
+def methods_of(verb: str) -> dict[str, type[Method]]:
+    """Every method of a verb by its id: the modules of `compressor.methods.VERB`, then installed entry
+    points of the group `compressor.VERB`. Never code named by a data file."""
+    package = importlib.import_module(f"compressor.methods.{verb}")
+    found: dict[str, type[Method]] = {}
+    for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name):
+        if not info.name.startswith("_"):
+            found[info.name.replace("_", "-")] = importlib.import_module(f"{package.__name__}.{info.name}").METHOD
+    for place in MODEL_METHODS.get(verb, ()):
+        found[place.rpartition(".")[2]] = importlib.import_module(place).METHOD
+    for entry in entry_points(group=f"compressor.{verb}"):
+        found.setdefault(entry.name, entry.load())
+    return found
+
+
+# What a recipe says of a stage beside the options of its method
+STAGE_KEYS = (
+    "kind",
+    "include",
+    "exclude",
+    "rule",
+    "store",
+    "teacher",
+    "mask",
+    "stats",
+    "scores",
+    "fallback",
+    "preset",
+    "name",
+    "when",
+)  # of recipes, no options
+
+
+_DEFAULT = {"prune": "magnitude", "distill": "blend", "quantize": "int"}  # where the options leave it open
+
+
+def make_method(verb: str, options: Mapping[str, Any], *, text: bool = False, where: str = "") -> Method:
+    """Build a method from its options; `text`: values are strings from a command line.
+
+    The selector may be left out where the other options belong to one method only. Raises UsageError that
+    starts with `where`; all wrong options at once.
+    """
+    selector = SELECTOR[verb]
+    given = dict(options)
+    known = methods_of(verb)
+    chosen = _choose(verb, given, known, where)
+    given.pop(selector, None)
+    method = known[chosen]
+    values: dict[str, Any] = {}
+    problems: list[CompressorError] = []
+    for name, value in given.items():
+        try:
+            values[name] = _convert(method, chosen, name, value, text)
+        except UsageError as error:
+            problems.append(UsageError(f"{where}{flag(name, where)}: {error.reason}", remedy=error.remedy))
+    unknown = not set(given) <= set(options_of(method))  # one of them may be a misspelt one that is required
+    for name in required_options(method):
+        if name not in given and not unknown:
+            hint, declared = options_of(method)[name]
+            problems.append(
+                UsageError(
+                    f"{where}{selector} {chosen} needs {flag(name, where)} "
+                    f"({describe(hint, declared)}; {declared.help})"
+                )
+            )
+    raise_all(problems)
+    try:
+        return method(**values)
+    except UsageError as error:
+        raise UsageError(f"{where}{error.reason}", remedy=error.remedy) from error
+
+
+def _choose(verb: str, given: Mapping[str, Any], known: Mapping[str, type[Method]], where: str) -> str:
+    selector = SELECTOR[verb]
+    chosen = given.get(selector)
+    if selector not in given:
+        # a mask's method is chosen by who gives the mask, and what needs statistics by its name, never for want of
+        # options
+        open_to = {
+            name: method
+            for name, method in known.items()
+            if "mask" not in method.partners and method.statistics not in ("square", "gram")
+        }
+        fits = [name for name, method in open_to.items() if set(given) <= set(options_of(method))]
+        ready = [name for name in fits if set(required_options(known[name])) <= set(given)]
+        for pool in (ready, fits):
+            if len(pool) == 1:
+                return pool[0]
+            if _DEFAULT[verb] in pool:
+                break
+        return _DEFAULT[verb]
+    if not isinstance(chosen, str) or chosen not in known:
+        close = get_close_matches(str(chosen), known, 1)
+        hint = f"Did you mean {close[0]}? " if close else ""
+        raise UsageError(
+            f"{where}{flag(selector, where)}: there is no {verb} {selector} '{printable(str(chosen), 40)}'",
+            remedy=f"{hint}There are {', '.join(known)}",
+        )
+    return chosen
+
+
+def _convert(method: type[Method], chosen: str, name: str, value: Any, text: bool) -> Any:
+    options = options_of(method)
+    if name not in options:
+        verb, selector = method.verb, SELECTOR[method.verb]
+        owners = [other for other, cls in methods_of(verb).items() if name in options_of(cls)]
+        if owners:
+            raise UsageError(
+                f"is no option of {selector} {chosen}",
+                remedy=f"Give {' or '.join(f'{selector} {owner}' for owner in owners)}, or leave it out",
+            )
+        known = {selector, *options, *STAGE_KEYS} - {name}
+        close = get_close_matches(name, sorted(known), 1)
+        raise UsageError("is not known", remedy=f"Did you mean {close[0]}?" if close else "")
+    return convert(*options[name], value, text=text)
+
+
+def with_scores(method: Method, where: str) -> Method:
+    """The method going by scores of inputs; UsageError where it cannot."""
+    try:
+        found = method.with_scores()
+    except UsageError as error:
+        raise UsageError(f"{where}{error.reason}", remedy=error.remedy) from error
+    if found is None:
+        raise UsageError(
+            f"{where}{flag('scores', where)} has no meaning for {method.verb} {method.id}",
+            remedy="It is for prune --method magnitude",
+        )
+    return found

@@ -1,0 +1,1 @@
+"""Methods that no user names: other parts of the package use them."""

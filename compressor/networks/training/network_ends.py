@@ -1,0 +1,19 @@
+"""Tensors with other numbers than their file's, and networks as they are compared."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from compressor.networks.description import Fitted
+from compressor.networks.kinds import Softmax
+from compressor.networks.network import Network
+
+
+def bare(network: Network) -> Network:
+    """The network without a softmax at its end: what it softens is what is compared."""
+    fitted = network.fitted
+    description = fitted.description
+    if len(description.layers) < 2 or not isinstance(description.layers[-1], Softmax):
+        return network
+    shorter = Fitted(replace(description, layers=description.layers[:-1]), fitted.roles[:-1], fitted.shapes[:-1])
+    return Network(shorter, network.tensors, network.dtype)

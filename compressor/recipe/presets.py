@@ -1,0 +1,41 @@
+"""Ready choices of options per tensor, by what the field found to work. A preset is turned into rules once the
+tensors' names are known; the rules are what a plan and a file's record show.
+
+`q4_mixed`: 4 bits, and more where they help most: value and down projections in the first and last eighth of the
+layers and in every third layer between (the rule of llama.cpp's Q4_K_M, which mlx-lm's mixed recipes follow).
+More is 8 bits in compressed-tensors' layouts, whose loaders fuse q, k and v, so that all three get them; 6 bits
+in MLX's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {"q4_mixed": {"scheme": "int", "bits": 4}}
+
+_LAYER = re.compile(r"(?:^|\.)(layers|layer|h|blocks)\.([0-9]{1,6})\.")
+_DOWN = "down_proj|w2|fc2|output\\.dense"
+_VALUE = "v_proj|value|wv"
+_FUSED = "q_proj|k_proj|v_proj|query|key|value|wq|wk|wv"
+
+
+def rules(preset: str, names: Iterable[str], layout: str) -> list[tuple[str, dict[str, Any]]]:
+    """(pattern, options) of a preset for the tensors of a checkpoint."""
+    assert preset in PRESETS  # noqa: S101 - recipes checked it
+    found = [match for match in map(_LAYER.search, names) if match is not None]
+    count = max((int(match[2]) for match in found), default=-1) + 1
+    chosen = [layer for layer in range(count) if _more(layer, count)]
+    if not chosen:
+        return []
+    lists = "|".join(sorted({match[1] for match in found}))
+    mlx = layout == "mlx"
+    kinds = f"{_VALUE if mlx else _FUSED}|{_DOWN}"
+    pattern = rf"re:(?:.*\.)?(?:{lists})\.(?:{'|'.join(map(str, chosen))})\.(?:.*\.)?(?:{kinds})\.weight"
+    return [(pattern, {"bits": 6 if mlx else 8})]
+
+
+def _more(layer: int, count: int) -> bool:
+    first, last = count // 8, 7 * count // 8
+    return layer < first or layer >= last or (layer - first) % 3 == 2

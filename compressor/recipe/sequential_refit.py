@@ -1,0 +1,94 @@
+"""What a user may say of layers that are refit one after the other: the options of `distill --method refit
+--sequential`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from compressor.core.errors import CompressorError, UsageError, raise_all
+from compressor.methods.contract import Method
+from compressor.methods.options import converted, flag, option, options_of
+
+METHOD = "refit"
+FILES = ("inputs", "network")  # that options name, beside the teacher
+
+
+@dataclass(frozen=True)
+class Sequential:
+    """How a student's layers are refit in their order, and from which files."""
+
+    teacher: str  # empty in a recipe: what the whole pipeline begins with
+    inputs: str  # empty in a recipe: what is given for all of its stages
+    network: str | None = None
+    rehearsal: bool = False  # all but the refitting itself
+    sequential: bool = option(True, help="layer after layer, by the inputs that those before leave it")
+    damp: float | None = option(
+        None, help="added to the gram, in mean diagonals; unset: 0.01, more where that is too little", low=0
+    )
+    divide: float | None = option(None, help="divide the inputs by this, such as 255", low=1e-30, high=1e30)
+
+    @property
+    def label(self) -> str:
+        """What the method is called."""
+        return f"{METHOD} --sequential"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that it reads, as far as they are known."""
+        return tuple(path for path in (self.teacher, self.inputs) if path)
+
+    def to_table(self) -> dict[str, Any]:
+        """The stage as a recipe gives it, with the paths of other files."""
+        paths = {key: getattr(self, key) for key in ("teacher", *FILES)}
+        return self.describe() | {key: path for key, path in paths.items() if path}
+
+    def describe(self) -> dict[str, Any]:
+        """The stage as it is recorded; paths are not part of what was done."""
+        given = {name: getattr(self, name) for name in _options()}
+        return {"kind": "distill", "method": METHOD, **{k: v for k, v in given.items() if v is not None}}
+
+
+def _options() -> dict[str, Any]:
+    return options_of(cast("type[Method]", Sequential))  # options of any dataclass are read alike
+
+
+def is_sequential(options: Mapping[str, Any]) -> bool:
+    """Whether options of `distill` ask for this."""
+    return options.get("method") == METHOD and "sequential" in options
+
+
+def make_sequential(
+    options: Mapping[str, Any],
+    *,
+    teacher: str | None,
+    inputs: str | None,
+    network: str | None = None,
+    text: bool = False,
+    where: str = "",
+) -> Sequential:
+    """It from a user's options; UsageError with all that is wrong at once, each with `where` in front."""
+    problems = list[CompressorError]()
+    owner = f"method {METHOD} with {flag('sequential', where)}"
+    for role, path, said in (
+        ("teacher", teacher, f"{flag('teacher', where)}{'' if where else ' PATH'}"),
+        ("file of inputs", inputs, f"{flag('inputs', where)}{'' if where else ' FILE.npy'}"),
+    ):
+        if path is None:
+            problems.append(UsageError(f"{where}{owner} needs a {role}", remedy=f"Give {said}"))
+    if "stats" in options:
+        problems.append(
+            UsageError(
+                f"{where}{owner} takes no {flag('stats', where)}: a layer's inputs change as those before it do",
+                remedy=f"Give {flag('inputs', where)}, or leave out {flag('sequential', where)}",
+            )
+        )
+    rest = {key: value for key, value in options.items() if key not in ("method", "stats")}
+    values, wrong = converted(rest, _options(), owner, text=text, where=where)
+    if values.get("sequential") is False:
+        wrong.append(UsageError(f"{where}{flag('sequential', where)}: must be true, or left out"))
+    raise_all([*problems, *wrong])
+    assert teacher is not None  # noqa: S101 - looked at above
+    assert inputs is not None  # noqa: S101
+    return Sequential(teacher, inputs, network, **values)

@@ -1,0 +1,1 @@
+"""Students made out of their teacher: fewer layers, or smaller ones."""

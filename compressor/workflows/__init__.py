@@ -1,0 +1,1 @@
+"""Whole runs made of plans: one pass, several legs, budgets and searches, inspecting and comparing."""

@@ -1,0 +1,316 @@
+"""Activation-aware scales (AWQ, Lin et al., arXiv 2306.00978): inputs that are large are rounded more finely.
+
+For the matrices W that read the same inputs x, with E[x xᵀ] known, scales of the inputs are searched that make
+
+    Σ ‖(W − Q(W diag(s)) diag(s)⁻¹) x‖²,    s_j = (√E[x_j²])^α / √(max s · min s)
+
+least, over α = 0, 1/20, …, 1, where Q is the method's own rounding; α = 0 is no scale. They go into the model as
+`structure/folding.py` says, before anything is planned again, so that what follows is plain quantization. Grams
+serve where the statistics have them, else their diagonals. Of a matrix 512 rows are tried, in runs that are spread
+evenly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+
+from compressor.architectures.recognise import DESCRIBE, recognise
+from compressor.calibration.statistics import Statistics
+from compressor.checkpoint.checkpoint import Checkpoint, Tensor
+from compressor.checkpoint.finite import count_non_finite
+from compressor.checkpoint.rows import Rows
+from compressor.core.errors import InputError, UsageError
+from compressor.core.floats import settle
+from compressor.core.layer_inputs import Layer
+from compressor.core.lazy import np
+from compressor.core.parallel.threads import in_order, local
+from compressor.core.tensor import DTYPES, TensorSpec
+from compressor.core.tensor_names import layer_of
+from compressor.core.text import printable, size_text
+from compressor.core.workspace import Array, Workspace
+from compressor.engine.plan.plan import Plan, Step
+from compressor.methods.contract import Block, Encoder, Method
+from compressor.surgery.scale_folding import Fold, folded, folds_of
+
+_STEPS = 20  # of α
+_LEAST = 1e-4  # of the largest input: what an input that is never active counts as
+_ROWS = 512  # of a matrix that are tried
+_RUN = 16  # rows that are read together
+_AT_ONCE = 1 << 18  # weights that are rounded at a time
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A matrix that is rounded by a `step`, with its layer's statistics."""
+
+    tensor: Tensor
+    step: Step
+    statistics: Statistics
+
+    @property
+    def layer(self) -> str:
+        assert self.step.inputs is not None  # noqa: S101 - the planner found it
+        return self.step.inputs
+
+    def inputs(self, gram: bool) -> Layer:
+        return self.statistics.read(self.layer, gram and self.layer in self.statistics.grams)
+
+
+@dataclass(frozen=True)
+class _Rescaled(Statistics):
+    """Statistics of a model whose inputs were divided by `scales` [in], by layer, after they were taken."""
+
+    scales: Mapping[str, Array] = field(default_factory=dict)
+
+    def read(self, layer: str, gram: bool = False) -> Layer:
+        found, scale = super().read(layer, gram), self.scales.get(layer)
+        return found if scale is None else _divided(found, scale)
+
+
+def _divided(layer: Layer, scale: Array) -> Layer:
+    """The statistics of inputs that are divided by a scale."""
+    gram = layer.gram
+    if gram is not None:
+        gram /= scale[:, None]
+        gram /= scale
+    return Layer(layer.count, layer.mean / scale, layer.square / scale**2, gram)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a search chose for one fold: α, its scale [channels], the loss without a scale and with it."""
+
+    alpha: float
+    scale: Array
+    before: float
+    after: float
+
+
+def balances(plan: Plan) -> bool:
+    """Whether any tensor is treated by a method that has inputs scaled."""
+    return any(_rounding(step).balances for job in plan.jobs for step in job.steps)
+
+
+def scaled_note(student: Checkpoint) -> tuple[str, ...]:
+    """What to know of a student whose record says that it was rounded so."""
+    stages = [stage for record in student.records for stage in record.stages]
+    if not any(one.get("method") == "awq" for stage in stages for one in (stage, *stage.get("rule", ()))):
+        return ()
+    return (
+        "the student was quantized by method awq, which scales weights: "
+        "a teacher without such scales is none for it",
+    )
+
+
+def _rounding(step: Step) -> Method:
+    """The method of a step that rounds: what a sparse layout stores the codes of, or itself."""
+    inner = getattr(step.method, "inner", None)
+    return inner if isinstance(inner, Encoder) else step.method
+
+
+def balanced(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    statistics: Mapping[int, Statistics],
+    *,
+    workers: int,
+    dry: bool,
+    strict: bool = False,
+) -> tuple[Checkpoint, dict[int, Statistics]]:
+    """The checkpoint with scales for what the plan has rounded so, and notes of what was scaled, and what was not
+    and why; and the statistics, by stage, as they are with them. A `dry` run only says what would be searched.
+
+    InputError for a model that contradicts its config or is not finite, and with `strict` for one whose
+    architecture is not known, in which nothing can be scaled; UsageError where another step comes before.
+    """
+    judged: dict[str, _Judged] = {}
+    for job in plan.jobs:
+        for place, step in enumerate(job.steps):
+            if _rounding(step).balances:
+                if place:
+                    raise UsageError(
+                        "method awq scales the model before all stages, so no other may come before it",
+                        tensor=job.spec.name,
+                        remedy="Quantize what the others leave in a run of its own",
+                    )
+                judged[job.spec.name] = _Judged(checkpoint.tensors[job.spec.name], step, statistics[step.stage])
+    specs = [tensor.spec for tensor in checkpoint.tensors.values()]
+    try:
+        model = recognise(checkpoint.source.config, specs, checkpoint.path, "awq")
+    except InputError as error:
+        if not error.remedy.endswith(DESCRIBE):
+            raise
+        if strict:
+            error.remedy = "Drop --strict, and errors are weighed by the inputs all the same"
+            raise
+        note = f"awq: nothing can be scaled, errors are only weighed by the inputs ({error.reason})"
+        return replace(checkpoint, notes=(*checkpoint.notes, note)), dict(statistics)
+    folds, why = folds_of(model, checkpoint)
+    wanted = [fold for fold in folds if judged.keys() & set(fold.readers)]
+    notes = _unscaled([(name, why[name]) for name in judged if name in why])
+    if dry:
+        count = sum(name in judged for fold in wanted for name in fold.readers)
+        notes = (f"awq: scales will be searched for the inputs of {_matrices(count)}", *notes)
+        return replace(checkpoint, notes=(*checkpoint.notes, *notes)), dict(statistics)
+    notes += _memory(plan, statistics)
+    tasks = (
+        partial(_search, fold, [judged[name] for name in fold.readers if name in judged], checkpoint.path)
+        for fold in wanted
+    )
+    with local(workers) as executor:
+        found = list(in_order(executor, tasks, workers + 1))
+    chosen = [(fold, one) for fold, one in zip(wanted, found, strict=True) if one.alpha]
+    notes = (*_scaled(chosen, judged, len(wanted)), *notes)
+    made, columns = folded(checkpoint, [(fold, one.scale) for fold, one in chosen])
+    scales = {layer_of(name): scale for name, scale in columns.items()}
+    known: dict[int, Statistics] = {
+        number: _Rescaled(**{part.name: getattr(one, part.name) for part in fields(Statistics)}, scales=scales)
+        for number, one in statistics.items()
+    }
+    return replace(made, notes=(*checkpoint.notes, *notes)), known
+
+
+def _memory(plan: Plan, statistics: Mapping[int, Statistics]) -> tuple[str, ...]:
+    """What a worker holds while scales are searched."""
+    sizes = [0]
+    for job in plan.jobs:
+        for step in job.steps:
+            if _rounding(step).balances and step.inputs is not None:
+                rows, width = min(job.spec.matrix[0], _ROWS), job.spec.matrix[1]
+                gram = step.inputs in statistics[step.stage].grams
+                sizes.append(4 * rows * width + 8 * 4 * min(rows * width, _AT_ONCE) + gram * 12 * width * width)
+    return (f"while scales are searched a worker holds about {size_text(max(sizes))}",) if max(sizes) else ()
+
+
+# ---- the search ------------------------------------------------------------------------------------------------
+
+
+def _search(fold: Fold, judged: Sequence[_Judged], path: str) -> _Found:
+    """The best α for one fold, judged by these of its readers."""
+    energy, total = np.zeros(fold.channels), 0
+    for one in judged:
+        layer = one.inputs(gram=False)
+        energy += fold.gathered(layer.square * layer.count)
+        total += layer.count
+    size = np.sqrt(energy / max(total * fold.each, 1))
+    scales = [_scale(size, step / _STEPS) for step in range(_STEPS + 1)]
+    losses = np.zeros(len(scales))
+    for one in judged:
+        losses += _losses(one, [fold.spread(scale) for scale in scales], path)
+    best = int(losses.argmin())
+    return _Found(best / _STEPS, scales[best], float(losses[0]), float(losses[best]))
+
+
+def _scale(size: Array, alpha: float) -> Array:
+    """s [channels] for inputs of this root mean square; ones where nothing was ever active."""
+    top = size.max()
+    if not alpha or not top > 0:
+        return np.ones_like(size)
+    found = np.maximum(size / top, _LEAST) ** alpha
+    scale: Array = found / np.sqrt(found.max() * found.min())
+    return scale
+
+
+def _losses(one: _Judged, scales: Iterable[Array], path: str) -> Array:
+    """Σ over rows and inputs of what each scale [in] makes the outputs lose, in mean squares times the count."""
+    work, method = Workspace(), _rounding(one.step)
+    assert isinstance(method, Encoder)  # noqa: S101 - none but encoders have inputs scaled
+    rows = _sample(one.tensor, path)
+    layer = one.inputs(gram=True)
+    weight = (layer.square if layer.gram is None else layer.gram).astype(rows.dtype)
+    layer = replace(layer, gram=None)  # float64
+    step = max(_AT_ONCE // rows.shape[1], 1)
+    losses = []
+    for scale in scales:
+        lost = 0.0
+        for start in range(0, len(rows), step):
+            values = rows[start : start + step]
+            apart = _apart(values, scale, method, one.tensor.spec, _divided(layer, scale), work)
+            given = apart @ weight if weight.ndim == 2 else apart * weight
+            lost += float(np.einsum("ij,ij->", given, apart, dtype=np.float64))
+        losses.append(lost * layer.count * one.tensor.spec.matrix[0] / len(rows))
+    return np.array(losses)
+
+
+def _apart(values: Array, scale: Array, method: Encoder, spec: TensorSpec, inputs: Layer, work: Workspace) -> Array:
+    """W − Q(W diag(s)) diag(s)⁻¹ of some rows; `inputs` are those of W diag(s)."""
+    scale = scale.astype(values.dtype)
+    scaled, restored = (work.array(f"awq.{key}", values.shape, values.dtype.str) for key in ("scaled", "restored"))
+    np.multiply(values, scale, out=scaled)
+    stored = work.array("awq.stored", values.shape, DTYPES[spec.dtype].storage)
+    scaled = settle(scaled, spec.dtype, stored, work)
+    part = TensorSpec(spec.name, spec.dtype, values.shape)
+    with np.errstate(all="ignore"):
+        method.encode(Block(scaled, 0, part, work, {}, inputs), None, restored)
+        np.divide(restored, scale, out=restored)
+        np.subtract(values, restored, out=restored)
+    return restored
+
+
+def _sample(tensor: Tensor, path: str) -> Array:
+    """Rows that stand for all of a matrix: all of it, or runs that are spread evenly."""
+    rows, columns = tensor.spec.matrix
+    found = [
+        Rows(tensor, columns, start, stop, Workspace(), "awq").block(start, stop).copy()
+        for start, stop in _runs(rows, tensor.align)
+    ]
+    sample = np.concatenate(found)
+    if not np.isfinite(sample).all():
+        count = count_non_finite(tensor)
+        raise InputError(
+            f"holds {count} NaN or infinite value{'s' if count != 1 else ''}",
+            file=path,
+            tensor=tensor.spec.name,
+            remedy="Mend it, --exclude it, or carry such tensors over with --non-finite keep",
+        )
+    return sample
+
+
+def _runs(rows: int, align: int) -> Iterator[tuple[int, int]]:
+    run = -(-_RUN // align) * align
+    count = -(-rows // run)
+    taken = min(count, max(_ROWS // run, 1))
+    for number in range(taken):
+        start = number * count // taken * run
+        yield start, min(start + run, rows)
+
+
+# ---- what is said of it ----------------------------------------------------------------------------------------
+
+
+def _matrices(count: int) -> str:
+    return f"{count} matri{'x' if count == 1 else 'ces'}"
+
+
+def _scaled(chosen: Sequence[tuple[Fold, _Found]], judged: Mapping[str, _Judged], wanted: int) -> Iterator[str]:
+    if not chosen:
+        why = "no scale loses less than none" if wanted else "there is no place for a scale"
+        yield f"awq: no inputs are scaled: {why}; errors are weighed by the inputs all the same"
+        return
+    count = sum(name in judged for fold, _ in chosen for name in fold.readers)
+    alphas = sorted(one.alpha for _, one in chosen)
+    less = 1 - sum(one.after for _, one in chosen) / sum(one.before for _, one in chosen)
+    yield (
+        f"awq: the inputs of {_matrices(count)} are scaled, alpha {alphas[0]:g} to {alphas[-1]:g}, which takes "
+        f"{less:.1%} off what their outputs lose by the statistics; weights and what comes before them are scaled, "
+        "so compare outputs with the original, not weights"
+    )
+    if wanted > len(chosen):
+        left = wanted - len(chosen)
+        yield f"awq: in {left} place{'s' * (left > 1)} no scale loses less than none"
+
+
+def _unscaled(reasons: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """Matrices without a scale, by reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons:
+        by_reason.setdefault(reason, []).append(name)
+    found = []
+    for reason, names in by_reason.items():
+        some = f"'{printable(names[0], 100)}'{', …' if len(names) > 1 else ''}"
+        found.append(
+            f"awq: {_matrices(len(names))} {'is' if len(names) == 1 else 'are'} not scaled ({reason}): {some}"
+        )
+    return tuple(found)

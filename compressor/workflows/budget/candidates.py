@@ -1,0 +1,219 @@
+"""What a tensor may become: an encoder, or nothing at all (`dense`).
+
+A candidate is given by a short name, or as a stage would be:
+
+    dense                          stays as it is
+    int4g64, int8c, int4ag32       integers: bits, then groups of so many or `c` for one scale a row; `a` asymmetric
+    mxfp4, nvfp4, fp8, nf4, …      any other scheme, with its defaults
+    int:bits=4,group_size=48       any scheme with its options
+    uniform4.5, uniform3s50        an even step whose codes take so many bits in an archive, which is needed for it;
+                                   50 % of the weights at least become zero
+
+Options that the user gives for the stage (`--method`, `--layout`, …) hold for every candidate that has them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import floor
+from typing import Any
+
+from compressor.core.errors import UsageError
+from compressor.core.tensor import TensorSpec
+from compressor.core.text import printable
+from compressor.files.layout import Container
+from compressor.methods.contract import Encoder
+from compressor.methods.options import options_of
+from compressor.methods.quantize.uniform import DEFAULT_BITS, Uniform
+from compressor.methods.registry import make_method, methods_of
+
+DENSE = "dense"
+_INT = re.compile(r"int([2-8])(a?)(c|g[1-9][0-9]{0,6})")
+_EVEN = re.compile(r"uniform([0-9]{1,2}(?:\.[0-9]{1,4})?)(?:s([0-9]{1,2}))?")
+# Bits of even steps for an archive; between them the bits of all that have one are moved together
+_LADDER = (*(n / 4 for n in range(2, 24)), *(n / 2 for n in range(12, 20)), 10.0, 12.0)
+_GROUPS = (128, 64, 32)
+_BITS: Mapping[str, Sequence[int]] = {"mlx": (2, 3, 4, 5, 6, 8), "gptq": (4, 8), "pack-quantized": (4, 8)}
+_LOADED = ("mxfp4", "int4g128", "nvfp4", "int4g64", "int4g32", "int8g128")  # by compressed-tensors' loaders, mixed
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """`name` is how the user calls it; without an encoder the tensor stays dense."""
+
+    name: str
+    encoder: Encoder | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """The same for the same numbers, however it was called: scheme and all options."""
+        if self.encoder is None:
+            return DENSE
+        said = {**self.encoder.describe()}
+        scheme = said.pop("scheme")
+        return f"{scheme}:" + ",".join(f"{name}={said[name]}" for name in sorted(said))
+
+    @property
+    def even(self) -> Uniform | None:
+        """The encoder, where it is an even step."""
+        return self.encoder if isinstance(self.encoder, Uniform) else None
+
+    @property
+    def bits(self) -> float | None:
+        """What an even step that is found aims at; None of anything else."""
+        even = self.even
+        return None if even is None or even.step is not None else even.bits or DEFAULT_BITS
+
+    def moved(self, more: float) -> Candidate:
+        """With so many more bits a weight, where it can be."""
+        if self.bits is None or self.even is None or not more:
+            return self
+        bits = floor((self.bits + more) * 1e4) / 1e4
+        zeros = f"s{self.even.sparsity * 100:.3g}" if self.even.sparsity else ""
+        return Candidate(f"uniform{bits:g}{zeros}", replace(self.even, bits=bits))
+
+    def akin(self, other: Candidate) -> bool:
+        """Whether both are even steps that differ in their bits only."""
+        if self.even is None or other.even is None or self.bits is None or other.bits is None:
+            return False
+        return replace(self.even, bits=None) == replace(other.even, bits=None)
+
+    def size(self, spec: TensorSpec) -> int | None:
+        """Stored bytes of a tensor before an archive; None where its shape does not allow the candidate."""
+        if self.encoder is None:
+            return spec.nbytes
+        try:
+            if self.encoder.skip(spec) is not None:
+                return None
+            encoder = self.encoder if self.even is None else replace(self.even, code_bytes=1)
+            parts = encoder.parts(spec)
+        except UsageError:
+            return None
+        return sum(TensorSpec("", part.dtype, part.shape).nbytes for part in parts)
+
+    def fits(self, spec: TensorSpec, container: Container) -> bool:
+        """Whether the tensor's shape allows it, and loaders of a folder would look for codes there."""
+        looked_for = spec.name.endswith(".weight") or container != "folder"
+        if self.encoder is not None and not looked_for and self.encoder.dialect(spec):
+            return False
+        return self.size(spec) is not None
+
+    def shared(self, spec: TensorSpec) -> bool:
+        """Whether loaders want one scheme for what they fuse with this tensor, if it is stored so."""
+        return self.encoder is not None and self.encoder.dialect(spec) == "compressed-tensors"
+
+
+def make_candidates(
+    names: Iterable[str],
+    shared: Mapping[str, Any],
+    layout: str,
+    container: Container,
+    where: str = "",
+    *,
+    archived: bool = False,
+) -> tuple[Candidate, ...]:
+    """The candidates of these names, or without names the default ones for a layout and a container.
+
+    `shared` are options for all that have them; a default candidate that has one without this value is left out.
+    UsageError names what is none.
+    """
+    given, refused = tuple(names), list[UsageError]()
+    found: dict[str, Candidate] = {}
+    for name in given or (_even() if archived else _default(layout, container)):
+        try:
+            made = _made(name.strip(), shared, where)
+        except UsageError as error:
+            if given:
+                raise
+            refused.append(error)
+            continue
+        found.setdefault(made.key, made)
+    if refused and set(found) <= {DENSE}:
+        raise refused[-1]
+    if set(found) <= {DENSE}:
+        raise UsageError(f"{where}a budget needs candidates that are smaller than dense")
+    return tuple(found.values())
+
+
+def _default(layout: str, container: Container) -> tuple[str, ...]:
+    """Every width that the layout's readers take; in a folder those of compressed-tensors' loaders."""
+    if layout == "auto" and container == "folder":
+        return (*_LOADED, DENSE)
+    widths = _BITS.get(layout, range(2, 9))
+    return (*(f"int{bits}g{group}" for bits in widths for group in _GROUPS), DENSE)
+
+
+def _even() -> tuple[str, ...]:
+    """What an archive holds best: even steps of every width, and what is left as it is."""
+    return (*(f"uniform{bits:g}" for bits in _LADDER), DENSE)
+
+
+def _made(name: str, shared: Mapping[str, Any], where: str) -> Candidate:
+    if name == DENSE:
+        return Candidate(name)
+    short, even = _INT.fullmatch(name), _EVEN.fullmatch(name)
+    options: dict[str, Any]
+    if even is not None:
+        options, text = {"scheme": "uniform", "bits": float(even[1])}, False
+        options |= {"sparsity": int(even[2]) / 100} if even[2] else {}
+    elif short is not None:
+        bits, asymmetric, grain = short.groups()
+        options = {"scheme": "int", "bits": int(bits)}
+        options |= {"symmetric": False} if asymmetric else {}
+        options |= (
+            {"granularity": "channel"} if grain == "c" else {"granularity": "group", "group_size": int(grain[1:])}
+        )
+        text = False
+    else:
+        scheme, _, rest = name.partition(":")
+        pairs = [item.partition("=") for item in rest.split(",") if item]
+        if scheme not in methods_of("quantize") or not all(key and equals for key, equals, _ in pairs):
+            raise UsageError(
+                f"{where}there is no candidate '{printable(name, 60)}'",
+                remedy="There are dense, int2g128 to int8g32, int8c (a scale a row), int4ag32 (asymmetric), "
+                "uniform4.5 and uniform3s50 (for --store archive: bits, share of zeros), "
+                f"SCHEME:KEY=VALUE,... of {', '.join(methods_of('quantize'))}",
+            )
+        options, text = {"scheme": scheme, **{key.strip(): value.strip() for key, _, value in pairs}}, True
+    mine = options_of(methods_of("quantize")[options["scheme"]])
+    more = {key: value for key, value in shared.items() if key in mine and key not in options}
+    if text:
+        more = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in more.items()}
+    method = make_method(
+        "quantize", {**more, **options}, text=text, where=f"{where}candidate {printable(name, 60)}: "
+    )
+    assert isinstance(method, Encoder)  # noqa: S101 - quantize has no other kinds
+    return Candidate(name, method)
+
+
+def check_readable(candidate: Candidate, spec: TensorSpec, *, archived: bool = False) -> None:
+    """UsageError where a candidate cannot be measured block by block, in one pass."""
+    encoder, even = candidate.encoder, candidate.even
+    if even is not None:
+        if not archived:
+            raise UsageError(
+                f"candidate {printable(candidate.name, 60)} takes a byte or two a weight unless it is coded",
+                remedy="Give --store archive, or leave it out",
+            )
+        if candidate.bits is None or even.step_rows is not None or even.scope == "model":
+            raise UsageError(
+                f"candidate {printable(candidate.name, 60)}: a budget finds one step for each tensor by its bits",
+                remedy="Leave out step, step_rows and scope",
+            )
+    elif encoder is not None and for_block(encoder, spec, 1.0).survey([spec]) is not None:
+        raise UsageError(
+            f"candidate {printable(candidate.name, 60)} looks at a whole tensor before it can encode any of it, "
+            "and a survey reads each tensor once",
+            remedy="Leave it out, or take one with a scale a group or row",
+        )
+
+
+def for_block(encoder: Encoder, spec: TensorSpec, largest: float) -> Encoder:
+    """The encoder for a block whose largest magnitude is this. nvfp4's scale for the whole tensor is only the unit
+    of its block scales, floats themselves: that of the block's largest weight gives nearly the same error."""
+    if encoder.id == "nvfp4" and getattr(encoder, "found", "") is None:
+        return replace(encoder, found=((spec.name, largest),))  # type: ignore[call-arg]
+    return encoder

@@ -1,0 +1,391 @@
+"""From a budget to an ordinary recipe: survey what the candidates cost, choose, and check with the planner.
+
+The planner is asked by dry runs, so that sizes are those of the files to the byte. The recipe that comes of it has
+the stage's own rules first, then one for each tensor by its exact name; what stays dense is excluded by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import count
+from math import inf
+
+from compressor.calibration.statistics import open_statistics
+from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.core.errors import GateFailed, UsageError
+from compressor.core.selection import matches
+from compressor.core.tensor import TensorSpec
+from compressor.core.tensor_names import fused_group, layer_of
+from compressor.core.text import size_text
+from compressor.engine.plan.plan import Plan
+from compressor.files.layout import Container
+from compressor.methods.contract import Encoder, Method
+from compressor.methods.registry import make_method
+from compressor.recipe.budget import CHOSEN, Budget
+from compressor.recipe.model import Recipe, Stage
+from compressor.workflows.budget.allocate import Option, allocate, breakpoints, smallest
+from compressor.workflows.budget.candidates import DENSE, Candidate, check_readable, make_candidates
+from compressor.workflows.budget.survey import Measured, Probe, measure_of, size_of
+from compressor.workflows.budget.survey_file import key_of, read_table, write_table
+from compressor.workflows.results import Report
+
+DryRun = Callable[..., Report]  # of a recipe; `only` some tensors
+_STORES = ("auto", "packed", "archive")
+_MANY = 256  # names of tensors that get a rule each
+_ROUNDS = 4  # in which sizes of headers settle; after that larger strides are taken
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Tensors that have one scheme, with what each candidate (by its place) would cost them."""
+
+    specs: tuple[TensorSpec, ...]
+    places: tuple[int, ...]  # of its options among the candidates
+    options: tuple[Option, ...]
+
+    def place(self, option: int) -> int:
+        return self.places[option]
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """A surveyed input: everything that a choice needs, and no choice yet."""
+
+    recipe: Recipe
+    budget: Budget
+    candidates: tuple[Candidate, ...]
+    units: tuple[Unit, ...]
+    measured: dict[str, dict[str, Measured]]
+    dry_run: DryRun
+    size_before: int
+    informed: str  # by which statistics errors are weighted: "", "square", "gram"
+    stats: str | None
+    alone: tuple[str, ...] = ()  # tensors whose shape no candidate allows, which stay as they are
+    archived: bool = False  # sizes are those in an archive, and estimates
+    more: float = 0.0  # bits a weight that every even step gets beyond its candidate's
+
+    @cached_property
+    def options(self) -> list[tuple[Option, ...]]:
+        return [unit.options for unit in self.units]
+
+    @property
+    def by_bits(self) -> bool:
+        """Whether the target is of the decided tensors, and not of the files."""
+        return self.budget.target_bits is not None
+
+    @property
+    def least(self) -> int:
+        """Bytes of the smallest choice."""
+        return self.bytes_of(smallest(self.options))
+
+    @cached_property
+    def weights(self) -> int:
+        """Weights of the decided tensors."""
+        return sum(spec.size for unit in self.units for spec in unit.specs)
+
+    def bytes_of(self, chosen: Sequence[int]) -> int:
+        """Stored bytes of the decided tensors."""
+        return sum(options[n].size for options, n in zip(self.options, chosen, strict=True))
+
+    def loss_of(self, chosen: Sequence[int]) -> float:
+        return sum(options[n].loss for options, n in zip(self.options, chosen, strict=True))
+
+    def candidate(self, unit: int, chosen: Sequence[int]) -> Candidate:
+        return self.candidates[self.units[unit].place(chosen[unit])].moved(self.more)
+
+    def measured_of(self, unit: int, chosen: Sequence[int], spec: TensorSpec) -> Measured:
+        """What is known of a tensor's choice; of bits between two candidates, what lies between theirs."""
+        one = self.candidates[self.units[unit].place(chosen[unit])]
+        known = measure_of(one, spec, self.measured)
+        if one.bits is None or not self.more:
+            return known
+        finer = [other for other in self.candidates if one.akin(other) and (other.bits or 0) > one.bits]
+        after = min(finer, key=lambda other: other.bits or 0, default=None)
+        way = self.more / (after.bits - one.bits) if after is not None and after.bits else 0.0
+        other = known if after is None else measure_of(after, spec, self.measured)
+        if not known.error or not known.loss or not other.error or not other.loss:
+            return replace(known, bits=known.bits + self.more)
+        return Measured(
+            known.error * (other.error / known.error) ** way,
+            known.loss * (other.loss / known.loss) ** way,
+            bits=known.bits + (other.bits - known.bits) * way,
+        )
+
+    def choice(self) -> list[int]:
+        """The options that meet the budget. GateFailed where none do."""
+        if self.budget.target_bits is not None:
+            limit = int(self.budget.target_bits * self.weights / 8)
+            return self._within(limit, lambda chosen: self.bytes_of(chosen))
+        target = self.budget.file_size(self.size_before)
+        if target is None:
+            return smallest(self.options)
+        return self._within(target, lambda chosen: self.plan(chosen).size_after)
+
+    def _within(self, target: int, measure: Callable[[Sequence[int]], int]) -> list[int]:
+        """Choices are made by the parts' sizes; what else the files have depends a little on them."""
+        least = smallest(self.options)
+        size = measure(least)
+        if size > target:
+            self.refuse(size)
+        limit = target - (size - self.bytes_of(least))
+        for number in count():
+            if limit < self.bytes_of(least):
+                break
+            chosen = allocate(self.options, limit)
+            over = measure(chosen) - target
+            if over <= 0:
+                return chosen
+            limit = self.bytes_of(chosen) - (over << max(number - _ROUNDS, 0))  # a header rarely jumps about
+        return least
+
+    def refuse(self, size: int) -> None:
+        """GateFailed for a budget below the smallest `size`: of the decided tensors, or of the files."""
+        if self.by_bits:
+            shown = f"{size * 8 / max(self.weights, 1):.4g} bits a weight"
+        else:
+            shown = f"{size} bytes ({size_text(size)}, {self.size_before / size:.4g} times smaller)"
+        raise GateFailed(
+            f"{self.budget.words}: cannot be met; the smallest that the candidates allow is {shown}",
+            remedy="Ask for no less, add smaller candidates (--candidate), or --include more tensors",
+        )
+
+    def plan(self, chosen: Sequence[int]) -> Plan:
+        return self.dry_run(self.recipe_for(chosen)).plan
+
+    def recipe_for(self, chosen: Sequence[int]) -> Recipe:
+        """The ordinary recipe of a choice."""
+        *before, stage = self.recipe.stages
+        by_encoder: dict[Encoder | None, list[str]] = {}
+        for number, unit in enumerate(self.units):
+            names = by_encoder.setdefault(self.candidate(number, chosen).encoder, [])
+            names += [spec.name for spec in unit.specs]
+        dense = [*by_encoder.pop(None, []), *self.alone]
+        base = _base({encoder: len(names) for encoder, names in by_encoder.items() if encoder}, stage)
+        rules = [
+            (text, encoder)
+            for encoder, names in by_encoder.items()
+            if encoder is not None and encoder != base
+            for text in patterns(names)
+        ]
+        rules.sort(key=_first)
+        made = replace(stage, method=base, rules=(*stage.rules, *rules), exclude=(*stage.exclude, *patterns(dense)))
+        return replace(self.recipe, stages=(*before, made), budget=None)
+
+    def points(self) -> list[list[int]]:
+        """The choices on the hull, from the smallest to the best."""
+        return list(breakpoints(self.options))
+
+
+def _first(pair: tuple[str, Method]) -> str:
+    return pair[0]
+
+
+def exact(name: str) -> str:
+    """The pattern that matches this name alone."""
+    return f"re:{re.escape(name)}" if name.startswith("re:") or re.search(r"[*?\[]", name) else name
+
+
+def patterns(names: Sequence[str]) -> list[str]:
+    """Patterns that match these names alone: one each, or one for all where they are so many that every tensor
+    would be held against too many patterns."""
+    if len(names) <= _MANY:
+        return sorted(map(exact, names))
+    return ["re:" + "|".join(map(re.escape, sorted(names)))]
+
+
+def _base(counts: Mapping[Encoder, int], stage: Stage) -> Encoder:
+    """What the stage itself says: the commonest encoder from which, read as a recipe, the others differ as they
+    should (a rule inherits what it does not say)."""
+    order = sorted(counts, key=lambda one: (-counts[one], str(one)))
+    for base in order:
+        if all(_inherits(base, other) for other in order):
+            return base
+    assert isinstance(stage.method, Encoder)  # noqa: S101 - it is a quantize stage
+    return order[0] if order else stage.method
+
+
+def _inherits(base: Encoder, other: Encoder) -> bool:
+    said = other.describe()
+    if base.id == other.id:
+        said = {**base.describe(), **said}
+    try:
+        return make_method("quantize", said).within(base) == other
+    except UsageError:
+        return False
+
+
+# ---- the survey ----------------------------------------------------------------------------------------
+
+
+def fitting(
+    checkpoint: Checkpoint,
+    container: Container,
+    recipe: Recipe,
+    budget: Budget,
+    dry_run: DryRun,
+    stats: str | None = None,
+    *,
+    archived: bool = False,
+) -> Fitting:
+    """Survey an input for a budget. `dry_run` plans a recipe for it; `checkpoint` is the input as it lies on disk;
+    `archived` says that the output will be an archive.
+
+    Raises UsageError for recipes and candidates that a budget is not for.
+    """
+    stage = _stage(recipe, container)
+    shared = {
+        key: value
+        for key, value in stage.method.describe().items()
+        if key not in CHOSEN and value != getattr(type(stage.method), key, None)
+    }
+    candidates = make_candidates(
+        budget.candidates, shared, str(shared.get("layout", "auto")), container, archived=archived
+    )
+    scout = dry_run(_probing(recipe, Probe(found={}))).plan
+    decided = [
+        job.spec
+        for job in scout.jobs
+        if job.steps
+        and isinstance(job.steps[-1].method, Probe)
+        and not matches(job.spec.name, map(_first, stage.rules))
+    ]
+    fits = {spec.name: [one for one in candidates if one.fits(spec, container)] for spec in decided}
+    groups = _groups(decided, candidates, container)
+    alone = [spec.name for members in groups if not _common(members, fits) for spec in members]
+    decided = [spec for spec in decided if spec.name not in set(alone)]
+    if not decided:
+        raise UsageError("there is nothing to decide: no tensor is selected whose shape a candidate allows")
+    for spec in decided:
+        for one in fits[spec.name]:
+            check_readable(one, spec, archived=archived)
+    measured, informed = _survey(
+        checkpoint, recipe, budget, dry_run, stats, scout, decided, candidates, fits, archived=archived
+    )
+    units = tuple(
+        _unit(members, candidates, fits, measured, budget.limit)
+        for members in groups
+        if members[0].name not in set(alone)
+    )
+    size = scout.size_before
+    return Fitting(
+        recipe, budget, candidates, units, measured, dry_run, size, informed, stats, tuple(alone), archived
+    )
+
+
+def _stage(recipe: Recipe, container: Container) -> Stage:
+    """The stage that the budget is for."""
+    if not recipe.stages or recipe.stages[-1].method.verb != "quantize":
+        raise UsageError("a budget is for a recipe whose last stage quantizes")
+    stage = recipe.stages[-1]
+    if container not in ("safetensors", "folder") or stage.store not in _STORES:
+        raise UsageError(
+            "a budget is for stored codes", remedy="Write .safetensors or a folder, with --store packed or archive"
+        )
+    if stage.preset:
+        raise UsageError(f"preset {stage.preset} chooses bits, and so does a budget: give one of them")
+    return stage
+
+
+def _probing(recipe: Recipe, probe: Probe) -> Recipe:
+    *before, stage = recipe.stages
+    return replace(recipe, stages=(*before, replace(stage, method=probe, store="packed")), budget=None)
+
+
+def _survey(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    budget: Budget,
+    dry_run: DryRun,
+    stats: str | None,
+    scout: Plan,
+    decided: Sequence[TensorSpec],
+    candidates: Sequence[Candidate],
+    fits: dict[str, list[Candidate]],
+    *,
+    archived: bool,
+) -> tuple[dict[str, dict[str, Measured]], str]:
+    """What is known of every tensor's candidates, from the table or measured; and by which statistics."""
+    informed, identity = "", ""
+    if stats is not None:
+        opened = open_statistics(stats)
+        layers = {layer_of(spec.name) for spec in decided}
+        informed = "gram" if layers <= opened.grams else "square"
+        identity = opened.identity(grams=informed == "gram")
+    way = {"stages": list(scout.stages[:-1]), "stats": [informed, identity], "sample": budget.sample}
+    key = key_of(checkpoint, way)
+    known = read_table(budget.survey, key) if budget.survey is not None else {}
+    wanted = {}
+    for spec in decided:
+        keys = tuple(one.key for one in fits[spec.name] if one.encoder is not None or archived)
+        missing = tuple(one for one in keys if one not in known.get(spec.name, {}))
+        if missing:
+            wanted[spec.name] = missing
+    if wanted:
+        asked = {one for keys in wanted.values() for one in keys}
+        encoders = tuple(
+            (one.key, one.encoder) for one in candidates if one.encoder is not None and one.key in asked
+        )
+        probe = Probe(encoders, informed, budget.sample, wanted)  # type: ignore[arg-type]
+        report = dry_run(_probing(recipe, probe), only=list(wanted))
+        for job in report.plan.jobs:
+            found = job.steps[-1].method
+            assert isinstance(found, Probe)  # noqa: S101 - it stood in for the candidates
+            for name, row in (found.found or {}).items():
+                known.setdefault(name, {}).update(row)
+        if budget.survey is not None:
+            write_table(budget.survey, key, known)
+    return known, informed
+
+
+# ---- units ---------------------------------------------------------------------------------------------
+
+
+def _groups(
+    decided: Sequence[TensorSpec], candidates: Sequence[Candidate], container: Container
+) -> list[list[TensorSpec]]:
+    """Tensors that must have one scheme together: what loaders fuse, where any of the candidates is theirs."""
+    groups: dict[str, list[TensorSpec]] = {}
+    for spec in decided:
+        whole = fused_group(spec.name) if container == "folder" and len(spec.shape) == 2 else None
+        loaded = whole is not None and any(one.shared(spec) for one in candidates)
+        groups.setdefault(f"group {whole}" if loaded else f"tensor {spec.name}", []).append(spec)
+    return list(groups.values())
+
+
+def _common(members: Sequence[TensorSpec], fits: Mapping[str, Sequence[Candidate]]) -> bool:
+    """Whether there is a candidate beside dense that all these tensors' shapes allow."""
+    return any(one.encoder and all(one in fits[spec.name] for spec in members) for one in fits[members[0].name])
+
+
+def _unit(
+    members: Sequence[TensorSpec],
+    candidates: Sequence[Candidate],
+    fits: dict[str, list[Candidate]],
+    measured: dict[str, dict[str, Measured]],
+    limit: float,
+) -> Unit:
+    """The options of a group. GateFailed where none is within the limit of the error."""
+    places, options, least = [], [], inf
+    for place, one in enumerate(candidates):
+        if not all(one in fits[spec.name] for spec in members):
+            continue
+        rows = [measure_of(one, spec, measured) for spec in members]
+        worst = max(row.at_most for row in rows)
+        least = min(least, worst)
+        if worst > limit or not all(row.loss < inf for row in rows):
+            continue
+        places.append(place)
+        # every weight counts the same: so the losses of tensors add up as losses of one matrix would
+        loss = sum(row.loss * spec.size for row, spec in zip(rows, members, strict=True))
+        size = sum(size_of(one, spec, row) for row, spec in zip(rows, members, strict=True))
+        options.append(Option(size, loss))
+    if not options:  # dense is no candidate, or it would be within the limit
+        raise GateFailed(
+            f"no candidate keeps the relative error of '{members[0].name}' within {limit:.4g}: "
+            f"the least is {least:.4g}",
+            remedy=f"Add a finer candidate, such as {DENSE}",
+        )
+    return Unit(tuple(members), tuple(places), tuple(options))

@@ -1,0 +1,254 @@
+"""The pass that measures every candidate on every tensor, reading each once.
+
+For a row w of a tensor and w' as a candidate restores it, with what is known of the inputs x of its layer:
+
+    loss of a row   (w − w')ᵀ G (w − w'),   energy of a row   wᵀ G w
+
+with G = E[x xᵀ] where statistics have grams, its diagonal where they do not, and the identity without statistics. A
+tensor's error is the sum of the losses over that of the energies: the relative squared error of its outputs.
+
+Of a tensor of more than `sample` weights, about that many are measured, in blocks of rows spread evenly. The error
+is then a ratio of two sums over sampled rows, with the usual standard error of such (Cochran, Sampling Techniques,
+§6.4); `spread` is 1.96 of it, which is 95 % confidence where rows are like independent ones.
+
+Even steps, for an archive, are not tried one by one: the weights are counted, and entropy and loss of every step
+follow from the counts. What rounding to a fine step loses is like noise that is the same in all columns, so its
+weighted loss is Σ (w − w')² times the mean of G's diagonal. The same counts tell what the numbers themselves take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import ceil, inf, sqrt
+from typing import ClassVar, Literal
+
+from compressor.checkpoint.rows import BLOCK
+from compressor.core.lazy import np
+from compressor.core.tensor import TensorSpec
+from compressor.core.workspace import Array, Workspace
+from compressor.methods.contract import Block, Encoder, Method, Survey
+from compressor.methods.parts import Part
+from compressor.methods.quantize._steps import Classes
+from compressor.methods.quantize.uniform import DEFAULT_BITS, Uniform
+from compressor.recipe.budget import SAMPLE
+from compressor.workflows.budget.candidates import DENSE, Candidate, for_block
+
+_GRAM = 1 << 33  # multiplications of a gram that a candidate may cost a tensor, about
+# Sums over a tensor's rows: 1, w², energy, energy²; and over a candidate's: lost w², loss, loss², loss·energy
+_SUMS = 4
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A candidate on a tensor, of about so many `bits` a weight in an archive (0: as many as its parts have).
+    `error` relative in the Frobenius norm, `loss` the relative squared error that the
+    allocation goes by (weighted), `spread` the half width of its 95 % interval as a share of it (0: all read)."""
+
+    error: float
+    loss: float
+    spread: float = 0.0
+    bits: float = 0.0
+
+    @property
+    def at_most(self) -> float:
+        """The error at the interval's upper end."""
+        return self.error * sqrt(1 + self.spread)
+
+
+Table = Mapping[str, Mapping[str, Measured]]  # by tensor and candidate's key
+
+
+@dataclass(frozen=True)
+class Probe(Encoder):
+    """Stands in a plan where a candidate will: it encodes nothing, and its survey measures them all."""
+
+    verb: ClassVar[str] = "quantize"
+    id: ClassVar[str] = "probe"
+
+    candidates: tuple[tuple[str, Encoder], ...] = ()
+    informed: Literal["", "square", "gram"] = ""
+    sample: int = SAMPLE
+    wanted: Mapping[str, tuple[str, ...]] = field(default_factory=dict, compare=False)  # by tensor, keys to measure
+    found: Table | None = field(default=None, compare=False)
+
+    @property
+    def statistics(self) -> Literal["", "square", "gram"]:  # type: ignore[override]
+        return self.informed
+
+    @property
+    def at_once(self) -> int:  # type: ignore[override]
+        return max((encoder.at_once for _, encoder in self.candidates), default=0)
+
+    @property
+    def reach(self) -> Literal["tensor", "model"]:
+        return "model"
+
+    @property
+    def counted(self) -> bool:
+        return self.found is not None
+
+    def parts(self, spec: TensorSpec) -> tuple[Part, ...]:
+        return (Part("", spec.dtype, spec.shape),)
+
+    def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
+        raise TypeError("a probe stores nothing")
+
+    def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
+        raise TypeError("a probe stores nothing")
+
+    def bound(self, largest: float, spec: TensorSpec) -> float:
+        return inf
+
+    def survey(self, specs: Sequence[TensorSpec]) -> Measure | None:
+        return Measure(self, {spec.name: spec for spec in specs}) if self.found is None else None
+
+    def for_tensor(self, name: str, own: Method) -> Probe:
+        return replace(self, found={name: (self.found or {})[name]}, wanted={})
+
+
+@dataclass
+class Seen:
+    """Of a tensor so far: sums [1 + candidates, _SUMS], and how often which weight was there."""
+
+    sums: Array
+    classes: Classes
+
+
+@dataclass(frozen=True)
+class Measure(Survey["dict[str, Seen]"]):
+    """Gathers sums, and counts of weights where even steps ask for them, by tensor; concludes with the probe that
+    knows what came of them."""
+
+    probe: Probe
+    specs: Mapping[str, TensorSpec]  # of each tensor
+
+    def start(self) -> dict[str, Seen]:
+        return {}
+
+    def observe(self, block: Block, stats: dict[str, Seen]) -> dict[str, Seen]:
+        keys = self.probe.wanted.get(block.spec.name, ())
+        seen = stats.get(block.spec.name)
+        if seen is None:
+            seen = stats[block.spec.name] = Seen(np.zeros((1 + len(keys), _SUMS)), Classes.of(block.spec))
+        sums = seen.sums
+        values, work = block.values, block.work
+        if (block.start // max(len(values), 1)) % self._every(block.spec) or not keys:
+            return stats
+        encoders = dict(self.probe.candidates)
+        weigh = _Weighing(block, self.probe.informed)
+        plain, energy = weigh(values)
+        sums[0] += (len(values), plain.sum(), energy.sum(), energy @ energy)
+        top = float(np.abs(values).max(initial=0))
+        restored = work.array("survey.restored", values.shape, values.dtype.str)
+        if any(counted(key, encoders) for key in keys):
+            seen.classes.add(values, work)
+        for place, key in enumerate(keys, 1):
+            if counted(key, encoders):
+                continue
+            for_block(encoders[key], block.spec, top).encode(block, None, restored)
+            np.subtract(values, restored, out=restored)
+            lost, loss = weigh(restored)
+            sums[place] += (lost.sum(), loss.sum(), loss @ loss, loss @ energy)
+        return stats
+
+    def merge(self, stats: dict[str, Seen], more: dict[str, Seen]) -> dict[str, Seen]:
+        for name, seen in more.items():
+            if name in stats:
+                stats[name].sums += seen.sums
+                stats[name].classes.merge(seen.classes)
+            else:
+                stats[name] = seen
+                seen.classes.settle()
+        return stats
+
+    def conclude(self, stats: dict[str, Seen]) -> Probe:
+        found, encoders = {}, dict(self.probe.candidates)
+        for name, seen in sorted(stats.items()):
+            keys, sums, spec = self.probe.wanted.get(name, ()), seen.sums, self.specs[name]
+            share = sums[0][0] / (spec.matrix[0] or 1)
+            rows = {key: _measured(sums[0], row, share) for key, row in zip(keys, sums[1:], strict=True)}
+            found[name] = rows | _forecast([key for key in keys if counted(key, encoders)], encoders, seen, spec)
+        return replace(self.probe, found=found)
+
+    def _every(self, spec: TensorSpec) -> int:
+        """Of how many blocks one is measured."""
+        limit = self.probe.sample or spec.size
+        if self.probe.informed == "gram" and self.probe.sample:
+            limit = min(limit, _GRAM // max(spec.matrix[1], 1))
+        return max(spec.size // max(limit, BLOCK), 1)
+
+
+class _Weighing:
+    """Sums over a row: of squares, and of squares weighed by the layer's inputs. Float64 [rows] each."""
+
+    def __init__(self, block: Block, informed: str) -> None:
+        self.work, self.gram, self.square = block.work, None, None
+        layer = block.inputs
+        if layer is None or not informed:
+            return
+        mean = float(layer.square.mean()) or 1.0  # a tensor's error is relative: the unit is free
+        if informed == "gram":
+            assert layer.gram is not None  # noqa: S101 - the planner saw that there is one
+            gram = layer.gram
+            self.gram = block.work.once("survey.gram", block.spec.name, lambda: (gram / mean).astype(np.float32))
+        else:
+            self.square = layer.square / mean
+
+    def __call__(self, rows: Array) -> tuple[Array, Array]:
+        wide = rows.astype(np.float64)  # squares of float32 weights may leave its range
+        plain = np.vecdot(wide, wide)
+        if self.gram is not None:
+            peak = float(np.abs(rows).max(initial=0)) or 1.0
+            unit = (wide / peak).astype(np.float32)
+            return plain, np.vecdot(unit @ self.gram, unit).astype(np.float64).clip(0) * peak**2
+        if self.square is not None:
+            return plain, np.square(wide) @ self.square
+        return plain, plain
+
+
+def counted(key: str, encoders: Mapping[str, Encoder]) -> bool:
+    """Whether a candidate follows from counts of the weights: an even step, or dense."""
+    return key == DENSE or isinstance(encoders[key], Uniform)
+
+
+def _forecast(
+    keys: Sequence[str], encoders: Mapping[str, Encoder], seen: Seen, spec: TensorSpec
+) -> dict[str, Measured]:
+    """What counts tell of these candidates."""
+    _, plain, energy, _ = (float(value) for value in seen.sums[0])
+    found = {DENSE: Measured(0.0, 0.0, 0.0, seen.classes.bits() or 1e-9)} if DENSE in keys else {}
+    groups: dict[tuple[str, float], list[tuple[str, Uniform]]] = {}
+    for key in keys:
+        encoder = encoders.get(key)
+        if isinstance(encoder, Uniform):
+            groups.setdefault((encoder.rounding, encoder.sparsity), []).append((key, encoder))
+    for members in groups.values():
+        asked = [encoder.bits or DEFAULT_BITS for _, encoder in members]
+        for (key, _), (bits, lost) in zip(members, members[0][1].forecasts(seen.classes, spec, asked), strict=True):
+            error = sqrt(lost / plain) if plain else 0.0
+            found[key] = Measured(error, lost / energy if energy else 0.0, 0.0, bits)
+    return found
+
+
+def _measured(head: Array, sums: Array, share: float) -> Measured:
+    """From the sums over rows to ratios; `share` of the tensor's rows were measured."""
+    rows, plain, energy, energy2 = (float(value) for value in head)
+    lost, loss, loss2, product = (float(value) for value in sums)
+    error = sqrt(lost / plain) if plain else 0.0 if not lost else inf
+    ratio = loss / energy if energy else 0.0 if not loss else inf
+    if not ratio or ratio == inf or rows < 2 or share >= 1:
+        return Measured(error, ratio)
+    scatter = max(loss2 - 2 * ratio * product + ratio**2 * energy2, 0) / (rows - 1)
+    return Measured(error, ratio, 1.96 * sqrt(scatter * rows * (1 - share)) / loss)
+
+
+def measure_of(one: Candidate, spec: TensorSpec, measured: Mapping[str, Mapping[str, Measured]]) -> Measured:
+    """What is known of a candidate on a tensor; dense loses nothing."""
+    known = measured.get(spec.name, {}).get(one.key)
+    return Measured(0.0, 0.0) if one.encoder is None and known is None else measured[spec.name][one.key]
+
+
+def size_of(one: Candidate, spec: TensorSpec, row: Measured) -> int:
+    """Bytes of a tensor as a candidate stores it: its parts', or about those of its codes in an archive."""
+    return ceil(row.bits * spec.size / 8) if row.bits else one.size(spec) or 0

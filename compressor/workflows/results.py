@@ -1,0 +1,215 @@
+"""What a run did, as data: the reporters print it, gates judge it, the exit code follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from compressor.core.errors import NOTHING_WRITTEN, GateFailed
+from compressor.core.metrics import Change
+from compressor.engine.plan.plan import Job, Plan
+
+if TYPE_CHECKING:
+    from compressor.workflows.budget.choice import Allocation
+
+_MUCH = 0.5  # relative error of what a structured cut leaves of a tensor
+_SPARSE = 0.4  # share of zeros
+
+
+@dataclass(frozen=True)
+class Report:
+    """A plan and, unless it was a dry run, what it changed. `changes` are in the order of the plan's jobs."""
+
+    verb: str
+    input: str
+    output: str
+    plan: Plan
+    changes: Sequence[Change] | None = None
+    failures: tuple[str, ...] = ()
+    allocation: Allocation | None = None  # what a budget chose
+
+    @cached_property
+    def rows(self) -> list[tuple[Job, Change | None]]:
+        """The tensors that were treated, with their changes."""
+        changes: Sequence[Change | None] = self.changes or [None] * len(self.plan.jobs)
+        return [
+            (job, change) for job, change in zip(self.plan.jobs, changes, strict=True) if job.steps or job.stored_as
+        ]
+
+    @cached_property
+    def total(self) -> Change | None:
+        """All treated tensors together; None for a dry run."""
+        return None if self.changes is None else merged([change for _, change in self.rows if change])
+
+    @cached_property
+    def everything(self) -> Change | None:
+        """All tensors together, those that were carried over included."""
+        return None if self.changes is None else merged(self.changes)
+
+    @property
+    def ratio(self) -> float:
+        """Size of the container files before, over after."""
+        return self.plan.size_before / self.plan.size_after
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits of the treated tensors, over their weights."""
+        size = sum(job.spec.size for job, _ in self.rows)
+        return sum(job.size_after for job, _ in self.rows) * 8 / size if size else 0.0
+
+    @property
+    def kept(self) -> list[tuple[str, list[Job]]]:
+        """Tensors that no stage treated, by their reason."""
+        groups: dict[str, list[Job]] = {}
+        for job in self.plan.jobs:
+            if not job.steps and job.kept:
+                groups.setdefault("; ".join(dict.fromkeys(why.reason for why in job.kept)), []).append(job)
+        return sorted(groups.items(), key=lambda item: -len(item[1]))
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What the methods have to say about what was measured, alike sentences gathered."""
+        found: dict[str, list[str]] = {}
+        for job, change in self.rows:
+            if change is None:
+                continue
+            for said in (*change.notes, *filter(None, (step.method.warning(change) for step in job.steps))):
+                found.setdefault(said, []).append(job.spec.name)
+        sentences = [
+            f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {said}"
+            for said, names in found.items()
+        ]
+        if self.ratio < 1 and any(job.encoder is not None for job, _ in self.rows):
+            sentences.append("the output is larger than the input: scales and headers outweigh what the codes save")
+        return [*sentences, *self._much_removed()]
+
+    def _much_removed(self) -> list[str]:
+        """What to know where structured cuts, or zeros in a language model, are many."""
+        found = []
+        hurt = sorted((cut for cut in self.plan.cuts if cut.error > _MUCH), key=lambda cut: -cut.error)
+        if hurt:
+            more = f", and of {len(hurt) - 1} more groups" if len(hurt) > 1 else ""
+            found.append(
+                f"{hurt[0].worst}: the cut of {hurt[0].structure} removes much: its relative error is "
+                f"{hurt[0].error:.2g}{more} above {_MUCH:g}"
+            )
+        emptied = [
+            (job.spec.name, change.error)
+            for job, change in self.rows
+            if change is not None
+            and change.error > _MUCH
+            and any(step.method.verb == "prune" for step in job.steps)
+        ]
+        if emptied:
+            name, error = max(emptied, key=lambda item: item[1])
+            more = f", and of {len(emptied) - 1} more tensors" if len(emptied) > 1 else ""
+            found.append(f"{name}: pruning removes much: its relative error is {error:.2g}{more} above {_MUCH:g}")
+        blind = {"structure", "stats", "scores"}  # cuts have figures of their own, the others go by data
+        pruned = any(stage["kind"] == "prune" and not blind & stage.keys() for stage in self.plan.stages)
+        zeros = pruned and self.total is not None and self.total.sparsity_after >= _SPARSE
+        cut = hurt and any(stage["kind"] == "prune" and "stats" not in stage for stage in self.plan.stages)
+        if self.plan.language_model and (zeros or cut):
+            found.append(
+                "half of a language model's weights pruned without calibration data is known to hurt "
+                "(Llama-2-7B by magnitude: perplexity 5.1 to 14.9); prune --method wanda goes by such data; "
+                "compare the results on your own task"
+            )
+        return found
+
+
+def merged(changes: Sequence[Change]) -> Change:
+    """The sum of several changes."""
+    total = Change()
+    for change in changes:
+        total.merge(change)
+    return total
+
+
+class ReportedGateFailed(GateFailed):
+    """A gate failed; `report` says what the output would have been. Nothing was written."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        super().__init__("; ".join(report.failures), remedy=NOTHING_WRITTEN)
+
+
+@dataclass(frozen=True)
+class ComparedTensor:
+    """One row of `compare`: metrics, or the reason why there are none."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtypes: tuple[str, str]
+    measured: Any = None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class ComparisonReport:
+    """`compare A B`: rows sorted worst first, and the gates that failed."""
+
+    a: str
+    b: str
+    rows: tuple[ComparedTensor, ...]
+    total: Any
+    sizes: tuple[int, int]
+    failures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Coding:
+    """What an archive holds of a tensor: weights, those that are not zero, and bytes as numbers and coded. In bits,
+    before coding and coded: values, positions, and what else there is (`beside`), which together are `coded`."""
+
+    name: str
+    weights: int
+    kept: int
+    original: int
+    coded: int
+    values: tuple[int, float]
+    positions: tuple[int, float]
+    beside: tuple[int, float]
+
+    @property
+    def plain(self) -> float:
+        """Bytes before coding."""
+        return (self.values[0] + self.positions[0] + self.beside[0]) / 8
+
+    def each(self, bits: float) -> float | None:
+        """Bits for each weight that is kept."""
+        return bits / self.kept if self.kept else None
+
+
+def summed(codings: Sequence[Coding]) -> Coding:
+    """All of them as one."""
+
+    def pairs(of: Callable[[Coding], tuple[int, float]]) -> tuple[int, float]:
+        found = [of(one) for one in codings]
+        return sum(plain for plain, _ in found), sum(coded for _, coded in found)
+
+    return Coding(
+        "",
+        sum(one.weights for one in codings),
+        sum(one.kept for one in codings),
+        sum(one.original for one in codings),
+        sum(one.coded for one in codings),
+        pairs(lambda one: one.values),
+        pairs(lambda one: one.positions),
+        pairs(lambda one: one.beside),
+    )
+
+
+@dataclass(frozen=True)
+class InspectReport:
+    """`inspect`: what the headers say, and per-tensor moments, or an archive's codings, where asked."""
+
+    path: str
+    kind: str
+    size: int
+    compression: str
+    rows: tuple[tuple[Any, Any], ...]
+    metadata: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+    codings: tuple[Coding, ...] = ()

@@ -1,0 +1,190 @@
+"""The compiled kernels give what NumPy gives, bit for bit; without them nothing changes but the time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compressor.core import bitpacking as bits
+from compressor.core import floats, kernels
+from compressor.core.metrics import count_stored_zeros, dot
+from compressor.core.tensor import DTYPES, TensorSpec
+from compressor.core.workspace import Workspace
+from compressor.methods.contract import Block, select
+from compressor.methods.prune.threshold import Threshold
+from compressor.methods.quantize import _scales
+from compressor.methods.quantize.int import Int
+
+Array = npt.NDArray[Any]
+
+built = pytest.mark.skipif(kernels.library() is None, reason="the kernels were not built: no C compiler was found")
+patterns = st.lists(
+    st.one_of(st.integers(0, 0xFFFF), st.sampled_from([0, 0x8000, 1, 0x8001, 0x3F80, 0x7F7F, 0xFF7F])),
+    max_size=200,
+)
+
+
+def both(run: Callable[[], Any]) -> tuple[Any, Any]:
+    """What it gives with the kernels, and without."""
+    with np.errstate(all="ignore"):
+        fast = run()
+        with mock.patch.object(kernels, "library", return_value=None):
+            return fast, run()
+
+
+def finite(found: list[int]) -> Array:
+    raw = np.array(found, np.uint16)
+    return raw[(raw & 0x7F80) != 0x7F80]
+
+
+@pytest.mark.skipif(not list(distributions(name="compressor")), reason="runs from a checkout that is not installed")
+@pytest.mark.skipif(os.environ.get("COMPRESSOR_KERNELS") == "0", reason="they are switched off")
+@pytest.mark.skipif(shutil.which(os.environ.get("CC", "cc")) is None, reason="no C compiler")
+def test_they_are_built_where_there_is_a_compiler() -> None:
+    assert kernels.library() is not None
+
+
+@built
+def test_they_can_be_switched_off() -> None:
+    code = "from compressor.core import kernels; print(kernels.library())"
+    environment = {**os.environ, "COMPRESSOR_KERNELS": "0"}
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "None"
+
+
+@built
+def test_another_version_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    look = kernels.library.__wrapped__
+    monkeypatch.setattr(kernels, "VERSION", -1)
+    assert look() is None
+    monkeypatch.setattr(kernels, "LIBRARY", tmp_path / "absent.so")
+    assert look() is None
+    (tmp_path / "no-library.so").write_text("this is no library")
+    monkeypatch.setattr(kernels, "LIBRARY", tmp_path / "no-library.so")
+    assert look() is None
+
+
+@built
+@given(found=patterns)
+def test_widening(found: list[int]) -> None:
+    raw, work = np.array(found, np.uint16), Workspace()
+
+    def run() -> tuple[bytes, Any]:
+        numbers, counted = floats.widen_counted(raw, "BF16", work)
+        return numbers.tobytes(), counted
+
+    (fast, counted), (slow, none) = both(run)
+    quiet = np.frombuffer(slow, np.uint32) & ~np.uint32(0x400000)  # NumPy's cast makes NaNs quiet
+    assert np.array_equal(np.frombuffer(fast, np.uint32) & ~np.uint32(0x400000), quiet)
+    assert none is None
+    numbers, spec = np.frombuffer(slow, np.float32), TensorSpec("w", "BF16", raw.shape)
+    assert counted[1] == count_stored_zeros(raw, spec, work)
+    with np.errstate(all="ignore"):
+        total = dot(numbers, numbers)
+        assert not 1e-24 < counted[0] < 1e37 or counted[0] == pytest.approx(total, rel=1e-5)
+
+
+@built
+@given(found=patterns, threshold=st.sampled_from([0.0, 1e-40, 0.01, 1.0, 3e38, 1e300]))
+def test_selecting(found: list[int], threshold: float) -> None:
+    raw, work = finite(found), Workspace()
+    values, spec = floats.widen(raw, "BF16", work), TensorSpec("w", "BF16", raw.shape)
+    keep = np.empty(raw.shape, bool)
+
+    def run() -> bytes:
+        Threshold(threshold=threshold).keep(Block(values, 0, spec, work, {}), keep)
+        return keep.tobytes()
+
+    fast, slow = both(run)
+    assert fast == slow
+    out, expected = np.empty_like(raw), np.empty_like(raw)
+    counted = kernels.select_bf16(raw, keep, out)
+    select(raw, keep, expected)
+    assert counted is not None
+    assert out.tobytes() == expected.tobytes()
+    assert counted[1] == count_stored_zeros(expected, spec, work)
+    gone = floats.widen(raw ^ expected, "BF16", work, "gone")
+    with np.errstate(all="ignore"):
+        assert not 1e-24 < counted[0] < 1e37 or counted[0] == pytest.approx(dot(gone, gone), rel=1e-5)
+
+
+@built
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("grain", ["tensor", "channel", "group"])
+@given(
+    width=st.integers(2, 8),
+    groups=st.integers(1, 4),
+    size=st.sampled_from([1, 8, 31, 32, 33, 128, 5000]),
+    seed=st.integers(0, 99),
+    scale=st.sampled_from([1e-45, 1e-30, 0.02, 1.0, 1e30]),
+)
+def test_rounding(symmetric: bool, grain: str, width: int, groups: int, size: int, seed: int, scale: float) -> None:
+    rng = np.random.default_rng(seed)
+    values = (rng.standard_normal((3, groups * size)) * rng.choice([0, 1, 3], (3, 1)) * scale).astype(np.float32)
+    values[rng.random(values.shape) < 0.1] = 0
+    values[0, :1] = -0.0
+    group = size if grain == "group" else None
+    method = Int(
+        bits=width, symmetric=symmetric, granularity=grain, group_size=group, method="absmax", layout="compressor"
+    )
+    spec = TensorSpec("w", "F32", values.shape)
+    if grain == "tensor":
+        method = Int(**{**vars(method), "extent": (float(values.min()), float(values.max()))})
+    work = Workspace()
+
+    def run() -> tuple[dict[str, bytes], float, int]:
+        parts = {p.suffix: np.zeros(p.held(spec, 0, 3), DTYPES[p.dtype].storage) for p in method.parts(spec)}
+        lost, zeros = method.measured(Block(values, 0, spec, work, {}), parts)
+        return {name: part.tobytes() for name, part in parts.items()}, lost, zeros
+
+    (fast, fast_lost, fast_zeros), (slow, lost, zeros) = both(run)
+    assert fast == slow
+    assert fast_zeros == zeros
+    assert fast_lost == pytest.approx(lost, rel=1e-4)
+
+
+@built
+@given(rows=st.integers(1, 4), groups=st.integers(1, 3), size=st.integers(1, 140), seed=st.integers(0, 99))
+def test_extents(rows: int, groups: int, size: int, seed: int) -> None:
+    grouped = np.random.default_rng(seed).standard_normal((rows, groups, size)).astype(np.float32)
+    fast, slow = both(lambda: _scales.extent(grouped, True, np.empty_like(grouped))[1].tobytes())
+    assert fast == slow
+
+
+@built
+@given(rows=st.integers(1, 4), columns=st.integers(0, 80), slack=st.integers(0, 3), seed=st.integers(0, 99))
+def test_packing(rows: int, columns: int, slack: int, seed: int) -> None:
+    codes = np.random.default_rng(seed).integers(0, 16, (rows, columns), np.uint8)
+
+    def run() -> bytes:
+        out = np.full((rows, bits.row_bytes(columns, 4) + slack), 255, np.uint8)
+        bits.pack(codes, 4, out, Workspace())
+        return out.tobytes()
+
+    fast, slow = both(run)
+    assert fast == slow
+
+
+@built
+def test_other_memory_is_left_to_numpy() -> None:
+    values = np.ones((4, 6), np.float32)[:, ::2]
+    assert kernels.at_least(values, 0.5, np.empty(values.shape, bool)) is None
+    assert kernels.at_least(np.ones(3), 0.5, np.empty(3, bool)) is None
+    assert kernels.largest_magnitudes(np.ones((1, 1, 3))) is None
+    assert kernels.pack_nibbles(np.zeros((2, 4), np.uint8)[:, ::2], np.zeros(2, np.uint8)) is None
+    assert kernels.widen_bf16(np.zeros(8, np.uint16)[::2], np.zeros(4, np.float32)) is None
+    one = np.ones((1, 1, 1), np.float64)
+    assert kernels.round_codes(one, one, one, 4, np.zeros((1, 1, 1), np.uint8)) is None

@@ -1,0 +1,405 @@
+"""Archives: everything comes back to the bit, sizes are near the entropy, and damage is refused in a sentence."""
+
+from __future__ import annotations
+
+import json
+import random
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import archives
+from support.console import compressor
+from support.fault_injection import damaged, invoke, is_one_line
+
+from compressor import api
+from compressor.core.errors import InputError, UsageError
+from compressor.core.tensor import DTYPES
+from compressor.files import archive as format_of
+from compressor.files.entropy import ans, planes
+from compressor.files.entropy.bitio import BitReader, BitWriter
+from compressor.files.entropy.chunk import decode_chunk, encode_chunk
+from compressor.files.entropy.damage import Damaged, NeedsPackage
+from compressor.files.entropy.elements import likely_form, possible
+from compressor.files.entropy.tables import read_tables, table_of, write_tables
+from compressor.recipe.gates import Gates
+from compressor.workflows.results import ReportedGateFailed
+
+STORAGES = {name: dtype.storage for name, dtype in DTYPES.items() if dtype.storage}
+
+
+def bits_of(dtype: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """Any patterns, NaN payloads and booleans of 2 among them."""
+    raw = np.random.default_rng(seed).integers(0, 256, (*shape, np.dtype(STORAGES[dtype]).itemsize), np.uint8)
+    return raw.view("|u1" if dtype == "BOOL" else STORAGES[dtype])[..., 0]
+
+
+def everything() -> dict[str, tuple[str, np.ndarray]]:
+    found = {}
+    chance = np.random.default_rng(1)
+    for dtype, storage in STORAGES.items():
+        found[f"{dtype}.noise"] = dtype, bits_of(dtype, (7, 33))
+        found[f"{dtype}.scalar"] = dtype, bits_of(dtype, ())
+        found[f"{dtype}.none"] = dtype, bits_of(dtype, (0, 5))
+        found[f"{dtype}.cube"] = dtype, bits_of(dtype, (3, 2, 5), 2)
+        few = bits_of(dtype, (5,), 3)[chance.integers(0, 5, (40, 9))]
+        found[f"{dtype}.few"] = dtype, few
+        found[f"{dtype}.sparse"] = dtype, np.where(chance.random((40, 9)) < 0.9, np.zeros(1, few.dtype), few)
+        found[f"{dtype}.zero"] = dtype, np.zeros((4, 100), few.dtype)
+        assert storage
+    normal = (chance.standard_normal((64, 50)) * 0.02).astype(np.float32)
+    found["normal.f32"] = "F32", normal
+    found["normal.bf16"] = "BF16", (normal.view(np.uint32) >> 16).astype(np.uint16)
+    found["normal.f16"] = "F16", normal.astype(np.float16)
+    found["F4.odd rows"] = "F4", chance.integers(0, 256, 60, np.uint8)
+    return found
+
+
+def archived(folder: Path, tensors: archives.Tensors, effort: str = "fast", **metadata: str) -> tuple[Path, Path]:
+    source = archives.write(folder / "source.safetensors", tensors, {"format": "pt", **metadata})
+    output = folder / "archive.safetensors"
+    api.pipeline(source, output, store="archive", effort=effort)
+    return source, output
+
+
+@pytest.mark.parametrize("effort", ["fast", "small"])
+def test_everything_comes_back(tmp_path: Path, effort: str) -> None:
+    source, output = archived(tmp_path, everything(), effort, note="mine")
+    api.restore(output, tmp_path / "back.safetensors")
+    assert archives.read(tmp_path / "back.safetensors") == archives.read(source)
+    assert archives.header_of(tmp_path / "back.safetensors")["__metadata__"]["note"] == "mine"
+    ((name, (dtype, shape, _)),) = archives.read(output).items()
+    assert (name, dtype, len(shape)) == ("archive", "U8", 1)
+
+
+def test_the_own_decoder_is_the_librarys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> Any:
+        raise NeedsPackage("constriction")
+
+    source, output = archived(tmp_path, everything(), "small")
+    monkeypatch.setattr(ans, "constriction", missing)
+    api.restore(output, tmp_path / "back.safetensors")
+    assert archives.read(tmp_path / "back.safetensors") == archives.read(source)
+    with pytest.raises(UsageError, match=r"takes the package constriction.*compressor\[entropy\]"):
+        api.pipeline(source, tmp_path / "other.safetensors", store="archive")
+    assert not (tmp_path / "other.safetensors").exists()
+
+
+def test_decoders_agree_on_noise() -> None:
+    """Also where the words run out."""
+    table = table_of(np.array([5, 0, 900, 3, 41]), 16)
+    words = np.random.default_rng(0).integers(1, 2**32, 40).astype("<u4")
+    library = ans.AnsReader(words.tobytes()).take(table, 2000)
+    own = ans.OwnDecoder(words).take(table, 2000)
+    assert np.array_equal(library, table.symbols[own])
+
+
+def test_without_zstandard_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = (np.random.default_rng(0).standard_normal((512, 1024)) * 0.02).astype(np.float32)
+    _, output = archived(tmp_path, {"w": ("F32", weights)})
+
+    def missing() -> Any:
+        raise NeedsPackage("zstandard")
+
+    monkeypatch.setattr(planes, "_zstandard", missing)
+    with pytest.raises(InputError, match=r"takes the package zstandard. Install it with pip install"):
+        api.restore(output, tmp_path / "back.safetensors")
+
+
+# ---- size ----------------------------------------------------------------------------------------------
+
+
+def entropy(counts: np.ndarray) -> float:
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log2(share)).sum())
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.97, 0.99])
+def test_codes_come_within_one_percent_of_their_entropy(share: float) -> None:
+    chance = np.random.default_rng(0)
+    codes = np.where(chance.random((256, 4096)) < share, 0, chance.integers(0, 200, (256, 4096))).astype(np.uint8)
+    (form,) = (form for form in possible("U8") if form.text == "c8")
+    size = len(encode_chunk(codes, form, "small")) * 8 / codes.size
+    assert size < 1.01 * entropy(np.bincount(codes.reshape(-1)))
+
+
+def test_bfloat16_is_as_small_as_promised() -> None:
+    weights = (np.random.default_rng(0).standard_normal((512, 2048)) * 0.02).astype(np.float32)
+    data = (weights.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+    (form,) = possible("BF16")
+    assert len(encode_chunk(data, form, "fast")) <= 0.675 * data.size
+    assert len(encode_chunk(data, form, "small")) <= 0.66 * data.size
+
+
+def test_packed_codes_are_found_to_be_codes() -> None:
+    chance = np.random.default_rng(0)
+    for width in (2, 3, 4, 5, 6):
+        codes = np.minimum(np.abs(chance.normal(0, 0.6, (50, 160))), (1 << width) - 1).astype(np.uint8)
+        bits = (codes[:, :, None] >> np.arange(width)) & 1
+        packed = np.packbits(bits.reshape(50, -1).astype(np.uint8), axis=1, bitorder="little")
+        form = likely_form(packed, "U8")
+        assert form.text == f"c{width}"
+        chunk = encode_chunk(packed, form, "fast")
+        assert np.array_equal(decode_chunk(memoryview(chunk), packed.shape, form), packed)
+
+
+def test_densities_and_neighbours_make_it_smaller_than_order_zero() -> None:
+    """What is denser in some rows and columns, and clustered."""
+    chance = np.random.default_rng(0)
+    shares = np.outer(chance.random(200) ** 3, chance.random(300) ** 3)
+    there = (chance.random(shares.shape) < shares).astype(np.uint8)
+    (form,) = (form for form in possible("U8") if form.text == "c8")
+    simple = entropy(np.bincount(there.reshape(-1))) * there.size / 8
+    assert len(encode_chunk(there, form, "fast")) < 0.8 * simple
+    runs = np.repeat(chance.random((200, 30)) < 0.2, 10, axis=1).astype(np.uint8)
+    simple = entropy(np.bincount(runs.reshape(-1))) * runs.size / 8
+    assert len(encode_chunk(runs, form, "fast")) < 0.4 * simple
+
+
+def test_a_pruned_network_with_a_codebook_takes_what_its_positions_and_codes_take(tmp_path: Path) -> None:
+    teacher = Path(__file__).parents[2] / "sample_weights" / "lenet300_teacher.safetensors"
+    stages = ["prune:method=magnitude,sparsity=0.97", "quantize:scheme=codebook,entries=32,include=*"]
+    api.pipeline(teacher, tmp_path / "plain.safetensors", stages=stages)
+    api.pipeline(teacher, tmp_path / "small.safetensors", stages=[*stages[:-1], f"{stages[-1]},store=archive"])
+    ideal = 0.0
+    api.restore(tmp_path / "plain.safetensors", tmp_path / "expected.safetensors")
+    for _, _, data in archives.read(tmp_path / "expected.safetensors").values():
+        values = np.frombuffer(data, np.float32)
+        books, codes = np.unique(values, return_inverse=True)
+        ideal += entropy(np.bincount(codes)) * values.size / 8 + 4 * len(books)
+    size = (tmp_path / "small.safetensors").stat().st_size
+    assert size < ideal + 700  # headers, directory, tables; models that look at rows and columns win that back
+    assert teacher.stat().st_size > 90 * size
+    api.restore(tmp_path / "small.safetensors", tmp_path / "back.safetensors")
+    assert archives.read(tmp_path / "back.safetensors") == archives.read(tmp_path / "expected.safetensors")
+
+
+# ---- commands ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"bits": 4}, {"bits": 3}, {"scheme": "nf4"}, {"scheme": "nvfp4"}], ids=str)
+def test_what_is_quantized_restores_as_without(tmp_path: Path, options: dict[str, Any]) -> None:
+    weights = (np.random.default_rng(0).standard_normal((64, 256)) * 0.02).astype(np.float32)
+    source = archives.write(tmp_path / "source.safetensors", {"a.weight": ("F32", weights)})
+    api.quantize(source, tmp_path / "plain.safetensors", **options)
+    api.quantize(source, tmp_path / "packed.safetensors", **options, store="archive")
+    api.pipeline(tmp_path / "plain.safetensors", tmp_path / "later.safetensors", store="archive")
+    api.restore(tmp_path / "plain.safetensors", tmp_path / "expected.safetensors")
+    for name in ("packed", "later"):
+        api.restore(tmp_path / f"{name}.safetensors", tmp_path / f"{name}.back.safetensors")
+        back = archives.read(tmp_path / f"{name}.back.safetensors")
+        assert back == archives.read(tmp_path / "expected.safetensors")
+
+
+def test_every_command_reads_it_and_workers_change_no_byte(tmp_path: Path) -> None:
+    weights = (np.random.default_rng(0).standard_normal((3000, 500)) * 0.02).astype(np.float32)
+    source, output = archived(tmp_path, {"a.weight": ("F32", weights), "a.bias": ("F32", weights[0])})
+    api.pipeline(source, tmp_path / "one.safetensors", store="archive", workers=1)
+    assert (tmp_path / "one.safetensors").read_bytes() == output.read_bytes()
+    assert compressor("compare", source, output, "--max-error", 0).code == 0
+    assert compressor("inspect", output, "--stats").code == 0
+    for name in (source, output):
+        api.prune(name, tmp_path / f"{name.stem}.pruned.safetensors", sparsity=0.5)
+    pruned = [archives.read(tmp_path / f"{stem}.pruned.safetensors") for stem in ("source", "archive")]
+    assert pruned[0] == pruned[1]
+
+
+def test_gates_judge_the_coded_size(tmp_path: Path) -> None:
+    source = archives.write(tmp_path / "source.safetensors", {"w": ("F32", np.zeros((300, 300), np.float32))})
+    report = api.pipeline(source, tmp_path / "a.safetensors", store="archive", gates=Gates(max_size=1000))
+    assert report.plan.size_after == (tmp_path / "a.safetensors").stat().st_size
+    with pytest.raises(ReportedGateFailed):
+        api.pipeline(source, tmp_path / "b.safetensors", store="archive", gates=Gates(max_size=100))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "source.safetensors"]
+    report = api.pipeline(source, tmp_path / "c.safetensors", store="archive", dry_run=True)
+    assert any("before entropy coding" in note for note in report.plan.notes)
+
+
+def test_an_archive_of_almost_nothing_is_readable(tmp_path: Path) -> None:
+    source, output = archived(tmp_path, {"w": ("F32", np.zeros((40, 1 << 20), np.float32))})
+    assert 100 < output.stat().st_size < 50_000
+    api.restore(output, tmp_path / "back.safetensors")
+    assert (tmp_path / "back.safetensors").read_bytes()[-1000:] == source.read_bytes()[-1000:]
+
+
+def test_refused_requests(tmp_path: Path) -> None:
+    matrix = np.ones((4, 4), np.float32)
+    source = archives.write(tmp_path / "source.safetensors", {"a.weight": ("F32", matrix)})
+    with pytest.raises(UsageError, match="holds no archive"):
+        api.prune(source, tmp_path / "out.npy", sparsity=0.5, store="archive")
+    stages = ["prune:sparsity=0.5,store=archive", "quantize:bits=4"]
+    with pytest.raises(UsageError, match="Put it on the last stage"):
+        api.pipeline(source, tmp_path / "out.safetensors", stages=stages)
+    with pytest.raises(UsageError, match="give either a recipe or stages"):
+        api.pipeline(source, tmp_path / "out.safetensors")
+
+
+# ---- hostile files -------------------------------------------------------------------------------------
+
+
+def rebuilt(good: bytes, change: Any) -> bytes:
+    """An archive whose directory was changed, with the right checksum and header."""
+    data = bytearray(good[128:])
+    length = int.from_bytes(data[-8:-4], "little")
+    found = json.loads(zlib.decompress(data[-8 - length : -8], -15))
+    change(found)
+    deflater = zlib.compressobj(9, zlib.DEFLATED, -15)
+    raw = deflater.compress(json.dumps(found).encode()) + deflater.flush()
+    data[-8 - length :] = raw + len(raw).to_bytes(4, "little") + zlib.crc32(raw).to_bytes(4, "little")
+    header = {
+        "__metadata__": {"compressor.archive": "1"},
+        "archive": {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]},
+    }
+    text = json.dumps(header).encode().ljust(160)
+    return len(text).to_bytes(8, "little") + text + bytes(data)
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> bytes:
+    weights = (np.random.default_rng(0).standard_normal((20, 30)) * 0.02).astype(np.float32)
+    tensors: archives.Tensors = {"w": ("F32", weights), "i": ("U8", np.arange(90, dtype=np.uint8) % 7)}
+    return archived(tmp_path, tensors)[1].read_bytes()
+
+
+def refused(folder: Path, raw: bytes) -> str:
+    (folder / "bad.safetensors").write_bytes(raw)
+    code, lines = invoke(["restore", str(folder / "bad.safetensors"), "-o", str(folder / "out.safetensors")])
+    assert code == 3, lines
+    assert is_one_line(lines)
+    assert not (folder / "out.safetensors").exists()
+    return lines[0]
+
+
+HUGE = {
+    "sizes without end": lambda found: found["tensors"].update(w=["F32", [2**62, 2**62], "f32.8", [5]]),
+    "more than it can hold": lambda found: found["tensors"].update(w=["F32", [1 << 20, 20], "f32.8", [5] * 20]),
+    "too few chunks": lambda found: found["tensors"]["w"].__setitem__(3, []),
+    "negative": lambda found: found["tensors"]["w"].__setitem__(3, [-5]),
+    "longer than the file": lambda found: found["tensors"]["w"].__setitem__(3, [2**40]),
+    "unknown dtype": lambda found: found["tensors"]["w"].__setitem__(0, "F99"),
+    "foreign form": lambda found: found["tensors"]["w"].__setitem__(2, "c8"),
+    "no list": lambda found: found["tensors"].update(w=7),
+    "no tensors": lambda found: found.pop("tensors"),
+    "metadata of numbers": lambda found: found["metadata"].update(a=1),
+    "bool": lambda found: found["tensors"]["w"].__setitem__(1, [True, 30]),
+    "other shape": lambda found: found["tensors"]["w"].__setitem__(1, [30, 21]),
+}
+
+
+@pytest.mark.parametrize("what", HUGE)
+def test_directories_that_lie(tmp_path: Path, good: bytes, what: str) -> None:
+    assert "archive" in refused(tmp_path, rebuilt(good, HUGE[what]))
+
+
+def test_one_large_claim_is_refused_at_once(tmp_path: Path, good: bytes) -> None:
+    def claim(found: Any) -> None:
+        found["tensors"]["w"] = ["F32", [1 << 14, 1 << 14], "f32.8", [5] * 256]
+
+    assert "can hold" in refused(tmp_path, rebuilt(good, claim))
+
+
+def test_other_versions_and_shapes(tmp_path: Path, good: bytes) -> None:
+    newer = good.replace(b'"compressor.archive":"1"', b'"compressor.archive":"2"')
+    assert "Use a newer compressor" in refused(tmp_path, newer)
+    content = np.zeros(40, np.uint8)
+    for name, tensors in {
+        "name": {"x": ("U8", content)},
+        "dtype": {"archive": ("I8", content)},
+        "empty": {},
+    }.items():
+        path = archives.write(tmp_path / f"{name}.safetensors", tensors, {"compressor.archive": "1"})
+        assert "damaged archive" in refused(tmp_path, path.read_bytes())
+    short = archives.write(
+        tmp_path / "s.safetensors", {"archive": ("U8", content[:3])}, {"compressor.archive": "1"}
+    )
+    assert "too short" in refused(tmp_path, short.read_bytes())
+
+
+def test_any_flipped_bit_is_noticed(tmp_path: Path, good: bytes) -> None:
+    chance = random.Random(0)
+    directory = len(good) - 8 - int.from_bytes(good[-8:-4], "little")
+    for place in chance.sample(range(128, directory), 60):
+        changed = bytearray(good)
+        changed[place] ^= 1 << chance.randrange(8)
+        assert "damaged in the archive" in refused(tmp_path, bytes(changed))
+    for place in chance.sample(range(directory, len(good)), 20):
+        changed = bytearray(good)
+        changed[place] ^= 1 << chance.randrange(8)
+        assert "damaged archive" in refused(tmp_path, bytes(changed))
+
+
+def test_damaged_files_by_the_hundred(tmp_path: Path, good: bytes) -> None:
+    for seed in range(150):
+        raw = damaged(good, random.Random(seed))
+        (tmp_path / "bad.safetensors").write_bytes(raw)
+        output = tmp_path / "out.safetensors"
+        code, lines = invoke(["restore", str(tmp_path / "bad.safetensors"), "-o", str(output), "--force", "-q"])
+        assert code in (0, 3), (seed, lines)
+        assert code == 0 or is_one_line(lines)
+
+
+def test_chunks_with_a_right_checksum_and_a_wrong_inside() -> None:
+    """Nothing but Damaged, whatever a chunk says: the checksum is no protection against its author."""
+    chance = random.Random(0)
+    tensors = [raw for raw in everything().values() if raw[1].size]
+    for dtype, array in chance.sample(tensors, 30):
+        data = np.ascontiguousarray(array).reshape(len(array) if array.ndim > 1 else 1, -1).view(np.uint8)
+        form = likely_form(data, dtype)
+        chunk = encode_chunk(data, form, "small")
+        for _ in range(20):
+            changed = bytearray(chunk)
+            for _ in range(chance.randrange(1, 4)):
+                changed[chance.randrange(4, len(changed))] = chance.randrange(256)
+            raw = bytes(changed[: chance.randrange(4, len(changed) + 1)])
+            try:
+                found = decode_chunk(memoryview(raw), data.shape, form)
+            except Damaged:
+                continue
+            assert np.array_equal(found, data)
+
+
+# ---- small parts ---------------------------------------------------------------------------------------
+
+
+def test_numbers_of_a_head_come_back() -> None:
+    out = BitWriter()
+    values = [*range(-70, 70), 10**6, -(10**9)]
+    for order in range(6):
+        for value in values:
+            out.signed(value, order)
+    source = BitReader(out.to_bytes())
+    assert [source.signed(order) for order in range(6) for _ in values] == values * 6
+    with pytest.raises(Damaged):
+        BitReader(b"").bits(1)
+    with pytest.raises(Damaged):
+        BitReader(bytes(9)).number()
+
+
+def test_tables_come_back_and_sum_up() -> None:
+    chance = np.random.default_rng(0)
+    for alphabet in (2, 5, 256, 4096):
+        counts = chance.integers(0, 50, (3, alphabet)) ** 3
+        counts[1] = 0
+        counts[0, 0] = 1
+        tables = [table_of(row, 16) for row in counts]
+        out = BitWriter()
+        write_tables(out, tables, alphabet)
+        found = read_tables(BitReader(out.to_bytes()), 3, alphabet)
+        for table, back in zip(tables, found, strict=True):
+            assert np.array_equal(table.symbols, back.symbols)
+            if len(table.symbols):
+                assert np.array_equal(table.frequencies, back.frequencies)
+                assert table.frequencies.sum() == 1 << 24
+                assert table.cumulative[-1] == 1 << 24
+
+
+def test_rows_are_cut_as_the_format_says() -> None:
+    from compressor.core.tensor import TensorSpec
+
+    for shape in ((), (0,), (3,), (1 << 21,), (3, (1 << 20) + 1), (5, 7), (0, 9), (9, 0), (2000, 1000), (5, 4, 3)):
+        for dtype in ("F32", "U8", "F64"):
+            spec = TensorSpec("w", dtype, shape)
+            sizes = [format_of.chunk_shape(spec, number) for number in range(format_of.chunks_of(spec))]
+            assert sum(rows * width for rows, width in sizes) == spec.nbytes
