@@ -59,7 +59,7 @@ def test_laws_hold_on_edge_arrays(name: str, dtype: str) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_laws_hold_on_any_finite_bits(data: st.DataObject) -> None:
     """Any bit pattern of any dtype, so that no range of numbers is overlooked."""
     method: Method = data.draw(st.sampled_from(list(COMBINATIONS.values())))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from functools import partial
 
 import ml_dtypes
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.clock import HANGS
 
 from compressor.core import bitpacking as bits
 from compressor.core import floats
@@ -137,13 +137,17 @@ def test_degenerate_metrics_are_defined() -> None:
 def test_results_come_in_order_and_few_wait() -> None:
     running, most = 0, 0
     lock = threading.Lock()
+    later = [threading.Event() for _ in range(15)]
 
     def task(number: int) -> int:
         nonlocal running, most
         with lock:
             running += 1
             most = max(most, running)
-        time.sleep(0.002 * (number % 3))
+        if number % 2:
+            later[number // 2].set()
+        else:  # ends after the one that comes after it
+            assert later[number // 2].wait(HANGS)
         with lock:
             running -= 1
         return number

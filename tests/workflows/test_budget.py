@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
+from support.clock import HANGS
 
 import compressor
 from compressor.calibration.statistics import write_statistics
@@ -43,7 +44,7 @@ def least(units: list[list[Option]], budget: int) -> float:
 
 
 @given(many)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_points_of_the_hull_are_optimal_for_their_size(units: list[list[Option]]) -> None:
     sizes = []
     for chosen in breakpoints(units):
@@ -55,7 +56,7 @@ def test_points_of_the_hull_are_optimal_for_their_size(units: list[list[Option]]
 
 
 @given(many, st.integers(0, 200))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_an_allocation_is_within_the_budget_and_near_the_best(units: list[list[Option]], budget: int) -> None:
     smallest = sum(min(one.size for one in unit) for unit in units)
     if budget < smallest:
@@ -222,7 +223,7 @@ def test_only_what_a_stage_says_itself_holds_for_candidates(model: Path, tmp_pat
     report = compressor.quantize(model, tmp_path / "a.safetensors", **asked)
     assert report.allocation is not None
     assert {row.choice for row in report.allocation.chosen} == {"ternary", "int8g64"}
-    with pytest.raises(UsageError, match="candidate ternary: .*mlx"):
+    with pytest.raises(UsageError, match=r"candidate ternary: .*mlx"):
         compressor.quantize(model, tmp_path / "b.safetensors", **asked, layout="mlx")
 
 
@@ -537,7 +538,7 @@ def test_what_a_command_leaves_running_is_ended(model: Path, tmp_path: Path) -> 
     )
     tune(model, tmp_path, code, evaluations=1)
     pid = int((tmp_path / "count").read_text())
-    for _ in range(100):
+    for _ in range(20 * int(HANGS)):
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
