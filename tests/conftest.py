@@ -1,6 +1,7 @@
 """What holds for all tests, said before any of them imports NumPy."""
 
 import os
+from collections.abc import Iterator
 
 # The command does without BLAS's own threads (compressor/__main__.py). They would be most of what the tests take:
 # two wait for each other at every small product, and there is a test process for each processor already.
@@ -25,3 +26,14 @@ settings.load_profile("compressor")
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Times are judged in the long tests only."""
     clock.judging = item.get_closest_marker("faults") is not None
+
+
+@pytest.fixture
+def unpublished() -> Iterator[None]:
+    """Earlier runs in this process must not look like the one under test."""
+    from compressor.files import staging
+
+    staging._published = False
+    yield
+    staging._published = False
+    assert not staging._pending
