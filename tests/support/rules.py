@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 # A module imports from its own layer and from those before it. `architectures` and `files` lie beside each other.
@@ -52,14 +52,23 @@ THREADS = ("core/parallel/", "files/output.py", "files/unbuffered.py")  # an out
 MOST_COMPLEX, MOST_ARGUMENTS = 15, 7
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Module:
     """One file of a package: where it lies below the package (`files/npy.py`), its dotted name, its tree."""
 
     place: str
     name: str
     tree: ast.Module
-    text: str
+
+    @cached_property
+    def nodes(self) -> tuple[ast.AST, ...]:
+        """Everything in it, at every depth."""
+        return tuple(ast.walk(self.tree))
+
+    @cached_property
+    def calls(self) -> tuple[str, ...]:
+        """What it calls, as it is written."""
+        return tuple(ast.unparse(node.func) for node in self.nodes if isinstance(node, ast.Call))
 
     @property
     def folder(self) -> str:
@@ -84,18 +93,22 @@ def modules_of(package: Path) -> dict[str, Module]:
         place = path.relative_to(package).as_posix()
         parts = (package.name, *place.removesuffix(".py").split("/"))
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        text = path.read_text(encoding="utf-8")
-        found[name] = Module(place, name, ast.parse(text), text)
+        found[name] = Module(place, name, ast.parse(path.read_text(encoding="utf-8")))
     return found
 
 
-def imports_of(package: Path) -> Iterator[Import]:
+@cache
+def imports_of(package: Path) -> tuple[Import, ...]:
     """What modules take from each other: at the top, in functions, for typing, relative, or named in a string."""
+    return tuple(_imports_of(package))
+
+
+def _imports_of(package: Path) -> Iterator[Import]:
     modules = modules_of(package)
     named = modules.keys() - {package.name}
     for module in modules.values():
-        said = {id(node.value) for node in ast.walk(module.tree) if isinstance(node, ast.Expr)}  # docstrings
-        for node in ast.walk(module.tree):
+        said = {id(node.value) for node in module.nodes if isinstance(node, ast.Expr)}  # docstrings
+        for node in module.nodes:
             if isinstance(node, ast.Import):
                 for alias in node.names:
                     if alias.name.split(".")[0] == package.name:
@@ -179,7 +192,7 @@ def private_taken_from_afar(package: Path) -> list[str]:
                 bad.add(f"{one.source.place}: {one.target}{f' ({one.name})' if one.name else ''}")
     for module in modules.values():
         held = _modules_held(module, modules)
-        for node in ast.walk(module.tree):
+        for node in module.nodes:
             if not (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and _private(node.attr)):
                 continue
             target = held.get(node.value.id)
@@ -210,7 +223,7 @@ def _within(source: Module, owner: str, modules: dict[str, Module]) -> bool:
 def _modules_held(module: Module, modules: dict[str, Module]) -> dict[str, str]:
     """The names in a module that stand for other modules of the package."""
     held = {}
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 inner = f"{_absolute(module, node)}.{alias.name}"
@@ -247,7 +260,7 @@ def asks_which_method(package: Path) -> list[str]:
         if module.place.startswith("methods/"):
             continue
         concrete = _methods_named(module, modules)
-        for node in ast.walk(module.tree):
+        for node in module.nodes:
             if isinstance(node, ast.Compare):
                 sides = [node.left, *node.comparators]
                 if any(isinstance(side, ast.Attribute) and side.attr == "id" for side in sides) and any(
@@ -289,7 +302,7 @@ def _method_classes(package: Path) -> Iterator[ast.ClassDef]:
 def _methods_named(module: Module, modules: dict[str, Module]) -> set[str]:
     """What a module calls the classes that it takes from the methods' own folders."""
     found = set()
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.ImportFrom):
             start = _absolute(module, node)
             for alias in node.names:
@@ -325,7 +338,7 @@ def goes_by_words(package: Path) -> list[str]:
     """Where what is done hangs on the words of a message instead of the class of an error or a value."""
     bad = set()
     for module in modules_of(package).values():
-        for node in ast.walk(module.tree):
+        for node in module.nodes:
             if isinstance(node, ast.Compare):
                 sides = [node.left, *node.comparators]
                 empty = [isinstance(side, ast.Constant) and side.value in ("", None) for side in sides]
@@ -379,13 +392,11 @@ OWN = re.compile(
 def touches_the_disk(package: Path) -> list[str]:
     """Calls that open, read, write or list files outside of files/."""
     bad = {
-        f"{module.place}: {ast.unparse(node.func)}"
+        f"{module.place}: {called}"
         for module in modules_of(package).values()
         if not module.place.startswith("files/")
-        for node in ast.walk(module.tree)
-        if isinstance(node, ast.Call)
-        and OPENING.match(ast.unparse(node.func))
-        and not OWN.match(ast.unparse(node.func))
+        for called in module.calls
+        if OPENING.match(called) and not OWN.match(called)
     }
     return sorted(bad - DISK)
 
@@ -396,11 +407,9 @@ def prints(package: Path) -> list[str]:
     for module in modules_of(package).values():
         if module.place.startswith("cli/"):
             continue
-        for node in ast.walk(module.tree):
-            if isinstance(node, ast.Call):
-                called = ast.unparse(node.func)
-                if called in ("print", "input") or called.startswith("sys.std"):
-                    bad.add(f"{module.place}: {called}")
+        for called in module.calls:
+            if called in ("print", "input") or called.startswith("sys.std"):
+                bad.add(f"{module.place}: {called}")
         for name in _imported(module) & {"rich", "click", "logging", "warnings"}:
             bad.add(f"{module.place}: {name}")
     return sorted(bad)
@@ -414,11 +423,9 @@ def makes_threads(package: Path) -> list[str]:
             continue
         for name in _imported(module) & {"threading", "multiprocessing", "asyncio", "threadpoolctl", "_thread"}:
             bad.add(f"{module.place}: {name}")
-        for node in ast.walk(module.tree):
-            if isinstance(node, ast.Call):
-                made = _last(ast.unparse(node.func))
-                if made in ("ThreadPoolExecutor", "ProcessPoolExecutor", "Thread", "fork"):
-                    bad.add(f"{module.place}: {made}")
+        for made in map(_last, module.calls):
+            if made in ("ThreadPoolExecutor", "ProcessPoolExecutor", "Thread", "fork"):
+                bad.add(f"{module.place}: {made}")
     return sorted(bad)
 
 
@@ -438,7 +445,7 @@ def impure_methods(package: Path) -> list[str]:
 def _imported(module: Module) -> set[str]:
     """The first names of everything that a module imports, wherever it does."""
     found = set()
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -454,12 +461,6 @@ def ill_kept(package: Path) -> list[str]:
             bad.add(f"{module.place}: has no docstring")
         if _last(module.name) in SAYING_NOTHING:
             bad.add(f"{module.place}: has a name that says nothing")
-        for node in ast.walk(module.tree):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
-                "eval",
-                "exec",
-                "pickle.load",
-                "pickle.loads",
-            ):
-                bad.add(f"{module.place}: {ast.unparse(node.func)}")
+        for called in {"eval", "exec", "pickle.load", "pickle.loads"}.intersection(module.calls):
+            bad.add(f"{module.place}: {called}")
     return sorted(bad)
