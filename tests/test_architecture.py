@@ -279,6 +279,7 @@ PLANTED: list[tuple[Rule, str, str, str]] = [
     (rules.impure_methods, "methods/quantize/int.py", "def f():\n    import time", "time"),
     (rules.impure_methods, "methods/contract.py", "from house.files.npy import read", "house.files.npy"),
     (rules.ill_kept, "core/floats.py", "one = 1", "has no docstring"),
+    (rules.ill_kept, "core/loose/new.py", '"""In no package."""', "core/loose: has no __init__"),
     (rules.ill_kept, "core/utils.py", '"""This and that."""', "a name that says nothing"),
     (rules.ill_kept, "core/errors.py", "eval('1')", "eval"),
 ]
@@ -303,7 +304,7 @@ def test_a_tidy_house_breaks_no_rule(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("rule", "place", "text", "said"), PLANTED)
 def test_every_rule_finds_what_is_planted(rule: Rule, place: str, text: str, said: str, tmp_path: Path) -> None:
     path = built(tmp_path) / place
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text((f"{path.read_text()}\n\n" if path.exists() else "") + text + "\n")
     found = rule(tmp_path / "house")
     assert any(said in one for one in found), found

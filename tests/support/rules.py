@@ -454,8 +454,13 @@ def _imported(module: Module) -> set[str]:
 
 
 def ill_kept(package: Path) -> list[str]:
-    """Modules that do not say what they are for, have a name that says nothing, or run what they read."""
+    """Modules that do not say what they are for, have a name that says nothing, or run what they read; folders that
+    are no packages."""
     bad = set()
+    for path in package.rglob("*.py"):
+        for folder in path.relative_to(package).parents:
+            if not (package / folder / "__init__.py").exists():
+                bad.add(f"{folder.as_posix()}: has no __init__")
     for module in modules_of(package).values():
         if not ast.get_docstring(module.tree):
             bad.add(f"{module.place}: has no docstring")
