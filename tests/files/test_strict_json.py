@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,12 @@ def test_json_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         parse_object(b"{}", "x")
 
 
-_BOMBS = {
-    "lists": b'{"a":[' + b"[]," * 7_900_000 + b"1]}",
-    "objects": b'{"a":[' + b"{}," * 1_300_000 + b"1]}",
-    "texts": b'{"a":{' + b",".join(b'"%06x":"%02x"' % (n, n % 256) for n in range(700_000)) + b"}}",
-    "wide": ('{"a":"' + "x" * 23_900_000 + '\U0001f600"}').encode(),
-    "floats": b'{"a":[' + b"1.1," * 2_800_000 + b"1]}",
+_BOMBS: dict[str, Callable[[], bytes]] = {
+    "lists": lambda: b'{"a":[' + b"[]," * 7_900_000 + b"1]}",
+    "objects": lambda: b'{"a":[' + b"{}," * 1_300_000 + b"1]}",
+    "texts": lambda: b'{"a":{' + b",".join(b'"%06x":"%02x"' % (n, n % 256) for n in range(700_000)) + b"}}",
+    "wide": lambda: ('{"a":"' + "x" * 23_900_000 + '\U0001f600"}').encode(),
+    "floats": lambda: b'{"a":[' + b"1.1," * 2_800_000 + b"1]}",
 }
 _MEASURE = """
 import sys
@@ -86,7 +87,7 @@ print(peak_memory() - before)
 def test_json_costs_bounded_memory(tmp_path: Path, bomb: str) -> None:
     """A byte of JSON can become thirty in memory; the whole costs at most 256 MiB, accepted or not."""
     path = tmp_path / "x.json"
-    path.write_bytes(_BOMBS[bomb])
+    path.write_bytes(_BOMBS[bomb]())
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-c", _MEASURE, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
