@@ -469,3 +469,20 @@ def ill_kept(package: Path) -> list[str]:
         for called in {"eval", "exec", "pickle.load", "pickle.loads"}.intersection(module.calls):
             bad.add(f"{module.place}: {called}")
     return sorted(bad)
+
+
+CLOCK = re.compile(r"\b(monotonic|process_time|perf_counter|time\.time|seconds|elapsed|duration)\b")
+
+
+def judges_times(tests: Path) -> list[str]:
+    """Assertions about how long something took, and deadlines of Hypothesis, in a folder of tests. The one place for
+    the former is support/clock.py, whose own are judged in the long tests only."""
+    bad = set()
+    for path in sorted(set(tests.rglob("*.py")) - {tests / "support" / "clock.py"}):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            place = path.relative_to(tests).as_posix()
+            if isinstance(node, ast.Assert) and CLOCK.search(ast.unparse(node.test)):
+                bad.add(f"{place}: {ast.unparse(node)}")
+            elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("settings"):
+                bad |= {f"{place}: {ast.unparse(node)}" for word in node.keywords if word.arg == "deadline"}
+    return sorted(bad)
