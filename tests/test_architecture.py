@@ -323,10 +323,7 @@ def test_ruff_has_the_limits_of_the_rule() -> None:
 
 
 def test_no_test_judges_a_time(tmp_path: Path) -> None:
-    """What `support.clock.at_most` does is judged in the long tests only."""
-    assert rules.judges_times(Path(__file__).parent) == [
-        "support/clock.py: assert not judging or seconds < limit, told"
-    ]
+    assert rules.judges_times(Path(__file__).parent) == []
     planted = ("assert time.monotonic() - start < 2", "assert run.seconds < 2", "settings(deadline=200)")
     for text in planted:
         (tmp_path / "test_planted.py").write_text(f"{text}\n")

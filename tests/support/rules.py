@@ -475,8 +475,8 @@ CLOCK = re.compile(r"\b(monotonic|process_time|perf_counter|time\.time|seconds|e
 
 
 def judges_times(tests: Path) -> list[str]:
-    """Assertions about how long something took, and deadlines of Hypothesis, in a folder of tests. The one place for
-    the former is support/clock.py, whose own are judged in the long tests only."""
+    """Assertions about how long something took, and deadlines of Hypothesis, in a folder of tests; but for those of
+    support/clock.py, which are made in the long tests only."""
     bad = set()
     for path in sorted(set(tests.rglob("*.py")) - {tests / "support" / "clock.py"}):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
