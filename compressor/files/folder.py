@@ -28,7 +28,7 @@ from typing import Any
 
 from compressor.core.errors import InputError
 from compressor.core.text import printable
-from compressor.files import archive
+from compressor.files import archive, torch_state
 from compressor.files.input_file import InputFile
 from compressor.files.safetensors import read_header
 from compressor.files.source import Source, SourceFile, assemble
@@ -36,6 +36,7 @@ from compressor.files.strict_json import read_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+TORCH_SINGLE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 CONFIG = "config.json"
 PIPELINE = "model_index.json"  # of diffusers: what each sub-folder holds
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -55,7 +56,7 @@ _WHOLE = re.compile(rf"(?P<stem>{'|'.join(_STEMS)}){_VARIANT}\.safetensors")
 _INDEXED = re.compile(rf"(?P<stem>{'|'.join(_STEMS)})\.safetensors\.index{_VARIANT}\.json")
 _SHARD = re.compile(
     r"(?P<stem>[\w.-]+?)-(?P<number>\d{5})-of-(?P<count>\d{5})"
-    rf"{_VARIANT}\.safetensors"
+    rf"{_VARIANT}\.(?P<suffix>safetensors|bin)"
 )
 
 
@@ -84,8 +85,11 @@ def open_folder(path: str) -> Source:
     files = []
     for shard in weights.shards:
         file = InputFile.open(os.path.join(path, shard))
-        files.append(SourceFile(shard, *archive.opened(file, read_header(file))))
-    carried, left = _others(path, {*weights.shards, weights.index, CONFIG})
+        if shard.endswith(".bin"):
+            files.append(SourceFile(_converted(shard), file, torch_state.read_header(file)))
+        else:
+            files.append(SourceFile(shard, *archive.opened(file, read_header(file))))
+    carried, left, linked = _others(path, {*weights.shards, weights.index, CONFIG})
     config = None
     if CONFIG in names:
         carried[CONFIG] = InputFile.open(os.path.join(path, CONFIG))
@@ -97,13 +101,20 @@ def open_folder(path: str) -> Source:
         config=config,
         carried=carried,
         left=left,
-        index=weights.index,
+        index=_converted(weights.index),
         index_metadata=weights.metadata,
+        linked=linked,
     )
     notes = weights.notes
     if weights.weight_map is not None:
-        notes += tuple(_compared(source, weights.weight_map))
+        notes += tuple(_compared(source, {name: _converted(shard) for name, shard in weights.weight_map.items()}))
     return replace(source, notes=notes)
+
+
+def _converted(name: str) -> str:
+    """What a file of PyTorch's weights, or its index, is called as safetensors."""
+    stem, bin_, rest = name.partition(".bin")
+    return f"{stem.replace('pytorch_model', 'model', 1)}.safetensors{rest}" if bin_ else name
 
 
 def _weights(path: str, names: Sequence[str]) -> _Weights:
@@ -123,12 +134,7 @@ def _weights(path: str, names: Sequence[str]) -> _Weights:
             return weights
         whole = name.partition(".index")[0]
         if whole not in names:
-            raise InputError(
-                f"the index names {printable(missing[0], 100)}, which is not there"
-                + (f" (nor {len(missing) - 1} more)" if len(missing) > 1 else ""),
-                file=path,
-                remedy="Fetch the missing shards",
-            )
+            raise _missing(path, missing)
         stale = (f"{name} names shards that are not there: {whole} was read, as loaders do",)
     return _unindexed(path, names)
 
@@ -141,7 +147,7 @@ def _indexed(path: str, name: str) -> _Weights:
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError("has no weight_map", file=file.path, remedy="Fetch the index again")
     for tensor, shard in weight_map.items():
-        if not isinstance(shard, str) or not _is_plain(shard):
+        if not isinstance(shard, str) or not _is_plain(shard, os.path.splitext(name.partition(".index")[0])[1]):
             raise InputError(
                 f"the shard name {printable(str(shard), 80)!r} is not a plain file name",
                 file=file.path,
@@ -165,16 +171,16 @@ def _set_of(named: Sequence[str]) -> set[str]:
     if not parts or None in parts:
         return set()
     sets = {
-        (os.path.dirname(name), part["stem"], part["count"], part["variant"])
+        (os.path.dirname(name), part["stem"], part["count"], part["variant"], part["suffix"])
         for name, part in zip(named, parts, strict=True)
         if part
     }
     return set(_members(*sets.pop())) if len(sets) == 1 else set()
 
 
-def _members(inside: str, stem: str, count: str, variant: str | None) -> list[str]:
+def _members(inside: str, stem: str, count: str, variant: str | None, suffix: str) -> list[str]:
     middle = f".{variant}" if variant else ""
-    names = (f"{stem}-{number:05d}-of-{count}{middle}.safetensors" for number in range(1, int(count) + 1))
+    names = (f"{stem}-{number:05d}-of-{count}{middle}.{suffix}" for number in range(1, int(count) + 1))
     return [os.path.join(inside, name) for name in names]
 
 
@@ -183,14 +189,16 @@ def _unindexed(path: str, names: Sequence[str]) -> _Weights:
     sets = {
         (match["stem"], match["count"], match["variant"])
         for name in names
-        if (match := _SHARD.fullmatch(name)) and match["stem"] in _STEMS
+        if (match := _SHARD.fullmatch(name)) and match["stem"] in _STEMS and match["suffix"] == "safetensors"
     }
+    if not sets and (weights := _torch_weights(path, names)) is not None:
+        return weights
     chosen = min(
         sets, key=lambda one: (one[2] is not None, _STEMS.index(one[0]), one[2] or "", one[1]), default=None
     )
     if chosen is None:
         raise _no_weights(path, names)
-    shards = _members("", *chosen) if int(chosen[1]) <= 100_000 else []
+    shards = _members("", *chosen, "safetensors") if int(chosen[1]) <= 100_000 else []
     missing = [shard for shard in shards if shard not in names]
     if missing or not shards:
         raise InputError(
@@ -205,11 +213,34 @@ def _unindexed(path: str, names: Sequence[str]) -> _Weights:
     return _Weights(tuple(shards), index, notes=("the shards have no index: all of their set are read",))
 
 
-def _is_plain(name: str) -> bool:
+def _torch_weights(path: str, names: Sequence[str]) -> _Weights | None:
+    """Weights as PyTorch pickles them, where there are no others: the whole, or shards with their index."""
+    note = ("the weights are pickles of PyTorch: their tensors were read, nothing in them was run",)
+    if TORCH_SINGLE in names:
+        return _Weights((TORCH_SINGLE,), notes=note)
+    if TORCH_INDEX not in names:
+        return None
+    weights = _indexed(path, TORCH_INDEX)
+    missing = [shard for shard in weights.shards if not os.path.lexists(os.path.join(path, shard))]
+    if missing:
+        raise _missing(path, missing)
+    return replace(weights, notes=(*note, *weights.notes))
+
+
+def _missing(path: str, missing: Sequence[str]) -> InputError:
+    more = f" (nor {len(missing) - 1} more)" if len(missing) > 1 else ""
+    return InputError(
+        f"the index names {printable(missing[0], 100)}, which is not there{more}",
+        file=path,
+        remedy="Fetch the missing shards",
+    )
+
+
+def _is_plain(name: str, suffix: str) -> bool:
     """A path within the folder, ending as shards do."""
     parts = name.split("/")
     return (
-        name.endswith(".safetensors")
+        name.endswith(suffix)
         and len(parts) <= _DEEPEST
         and all(part and len(part.encode(errors="replace")) <= 255 and not part.startswith(".") for part in parts)
         and not any(c in name for c in "\\\0")
@@ -241,8 +272,10 @@ def _shown(names: Sequence[str]) -> str:
     return f"{printable(names[0], 100)}{more}"
 
 
-def _others(path: str, known: set[str]) -> tuple[dict[str, InputFile], dict[str, str]]:
-    """Files to carry over by their path within the folder, and those left behind with the reason."""
+def _others(path: str, known: set[str]) -> tuple[dict[str, InputFile], dict[str, str], tuple[str, ...]]:
+    """Files to carry over by their path within the folder, those left behind with the reason, and where links lead
+    that are not followed."""
+    linked: list[str] = []
     carried: dict[str, InputFile] = {}
     left: dict[str, str] = {}
     homes = _homes(path)
@@ -274,12 +307,13 @@ def _others(path: str, known: set[str]) -> tuple[dict[str, InputFile], dict[str,
                 left[name] = "temporary file"
             elif entry.is_symlink() and not os.path.realpath(entry.path).startswith(homes):
                 left[name] = "a link that leads out of the folder"
+                linked.append(os.path.realpath(entry.path))
             else:
                 carried[name] = InputFile.open(entry.path)
         if adapted and not any(_ADAPTERS.fullmatch(entry.name) for entry in entries):
             carried.pop(f"{inside}{ADAPTER_CONFIG}", None)
             left[f"{inside}{ADAPTER_CONFIG}"] = "describes an adapter whose weights are not there"
-    return carried, left
+    return carried, left, tuple(linked)
 
 
 def _homes(path: str) -> tuple[str, ...]:

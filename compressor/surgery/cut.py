@@ -249,6 +249,7 @@ def _source(
         index=source.index,
         index_metadata=source.index_metadata,
         notes=source.notes,
+        linked=source.linked,
         original=source.original if isinstance(source, CutSource) else source,
         places=placed(_places(checkpoint), checkpoint.tensors, tensors),
     )

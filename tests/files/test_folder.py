@@ -553,7 +553,7 @@ def test_a_folder_that_cannot_be_listed(model: Path, monkeypatch: pytest.MonkeyP
     [
         ([], "Give a folder with model.safetensors, or with shards and their index"),
         (["config.json"], "Give a folder with model.safetensors, or with shards and their index"),
-        (["pytorch_model.bin", "config.json"], "It holds pytorch_model.bin: convert it to safetensors first"),
+        (["other_model.bin", "config.json"], "It holds other_model.bin: convert it to safetensors first"),
         (["model.pt"], "It holds model.pt: convert it to safetensors first"),
         (["model-Q4.gguf"], "It holds model-Q4.gguf: convert it to safetensors first"),
         (["weights.npz"], "It holds weights.npz: convert it to safetensors first"),
@@ -569,7 +569,7 @@ def test_folders_without_weights(tmp_path: Path, names: list[str], remedy: str) 
     refused(folder, f"is a folder without {SINGLE} or {INDEX}", remedy)
 
 
-@pytest.mark.parametrize("name", ["model.bin", "model.pt", "model.gguf", "model.onnx", "model", "model.safetensor"])
+@pytest.mark.parametrize("name", ["model.gguf", "model.onnx", "model", "model.safetensor"])
 def test_files_that_are_no_container_of_ours(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(b"\x80\x04K\x01.")
