@@ -11,8 +11,10 @@ empty lists would take thirty times its own size in memory.
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from math import prod
 from typing import Any, TypeVar
 
@@ -68,7 +70,7 @@ def read_header(file: InputFile) -> Header:
     scanner = _Scanner(raw, file.path, file.size - 8 - length)
     scanner.scan()
     _check_places(scanner.tensors, file.size - 8 - length, file.path)
-    _check_with_library(file.path)
+    _check_with_library(file, raw)
     placed = [Placed(spec, 8 + length + begin) for begin, _, spec in scanner.tensors]
     return Header(tuple(sorted(placed, key=lambda placed: placed.spec.name)), scanner.metadata)
 
@@ -290,14 +292,33 @@ def _check_places(tensors: list[tuple[int, int, TensorSpec]], size: int, path: s
         raise InputError(f"has {size - reached} bytes after its last tensor", file=path, remedy=_AGAIN)
 
 
-def _check_with_library(path: str) -> None:
+def _check_with_library(file: InputFile, raw: bytearray) -> None:
     """The library must accept the header too: others will read by it."""
     from safetensors import SafetensorError, safe_open  # here because `--help` should not wait for it
 
     try:
-        with safe_open(path, framework="np"):
+        with _standing_in(file, raw) as path, safe_open(path, framework="np"):
             pass
     except (SafetensorError, OSError, MemoryError) as error:  # MemoryError: the library maps the whole file
         text = printable(str(error).partition("\n")[0], 160)
         remedy = "Raise the limit of address space" if isinstance(error, MemoryError) else _AGAIN
-        raise InputError(f"the safetensors library refuses it: {text}", file=path, remedy=remedy) from error
+        raise InputError(f"the safetensors library refuses it: {text}", file=file.path, remedy=remedy) from error
+
+
+@contextmanager
+def _standing_in(file: InputFile, raw: bytearray) -> Iterator[str]:
+    """A file of the same header and size for the library to map, in memory and full of holes: whoever cuts off a
+    mapped file kills the process that reads it. The file itself where the system has no such files."""
+    with ExitStack() as stack:
+        path = file.path
+        with suppress(OSError, AttributeError):  # a limit of file sizes holds for these too
+            fd = os.memfd_create("header", os.MFD_CLOEXEC)
+            stack.callback(os.close, fd)
+            os.truncate(fd, file.size)
+            for offset, piece in ((0, len(raw).to_bytes(8, "little")), (8, raw)):
+                view = memoryview(piece)
+                while view:
+                    done = os.pwrite(fd, view, offset)
+                    view, offset = view[done:], offset + done
+            path = f"/proc/self/fd/{fd}"
+        yield path

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from compressor.files.zip_directory import Member, read_members, stored
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 _MAX_PICKLE = 100_000_000
+_PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
 _BOUND = 2**63
 _STORAGES = {
     "DoubleStorage": "F64",
@@ -115,8 +117,10 @@ def _unpickled(file: InputFile, member: Member) -> Any:
     stored(file, member)
     if member.size > _MAX_PICKLE:
         raise InputError(f"has a pickle of {member.size} bytes; the limit is {_MAX_PICKLE}", file=file.path)
+    raw = file.read(member.begin, member.size)
     try:
-        return _Unpickler(io.BytesIO(file.read(member.begin, member.size))).load()
+        _check_memo(raw)
+        return _Unpickler(io.BytesIO(raw)).load()
     except _Unknown as error:
         raise InputError(
             f"holds {printable(str(error), 100)}, which is no tensor and is never loaded",
@@ -127,6 +131,16 @@ def _unpickled(file: InputFile, member: Member) -> Any:
         raise InputError("has a pickle that takes too much memory", file=file.path, remedy=_RESAVE) from error
     except Exception as error:  # a damaged pickle fails in any way
         raise InputError("has a damaged pickle", file=file.path, remedy="Download it again") from error
+
+
+def _check_memo(raw: bytes) -> None:
+    """ValueError where places of the memo are not counted up: the unpickler makes room for the largest one."""
+    places = 0
+    for operation, argument, _ in pickletools.genops(raw):
+        if operation.name in _PUTS and isinstance(argument, int):
+            if argument > places + 1:
+                raise ValueError("a place of the memo that is too far")
+            places = max(places, argument)
 
 
 def _state_dict(found: Any, file: InputFile) -> dict[str, _Tensor]:

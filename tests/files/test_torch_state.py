@@ -104,6 +104,7 @@ def test_no_code_of_a_file_is_run(tmp_path: Path, wrap: Any) -> None:
         (b"", "has a damaged pickle"),
         (b"\x80\x02}q\x00", "has a damaged pickle"),
         (b"(" * 100_000, "has a damaged pickle"),
+        (b"\x80\x02}r\xff\xff\xff\x7f.", "has a damaged pickle"),  # would make room for 2^31 places
         (b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x00.", "has a damaged pickle"),
     ],
 )
