@@ -17,8 +17,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+from compressor.architectures.model_types import model_types
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.text import printable
@@ -26,7 +26,6 @@ from compressor.files.source import StoredTensor
 
 _FUSED = re.compile(r"(?P<module>(?:.*\.)?experts)\.(?P<name>gate_up_proj|down_proj)(?P<bias>_bias)?")
 _MOST = 4096  # experts of a layer; a file that claims more is not believed
-_DEEPEST = 3  # configs inside configs: text_config, thinker_config.text_config
 
 
 @dataclass(frozen=True)
@@ -149,22 +148,13 @@ def _layer(module: str, tensors: Mapping[str, Tensor]) -> _Layer | None:
 
 def _family(checkpoint: Checkpoint, layers: Sequence[_Layer]) -> Family | None:
     if checkpoint.source.config is not None:
-        types = _model_types(checkpoint.source.config, _DEEPEST)
+        types = model_types(checkpoint.source.config)
         return next((_FAMILIES[name] for name in types if name in _FAMILIES), None)
     if layers and all(layer.transposed and "gate_up_proj_bias" in layer.tensors for layer in layers):
         return _GPT_OSS
     if layers and all(layer.transposed and "feed_forward.experts" in layer.module for layer in layers):
         return _LLAMA4
     return None
-
-
-def _model_types(config: Mapping[str, Any], depth: int) -> Iterator[str]:
-    """The model_type of a config and of the configs inside it."""
-    if isinstance(config.get("model_type"), str):
-        yield config["model_type"]
-    for key, inner in config.items():
-        if depth and key.endswith("_config") and isinstance(inner, dict):
-            yield from _model_types(inner, depth - 1)
 
 
 # ---- the matrices --------------------------------------------------------------------------------------

@@ -24,7 +24,6 @@ from compressor import api
 from compressor.cli.report import page, progress, render, table
 from compressor.core.errors import InputError, UsageError
 from compressor.core.parallel import threads as local
-from compressor.core.selection import kept
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Workspace
 from compressor.methods import registry
@@ -33,6 +32,7 @@ from compressor.methods.options import option
 from compressor.methods.parts import Part
 from compressor.methods.registry import make_method, methods_of
 from compressor.recipe.model import Recipe, Stage
+from compressor.recipe.selection import left_alone
 
 
 @dataclass(frozen=True)
@@ -170,11 +170,11 @@ def test_equal_work_has_equal_plans(tmp_path: Path) -> None:
 def test_what_is_left_alone_in_language_models(name: str, reason: str | None) -> None:
     spec = TensorSpec(name, "BF16", (4, 4))
     for verb in ("prune", "quantize"):
-        found = kept(spec, verb, (), ())
+        found = left_alone(spec, verb, (), ())
         assert (found.reason.split(" (")[0] if found else None) == reason
-        assert kept(spec, verb, ("*",), ()) is None
-    assert kept(spec, "distill", (), ()) is None
-    excluded = kept(spec, "prune", ("*",), ("*weight",))
+        assert left_alone(spec, verb, ("*",), ()) is None
+    assert left_alone(spec, "distill", (), ()) is None
+    excluded = left_alone(spec, "prune", ("*",), ("*weight",))
     assert excluded is not None
     assert excluded.asked
 

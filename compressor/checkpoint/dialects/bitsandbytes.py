@@ -10,10 +10,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from compressor.architectures.conv1d import is_conv1d
+from compressor.architectures.heads import HEADS
+from compressor.architectures.roles import Role, role_of
 from compressor.checkpoint.dialects import KEYS
 from compressor.core.errors import InputError
 from compressor.core.lazy import np
-from compressor.core.selection import kept
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.text import printable
 from compressor.core.workspace import Array, Workspace
@@ -29,10 +31,7 @@ KEY = KEYS[0]
 _BESIDE = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
 _REMEDY = "Give the unquantized model"
 # Output heads that share the embedding's weight or are called otherwise in the file; loaders compare ends of names
-_HEADS = ("lm_head", "lm_head.decoder", "embed_out", "predictions.decoder", "vocab_projector", "generator_lm_head")
-# transformers' Conv1D keeps [in, out]; loaders expect the codes of its transpose
-_TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
-_CONV1D = re.compile(r"\.(c_attn|q_attn|c_proj|c_fc)\.weight$")
+_HEADS = tuple(head.replace("\\.", ".") for head in HEADS)
 
 
 def speaks(config: Mapping[str, Any]) -> bool:
@@ -53,11 +52,8 @@ def configure(
     """config.json with the quantization_config of a folder with these packed and these dense tensors; None where
     a loader would not take one of them."""
     for spec, _ in packed:
-        default = kept(spec, "quantize", (), ())
-        embedding = default is not None and default.reason.startswith("embedding")
-        transposed = config.get("model_type") in _TRANSPOSED and _CONV1D.search(spec.name)
-        if embedding or transposed:
-            return None
+        if role_of(spec.name, spec.shape) is Role.EMBEDDING or is_conv1d(config, spec.name):
+            return None  # loaders expect the codes of a Conv1D's transpose
     modules = {_module(spec.name) for spec, _ in packed}
     untouched = {_module(spec.name) for spec in dense if len(spec.shape) == 2 and spec.name.endswith(".weight")}
     declared = {

@@ -12,8 +12,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from compressor.architectures.conv1d import is_conv1d
+from compressor.architectures.heads import HEADS
+from compressor.architectures.roles import Role, role_of
 from compressor.checkpoint.dialects._compressed_tensors_reading import KEY, leftovers, stored_tensors
-from compressor.core.selection import kept
 from compressor.core.tensor import TensorSpec
 from compressor.methods.contract import Encoder
 
@@ -25,11 +27,7 @@ METADATA = "pt"
 # What a model that holds a base model calls it, beside its model_type (`bert.encoder.…`)
 _WRAPPERS = ("model", "transformer", "language_model")
 # Output heads, which share the embedding's weight in many models
-_HEADS = r"re:(.*\.)?(lm_head|lm_head\.decoder|embed_out|predictions\.decoder|vocab_projector|generator_lm_head)$"
-
-# The models whose linear layers are transformers' Conv1D, [in, out], which no loader quantizes
-_TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
-_CONV1D = re.compile(r"\.(c_attn|q_attn|c_proj|c_fc)\.weight$")
+_HEADS = rf"re:(.*\.)?({'|'.join(HEADS)})$"
 
 
 def speaks(config: Mapping[str, Any]) -> bool:
@@ -45,7 +43,7 @@ def configure(
     schemes: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for spec, encoder in packed:
         scheme = encoder.config(spec)
-        if scheme is None or holds_transposed(config, [(spec, encoder)]):
+        if scheme is None or is_conv1d(config, spec.name):
             return None
         if _is_embedding(spec):
             scheme = {**scheme, "input_activations": None}  # its input is token ids, which nobody may round
@@ -82,20 +80,9 @@ def configure(
     return {**config, KEY: declared}
 
 
-def holds_transposed(config: Mapping[str, Any], packed: Sequence[tuple[TensorSpec, Encoder]]) -> bool:
-    """Whether any of the packed tensors is the weight of a Conv1D."""
-    return any(is_transposed(config, spec) for spec, _ in packed)
-
-
-def is_transposed(config: Mapping[str, Any] | None, spec: TensorSpec) -> bool:
-    """Whether the tensor is the weight of a Conv1D, which has a row for each input."""
-    return (config or {}).get("model_type") in _TRANSPOSED and _CONV1D.search(spec.name) is not None
-
-
 def _is_embedding(spec: TensorSpec) -> bool:
     """Whether a packed tensor belongs to a module that is no Linear, and is treated because the user asked."""
-    default = kept(spec, "quantize", (), ())
-    return default is not None and default.reason.startswith("embedding")
+    return role_of(spec.name, spec.shape) is Role.EMBEDDING
 
 
 def _patterns(modules: Iterable[str], others: Iterable[str], wrappers: Iterable[str]) -> list[str]:

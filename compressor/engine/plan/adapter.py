@@ -73,7 +73,7 @@ def with_adapters(jobs: Sequence[Job], checkpoint: Checkpoint) -> tuple[list[Job
     reasons: dict[str, list[str]] = {}
     for job in jobs:
         if not job.steps:
-            reasons.setdefault("; ".join(why.reason for why in job.kept), []).append(job.spec.name)
+            reasons.setdefault("; ".join(why.reason for why in job.left_alone), []).append(job.spec.name)
     if not made:
         raise InputError(
             f"no tensor needs an adapter: {'; '.join(map(printable, reasons)) or 'it holds none'}",

@@ -13,13 +13,12 @@ from compressor.checkpoint import dialects
 from compressor.checkpoint import record as provenance
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
 from compressor.core.errors import CompressorError, InputError, UsageError, raise_all
-from compressor.core.selection import VECTOR, Kept
 from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
 from compressor.engine.plan.adapter import adapter_files, adapter_notes, check_adapter, makes_adapter, with_adapters
 from compressor.engine.plan.carried import others, whole_note
 from compressor.engine.plan.checks import check_container, check_dialects, check_fused, check_names, check_stores
-from compressor.engine.plan.pairing import bias_kept, described, informed, memory_note, partner_for
+from compressor.engine.plan.pairing import bias_left_alone, described, informed, memory_note, partner_for
 from compressor.engine.plan.plan import Job, OutputFile, Plan, Step, dense_part, short_name
 from compressor.engine.plan.sparse_store import SPARSE, with_layout
 from compressor.files import npy, npz, safetensors
@@ -29,6 +28,7 @@ from compressor.files.layout import Container, FileLayout
 from compressor.methods.contract import Encoder, Method
 from compressor.methods.unlisted.unmoved import Unmoved
 from compressor.recipe.model import Recipe, Stage, Store
+from compressor.recipe.selection import VECTOR, LeftAlone
 
 _DEFAULT_STORE: Mapping[Container, Store] = {
     "npy": "dense",
@@ -94,7 +94,7 @@ def make_plan(
                 remedy="Exclude it, or drop --strict",
             )
             for job in jobs
-            for why in job.kept
+            for why in job.left_alone
             if not why.asked
         ]
     raise_all(problems)
@@ -152,13 +152,13 @@ def _job(
 ) -> Job:
     spec, grain = tensor.spec, 0
     steps: list[Step] = []
-    reasons: list[Kept] = []
+    reasons: list[LeftAlone] = []
     for number, stage in enumerate(recipe.stages, len(recipe.cuts)):
         why = stage.leaves(spec)
         if stage.method_for(spec.name).biases and why in (None, VECTOR) and len(spec.shape) == 1:
-            why = bias_kept(spec, stage, checkpoint)
+            why = bias_left_alone(spec, stage, checkpoint)
         if why is None and spec.name in hold:
-            why = Kept(hold[spec.name], asked=True)
+            why = LeftAlone(hold[spec.name], asked=True)
         if why is None:
             step = _step(tensor, number, stage, container, teachers, checkpoint, known.get(spec.name), bool(steps))
             if isinstance(step, Step):
@@ -214,7 +214,7 @@ def _step(
     checkpoint: Checkpoint,
     known: Method | None,
     changed: bool,
-) -> Step | Kept:
+) -> Step | LeftAlone:
     """What the stage does to a tensor, which stages before have `changed`, or why nothing."""
     spec = tensor.spec
     method = stage.method_for(spec.name).upon(spec, None if changed else tensor.encoder)
@@ -222,7 +222,7 @@ def _step(
         method = known
     skip = method.skip(spec)
     if skip is not None:
-        return Kept(skip.reason)
+        return LeftAlone(skip.reason)
     partners = {}
     if stage.teacher is not None:
         role = method.partners[0]
@@ -237,9 +237,11 @@ def _step(
         method = plain
     elif store in ("packed", "smallest") and container == "folder" and method.verb == "quantize":
         if len(spec.shape) != 2 and not stage.include:
-            return Kept("no matrix: loaders take codes of matrices only (--include stores it in our own layout)")
+            return LeftAlone(
+                "no matrix: loaders take codes of matrices only (--include stores it in our own layout)"
+            )
         if method.dialect(spec) and not spec.name.endswith(".weight"):
-            return Kept("no module's .weight, so loaders would not look for its codes")
+            return LeftAlone("no module's .weight, so loaders would not look for its codes")
     instead = ""
     try:
         method.check(spec)  # the tensor's shape may contradict the options also where numbers are stored
@@ -248,7 +250,7 @@ def _step(
             raise
         found = method.fallback(spec)
         if found is None:
-            return Kept(f"{error.reason}, and --fallback knows nothing near it")
+            return LeftAlone(f"{error.reason}, and --fallback knows nothing near it")
         method, instead = found
     return Step(number, method, partners, dense=store == "dense", instead=instead)
 
