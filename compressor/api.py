@@ -15,6 +15,7 @@ from typing import Any, Literal
 from compressor.calibration.run import calibrate, merge_statistics
 from compressor.checkpoint.checkpoint import open_checkpoint
 from compressor.checkpoint.experts import split_experts
+from compressor.checkpoint.upright import upright
 from compressor.core.errors import InputError, UsageError
 from compressor.core.parallel.threads import available_workers, local
 from compressor.engine.execution import archive as archiving
@@ -23,6 +24,7 @@ from compressor.engine.execution.session import counting, engine, finish, in_fil
 from compressor.engine.execution.shards import Shards
 from compressor.engine.execution.worker import Worker
 from compressor.engine.plan import pairing
+from compressor.engine.plan.adapter import makes_adapter
 from compressor.engine.plan.experts import divided
 from compressor.engine.plan.plan import Plan
 from compressor.engine.plan.planner import make_plan, stores_packed
@@ -273,6 +275,9 @@ def run_recipe(
     mentors = {path: open_checkpoint(path) for path in teachers}
     if checkpoint.fused:
         mentors = {path: split_experts(mentor) for path, mentor in mentors.items()}
+    if makes_adapter(recipe.stages):
+        checkpoint = upright(checkpoint)
+        mentors = {path: upright(mentor, like=checkpoint) for path, mentor in mentors.items()}
     for read in (checkpoint, *mentors.values()):  # links in a folder may lead to where the output would be
         check_apart(output, *(file.path for file in read.source.opened))
     count = available_workers() if workers is None else workers
