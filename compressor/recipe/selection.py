@@ -68,4 +68,4 @@ def _by_role(spec: TensorSpec, verb: str) -> LeftAlone | None:
         return VECTOR
     if verb == "distill" or role is Role.LAYER:
         return None
-    return LeftAlone(f"{role.value} (--include treats it)", role, asked=False)
+    return LeftAlone(f"{role.value} (--include treats it)", role, asked=not role.is_weight)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from compressor.architectures.conv1d import is_conv1d
 from compressor.architectures.fused_layers import fused_group
-from compressor.architectures.roles import Role, role_of
+from compressor.architectures.roles import Role, is_embedding, role_of
 from compressor.checkpoint.dialects._stored import StoredCodes, integer, multiply, shape_of
 from compressor.core import bitpacking as bitstream
 from compressor.core.errors import InputError
@@ -52,7 +52,7 @@ def configure(
     """config.json with the quantization_config of a folder with these packed and these dense tensors; None where
     a tensor belongs to a module that GPTQ's loaders never take quantized."""
     roles = {role_of(spec.name, spec.shape) for spec, _ in packed}
-    if Role.EMBEDDING in roles or any(is_conv1d(config, spec.name) for spec, _ in packed):
+    if any(is_embedding(spec.name) or is_conv1d(config, spec.name) for spec, _ in packed):
         return None
     modules = {}
     for spec, encoder in packed:
@@ -83,7 +83,7 @@ def configure(
 
 def _left_dense(spec: TensorSpec) -> bool:
     """Whether no loader expects the tensor quantized, so that nothing has to be said of it."""
-    return role_of(spec.name, spec.shape) in (Role.EMBEDDING, Role.HEAD)
+    return role_of(spec.name, spec.shape) is Role.HEAD or is_embedding(spec.name)
 
 
 def _pattern(name: str) -> str:
