@@ -33,6 +33,7 @@ HEADS = (
     r"(mlm|mim|mmm_text|mmm_image)_head\.decoder",
     r"entity_predictions\.decoder",
     "unembedding_projection",
+    "ctc_head",
     r"shared_head\.(head|output)",  # of layers that guess the next but one token
     r"(bbox|class)_embed(\.\d+)?(\.layers\.\d+)?",  # of detectors, which share them between layers
     r"enc_(bbox|score)_head(\.layers\.\d+)?",
@@ -45,6 +46,7 @@ OUTERMOST: Mapping[str, tuple[str, ...]] = {
     "head": ("rwkv",),
     r"head\.decoder": ("ultrabert",),
     "output": ("git",),
+    r"(model\.)?encoder\.out": ("granite_speech5_ctc",),  # is its ctc_head too
 }
 _ANYWHERE = re.compile(rf"(^|\.)({'|'.join(HEADS)})\.weight$")
 _FIRST = re.compile(rf"^((_orig_mod|module)\.)*({'|'.join(OUTERMOST)}|head\.\d+)\.weight$")
