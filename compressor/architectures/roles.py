@@ -51,12 +51,16 @@ _POSITION_TABLE = re.compile(
     r"|(^|\.)(wpe|relative_attention_bias|bias_values|rel_pos_bias|rel_pos_[xy]_bias)\.weight$"
 )
 _TOKENS = re.compile(r"(^|\.)([^.]*_)?(?<!embed_)tokens?\.weight$|^query\.weight$")
-_ROUTER = re.compile(r"(^|\.)(gate|router|[^.]*_router|shared_expert_gate|gate\.wg|router\.[^.]+)\.weight$")
+_ROUTER = re.compile(
+    r"(^|\.)(gate|router|gating|[^.]*_router|(moe|router|shared_experts?|experts?)_gate|gate\.wg|router\.[^.]+)\.weight$"
+)
 _SPECULATIVE = re.compile(
-    r"(^|\.)((medusa|hydra|eagle|speculator)[^.]*\..*|eh_proj\.|mtp\.fc\.)weight$", re.IGNORECASE
+    r"(^|\.)((medusa|hydra|eagle|speculator|draft_head|mtp_head)[^.]*\..*|eh_proj\.|mtp\.fc\.)weight$",
+    re.IGNORECASE,
 )
 _NORM = re.compile(r"(^|[._])([a-z_]*norm|ln|grn)_?\d*(\.scale|\.shift)?\.weight$", re.IGNORECASE)
 _TIME_STEP = re.compile(r"(^|\.)dt_proj\.weight$")
+_STEPS = 8  # of a short convolution, at most
 _SHORT = re.compile(r"(^|[._])(conv1d|short_conv|conv\.conv)\.weight$")
 _WEIGHT = re.compile(r"(^|[._])(weight|weights|kernel)$")  # what layers call the thing itself
 
@@ -64,15 +68,14 @@ _WEIGHT = re.compile(r"(^|[._])(weight|weights|kernel)$")  # what layers call th
 _PARAMETERS = (
     (r"a_log|a|d|dt_[a-z_]+|time_(mix|decay|first|maa|faaaa)([a-z_0-9]*)", Role.STATE_SPACE),
     (r"(.*_)?(pos|position|positions|positional|rel|relative|absolute_pos|rotary)(_.*)?", Role.POSITION),
-    (r"pe|(.*_)?pos(embed|emb)|attention_biases|inv_freq|r_[wrs]_bias", Role.POSITION),
+    (r"pe|(.*_)?pos(embed|emb)|attention_biases|r_[wrs]_bias", Role.POSITION),
+    (r"inv_freq|freqs(_cis)?|(cos|sin)(_cached)?", Role.POSITION),
+    (r"(.*_)?(tokens?|registers?|latents?|query|queries|probe|prompts?|pointer)(_[a-z0-9]+)?", Role.TOKEN),
     (
-        r"(.*_)?(token|tokens|register|registers|latent|latents|query|queries|probe|prompt|prompts|pointer)(_[a-z0-9]+)?",
+        r"(cls|class|mask|segment|type|distill|distillation|separator|null|(image_)?newline)(_emb(ed(ding)?)?)?",
         Role.TOKEN,
     ),
-    (
-        r"((cls|class|mask|segment|type|distillation|distill|separator|newline|image_newline|null)(_emb|_embed|_embedding)?|no_[a-z_]+)",
-        Role.TOKEN,
-    ),
+    (r"no_[a-z_]+|(null|mem|memory|sinks?)_(kv|keys?|values?)", Role.TOKEN),
     (r"(.*_)?(emb|embed|embeds|embedding|embeddings)(_.*)?", Role.EMBEDDING),
     (r"(.*_)?bias(es)?(_[a-z0-9])?", Role.BIAS),
     (r"(.*_)?mask", Role.MASK),
@@ -114,8 +117,15 @@ def _of_module(name: str, shape: tuple[int, ...]) -> Role:
     ):
         if pattern.search(name):
             return role
-    depthwise = len(shape) == 3 and shape[1] == 1
-    return Role.CONVOLUTION if depthwise and _SHORT.search(name) else Role.LAYER
+    return Role.CONVOLUTION if _SHORT.search(name) and _is_short(shape) else Role.LAYER
+
+
+def _is_short(shape: tuple[int, ...]) -> bool:
+    """Whether these are kernels over a few steps, one for each channel: [channels, 1, steps], as MLX has them
+    [channels, steps, 1], or [channels, steps]."""
+    if len(shape) == 3 and shape[1] == 1:
+        return True
+    return shape[1] <= _STEPS and shape[2:] in ((), (1,))
 
 
 def _of_parameter(name: str, shape: tuple[int, ...]) -> Role:

@@ -6,6 +6,7 @@ file has to say once pruning is over (`torch.nn.utils.prune.remove` writes the s
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
@@ -17,7 +18,8 @@ from compressor.core.text import printable
 from compressor.core.workspace import Array, Workspace
 from compressor.files.source import StoredTensor
 
-_ORIGINAL, _MASK = "_orig", "_mask"
+# Of `torch.nn.utils.prune`; and of `torch.ao.pruning`, whose masks are parametrizations
+_ORIGINAL = re.compile(r"(?P<weight>.+)_orig|(?P<layer>.*)parametrizations\.(?P<name>[^.]+)\.original")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +59,9 @@ def fold_masks(checkpoint: Checkpoint) -> Checkpoint:
     tensors = dict(checkpoint.tensors)
     folded = []
     for name in checkpoint.tensors:
-        weight = name.removesuffix(_ORIGINAL)
-        original, mask = tensors[name], tensors.get(f"{weight}{_MASK}")
-        if weight == name or mask is None or weight in tensors or not _pair(original, mask):
+        weight, beside = _names(name)
+        original, mask = tensors[name], tensors.get(beside)
+        if mask is None or weight in tensors or not _pair(original, mask):
             continue
         spec = TensorSpec(weight, original.spec.dtype, original.spec.shape)
         placed = replace(original.whole.placed, spec=spec, fortran=False, big_endian=False, strides=None)
@@ -71,11 +73,21 @@ def fold_masks(checkpoint: Checkpoint) -> Checkpoint:
         return checkpoint
     note = (
         f"{len(folded)} pruning mask{'s are' if len(folded) > 1 else ' is'} folded into the weights: "
-        f"'{printable(folded[0], 100)}' is '{printable(folded[0], 100)}{_ORIGINAL}' where its mask is 1"
+        f"'{printable(folded[0], 100)}' is its original where its mask is 1, else 0"
     )
     return replace(
         checkpoint, tensors={name: tensors[name] for name in sorted(tensors)}, notes=(*checkpoint.notes, note)
     )
+
+
+def _names(original: str) -> tuple[str, str]:
+    """What the weight of an original is called, and its mask; "" where the name is no original's."""
+    found = _ORIGINAL.fullmatch(original)
+    if found is None:
+        return "", ""
+    if found["weight"] is not None:
+        return found["weight"], f"{found['weight']}_mask"
+    return found["layer"] + found["name"], f"{original.removesuffix('original')}0.mask"
 
 
 def _pair(original: Tensor, mask: Tensor) -> bool:

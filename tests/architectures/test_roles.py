@@ -28,6 +28,7 @@ ROLES: dict[Role, list[tuple[str, tuple[int, ...]]]] = {
         ("features.0.weight", (32, 3, 3, 3)),
         ("dw.weight", (64, 1, 3, 3)),  # a kernel like any other
         ("conv1d.weight", (32, 16, 3)),
+        ("conv1d.weight", (64, 16, 1)),
         ("norm1.linear.weight", (384, 64)),  # a layer inside a norm
         ("transformer_blocks.0.attn.proj_out.weight", (64, 64)),
         ("model.encoder.decoder.fc1.weight", (64, 64)),
@@ -83,6 +84,7 @@ ROLES: dict[Role, list[tuple[str, tuple[int, ...]]]] = {
         ("block_sparse_moe.router.weight", (8, 64)),
         ("mlp.shared_expert_gate.weight", (1, 64)),
         ("mlp.router.classifier.weight", (8, 64)),
+        ("moe.moe_gate.weight", (8, 64)),
     ],
     Role.SPECULATIVE: [
         ("medusa_head.0.0.linear.weight", (64, 64)),
@@ -104,6 +106,8 @@ ROLES: dict[Role, list[tuple[str, tuple[int, ...]]]] = {
         ("mask_decoder.iou_token.weight", (1, 64)),
         ("cls_token", (1, 1, 64)),
         ("query.weight", (200, 64)),
+        ("attn.null_kv", (2, 4, 16)),
+        ("embeddings.storage_tokens", (1, 4, 64)),
     ],
     Role.POSITION: [
         ("vit.pos_embed", (1, 197, 64)),
@@ -120,6 +124,8 @@ ROLES: dict[Role, list[tuple[str, tuple[int, ...]]]] = {
         ("model.positional_embedding_vlm", (9, 64)),
         ("embeddings.position_embeddings.weights.0", (1, 64, 32)),
         ("transformer.wpe.weight", (64, 64)),
+        ("rope.freqs", (64, 16)),
+        ("rope.cos_cached", (1, 1, 64, 16)),
     ],
     Role.STATE_SPACE: [
         ("layers.0.mixer.A_log", (64, 16)),
@@ -135,6 +141,8 @@ ROLES: dict[Role, list[tuple[str, tuple[int, ...]]]] = {
         ("layers.0.linear_attn.conv1d.weight", (64, 1, 4)),
         ("layers.0.self_attn.q_conv1d.weight", (64, 1, 4)),
         ("layers.0.conv.conv.weight", (64, 1, 3)),
+        ("layers.0.mixer.conv1d.weight", (64, 4)),
+        ("backbone.layers.0.mixer.conv1d.weight", (64, 4, 1)),  # MLX
     ],
     Role.NORM: [
         ("self_attn.q_norm.weight", (4, 16)),
@@ -274,6 +282,26 @@ def test_a_head_that_is_treated_is_not_named(tmp_path: Path) -> None:
             module = name.removesuffix(".weight")
             assert not module.endswith(entry)
             assert not re.match(rf"(?:{entry})(?:(?<=\.)|(?=\.|$))", module), (entry, module)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "words"),
+    [
+        ("model.embed_tokens.weight", {"model_type": "llama"}, "vLLM loads none"),
+        ("h.0.mlp.c_fc.weight", {"model_type": "gpt2"}, "no loader takes codes"),
+        ("h.0.mlp.c_fc.weight", {"model_type": "gpt_bigcode"}, ""),
+    ],
+)
+def test_the_plan_says_which_loaders_take_it(tmp_path: Path, name: str, config: dict[str, str], words: str) -> None:
+    (tmp_path / "in").mkdir()
+    save_file({name: np.eye(64, dtype=np.float32)}, tmp_path / "in" / "model.safetensors")
+    (tmp_path / "in" / "config.json").write_text(json.dumps(config))
+    report = compressor.quantize(
+        tmp_path / "in", tmp_path / "o", bits=4, group_size=32, include=["*"], dry_run=True
+    )
+    notes = " ".join(report.plan.notes)
+    assert words in notes
+    assert bool(words) or not notes
 
 
 def test_heads_of_models() -> None:

@@ -51,6 +51,22 @@ def test_a_mask_is_folded_into_its_weight(tmp_path: Path, mask: Any, shape: tupl
     assert not restored[weight == 0].any()
 
 
+def test_masks_that_are_parametrizations(tmp_path: Path) -> None:
+    """As torch.ao.pruning's FakeSparsity has them; spectral norm's original stands alone and stays."""
+    content = pair(mask=np.bool_)
+    named = {
+        "net.fc1.parametrizations.weight.original": content["fc1.weight_orig"],
+        "net.fc1.parametrizations.weight.0.mask": content["fc1.weight_mask"],
+        "net.fc2.parametrizations.weight.original": content["fc1.weight_orig"].copy(),
+        "net.fc2.parametrizations.weight.0._u": content["fc1.bias"],
+    }
+    save_file(named, tmp_path / "in.safetensors")
+    compressor.prune(tmp_path / "in.safetensors", tmp_path / "o.safetensors", sparsity=0.1)
+    found = load_file(tmp_path / "o.safetensors")
+    assert set(found) == {"net.fc1.weight", *(name for name in named if "fc2" in name)}
+    assert not found["net.fc1.weight"][~content["fc1.weight_mask"]].any()
+
+
 def test_masks_of_a_folder_and_of_a_teacher(tmp_path: Path) -> None:
     for name in ("student", "teacher"):
         (tmp_path / name).mkdir()

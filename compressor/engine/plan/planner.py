@@ -5,9 +5,11 @@ No tensor data is read here. Everything that can be wrong with a request is foun
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from compressor.architectures.conv1d import is_conv1d
+from compressor.architectures.roles import is_embedding
 from compressor.calibration.statistics import Statistics
 from compressor.checkpoint import dialects
 from compressor.checkpoint import record as provenance
@@ -346,6 +348,22 @@ def _is_language_model(config: Mapping[str, Any] | None) -> bool:
     return isinstance(named, list) and any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in named)
 
 
+def _hardly_loaded(config: Mapping[str, Any] | None, packed: Sequence[str], spoken: Iterable[str]) -> list[str]:
+    """What to know of packed tensors in layouts of `spoken` loaders that few of these take, or none."""
+    notes = []
+    if "compressed-tensors" in spoken and any(map(is_embedding, packed)):
+        notes.append(
+            "embeddings are stored as codes: transformers loads those of int-quantized and float-quantized, packed "
+            "ones with CompressedTensorsConfig(dequantize=True); vLLM loads none"
+        )
+    if any(is_conv1d(config, name) for name in packed):
+        notes.append(
+            "Conv1D weights lie transposed, and no loader takes codes of them: only `compressor restore` reads the "
+            "folder"
+        )
+    return notes
+
+
 def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint: Checkpoint) -> tuple[str, ...]:
     """What the user should know before running."""
     notes = list(checkpoint.notes)
@@ -370,6 +388,8 @@ def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint
             "asymmetric: transformers loads it with CompressedTensorsConfig(dequantize=True) only "
             "(seen with 5.23 and compressed-tensors 0.20)"
         )
+    if container == "folder" and spoken - {""}:
+        notes += _hardly_loaded(checkpoint.source.config, [spec.name for spec, _ in encoders], spoken)
     notes += sorted({encoder.remark(spec) for spec, encoder in encoders} - {""})
     if "" in spoken and container != "npz":
         notes.append("part of it is in this project's own layout, which only `compressor restore` reads")
