@@ -71,6 +71,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     stored: bool = False  # whether tensors are taken as they lie there, whatever they are parts of
     identity: Identity = ("sha256", "0" * 64)  # what the input is known by; zeros as long as nobody has looked
+    upright: frozenset[str] = frozenset()  # Conv1D weights that are [out, in] here and [in, out] in the file
     dropped: tuple[str, ...] = ()  # tensors of the source that mean nothing once its weights are numbers
 
     @property
