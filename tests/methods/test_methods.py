@@ -21,8 +21,8 @@ from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.engine.execution import cut as cutting
 from compressor.engine.execution import runner
 from compressor.methods.contract import Method
+from compressor.methods.numerics import smallest_keys
 from compressor.methods.options import describe, options_of
-from compressor.methods.prune import _smallest
 from compressor.methods.registry import methods_of
 
 SQUARE = [[1.0, 2.0], [3.0, 4.0]]
@@ -158,8 +158,8 @@ def test_magnitude_is_exactly_a_stable_sort(
         patch.setattr(cutting, "BLOCK", block)
         patch.setattr(cutting, "CHUNK", 2 * block)
         patch.setattr(runner, "_BATCH", 8)
-        patch.setattr(_smallest, "_FEW", few)
-        patch.setattr(_smallest, "_MANY", many)  # with 1 a sample is looked at first, which often misleads
+        patch.setattr(smallest_keys, "_FEW", few)
+        patch.setattr(smallest_keys, "_MANY", many)  # with 1 a sample is looked at first, which often misleads
         api.pipeline(folder / "in.safetensors", folder / "out.safetensors", stages=stages, workers=workers)
     before = {name: numbers(raw, dtype) for name, (dtype, raw) in stored.items()}
     expected = sorted_out(before, sparsity)

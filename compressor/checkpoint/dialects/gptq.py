@@ -27,8 +27,8 @@ from compressor.files.source import Source
 from compressor.methods.contract import Encoder
 from compressor.methods.options import option
 from compressor.methods.parts import Part
-from compressor.methods.quantize._layouts_foreign import unpack_down
 from compressor.methods.quantize.int import Int
+from compressor.methods.quantize.int.layouts.mlx import unpack_down
 
 NAME = "gptq"
 METADATA = "pt"

@@ -20,8 +20,8 @@ from compressor.core.text import printable
 from compressor.core.workspace import Array, Workspace
 from compressor.files.source import Source
 from compressor.methods.contract import Encoder
+from compressor.methods.numerics.minifloat import E4M3
 from compressor.methods.parts import Part
-from compressor.methods.quantize._minifloat import E4M3
 from compressor.methods.quantize.fp8 import Fp8, Scales
 from compressor.methods.quantize.nvfp4 import Nvfp4
 

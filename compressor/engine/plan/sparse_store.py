@@ -34,7 +34,7 @@ def with_layout(
     """
     if stage.store not in SPARSE:
         return (step,), 0
-    from compressor.methods.store._auto import Auto
+    from compressor.methods.unlisted.smallest_layout import Auto
 
     encoder = step.method if isinstance(step.method, Encoder) else None
     name = "scipy" if container == "npz" else stage.store

@@ -21,7 +21,7 @@ from compressor.core.lazy import np
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block, Encoder, Skip
-from compressor.methods.distill import _svd
+from compressor.methods.numerics import svd
 from compressor.methods.parts import Part
 
 _SHIFT = 64
@@ -190,9 +190,9 @@ class Factored(Encoder):
     def decomposed(
         matrix: Array, rank: int, spec: TensorSpec, gram: Array | None, seed: bytes | None
     ) -> tuple[Array, Array]:
-        """`_svd.factors` of numbers of any size."""
-        small, exponent = _svd.scaled(matrix)
-        left, right = _svd.factors(small, rank, gram, wide=DTYPES[spec.dtype].compute == "<f8", seed=seed)
+        """`svd.factors` of numbers of any size."""
+        small, exponent = svd.scaled(matrix)
+        left, right = svd.factors(small, rank, gram, wide=DTYPES[spec.dtype].compute == "<f8", seed=seed)
         half = exponent // 2
         return np.ldexp(left, half), np.ldexp(right, exponent - half)
 

@@ -38,9 +38,9 @@ from compressor.core.lazy import np
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array
 from compressor.methods.contract import Block, Method, Skip, Survey
-from compressor.methods.distill import _svd
 from compressor.methods.distill._factored import Factored, profitable, too_large
 from compressor.methods.distill._ranks import Looking, Ranks, by_energy, by_ratio
+from compressor.methods.numerics import svd
 from compressor.methods.options import option
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class LowRank(Factored):
 
     def factors(self, block: Block, rank: int) -> tuple[Array, Array]:
         spec = block.spec
-        quick = self.svd == "randomized" or (self.svd == "auto" and _svd.faster(*spec.matrix, rank))
+        quick = self.svd == "randomized" or (self.svd == "auto" and svd.faster(*spec.matrix, rank))
         seed = f"{self.seed}\0{spec.name}".encode() if quick else None
         return self.decomposed(block.values, rank, spec, self.gram(block), seed)
 
@@ -121,9 +121,9 @@ class LowRank(Factored):
 
     def look(self, block: Block) -> tuple[Array, int]:
         """The singular values of the tensor, and the exponent that they lack."""
-        small, exponent = _svd.scaled(block.values)
+        small, exponent = svd.scaled(block.values)
         wide = DTYPES[block.spec.dtype].compute == "<f8"
-        return _svd.spectrum(small, self.gram(block), wide=wide), exponent
+        return svd.spectrum(small, self.gram(block), wide=wide), exponent
 
     def rank_all(self, seen: Mapping[str, tuple[Array, int]], specs: Sequence[TensorSpec]) -> LowRank:
         note = ""

@@ -4,14 +4,15 @@
 
 T, t are the teacher's weight and bias. Free is what the student's form leaves free:
 
-* of a student stored as numbers, the weights that are not zero: what was pruned stays zero (`_masked.py`);
+* of a student stored as numbers, the weights that are not zero: what was pruned stays zero
+  (`masked_least_squares.py`);
 * of one stored as integer codes, the scales, and with `zero_points` the zero points too; of a codebook, its
-  entries. The codes stay (`_codes.py`). A row, or a codebook, that would lose more once its numbers are rounded
-  stays as it is;
+  entries. The codes stay (`refit_codes.py`). A row, or a codebook, that would lose more once its numbers
+  are rounded stays as it is;
 * the bias of a layer that has one: b' = t + (T − W') E[x]. Then W' is solved for the inputs less their mean, which
   is the best for both together.
 
-The gram E[x xᵀ] is damped (`_hessian.py`): `damp` times its mean diagonal is added, and weights of inputs that were
+The gram E[x xᵀ] is damped (`hessian.py`): `damp` times its mean diagonal is added, and weights of inputs that were
 never active are the teacher's. Statistics are best taken from the teacher, whose inputs these are; a few thousand
 rows of them do. Layers without a bias are solved once; with one twice, because the bias waits for the weights.
 
@@ -35,11 +36,11 @@ from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.tensor_names import is_embedding, weight_of
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block, Encoder, Method, Skip, Survey
-from compressor.methods.distill import _codes
-from compressor.methods.distill._masked import masked
 from compressor.methods.numerics.hessian import Conditioned, conditioned, conditioned_memory
+from compressor.methods.numerics.masked_least_squares import masked
 from compressor.methods.options import option
 from compressor.methods.parts import Part
+from compressor.methods.unlisted import refit_codes
 
 _DEAD = 1e-6  # what an input that is never active weighs in mean diagonals, beside the damping
 
@@ -90,7 +91,7 @@ class Refit(Encoder):
 
     @property
     def whole(self) -> bool:  # type: ignore[override]
-        return self.stored is not None and _codes.shared(self.stored)
+        return self.stored is not None and refit_codes.shared(self.stored)
 
     @property
     def written(self) -> Encoder:
@@ -99,7 +100,7 @@ class Refit(Encoder):
     def skip(self, spec: TensorSpec) -> Skip | None:
         if not self.vector and is_embedding(spec.name):
             return Skip("embedding: its rows are looked up, and no input weighs them")
-        if self.stored is not None and not _codes.knows(self.stored):
+        if self.stored is not None and not refit_codes.knows(self.stored):
             raise UsageError(
                 f"is stored as {self.stored.label}, whose parts cannot be refit",
                 tensor=spec.name,
@@ -146,7 +147,7 @@ class Refit(Encoder):
         of = self._gram(block)
         of.tell(block)
         if block.coded is not None and not block.coded.encoder.exact:
-            _codes.refit(block, teacher, of.gram, self.stored, parts, restored, zero_points=self.zero_points)
+            refit_codes.refit(block, teacher, of.gram, self.stored, parts, restored, zero_points=self.zero_points)
             return
         power = np.frexp(np.abs(teacher).max(axis=1, keepdims=True))[1]
         found = masked(np.ldexp(teacher, -power), block.values != 0, of.gram)

@@ -33,9 +33,9 @@ from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.tensor_names import is_embedding
 from compressor.core.workspace import Array
 from compressor.methods.contract import Block, Method, Skip, Survey
-from compressor.methods.distill import _svd
 from compressor.methods.distill._factored import Factored
 from compressor.methods.distill._ranks import Looking, Ranks, by_energy, by_error
+from compressor.methods.numerics import svd
 from compressor.methods.options import option
 from compressor.methods.parts import Part
 
@@ -131,7 +131,7 @@ class Residual(Factored):
 
     def factors(self, block: Block, rank: int) -> tuple[Array, Array]:
         spec = block.spec
-        quick = self.svd == "randomized" or (self.svd == "auto" and _svd.faster(*spec.matrix, rank))
+        quick = self.svd == "randomized" or (self.svd == "auto" and svd.faster(*spec.matrix, rank))
         seed = f"{self.seed}\0{spec.name}".encode() if quick else None
         return self.decomposed(self.difference(block), rank, spec, self.gram(block), seed)
 
@@ -169,8 +169,8 @@ class Residual(Factored):
 
     def look(self, block: Block) -> Seen:
         lost = self.difference(block)
-        _, exponent = _svd.scaled(lost)
-        teacher, least = _svd.scaled(block.partners["teacher"])
+        _, exponent = svd.scaled(lost)
+        teacher, least = svd.scaled(block.partners["teacher"])
         exponent = max(exponent, least)
         lost, teacher = np.ldexp(lost, -exponent), np.ldexp(teacher, least - exponent)
         seen = Seen(exponent, dot(lost, lost), dot(teacher, teacher))
@@ -178,7 +178,7 @@ class Residual(Factored):
             return seen
         gram, wide = self.gram(block), DTYPES[block.spec.dtype].compute == "<f8"
         norm = seen.energy if gram is None else dot(teacher.astype(np.float64) @ gram, teacher.astype(np.float64))
-        return seen._replace(values=_svd.spectrum(lost, gram, wide=wide), norm=sqrt(norm))
+        return seen._replace(values=svd.spectrum(lost, gram, wide=wide), norm=sqrt(norm))
 
     def rank_all(self, seen: Mapping[str, Seen], specs: Sequence[TensorSpec]) -> Residual:
         top = max((tensor.exponent for tensor in seen.values()), default=0)

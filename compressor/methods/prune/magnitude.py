@@ -9,7 +9,7 @@ those first in the order (tensor name, row, column) are cut. `min_keep` is a sha
 With `--scores FILE` it is |W| · s_j instead of |W|, s_j being the given score of the j-th input of the layer,
 compared within each row or block: activation norms make it Wanda's criterion (see `wanda.py`).
 
-Whole tensors are cut by a survey that never holds the weights (`_smallest.py`).
+Whole tensors are cut by a survey that never holds the weights (`smallest_keys.py`).
 
 Stored: the same dtype and shape. Error: every zeroed weight is at most the largest zeroed one.
 """
@@ -24,11 +24,10 @@ from compressor.core.errors import UsageError
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array
 from compressor.methods.contract import Block, Method, Selection, Skip, Survey
+from compressor.methods.numerics.largest_in_rows import keep_largest
+from compressor.methods.numerics.shares import Shares, check_floor
+from compressor.methods.numerics.smallest_keys import Smallest, magnitudes, scored
 from compressor.methods.options import option
-from compressor.methods.prune._rows import keep_largest
-from compressor.methods.prune._scored import scored
-from compressor.methods.prune._shares import Shares, check_floor
-from compressor.methods.prune._smallest import Smallest, magnitudes
 
 
 @dataclass(frozen=True)

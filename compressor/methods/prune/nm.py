@@ -18,9 +18,9 @@ from typing import ClassVar
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array
 from compressor.methods.contract import Block, Selection
+from compressor.methods.numerics.nm_pattern import keep_pattern, parse_pattern, tail_of
+from compressor.methods.numerics.smallest_keys import magnitudes
 from compressor.methods.options import option
-from compressor.methods.prune._pattern import keep_pattern, parse_pattern, tail_of
-from compressor.methods.prune._smallest import magnitudes
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array
 from compressor.methods.contract import Block
+from compressor.methods.numerics.smallest_keys import Smallest
 from compressor.methods.options import option
-from compressor.methods.prune._smallest import Smallest
 
 _DRAW = 8  # 32-bit numbers that one step of the stream gives
 

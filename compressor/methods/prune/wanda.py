@@ -21,10 +21,10 @@ from compressor.core.errors import UsageError
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array
 from compressor.methods.contract import Block, Selection
+from compressor.methods.numerics.largest_in_rows import keep_largest
+from compressor.methods.numerics.nm_pattern import keep_pattern, parse_pattern, tail_of
+from compressor.methods.numerics.smallest_keys import scored
 from compressor.methods.options import option
-from compressor.methods.prune._pattern import keep_pattern, parse_pattern, tail_of
-from compressor.methods.prune._rows import keep_largest
-from compressor.methods.prune._scored import scored
 
 
 @dataclass(frozen=True)

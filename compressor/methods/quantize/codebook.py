@@ -7,7 +7,7 @@ by dynamic programming, and Lloyd's iteration over all the weights finishes it. 
 
 * a tensor, or a group of rows, of at most 2^16 weights, and every bfloat16, float16 and FP8 tensor, is clustered by
   the numbers that it holds; a larger float32 or float64 tensor by classes of weights that agree to 2^-9 (2^-7), the
-  mean and number of each class being exact (`_patterns.py`);
+  mean and number of each class being exact (`bit_patterns.py`);
 * up to 2^18 / entries different numbers or classes (at least 4096; of a group of rows: 16 an entry, at least 256)
   the result is the optimum. Beyond that close ones are put together for the dynamic programming, and the result is
   the local optimum next to the best partition of those. For 16 entries and rows of 4096 weights that was within
@@ -41,11 +41,11 @@ from compressor.core.lazy import np
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block, Encoder, Survey
+from compressor.methods.numerics.bit_patterns import FEW, Patterns
+from compressor.methods.numerics.kmeans import Points, centroids, sort_points
+from compressor.methods.numerics.nearest import nearest
 from compressor.methods.options import option
 from compressor.methods.parts import Part
-from compressor.methods.quantize._kmeans import Points, centroids, sort_points
-from compressor.methods.quantize._nearest import nearest
-from compressor.methods.quantize._patterns import FEW, Patterns
 
 
 @dataclass(frozen=True)

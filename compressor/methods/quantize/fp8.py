@@ -34,11 +34,11 @@ from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block, Encoder
+from compressor.methods.numerics import scales
+from compressor.methods.numerics.largest_magnitude import Found, Largest
+from compressor.methods.numerics.minifloat import E4M3, E5M2, Minifloat
 from compressor.methods.options import option
 from compressor.methods.parts import Part
-from compressor.methods.quantize import _scales
-from compressor.methods.quantize._largest import Found, Largest
-from compressor.methods.quantize._minifloat import E4M3, E5M2, Minifloat
 
 _TRIALS = 8  # scales that the search tries within a factor of two
 
@@ -213,7 +213,7 @@ class Fp8(Encoder):
         dtype, top = self.scales.dtype_for(spec), self.minifloat.largest
         wanted = high.astype(np.float64) / top
         wanted[(wanted == 0) & (high > 0)] = smallest("F64")
-        stored = _scales.store_scale(wanted * factor, int(top), dtype, spec.dtype)[0]
+        stored = scales.store_scale(wanted * factor, int(top), dtype, spec.dtype)[0]
         beyond = top * (1 + 2.0 ** -(self.minifloat.mantissa + 2))  # what still rounds to the largest, nearly
         short = widen(stored, dtype, Workspace()).astype(np.float64) * beyond < high
         if short.any():

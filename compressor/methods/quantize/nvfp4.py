@@ -31,10 +31,10 @@ from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block
+from compressor.methods.numerics.largest_magnitude import Found, Largest
+from compressor.methods.numerics.minifloat import E2M1, E4M3, Minifloat
 from compressor.methods.parts import Part
-from compressor.methods.quantize._blocks import BlockScaled
-from compressor.methods.quantize._largest import Found, Largest
-from compressor.methods.quantize._minifloat import E2M1, E4M3, Minifloat
+from compressor.methods.quantize._block_scaled import BlockScaled
 
 _GLOBAL = "_global_scale"
 

@@ -5,7 +5,8 @@
 No scheme of fixed width comes near: for a fine step the codes' entropy is within 0.25 bits of what any quantizer
 needs for that error (Gish and Pierce 1968), and an archive (`--store archive`) stores them within a hundredth of
 their entropy. r is ½, or, by default, raised where the lower code is cheaper: the code is the one of the two
-neighbours with the least (w/Δ − code)² + (ln 2 / 6) · bits(code), the bits by the tensor's own codes (`_steps.py`).
+neighbours with the least (w/Δ − code)² + (ln 2 / 6) · bits(code), the bits by the tensor's own codes
+(`even_steps.py`).
 
 `step = auto` finds the least Δ whose codes take `bits` a weight in an archive: for each tensor by itself, or with
 `scope = model` for all treated tensors together, every Δ being the same share of its tensor's root mean square, so
@@ -33,9 +34,7 @@ from compressor.core.lazy import np
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block, Encoder, Method, Survey
-from compressor.methods.options import option
-from compressor.methods.parts import Part
-from compressor.methods.quantize._steps import (
+from compressor.methods.numerics.even_steps import (
     FAR,
     LARGEST,
     Classes,
@@ -47,6 +46,8 @@ from compressor.methods.quantize._steps import (
     shared_factor,
     step_for,
 )
+from compressor.methods.options import option
+from compressor.methods.parts import Part
 
 _Bytes = Literal[1, 2]
 DEFAULT_BITS = 4.5

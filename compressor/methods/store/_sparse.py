@@ -21,8 +21,8 @@ from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block, Encoder, Method, Survey
 from compressor.methods.parts import Part
-from compressor.methods.store._fours import fours
-from compressor.methods.store._rows import pack_rows, unpack_rows
+from compressor.methods.store._ragged_rows import pack_rows, unpack_rows
+from compressor.methods.store._two_of_four import fours
 
 if TYPE_CHECKING:
     from compressor.core.metrics import Change

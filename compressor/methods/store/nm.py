@@ -33,8 +33,8 @@ from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block
 from compressor.methods.parts import Part
-from compressor.methods.store._fours import fours
 from compressor.methods.store._sparse import Sparse, damaged
+from compressor.methods.store._two_of_four import fours
 
 
 @dataclass(frozen=True)

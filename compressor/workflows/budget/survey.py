@@ -28,8 +28,8 @@ from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block, Encoder, Method, Survey
+from compressor.methods.numerics.even_steps import Classes
 from compressor.methods.parts import Part
-from compressor.methods.quantize._steps import Classes
 from compressor.methods.quantize.uniform import DEFAULT_BITS, Uniform
 from compressor.recipe.budget import SAMPLE
 from compressor.workflows.budget.candidates import DENSE, Candidate, for_block

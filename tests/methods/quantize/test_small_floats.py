@@ -21,8 +21,8 @@ from compressor.core.tensor import TensorSpec
 from compressor.core.tensor_names import fused_group
 from compressor.core.workspace import Workspace
 from compressor.methods.contract import Encoder
-from compressor.methods.quantize._largest import Largest, shared
-from compressor.methods.quantize._minifloat import E2M1, E4M3, E5M2, Minifloat
+from compressor.methods.numerics.largest_magnitude import Largest, shared
+from compressor.methods.numerics.minifloat import E2M1, E4M3, E5M2, Minifloat
 from compressor.methods.registry import methods_of
 
 FORMATS = {

@@ -21,7 +21,7 @@ from compressor.core.errors import InputError, UsageError
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.engine.execution import cut as cutting
 from compressor.engine.execution import session as execution
-from compressor.methods.prune._smallest import Smallest
+from compressor.methods.numerics.smallest_keys import Smallest
 from compressor.methods.quantize.int import Int
 from compressor.methods.registry import methods_of
 from compressor.recipe.model import Recipe, Stage

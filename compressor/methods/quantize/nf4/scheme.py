@@ -38,7 +38,7 @@ from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block, Encoder, Survey
 from compressor.methods.options import option
 from compressor.methods.parts import Part
-from compressor.methods.quantize import _nf4, _nf4_state
+from compressor.methods.quantize.nf4 import bitsandbytes_state, levels
 
 _WHOLE = 1 << 21  # weights of a tensor that is taken whole
 _EXPERT = re.compile(r"\.experts\.\d+\.")
@@ -55,7 +55,7 @@ class Nf4(Encoder):
     double_quant: bool = option(False, help="store the scales in 8 bits too", off="single-quant")
     method: Literal["search", "absmax"] = option("search", help="how scales are chosen")
 
-    scales: _nf4_state.Nested | None = None  # what the survey for double quantization found
+    scales: bitsandbytes_state.Nested | None = None  # what the survey for double quantization found
     storage: str = "U8"  # in files of others: the dtype that the bytes of codes lie in
     state_bytes: int = 0  # in files of others: how long the quant_state is
 
@@ -72,18 +72,18 @@ class Nf4(Encoder):
         nbytes, itemsize = -(-spec.size // 2), DTYPES[self.storage].bits // 8
         if nbytes % itemsize:
             raise UsageError(f"its codes do not fill {self.storage} elements", tensor=spec.name, remedy="Use U8")
-        state = _nf4_state.to_json(spec, self.group_size, nested=self.double_quant)
+        state = bitsandbytes_state.to_json(spec, self.group_size, nested=self.double_quant)
         length = self.state_bytes or len(state)
         known = tuple(state) if not self.double_quant and not self.state_bytes else None
         found = (
             Part("", self.storage, (nbytes // itemsize, 1), every),
             Part(".absmax", "U8" if self.double_quant else "F32", (blocks,), every),
-            Part(".quant_map", "F32", (len(_nf4.LEVELS),), every=0),
-            Part(_nf4_state.SUFFIX, "U8", (length,), every=0, value=known),
+            Part(".quant_map", "F32", (len(levels.LEVELS),), every=0),
+            Part(bitsandbytes_state.SUFFIX, "U8", (length,), every=0, value=known),
         )
         if not self.double_quant:
             return found
-        nested = -(-blocks // _nf4_state.BLOCK)
+        nested = -(-blocks // bitsandbytes_state.BLOCK)
         return (
             *found,
             Part(".nested_absmax", "F32", (nested,), every=0),
@@ -122,13 +122,17 @@ class Nf4(Encoder):
         )
 
     def survey(self, specs: Sequence[TensorSpec]) -> BlockScales | None:
-        return BlockScales(self, _nf4_state.limit(specs[0])) if self.double_quant and self.scales is None else None
+        return (
+            BlockScales(self, bitsandbytes_state.limit(specs[0]))
+            if self.double_quant and self.scales is None
+            else None
+        )
 
     def bound(self, largest: float, spec: TensorSpec) -> float:
         """Half the widest gap, or what is clipped; and what rounding adds."""
-        clipped = 1 - _nf4.LEAST if self.method == "search" else 0
-        scale = _nf4.MOST if self.method == "search" else 1
-        share = 1 if self.double_quant else max(_nf4.WIDEST * scale, clipped)
+        clipped = 1 - levels.LEAST if self.method == "search" else 0
+        scale = levels.MOST if self.method == "search" else 1
+        share = 1 if self.double_quant else max(levels.WIDEST * scale, clipped)
         rounding = (2 * epsilon(spec.dtype) + 8 * epsilon("F32")) * largest
         return share * largest + rounding + smallest(spec.dtype) + 2 * smallest("F32")
 
@@ -150,8 +154,8 @@ class Nf4(Encoder):
         codes = work.array("nf4.codes", blocks.shape, "|u1")
         with np.errstate(over="ignore"):  # a tiny 8-bit scale under a large weight: the outermost level
             np.divide(blocks, scale[:, None], out=scaled)
-        _nf4.nearest(scaled, codes, work)
-        packed = _nf4.pack(codes, work)
+        levels.nearest(scaled, codes, work)
+        packed = levels.pack(codes, work)
         if parts is not None:
             bytes_of = parts[""].reshape(-1)
             bytes_of[...] = packed[: bytes_of.size]
@@ -161,22 +165,22 @@ class Nf4(Encoder):
         self._restore(packed, scale, restored, work)
 
     def _store_tables(self, parts: Mapping[str, Array], spec: TensorSpec) -> None:
-        parts[".quant_map"][...] = _nf4.levels()
+        parts[".quant_map"][...] = levels.levels()
         if self.scales is not None:
             parts[".nested_absmax"][...] = self.scales.magnitudes
-            parts[".nested_quant_map"][...] = _nf4_state.dynamic_map()
-            state = _nf4_state.to_json(spec, self.group_size, nested=True, offset=self.scales.offset)
-            parts[_nf4_state.SUFFIX][...] = np.frombuffer(state, np.uint8)
+            parts[".nested_quant_map"][...] = bitsandbytes_state.dynamic_map()
+            state = bitsandbytes_state.to_json(spec, self.group_size, nested=True, offset=self.scales.offset)
+            parts[bitsandbytes_state.SUFFIX][...] = np.frombuffer(state, np.uint8)
 
     def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
         """Raises InputError for a quant_state that contradicts `spec`, and for scales that are no numbers."""
-        state = parts[_nf4_state.SUFFIX].tobytes()
-        offset = _nf4_state.check(state, spec, self.group_size, nested=self.double_quant)
+        state = parts[bitsandbytes_state.SUFFIX].tobytes()
+        offset = bitsandbytes_state.check(state, spec, self.group_size, nested=self.double_quant)
         scale = parts[".absmax"].reshape(-1)
         if self.double_quant:
             first = start * spec.matrix[1] // self.group_size
             tables = parts[".nested_quant_map"], parts[".nested_absmax"]
-            scale = _nf4_state.decoded(scale, first, *tables, offset)
+            scale = bitsandbytes_state.decoded(scale, first, *tables, offset)
         if not np.isfinite(scale).all():
             raise InputError("its absmax holds a NaN or an infinity", tensor=spec.name, remedy="Mend the source")
         packed = parts[""].reshape(-1).view("|u1")
@@ -190,7 +194,7 @@ class Nf4(Encoder):
             whole[: len(packed)], whole[len(packed) :] = packed, 0
             packed = whole
         numbers = work.array("nf4.numbers", (len(scale), self.group_size), "<f4")
-        _nf4.unpack(packed, numbers)
+        levels.unpack(packed, numbers)
         if out.size == size and out.dtype == numbers.dtype:
             np.multiply(numbers, scale[:, None], out=out.reshape(numbers.shape))
         else:
@@ -216,10 +220,10 @@ class Nf4(Encoder):
 
     def wanted(self, blocks: Array, spec: TensorSpec, work: Workspace) -> Array:
         """The scale of each block, float32; 0 for a block of zeros."""
-        absmax = _nf4.magnitudes(blocks, work)
+        absmax = levels.magnitudes(blocks, work)
         if self.method == "absmax":
             return absmax
-        return _nf4.fitted(blocks, absmax, _nf4_state.limit(spec), work)
+        return levels.fitted(blocks, absmax, bitsandbytes_state.limit(spec), work)
 
 
 @dataclass(frozen=True)
@@ -242,7 +246,7 @@ class BlockScales(Survey[dict[int, Array]]):
 
     def conclude(self, stats: dict[int, Array]) -> Nf4:
         wanted = np.concatenate([stats[start] for start in sorted(stats)])
-        return replace(self.method, scales=_nf4_state.Nested.of(wanted, self.limit))
+        return replace(self.method, scales=bitsandbytes_state.Nested.of(wanted, self.limit))
 
 
 METHOD = Nf4

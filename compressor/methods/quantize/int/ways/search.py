@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
-from compressor.methods.quantize import _scales
-from compressor.methods.quantize._units import LEAST, MOST, Units
+from compressor.methods.numerics import scales
+from compressor.methods.quantize.int.group_units import LEAST, MOST, Units
 
 # By bits: the step from one candidate to the next; the least for groups of 128; how it grows as groups get smaller,
 # a power of 128/size. Fitted to the best factors of normal and Student-t weights.
@@ -201,7 +201,7 @@ class Search(Units):
         codes = self.ratio(units, factor)
         self.clip(codes, codes, zero)
         apart = self.work.array("search.apart", units.shape, units.dtype.str)
-        _scales.apply(np.multiply, units, self.column(1 / factor), apart)
+        scales.apply(np.multiply, units, self.column(1 / factor), apart)
         np.subtract(apart, codes, out=apart)
         return np.square(factor) * self.dot(apart, apart)
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from compressor.core.floats import epsilon, smallest
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.quantize._blocks import BlockScaled, powers_of_two
+from compressor.methods.quantize._block_scaled import BlockScaled, powers_of_two
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block, Encoder
+from compressor.methods.numerics.minifloat import Minifloat
 from compressor.methods.options import option
 from compressor.methods.parts import Part
-from compressor.methods.quantize._minifloat import Minifloat
 
 
 @dataclass(frozen=True)

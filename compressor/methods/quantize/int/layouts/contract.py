@@ -15,8 +15,8 @@ from compressor.core import bitpacking as bitstream
 from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
+from compressor.methods.numerics import scales
 from compressor.methods.parts import Part
-from compressor.methods.quantize import _scales
 
 
 def config(layout: str, bits: int, symmetric: bool, grain: str, group: int) -> dict[str, Any] | None:
@@ -91,7 +91,7 @@ class CodeLayout:
 
     def numbers(self, centred: Array, scale: Array, zero: Array | None, dtype: str, work: Workspace) -> None:
         """What loaders make of q − z, in place [rows, groups, size]; `scale` broadcasts and is of `dtype`."""
-        _scales.apply(np.multiply, centred, scale, centred)
+        scales.apply(np.multiply, centred, scale, centred)
 
     def decode(self, parts: Mapping[str, Array], grouped: Array, work: Workspace) -> bool:
         """Restore [rows, groups, size] from the parts, where that is not s·(q − z); False where it is."""

@@ -27,7 +27,7 @@ from compressor.core.lazy import np
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.parts import Part
-from compressor.methods.quantize._layouts import CodeLayout
+from compressor.methods.quantize.int.layouts.contract import CodeLayout
 
 MLX_BITS = (2, 3, 4, 5, 6, 8)
 MLX_GROUPS = (32, 64, 128)

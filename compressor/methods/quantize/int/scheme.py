@@ -7,8 +7,8 @@
     symmetric:   s = max|w| / ((2^b − 1)/2)
     asymmetric:  s = (max − min)/(2^b − 1), the range extended to 0;  z = −2^(b−1) − round(min/s)
 
-or from there on for the least squared error (`_search.py`), half-quadratic (`_hqq.py`), or, with the codes, for the
-least error of the layer's outputs (`_gptq.py`); awq searches with errors weighed by the inputs (`_awq.py`), in a
+or from there on for the least squared error (`search.py`), half-quadratic (`hqq.py`), or, with the codes, for the
+least error of the layer's outputs (`gptq.py`); awq searches with errors weighed by the inputs (`awq.py`), in a
 model whose inputs were scaled for it (`balancing.py`). We divide in float32 (float64 for float64 weights) whatever
 the source's dtype, and by the scale as it is stored, which loses less than compressed-tensors' own arithmetic in
 the same bytes. A zero weight has code z and comes back as exactly zero.
@@ -52,17 +52,20 @@ from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block, Encoder, Method
+from compressor.methods.numerics import scales
 from compressor.methods.numerics.hessian import compensation_memory
+from compressor.methods.numerics.scales import Chosen
 from compressor.methods.options import option
 from compressor.methods.parts import Part
-from compressor.methods.quantize import _awq, _gptq, _layouts, _layouts_foreign, _ranges, _scales
-from compressor.methods.quantize._hqq import HalfQuadratic
-from compressor.methods.quantize._scales import Chosen
-from compressor.methods.quantize._search import Search
-from compressor.methods.quantize._units import LEAST, MOST, Rule
+from compressor.methods.quantize.int import tensor_range
+from compressor.methods.quantize.int.group_units import LEAST, MOST, Rule
+from compressor.methods.quantize.int.layouts import contract, mlx
+from compressor.methods.quantize.int.ways import awq, gptq
+from compressor.methods.quantize.int.ways.hqq import HalfQuadratic
+from compressor.methods.quantize.int.ways.search import Search
 
 _OFF = ("signed_scales", "act_order")
-_LAYOUTS: dict[str, type[_layouts.CodeLayout]] = {**_layouts.LAYOUTS, **_layouts_foreign.LAYOUTS}
+_LAYOUTS: dict[str, type[contract.CodeLayout]] = {**contract.LAYOUTS, **mlx.LAYOUTS}
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,7 @@ class Int(Encoder):
         return [size for size in range(min(columns, 1 << 16), 7, -1) if columns % size == 0]
 
     def config(self, spec: TensorSpec) -> dict[str, Any] | None:
-        return _layouts.config(self.layout_of(spec), self.bits, self.symmetric, self.grain, self.group)
+        return contract.config(self.layout_of(spec), self.bits, self.symmetric, self.grain, self.group)
 
     def dialect(self, spec: TensorSpec) -> str:
         return _LAYOUTS[self.layout_of(spec)].dialect or super().dialect(spec)
@@ -223,11 +226,11 @@ class Int(Encoder):
     def code_bits_used(self) -> int | None:
         return self.bits if self.symmetric else None
 
-    def survey(self, specs: Sequence[TensorSpec]) -> _ranges.Extent | None:
+    def survey(self, specs: Sequence[TensorSpec]) -> tensor_range.Extent | None:
         """The range of the tensor, where it has one scale; a search goes on to a histogram."""
         if self.grain != "tensor" or self.extent is not None:
             return None
-        return _ranges.Extent(self, self.rule(specs[0]))
+        return tensor_range.Extent(self, self.rule(specs[0]))
 
     def bound(self, largest: float, spec: TensorSpec) -> float:
         """From the range: half a scale, and what storing the scale and the result in their dtypes adds at the
@@ -241,7 +244,7 @@ class Int(Encoder):
         rounding = 2 * epsilon(spec.dtype) * largest + smallest(spec.dtype)
         nearest = scale * (1.5 if held_back else 0.5) + slack
         if self.method == "gptq":
-            return nearest + _gptq.REACH * largest
+            return nearest + gptq.REACH * largest
         if self.method == "absmax":
             return nearest + rounding + self.form(spec).slack(largest, spec)
         clipped = largest
@@ -259,10 +262,10 @@ class Int(Encoder):
         codes = None if parts is None else block.work.array("int.codes", restored.shape, "|u1")
         if self.method == "gptq":
             choose = partial(self._choose, block)
-            chosen = _gptq.compensate(block, target, self.half, self.damp, self.act_order, choose)
+            chosen = gptq.compensate(block, target, self.half, self.damp, self.act_order, choose)
         else:
             chosen = self._choose(block, self.grouped(block.values), target)
-            _scales.apply(np.divide, self.grouped(block.values), chosen.column, target)
+            scales.apply(np.divide, self.grouped(block.values), chosen.column, target)
         self._round(target, target, chosen.zero, codes)
         if parts is not None and codes is not None:
             self._store(codes, chosen, parts, block)
@@ -284,7 +287,7 @@ class Int(Encoder):
         counted = kernels.round_codes(grouped, chosen.column, zero, 2 * self.half, codes)
         if counted is None:
             ratio = self.grouped(work.array("int.ratio", block.values.shape, block.values.dtype.str))
-            _scales.apply(np.divide, grouped, chosen.column, ratio)
+            scales.apply(np.divide, grouped, chosen.column, ratio)
             self._round(ratio, rounded, chosen.zero, codes.reshape(block.values.shape))
             np.subtract(rounded, ratio, out=rounded)
             mask = self.grouped(work.array("int.mask", block.values.shape, "|b1"))
@@ -308,8 +311,8 @@ class Int(Encoder):
         target = self.grouped(out)
         np.copyto(target, self.grouped(codes))
         np.subtract(target, offset, out=target)
-        scale = _scales.wide_scale(layout.scales(parts), self.scale_dtype(spec)).astype(out.dtype, copy=False)
-        _scales.apply(np.multiply, target, self.column(scale), target)
+        scale = scales.wide_scale(layout.scales(parts), self.scale_dtype(spec)).astype(out.dtype, copy=False)
+        scales.apply(np.multiply, target, self.column(scale), target)
 
     def _round(self, ratio: Array, rounded: Array, zero: Array | None, codes: Array | None) -> None:
         """From w/s the codes: as floats q − z [rows, groups, size] (maybe the same memory), and as unsigned bytes q
@@ -336,7 +339,7 @@ class Int(Encoder):
         points = None if chosen.zero is None else chosen.zero.astype(np.uint8)
         self.form(block.spec).store(codes, chosen.stored, points, parts, block.start == 0, block.work)
 
-    def form(self, spec: TensorSpec) -> _layouts.CodeLayout:
+    def form(self, spec: TensorSpec) -> contract.CodeLayout:
         return _LAYOUTS[self.layout_of(spec)](self.bits, self.symmetric, self.grain == "tensor")
 
     def scale_dtype(self, spec: TensorSpec) -> str:
@@ -353,7 +356,7 @@ class Int(Encoder):
         if self.grain == "tensor":
             stored, zero = self._for_tensor(rule)
         else:
-            low, high = _scales.extent(grouped, self.symmetric, scratch)
+            low, high = scales.extent(grouped, self.symmetric, scratch)
             stored, zero = self._for_groups(grouped, low, high, rule, block)
         stored, zero = self.form(spec).settle(grouped, stored, zero, rule.dtype)
         return Chosen(stored, zero, self.column(rule.numbers(stored).astype(grouped.dtype, copy=False)))
@@ -365,7 +368,7 @@ class Int(Encoder):
             scale, zero = rule.absmax(low, high)
             return rule.store(scale, zero)[0], zero
         way = HalfQuadratic if self.method == "hqq" else Search
-        rows, heed = grouped.reshape(-1, grouped.shape[2]), _awq.heed(block, grouped) if self.balances else None
+        rows, heed = grouped.reshape(-1, grouped.shape[2]), awq.heed(block, grouped) if self.balances else None
         with np.errstate(all="ignore"):  # of groups of zeros, and far candidates
             stored, zero = way(rows, low.reshape(-1), high.reshape(-1), rule, block.work, heed=heed).run()
         return stored.reshape(low.shape), None if zero is None else zero.reshape(low.shape)

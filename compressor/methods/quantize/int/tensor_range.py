@@ -8,8 +8,8 @@ from typing import Any
 from compressor.core.lazy import np
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block, Survey
-from compressor.methods.quantize._search import Search
-from compressor.methods.quantize._units import Rule
+from compressor.methods.quantize.int.group_units import Rule
+from compressor.methods.quantize.int.ways.search import Search
 
 _PARTS = 1 << 11  # of a bin: as fine as float32 tells places apart
 

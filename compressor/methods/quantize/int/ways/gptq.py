@@ -1,6 +1,6 @@
 """Codes of least error of a layer's outputs, column by column (GPTQ, Frantar et al., arXiv 2210.17323).
 
-Columns are rounded one after another, each to the nearest code of what it would best be by then (`_hessian.py`).
+Columns are rounded one after another, each to the nearest code of what it would best be by then (`hessian.py`).
 Scales of a group are searched when its first column comes, for the weights as they would best be by then; or all
 before, where columns come in another order.
 """
@@ -14,7 +14,7 @@ from compressor.core.lazy import np
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block
 from compressor.methods.numerics.hessian import COLUMNS, Compensation, Factor, factor_of
-from compressor.methods.quantize._scales import Chosen
+from compressor.methods.numerics.scales import Chosen
 
 REACH = 8  # times the largest weight: more than any error can be, see `_held` and the range of scales
 

@@ -3,7 +3,7 @@
 One pass counts the magnitudes of every tensor by the highest 16 bits of their float32 pattern: bfloat16 weights
 are told apart entirely, float32 ones to 1/128 of a magnitude. The bins of all tensors are then taken in the order
 of their scores, tensor by tensor where scores are equal, until k weights are gone; a tensor that has reached its
-limit loses no more. Which weights those are is decided tensor by tensor, exactly (`_smallest.py`).
+limit loses no more. Which weights those are is decided tensor by tensor, exactly (`smallest_keys.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array
 from compressor.methods.contract import Block, Survey
-from compressor.methods.prune._smallest import Smallest, first_pass, magnitudes
+from compressor.methods.numerics.smallest_keys import Smallest, first_pass, magnitudes
 
 Score = Callable[[Array, Array], Array]  # of a tensor's bins: (magnitude, how many) → score; ascending like them
 Bins = dict[str, tuple[Array, Array]]  # by tensor: the bins that occur, ascending, and how many weights are in each

@@ -1,0 +1,1 @@
+"""How integer codes are stored, a layout a file."""

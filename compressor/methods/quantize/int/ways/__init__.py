@@ -1,0 +1,1 @@
+"""How scales (and codes) of integers are chosen, a way a file."""
