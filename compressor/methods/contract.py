@@ -153,6 +153,21 @@ class Method(ABC):
         """This method as a rule's, where `stage` is the stage's own: what the rule leaves open, that decides."""
         return self
 
+    @property
+    def named_layout(self) -> str:
+        """The stored layout that the options name; "" where they leave it open, or know none."""
+        return ""
+
+    @property
+    def rounds(self) -> int:
+        """How often the student that an adapter is for is quantized anew against it; 0: it stays as it is."""
+        return 0
+
+    @property
+    def rounded_by(self) -> Method:
+        """The method that rounds the numbers: of a layout that stores another's codes that other, else itself."""
+        return self
+
     def with_scores(self) -> Method | None:
         """This method, going by given scores of inputs (as the roots of `inputs.square`); None where it cannot.
 
@@ -274,8 +289,24 @@ class Encoder(Method):
         return ""
 
     @property
+    def zero_points(self) -> bool:
+        """Whether codes are counted from a stored zero point."""
+        return False
+
+    @property
+    def base_name(self) -> str | None:
+        """What an adapter names as the model that it is for; None: the student's folder."""
+        return None
+
+    @property
     def label(self) -> str:
         """What tables call the stored tensor, in a word: `int4`."""
+        return self.id
+
+    @property
+    def stored_name(self) -> str:
+        """What `inspect` calls the form that a file has the tensor in: the scheme or layout, with its width where
+        it comes in many."""
         return self.id
 
     def measured(self, block: Block, parts: Mapping[str, Array]) -> tuple[float, int]:
@@ -290,6 +321,11 @@ class Encoder(Method):
         """Where `parts` refuses a tensor: the nearest configuration that its shape allows, and what differs, in
         words. None when there is none."""
         return None
+
+    def for_block(self, spec: TensorSpec, largest: float) -> Encoder | None:
+        """What encodes a block of this tensor by itself nearly as well as with the whole tensor known, where no
+        weight of the block exceeds `largest`; None where nothing does."""
+        return self if self.survey([spec]) is None else None
 
     def codes(self, spec: TensorSpec) -> Encoder | None:
         """This method with its integer codes stored one to an element, for `.npz` and for sparse layouts; None

@@ -75,7 +75,7 @@ class Stage:
         if self.preset:
             table["preset"] = self.preset
         if self.teacher:
-            table[next(iter(self.method.partners)) if self.method.id == "mask" else "teacher"] = self.teacher
+            table[next(iter(self.method.partners), "teacher")] = self.teacher
         if self.stats is not None:
             table["scores" if self.scored else "stats"] = self.stats
         return table

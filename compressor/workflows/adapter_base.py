@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def alternates(recipe: Recipe, *, save_base: bool) -> Residual | None:
     """The method that asks for it, if any does. UsageError where it lacks a rank, or a place for the base."""
-    found = [stage.method for stage in recipe.stages if getattr(stage.method, "alternate", None)]
+    found = [stage.method for stage in recipe.stages if stage.method.rounds]
     if not found:
         if save_base:
             raise UsageError("--save-base is for --alternate, which is not given")
@@ -55,7 +55,7 @@ def base_recipe(student: Checkpoint, method: Residual) -> Recipe:
     if not coded:
         raise InputError(f"holds no codes{said}", file=student.path, remedy=remedy)
     adapter = replace(method, found=method.rank, alternate=None)
-    made = {name: Alternating(adapter, encoder, method.alternate or 0) for name, encoder in coded.items()}
+    made = {name: Alternating(adapter, encoder, method.rounds) for name, encoder in coded.items()}
     usual, patterns = next(iter(made.values())), {name: f"re:{re.escape(name)}" for name in made}
     rules = tuple((patterns[name], other) for name, other in made.items() if other != usual)
     return Recipe((Stage(usual, include=tuple(patterns.values()), rules=rules), quantizing))

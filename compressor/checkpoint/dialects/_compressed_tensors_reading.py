@@ -19,6 +19,7 @@ from compressor.core.workspace import Workspace
 from compressor.files.source import Source
 from compressor.methods.contract import Encoder
 from compressor.methods.quantize.fp8 import Fp8, Scales
+from compressor.methods.quantize.int import Int
 from compressor.methods.quantize.mxfp4 import Mxfp4
 from compressor.methods.quantize.mxfp8 import Mxfp8
 from compressor.methods.quantize.nvfp4 import Nvfp4
@@ -126,7 +127,7 @@ def _choose(spec: TensorSpec, groups: Sequence[Found], source: Source) -> Encode
     if not fits:
         reason = f"is stored in a way that is not read here: {unknown[0]}" if unknown else "fits no config group"
         raise InputError(reason, file=source.path, tensor=spec.name)
-    if len({getattr(encoder, "bits", 0) for encoder in fits}) > 1:
+    if len({encoder.label for encoder in fits if isinstance(encoder, Int)}) > 1:
         raise InputError("is so narrow that it fits groups of 4 and of 8 bits", file=source.path, tensor=spec.name)
     blocks = {e.scales.block for e in fits if isinstance(e, Fp8) and e.granularity == "block"}
     if len(blocks) > 1:

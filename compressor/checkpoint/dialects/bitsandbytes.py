@@ -64,7 +64,9 @@ def configure(
         "load_in_4bit": True,
         "load_in_8bit": False,
         "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_use_double_quant": any(getattr(encoder, "double_quant", False) for _, encoder in packed),
+        "bnb_4bit_use_double_quant": any(
+            isinstance(encoder, Nf4) and encoder.double_quant for _, encoder in packed
+        ),
         "bnb_4bit_compute_dtype": bitsandbytes_state.loaders_dtype(packed[0][0]),
         "bnb_4bit_quant_storage": "uint8",
         "llm_int8_enable_fp32_cpu_offload": False,

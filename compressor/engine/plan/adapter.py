@@ -110,7 +110,7 @@ def _config(jobs: Sequence[Job], checkpoint: Checkpoint) -> dict[str, Any]:
     ranks = {job.spec.name.removesuffix(".weight"): min(min(part.shape) for part in job.parts) for job in jobs}
     usual = Counter(ranks.values()).most_common(1)[0][0]
     others = {f"^{re.escape(module)}": rank for module, rank in sorted(ranks.items()) if rank != usual}
-    base = getattr(jobs[0].steps[0].method, "base", None)
+    base = None if jobs[0].encoder is None else jobs[0].encoder.base_name
     return {
         "alpha_pattern": others,
         "base_model_name_or_path": base or os.path.basename(os.path.realpath(checkpoint.path)),

@@ -357,7 +357,7 @@ def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint
     spoken = {encoder.dialect(spec) for spec, encoder in encoders}
     if spoken - {""} and container == "folder" and checkpoint.source.config is None:
         notes.append("without a config.json nothing tells loaders that weights are quantized; `restore` knows")
-    asymmetric = any(not getattr(encoder, "symmetric", True) for _, encoder in encoders)
+    asymmetric = any(encoder.zero_points for _, encoder in encoders)
     if "pack-quantized" in layouts and asymmetric and container == "folder":
         notes.append(
             "asymmetric: transformers loads it with CompressedTensorsConfig(dequantize=True) only "

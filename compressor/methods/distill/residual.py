@@ -89,6 +89,14 @@ class Residual(Factored):
         return "model" if self.ranks is None and self.found is None else "tensor"
 
     @property
+    def rounds(self) -> int:
+        return self.alternate or 0
+
+    @property
+    def base_name(self) -> str | None:
+        return self.base
+
+    @property
     def counted(self) -> bool:
         return self.found is not None
 

@@ -21,7 +21,7 @@ weights (9.5 % by `absmax`). Weights beyond float32's range are refused.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -63,6 +63,11 @@ class Nvfp4(BlockScaled):
 
     def survey(self, specs: Sequence[TensorSpec]) -> Largest | None:
         return Largest(self) if self.found is None else None
+
+    def for_block(self, spec: TensorSpec, largest: float) -> Nvfp4:
+        """The scale for the whole tensor is only the unit of its block scales, floats themselves: that of the
+        block's largest weight gives nearly the same error."""
+        return replace(self, found=((spec.name, largest),))
 
     def parts(self, spec: TensorSpec) -> tuple[Part, ...]:
         return *super().parts(spec), Part(_GLOBAL, "F32", (1,), every=0)

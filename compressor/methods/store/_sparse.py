@@ -69,8 +69,16 @@ class Sparse(Encoder):
         return self.inner is None
 
     @property
+    def rounded_by(self) -> Method:
+        return self if self.inner is None else self.inner
+
+    @property
     def label(self) -> str:
         return self.id if self.inner is None else f"{self.inner.label} {self.id}"
+
+    @property
+    def stored_name(self) -> str:
+        return self.label
 
     def describe(self) -> dict[str, Any]:
         return {"layout": self.id, **({"of": self._inner_described} if self.inner is not None else {})}

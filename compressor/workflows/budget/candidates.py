@@ -203,17 +203,9 @@ def check_readable(candidate: Candidate, spec: TensorSpec, *, archived: bool = F
                 f"candidate {printable(candidate.name, 60)}: a budget finds one step for each tensor by its bits",
                 remedy="Leave out step, step_rows and scope",
             )
-    elif encoder is not None and for_block(encoder, spec, 1.0).survey([spec]) is not None:
+    elif encoder is not None and encoder.for_block(spec, 1.0) is None:
         raise UsageError(
             f"candidate {printable(candidate.name, 60)} looks at a whole tensor before it can encode any of it, "
             "and a survey reads each tensor once",
             remedy="Leave it out, or take one with a scale a group or row",
         )
-
-
-def for_block(encoder: Encoder, spec: TensorSpec, largest: float) -> Encoder:
-    """The encoder for a block whose largest magnitude is this. nvfp4's scale for the whole tensor is only the unit
-    of its block scales, floats themselves: that of the block's largest weight gives nearly the same error."""
-    if encoder.id == "nvfp4" and getattr(encoder, "found", "") is None:
-        return replace(encoder, found=((spec.name, largest),))  # type: ignore[call-arg]
-    return encoder

@@ -32,7 +32,7 @@ from compressor.methods.numerics.even_steps import Classes
 from compressor.methods.parts import Part
 from compressor.methods.quantize.uniform import DEFAULT_BITS, Uniform
 from compressor.recipe.budget import SAMPLE
-from compressor.workflows.budget.candidates import DENSE, Candidate, for_block
+from compressor.workflows.budget.candidates import DENSE, Candidate
 
 _GRAM = 1 << 33  # multiplications of a gram that a candidate may cost a tensor, about
 # Sums over a tensor's rows: 1, w², energy, energy²; and over a candidate's: lost w², loss, loss², loss·energy
@@ -146,7 +146,9 @@ class Measure(Survey["dict[str, Seen]"]):
         for place, key in enumerate(keys, 1):
             if counted(key, encoders):
                 continue
-            for_block(encoders[key], block.spec, top).encode(block, None, restored)
+            encoder = encoders[key].for_block(block.spec, top)
+            assert encoder is not None  # noqa: S101 - `check_readable` saw to that
+            encoder.encode(block, None, restored)
             np.subtract(values, restored, out=restored)
             lost, loss = weigh(restored)
             sums[place] += (lost.sum(), loss.sum(), loss @ loss, loss @ energy)

@@ -201,6 +201,14 @@ class Int(Encoder):
         return {key: said for key, said in super().describe().items() if not (said is False and key in _OFF)}
 
     @property
+    def named_layout(self) -> str:
+        return "" if self.layout == "auto" else self.layout
+
+    @property
+    def zero_points(self) -> bool:
+        return not self.symmetric
+
+    @property
     def statistics(self) -> Literal["", "square", "gram"]:  # type: ignore[override]
         return "gram" if self.method == "gptq" else "square" if self.balances else ""
 
@@ -218,6 +226,10 @@ class Int(Encoder):
     @property
     def label(self) -> str:
         return f"int{self.bits}"
+
+    @property
+    def stored_name(self) -> str:
+        return self.label
 
     def codes(self, spec: TensorSpec) -> Int:
         return replace(self, layout="plain")
