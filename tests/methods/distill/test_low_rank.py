@@ -732,6 +732,4 @@ def test_what_alternating_needs(pair: tuple[Path, Path], tmp_path: Path) -> None
 def test_what_the_methods_say_before_a_survey() -> None:
     spec = TensorSpec("a.weight", "F32", (8, 8))
     for method in (LowRank(energy=0.5), Residual(rank=2)):
-        assert not method.counted
-        with pytest.raises(TypeError):
-            method.parts(spec)
+        assert method.decoder_for(spec) is None

@@ -20,7 +20,6 @@ from compressor.core.errors import InputError, Problems, UsageError
 from compressor.core.floats import largest
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Workspace
-from compressor.methods.contract import Block
 from compressor.methods.numerics import bit_patterns
 from compressor.methods.numerics import nearest as nearest_codes
 from compressor.methods.numerics.bit_patterns import Patterns
@@ -324,12 +323,6 @@ def test_codes_beyond_the_codebook_are_refused() -> None:
     with pytest.raises(InputError, match="a code beyond its codebook of 5") as caught:
         decode(outcome, spec_of(raw))
     assert caught.value.tensor == "w"
-
-
-def test_a_survey_comes_first() -> None:
-    raw = np.ones((1, 4), np.float32)
-    with pytest.raises(TypeError, match="survey"):
-        Codebook().encode(Block(raw, 0, spec_of(raw), Workspace(), {}), None, np.empty_like(raw))
 
 
 def test_not_finite_centroids_are_refused_by_name(tmp_path: Path) -> None:
