@@ -73,7 +73,7 @@ def test_nm_keeps_the_n_largest_of_every_m(data: st.DataObject, dtype: str, m: i
         gone = np.argsort(-np.abs(block), kind="stable")[n:]  # of equals the first stays
         block[gone] = 0
     assert np.array_equal(found, expected)
-    assert bool(method.shortfall(spec)) == bool(tail)
+    assert bool(method.partial_treatment(spec)) == bool(tail)
 
 
 @pytest.mark.parametrize("pattern", ["4:2", "2:2", "0:4", "2", "2:4:8", "-1:4", "a:b", "٢:٤", ""])
@@ -213,7 +213,7 @@ def test_many_small_tensors_share_a_global_cut_with_ties(sparsity: float, tmp_pa
 def test_shares_of_many_tensors_are_few_numbers() -> None:
     """A histogram of 65,536 bins a tensor would be half a gigabyte for a thousand of them."""
     spec = TensorSpec("t", "F32", (4, 8))
-    survey = LayerAdaptive(sparsity=0.5).survey([spec])
+    survey = LayerAdaptive(sparsity=0.5).prepare([spec])
     values = np.random.default_rng(0).standard_normal(spec.shape).astype(np.float32)
     stats = survey.observe(Block(values, 0, spec, Workspace(), {}), survey.start())
     assert sum(part.nbytes for part in stats["t"]) <= 16 * spec.size

@@ -12,7 +12,7 @@ from compressor.core.errors import UsageError
 from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.prune._rows import keep_largest
+from compressor.methods.numerics.largest_in_rows import keep_largest
 
 _PLANES = 16
 

@@ -25,8 +25,9 @@ quantization, whose scales are rough, never more than the weight itself.
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import gcd
 from typing import ClassVar, Literal
 
@@ -35,17 +36,17 @@ from compressor.core.floats import epsilon, smallest
 from compressor.core.lazy import np
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block, Encoder, Survey
+from compressor.methods.contract import Block, Encoder, ReadableScheme, Survey
 from compressor.methods.options import option
 from compressor.methods.parts import Part
-from compressor.methods.quantize import _nf4, _nf4_state
+from compressor.methods.quantize.nf4 import bitsandbytes_state, levels
 
 _WHOLE = 1 << 21  # weights of a tensor that is taken whole
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 @dataclass(frozen=True)
-class Nf4(Encoder):
+class Nf4(ReadableScheme):
     """4-bit codes for normally distributed weights, as bitsandbytes stores them."""
 
     verb: ClassVar[str] = "quantize"
@@ -55,7 +56,6 @@ class Nf4(Encoder):
     double_quant: bool = option(False, help="store the scales in 8 bits too", off="single-quant")
     method: Literal["search", "absmax"] = option("search", help="how scales are chosen")
 
-    scales: _nf4_state.Nested | None = None  # what the survey for double quantization found
     storage: str = "U8"  # in files of others: the dtype that the bytes of codes lie in
     state_bytes: int = 0  # in files of others: how long the quant_state is
 
@@ -72,18 +72,18 @@ class Nf4(Encoder):
         nbytes, itemsize = -(-spec.size // 2), DTYPES[self.storage].bits // 8
         if nbytes % itemsize:
             raise UsageError(f"its codes do not fill {self.storage} elements", tensor=spec.name, remedy="Use U8")
-        state = _nf4_state.to_json(spec, self.group_size, nested=self.double_quant)
+        state = bitsandbytes_state.to_json(spec, self.group_size, nested=self.double_quant)
         length = self.state_bytes or len(state)
         known = tuple(state) if not self.double_quant and not self.state_bytes else None
         found = (
             Part("", self.storage, (nbytes // itemsize, 1), every),
             Part(".absmax", "U8" if self.double_quant else "F32", (blocks,), every),
-            Part(".quant_map", "F32", (len(_nf4.LEVELS),), every=0),
-            Part(_nf4_state.SUFFIX, "U8", (length,), every=0, value=known),
+            Part(".quant_map", "F32", (len(levels.LEVELS),), every=0),
+            Part(bitsandbytes_state.SUFFIX, "U8", (length,), every=0, value=known),
         )
         if not self.double_quant:
             return found
-        nested = -(-blocks // _nf4_state.BLOCK)
+        nested = -(-blocks // bitsandbytes_state.BLOCK)
         return (
             *found,
             Part(".nested_absmax", "F32", (nested,), every=0),
@@ -121,68 +121,34 @@ class Nf4(Encoder):
             "rows on processors with AVX-512, those of its own files too; `restore` does not"
         )
 
-    def survey(self, specs: Sequence[TensorSpec]) -> BlockScales | None:
-        return BlockScales(self, _nf4_state.limit(specs[0])) if self.double_quant and self.scales is None else None
+    def prepare(self, specs: Sequence[TensorSpec]) -> BlockScales | Encoder:
+        return BlockScales(self, bitsandbytes_state.limit(specs[0])) if self.double_quant else OwnScales(self)
 
     def bound(self, largest: float, spec: TensorSpec) -> float:
         """Half the widest gap, or what is clipped; and what rounding adds."""
-        clipped = 1 - _nf4.LEAST if self.method == "search" else 0
-        scale = _nf4.MOST if self.method == "search" else 1
-        share = 1 if self.double_quant else max(_nf4.WIDEST * scale, clipped)
+        clipped = 1 - levels.LEAST if self.method == "search" else 0
+        scale = levels.MOST if self.method == "search" else 1
+        share = 1 if self.double_quant else max(levels.WIDEST * scale, clipped)
         rounding = (2 * epsilon(spec.dtype) + 8 * epsilon("F32")) * largest
         return share * largest + rounding + smallest(spec.dtype) + 2 * smallest("F32")
 
     # ---- the kernels -------------------------------------------------------------------------------
 
-    def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
-        spec, work = block.spec, block.work
-        blocks = self._blocks(block)
-        if self.double_quant:
-            if self.scales is None:
-                raise TypeError("a survey has to find the tensor's scales first")
-            first = block.start * spec.matrix[1] // self.group_size
-            stored, scale = self.scales.codes(first, len(blocks)), self.scales.decoded(first, len(blocks))
-        else:
-            scale = self.wanted(blocks, spec, work)
-            scale[scale == 0] = 1  # any would do
-            stored = scale
-        scaled = work.array("nf4.scaled", blocks.shape, "<f4")
-        codes = work.array("nf4.codes", blocks.shape, "|u1")
-        with np.errstate(over="ignore"):  # a tiny 8-bit scale under a large weight: the outermost level
-            np.divide(blocks, scale[:, None], out=scaled)
-        _nf4.nearest(scaled, codes, work)
-        packed = _nf4.pack(codes, work)
-        if parts is not None:
-            bytes_of = parts[""].reshape(-1)
-            bytes_of[...] = packed[: bytes_of.size]
-            parts[".absmax"][...] = stored.reshape(parts[".absmax"].shape)
-            if block.start == 0:
-                self._store_tables(parts, spec)
-        self._restore(packed, scale, restored, work)
-
-    def _store_tables(self, parts: Mapping[str, Array], spec: TensorSpec) -> None:
-        parts[".quant_map"][...] = _nf4.levels()
-        if self.scales is not None:
-            parts[".nested_absmax"][...] = self.scales.magnitudes
-            parts[".nested_quant_map"][...] = _nf4_state.dynamic_map()
-            state = _nf4_state.to_json(spec, self.group_size, nested=True, offset=self.scales.offset)
-            parts[_nf4_state.SUFFIX][...] = np.frombuffer(state, np.uint8)
-
     def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
         """Raises InputError for a quant_state that contradicts `spec`, and for scales that are no numbers."""
-        state = parts[_nf4_state.SUFFIX].tobytes()
-        offset = _nf4_state.check(state, spec, self.group_size, nested=self.double_quant)
+        state = parts[bitsandbytes_state.SUFFIX].tobytes()
+        offset = bitsandbytes_state.check(state, spec, self.group_size, nested=self.double_quant)
         scale = parts[".absmax"].reshape(-1)
         if self.double_quant:
             first = start * spec.matrix[1] // self.group_size
             tables = parts[".nested_quant_map"], parts[".nested_absmax"]
-            scale = _nf4_state.decoded(scale, first, *tables, offset)
+            scale = bitsandbytes_state.decoded(scale, first, *tables, offset)
         if not np.isfinite(scale).all():
             raise InputError("its absmax holds a NaN or an infinity", tensor=spec.name, remedy="Mend the source")
         packed = parts[""].reshape(-1).view("|u1")
-        self._restore(packed, scale, out, work)
+        self.restore(packed, scale, out, work)
 
-    def _restore(self, packed: Array, scale: Array, out: Array, work: Workspace) -> None:
+    def restore(self, packed: Array, scale: Array, out: Array, work: Workspace) -> None:
         """Levels times scales into `out`, whatever its float type; the last block may be short of weights."""
         size = len(scale) * self.group_size
         if 2 * len(packed) < size:
@@ -190,14 +156,14 @@ class Nf4(Encoder):
             whole[: len(packed)], whole[len(packed) :] = packed, 0
             packed = whole
         numbers = work.array("nf4.numbers", (len(scale), self.group_size), "<f4")
-        _nf4.unpack(packed, numbers)
+        levels.unpack(packed, numbers)
         if out.size == size and out.dtype == numbers.dtype:
             np.multiply(numbers, scale[:, None], out=out.reshape(numbers.shape))
         else:
             np.multiply(numbers, scale[:, None], out=numbers)
             out.reshape(-1)[...] = numbers.reshape(-1)[: out.size]
 
-    def _blocks(self, block: Block) -> Array:
+    def blocks_of(self, block: Block) -> Array:
         """The values as float32 [blocks, group_size], a short last block filled up with zeros."""
         values, size = block.values, -(-block.values.size // self.group_size) * self.group_size
         if values.size == size and values.dtype == np.float32:
@@ -216,10 +182,79 @@ class Nf4(Encoder):
 
     def wanted(self, blocks: Array, spec: TensorSpec, work: Workspace) -> Array:
         """The scale of each block, float32; 0 for a block of zeros."""
-        absmax = _nf4.magnitudes(blocks, work)
+        absmax = levels.magnitudes(blocks, work)
         if self.method == "absmax":
             return absmax
-        return _nf4.fitted(blocks, absmax, _nf4_state.limit(spec), work)
+        return levels.fitted(blocks, absmax, bitsandbytes_state.limit(spec), work)
+
+
+@dataclass(frozen=True)
+class _Encoder(Encoder):
+    """Codes by the scales that subclasses know."""
+
+    scheme: Nf4
+
+    @property
+    def decoder(self) -> Nf4:
+        return self.scheme
+
+    @abstractmethod
+    def _scales(self, blocks: Array, first: int, spec: TensorSpec, work: Workspace) -> tuple[Array, Array]:
+        """Of these blocks of the tensor, from the one of this number on: the scales as stored, and as numbers."""
+
+    @abstractmethod
+    def _store_tables(self, parts: Mapping[str, Array], spec: TensorSpec) -> None:
+        """Fill the parts that belong to the whole tensor."""
+
+    def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
+        spec, work = block.spec, block.work
+        blocks = self.scheme.blocks_of(block)
+        first = block.start * spec.matrix[1] // self.scheme.group_size
+        stored, scale = self._scales(blocks, first, spec, work)
+        scaled = work.array("nf4.scaled", blocks.shape, "<f4")
+        codes = work.array("nf4.codes", blocks.shape, "|u1")
+        with np.errstate(over="ignore"):  # a tiny 8-bit scale under a large weight: the outermost level
+            np.divide(blocks, scale[:, None], out=scaled)
+        levels.nearest(scaled, codes, work)
+        packed = levels.pack(codes, work)
+        if parts is not None:
+            bytes_of = parts[""].reshape(-1)
+            bytes_of[...] = packed[: bytes_of.size]
+            parts[".absmax"][...] = stored.reshape(parts[".absmax"].shape)
+            if block.start == 0:
+                parts[".quant_map"][...] = levels.levels()
+                self._store_tables(parts, spec)
+        self.scheme.restore(packed, scale, restored, work)
+
+
+@dataclass(frozen=True)
+class OwnScales(_Encoder):
+    """Scales in float32, found block by block."""
+
+    def _scales(self, blocks: Array, first: int, spec: TensorSpec, work: Workspace) -> tuple[Array, Array]:
+        scale = self.scheme.wanted(blocks, spec, work)
+        scale[scale == 0] = 1  # any would do
+        return scale, scale
+
+    def _store_tables(self, parts: Mapping[str, Array], spec: TensorSpec) -> None:
+        """The levels are all that there is."""
+
+
+@dataclass(frozen=True)
+class NestedScales(_Encoder):
+    """Scales in 8 bits, which a survey found for the tensor."""
+
+    scales: bitsandbytes_state.Nested
+
+    def _scales(self, blocks: Array, first: int, spec: TensorSpec, work: Workspace) -> tuple[Array, Array]:
+        return self.scales.codes(first, len(blocks)), self.scales.decoded(first, len(blocks))
+
+    def _store_tables(self, parts: Mapping[str, Array], spec: TensorSpec) -> None:
+        parts[".nested_absmax"][...] = self.scales.magnitudes
+        parts[".nested_quant_map"][...] = bitsandbytes_state.dynamic_map()
+        group = self.scheme.group_size
+        state = bitsandbytes_state.to_json(spec, group, nested=True, offset=self.scales.offset)
+        parts[bitsandbytes_state.SUFFIX][...] = np.frombuffer(state, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -233,16 +268,16 @@ class BlockScales(Survey[dict[int, Array]]):
         return {}
 
     def observe(self, block: Block, stats: dict[int, Array]) -> dict[int, Array]:
-        blocks = self.method._blocks(block)
+        blocks = self.method.blocks_of(block)
         stats[block.start] = self.method.wanted(blocks, block.spec, block.work)
         return stats
 
     def merge(self, stats: dict[int, Array], more: dict[int, Array]) -> dict[int, Array]:
         return stats | more
 
-    def conclude(self, stats: dict[int, Array]) -> Nf4:
+    def conclude(self, stats: dict[int, Array]) -> NestedScales:
         wanted = np.concatenate([stats[start] for start in sorted(stats)])
-        return replace(self.method, scales=_nf4_state.Nested.of(wanted, self.limit))
+        return NestedScales(self.method, bitsandbytes_state.Nested.of(wanted, self.limit))
 
 
 METHOD = Nf4

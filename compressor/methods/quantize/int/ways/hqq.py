@@ -16,8 +16,12 @@ from __future__ import annotations
 
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
-from compressor.methods.quantize import _scales
-from compressor.methods.quantize._units import Units
+from compressor.methods.contract import Block
+from compressor.methods.numerics import scales
+from compressor.methods.numerics.scales import Chosen
+from compressor.methods.quantize.int.group_units import Units
+from compressor.methods.quantize.int.ways.contract import Grid
+from compressor.methods.quantize.int.ways.search import choose as choose_searched
 
 _P, _BETA, _GROWTH, _TURNS = 0.7, 10.0, 1.01, 20
 
@@ -54,7 +58,7 @@ class HalfQuadratic(Units):
         codes = self.ratio(units, factor)
         self.clip(codes, codes, zero)
         apart = work.array("hqq.apart", units.shape, units.dtype.str)
-        _scales.apply(np.multiply, codes, self.column(factor), apart)
+        scales.apply(np.multiply, codes, self.column(factor), apart)
         np.subtract(units, apart, out=apart)
         size = np.abs(apart, out=work.array("hqq.size", units.shape, units.dtype.str))
         np.maximum(size, self.kind(1e-6), out=size)  # 0 has no negative power
@@ -69,3 +73,8 @@ class HalfQuadratic(Units):
     def _sum(self, numbers: Array) -> Array:
         total: Array = np.add.reduce(numbers, axis=1, dtype=np.float64)
         return total
+
+
+def choose(grouped: Array, block: Block, grid: Grid, scratch: Array) -> Chosen:
+    """Scales and zero points [rows, groups] of half-quadratic descent."""
+    return choose_searched(grouped, block, grid, scratch, search=HalfQuadratic)

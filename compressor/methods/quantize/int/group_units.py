@@ -6,12 +6,13 @@ Factors keep between LEAST and MOST, so that no weight is cut down to less than 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
 from compressor.core.lazy import np
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.quantize import _scales
+from compressor.methods.numerics import scales
 
 LEAST, MOST = 0.25, 1.5
 
@@ -38,20 +39,20 @@ class Rule:
     def store(self, scale: Array, zero: Array | None) -> tuple[Array, Array]:
         """Scales as stored and as numbers."""
         reach: Any = self.half if zero is None else np.maximum(self.steps - zero, zero)
-        return _scales.store_scale(scale, reach, self.dtype, self.weight_dtype)
+        return scales.store_scale(scale, reach, self.dtype, self.weight_dtype)
 
     def numbers(self, stored: Array) -> Array:
         """What stored scales stand for."""
-        return _scales.wide_scale(stored, self.dtype)
+        return scales.wide_scale(stored, self.dtype)
 
     def absmax(self, low: Array, high: Array) -> tuple[Array, Array | None]:
         """Scale and unsigned zero point from the range."""
         if self.symmetric:
-            return _scales.symmetric_scale(np.maximum(high, -low), self.half)[0], None
-        return _scales.asymmetric_scale(low, high, self.half)[:2]
+            return scales.symmetric_scale(np.maximum(high, -low), self.half)[0], None
+        return scales.asymmetric_scale(low, high, self.half)[:2]
 
 
-class Units:
+class Units(ABC):
     """The rows of `values` [groups, size] over their absmax scales. All are treated alike whatever stands beside
     them. Of a histogram `counts` [size] says how often each value occurs, and `blur` how wide its bins are; `heed`
     [groups, size] is what errors of the single weights count, about 1 on average."""
@@ -74,9 +75,13 @@ class Units:
         self.first_stored, base = rule.store(scale, self.first_zero)
         self.base = base.astype(np.float64)
         self.units = work.array("search.units", values.shape, values.dtype.str)
-        _scales.apply(np.divide, values, base.astype(self.kind, copy=False)[:, None], self.units)
+        scales.apply(np.divide, values, base.astype(self.kind, copy=False)[:, None], self.units)
         self.codes = work.array("search.codes", values.shape, values.dtype.str)
         self.low, self.high = low / self.base, high / self.base
+
+    @abstractmethod
+    def run(self) -> tuple[Array, Array | None]:
+        """Stored scales [groups] and unsigned zero points, the best that the search finds."""
 
     def settle(self, factor: Array, zero: Array | None, groups: Any) -> tuple[Array, Array]:
         """Scales of these groups as stored, and the factors that they are."""
@@ -101,7 +106,7 @@ class Units:
         if isinstance(factor, float):
             np.multiply(units, self.kind(1 / factor), out=codes)
         else:
-            _scales.apply(np.multiply, units, self.column(1 / factor), codes)
+            scales.apply(np.multiply, units, self.column(1 / factor), codes)
         return np.rint(codes, out=codes)
 
     def clip(self, codes: Array, out: Array, zero: Array | None) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from compressor.core.lazy import np
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.quantize._kmeans import Points
+from compressor.methods.numerics.kmeans import Points
 
 FEW = 1 << 16
 _HELD = 16  # tables before they are merged into one
