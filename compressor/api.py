@@ -274,7 +274,7 @@ def run_recipe(
     if checkpoint.fused:
         mentors = {path: split_experts(mentor) for path, mentor in mentors.items()}
     for read in (checkpoint, *mentors.values()):  # links in a folder may lead to where the output would be
-        check_apart(output, *(file.path for file in read.source.opened))
+        check_apart(output, *read.source.guarded)
     count = available_workers() if workers is None else workers
     cuts, told = settled(recipe.cuts, checkpoint)
     recipe = replace(recipe, cuts=cuts)
@@ -290,7 +290,7 @@ def run_recipe(
     checkpoint = replace(checkpoint, notes=tuple(dict.fromkeys((*checkpoint.notes, *told))))
     if training is not None:
         mentors[training.teacher] = open_checkpoint(training.teacher)
-        check_apart(output, *(file.path for file in mentors[training.teacher].source.opened))
+        check_apart(output, *mentors[training.teacher].source.guarded)
         checkpoint = trained(
             checkpoint, mentors[training.teacher], training, workers=count, dry=dry_run, progress=progress
         )

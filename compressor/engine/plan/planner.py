@@ -23,7 +23,7 @@ from compressor.engine.plan.pairing import bias_kept, described, informed, memor
 from compressor.engine.plan.plan import Job, OutputFile, Plan, Step, dense_part, short_name
 from compressor.engine.plan.sparse_store import SPARSE, with_layout
 from compressor.files import npy, npz, safetensors
-from compressor.files.folder import CONFIG, INDEX, SINGLE, index_bytes, json_bytes
+from compressor.files.folder import CONFIG, SINGLE, index_bytes, json_bytes
 from compressor.files.identity import Identity
 from compressor.files.layout import Container, FileLayout
 from compressor.methods.contract import Encoder, Method
@@ -328,9 +328,14 @@ def _texts(
         dense = [job.spec for job in jobs if job.encoder is None]
         config = dialects.configure(source.config, packed, dense) if packed else dialects.without(source.config)
         texts.append((CONFIG, json_bytes(config)))
-    if source.indexed:
+    if source.index:
         names = {spec.name: files[job.file].name for job in jobs for spec in job.part_specs()}
-        texts.append((INDEX, index_bytes(names, sum(job.size_after for job in jobs))))
+        said = {
+            key: value
+            for key, value in source.index_metadata.items()
+            if key != "total_parameters" or not checkpoint.cuts
+        }
+        texts.append((source.index, index_bytes(names, sum(job.size_after for job in jobs), said)))
     return tuple(texts)
 
 
