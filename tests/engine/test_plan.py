@@ -28,7 +28,7 @@ from compressor.core.selection import kept
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Workspace
 from compressor.methods import registry
-from compressor.methods.contract import Block, Encoder, Skip
+from compressor.methods.contract import Block, PlainEncoder, Skip
 from compressor.methods.options import option
 from compressor.methods.parts import Part
 from compressor.methods.registry import make_method, methods_of
@@ -36,7 +36,7 @@ from compressor.recipe.model import Recipe, Stage
 
 
 @dataclass(frozen=True)
-class Halves(Encoder):
+class Halves(PlainEncoder):
     """Stores halves of even-rowed tensors: the least that a method from elsewhere has to be."""
 
     verb: ClassVar[str] = "quantize"
@@ -125,7 +125,7 @@ def test_the_contracts_defaults() -> None:
     spec = TensorSpec("w", "F32", (2, 2))
     assert method.codes(spec) is None
     assert method.config(spec) is None
-    assert method.survey([spec]) is None
+    assert method.prepare([spec]) is method
     assert method.reach == "tensor"
     assert make_method("prune", {"threshold": 1.0}).skip(spec) is None
     with pytest.raises(UsageError, match="steps must be an integer from 1 to 8, not 9"):

@@ -4,7 +4,7 @@ A dialect module provides
 
 * `NAME`: what users call it, and the `quant_method` that its configs declare where they declare one;
 * `speaks(config)`: whether a config.json is in this dialect;
-* `stored_tensors(source)`: the tensors of such a folder with the encoders that decode them; InputError for what is
+* `stored_tensors(source)`: the tensors of such a folder with what decodes them; InputError for what is
   not read here, and for parts that contradict the config;
 * `configure(config, packed, dense)`: the config.json (without an older quantization) of a folder that stores
   `packed` in the dialect's layouts and `dense` as numbers. A dialect that is only read has none;
@@ -13,7 +13,7 @@ A dialect module provides
 * `leftovers(source, stored)`, where the dialect has such: names of tensors that nobody needs once weights are
   numbers, as the scales of activations.
 
-An `Encoder` names the dialect whose loaders take its parts (`Encoder.dialect`); "" is our own layout, which
+A `Decoder` names the dialect whose loaders take its parts (`Decoder.dialect`); "" is our own layout, which
 only `restore` reads.
 """
 
@@ -31,7 +31,7 @@ from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
 from compressor.files.source import Source
 from compressor.files.strict_json import read_object
-from compressor.methods.contract import Encoder
+from compressor.methods.contract import Decoder
 
 KEYS = ("quantization_config", "quantization")  # of config.json; the second is MLX's
 _OLDER = ("sparsity_config", "compression_config")  # also of config.json, as compressed-tensors once wrote them
@@ -47,7 +47,7 @@ _MODULES = (
     "awq",
 )
 
-Stored = Sequence[tuple[TensorSpec, Encoder]]
+Stored = Sequence[tuple[TensorSpec, Decoder]]
 
 
 @cache
@@ -104,7 +104,7 @@ def configure(config: Mapping[str, Any], packed: Stored, dense: Sequence[TensorS
     the folder; then the scheme is one that they refuse. (A quant_method of our own would not do: transformers
     skips those it does not know with a warning, and fills the missing weights with random numbers.)
     """
-    spoken = {encoder.dialect(spec) for spec, encoder in packed}
+    spoken = {decoder.dialect(spec) for spec, decoder in packed}
     if len(spoken) == 1 and "" not in spoken:
         found: dict[str, Any] | None = dialects()[spoken.pop()].configure(without(config), packed, dense)
         if found is not None:
@@ -123,5 +123,5 @@ def configure(config: Mapping[str, Any], packed: Stored, dense: Sequence[TensorS
 
 def metadata_format(packed: Stored) -> str | None:
     """What the `format` of the container files must be for these parts; None where anything goes."""
-    spoken = {encoder.dialect(spec) for spec, encoder in packed}
+    spoken = {decoder.dialect(spec) for spec, decoder in packed}
     return str(dialects()[spoken.pop()].METADATA) if len(spoken) == 1 and "" not in spoken else None

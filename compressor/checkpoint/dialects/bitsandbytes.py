@@ -18,7 +18,7 @@ from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.text import printable
 from compressor.core.workspace import Array, Workspace
 from compressor.files.source import Source, StoredTensor
-from compressor.methods.contract import Encoder
+from compressor.methods.contract import Decoder
 from compressor.methods.quantize.nf4 import Nf4, bitsandbytes_state, levels
 
 NAME = "bitsandbytes"
@@ -47,7 +47,7 @@ def speaks(config: Mapping[str, Any]) -> bool:
 
 
 def configure(
-    config: Mapping[str, Any], packed: Sequence[tuple[TensorSpec, Encoder]], dense: Sequence[TensorSpec]
+    config: Mapping[str, Any], packed: Sequence[tuple[TensorSpec, Decoder]], dense: Sequence[TensorSpec]
 ) -> dict[str, Any] | None:
     """config.json with the quantization_config of a folder with these packed and these dense tensors; None where
     a loader would not take one of them."""
@@ -65,7 +65,7 @@ def configure(
         "load_in_8bit": False,
         "bnb_4bit_quant_type": "nf4",
         "bnb_4bit_use_double_quant": any(
-            isinstance(encoder, Nf4) and encoder.double_quant for _, encoder in packed
+            isinstance(decoder, Nf4) and decoder.double_quant for _, decoder in packed
         ),
         "bnb_4bit_compute_dtype": bitsandbytes_state.loaders_dtype(packed[0][0]),
         "bnb_4bit_quant_storage": "uint8",
@@ -104,9 +104,9 @@ def _module(name: str) -> str:
 # ---- reading -------------------------------------------------------------------------------------------
 
 
-def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
+def stored_tensors(source: Source) -> list[tuple[TensorSpec, Decoder]]:
     """The tensors that a bitsandbytes folder stores as NF4. InputError for what is not read here."""
-    found: list[tuple[TensorSpec, Encoder]] = []
+    found: list[tuple[TensorSpec, Decoder]] = []
     for name, tensor in source.tensors.items():
         base, mark, kind = name.partition(".quant_state.bitsandbytes__")
         if mark and kind == "nf4":
@@ -124,7 +124,7 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
     return found
 
 
-def _stored(name: str, state_of: StoredTensor, source: Source) -> tuple[TensorSpec, Encoder]:
+def _stored(name: str, state_of: StoredTensor, source: Source) -> tuple[TensorSpec, Decoder]:
     length = state_of.spec.size
     if state_of.spec.dtype != "U8" or len(state_of.spec.shape) != 1 or length > bitsandbytes_state.LONGEST:
         raise _refused("its quant_state is no text of a reasonable length", name, source)
@@ -141,13 +141,13 @@ def _stored(name: str, state_of: StoredTensor, source: Source) -> tuple[TensorSp
         raise _refused(f"its codes are {codes.spec.dtype}", name, source)
     if levels is not None and not _are_levels(levels):
         raise _refused("its quant_map does not hold the levels of NF4", name, source)
-    encoder = Nf4(
+    decoder = Nf4(
         group_size=state["blocksize"],
         double_quant="nested_offset" in state,
         storage=codes.spec.dtype,
         state_bytes=length,
     )
-    return spec, encoder
+    return spec, decoder
 
 
 def _are_levels(tensor: StoredTensor) -> bool:

@@ -15,14 +15,14 @@ from typing import Any
 from compressor.checkpoint.dialects._compressed_tensors_reading import KEY, leftovers, stored_tensors
 from compressor.core.selection import kept
 from compressor.core.tensor import TensorSpec
-from compressor.methods.contract import Encoder
+from compressor.methods.contract import Decoder
 
 __all__ = ["METADATA", "NAME", "configure", "leftovers", "speaks", "stored_tensors"]
 
 NAME = "compressed-tensors"
 METADATA = "pt"
 
-# What a model that holds a base model calls it, beside its model_type (`bert.encoder.…`)
+# What a model that holds a base model calls it, beside its model_type (`bert.decoder.…`)
 _WRAPPERS = ("model", "transformer", "language_model")
 # Output heads, which share the embedding's weight in many models
 _HEADS = r"re:(.*\.)?(lm_head|lm_head\.decoder|embed_out|predictions\.decoder|vocab_projector|generator_lm_head)$"
@@ -38,14 +38,14 @@ def speaks(config: Mapping[str, Any]) -> bool:
 
 
 def configure(
-    config: Mapping[str, Any], packed: Sequence[tuple[TensorSpec, Encoder]], dense: Sequence[TensorSpec]
+    config: Mapping[str, Any], packed: Sequence[tuple[TensorSpec, Decoder]], dense: Sequence[TensorSpec]
 ) -> dict[str, Any] | None:
     """config.json with the quantization_config of a folder with these packed and these dense tensors; None where
     a tensor belongs to a module that is never quantized."""
     schemes: dict[str, tuple[dict[str, Any], list[str]]] = {}
-    for spec, encoder in packed:
-        scheme = encoder.config(spec)
-        if scheme is None or holds_transposed(config, [(spec, encoder)]):
+    for spec, decoder in packed:
+        scheme = decoder.config(spec)
+        if scheme is None or holds_transposed(config, [(spec, decoder)]):
             return None
         if _is_embedding(spec):
             scheme = {**scheme, "input_activations": None}  # its input is token ids, which nobody may round
@@ -82,7 +82,7 @@ def configure(
     return {**config, KEY: declared}
 
 
-def holds_transposed(config: Mapping[str, Any], packed: Sequence[tuple[TensorSpec, Encoder]]) -> bool:
+def holds_transposed(config: Mapping[str, Any], packed: Sequence[tuple[TensorSpec, Decoder]]) -> bool:
     """Whether any of the packed tensors is the weight of a Conv1D."""
     return any(is_transposed(config, spec) for spec, _ in packed)
 

@@ -24,11 +24,10 @@ from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
 from compressor.core.workspace import Array, Workspace
 from compressor.files.source import Source
-from compressor.methods.contract import Encoder
-from compressor.methods.options import option
+from compressor.methods.contract import Decoder
 from compressor.methods.parts import Part
 from compressor.methods.quantize.int import Int
-from compressor.methods.quantize.int.layouts.mlx import unpack_down
+from compressor.methods.quantize.int.layouts.gptq import unpack_down
 
 NAME = "gptq"
 METADATA = "pt"
@@ -50,7 +49,7 @@ def speaks(config: Mapping[str, Any]) -> bool:
 
 
 def configure(
-    config: Mapping[str, Any], packed: Sequence[tuple[TensorSpec, Encoder]], dense: Sequence[TensorSpec]
+    config: Mapping[str, Any], packed: Sequence[tuple[TensorSpec, Decoder]], dense: Sequence[TensorSpec]
 ) -> dict[str, Any] | None:
     """config.json with the quantization_config of a folder with these packed and these dense tensors; None where
     a tensor belongs to a module that GPTQ's loaders never take quantized."""
@@ -58,9 +57,9 @@ def configure(
     if holds_transposed(config, packed) or "embedding" in roles.values():
         return None
     modules = {}
-    for spec, encoder in packed:
-        assert isinstance(encoder, Int)  # noqa: S101 - it said that this dialect takes its parts
-        modules[spec.name] = (encoder.bits, encoder.group if encoder.grain == "group" else -1)
+    for spec, decoder in packed:
+        assert isinstance(decoder, Int)  # noqa: S101 - it said that this dialect takes its parts
+        modules[spec.name] = (decoder.bits, decoder.group if decoder.grain == "group" else -1)
     counts = Counter(modules.values())
     usual = min(counts, key=lambda found: (-counts[found], found))
     dynamic: dict[str, dict[str, int]] = {}
@@ -109,10 +108,10 @@ class Words(StoredCodes):
 
     id: ClassVar[str] = "gptq"
 
-    groups: int = option(help="groups of columns that share scales and zero points")
-    group_size: int = option(help="columns of a group")
-    shift: int = option(help="what zero points are stored less than they are")
-    index: bool = option(help="whether each column names its group")
+    groups: int  # groups of columns that share scales and zero points
+    group_size: int  # columns of a group
+    shift: int  # what zero points are stored less than they are
+    index: bool  # whether each column names its group
 
     def parts(self, spec: TensorSpec) -> tuple[Part, ...]:
         rows, columns = spec.shape
@@ -155,7 +154,7 @@ class Words(StoredCodes):
         return (found + self.shift) & 7 if self.bits == 3 else found
 
 
-def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
+def stored_tensors(source: Source) -> list[tuple[TensorSpec, Decoder]]:
     """The tensors that a GPTQ folder stores as codes. InputError for what is not read here."""
     declared = (source.config or {})[KEY]
     form = str(declared.get("checkpoint_format", declared.get("format", "gptq")))
@@ -171,7 +170,7 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
 
 def _stored(
     module: str, bits: int, form: str, declared: Mapping[str, Any], source: Source
-) -> tuple[TensorSpec, Encoder]:
+) -> tuple[TensorSpec, Decoder]:
     name = f"{module}.weight"
     shape = shape_of(source, f"{module}.qweight", ("I32",), name)
     scales = shape_of(source, f"{module}.scales", ("F16", "BF16", "F32"), name)
@@ -214,8 +213,8 @@ def _stored(
     if index is not None:
         _check_index(index, groups, name, source)
     dtype = source.tensors[f"{module}.scales"].spec.dtype
-    encoder = Words(bits, groups, min(size, columns), _SHIFTS[form], index is not None)
-    return TensorSpec(name, dtype, (rows, columns)), encoder
+    decoder = Words(bits, groups, min(size, columns), _SHIFTS[form], index is not None)
+    return TensorSpec(name, dtype, (rows, columns)), decoder
 
 
 def _check_index(index: Any, groups: int, name: str, source: Source) -> None:

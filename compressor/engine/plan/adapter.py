@@ -21,7 +21,7 @@ from compressor.engine.plan.plan import Job, OutputFile
 from compressor.files import safetensors
 from compressor.files.folder import json_bytes
 from compressor.files.layout import Container
-from compressor.methods.contract import Encoder
+from compressor.methods.contract import Scheme
 from compressor.recipe.model import Stage
 
 _FILE, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -39,12 +39,12 @@ _TASKS = (
 
 
 def makes_adapter(stages: Sequence[Stage]) -> bool:
-    return any(isinstance(stage.method, Encoder) and stage.method.adapter for stage in stages)
+    return any(isinstance(stage.method, Scheme) and stage.method.adapter for stage in stages)
 
 
 def check_adapter(stages: Sequence[Stage], container: Container, checkpoint: Checkpoint, *, cut: bool) -> None:
     """UsageError where an adapter would not be the whole output, or would be for a model that is nowhere."""
-    (method,) = {stage.method.id for stage in stages if isinstance(stage.method, Encoder) and stage.method.adapter}
+    (method,) = {stage.method.id for stage in stages if isinstance(stage.method, Scheme) and stage.method.adapter}
     if len(stages) > 1 or cut:
         raise UsageError(
             f"distill {method} makes an adapter for its input, which no other stage may change",

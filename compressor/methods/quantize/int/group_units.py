@@ -6,6 +6,7 @@ Factors keep between LEAST and MOST, so that no weight is cut down to less than 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,7 @@ class Rule:
         return scales.asymmetric_scale(low, high, self.half)[:2]
 
 
-class Units:
+class Units(ABC):
     """The rows of `values` [groups, size] over their absmax scales. All are treated alike whatever stands beside
     them. Of a histogram `counts` [size] says how often each value occurs, and `blur` how wide its bins are; `heed`
     [groups, size] is what errors of the single weights count, about 1 on average."""
@@ -77,6 +78,10 @@ class Units:
         scales.apply(np.divide, values, base.astype(self.kind, copy=False)[:, None], self.units)
         self.codes = work.array("search.codes", values.shape, values.dtype.str)
         self.low, self.high = low / self.base, high / self.base
+
+    @abstractmethod
+    def run(self) -> tuple[Array, Array | None]:
+        """Stored scales [groups] and unsigned zero points, the best that the search finds."""
 
     def settle(self, factor: Array, zero: Array | None, groups: Any) -> tuple[Array, Array]:
         """Scales of these groups as stored, and the factors that they are."""

@@ -16,8 +16,12 @@ from __future__ import annotations
 
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
+from compressor.methods.contract import Block
 from compressor.methods.numerics import scales
+from compressor.methods.numerics.scales import Chosen
 from compressor.methods.quantize.int.group_units import Units
+from compressor.methods.quantize.int.ways.contract import Grid
+from compressor.methods.quantize.int.ways.search import choose as choose_searched
 
 _P, _BETA, _GROWTH, _TURNS = 0.7, 10.0, 1.01, 20
 
@@ -69,3 +73,8 @@ class HalfQuadratic(Units):
     def _sum(self, numbers: Array) -> Array:
         total: Array = np.add.reduce(numbers, axis=1, dtype=np.float64)
         return total
+
+
+def choose(grouped: Array, block: Block, grid: Grid, scratch: Array) -> Chosen:
+    """Scales and zero points [rows, groups] of half-quadratic descent."""
+    return choose_searched(grouped, block, grid, scratch, search=HalfQuadratic)

@@ -18,8 +18,11 @@ from dataclasses import dataclass
 
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
+from compressor.methods.contract import Block
 from compressor.methods.numerics import scales
+from compressor.methods.numerics.scales import Chosen
 from compressor.methods.quantize.int.group_units import LEAST, MOST, Units
+from compressor.methods.quantize.int.ways.contract import Grid
 
 # By bits: the step from one candidate to the next; the least for groups of 128; how it grows as groups get smaller,
 # a power of 128/size. Fitted to the best factors of normal and Student-t weights.
@@ -218,3 +221,21 @@ class Search(Units):
         clipped = self.work.array("search.clipped", units.shape, units.dtype.str)
         self.clip(self.codes[: len(units)], clipped, zero)
         return _Point(factor, zero, self.dot(clipped, units), self.dot(clipped, clipped))
+
+
+def choose(
+    grouped: Array,
+    block: Block,
+    grid: Grid,
+    scratch: Array,
+    heed: Array | None = None,
+    search: type[Units] | None = None,
+) -> Chosen:
+    """Scales and zero points [rows, groups] of least squared error, each error counted by `heed`
+    [rows · groups, size] where that is given; or what another `search` finds best."""
+    low, high = scales.extent(grouped, grid.rule.symmetric, scratch)
+    rows = grouped.reshape(-1, grouped.shape[2])
+    with np.errstate(all="ignore"):  # of groups of zeros, and far candidates
+        found = (search or Search)(rows, low.reshape(-1), high.reshape(-1), grid.rule, block.work, heed=heed)
+        stored, zero = found.run()
+    return grid.settled(grouped, stored.reshape(low.shape), None if zero is None else zero.reshape(low.shape))
