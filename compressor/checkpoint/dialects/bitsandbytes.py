@@ -1,19 +1,22 @@
 """bitsandbytes' NF4 in a folder: its `quantization_config` written for loaders, its tensors read for `restore`.
 
-What is read does not hang on the config but on the `quant_state` beside each weight, as in the library itself.
-FP4 and the 8-bit form are not read.
+What is read does not hang on the config but on the `quant_state` beside each weight, as in the library itself; so
+lone files are read too. The 8-bit form, `P.weight` I8 with `P.SCB` F32 [rows], is read; FP4 is not.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from compressor.architectures.conv1d import is_conv1d
 from compressor.architectures.heads import heads_of
 from compressor.architectures.roles import is_embedding
 from compressor.checkpoint.dialects import KEYS
+from compressor.checkpoint.dialects._scales import model_dtype
+from compressor.checkpoint.dialects._stored import StoredCodes
 from compressor.core.errors import InputError
 from compressor.core.lazy import np
 from compressor.core.tensor import DTYPES, TensorSpec
@@ -21,6 +24,7 @@ from compressor.core.text import printable
 from compressor.core.workspace import Array, Workspace
 from compressor.files.source import Source, StoredTensor
 from compressor.methods.contract import Decoder
+from compressor.methods.parts import Part
 from compressor.methods.quantize.nf4 import Nf4, bitsandbytes_state, levels
 
 NAME = "bitsandbytes"
@@ -29,6 +33,11 @@ KEY = KEYS[0]
 
 _BESIDE = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
 _REMEDY = "Give the unquantized model"
+
+
+def found_in(source: Source) -> bool:
+    """Whether a state beside its codes says all that there is to know."""
+    return any(".quant_state.bitsandbytes__" in name or name.endswith(".SCB") for name in source.tensors)
 
 
 def speaks(config: Mapping[str, Any]) -> bool:
@@ -118,8 +127,8 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Decoder]]:
             found.append(_stored(base, tensor, source))
         elif mark:
             raise _refused(f"is stored as {printable(kind, 20)!r}, and only nf4 is read here", base, source)
-        elif name.endswith((".SCB", ".weight_format")):
-            raise _refused("is stored in bitsandbytes' 8-bit form, which is not read here", name, source)
+        elif name.endswith(".SCB"):
+            found.append(_eight_bits(name.removesuffix(".SCB"), tensor, source))
     whole = {spec.name for spec, _ in found}
     for name, tensor in source.tensors.items():
         owner = next((name.removesuffix(end) for end in _BESIDE if name.endswith(end)), None)
@@ -153,6 +162,40 @@ def _stored(name: str, state_of: StoredTensor, source: Source) -> tuple[TensorSp
         state_bytes=length,
     )
     return spec, decoder
+
+
+def _eight_bits(module: str, scales: StoredTensor, source: Source) -> tuple[TensorSpec, Decoder]:
+    """Rows of 8-bit codes as LLM.int8() saves them."""
+    name = f"{module}.weight"
+    codes = source.tensors.get(name)
+    if codes is None or codes.spec.dtype != "I8" or len(codes.spec.shape) != 2:
+        raise _refused("has no matrix of 8-bit codes beside its SCB", name, source)
+    if (scales.spec.dtype, scales.spec.shape) != ("F32", codes.spec.shape[:1]):
+        raise _refused("its SCB does not have a float for each row", name, source)
+    form = source.tensors.get(f"{module}.weight_format")
+    if form is not None and (form.spec.dtype not in ("U8", "I8") or _read(form, form.spec.size).any()):
+        raise _refused("its 8-bit codes are not in the order of rows", name, source)
+    dtype = model_dtype(source.config or {}) or "F16"
+    return TensorSpec(name, dtype, codes.spec.shape), EightBits(8)
+
+
+@dataclass(frozen=True)
+class EightBits(StoredCodes):
+    """LLM.int8(): w = q · SCB / 127, SCB the largest magnitude of the row (bitsandbytes, functional.py)."""
+
+    id: ClassVar[str] = "bitsandbytes-8bit"
+
+    def parts(self, spec: TensorSpec) -> tuple[Part, ...]:
+        return Part("", "I8", spec.shape), Part(".SCB", "F32", spec.shape[:1], stem=True)
+
+    def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
+        np.copyto(out, parts[""])
+        np.multiply(out, (parts[".SCB"].reshape(-1, 1) / np.float32(127)).astype(out.dtype), out=out)
+
+
+def leftovers(source: Source, stored: Sequence[tuple[TensorSpec, Decoder]]) -> set[str]:
+    """In which order 8-bit codes lie; read above."""
+    return {name for name in source.tensors if name.endswith(".weight_format")}
 
 
 def _are_levels(tensor: StoredTensor) -> bool:

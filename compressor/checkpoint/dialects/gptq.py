@@ -34,12 +34,18 @@ NAME = "gptq"
 METADATA = "pt"
 KEY = "quantization_config"
 
+_AUTO_ROUND = ("auto-round", "auto_round", "intel/auto-round")
 _SHIFTS = {"gptq": 1, "gptq_v2": 0}  # what each format takes from zero points before it stores them
 
 
 def speaks(config: Mapping[str, Any]) -> bool:
     declared = config.get(KEY)
-    return isinstance(declared, dict) and declared.get("quant_method") == NAME
+    if not isinstance(declared, dict):
+        return False
+    packing = str(declared.get("packing_format", ""))
+    return declared.get("quant_method") == NAME or (
+        declared.get("quant_method") in _AUTO_ROUND and "awq" not in packing
+    )
 
 
 # ---- writing -------------------------------------------------------------------------------------------
@@ -154,6 +160,8 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Decoder]]:
     """The tensors that a GPTQ folder stores as codes. InputError for what is not read here."""
     declared = (source.config or {})[KEY]
     form = str(declared.get("checkpoint_format", declared.get("format", "gptq")))
+    if declared.get("quant_method") in _AUTO_ROUND:
+        form, declared = _auto_round(declared, source)
     if form not in _SHIFTS:
         raise InputError(f"config.json: GPTQ's format {printable(form, 40)!r} is not read here", file=source.path)
     bits = integer(declared, "bits", (2, 3, 4, 8), f"{KEY} ", source)
@@ -162,6 +170,27 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Decoder]]:
         for name in source.tensors
         if name.endswith(".qweight")
     ]
+
+
+def _auto_round(declared: Mapping[str, Any], source: Source) -> tuple[str, Mapping[str, Any]]:
+    """AutoRound's config as one of GPTQ, whose words its codes lie in: with zero points less one where it says
+    `auto_gptq`, else as they are. InputError where layers are stored in different ways."""
+    packing = str(declared.get("packing_format", "auto_round"))
+    usual = {key: declared.get(key) for key in ("bits", "group_size")}
+    for layer, own in dict(declared.get("extra_config") or {}).items():
+        said = {key: own.get(key, usual[key]) for key in usual} if isinstance(own, dict) else {}
+        if said != usual and said.get("bits") not in (16, 32):
+            raise InputError(
+                f"config.json: the layer {printable(str(layer), 100)} has bits or groups of its own, "
+                "which is not read here",
+                file=source.path,
+                remedy="Give the model before it was quantized",
+            )
+    if packing.partition(":")[2] not in ("", "auto_gptq", "gptqmodel") or not packing.startswith("auto_round"):
+        raise InputError(
+            f"config.json: AutoRound's packing_format {printable(packing, 40)} is not read here", file=source.path
+        )
+    return "gptq" if packing.endswith("auto_gptq") else "gptq_v2", declared
 
 
 def _stored(

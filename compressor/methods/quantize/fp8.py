@@ -48,14 +48,15 @@ _TRIALS = 8  # scales that the search tries within a factor of two
 class Scales:
     """How the scales are stored; other than like this in strangers' files only.
 
-    They are called NAME + `suffix`; `dtype` "" is ours to choose; `single` is the shape of a tensor's only scale;
-    `block` the rows and columns that share one.
+    They are called NAME + `suffix`, NAME without `.weight` where `stem` says so; `dtype` "" is ours to choose;
+    `single` is the shape of a tensor's only scale; `block` the rows and columns that share one.
     """
 
     suffix: str = "_scale"
     dtype: str = ""
     single: tuple[int, ...] = (1,)
     block: tuple[int, int] = (128, 128)
+    stem: bool = False
 
     def dtype_for(self, spec: TensorSpec) -> str:
         return self.dtype or ("F32" if spec.dtype.startswith("F8") else spec.dtype)
@@ -88,11 +89,12 @@ class Fp8(ReadableScheme):
         codes = Part("", f"F8_{self.element.upper()}", spec.shape)
         suffix, dtype = self.scales.suffix, self.scales.dtype_for(spec)
         if self.granularity == "tensor":
-            return codes, Part(suffix, dtype, self.scales.single, every=0)
+            return codes, Part(suffix, dtype, self.scales.single, every=0, stem=self.scales.stem)
         if self.granularity == "channel":
-            return codes, Part(suffix, dtype, (rows, 1))
+            return codes, Part(suffix, dtype, (rows, 1), stem=self.scales.stem)
         high, wide = self.scales.block
-        return codes, Part(suffix, dtype, (-(-rows // high), -(-columns // wide)), every=high)
+        shape = (-(-rows // high), -(-columns // wide))
+        return codes, Part(suffix, dtype, shape, every=high, stem=self.scales.stem)
 
     def config(self, spec: TensorSpec) -> dict[str, Any] | None:
         if self.element != "e4m3" or len(spec.shape) != 2:
