@@ -76,7 +76,7 @@ def _format(described: StoredTensor, source: Source) -> str:
     spec = described.spec
     if spec.dtype != "U8" or spec.size > _LONGEST:
         raise InputError("is no description of a reasonable length", file=source.path, tensor=spec.name)
-    raw = described.read_bytes(0, spec.size, Workspace(), "comfy").tobytes()
+    raw = described.read_rows(spec.size, 0, 1, Workspace(), "comfy").tobytes()
     form = parse_object(raw, source.path).get("format")
     if form not in _FORMATS:
         raise InputError(
