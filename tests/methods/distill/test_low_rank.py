@@ -529,6 +529,18 @@ def test_layers_that_are_called_like_conv1d_and_are_none(tmp_path: Path) -> None
     assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["fan_in_fan_out"] is False
 
 
+def test_a_masked_conv1d_layer(tmp_path: Path) -> None:
+    weight = decaying(20, 30)
+    teacher = folder(tmp_path / "t", {"model_type": "gpt2"}, h__0__mlp__c_fc__weight=weight)
+    mask = (np.arange(600).reshape(20, 30) % 3 > 0).astype(np.float32)
+    masked = {"h__0__mlp__c_fc__weight_orig": weight, "h__0__mlp__c_fc__weight_mask": mask}
+    student = folder(tmp_path / "s", {"model_type": "gpt2"}, **masked)
+    api.distill(student, tmp_path / "a", teacher=teacher, method="residual", rank=20)
+    made = load(tmp_path / "a" / "adapter_model.safetensors")
+    b, a = (made[f"base_model.model.h.0.mlp.c_fc.lora_{side}.weight"] for side in "BA")
+    np.testing.assert_allclose(weight * mask + (b @ a).T, weight, atol=1e-5)
+
+
 def test_codes_of_conv1d_layers_get_no_adapter(tmp_path: Path) -> None:
     """Loaders do not take such codes; what they stand for gets one."""
     gpt = folder(tmp_path / "gpt", {"model_type": "gpt2"}, h__0__mlp__c_fc__weight=decaying(20, 32))
