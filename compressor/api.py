@@ -20,20 +20,19 @@ from compressor.checkpoint.upright import upright
 from compressor.core.errors import InputError, UsageError
 from compressor.core.parallel.threads import available_workers, local
 from compressor.engine.execution import archive as archiving
-from compressor.engine.execution.runner import Runner
+from compressor.engine.execution.runner import Resolved, Runner
 from compressor.engine.execution.session import counting, engine, finish, in_file, sealed
 from compressor.engine.execution.shards import Shards
 from compressor.engine.execution.worker import Worker
 from compressor.engine.plan import pairing
 from compressor.engine.plan.adapter import makes_adapter
 from compressor.engine.plan.experts import divided
-from compressor.engine.plan.plan import Plan
+from compressor.engine.plan.plan import Known, Plan
 from compressor.engine.plan.planner import make_plan, stores_packed
 from compressor.files.destination import check_apart, container_of
 from compressor.files.identity import Identity, identity_of
 from compressor.files.output import Sink
 from compressor.files.staging import as_unfinished, check_place
-from compressor.methods.contract import Method
 from compressor.methods.registry import methods_of
 from compressor.networks.training.student import trained
 from compressor.recipe.budget import Budget, take_budget
@@ -303,14 +302,14 @@ def run_recipe(
         )
     recipe = with_presets(recipe, list(checkpoint.tensors))
     hold: dict[str, str] = {}
-    resolved: dict[tuple[str, int], Method] = {}
+    resolved: Resolved = {}
     by_stage = {
         number: mentors[stage.teacher]
         for number, stage in enumerate(recipe.stages, len(recipe.cuts))
         if stage.teacher is not None
     }
 
-    def plan_now(held: Mapping[str, str], known: Mapping[str, Method] | None = None) -> Plan:
+    def plan_now(held: Mapping[str, str], known: Known | None = None) -> Plan:
         return make_plan(
             checkpoint,
             recipe,

@@ -51,7 +51,7 @@ def split_experts(checkpoint: Checkpoint) -> Checkpoint:
     some = next(iter(found))
     if family is None or None in layers:
         why = "is of no model that is known here" if family is None else "has shapes that do not fit each other"
-        return replace(checkpoint, notes=(f"experts stay fused: '{printable(some, 100)}' {why}",))
+        return replace(checkpoint, notes=(*checkpoint.notes, f"experts stay fused: '{printable(some, 100)}' {why}"))
     whole: dict[str, tuple[str, ...]] = {}
     made: dict[str, Tensor] = {}
     for layer in layers:
@@ -64,7 +64,10 @@ def split_experts(checkpoint: Checkpoint) -> Checkpoint:
     if family.block:
         others = {tensor.spec.name: tensor for tensor in _renamed(others, list(found), family)}
     if made.keys() & others.keys() or len(made) != sum(map(len, whole.values())):
-        return replace(checkpoint, notes=(f"experts stay fused: their names as '{next(iter(made))}' are taken",))
+        return replace(
+            checkpoint,
+            notes=(*checkpoint.notes, f"experts stay fused: their names as '{next(iter(made))}' are taken"),
+        )
     tensors = made | others
     loaders = "transformers and vLLM" if family.merges else "vLLM, and not transformers,"
     note = (
@@ -73,7 +76,10 @@ def split_experts(checkpoint: Checkpoint) -> Checkpoint:
         "`restore` gives them back so"
     )
     return replace(
-        checkpoint, tensors={name: tensors[name] for name in sorted(tensors)}, fused=whole, notes=(note,)
+        checkpoint,
+        tensors={name: tensors[name] for name in sorted(tensors)},
+        fused=whole,
+        notes=(*checkpoint.notes, note),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from compressor.core.errors import UsageError
 from compressor.core.tensor import TensorSpec
-from compressor.methods.contract import Encoder, Method
+from compressor.methods.contract import Method, Scheme
 from compressor.recipe.budget import Budget
 from compressor.recipe.gates import Gates
 from compressor.recipe.model_method import Reshape
@@ -47,7 +47,7 @@ class Stage:
     @property
     def adapts(self) -> bool:
         """Whether it makes an adapter for what the stages before it leave."""
-        return isinstance(self.method, Encoder) and self.method.adapter
+        return isinstance(self.method, Scheme) and self.method.adapter
 
     @property
     def statistics(self) -> Method | None:
@@ -75,7 +75,7 @@ class Stage:
         if self.preset:
             table["preset"] = self.preset
         if self.teacher:
-            table[next(iter(self.method.partners)) if self.method.id == "mask" else "teacher"] = self.teacher
+            table[next(iter(self.method.partners), "teacher")] = self.teacher
         if self.stats is not None:
             table["scores" if self.scored else "stats"] = self.stats
         return table

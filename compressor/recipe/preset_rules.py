@@ -16,8 +16,7 @@ def with_presets(recipe: Recipe, names: Sequence[str]) -> Recipe:
     stages = []
     for stage in recipe.stages:
         if stage.preset:
-            layout = str(getattr(stage.method, "layout", ""))
-            added = rules(stage.preset, names, layout)
+            added = rules(stage.preset, names, stage.method.named_layout)
             made = tuple((glob, replace(stage.method, **options)) for glob, options in added)
             stage = replace(stage, rules=stage.rules + made, preset="")
         stages.append(stage)

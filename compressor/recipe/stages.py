@@ -11,7 +11,7 @@ import msgspec
 from compressor.architectures.groups import Description
 from compressor.core.errors import UsageError
 from compressor.core.text import printable
-from compressor.methods.contract import Encoder
+from compressor.methods.contract import Scheme
 from compressor.methods.options import SELECTOR, VERBS, flag, options_of
 from compressor.methods.registry import STAGE_KEYS, make_method, methods_of, with_scores
 from compressor.recipe.model import Item, Stage, Store
@@ -83,7 +83,7 @@ def make_stage(
                 _overridden(verb, options, changed),
                 text=text,
                 where=f"{where}rule[{number}]." if where else f"--set {printable(glob, 60)}: ",
-            ).within(method),
+            ).completed_by(method),
         )
         for number, (glob, changed) in enumerate(rules)
     )
@@ -104,7 +104,7 @@ def make_stage(
     if teacher is not None and not method.partners:
         role = "teacher" if mask is None else "mask"
         raise UsageError(f"{where}{SELECTOR[verb]} {method.id} takes no {role}")
-    if store is not None and verb == "distill" and not (isinstance(method, Encoder) and not method.adapter):
+    if store is not None and verb == "distill" and not (isinstance(method, Scheme) and not method.adapter):
         raise UsageError(f"{where}store has no meaning for {verb} {method.id}")
     if store is not None and store not in _STORES[verb]:
         said = f"{flag('store', where)} of {verb} must be one of {', '.join(_STORES[verb])}, not '{store}'"
@@ -197,7 +197,7 @@ def _teacher(
     if verb != "distill":
         return None
     method = make_method(verb, options, text=text, where=where)
-    adapts = isinstance(method, Encoder) and method.adapter
+    adapts = isinstance(method, Scheme) and method.adapter
     return (teacher or ("" if adapts else None)) if method.partners else None
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def alternates(recipe: Recipe, *, save_base: bool) -> Residual | None:
     """The method that asks for it, if any does. UsageError where it lacks a rank, or a place for the base."""
-    found = [stage.method for stage in recipe.stages if getattr(stage.method, "alternate", None)]
+    found = [stage.method for stage in recipe.stages if stage.method.rounds]
     if not found:
         if save_base:
             raise UsageError("--save-base is for --alternate, which is not given")
@@ -51,13 +51,16 @@ def base_recipe(student: Checkpoint, method: Residual) -> Recipe:
     except UsageError as error:
         raise InputError(f"does not say how it was quantized: {error.reason}", file=student.path) from error
     coded = {name: tensor.encoder for name, tensor in student.tensors.items() if tensor.encoder is not None}
+    schemes = {}
     for name, encoder in coded.items():
-        if encoder.verb != "quantize" or encoder.reach != "tensor" or encoder.statistics:
+        scheme = encoder.scheme
+        if scheme is None or scheme.verb != "quantize" or scheme.reach != "tensor" or scheme.statistics:
             raise InputError(f"is stored as {encoder.label}{said}", file=student.path, tensor=name, remedy=remedy)
+        schemes[name] = scheme
     if not coded:
         raise InputError(f"holds no codes{said}", file=student.path, remedy=remedy)
-    adapter = replace(method, found=method.rank, alternate=None)
-    made = {name: Alternating(adapter, encoder, method.alternate or 0) for name, encoder in coded.items()}
+    adapter = replace(method, alternate=None)
+    made = {name: Alternating(adapter, scheme, method.rounds) for name, scheme in schemes.items()}
     usual, patterns = next(iter(made.values())), {name: f"re:{re.escape(name)}" for name in made}
     rules = tuple((patterns[name], other) for name, other in made.items() if other != usual)
     return Recipe((Stage(usual, include=tuple(patterns.values()), rules=rules), quantizing))

@@ -31,7 +31,7 @@ from compressor.core.tensor_names import layer_of
 from compressor.core.text import printable, size_text
 from compressor.core.workspace import Array, Workspace
 from compressor.engine.plan.plan import Plan, Step
-from compressor.methods.contract import Block, Encoder, Method
+from compressor.methods.contract import Block, Encoder, TensorMethod
 from compressor.surgery.scale_folding import Fold, folded, folds_of
 
 _STEPS = 20  # of α
@@ -90,7 +90,7 @@ class _Found:
 
 def balances(plan: Plan) -> bool:
     """Whether any tensor is treated by a method that has inputs scaled."""
-    return any(_rounding(step).balances for job in plan.jobs for step in job.steps)
+    return any(step.method.rounded_by.balances for job in plan.jobs for step in job.steps)
 
 
 def scaled_note(student: Checkpoint) -> tuple[str, ...]:
@@ -102,12 +102,6 @@ def scaled_note(student: Checkpoint) -> tuple[str, ...]:
         "the student was quantized by method awq, which scales weights: "
         "a teacher without such scales is none for it",
     )
-
-
-def _rounding(step: Step) -> Method:
-    """The method of a step that rounds: what a sparse layout stores the codes of, or itself."""
-    inner = getattr(step.method, "inner", None)
-    return inner if isinstance(inner, Encoder) else step.method
 
 
 def balanced(
@@ -128,7 +122,7 @@ def balanced(
     judged: dict[str, _Judged] = {}
     for job in plan.jobs:
         for place, step in enumerate(job.steps):
-            if _rounding(step).balances:
+            if step.method.rounded_by.balances:
                 if place:
                     raise UsageError(
                         "method awq scales the model before all stages, so no other may come before it",
@@ -177,7 +171,7 @@ def _memory(plan: Plan, statistics: Mapping[int, Statistics]) -> tuple[str, ...]
     sizes = [0]
     for job in plan.jobs:
         for step in job.steps:
-            if _rounding(step).balances and step.inputs is not None:
+            if step.method.rounded_by.balances and step.inputs is not None:
                 rows, width = min(job.spec.matrix[0], _ROWS), job.spec.matrix[1]
                 gram = step.inputs in statistics[step.stage].grams
                 sizes.append(4 * rows * width + 8 * 4 * min(rows * width, _AT_ONCE) + gram * 12 * width * width)
@@ -215,8 +209,7 @@ def _scale(size: Array, alpha: float) -> Array:
 
 def _losses(one: _Judged, scales: Iterable[Array], path: str) -> Array:
     """Σ over rows and inputs of what each scale [in] makes the outputs lose, in mean squares times the count."""
-    work, method = Workspace(), _rounding(one.step)
-    assert isinstance(method, Encoder)  # noqa: S101 - none but encoders have inputs scaled
+    work, method = Workspace(), one.step.method.rounded_by
     rows = _sample(one.tensor, path)
     layer = one.inputs(gram=True)
     weight = (layer.square if layer.gram is None else layer.gram).astype(rows.dtype)
@@ -234,7 +227,9 @@ def _losses(one: _Judged, scales: Iterable[Array], path: str) -> Array:
     return np.array(losses)
 
 
-def _apart(values: Array, scale: Array, method: Encoder, spec: TensorSpec, inputs: Layer, work: Workspace) -> Array:
+def _apart(
+    values: Array, scale: Array, method: TensorMethod, spec: TensorSpec, inputs: Layer, work: Workspace
+) -> Array:
     """W − Q(W diag(s)) diag(s)⁻¹ of some rows; `inputs` are those of W diag(s)."""
     scale = scale.astype(values.dtype)
     scaled, restored = (work.array(f"awq.{key}", values.shape, values.dtype.str) for key in ("scaled", "restored"))
@@ -242,8 +237,10 @@ def _apart(values: Array, scale: Array, method: Encoder, spec: TensorSpec, input
     stored = work.array("awq.stored", values.shape, DTYPES[spec.dtype].storage)
     scaled = settle(scaled, spec.dtype, stored, work)
     part = TensorSpec(spec.name, spec.dtype, values.shape)
+    encoder = method.prepare([part])
+    assert isinstance(encoder, Encoder)  # noqa: S101 - none but encoders have inputs scaled, by rows or groups
     with np.errstate(all="ignore"):
-        method.encode(Block(scaled, 0, part, work, {}, inputs), None, restored)
+        encoder.encode(Block(scaled, 0, part, work, {}, inputs), None, restored)
         np.divide(restored, scale, out=restored)
         np.subtract(values, restored, out=restored)
     return restored

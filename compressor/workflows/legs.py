@@ -162,7 +162,7 @@ def base_of(parts: Sequence[Recipe], source: str, output: str, settings: dict[st
     base, stage = settings.get("save_base"), parts[-1].stages[0]
     if settings.get("dry_run"):
         settings.pop("save_base", None)
-        if getattr(stage.method, "alternate", None):
+        if stage.method.rounds:
             settings["save_base"] = base
         return None
     if base is None:
@@ -170,7 +170,7 @@ def base_of(parts: Sequence[Recipe], source: str, output: str, settings: dict[st
             f"distill {stage.method.id} makes an adapter, for a base that the stages before it make",
             remedy="Give --save-base FOLDER for it",
         )
-    if getattr(stage.method, "alternate", None):
+    if stage.method.rounds:
         return None
     base = str(os.fspath(settings.pop("save_base")))
     check_apart(base, source, option="--save-base")

@@ -24,8 +24,8 @@ from compressor.core.metrics import count_stored_zeros, dot
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Workspace
 from compressor.methods.contract import Block, select
+from compressor.methods.numerics import scales
 from compressor.methods.prune.threshold import Threshold
-from compressor.methods.quantize import _scales
 from compressor.methods.quantize.int import Int
 
 Array = npt.NDArray[Any]
@@ -160,7 +160,7 @@ def test_rounding(symmetric: bool, grain: str, width: int, groups: int, size: in
 @given(rows=st.integers(1, 4), groups=st.integers(1, 3), size=st.integers(1, 140), seed=st.integers(0, 99))
 def test_extents(rows: int, groups: int, size: int, seed: int) -> None:
     grouped = np.random.default_rng(seed).standard_normal((rows, groups, size)).astype(np.float32)
-    fast, slow = both(lambda: _scales.extent(grouped, True, np.empty_like(grouped))[1].tobytes())
+    fast, slow = both(lambda: scales.extent(grouped, True, np.empty_like(grouped))[1].tobytes())
     assert fast == slow
 
 

@@ -21,10 +21,7 @@ from bitsandbytes import functional
 from transformers import AutoModel, AutoModelForCausalLM, BitsAndBytesConfig
 
 import compressor
-from compressor.methods.quantize import (
-    _nf4,
-    _nf4_state,
-)
+from compressor.methods.quantize.nf4 import bitsandbytes_state, levels
 
 pytestmark = pytest.mark.interop
 transformers.utils.logging.disable_progress_bar()
@@ -73,8 +70,8 @@ def dequantized(stored: Mapping[str, Any], name: str) -> Any:
 
 
 def test_the_tables_are_the_librarys() -> None:
-    assert np.array_equal(_nf4.levels(), functional.get_4bit_type("nf4", device="cpu").numpy())
-    assert np.array_equal(_nf4_state.dynamic_map(), functional.create_dynamic_map().numpy())
+    assert np.array_equal(levels.levels(), functional.get_4bit_type("nf4", device="cpu").numpy())
+    assert np.array_equal(bitsandbytes_state.dynamic_map(), functional.create_dynamic_map().numpy())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,28 +1,31 @@
 """bitsandbytes' NF4 in a folder: its `quantization_config` written for loaders, its tensors read for `restore`.
 
-What is read does not hang on the config but on the `quant_state` beside each weight, as in the library itself.
-FP4 and the 8-bit form are not read.
+What is read does not hang on the config but on the `quant_state` beside each weight, as in the library itself; so
+lone files are read too. The 8-bit form, `P.weight` I8 with `P.SCB` F32 [rows], is read; FP4 is not.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from compressor.architectures.conv1d import is_conv1d
 from compressor.architectures.heads import heads_of
 from compressor.architectures.roles import is_embedding
 from compressor.checkpoint.dialects import KEYS
+from compressor.checkpoint.dialects._scales import model_dtype
+from compressor.checkpoint.dialects._stored import StoredCodes
 from compressor.core.errors import InputError
 from compressor.core.lazy import np
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.text import printable
 from compressor.core.workspace import Array, Workspace
 from compressor.files.source import Source, StoredTensor
-from compressor.methods.contract import Encoder
-from compressor.methods.quantize import _nf4, _nf4_state
-from compressor.methods.quantize.nf4 import Nf4
+from compressor.methods.contract import Decoder
+from compressor.methods.parts import Part
+from compressor.methods.quantize.nf4 import Nf4, bitsandbytes_state, levels
 
 NAME = "bitsandbytes"
 METADATA = "pt"
@@ -30,6 +33,11 @@ KEY = KEYS[0]
 
 _BESIDE = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
 _REMEDY = "Give the unquantized model"
+
+
+def found_in(source: Source) -> bool:
+    """Whether a state beside its codes says all that there is to know."""
+    return any(".quant_state.bitsandbytes__" in name or name.endswith(".SCB") for name in source.tensors)
 
 
 def speaks(config: Mapping[str, Any]) -> bool:
@@ -45,7 +53,7 @@ def speaks(config: Mapping[str, Any]) -> bool:
 
 
 def configure(
-    config: Mapping[str, Any], packed: Sequence[tuple[TensorSpec, Encoder]], dense: Sequence[TensorSpec]
+    config: Mapping[str, Any], packed: Sequence[tuple[TensorSpec, Decoder]], dense: Sequence[TensorSpec]
 ) -> dict[str, Any] | None:
     """config.json with the quantization_config of a folder with these packed and these dense tensors; None where
     a loader would not take one of them."""
@@ -59,8 +67,10 @@ def configure(
         "load_in_4bit": True,
         "load_in_8bit": False,
         "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_use_double_quant": any(getattr(encoder, "double_quant", False) for _, encoder in packed),
-        "bnb_4bit_compute_dtype": _nf4_state.loaders_dtype(packed[0][0]),
+        "bnb_4bit_use_double_quant": any(
+            isinstance(decoder, Nf4) and decoder.double_quant for _, decoder in packed
+        ),
+        "bnb_4bit_compute_dtype": bitsandbytes_state.loaders_dtype(packed[0][0]),
         "bnb_4bit_quant_storage": "uint8",
         "llm_int8_enable_fp32_cpu_offload": False,
         "llm_int8_has_fp16_weight": False,
@@ -108,17 +118,17 @@ def _module(name: str) -> str:
 # ---- reading -------------------------------------------------------------------------------------------
 
 
-def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
+def stored_tensors(source: Source) -> list[tuple[TensorSpec, Decoder]]:
     """The tensors that a bitsandbytes folder stores as NF4. InputError for what is not read here."""
-    found: list[tuple[TensorSpec, Encoder]] = []
+    found: list[tuple[TensorSpec, Decoder]] = []
     for name, tensor in source.tensors.items():
         base, mark, kind = name.partition(".quant_state.bitsandbytes__")
         if mark and kind == "nf4":
             found.append(_stored(base, tensor, source))
         elif mark:
             raise _refused(f"is stored as {printable(kind, 20)!r}, and only nf4 is read here", base, source)
-        elif name.endswith((".SCB", ".weight_format")):
-            raise _refused("is stored in bitsandbytes' 8-bit form, which is not read here", name, source)
+        elif name.endswith(".SCB"):
+            found.append(_eight_bits(name.removesuffix(".SCB"), tensor, source))
     whole = {spec.name for spec, _ in found}
     for name, tensor in source.tensors.items():
         owner = next((name.removesuffix(end) for end in _BESIDE if name.endswith(end)), None)
@@ -128,16 +138,16 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
     return found
 
 
-def _stored(name: str, state_of: StoredTensor, source: Source) -> tuple[TensorSpec, Encoder]:
+def _stored(name: str, state_of: StoredTensor, source: Source) -> tuple[TensorSpec, Decoder]:
     length = state_of.spec.size
-    if state_of.spec.dtype != "U8" or len(state_of.spec.shape) != 1 or length > _nf4_state.LONGEST:
+    if state_of.spec.dtype != "U8" or len(state_of.spec.shape) != 1 or length > bitsandbytes_state.LONGEST:
         raise _refused("its quant_state is no text of a reasonable length", name, source)
     try:
-        state = _nf4_state.parse(_read(state_of, length).tobytes(), name)
+        state = bitsandbytes_state.parse(_read(state_of, length).tobytes(), name)
     except InputError as error:
         error.file = source.path
         raise
-    spec = TensorSpec(name, _nf4_state.DTYPES[state["dtype"]], tuple(state["shape"]))
+    spec = TensorSpec(name, bitsandbytes_state.DTYPES[state["dtype"]], tuple(state["shape"]))
     codes, levels = source.tensors.get(name), source.tensors.get(f"{name}.quant_map")
     if codes is None:
         raise _refused("its codes are missing", name, source)
@@ -145,21 +155,55 @@ def _stored(name: str, state_of: StoredTensor, source: Source) -> tuple[TensorSp
         raise _refused(f"its codes are {codes.spec.dtype}", name, source)
     if levels is not None and not _are_levels(levels):
         raise _refused("its quant_map does not hold the levels of NF4", name, source)
-    encoder = Nf4(
+    decoder = Nf4(
         group_size=state["blocksize"],
         double_quant="nested_offset" in state,
         storage=codes.spec.dtype,
         state_bytes=length,
     )
-    return spec, encoder
+    return spec, decoder
+
+
+def _eight_bits(module: str, scales: StoredTensor, source: Source) -> tuple[TensorSpec, Decoder]:
+    """Rows of 8-bit codes as LLM.int8() saves them."""
+    name = f"{module}.weight"
+    codes = source.tensors.get(name)
+    if codes is None or codes.spec.dtype != "I8" or len(codes.spec.shape) != 2:
+        raise _refused("has no matrix of 8-bit codes beside its SCB", name, source)
+    if (scales.spec.dtype, scales.spec.shape) != ("F32", codes.spec.shape[:1]):
+        raise _refused("its SCB does not have a float for each row", name, source)
+    form = source.tensors.get(f"{module}.weight_format")
+    if form is not None and (form.spec.dtype not in ("U8", "I8") or _read(form, form.spec.size).any()):
+        raise _refused("its 8-bit codes are not in the order of rows", name, source)
+    dtype = model_dtype(source.config or {}) or "F16"
+    return TensorSpec(name, dtype, codes.spec.shape), EightBits(8)
+
+
+@dataclass(frozen=True)
+class EightBits(StoredCodes):
+    """LLM.int8(): w = q · SCB / 127, SCB the largest magnitude of the row (bitsandbytes, functional.py)."""
+
+    id: ClassVar[str] = "bitsandbytes-8bit"
+
+    def parts(self, spec: TensorSpec) -> tuple[Part, ...]:
+        return Part("", "I8", spec.shape), Part(".SCB", "F32", spec.shape[:1], stem=True)
+
+    def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
+        np.copyto(out, parts[""])
+        np.multiply(out, (parts[".SCB"].reshape(-1, 1) / np.float32(127)).astype(out.dtype), out=out)
+
+
+def leftovers(source: Source, stored: Sequence[tuple[TensorSpec, Decoder]]) -> set[str]:
+    """In which order 8-bit codes lie; read above."""
+    return {name for name in source.tensors if name.endswith(".weight_format")}
 
 
 def _are_levels(tensor: StoredTensor) -> bool:
     """Whether a quant_map holds what loaders compute with, whatever the file says."""
-    count = len(_nf4.LEVELS)
+    count = len(levels.LEVELS)
     if (tensor.spec.dtype, tensor.spec.shape) != ("F32", (count,)):
         return False
-    return bool(np.allclose(_read(tensor, count), _nf4.levels(), rtol=0, atol=1e-6))
+    return bool(np.allclose(_read(tensor, count), levels.levels(), rtol=0, atol=1e-6))
 
 
 def _read(tensor: StoredTensor, size: int) -> Array:

@@ -17,14 +17,14 @@ from compressor.architectures.heads import heads_of
 from compressor.architectures.roles import is_embedding
 from compressor.checkpoint.dialects._compressed_tensors_reading import KEY, leftovers, stored_tensors
 from compressor.core.tensor import TensorSpec
-from compressor.methods.contract import Encoder
+from compressor.methods.contract import Decoder
 
 __all__ = ["METADATA", "NAME", "configure", "leftovers", "speaks", "stored_tensors"]
 
 NAME = "compressed-tensors"
 METADATA = "pt"
 
-# What a model that holds a base model calls it, beside its model_type (`bert.encoder.…`)
+# What a model that holds a base model calls it, beside its model_type (`bert.decoder.…`)
 _WRAPPERS = ("model", "transformer", "language_model")
 
 
@@ -34,13 +34,13 @@ def speaks(config: Mapping[str, Any]) -> bool:
 
 
 def configure(
-    config: Mapping[str, Any], packed: Sequence[tuple[TensorSpec, Encoder]], dense: Sequence[TensorSpec]
+    config: Mapping[str, Any], packed: Sequence[tuple[TensorSpec, Decoder]], dense: Sequence[TensorSpec]
 ) -> dict[str, Any] | None:
     """config.json with the quantization_config of a folder with these packed and these dense tensors; None where
     a tensor belongs to a module that is never quantized."""
     schemes: dict[str, tuple[dict[str, Any], list[str]]] = {}
-    for spec, encoder in packed:
-        scheme = encoder.config(spec)
+    for spec, decoder in packed:
+        scheme = decoder.config(spec)
         if scheme is None or is_conv1d(config, spec.name):
             return None
         if is_embedding(spec.name):

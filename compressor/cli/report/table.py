@@ -272,9 +272,7 @@ def _inspection(page: Page, report: InspectReport, top: int | None) -> None:
 
 
 def _inspected(page: Page, tensor: Tensor, moments: Moments | None, with_stats: bool) -> list[str]:
-    stored = getattr(tensor.encoder, "id", "")
-    if tensor.encoder is not None and (stored == "int" or tensor.encoder.verb == "store"):
-        stored = tensor.encoder.label
+    stored = "" if tensor.encoder is None else tensor.encoder.stored_name
     row = [
         shown_name(tensor.spec.name),
         page.shape(tensor.spec.shape),

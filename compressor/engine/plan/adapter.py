@@ -21,7 +21,7 @@ from compressor.engine.plan.plan import Job, OutputFile
 from compressor.files import safetensors
 from compressor.files.folder import json_bytes
 from compressor.files.layout import Container
-from compressor.methods.contract import Encoder
+from compressor.methods.contract import Scheme
 from compressor.recipe.model import Stage
 
 _FILE, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -37,12 +37,12 @@ _TASKS = (
 
 
 def makes_adapter(stages: Sequence[Stage]) -> bool:
-    return any(isinstance(stage.method, Encoder) and stage.method.adapter for stage in stages)
+    return any(isinstance(stage.method, Scheme) and stage.method.adapter for stage in stages)
 
 
 def check_adapter(stages: Sequence[Stage], container: Container, checkpoint: Checkpoint, *, cut: bool) -> None:
     """UsageError where an adapter would not be the whole output, or would be for a model that is nowhere."""
-    (method,) = {stage.method.id for stage in stages if isinstance(stage.method, Encoder) and stage.method.adapter}
+    (method,) = {stage.method.id for stage in stages if isinstance(stage.method, Scheme) and stage.method.adapter}
     if len(stages) > 1 or cut:
         raise UsageError(
             f"distill {method} makes an adapter for its input, which no other stage may change",
@@ -103,7 +103,7 @@ def _config(jobs: Sequence[Job], checkpoint: Checkpoint) -> dict[str, Any]:
     ranks = {job.spec.name.removesuffix(".weight"): min(min(part.shape) for part in job.parts) for job in jobs}
     usual = Counter(ranks.values()).most_common(1)[0][0]
     others = {f"^{re.escape(module)}": rank for module, rank in sorted(ranks.items()) if rank != usual}
-    base = getattr(jobs[0].steps[0].method, "base", None)
+    base = None if jobs[0].encoder is None else jobs[0].encoder.base_name
     return {
         "alpha_pattern": others,
         "base_model_name_or_path": base or os.path.basename(os.path.realpath(checkpoint.path)),

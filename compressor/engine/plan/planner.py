@@ -21,13 +21,13 @@ from compressor.engine.plan.adapter import adapter_files, adapter_notes, check_a
 from compressor.engine.plan.carried import others, whole_note
 from compressor.engine.plan.checks import check_container, check_dialects, check_fused, check_names, check_stores
 from compressor.engine.plan.pairing import bias_left_alone, described, informed, memory_note, partner_for
-from compressor.engine.plan.plan import Job, OutputFile, Plan, Step, dense_part, short_name
+from compressor.engine.plan.plan import Counted, Job, Known, OutputFile, Plan, Step, dense_part, short_name
 from compressor.engine.plan.sparse_store import SPARSE, with_layout
 from compressor.files import npy, npz, safetensors
 from compressor.files.folder import CONFIG, SINGLE, index_bytes, json_bytes
 from compressor.files.identity import Identity
 from compressor.files.layout import Container, FileLayout
-from compressor.methods.contract import Encoder, Method
+from compressor.methods.contract import Scheme, TensorMethod
 from compressor.methods.unlisted.unmoved import Unmoved
 from compressor.recipe.model import Recipe, Stage, Store
 from compressor.recipe.selection import VECTOR, LeftAlone
@@ -49,14 +49,14 @@ def make_plan(
     teachers: Mapping[str, Checkpoint] | None = None,
     statistics: Mapping[int, Statistics] | None = None,
     hold: Mapping[str, str] | None = None,
-    known: Mapping[str, Method] | None = None,
+    known: Known | None = None,
     only: Sequence[str] | None = None,
     strict: bool = False,
     requantize: bool = False,
 ) -> Plan:
     """Decide everything. `statistics` are those of layer inputs by stage; `hold` tensors to leave untouched with
-    the reason (found by an earlier scan); `known` are sparse layouts that were counted, by tensor: without them the
-    plan may be one that is not `counted`; `only` these tensors are in the output, where given.
+    the reason (found by an earlier scan); `known` is what was counted of tensors before: without it the plan may be
+    one that is not `counted`; `only` these tensors are in the output, where given.
 
     `output_name` is the file's own name where the output is one file.
     Raises the problems of all tensors together: UsageError, InputError (a teacher that does not match),
@@ -149,7 +149,7 @@ def _job(
     teachers: Mapping[str, Checkpoint],
     statistics: Mapping[int, Statistics],
     hold: Mapping[str, str],
-    known: Mapping[str, Method],
+    known: Known,
     checkpoint: Checkpoint,
 ) -> Job:
     spec, grain = tensor.spec, 0
@@ -175,8 +175,9 @@ def _job(
     if tensor.kept and tensor.encoder is not None and not steps:
         steps.append(Step(len(recipe.cuts), Unmoved(tensor.encoder), {}, dense=False))
     last = steps[-1] if steps else None
-    if last is not None and not last.dense and isinstance(last.method, Encoder):
-        parts = last.method.parts(spec) if last.method.counted else ()
+    if last is not None and not last.dense and isinstance(last.method, Scheme):
+        decoder = last.decoder_for(spec)
+        parts = () if decoder is None else decoder.parts(spec)
     elif container == "npz":
         raise UsageError(
             "an .npz holds integer codes, and this tensor has none",
@@ -214,14 +215,13 @@ def _step(
     container: Container,
     teachers: Mapping[str, Checkpoint],
     checkpoint: Checkpoint,
-    known: Method | None,
+    found: Counted | None,
     changed: bool,
 ) -> Step | LeftAlone:
     """What the stage does to a tensor, which stages before have `changed`, or why nothing."""
     spec = tensor.spec
-    method = stage.method_for(spec.name).upon(spec, None if changed else tensor.encoder)
-    if isinstance(method, Encoder) and not method.counted and type(known) is type(method):
-        method = known
+    method = stage.method_for(spec.name).for_stored_as(spec, None if changed else tensor.encoder)
+    assert isinstance(method, TensorMethod)  # noqa: S101 - `recipe_of` keeps those apart that make models
     skip = method.skip(spec)
     if skip is not None:
         return LeftAlone(skip.reason)
@@ -229,8 +229,8 @@ def _step(
     if stage.teacher is not None:
         role = method.partners[0]
         partners[role] = partner_for(spec, checkpoint, teachers[stage.teacher], role)
-    if not isinstance(method, Encoder) or method.numbers_only:
-        return Step(number, method, partners, instead=method.shortfall(spec))
+    if not isinstance(method, Scheme) or method.numbers_only:
+        return Step(number, method, partners, instead=method.partial_treatment(spec))
     store = _DEFAULT_STORE[container] if stage.store == "auto" else stage.store
     if store == "codes" or (store in SPARSE and store != "smallest"):
         plain = method.codes(spec)
@@ -242,7 +242,8 @@ def _step(
             return LeftAlone(
                 "no matrix: loaders take codes of matrices only (--include stores it in our own layout)"
             )
-        if method.dialect(spec) and not spec.name.endswith(".weight"):
+        decoder = method.decoder_for(spec)
+        if decoder is not None and decoder.dialect(spec) and not spec.name.endswith(".weight"):
             return LeftAlone("no module's .weight, so loaders would not look for its codes")
     instead = ""
     try:
@@ -250,11 +251,17 @@ def _step(
     except UsageError as error:
         if not stage.fallback:
             raise
-        found = method.fallback(spec)
-        if found is None:
+        nearest = method.fallback(spec)
+        if nearest is None:
             return LeftAlone(f"{error.reason}, and --fallback knows nothing near it")
-        method, instead = found
-    return Step(number, method, partners, dense=store == "dense", instead=instead)
+        method, instead = nearest
+    encoder = None
+    if found is not None and found.stage == number and store not in SPARSE:
+        encoder = found.encoder
+        needless = encoder.leaves(spec)
+        if needless is not None:
+            return LeftAlone(needless.reason)
+    return Step(number, method, partners, dense=store == "dense", instead=instead, found=encoder)
 
 
 # ---- all tensors together ------------------------------------------------------------------------------
@@ -382,7 +389,7 @@ def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint
     spoken = {encoder.dialect(spec) for spec, encoder in encoders}
     if spoken - {""} and container == "folder" and checkpoint.source.config is None:
         notes.append("without a config.json nothing tells loaders that weights are quantized; `restore` knows")
-    asymmetric = any(not getattr(encoder, "symmetric", True) for _, encoder in encoders)
+    asymmetric = any(encoder.zero_points for _, encoder in encoders)
     if "pack-quantized" in layouts and asymmetric and container == "folder":
         notes.append(
             "asymmetric: transformers loads it with CompressedTensorsConfig(dequantize=True) only "

@@ -13,12 +13,12 @@ from typing import ClassVar
 
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
-from compressor.methods.contract import Block, Transform
+from compressor.methods.contract import Block, PlainTransform
 from compressor.methods.options import option
 
 
 @dataclass(frozen=True)
-class Blend(Transform):
+class Blend(PlainTransform):
     """The straight line between student and teacher."""
 
     verb: ClassVar[str] = "distill"

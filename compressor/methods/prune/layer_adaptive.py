@@ -5,7 +5,7 @@
 (Lee et al., Layer-adaptive sparsity for the magnitude-based pruning, arXiv 2010.07611). The weights with the
 lowest scores over the whole checkpoint become zero, k = round(sparsity · n) of them. The largest weight of a
 tensor has score 1, so no tensor is emptied, and what a layer of small weights loses is set by its own shape.
-Scores are taken bin by bin of the magnitudes' highest 16 bits (see `_shares.py`); each tensor then loses exactly
+Scores are taken bin by bin of the magnitudes' highest 16 bits (see `shares.py`); each tensor then loses exactly
 its smallest ones. `min_keep` is a share of each tensor that stays at least.
 
 Stored: the same dtype and shape. Error: every zeroed weight is at most the largest zeroed one of its tensor.
@@ -21,9 +21,9 @@ from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array
 from compressor.methods.contract import Block, Survey
+from compressor.methods.numerics.shares import Shares, check_floor
+from compressor.methods.numerics.smallest_keys import Smallest, magnitudes
 from compressor.methods.options import option
-from compressor.methods.prune._shares import Shares, check_floor
-from compressor.methods.prune._smallest import Smallest, magnitudes
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class LayerAdaptive(Smallest):
     def reach(self) -> Literal["tensor", "model"]:
         return "model"
 
-    def survey(self, specs: Sequence[TensorSpec]) -> Survey[Any]:
-        return Shares(self, self.key_type(specs), specs, scores)
+    def prepare(self, specs: Sequence[TensorSpec]) -> Survey[Any]:
+        return Shares(self, self.key_type(specs), self.min_keep or 0, scores)
 
     def rank(self, size: int) -> int:
         return round(self.sparsity * size)

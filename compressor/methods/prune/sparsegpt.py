@@ -8,7 +8,7 @@
 Columns are taken 128 at a time. Of such a block (of all rows) the round(sparsity · weights) go that cost least as
 it stands when its first column comes; or `pattern` N:M keeps N of every M neighbours, chosen when the first of them
 comes (blocks are then of whole groups). Of equal ones the first go, or with a pattern the last. The gram is damped
-by `damp` times its mean diagonal, more where it then still has no Cholesky factor (`_hessian.py`). What was zero
+by `damp` times its mean diagonal, more where it then still has no Cholesky factor (`hessian.py`). What was zero
 stays zero, and counts as pruned. The error that is reported is of the weights, which move: it says little of the
 outputs'.
 
@@ -28,15 +28,15 @@ from compressor.core.floats import largest
 from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block, Transform
+from compressor.methods.contract import Block, PlainTransform
 from compressor.methods.numerics.hessian import COLUMNS, Compensation, compensation_memory, factor_of
+from compressor.methods.numerics.largest_in_rows import keep_largest
+from compressor.methods.numerics.nm_pattern import keep_pattern, parse_pattern, tail_of
 from compressor.methods.options import option
-from compressor.methods.prune._pattern import keep_pattern, parse_pattern, tail_of
-from compressor.methods.prune._rows import keep_largest
 
 
 @dataclass(frozen=True)
-class SparseGpt(Transform):
+class SparseGpt(PlainTransform):
     """Zero what costs a layer's outputs least, and let the other weights make up for it."""
 
     verb: ClassVar[str] = "prune"
@@ -61,7 +61,7 @@ class SparseGpt(Transform):
     def whole(self) -> bool:  # type: ignore[override]
         return self.pattern is None  # all rows of a block of columns are compared
 
-    def shortfall(self, spec: TensorSpec) -> str:
+    def partial_treatment(self, spec: TensorSpec) -> str:
         return "" if self.pattern is None else tail_of(spec, parse_pattern(self.pattern)[1])
 
     def memory(self, spec: TensorSpec) -> int:

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
 from compressor.methods.options import option
-from compressor.methods.quantize._rule import Rule
+from compressor.methods.quantize._fixed_unit import Rule
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from compressor.methods.quantize._minifloat import E2M1, Minifloat
-from compressor.methods.quantize._mx import Microscaling
+from compressor.methods.numerics.minifloat import E2M1, Minifloat
+from compressor.methods.quantize._microscaling import Microscaling
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,11 @@ from compressor.core.parallel.threads import local
 from compressor.core.tensor import TensorSpec
 from compressor.core.tensor_names import layer_of
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block, Coded, Encoder
-from compressor.methods.distill import _codes
-from compressor.methods.distill._masked import masked
+from compressor.methods.contract import Block, Coded, Decoder
 from compressor.methods.numerics.hessian import ROWS, Conditioned, conditioned, conditioned_memory
+from compressor.methods.numerics.masked_least_squares import masked
 from compressor.methods.quantize.int import Int
+from compressor.methods.unlisted import refit_codes
 from compressor.networks.matching import read_network
 from compressor.networks.network import Network
 from compressor.networks.samples import blocks
@@ -246,9 +246,9 @@ def _coded(tensor: Tensor) -> bool:
     return tensor.encoder is not None and not tensor.encoder.exact
 
 
-def _knows(encoder: Encoder, spec: TensorSpec) -> bool:
+def _knows(encoder: Decoder, spec: TensorSpec) -> bool:
     """Whether its codes can stay while what they stand for is refit."""
-    return _codes.knows(encoder) and (not isinstance(encoder, Int) or encoder.layout_of(spec) in LAYOUTS)
+    return refit_codes.knows(encoder) and (not isinstance(encoder, Int) or encoder.layout_of(spec) in LAYOUTS)
 
 
 def _toward(teacher: Array, seen: _Seen, of: Conditioned, *, centred: bool) -> Array:
@@ -276,7 +276,7 @@ def _recoded(tensor: Tensor, wanted: Array, of: Conditioned) -> Tensor:
     made = {suffix: array.copy() for suffix, array in read.read.items()}
     parts = {part.suffix: part.view(made[part.suffix], 0, rows, 0) for part in encoder.parts(spec)}
     block = Block(values, 0, spec, work, {}, of.layer, Coded(encoder, read.views(0, rows)))
-    _codes.refit(block, wanted, of.gram, encoder, parts, np.empty_like(values), zero_points=False)
+    refit_codes.refit(block, wanted, of.gram, encoder, parts, np.empty_like(values), zero_points=False)
     stored = {}
     for suffix, numbers in made.items():
         part = tensor.parts[suffix]

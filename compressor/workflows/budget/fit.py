@@ -22,14 +22,14 @@ from compressor.core.tensor_names import layer_of
 from compressor.core.text import size_text
 from compressor.engine.plan.plan import Plan
 from compressor.files.layout import Container
-from compressor.methods.contract import Encoder, Method
+from compressor.methods.contract import Method, Scheme
 from compressor.methods.registry import make_method
 from compressor.recipe.budget import CHOSEN, Budget
 from compressor.recipe.model import Recipe, Stage
 from compressor.recipe.selection import matches
 from compressor.workflows.budget.allocate import Option, allocate, breakpoints, smallest
 from compressor.workflows.budget.candidates import DENSE, Candidate, check_readable, make_candidates
-from compressor.workflows.budget.survey import Measured, Probe, measure_of, size_of
+from compressor.workflows.budget.survey import Measured, Probe, Probed, measure_of, size_of
 from compressor.workflows.budget.survey_file import key_of, read_table, write_table
 from compressor.workflows.results import Report
 
@@ -159,7 +159,7 @@ class Fitting:
     def recipe_for(self, chosen: Sequence[int]) -> Recipe:
         """The ordinary recipe of a choice."""
         *before, stage = self.recipe.stages
-        by_encoder: dict[Encoder | None, list[str]] = {}
+        by_encoder: dict[Scheme | None, list[str]] = {}
         for number, unit in enumerate(self.units):
             names = by_encoder.setdefault(self.candidate(number, chosen).encoder, [])
             names += [spec.name for spec in unit.specs]
@@ -197,23 +197,23 @@ def patterns(names: Sequence[str]) -> list[str]:
     return ["re:" + "|".join(map(re.escape, sorted(names)))]
 
 
-def _base(counts: Mapping[Encoder, int], stage: Stage) -> Encoder:
+def _base(counts: Mapping[Scheme, int], stage: Stage) -> Scheme:
     """What the stage itself says: the commonest encoder from which, read as a recipe, the others differ as they
     should (a rule inherits what it does not say)."""
     order = sorted(counts, key=lambda one: (-counts[one], str(one)))
     for base in order:
         if all(_inherits(base, other) for other in order):
             return base
-    assert isinstance(stage.method, Encoder)  # noqa: S101 - it is a quantize stage
+    assert isinstance(stage.method, Scheme)  # noqa: S101 - it is a quantize stage
     return order[0] if order else stage.method
 
 
-def _inherits(base: Encoder, other: Encoder) -> bool:
+def _inherits(base: Scheme, other: Scheme) -> bool:
     said = other.describe()
     if base.id == other.id:
         said = {**base.describe(), **said}
     try:
-        return make_method("quantize", said).within(base) == other
+        return make_method("quantize", said).completed_by(base) == other
     except UsageError:
         return False
 
@@ -245,7 +245,7 @@ def fitting(
     candidates = make_candidates(
         budget.candidates, shared, str(shared.get("layout", "auto")), container, archived=archived
     )
-    scout = dry_run(_probing(recipe, Probe(found={}))).plan
+    scout = dry_run(_probing(recipe, Probe())).plan
     decided = [
         job.spec
         for job in scout.jobs
@@ -332,10 +332,9 @@ def _survey(
         probe = Probe(encoders, informed, budget.sample, wanted)  # type: ignore[arg-type]
         report = dry_run(_probing(recipe, probe), only=list(wanted))
         for job in report.plan.jobs:
-            found = job.steps[-1].method
-            assert isinstance(found, Probe)  # noqa: S101 - it stood in for the candidates
-            for name, row in (found.found or {}).items():
-                known.setdefault(name, {}).update(row)
+            found = job.steps[-1].found
+            assert isinstance(found, Probed)  # noqa: S101 - the probe stood in for the candidates
+            known.setdefault(job.spec.name, {}).update(found.rows)
         if budget.survey is not None:
             write_table(budget.survey, key, known)
     return known, informed

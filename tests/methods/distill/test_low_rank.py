@@ -21,11 +21,11 @@ from compressor.core.layer_inputs import Gather
 from compressor.core.tensor import TensorSpec
 from compressor.engine.execution import cut as cutting
 from compressor.files import staging as atomic
-from compressor.methods.distill import _svd
 from compressor.methods.distill._factored import profitable
 from compressor.methods.distill._ranks import by_energy, by_error, by_ratio
 from compressor.methods.distill.low_rank import LowRank
 from compressor.methods.distill.residual import Residual
+from compressor.methods.numerics import svd
 from compressor.recipe.budget import Budget
 
 SHAPES = [(40, 40), (90, 30), (30, 90), (1, 7), (7, 1)]
@@ -68,9 +68,9 @@ def load(path: Path) -> dict[str, Array]:
 def test_factors_are_the_best_of_their_rank(shape: tuple[int, int], wide: bool) -> None:
     matrix = decaying(*shape).astype(np.float64 if wide else np.float32)
     values = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)
-    np.testing.assert_allclose(_svd.spectrum(matrix, wide=wide), values, atol=1e-7)
+    np.testing.assert_allclose(svd.spectrum(matrix, wide=wide), values, atol=1e-7)
     for rank in {1, min(shape) // 2 or 1}:
-        left, right = _svd.factors(matrix, rank, wide=wide)
+        left, right = svd.factors(matrix, rank, wide=wide)
         assert (left.shape, right.shape) == ((shape[0], rank), (rank, shape[1]))
         optimum = np.sqrt(np.sum(values[rank:] ** 2))
         assert np.linalg.norm(matrix - left @ right) == pytest.approx(optimum, rel=1e-6, abs=1e-7)
@@ -90,12 +90,12 @@ def test_weighed_factors_are_the_best_for_the_inputs(shape: tuple[int, int]) -> 
         values = np.linalg.svd(matrix @ inputs.T, compute_uv=False)
         rank = min(shape) // 3 or 1
         for seed in (None, b"seed"):
-            left, right = _svd.factors(matrix, rank, gram, seed=seed)
+            left, right = svd.factors(matrix, rank, gram, seed=seed)
             lost = np.linalg.norm((matrix - left @ right) @ inputs.T)
             optimum = np.sqrt(np.sum(values[rank:] ** 2))
             assert lost == pytest.approx(optimum, rel=1e-6 if seed is None else 0.02, abs=1e-6 * values[0])
         np.testing.assert_allclose(
-            _svd.spectrum(matrix, gram)[:rank], values[:rank] / np.sqrt(samples), rtol=1e-5, atol=1e-5 * values[0]
+            svd.spectrum(matrix, gram)[:rank], values[:rank] / np.sqrt(samples), rtol=1e-5, atol=1e-5 * values[0]
         )
 
 
@@ -104,18 +104,18 @@ def test_randomised_factors_are_near_the_best(power: float, bar: float) -> None:
     """The figures of the docstring, where `auto` takes them."""
     random = np.random.default_rng(1)
     matrix = decaying(640, 640, power) if power else random.standard_normal((640, 640)).astype(np.float32)
-    values = _svd.spectrum(matrix)
-    assert _svd.faster(640, 640, 40)
-    left, right = _svd.factors(matrix, 40, seed=b"0")
+    values = svd.spectrum(matrix)
+    assert svd.faster(640, 640, 40)
+    left, right = svd.factors(matrix, 40, seed=b"0")
     assert np.linalg.norm(matrix - left @ right) < bar * np.sqrt(np.sum(values[40:] ** 2))
-    again = _svd.factors(matrix, 40, seed=b"0")
+    again = svd.factors(matrix, 40, seed=b"0")
     assert left.tobytes() == again[0].tobytes()
-    assert left.tobytes() != _svd.factors(matrix, 40, seed=b"1")[0].tobytes()
+    assert left.tobytes() != svd.factors(matrix, 40, seed=b"1")[0].tobytes()
 
 
 def test_small_or_high_ranks_are_exact() -> None:
-    assert not _svd.faster(384, 384, 2)
-    assert not _svd.faster(1024, 1024, 512)
+    assert not svd.faster(384, 384, 2)
+    assert not svd.faster(1024, 1024, 512)
 
 
 # ---- ranks ---------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def test_ranks_by_energy_and_error() -> None:
 
 def test_ranks_by_ratio_share_their_marginal_gain() -> None:
     specs = [TensorSpec(f"t{n}", "F32", (64, 32 * n)) for n in range(1, 5)] + [TensorSpec("tiny", "F32", (2, 2))]
-    values = {spec.name: _svd.spectrum(decaying(*spec.shape, 0.3 * n, n)) for n, spec in enumerate(specs[:4], 1)}
+    values = {spec.name: svd.spectrum(decaying(*spec.shape, 0.3 * n, n)) for n, spec in enumerate(specs[:4], 1)}
     for ratio in (0.2, 0.4, 0.6, 0.8):
         ranks, reached = by_ratio(values, specs, ratio)
         size = sum(ranks[spec.name] * sum(spec.shape) * 4 if ranks[spec.name] else spec.nbytes for spec in specs)
@@ -151,7 +151,7 @@ def test_ranks_by_ratio_share_their_marginal_gain() -> None:
 
 def test_ranks_by_ratio_lose_less_than_the_same_share_of_each() -> None:
     specs = [TensorSpec(f"t{n}", "F32", (96, 96)) for n in range(4)]
-    values = {spec.name: _svd.spectrum(decaying(96, 96, 0.2 + 0.3 * n)) for n, spec in enumerate(specs)}
+    values = {spec.name: svd.spectrum(decaying(96, 96, 0.2 + 0.3 * n)) for n, spec in enumerate(specs)}
 
     def lost(ranks: Mapping[str, int]) -> float:
         return sum(float(np.sum(values[name][rank or 96 :] ** 2)) for name, rank in ranks.items())
@@ -813,6 +813,4 @@ def test_what_alternating_needs(pair: tuple[Path, Path], tmp_path: Path) -> None
 def test_what_the_methods_say_before_a_survey() -> None:
     spec = TensorSpec("a.weight", "F32", (8, 8))
     for method in (LowRank(energy=0.5), Residual(rank=2)):
-        assert not method.counted
-        with pytest.raises(TypeError):
-            method.parts(spec)
+        assert method.decoder_for(spec) is None

@@ -17,8 +17,8 @@ from compressor.calibration.statistics import open_statistics, write_statistics
 from compressor.core.errors import CompressorError, InputError, UsageError
 from compressor.core.layer_inputs import Gather, Layer
 from compressor.core.tensor import TensorSpec
-from compressor.methods.distill import _masked
 from compressor.methods.distill.refit import Refit
+from compressor.methods.numerics import masked_least_squares
 from compressor.methods.quantize.codebook import Codebook
 from compressor.methods.quantize.int import Int
 
@@ -52,7 +52,7 @@ def pair() -> tuple[Array, Array, Layer]:
 def test_kept_weights_are_the_least_squares(
     pair: tuple[Array, Array, Layer], exact: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_masked, "_EXACT", exact)
+    monkeypatch.setattr(masked_least_squares, "_EXACT", exact)
     teacher, student, layer = pair
     gram = damped(layer)
     found = run(Refit(), TensorSpec("w", "F32", teacher.shape), student, teacher=teacher, inputs=layer).restored

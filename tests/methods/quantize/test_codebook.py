@@ -20,11 +20,12 @@ from compressor.core.errors import InputError, Problems, UsageError
 from compressor.core.floats import largest
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Workspace
-from compressor.methods.contract import Block
-from compressor.methods.quantize import _nearest, _patterns, codebook
-from compressor.methods.quantize._kmeans import centroids, sort_points
-from compressor.methods.quantize._nearest import nearest
-from compressor.methods.quantize._patterns import Patterns
+from compressor.methods.numerics import bit_patterns
+from compressor.methods.numerics import nearest as nearest_codes
+from compressor.methods.numerics.bit_patterns import Patterns
+from compressor.methods.numerics.kmeans import centroids, sort_points
+from compressor.methods.numerics.nearest import nearest
+from compressor.methods.quantize import codebook
 from compressor.methods.quantize.binary import Binary
 from compressor.methods.quantize.codebook import Codebook
 from compressor.methods.quantize.ternary import Ternary, pack_base3, unpack_base3
@@ -76,7 +77,7 @@ def best_loss(weights: Array, entries: int) -> float:
     rows=st.sampled_from([None, 1]),
     dtype=st.sampled_from(["F64", "F32"]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @example(weights=[-1.0, 0.0, 0.25, 3.0, 3.0], entries=2, rows=None, dtype="F32")
 @example(weights=[0.0], entries=2, rows=1, dtype="F32")
 def test_no_partition_loses_less(weights: list[float], entries: int, rows: int | None, dtype: str) -> None:
@@ -174,7 +175,7 @@ def test_random_starts_depend_on_seed_and_name_alone() -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_patterns_are_counted_alike_in_any_grouping(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_patterns, "FEW", 100)
+    monkeypatch.setattr(bit_patterns, "FEW", 100)
     random = np.random.default_rng(2)
     scales = 2.0 ** random.integers(-6, 3, (60, 1))
     raw = store(random.standard_normal((60, 700)) * (random.random((60, 700)) > 0.1) * scales, dtype)
@@ -203,7 +204,7 @@ def test_patterns_are_counted_alike_in_any_grouping(dtype: str, monkeypatch: pyt
 
 @pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
 def test_large_tensors_are_cut_and_merged_alike(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_patterns, "FEW", 64)
+    monkeypatch.setattr(bit_patterns, "FEW", 64)
     monkeypatch.setattr(codebook, "FEW", 64)
     raw = store(np.random.default_rng(4).standard_normal((48, 64)), dtype)
     for method in (Codebook(entries=6), Codebook(entries=6, rows=7)):
@@ -215,7 +216,7 @@ def test_large_tensors_are_cut_and_merged_alike(dtype: str, monkeypatch: pytest.
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_laws_hold_where_weights_are_counted_by_classes(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_patterns, "FEW", 4)
+    monkeypatch.setattr(bit_patterns, "FEW", 4)
     monkeypatch.setattr(codebook, "FEW", 4)
     random = np.random.default_rng(11)
     storage = np.dtype(DTYPES[dtype].storage)
@@ -231,12 +232,12 @@ def test_laws_hold_where_weights_are_counted_by_classes(dtype: str, monkeypatch:
 def test_classes_of_weights_are_as_good_as_the_weights(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = store(np.random.default_rng(6).standard_normal((8, 4096)) + 0.3, dtype)
     exact = lost(raw, run(Codebook(), spec_of(raw, dtype), raw).restored)
-    monkeypatch.setattr(_patterns, "FEW", 64)
+    monkeypatch.setattr(bit_patterns, "FEW", 64)
     assert lost(raw, run(Codebook(), spec_of(raw, dtype), raw).restored) <= exact * 1.00005
 
 
 def test_a_large_constant_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_patterns, "FEW", 4)
+    monkeypatch.setattr(bit_patterns, "FEW", 4)
     raw = np.full((4, 8), 0.1, np.float32)
     assert np.array_equal(run(Codebook(), spec_of(raw), raw).restored, raw)
 
@@ -259,7 +260,7 @@ FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
     weights=st.lists(FLOAT32, max_size=10),
     way=st.sampled_from(["compare", "table", "search"]),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @example(book=[-(2.0**-60), 1.0], weights=[0.5], way="compare")
 @example(book=[0.0, 2.0**-149], weights=[0.0, 2.0**-149], way="table")
 @example(book=[-(2.0**-149), 0.0], weights=[-0.0, -(2.0**-149)], way="search")
@@ -269,8 +270,8 @@ def test_the_nearest_is_exact(book: list[float], weights: list[float], way: str)
     values = np.concatenate([np.array(weights, np.float32), entries, middles])[None]
     codes = np.full(values.shape, 77, np.uint8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_nearest, "_COMPARED", 99 if way == "compare" else 0)
-        patch.setattr(_nearest, "_TABLE", 0 if way == "table" else 1 << 30)
+        patch.setattr(nearest_codes, "_COMPARED", 99 if way == "compare" else 0)
+        patch.setattr(nearest_codes, "_TABLE", 0 if way == "table" else 1 << 30)
         nearest(values, entries[None], codes, Workspace())
     for value, code in zip(values[0].tolist(), codes[0].tolist(), strict=True):
         distances = [abs(Fraction(value) - Fraction(entry)) for entry in entries.tolist()]
@@ -287,8 +288,8 @@ def test_all_ways_to_the_nearest_agree(dtype: type, monkeypatch: pytest.MonkeyPa
         books = np.sort(random.standard_normal((2, count)) ** 3, axis=1).astype(dtype)
         seen = []
         for compared, table in ((300, 0), (0, 0), (0, 1 << 30)):
-            monkeypatch.setattr(_nearest, "_COMPARED", compared)
-            monkeypatch.setattr(_nearest, "_TABLE", table)
+            monkeypatch.setattr(nearest_codes, "_COMPARED", compared)
+            monkeypatch.setattr(nearest_codes, "_TABLE", table)
             codes = np.full(values.shape, 255, np.uint8)
             nearest(values, books, codes, Workspace())
             seen.append(codes.tobytes())
@@ -322,12 +323,6 @@ def test_codes_beyond_the_codebook_are_refused() -> None:
     with pytest.raises(InputError, match="a code beyond its codebook of 5") as caught:
         decode(outcome, spec_of(raw))
     assert caught.value.tensor == "w"
-
-
-def test_a_survey_comes_first() -> None:
-    raw = np.ones((1, 4), np.float32)
-    with pytest.raises(TypeError, match="survey"):
-        Codebook().encode(Block(raw, 0, spec_of(raw), Workspace(), {}), None, np.empty_like(raw))
 
 
 def test_not_finite_centroids_are_refused_by_name(tmp_path: Path) -> None:
@@ -387,7 +382,7 @@ def test_binary_says_what_to_expect_and_is_refused_after_pruning(tmp_path: Path)
     dtype=st.sampled_from(["F64", "F32", "BF16"]),
     layout=st.sampled_from(["base3", "2bit"]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_threshold_loses_less(weights: list[float], dtype: str, layout: str) -> None:
     raw = store([weights], dtype)
     values = numbers(raw, dtype).astype(np.float64)

@@ -18,8 +18,7 @@ from support.laws import Array, Outcome, decode, run, same_bits, store
 from compressor import api
 from compressor.core.errors import InputError, UsageError
 from compressor.core.tensor import TensorSpec
-from compressor.methods.quantize import _nf4, _nf4_state
-from compressor.methods.quantize.nf4 import Nf4
+from compressor.methods.quantize.nf4 import Nf4, bitsandbytes_state, levels
 
 
 def normal(*shape: int) -> Array:
@@ -60,7 +59,7 @@ def test_the_search_is_no_worse_in_any_block_and_near_the_best() -> None:
 
     def losses(scale: Array) -> Array:
         shares = values.astype(np.float64) / scale[:, None]
-        chosen = _nf4.levels()[np.searchsorted(_nf4.midpoints(), shares)]
+        chosen = levels.levels()[np.searchsorted(levels.midpoints(), shares)]
         return ((values - chosen * scale[:, None].astype(np.float64)) ** 2).sum(axis=1)
 
     largest = np.abs(values).max(axis=1).astype(np.float64)
@@ -72,7 +71,7 @@ def test_the_search_is_no_worse_in_any_block_and_near_the_best() -> None:
 
 
 def test_a_block_that_the_levels_hold_is_exact() -> None:
-    values = np.tile(_nf4.levels(), 8).reshape(2, 64) * np.float32(0.37)
+    values = np.tile(levels.levels(), 8).reshape(2, 64) * np.float32(0.37)
     assert np.array_equal(outcome(values).restored, values)
 
 
@@ -132,8 +131,8 @@ def test_a_float64_beyond_float32_is_refused(options: dict[str, Any]) -> None:
 def test_the_state_is_what_bitsandbytes_writes() -> None:
     spec = TensorSpec("a.weight", "BF16", (3, 64))
     expected = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [3, 64]}
-    assert json.loads(_nf4_state.to_json(spec, 64, nested=False)) == expected
-    nested = json.loads(_nf4_state.to_json(spec, 64, nested=True, offset=0.25))
+    assert json.loads(bitsandbytes_state.to_json(spec, 64, nested=False)) == expected
+    nested = json.loads(bitsandbytes_state.to_json(spec, 64, nested=True, offset=0.25))
     assert nested == expected | {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.25}
 
 
@@ -141,14 +140,14 @@ def test_the_state_is_what_bitsandbytes_writes() -> None:
 def test_the_length_of_the_state_follows_from_the_spec(offset: float) -> None:
     offset = float(np.float32(offset))
     spec = TensorSpec("a.weight", "F32", (3, 64))
-    made = _nf4_state.to_json(spec, 64, nested=True, offset=offset)
-    assert len(made) == len(_nf4_state.to_json(spec, 64, nested=True))
+    made = bitsandbytes_state.to_json(spec, 64, nested=True, offset=offset)
+    assert len(made) == len(bitsandbytes_state.to_json(spec, 64, nested=True))
     assert json.loads(made)["nested_offset"] == offset
-    assert _nf4_state.check(made, spec, 64, nested=True) == np.float32(offset)
+    assert bitsandbytes_state.check(made, spec, 64, nested=True) == np.float32(offset)
 
 
 def test_the_dynamic_map_is_sorted_and_has_a_zero() -> None:
-    table = _nf4_state.dynamic_map()
+    table = bitsandbytes_state.dynamic_map()
     assert table.shape == (256,)
     assert np.all(np.diff(table) > 0)
     assert table[127] == 0
@@ -168,7 +167,7 @@ def test_the_dynamic_map_is_sorted_and_has_a_zero() -> None:
 )
 def test_scales_in_8_bits_are_positive_and_near(wanted: Array) -> None:
     wanted = wanted.astype(np.float32)
-    made = _nf4_state.Nested.of(wanted, 3.4028234663852886e38)
+    made = bitsandbytes_state.Nested.of(wanted, 3.4028234663852886e38)
     found = made.decoded(0, len(wanted))
     assert np.all((found > 0) & np.isfinite(found))
     assert np.all(made.magnitudes > 0)

@@ -13,8 +13,8 @@ import compressor
 from compressor.core.errors import InputError, UsageError
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Workspace
+from compressor.methods.numerics.even_steps import Classes
 from compressor.methods.options import convert, options_of
-from compressor.methods.quantize._steps import Classes
 from compressor.methods.quantize.uniform import Uniform
 from compressor.methods.registry import make_method
 

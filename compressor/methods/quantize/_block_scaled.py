@@ -1,0 +1,165 @@
+"""What the formats of small floats with a narrow scale for every few weights of a row have in common.
+
+A scale is one of at most 256 numbers, the *ladder*: codes of float8 over a tensor's global scale (nvfp4), or
+powers of two (mxfp4, mxfp8). So the best one for a block is found by trying a few rungs of the ladder about the one
+that the block's largest magnitude suggests.
+
+The trials run on blocks that stand side by side as columns, where NumPy adds up and compares 2^15 blocks at a time
+without any strides: a trial of a weight takes about a nanosecond.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from compressor.core import bitpacking as bitstream
+from compressor.core.errors import InputError, UsageError
+from compressor.core.floats import largest as limit
+from compressor.core.lazy import np
+from compressor.core.tensor import TensorSpec
+from compressor.core.workspace import Array, Workspace
+from compressor.methods.contract import Block, ReadableScheme
+from compressor.methods.numerics.minifloat import Minifloat
+from compressor.methods.options import option
+from compressor.methods.parts import Part
+
+
+@dataclass(frozen=True)
+class BlockScaled(ReadableScheme):
+    """`size` weights of a row share a scale; `element` is what a code is."""
+
+    verb: ClassVar[str] = "quantize"
+    size: ClassVar[int]
+    scale_dtype: ClassVar[str]
+    tried: ClassVar[tuple[int, ...]]  # rungs that the search tries, counted from the one suggested
+
+    method: Literal["search", "absmax"] = option("search", help="how scales are chosen")
+
+    @property
+    @abstractmethod
+    def element(self) -> Minifloat: ...
+
+    @abstractmethod
+    def stored_scale(self, parts: Mapping[str, Array], spec: TensorSpec) -> Array:
+        """The float32 number that each code of a stored scale stands for [256]."""
+
+    first: ClassVar[int] = 0
+    weights: ClassVar[Mapping[str, Any]]  # how compressed-tensors describes the scheme
+    format: ClassVar[str]
+
+    # ---- what is stored ----------------------------------------------------------------------------
+
+    @property
+    def packed(self) -> bool:
+        return self.element.bits == 4
+
+    def parts(self, spec: TensorSpec) -> tuple[Part, ...]:
+        """Raises UsageError when the block does not divide the row, naming what would work."""
+        rows, columns = spec.matrix
+        if columns % self.size:
+            raise UsageError(
+                f"{self.id} has blocks of {self.size}, which do not divide the row of {columns}",
+                tensor=spec.name,
+                remedy="Use --scheme fp8, or --scheme int with --granularity channel, or --exclude it",
+            )
+        codes = Part("_packed", "U8", (rows, columns // 2)) if self.packed else Part("", "F8_E4M3", spec.shape)
+        return codes, Part("_scale", self.scale_dtype, (rows, columns // self.size))
+
+    def remark(self, spec: TensorSpec) -> str:
+        if spec.dtype == "BF16" or not self.dialect(spec):
+            return ""
+        return (
+            f"{self.id}: compressed-tensors decompresses it to bfloat16 whatever the weights were "
+            "(seen with 0.20): load such a model in bfloat16"
+        )
+
+    def config(self, spec: TensorSpec) -> dict[str, Any] | None:
+        if len(spec.shape) != 2:
+            return None
+        weights = {"type": "float", "symmetric": True, "group_size": self.size, "dynamic": False, **self.weights}
+        return {
+            "format": self.format,
+            "weights": {"num_bits": self.element.bits, **weights},
+            "input_activations": None,
+            "output_activations": None,
+        }
+
+    # ---- the kernels -------------------------------------------------------------------------------
+
+    def encode_on(
+        self,
+        ladder: Array,
+        suggested: Callable[[Array, Workspace], Array],
+        block: Block,
+        parts: Mapping[str, Array] | None,
+        restored: Array,
+    ) -> None:
+        """Encode a block by the positive scales of a `ladder`, float32 in rising order, the stored code of the
+        first being `first`. `suggested` gives the rungs to begin with, for blocks of these largest magnitudes
+        (float32); they may lie off the ladder."""
+        values, spec, work = block.values, block.spec, block.work
+        blocks = values.size // self.size
+        columns = work.array("blocks.columns", (self.size, blocks), values.dtype.str)
+        np.abs(values.reshape(blocks, self.size).T, out=columns)
+        high = np.maximum.reduce(columns, axis=0)
+        if float(high.max(initial=0)) > limit("F32"):
+            raise InputError(
+                f"holds weights beyond float32's range, which {self.id} cannot hold",
+                tensor=spec.name,
+                remedy="Use --scheme int or --scheme fp8, or --exclude it",
+            )
+        # no code times a scale may leave the range of the weight's dtype
+        top = int(np.count_nonzero(ladder.astype(np.float64) * self.element.largest <= limit(spec.dtype))) - 1
+        with np.errstate(all="ignore"):
+            rungs = np.clip(suggested(high.astype(np.float32), work), 0, top)
+            if self.method == "search":
+                rungs = self._search(columns, rungs, ladder.astype(values.dtype), top, work)
+        scale = work.array("blocks.scale", values.shape, values.dtype.str)
+        np.copyto(scale.reshape(blocks, self.size), ladder.take(rungs)[:, None])
+        codes = None if parts is None else self._codes(parts, values.shape, work)
+        self.element.quantize(values, scale, codes, restored, work)
+        if parts is not None and codes is not None:
+            if self.packed:
+                bitstream.pack(codes, 4, parts["_packed"], work)
+            np.copyto(parts["_scale"], (rungs + self.first).reshape(parts["_scale"].shape), casting="unsafe")
+
+    def _codes(self, parts: Mapping[str, Array], shape: tuple[int, ...], work: Workspace) -> Array:
+        return work.array("blocks.codes", shape, "|u1") if self.packed else parts[""].reshape(shape)
+
+    def _search(self, columns: Array, rungs: Array, ladder: Array, top: int, work: Workspace) -> Array:
+        """The rungs with the least squared error; of equals the lowest."""
+        quotient, rounded = (
+            work.array(f"blocks.{name}", columns.shape, columns.dtype.str) for name in ("quotient", "rounded")
+        )
+        best, least = rungs, np.full(rungs.shape, np.inf)
+        unit = ladder.take(rungs)
+        for offset in self.tried:
+            trial = np.clip(rungs + offset, 0, top)
+            scale = ladder.take(trial)
+            np.divide(columns, scale, out=quotient)
+            self.element.nearest(quotient, rounded, work)
+            np.subtract(quotient, rounded, out=quotient)
+            np.multiply(quotient, quotient, out=quotient)
+            # by halves: a fixed order, whatever the number of blocks
+            rows = self.size
+            while rows > 1:
+                rows //= 2
+                np.add(quotient[:rows], quotient[rows : 2 * rows], out=quotient[:rows])
+            error = quotient[0] * np.square(scale / unit)
+            better = error < least
+            best, least = np.where(better, trial, best), np.where(better, error, least)
+        return best
+
+    def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
+        kind = out.dtype.str
+        if self.packed:
+            pairs = self.element.pairs(kind)
+            pairs.take(parts["_packed"], out=out.view(pairs.dtype), mode="wrap")
+        else:
+            self.element.table(kind).take(parts[""].reshape(out.shape), out=out, mode="wrap")
+        scale = self.stored_scale(parts, spec).astype(kind).take(parts["_scale"])
+        grouped = out.reshape(len(out), -1, self.size)
+        np.multiply(grouped, scale[..., None], out=grouped)

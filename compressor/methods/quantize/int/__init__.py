@@ -1,0 +1,7 @@
+"""Integers of 2 to 8 bits: `scheme.py` says what they are, `ways/` choose their scales, `layouts/` store them."""
+
+from __future__ import annotations
+
+from compressor.methods.quantize.int.scheme import METHOD, Int
+
+__all__ = ["METHOD", "Int"]
