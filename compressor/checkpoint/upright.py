@@ -9,8 +9,9 @@ from dataclasses import replace
 
 from compressor.architectures.conv1d import conv1d_weights
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
+from compressor.checkpoint.pruning_masks import Masked
 from compressor.core.errors import InputError
-from compressor.core.tensor import TensorSpec
+from compressor.files.source import StoredTensor
 
 
 def upright(checkpoint: Checkpoint, like: Checkpoint | None = None) -> Checkpoint:
@@ -28,15 +29,23 @@ def upright(checkpoint: Checkpoint, like: Checkpoint | None = None) -> Checkpoin
 
 
 def _turned(tensor: Tensor, checkpoint: Checkpoint) -> Tensor:
-    if tensor.encoder is not None or not tensor.whole.contiguous:
+    if tensor.encoder is not None:
         raise InputError(
-            f"is stored as {'numbers in another order' if tensor.encoder is None else tensor.encoder.label}, and "
-            "transposed (Conv1D): no adapter is made on top of that",
+            f"is stored as {tensor.encoder.label}, and transposed (Conv1D): no adapter is made on top of that",
             file=checkpoint.path,
             tensor=tensor.spec.name,
             remedy="Run `compressor restore` first, and give its output",
         )
-    rows, columns = tensor.spec.shape
-    spec = TensorSpec(tensor.spec.name, tensor.spec.dtype, (columns, rows))
-    placed = replace(tensor.whole.placed, spec=spec, strides=(1, columns))
-    return replace(tensor, spec=spec, parts={"": replace(tensor.whole, placed=placed)})
+    stored = _upright(tensor.whole)
+    return replace(tensor, spec=stored.spec, parts={"": stored})
+
+
+def _upright(stored: StoredTensor) -> StoredTensor:
+    """A matrix [in, out] in a file as [out, in]; where a mask is folded into it, both."""
+    rows, columns = stored.spec.shape
+    by_row, by_column = stored.placed.strides or (columns, 1)
+    strides = None if (by_column, by_row) == (rows, 1) else (by_column, by_row)
+    placed = replace(stored.placed, spec=replace(stored.spec, shape=(columns, rows)), strides=strides)
+    if isinstance(stored, Masked):
+        return Masked(stored.file, placed, _upright(stored.original), _upright(stored.mask))
+    return replace(stored, placed=placed)
