@@ -66,6 +66,7 @@ class Factored(Encoder):
     verb: ClassVar[str] = "distill"
     keeps_zeros: ClassVar[bool] = False
     whole: ClassVar[bool] = True
+    linear_algebra: ClassVar[bool] = True
     left: ClassVar[str] = ".left"
     right: ClassVar[str] = ".right"
 

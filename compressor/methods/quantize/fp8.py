@@ -40,7 +40,17 @@ from compressor.methods.quantize import _scales
 from compressor.methods.quantize._largest import Found, Largest
 from compressor.methods.quantize._minifloat import E4M3, E5M2, Minifloat
 
-_TRIALS = 8  # scales that the search tries within a factor of two
+# Scales that the search tries within a factor of two: 2^(k/8), to the last bit
+_TRIALS = (
+    1.0,
+    1.0905077326652577,
+    1.189207115002721,
+    1.2968395546510096,
+    1.4142135623730951,
+    1.5422108254079407,
+    1.681792830507429,
+    1.8340080864093424,
+)
 
 
 @dataclass(frozen=True)
@@ -184,8 +194,8 @@ class Fp8(Encoder):
             work.array(f"fp8.{name}", values.shape, values.dtype.str) for name in ("quotient", "rounded")
         )
         unit, least = None, np.full(high.shape, np.inf)
-        for trial in range(_TRIALS):
-            tried = stored if trial == 0 else self._stored(high, 2 ** (trial / _TRIALS), spec)
+        for factor in _TRIALS:
+            tried = stored if factor == 1 else self._stored(high, factor, spec)
             number = widen(tried, self.scales.dtype_for(spec), Workspace()).astype(values.dtype)
             unit = number if unit is None else unit
             np.divide(magnitudes, self._spread(number, values), out=quotient)

@@ -15,6 +15,7 @@ from math import inf
 
 from compressor.calibration.statistics import open_statistics
 from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.core.elementary import power
 from compressor.core.errors import GateFailed, UsageError
 from compressor.core.selection import matches
 from compressor.core.tensor import TensorSpec
@@ -109,8 +110,8 @@ class Fitting:
         if not known.error or not known.loss or not other.error or not other.loss:
             return replace(known, bits=known.bits + self.more)
         return Measured(
-            known.error * (other.error / known.error) ** way,
-            known.loss * (other.loss / known.loss) ** way,
+            known.error * float(power(other.error / known.error, way)),
+            known.loss * float(power(other.loss / known.loss, way)),
             bits=known.bits + (other.bits - known.bits) * way,
         )
 
