@@ -59,3 +59,23 @@ def folder(path: Path, tensors: dict[str, Array], config: dict[str, Any] | None 
     if config is not None:
         (path / "config.json").write_text(json.dumps(config))
     return path
+
+
+def weight(matrices: list[Array], power: int) -> Array:
+    """The importance of units that are rows of all matrices: each relative to its mean, and of these the mean."""
+    sums = [(np.abs(matrix.astype(np.float64)) ** power).sum(axis=1) for matrix in matrices]
+    return np.mean([one / one.mean() for one in sums], axis=0)
+
+
+def largest(values: Array, count: int) -> Array:
+    return np.sort(np.argsort(-values, kind="stable")[:count])
+
+
+def chain(names: list[str], sizes: list[int], transposed: bool = False) -> dict[str, Array]:
+    random = np.random.default_rng(5)
+    found = {}
+    for name, inner, outer in zip(names, sizes, sizes[1:], strict=False):
+        matrix = random.normal(size=(outer, inner)).astype(np.float32)
+        found[f"{name}.weight"] = np.ascontiguousarray(matrix.T) if transposed else matrix
+        found[f"{name}.bias"] = random.normal(size=outer).astype(np.float32)
+    return found

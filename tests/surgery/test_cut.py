@@ -13,7 +13,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from safetensors.numpy import load_file, save_file
-from support.tiny_llama import ATTENTION, CONFIG, GROUPS, HIDDEN, LAYERS, MLP, WIDTH, folder, llama
+from support.tiny_llama import (
+    ATTENTION,
+    CONFIG,
+    GROUPS,
+    HIDDEN,
+    LAYERS,
+    MLP,
+    WIDTH,
+    chain,
+    folder,
+    largest,
+    llama,
+    weight,
+)
 
 import compressor
 from compressor.architectures.families import FAMILIES
@@ -47,16 +60,6 @@ def cut(model: Path, **options: Any) -> tuple[dict[str, Array], dict[str, Any]]:
     assert set(index) == set(tensors)
     assert {path.name for path in out.glob("*.safetensors")} == set(index.values())
     return tensors, json.loads((out / "config.json").read_text())
-
-
-def weight(matrices: list[Array], power: int) -> Array:
-    """The importance of units that are rows of all matrices: each relative to its mean, and of these the mean."""
-    sums = [(np.abs(matrix.astype(np.float64)) ** power).sum(axis=1) for matrix in matrices]
-    return np.mean([one / one.mean() for one in sums], axis=0)
-
-
-def largest(values: Array, count: int) -> Array:
-    return np.sort(np.argsort(-values, kind="stable")[:count])
 
 
 # ---- what goes, and what the config then says ----------------------------------------------------------
@@ -313,16 +316,6 @@ def test_which_layers_have_experts_is_said_anew(tmp_path: Path) -> None:
 
 
 # ---- plain chains and descriptions ---------------------------------------------------------------------
-
-
-def chain(names: list[str], sizes: list[int], transposed: bool = False) -> dict[str, Array]:
-    random = np.random.default_rng(5)
-    found = {}
-    for name, inner, outer in zip(names, sizes, sizes[1:], strict=False):
-        matrix = random.normal(size=(outer, inner)).astype(np.float32)
-        found[f"{name}.weight"] = np.ascontiguousarray(matrix.T) if transposed else matrix
-        found[f"{name}.bias"] = random.normal(size=outer).astype(np.float32)
-    return found
 
 
 @pytest.mark.parametrize("names", [["fc1", "fc2", "fc10"], ["net.0", "net.2", "net.4"], ["l1", "l2", "head"]])

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from support.laws import run, same_bits
-from test_layer_errors import correlated, lost, weights
+from support.layer_inputs import correlated, lost, weights
 
 from compressor.core.errors import UsageError
 from compressor.core.layer_inputs import Layer

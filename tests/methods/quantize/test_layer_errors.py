@@ -10,37 +10,21 @@ import numpy.typing as npt
 import pytest
 from safetensors.numpy import load_file, save_file
 from support.laws import numbers, run, same_bits, store
+from support.layer_inputs import correlated, lost, weights
 
 import compressor
 from compressor.calibration.statistics import write_statistics
 from compressor.core.errors import InputError, UsageError
-from compressor.core.layer_inputs import Gather, Layer
+from compressor.core.layer_inputs import Layer
 from compressor.core.tensor import TensorSpec
 from compressor.methods.quantize.int import Int
 
 Array = npt.NDArray[Any]
 
 
-def correlated(width: int, count: int = 1500) -> Layer:
-    random = np.random.default_rng(width)
-    mixing = random.standard_normal((width, width)) * np.exp(random.standard_normal(width))[:, None] * 0.3
-    gather = Gather(width, gram=True)
-    gather.add(random.standard_normal((count, width)) @ (mixing + np.eye(width)))
-    return gather.layer
-
-
-def weights(rows: int, columns: int) -> Array:
-    return (np.random.default_rng(columns + 1).standard_normal((rows, columns)) * 0.05).astype(np.float32)
-
-
 def made(values: Array, layer: Layer, dtype: str = "F32", **options: Any) -> Array:
     spec = TensorSpec("w", dtype, values.shape)
     return run(Int(**options), spec, values, inputs=layer).restored
-
-
-def lost(values: Array, restored: Array, layer: Layer) -> float:
-    apart = restored.astype(np.float64) - values
-    return float(np.sum((apart @ layer.gram) * apart))
 
 
 def plain(values: Array, layer: Layer, bits: int, size: int, symmetric: bool, act_order: bool) -> Array:
