@@ -38,11 +38,13 @@ class Blend(Transform):
         own = block.work.array("blend.own", out.shape, out.dtype.str)
         np.multiply(block.values, out.dtype.type(1 - self.alpha), out=own)
         np.add(out, own, out=out)
-        # Rounding could step over either end.
+        # Rounding could step over either end. By comparing, for which zero the greater of +0 and −0 is taken for
+        # depends on the processor.
+        beyond = block.work.array("blend.beyond", out.shape, "|b1")
         np.minimum(block.values, teacher, out=own)
-        np.maximum(out, own, out=out)
+        np.copyto(out, own, where=np.less(out, own, out=beyond))
         np.maximum(block.values, teacher, out=own)
-        np.minimum(out, own, out=out)
+        np.copyto(out, own, where=np.greater(out, own, out=beyond))
 
 
 METHOD = Blend

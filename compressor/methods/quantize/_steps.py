@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ldexp, sqrt
+from math import fsum, ldexp, sqrt
 
 from compressor.core.elementary import LN2, exp2, log2
 from compressor.core.floats import smallest
@@ -281,7 +281,7 @@ def shared_factor(target: float, tensors: Mapping[str, Points], *, by_rate: bool
             for name, points in tensors.items()
             if points.top
         )
-        return sum(found) / total
+        return fsum(found) / total
 
     return step_for(target, entropy, ldexp(1.0, -14), ldexp(1.0, 14), 1.0)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
-from math import inf
+from math import fsum, inf
 
 from compressor.calibration.statistics import open_statistics
 from compressor.checkpoint.checkpoint import Checkpoint
@@ -92,7 +92,7 @@ class Fitting:
         return sum(options[n].size for options, n in zip(self.options, chosen, strict=True))
 
     def loss_of(self, chosen: Sequence[int]) -> float:
-        return sum(options[n].loss for options, n in zip(self.options, chosen, strict=True))
+        return fsum(options[n].loss for options, n in zip(self.options, chosen, strict=True))
 
     def candidate(self, unit: int, chosen: Sequence[int]) -> Candidate:
         return self.candidates[self.units[unit].place(chosen[unit])].moved(self.more)
@@ -380,7 +380,7 @@ def _unit(
             continue
         places.append(place)
         # every weight counts the same: so the losses of tensors add up as losses of one matrix would
-        loss = sum(row.loss * spec.size for row, spec in zip(rows, members, strict=True))
+        loss = fsum(row.loss * spec.size for row, spec in zip(rows, members, strict=True))
         size = sum(size_of(one, spec, row) for row, spec in zip(rows, members, strict=True))
         options.append(Option(size, loss))
     if not options:  # dense is no candidate, or it would be within the limit

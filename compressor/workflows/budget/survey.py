@@ -206,7 +206,7 @@ class _Weighing:
         if self.gram is not None:
             peak = float(np.abs(rows).max(initial=0)) or 1.0
             unit = (wide / peak).astype(np.float32)
-            return plain, np.vecdot(unit @ self.gram, unit).astype(np.float64).clip(0) * peak**2
+            return plain, np.vecdot(unit @ self.gram, unit).astype(np.float64).clip(0) * (peak * peak)
         if self.square is not None:
             return plain, dots(np.square(wide), np.broadcast_to(self.square, wide.shape))
         return plain, plain
@@ -244,7 +244,7 @@ def _measured(head: Array, sums: Array, share: float) -> Measured:
     ratio = loss / energy if energy else 0.0 if not loss else inf
     if not ratio or ratio == inf or rows < 2 or share >= 1:
         return Measured(error, ratio)
-    scatter = max(loss2 - 2 * ratio * product + ratio**2 * energy2, 0) / (rows - 1)
+    scatter = max(loss2 - 2 * ratio * product + ratio * ratio * energy2, 0) / (rows - 1)
     return Measured(error, ratio, 1.96 * sqrt(scatter * rows * (1 - share)) / loss)
 
 
