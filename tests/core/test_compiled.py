@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -162,6 +163,47 @@ def test_extents(rows: int, groups: int, size: int, seed: int) -> None:
     grouped = np.random.default_rng(seed).standard_normal((rows, groups, size)).astype(np.float32)
     fast, slow = both(lambda: _scales.extent(grouped, True, np.empty_like(grouped))[1].tobytes())
     assert fast == slow
+
+
+@built
+@pytest.mark.skipif(shutil.which(os.environ.get("CC", "cc")) is None, reason="no C compiler")
+@pytest.mark.parametrize("optimised", [("-O0",), ("-O2", "-fno-tree-vectorize"), ("-O3", "-march=native")])
+def test_what_a_compiler_makes_of_them_does_not_matter(
+    optimised: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(5)
+    a, b = (random.standard_normal((3, 5003)).astype(np.float32) for _ in range(2))
+    raw = random.integers(0, 0x7F00, 9001, dtype=np.uint16)
+    keep = random.random(raw.shape) < 0.5
+    grouped = np.ascontiguousarray(a[:, :5000]).reshape(3, 50, 100)
+    scale, zero = np.full((3, 50), 0.3, np.float32), np.full((3, 50), 8, np.float32)
+
+    def run() -> list[Any]:
+        out, wide, codes = np.empty_like(raw), np.empty(raw.shape, np.float32), np.empty(grouped.shape, np.uint8)
+        told = [kernels.widen_bf16(raw, wide), kernels.select_bf16(raw, keep, out)]
+        counted = kernels.round_codes(grouped, scale, zero, 16, codes)
+        assert counted is not None
+        sizes = elementary.power_into(np.abs(a) + np.float32(1e-6), -0.3, np.empty_like(a))
+        found = [sums.dots(a, b), sums.dots(a.astype(np.float64), b.astype(np.float64)), counted[0], sizes]
+        return [*told, counted[1], *(array.tobytes() for array in (*found, out, wide, codes))]
+
+    expected = run()
+    folder, library = kernels.LIBRARY.parent, tmp_path / "other.so"
+    command = [
+        *shlex.split(os.environ.get("CC", "cc")),
+        "-std=c11",
+        "-fPIC",
+        "-shared",
+        "-ffp-contract=off",
+        *optimised,
+    ]
+    command += [f"-DKERNELS_VERSION={kernels.VERSION}", "-o", str(library), str(folder / "kernels.c")]
+    subprocess.run(command, check=True)
+    monkeypatch.setattr(kernels, "LIBRARY", library)
+    other = kernels.library.__wrapped__()
+    assert other is not None
+    monkeypatch.setattr(kernels, "library", lambda: other)
+    assert run() == expected
 
 
 @built

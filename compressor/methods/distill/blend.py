@@ -38,13 +38,16 @@ class Blend(Transform):
         own = block.work.array("blend.own", out.shape, out.dtype.str)
         np.multiply(block.values, out.dtype.type(1 - self.alpha), out=own)
         np.add(out, own, out=out)
-        # Rounding could step over either end. By comparing, for which zero the greater of +0 and −0 is taken for
-        # depends on the processor.
-        beyond = block.work.array("blend.beyond", out.shape, "|b1")
+        # Rounding could step over either end.
         np.minimum(block.values, teacher, out=own)
-        np.copyto(out, own, where=np.less(out, own, out=beyond))
+        np.maximum(out, own, out=out)
         np.maximum(block.values, teacher, out=own)
-        np.copyto(out, own, where=np.greater(out, own, out=beyond))
+        np.minimum(out, own, out=out)
+        # Which is the greater of +0 and −0 depends on the processor: a zero is that of an end, the teacher's first.
+        zero = np.equal(out, 0, out=block.work.array("blend.zero", out.shape, "|b1"))
+        if zero.any():
+            for end in (block.values, teacher):
+                np.copyto(out, end, where=zero & (end == 0))
 
 
 METHOD = Blend
