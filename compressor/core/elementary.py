@@ -22,7 +22,11 @@ _EXP = tuple(1 / factorial(n) for n in range(14))
 
 def log2(numbers: Array | float) -> Array:
     """The binary logarithm of positive finite numbers, float64; exact for powers of two."""
-    mantissa, exponent = np.frexp(np.asarray(numbers, np.float64))
+    numbers = np.asarray(numbers, np.float64)
+    fast = kernels.logarithms(numbers, _odd())
+    if fast is not None:
+        return fast
+    mantissa, exponent = np.frexp(numbers)
     low = mantissa < _ROOT_HALF
     mantissa, exponent = np.where(low, 2 * mantissa, mantissa), exponent - low
     share = (mantissa - 1) / (mantissa + 1)
@@ -69,6 +73,11 @@ def _horner(terms: tuple[float, ...], x: Array) -> Array:
         found *= x
         found += term
     return found
+
+
+@cache
+def _odd() -> Array:
+    return np.array(_ODD)
 
 
 @cache

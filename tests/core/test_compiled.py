@@ -184,7 +184,13 @@ def test_what_a_compiler_makes_of_them_does_not_matter(
         counted = kernels.round_codes(grouped, scale, zero, 16, codes)
         assert counted is not None
         sizes = elementary.power_into(np.abs(a) + np.float32(1e-6), -0.3, np.empty_like(a))
-        found = [sums.dots(a, b), sums.dots(a.astype(np.float64), b.astype(np.float64)), counted[0], sizes]
+        found = [
+            elementary.log2(np.abs(a)),
+            sums.dots(a, b),
+            sums.dots(a.astype(np.float64), b.astype(np.float64)),
+            counted[0],
+            sizes,
+        ]
         return [*told, counted[1], *(array.tobytes() for array in (*found, out, wide, codes))]
 
     expected = run()
@@ -217,6 +223,14 @@ def test_sums(dtype: str, rows: int, size: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     a, b = (random.standard_normal((rows, size)).astype(dtype) for _ in range(2))
     fast, slow = both(lambda: sums.dots(a, b).tobytes())
+    assert fast == slow
+
+
+@built
+@given(st.lists(st.floats(5e-324, 1.7e308), max_size=20))
+def test_logarithms(found: list[float]) -> None:
+    numbers = np.array([1.0, 5e-324, 2.0**-1022, 2.0**-1074 * 3, *found])
+    fast, slow = both(lambda: elementary.log2(numbers).tobytes())
     assert fast == slow
 
 

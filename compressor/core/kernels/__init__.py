@@ -19,7 +19,7 @@ from typing import Any
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
 
-VERSION = 4  # of the functions' arguments and meaning; goes up with any change of kernels.c
+VERSION = 5  # of the functions' arguments and meaning; goes up with any change of kernels.c
 LIBRARY = Path(__file__).with_name("_kernels.so")
 
 _SIGNATURES = {
@@ -35,6 +35,7 @@ _SIGNATURES = {
     "adam": (*(c_void_p,) * 6, c_size_t, c_void_p, c_float, c_float),
     "dots_f32": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p),
     "dots_f64": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p),
+    "logarithms": (c_void_p, c_size_t, c_void_p, c_size_t, c_void_p),
     "powers": (c_void_p, c_size_t, c_void_p, c_void_p, c_void_p),
 }
 
@@ -140,6 +141,16 @@ def dots(a: Array, b: Array) -> Array | None:
     out: Array = np.empty(rows, np.float64)
     run = kernels.dots_f32 if a.dtype == np.float32 else kernels.dots_f64
     run(a.ctypes.data, b.ctypes.data, rows, size, out.ctypes.data)
+    return out
+
+
+def logarithms(numbers: Array, terms: Array) -> Array | None:
+    """log2 of positive finite float64, by the series that `core/elementary.py` has."""
+    kernels = _takes(numbers, terms)
+    if kernels is None:
+        return None
+    out: Array = np.empty_like(numbers)
+    kernels.logarithms(numbers.ctypes.data, numbers.size, terms.ctypes.data, terms.size, out.ctypes.data)
     return out
 
 

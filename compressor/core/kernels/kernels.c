@@ -94,6 +94,27 @@ EACH_CPU void dots_f64(const double *a, const double *b, size_t rows, size_t siz
     }
 }
 
+/* The binary logarithms of positive finite numbers: with x = m 2^e, m about 1, and s = (m - 1) / (m + 1), the odd
+ * powers of s times these `terms`. */
+EACH_CPU void logarithms(const double *restrict values, size_t count, const double *restrict terms, size_t length,
+                         double *restrict out) {
+    for (size_t i = 0; i < count; i++) {
+        const double raised = values[i] < 0x1p-1022 ? values[i] * 0x1p54 : values[i]; /* no subnormals */
+        uint64_t bits;
+        memcpy(&bits, &raised, 8);
+        double exponent = (double)((int64_t)(bits >> 52) - (values[i] < 0x1p-1022 ? 1022 + 54 : 1022)), mantissa;
+        bits = (bits & 0x000fffffffffffffu) | 0x3fe0000000000000u;
+        memcpy(&mantissa, &bits, 8);
+        const int low = mantissa < 0.7071067811865476;
+        mantissa = low ? 2 * mantissa : mantissa;
+        exponent = low ? exponent - 1 : exponent;
+        const double share = (mantissa - 1) / (mantissa + 1), square = share * share;
+        double series = terms[length - 1];
+        for (size_t n = length - 1; n > 0; n--) series = series * square + terms[n - 1];
+        out[i] = exponent + share * series;
+    }
+}
+
 /* out = x^p of positive finite floats: `table` has (upper half of x)^p by the upper half's pattern, and what is left,
  * (1 + d)^p, is four terms of the binomial series with these `terms`. */
 EACH_CPU void powers(const float *restrict values, size_t count, const double *restrict table,
