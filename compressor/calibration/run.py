@@ -27,7 +27,7 @@ _OWN = {  # options that only some ways have
 }
 
 
-def calibrate(
+def calibrate(  # noqa: PLR0913 - the Python API: keywords, one an option
     model: Path | None,
     output: Path,
     *,

@@ -71,6 +71,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     stored: bool = False  # whether tensors are taken as they lie there, whatever they are parts of
     identity: Identity = ("sha256", "0" * 64)  # what the input is known by; zeros as long as nobody has looked
+    upright: frozenset[str] = frozenset()  # Conv1D weights that are [out, in] here and [in, out] in the file
     dropped: tuple[str, ...] = ()  # tensors of the source that mean nothing once its weights are numbers
 
     @property
@@ -99,7 +100,15 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         found[spec.name] = tensor
     tensors = {name: tensor for name, tensor in tensors.items() if name not in used} | found
     ordered = {name: tensors[name] for name in sorted(tensors)}
-    return Checkpoint(source, ordered, records, compression, dropped=tuple(sorted(left)), identity=unknown(source))
+    return Checkpoint(
+        source,
+        ordered,
+        records,
+        compression,
+        notes=source.notes,
+        dropped=tuple(sorted(left)),
+        identity=unknown(source),
+    )
 
 
 def _stored_tensor(source: Source, spec: TensorSpec, encoder: Encoder) -> Tensor:

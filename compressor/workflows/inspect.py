@@ -9,7 +9,7 @@ from functools import partial
 
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor, open_checkpoint
 from compressor.checkpoint.experts import split_like
-from compressor.checkpoint.finite import _blocks
+from compressor.checkpoint.finite import blocks_of
 from compressor.core.lazy import np
 from compressor.core.metrics import Comparison, Moments, count_zeros, dot
 from compressor.core.parallel.threads import available_workers, in_order, local
@@ -150,8 +150,8 @@ def _compare(one: Tensor, other: Tensor) -> Comparison:
 def _compared(one: Tensor, other: Tensor) -> Comparison:
     total = Comparison()
     work = Workspace()
-    beside = _blocks(other, Workspace(), max(one.align, other.align))
-    for a in _blocks(one, work, max(one.align, other.align)):
+    beside = blocks_of(other, Workspace(), max(one.align, other.align))
+    for a in blocks_of(one, work, max(one.align, other.align)):
         b = next(beside)
         a, b = _numbers(a), _numbers(b)
         difference = np.subtract(a, b)
@@ -188,7 +188,7 @@ def _moments(tensor: Tensor) -> Moments | None:
         return None
     moments = Moments()
     with np.errstate(all="ignore"):
-        for block in _blocks(tensor, Workspace(), tensor.align):
+        for block in blocks_of(tensor, Workspace(), tensor.align):
             moments.add(block)
     return moments
 

@@ -81,7 +81,7 @@ def plain(weights: Array, norms: Array, sparsity: float | None, pattern: tuple[i
 
 
 @given(data=st.data(), dtype=st.sampled_from(FLOATS))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_wanda_is_the_papers_rule(data: st.DataObject, dtype: str) -> None:
     random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     raw = store(random.integers(-5, 6, (7, data.draw(st.integers(1, 40)))) * 0.25, dtype)

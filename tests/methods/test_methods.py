@@ -131,7 +131,7 @@ def weights_of(kind: str, shape: tuple[int, int], random: np.random.Generator) -
     many=st.sampled_from([1, 1 << 24]),
     few=st.sampled_from([0, 1 << 12]),
 )
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 def test_magnitude_is_exactly_a_stable_sort(
     tensors: list[tuple[str, int, int, str]],
     seed: int,

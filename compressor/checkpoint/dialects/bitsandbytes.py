@@ -7,13 +7,15 @@ FP4 and the 8-bit form are not read.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from compressor.architectures.conv1d import is_conv1d
+from compressor.architectures.heads import heads_of
+from compressor.architectures.roles import is_embedding
 from compressor.checkpoint.dialects import KEYS
 from compressor.core.errors import InputError
 from compressor.core.lazy import np
-from compressor.core.selection import kept
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.text import printable
 from compressor.core.workspace import Array, Workspace
@@ -28,11 +30,6 @@ KEY = KEYS[0]
 
 _BESIDE = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
 _REMEDY = "Give the unquantized model"
-# Output heads that share the embedding's weight or are called otherwise in the file; loaders compare ends of names
-_HEADS = ("lm_head", "lm_head.decoder", "embed_out", "predictions.decoder", "vocab_projector", "generator_lm_head")
-# transformers' Conv1D keeps [in, out]; loaders expect the codes of its transpose
-_TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
-_CONV1D = re.compile(r"\.(c_attn|q_attn|c_proj|c_fc)\.weight$")
 
 
 def speaks(config: Mapping[str, Any]) -> bool:
@@ -53,11 +50,8 @@ def configure(
     """config.json with the quantization_config of a folder with these packed and these dense tensors; None where
     a loader would not take one of them."""
     for spec, _ in packed:
-        default = kept(spec, "quantize", (), ())
-        embedding = default is not None and default.reason.startswith("embedding")
-        transposed = config.get("model_type") in _TRANSPOSED and _CONV1D.search(spec.name)
-        if embedding or transposed:
-            return None
+        if is_embedding(spec.name) or is_conv1d(config, spec.name):
+            return None  # loaders expect the codes of a Conv1D's transpose
     modules = {_module(spec.name) for spec, _ in packed}
     untouched = {_module(spec.name) for spec in dense if len(spec.shape) == 2 and spec.name.endswith(".weight")}
     declared = {
@@ -70,30 +64,41 @@ def configure(
         "bnb_4bit_quant_storage": "uint8",
         "llm_int8_enable_fp32_cpu_offload": False,
         "llm_int8_has_fp16_weight": False,
-        "llm_int8_skip_modules": _skipped(untouched, modules),
+        "llm_int8_skip_modules": _skipped(config, untouched, modules),
         "llm_int8_threshold": 6.0,
     }
     return {**config, KEY: declared}
 
 
-def _skipped(untouched: Iterable[str], packed: Iterable[str]) -> list[str]:
+def _skipped(config: Mapping[str, Any], untouched: Iterable[str], packed: Iterable[str]) -> list[str]:
     """Names by which loaders know the modules that stay dense: whole, and from the list of layers on, because a
-    loader's modules may have another prefix than the file's tensors. Loaders also take an entry for the end of a
-    name; where it is that of a packed module, only a pattern will do."""
-    ends = {end for module in packed for end in _ends(module)}
-    found = {head for head in _HEADS if head not in ends}
+    loader's modules may have another prefix than the file's tensors; and output heads, which may share the
+    embedding's weight or be called otherwise in the file. Loaders also take an entry for the end or the beginning
+    of a name; where it is that of a packed module, only a pattern will do."""
+    names = list(packed)
+    taken = {part for module in names for part in _ends_and_beginnings(module)}
+    found = set()
+    for head in heads_of(config):
+        plain = head.replace("\\.", ".")
+        literal = plain == re.sub(r"[^\w.]", "", plain)
+        if literal and not any(name.endswith(plain) or name.startswith(f"{plain}.") for name in names):
+            found.add(plain)
+        elif not any(re.fullmatch(rf"(.*\.)?{head}", name) for name in names):
+            found.add(rf"^(.*\.)?{head}$")
     for module in untouched:
         tail = re.search(r"[^.]+\.\d+\..*", module)
-        found.add(f"^{re.escape(module)}$" if module in ends else module)
-        if tail and tail[0] not in ends:
+        found.add(f"^{re.escape(module)}$" if module in taken else module)
+        if tail and tail[0] not in taken:
             found.add(tail[0])
     return sorted(found)
 
 
-def _ends(module: str) -> Iterable[str]:
-    """All that a module's name ends with, from a dot on."""
+def _ends_and_beginnings(module: str) -> Iterator[str]:
+    """All that a module's name ends with, from a dot on, and begins with, up to one."""
     parts = module.split(".")
-    return (".".join(parts[start:]) for start in range(len(parts)))
+    for place in range(len(parts)):
+        yield ".".join(parts[place:])
+        yield ".".join(parts[: place + 1])
 
 
 def _module(name: str) -> str:

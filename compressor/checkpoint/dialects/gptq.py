@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from compressor.architectures.conv1d import is_conv1d
+from compressor.architectures.fused_layers import fused_group
+from compressor.architectures.roles import Role, is_embedding, role_of
 from compressor.checkpoint.dialects._stored import StoredCodes, integer, multiply, shape_of
-from compressor.checkpoint.dialects.compressed_tensors import holds_transposed
 from compressor.core import bitpacking as bitstream
 from compressor.core.errors import InputError
 from compressor.core.floats import widen
 from compressor.core.lazy import np
-from compressor.core.selection import kept
 from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
 from compressor.core.workspace import Array, Workspace
@@ -34,10 +35,6 @@ NAME = "gptq"
 METADATA = "pt"
 KEY = "quantization_config"
 
-_FUSED = {
-    **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj"),
-    **dict.fromkeys(("gate_proj", "up_proj"), "gate_up_proj"),
-}
 _SHIFTS = {"gptq": 1, "gptq_v2": 0}  # what each format takes from zero points before it stores them
 
 
@@ -54,8 +51,8 @@ def configure(
 ) -> dict[str, Any] | None:
     """config.json with the quantization_config of a folder with these packed and these dense tensors; None where
     a tensor belongs to a module that GPTQ's loaders never take quantized."""
-    roles = {spec.name: _role(spec) for spec, _ in packed}
-    if holds_transposed(config, packed) or "embedding" in roles.values():
+    roles = {role_of(spec.name, spec.shape) for spec, _ in packed}
+    if any(is_embedding(spec.name) or is_conv1d(config, spec.name) for spec, _ in packed):
         return None
     modules = {}
     for spec, encoder in packed:
@@ -68,7 +65,7 @@ def configure(
         if (bits, group) != usual:
             dynamic[f"+:{_pattern(name)}"] = {"bits": bits, "group_size": group}
     for spec in dense:
-        if len(spec.shape) == 2 and spec.name.endswith(".weight") and not _role(spec):
+        if len(spec.shape) == 2 and spec.name.endswith(".weight") and not _left_dense(spec):
             dynamic[f"-:{_pattern(spec.name)}"] = {}
     declared = {
         "quant_method": NAME,
@@ -76,7 +73,7 @@ def configure(
         "group_size": usual[1],
         "desc_act": False,
         "sym": True,
-        "lm_head": "output" in roles.values(),
+        "lm_head": Role.HEAD in roles,
         "checkpoint_format": "gptq",
         "pack_dtype": "int32",
         **({"dynamic": dynamic} if dynamic else {}),
@@ -84,17 +81,16 @@ def configure(
     return {**config, KEY: declared}
 
 
-def _role(spec: TensorSpec) -> str:
-    """`embedding` and `output` (head) for the tensors that no loader expects quantized; else empty."""
-    default = kept(spec, "quantize", (), ())
-    word = "" if default is None else default.reason.partition(" ")[0]
-    return word if word in ("embedding", "output") else ""
+def _left_dense(spec: TensorSpec) -> bool:
+    """Whether no loader expects the tensor quantized, so that nothing has to be said of it."""
+    return role_of(spec.name, spec.shape) is Role.HEAD or is_embedding(spec.name)
 
 
 def _pattern(name: str) -> str:
     """What matches a module, with or without the names of models around it, and what it is fused into."""
     *parents, last = name.removesuffix(".weight").split(".")
-    ends = [last, _FUSED[last]] if last in _FUSED else [last]
+    whole = fused_group(name)
+    ends = [last] if whole is None else [last, whole.rpartition(".")[2]]
     text = r"\.".join([*map(re.escape, parents), f"({'|'.join(map(re.escape, ends))})"])
     return rf"^(.*\.)?{text}$"
 

@@ -5,30 +5,32 @@ No tensor data is read here. Everything that can be wrong with a request is foun
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from compressor.architectures.conv1d import is_conv1d
+from compressor.architectures.roles import is_embedding
 from compressor.calibration.statistics import Statistics
 from compressor.checkpoint import dialects
 from compressor.checkpoint import record as provenance
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
 from compressor.core.errors import CompressorError, InputError, UsageError, raise_all
-from compressor.core.selection import VECTOR, Kept
 from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
 from compressor.engine.plan.adapter import adapter_files, adapter_notes, check_adapter, makes_adapter, with_adapters
 from compressor.engine.plan.carried import others, whole_note
 from compressor.engine.plan.checks import check_container, check_dialects, check_fused, check_names, check_stores
-from compressor.engine.plan.pairing import bias_kept, described, informed, memory_note, partner_for
+from compressor.engine.plan.pairing import bias_left_alone, described, informed, memory_note, partner_for
 from compressor.engine.plan.plan import Job, OutputFile, Plan, Step, dense_part, short_name
 from compressor.engine.plan.sparse_store import SPARSE, with_layout
 from compressor.files import npy, npz, safetensors
-from compressor.files.folder import CONFIG, INDEX, SINGLE, index_bytes, json_bytes
+from compressor.files.folder import CONFIG, SINGLE, index_bytes, json_bytes
 from compressor.files.identity import Identity
 from compressor.files.layout import Container, FileLayout
 from compressor.methods.contract import Encoder, Method
 from compressor.methods.unlisted.unmoved import Unmoved
 from compressor.recipe.model import Recipe, Stage, Store
+from compressor.recipe.selection import VECTOR, LeftAlone
 
 _DEFAULT_STORE: Mapping[Container, Store] = {
     "npy": "dense",
@@ -94,7 +96,7 @@ def make_plan(
                 remedy="Exclude it, or drop --strict",
             )
             for job in jobs
-            for why in job.kept
+            for why in job.left_alone
             if not why.asked
         ]
     raise_all(problems)
@@ -152,13 +154,13 @@ def _job(
 ) -> Job:
     spec, grain = tensor.spec, 0
     steps: list[Step] = []
-    reasons: list[Kept] = []
+    reasons: list[LeftAlone] = []
     for number, stage in enumerate(recipe.stages, len(recipe.cuts)):
         why = stage.leaves(spec)
         if stage.method_for(spec.name).biases and why in (None, VECTOR) and len(spec.shape) == 1:
-            why = bias_kept(spec, stage, checkpoint)
+            why = bias_left_alone(spec, stage, checkpoint)
         if why is None and spec.name in hold:
-            why = Kept(hold[spec.name], asked=True)
+            why = LeftAlone(hold[spec.name], asked=True)
         if why is None:
             step = _step(tensor, number, stage, container, teachers, checkpoint, known.get(spec.name), bool(steps))
             if isinstance(step, Step):
@@ -214,7 +216,7 @@ def _step(
     checkpoint: Checkpoint,
     known: Method | None,
     changed: bool,
-) -> Step | Kept:
+) -> Step | LeftAlone:
     """What the stage does to a tensor, which stages before have `changed`, or why nothing."""
     spec = tensor.spec
     method = stage.method_for(spec.name).upon(spec, None if changed else tensor.encoder)
@@ -222,7 +224,7 @@ def _step(
         method = known
     skip = method.skip(spec)
     if skip is not None:
-        return Kept(skip.reason)
+        return LeftAlone(skip.reason)
     partners = {}
     if stage.teacher is not None:
         role = method.partners[0]
@@ -237,9 +239,11 @@ def _step(
         method = plain
     elif store in ("packed", "smallest") and container == "folder" and method.verb == "quantize":
         if len(spec.shape) != 2 and not stage.include:
-            return Kept("no matrix: loaders take codes of matrices only (--include stores it in our own layout)")
+            return LeftAlone(
+                "no matrix: loaders take codes of matrices only (--include stores it in our own layout)"
+            )
         if method.dialect(spec) and not spec.name.endswith(".weight"):
-            return Kept("no module's .weight, so loaders would not look for its codes")
+            return LeftAlone("no module's .weight, so loaders would not look for its codes")
     instead = ""
     try:
         method.check(spec)  # the tensor's shape may contradict the options also where numbers are stored
@@ -248,7 +252,7 @@ def _step(
             raise
         found = method.fallback(spec)
         if found is None:
-            return Kept(f"{error.reason}, and --fallback knows nothing near it")
+            return LeftAlone(f"{error.reason}, and --fallback knows nothing near it")
         method, instead = found
     return Step(number, method, partners, dense=store == "dense", instead=instead)
 
@@ -328,15 +332,36 @@ def _texts(
         dense = [job.spec for job in jobs if job.encoder is None]
         config = dialects.configure(source.config, packed, dense) if packed else dialects.without(source.config)
         texts.append((CONFIG, json_bytes(config)))
-    if source.indexed:
+    if source.index:
         names = {spec.name: files[job.file].name for job in jobs for spec in job.part_specs()}
-        texts.append((INDEX, index_bytes(names, sum(job.size_after for job in jobs))))
+        said = {
+            key: value
+            for key, value in source.index_metadata.items()
+            if key != "total_parameters" or not checkpoint.cuts
+        }
+        texts.append((source.index, index_bytes(names, sum(job.size_after for job in jobs), said)))
     return tuple(texts)
 
 
 def _is_language_model(config: Mapping[str, Any] | None) -> bool:
     named = (config or {}).get("architectures")
     return isinstance(named, list) and any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in named)
+
+
+def _hardly_loaded(config: Mapping[str, Any] | None, packed: Sequence[str], spoken: Iterable[str]) -> list[str]:
+    """What to know of packed tensors in layouts of `spoken` loaders that few of these take, or none."""
+    notes = []
+    if "compressed-tensors" in spoken and any(map(is_embedding, packed)):
+        notes.append(
+            "embeddings are stored as codes: transformers loads those of int-quantized and float-quantized, packed "
+            "ones with CompressedTensorsConfig(dequantize=True); vLLM loads none"
+        )
+    if any(is_conv1d(config, name) for name in packed):
+        notes.append(
+            "Conv1D weights lie transposed, and no loader takes codes of them: only `compressor restore` reads the "
+            "folder"
+        )
+    return notes
 
 
 def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -363,6 +388,8 @@ def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint
             "asymmetric: transformers loads it with CompressedTensorsConfig(dequantize=True) only "
             "(seen with 5.23 and compressed-tensors 0.20)"
         )
+    if container == "folder" and spoken - {""}:
+        notes += _hardly_loaded(checkpoint.source.config, [spec.name for spec, _ in encoders], spoken)
     notes += sorted({encoder.remark(spec) for spec, encoder in encoders} - {""})
     if "" in spoken and container != "npz":
         notes.append("part of it is in this project's own layout, which only `compressor restore` reads")

@@ -27,12 +27,13 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any, ClassVar, Literal
 
+from compressor.architectures.roles import is_embedding
 from compressor.core.errors import UsageError
 from compressor.core.floats import largest, narrow, widen
 from compressor.core.lazy import np
 from compressor.core.metrics import Change
 from compressor.core.tensor import DTYPES, TensorSpec
-from compressor.core.tensor_names import is_embedding, weight_of
+from compressor.core.tensor_names import weight_of
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block, Encoder, Method, Skip, Survey
 from compressor.methods.distill import _codes

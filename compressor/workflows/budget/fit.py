@@ -13,13 +13,13 @@ from functools import cached_property
 from itertools import count
 from math import fsum, inf
 
+from compressor.architectures.fused_layers import fused_group
 from compressor.calibration.statistics import open_statistics
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.elementary import power
 from compressor.core.errors import GateFailed, UsageError
-from compressor.core.selection import matches
 from compressor.core.tensor import TensorSpec
-from compressor.core.tensor_names import fused_group, layer_of
+from compressor.core.tensor_names import layer_of
 from compressor.core.text import size_text
 from compressor.engine.plan.plan import Plan
 from compressor.files.layout import Container
@@ -27,6 +27,7 @@ from compressor.methods.contract import Encoder, Method
 from compressor.methods.registry import make_method
 from compressor.recipe.budget import CHOSEN, Budget
 from compressor.recipe.model import Recipe, Stage
+from compressor.recipe.selection import matches
 from compressor.workflows.budget.allocate import Option, allocate, breakpoints, smallest
 from compressor.workflows.budget.candidates import DENSE, Candidate, check_readable, make_candidates
 from compressor.workflows.budget.survey import Measured, Probe, measure_of, size_of

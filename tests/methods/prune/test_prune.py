@@ -43,7 +43,7 @@ def smallest_first(magnitudes: Array, count: int) -> Array:
 
 
 @given(data=st.data(), dtype=st.sampled_from(FLOATS))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_rows_and_blocks_are_stable_sorts(data: st.DataObject, dtype: str) -> None:
     rows, size, blocks = data.draw(st.integers(1, 9)), data.draw(st.integers(2, 12)), data.draw(st.integers(1, 3))
     sparsity = data.draw(st.sampled_from([0.0, 0.1, 0.5, 0.8, 0.99]))
@@ -57,7 +57,7 @@ def test_rows_and_blocks_are_stable_sorts(data: st.DataObject, dtype: str) -> No
 
 
 @given(data=st.data(), dtype=st.sampled_from(FLOATS), m=st.sampled_from([2, 3, 4, 8, 17, 20]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_nm_keeps_the_n_largest_of_every_m(data: st.DataObject, dtype: str, m: int) -> None:
     n, tail = data.draw(st.integers(1, m - 1)), data.draw(st.integers(0, m - 1))
     raw = matrix(data, dtype, data.draw(st.integers(1, 5)), m * data.draw(st.integers(0, 3)) + tail)

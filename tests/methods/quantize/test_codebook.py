@@ -76,7 +76,7 @@ def best_loss(weights: Array, entries: int) -> float:
     rows=st.sampled_from([None, 1]),
     dtype=st.sampled_from(["F64", "F32"]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @example(weights=[-1.0, 0.0, 0.25, 3.0, 3.0], entries=2, rows=None, dtype="F32")
 @example(weights=[0.0], entries=2, rows=1, dtype="F32")
 def test_no_partition_loses_less(weights: list[float], entries: int, rows: int | None, dtype: str) -> None:
@@ -259,7 +259,7 @@ FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
     weights=st.lists(FLOAT32, max_size=10),
     way=st.sampled_from(["compare", "table", "search"]),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @example(book=[-(2.0**-60), 1.0], weights=[0.5], way="compare")
 @example(book=[0.0, 2.0**-149], weights=[0.0, 2.0**-149], way="table")
 @example(book=[-(2.0**-149), 0.0], weights=[-0.0, -(2.0**-149)], way="search")
@@ -387,7 +387,7 @@ def test_binary_says_what_to_expect_and_is_refused_after_pruning(tmp_path: Path)
     dtype=st.sampled_from(["F64", "F32", "BF16"]),
     layout=st.sampled_from(["base3", "2bit"]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_threshold_loses_less(weights: list[float], dtype: str, layout: str) -> None:
     raw = store([weights], dtype)
     values = numbers(raw, dtype).astype(np.float64)

@@ -136,7 +136,7 @@ def test_what_comes_back_is_what_dense_would_hold(layout: str, dtype: str, tmp_p
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 def test_any_zeros_come_back(data: st.DataObject, tmp_path: Path) -> None:
     dtype = data.draw(st.sampled_from(FLOATS))
     layout = data.draw(st.sampled_from(["bitmask", "csr", "auto"]))
