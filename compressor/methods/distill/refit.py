@@ -64,6 +64,7 @@ class Refit(Scheme):
     partners: ClassVar[tuple[str, ...]] = ("teacher",)
     biases: ClassVar[bool] = True
     at_once: ClassVar[int] = 1 << 21
+    linear_algebra: ClassVar[bool] = True
 
     damp: float | None = option(
         None, help="added to the gram, in mean diagonals; unset: 0.01, more where that is too little", low=0

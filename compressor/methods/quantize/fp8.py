@@ -41,7 +41,17 @@ from compressor.methods.numerics.minifloat import E4M3, E5M2, Minifloat
 from compressor.methods.options import option
 from compressor.methods.parts import Part
 
-_TRIALS = 8  # scales that the search tries within a factor of two
+# Scales that the search tries within a factor of two: 2^(k/8), to the last bit
+_TRIALS = (
+    1.0,
+    1.0905077326652577,
+    1.189207115002721,
+    1.2968395546510096,
+    1.4142135623730951,
+    1.5422108254079407,
+    1.681792830507429,
+    1.8340080864093424,
+)
 
 
 @dataclass(frozen=True)
@@ -231,8 +241,8 @@ class OwnScales(_Encoder):
             work.array(f"fp8.{name}", values.shape, values.dtype.str) for name in ("quotient", "rounded")
         )
         unit, least = None, np.full(high.shape, np.inf)
-        for trial in range(_TRIALS):
-            tried = stored if trial == 0 else scheme.stored(high, 2 ** (trial / _TRIALS), spec)
+        for factor in _TRIALS:
+            tried = stored if factor == 1 else scheme.stored(high, factor, spec)
             number = widen(tried, scheme.scales.dtype_for(spec), Workspace()).astype(values.dtype)
             unit = number if unit is None else unit
             np.divide(magnitudes, scheme.spread(number, values), out=quotient)

@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
-from math import inf
+from math import fsum, inf
 
 from compressor.architectures.fused_layers import fused_group
 from compressor.calibration.statistics import open_statistics
 from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.core.elementary import power
 from compressor.core.errors import GateFailed, UsageError
 from compressor.core.tensor import TensorSpec
 from compressor.core.tensor_names import layer_of
@@ -92,7 +93,7 @@ class Fitting:
         return sum(options[n].size for options, n in zip(self.options, chosen, strict=True))
 
     def loss_of(self, chosen: Sequence[int]) -> float:
-        return sum(options[n].loss for options, n in zip(self.options, chosen, strict=True))
+        return fsum(options[n].loss for options, n in zip(self.options, chosen, strict=True))
 
     def candidate(self, unit: int, chosen: Sequence[int]) -> Candidate:
         return self.candidates[self.units[unit].place(chosen[unit])].moved(self.more)
@@ -110,8 +111,8 @@ class Fitting:
         if not known.error or not known.loss or not other.error or not other.loss:
             return replace(known, bits=known.bits + self.more)
         return Measured(
-            known.error * (other.error / known.error) ** way,
-            known.loss * (other.loss / known.loss) ** way,
+            known.error * float(power(other.error / known.error, way)),
+            known.loss * float(power(other.loss / known.loss, way)),
             bits=known.bits + (other.bits - known.bits) * way,
         )
 
@@ -379,7 +380,7 @@ def _unit(
             continue
         places.append(place)
         # every weight counts the same: so the losses of tensors add up as losses of one matrix would
-        loss = sum(row.loss * spec.size for row, spec in zip(rows, members, strict=True))
+        loss = fsum(row.loss * spec.size for row, spec in zip(rows, members, strict=True))
         size = sum(size_of(one, spec, row) for row, spec in zip(rows, members, strict=True))
         options.append(Option(size, loss))
     if not options:  # dense is no candidate, or it would be within the limit
