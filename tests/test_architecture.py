@@ -328,7 +328,7 @@ def faults_of_a_method(verb: str, name: str) -> list[str]:
         bad.append("is no frozen dataclass")
     if not issubclass(method, TensorMethod | Reshape):
         bad.append("is for neither tensors nor whole models")
-    about = module.__doc__ or ""
+    about = sys.modules[method.__module__].__doc__ or ""  # of a folder its scheme
     words = {"distill": ("Stored:",), "prune": ("Stored:", "Error:")}.get(verb, ("Stored", "Error:"))
     if len(about) <= 200 or not all(word in about for word in words):
         bad.append(f"does not say {' and '.join(words)}")
