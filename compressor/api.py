@@ -15,6 +15,8 @@ from typing import Any, Literal
 from compressor.calibration.run import calibrate, merge_statistics
 from compressor.checkpoint.checkpoint import open_checkpoint
 from compressor.checkpoint.experts import split_experts
+from compressor.checkpoint.pruning_masks import fold_masks
+from compressor.checkpoint.upright import upright
 from compressor.core.errors import InputError, UsageError
 from compressor.core.parallel.threads import available_workers, local
 from compressor.engine.execution import archive as archiving
@@ -23,6 +25,7 @@ from compressor.engine.execution.session import counting, engine, finish, in_fil
 from compressor.engine.execution.shards import Shards
 from compressor.engine.execution.worker import Worker
 from compressor.engine.plan import pairing
+from compressor.engine.plan.adapter import makes_adapter
 from compressor.engine.plan.experts import divided
 from compressor.engine.plan.plan import Known, Plan
 from compressor.engine.plan.planner import make_plan, stores_packed
@@ -268,10 +271,14 @@ def run_recipe(
     if not dry_run:
         check_place(output, folder=container == "folder", replace=force)
     statistics, whole = pairing.open_all(recipe), checkpoint
+    checkpoint = fold_masks(checkpoint) if changes_it and not checkpoint.stored else checkpoint
     checkpoint = divided(checkpoint, [stage for stage in recipe.stages if stores_packed(stage, container)])
-    mentors = {path: open_checkpoint(path) for path in teachers}
+    mentors = {path: fold_masks(open_checkpoint(path)) for path in teachers}
     if checkpoint.fused:
         mentors = {path: split_experts(mentor) for path, mentor in mentors.items()}
+    if makes_adapter(recipe.stages):
+        checkpoint = upright(checkpoint)
+        mentors = {path: upright(mentor, like=checkpoint) for path, mentor in mentors.items()}
     for read in (checkpoint, *mentors.values()):  # links in a folder may lead to where the output would be
         check_apart(output, *read.source.guarded)
     count = available_workers() if workers is None else workers
@@ -288,7 +295,7 @@ def run_recipe(
     told += pairing.check_model(later, checkpoint, checkpoint if cuts else whole)
     checkpoint = replace(checkpoint, notes=tuple(dict.fromkeys((*checkpoint.notes, *told))))
     if training is not None:
-        mentors[training.teacher] = open_checkpoint(training.teacher)
+        mentors[training.teacher] = fold_masks(open_checkpoint(training.teacher))
         check_apart(output, *mentors[training.teacher].source.guarded)
         checkpoint = trained(
             checkpoint, mentors[training.teacher], training, workers=count, dry=dry_run, progress=progress

@@ -56,9 +56,6 @@ KNOWN: dict[Rule, set[str]] = {
         "workflows/budget/survey.py: isinstance(encoders[key], Uniform)",
     },
     rules.goes_by_words: {
-        "checkpoint/dialects/bitsandbytes.py: default.reason.startswith('embedding')",
-        "checkpoint/dialects/compressed_tensors.py: default.reason.startswith('embedding')",
-        "checkpoint/dialects/gptq.py: default.reason.partition(' ')",
         "cli/main.py: problem.remedy == atomic.NOTHING_LEFT",
         "cli/main.py: problem.remedy not in (atomic.NOTHING_LEFT, NOTHING_WRITTEN)",
         "workflows/awq.py: error.remedy.endswith(DESCRIBE)",

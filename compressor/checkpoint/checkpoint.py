@@ -72,6 +72,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     stored: bool = False  # whether tensors are taken as they lie there, whatever they are parts of
     identity: Identity = ("sha256", "0" * 64)  # what the input is known by; zeros as long as nobody has looked
+    upright: frozenset[str] = frozenset()  # Conv1D weights that are [out, in] here and [in, out] in the file
     dropped: tuple[str, ...] = ()  # tensors of the source that mean nothing once its weights are numbers
 
     @property
@@ -84,8 +85,9 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     source = open_source(path)
     records = tuple(provenance.from_metadata(part.header.metadata, part.file.path) for part in source.files)
     stored: Sequence[tuple[TensorSpec, Decoder | Indexed]] = [pair for record in records for pair in record.tensors]
-    compression, left = "packed by compressor" if stored else "", frozenset[str]()
-    if not stored:
+    own = bool(stored)
+    compression, left = "packed by compressor" if own else "", frozenset[str]()
+    if not own:
         compression, stored, left = dialects.read(source)
     tensors = {
         name: Tensor(tensor.spec, {"": tensor}, source.file_of[name]) for name, tensor in source.tensors.items()
@@ -98,6 +100,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         if spec.name in found or (spec.name in source.tensors and "" not in tensor.parts):
             raise InputError("is there twice, as numbers and as codes", file=source.path, tensor=spec.name)
         found[spec.name] = tensor
+    if not own:
+        dialects.check_read(source, used)
     tensors = {name: tensor for name, tensor in tensors.items() if name not in used} | found
     ordered = {name: tensors[name] for name in sorted(tensors)}
     return Checkpoint(

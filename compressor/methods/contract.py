@@ -30,6 +30,10 @@ A method whose `statistics` is not "" goes by what is known of the inputs of the
 `block.inputs`, with the gram where it says so. It gets whole rows [rows, in], of a tensor with a layer of that many
 inputs; what it derives from the gram alone it keeps by `block.work.once`. `at_once` asks for larger blocks.
 
+What a method stores is the same on every processor: it adds up by `core/sums.py` and takes logarithms and powers
+from `core/elementary.py`, never from BLAS or NumPy. Only one that says `linear_algebra` may depend on the processor
+in what lies within rounding (docs/formats.md has how far).
+
 A method says no in two ways. `Skip` is an expected "not for this tensor" and is reported; a raised
 `UsageError` means that the request itself is at odds with the tensor, and names what would work.
 """
@@ -311,6 +315,7 @@ class Method(ABC):
     statistics: ClassVar[Literal["", "square", "gram"]] = ""  # of a layer's inputs: none, its vectors, its gram too
     at_once: ClassVar[int] = 0  # weights that a block has at least, if there are so many, where calls are dear
     biases: ClassVar[bool] = False  # of the layers whose weights it treats it treats the biases too
+    linear_algebra: ClassVar[bool] = False  # its last bits are those of the processor's products of matrices
     balances: ClassVar[bool] = False  # the model's inputs of these layers are scaled first, see `workflows/awq.py`
 
     def __post_init__(self) -> None:

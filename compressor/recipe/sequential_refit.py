@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from compressor.core.errors import CompressorError, UsageError, raise_all
 from compressor.methods.contract import Method
@@ -18,6 +18,8 @@ FILES = ("inputs", "network")  # that options name, beside the teacher
 @dataclass(frozen=True)
 class Sequential:
     """How a student's layers are refit in their order, and from which files."""
+
+    linear_algebra: ClassVar[bool] = True  # as in `methods/contract.py`
 
     teacher: str  # empty in a recipe: what the whole pipeline begins with
     inputs: str  # empty in a recipe: what is given for all of its stages

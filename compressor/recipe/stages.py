@@ -10,7 +10,6 @@ import msgspec
 
 from compressor.architectures.groups import Description
 from compressor.core.errors import UsageError
-from compressor.core.selection import pattern
 from compressor.core.text import printable
 from compressor.methods.contract import Scheme
 from compressor.methods.options import SELECTOR, VERBS, flag, options_of
@@ -18,6 +17,7 @@ from compressor.methods.registry import STAGE_KEYS, make_method, methods_of, wit
 from compressor.recipe.model import Item, Stage, Store
 from compressor.recipe.model_method import Reshape
 from compressor.recipe.presets import PRESETS
+from compressor.recipe.selection import pattern
 from compressor.recipe.structured_cut import is_request, make_request
 from compressor.recipe.training import is_training, training_stage
 from compressor.recipe.when import Conditions

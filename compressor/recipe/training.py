@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from compressor.core.errors import CompressorError, UsageError, raise_all
 from compressor.methods.contract import Method
@@ -18,6 +18,8 @@ FILES = ("inputs", "labels", "network", "teacher_network")  # that options name,
 @dataclass(frozen=True)
 class Training:
     """How a student is trained, and from which files."""
+
+    linear_algebra: ClassVar[bool] = True  # as in `methods/contract.py`
 
     teacher: str  # empty in a recipe: what the whole pipeline begins with
     inputs: str  # empty in a recipe: what is given for all of its stages

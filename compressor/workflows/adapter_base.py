@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.checkpoint.upright import upright
 from compressor.core.errors import InputError, UsageError
 from compressor.recipe.model import Recipe, Stage
 from compressor.recipe.stages import stage_of
@@ -38,6 +39,7 @@ def base_recipe(student: Checkpoint, method: Residual) -> Recipe:
     """What makes the base of the teacher. InputError where the student does not say how it was quantized."""
     from compressor.methods.unlisted.alternating import Alternating
 
+    upright(student)  # refuses what no adapter is made for
     stages = next((record.stages for record in student.records if record.stages), ())
     said = "; --alternate needs a student that this tool has quantized, in one stage and without other files"
     remedy = "Quantize the teacher with `compressor quantize`, and give that as the student"

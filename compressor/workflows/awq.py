@@ -21,11 +21,13 @@ from compressor.calibration.statistics import Statistics
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
 from compressor.checkpoint.finite import count_non_finite
 from compressor.checkpoint.rows import Rows
+from compressor.core.elementary import power
 from compressor.core.errors import InputError, UsageError
 from compressor.core.floats import settle
 from compressor.core.layer_inputs import Layer
 from compressor.core.lazy import np
 from compressor.core.parallel.threads import in_order, local
+from compressor.core.sums import dot
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.tensor_names import layer_of
 from compressor.core.text import printable, size_text
@@ -202,7 +204,7 @@ def _scale(size: Array, alpha: float) -> Array:
     top = size.max()
     if not alpha or not top > 0:
         return np.ones_like(size)
-    found = np.maximum(size / top, _LEAST) ** alpha
+    found = power(np.maximum(size / top, _LEAST), alpha)
     scale: Array = found / np.sqrt(found.max() * found.min())
     return scale
 
@@ -222,7 +224,7 @@ def _losses(one: _Judged, scales: Iterable[Array], path: str) -> Array:
             values = rows[start : start + step]
             apart = _apart(values, scale, method, one.tensor.spec, _divided(layer, scale), work)
             given = apart @ weight if weight.ndim == 2 else apart * weight
-            lost += float(np.einsum("ij,ij->", given, apart, dtype=np.float64))
+            lost += dot(given, apart)
         losses.append(lost * layer.count * one.tensor.spec.matrix[0] / len(rows))
     return np.array(losses)
 

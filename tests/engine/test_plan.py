@@ -9,8 +9,8 @@ import pytest
 from support.console import TEACHER
 
 from compressor import api
-from compressor.core.selection import kept
 from compressor.core.tensor import TensorSpec
+from compressor.recipe.selection import left_alone
 
 
 def test_equal_work_has_equal_plans(tmp_path: Path) -> None:
@@ -48,10 +48,10 @@ def test_equal_work_has_equal_plans(tmp_path: Path) -> None:
 def test_what_is_left_alone_in_language_models(name: str, reason: str | None) -> None:
     spec = TensorSpec(name, "BF16", (4, 4))
     for verb in ("prune", "quantize"):
-        found = kept(spec, verb, (), ())
+        found = left_alone(spec, verb, (), ())
         assert (found.reason.split(" (")[0] if found else None) == reason
-        assert kept(spec, verb, ("*",), ()) is None
-    assert kept(spec, "distill", (), ()) is None
-    excluded = kept(spec, "prune", ("*",), ("*weight",))
+        assert left_alone(spec, verb, ("*",), ()) is None
+    assert left_alone(spec, "distill", (), ()) is None
+    excluded = left_alone(spec, "prune", ("*",), ("*weight",))
     assert excluded is not None
     assert excluded.asked

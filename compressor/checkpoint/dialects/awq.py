@@ -31,7 +31,10 @@ _WORD = 8
 
 def speaks(config: Mapping[str, Any]) -> bool:
     declared = config.get(KEY)
-    return isinstance(declared, dict) and declared.get("quant_method") == NAME
+    if not isinstance(declared, dict):
+        return False
+    rounded = "auto" in str(declared.get("quant_method")) and "awq" in str(declared.get("packing_format", ""))
+    return declared.get("quant_method") == NAME or rounded
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
+from compressor.architectures.conv1d import is_conv1d
 from compressor.checkpoint.dialects._stored import StoredCodes, integer, shape_of
-from compressor.checkpoint.dialects.compressed_tensors import holds_transposed
 from compressor.core import bitpacking as bitstream
 from compressor.core.errors import InputError
 from compressor.core.floats import every_number
@@ -54,7 +54,7 @@ def configure(
 ) -> dict[str, Any] | None:
     """config.json with the quantization of a folder with these packed tensors; None where a tensor belongs to a
     module that is never quantized."""
-    if holds_transposed(config, packed):
+    if any(is_conv1d(config, spec.name) for spec, _ in packed):
         return None
     modules = {}
     for spec, decoder in packed:

@@ -28,7 +28,8 @@ from compressor.methods.quantize.nvfp4 import Nvfp4
 NAME = "modelopt"
 KEY = "quantization_config"
 _METHODS = (NAME, "modelopt_fp4")
-_ALGORITHMS = ("NVFP4", "FP8")
+# dtypes and scales tell which of them a tensor is stored by, so a mixture needs no table
+_ALGORITHMS = ("NVFP4", "FP8", "W4A16_NVFP4", "NVFP4_W4A16", "MIXED_PRECISION")
 _ACTIVATIONS = ("input_scale", "output_scale")
 _CACHE = (".k_scale", ".v_scale")
 

@@ -16,6 +16,7 @@ from compressor.checkpoint.rows import BLOCK
 from compressor.core.errors import InputError
 from compressor.core.lazy import np
 from compressor.core.metrics import Change
+from compressor.core.sums import dots
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array
 from compressor.engine.plan.plan import Job, Plan, dense_part
@@ -109,9 +110,8 @@ def changes_by_rows(before: Array, after: Array, starts: Array) -> list[Change]:
 
     InputError when any of it cannot be told: each member has then to be looked at alone.
     """
-    difference = np.subtract(before, after)
-    energy = np.add.reduceat(np.einsum("ij,ij->i", before, before, dtype=np.float64), starts)
-    lost = np.add.reduceat(np.einsum("ij,ij->i", difference, difference, dtype=np.float64), starts)
+    wide, difference = before.astype(np.float64), np.subtract(before, after).astype(np.float64)
+    energy, lost = (np.add.reduceat(dots(one, one), starts) for one in (wide, difference))
     if not np.isfinite(lost).all():
         raise InputError("a new value is not finite")
     zeros = [np.add.reduceat(np.count_nonzero(x == 0, axis=1), starts).tolist() for x in (before, after)]

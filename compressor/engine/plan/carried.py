@@ -17,9 +17,10 @@ def others(
     """The input's other files: those that go along, and those that stay behind with the reason."""
     carried = tuple(name for name in checkpoint.source.carried if name not in dict(texts))
     left = tuple(checkpoint.source.left.items())
-    if checkpoint.compression and dialects.SIDECAR in carried:
-        carried = tuple(name for name in carried if name != dialects.SIDECAR)
-        left += ((dialects.SIDECAR, "says how the source's weights were quantized"),)
+    if checkpoint.compression:
+        said = "says how the source's weights were quantized"
+        left += tuple((name, said) for name in carried if name in dialects.SIDECARS)
+        carried = tuple(name for name in carried if name not in dialects.SIDECARS)
     if container != "folder":
         left += tuple((name, f"a single .{container} holds tensors only") for name in carried)
         carried = ()

@@ -6,9 +6,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from compressor.architectures.fused_layers import fused_group
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.errors import CompressorError, InputError, OutputError, UsageError, raise_all
-from compressor.core.tensor_names import fused_group
 from compressor.core.text import printable
 from compressor.engine.plan.plan import Job
 from compressor.engine.plan.sparse_store import SPARSE

@@ -14,11 +14,11 @@ from math import lcm
 from typing import Any, NamedTuple
 
 from compressor.architectures.groups import Coupled
-from compressor.core.selection import Kept
 from compressor.core.tensor import TensorSpec
 from compressor.files.layout import Container, FileLayout
 from compressor.methods.contract import Decoder, Encoder, Scheme, TensorMethod
 from compressor.methods.parts import Part
+from compressor.recipe.selection import LeftAlone
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ Known = Mapping[str, Counted]  # by tensor
 class Job:
     """One tensor of the input: what is done to it and which parts it becomes.
 
-    Without steps it is carried over (`restored`: decoded first). `kept` tells for each stage that leaves it
+    Without steps it is carried over (`restored`: decoded first). `left_alone` tells for each stage that leaves it
     alone why. `file` is the output file that all its parts go to. There are no parts as long as an encoder has to
     count first what it will store; `grain` says that the tensor may be counted, and is cut by whole rows, at
     multiples of so many, then and later alike.
@@ -74,7 +74,7 @@ class Job:
     steps: tuple[Step, ...]
     parts: tuple[Part, ...]
     file: int
-    kept: tuple[Kept, ...] = ()
+    left_alone: tuple[LeftAlone, ...] = ()
     stored_as: str = ""  # what the input stores it as, where that is the parts of an encoder
     stored_bytes: int = 0
     grain: int = 0
@@ -229,7 +229,7 @@ class Plan:
                 }
                 for spec in job.part_specs()
             ],
-            "kept": [kept.reason for kept in job.kept],
+            "kept": [why.reason for why in job.left_alone],
         }
 
     @property

@@ -5,21 +5,22 @@ No tensor data is read here. Everything that can be wrong with a request is foun
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from compressor.architectures.conv1d import is_conv1d
+from compressor.architectures.roles import is_embedding
 from compressor.calibration.statistics import Statistics
 from compressor.checkpoint import dialects
 from compressor.checkpoint import record as provenance
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
 from compressor.core.errors import CompressorError, InputError, UsageError, raise_all
-from compressor.core.selection import VECTOR, Kept
 from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
 from compressor.engine.plan.adapter import adapter_files, adapter_notes, check_adapter, makes_adapter, with_adapters
 from compressor.engine.plan.carried import others, whole_note
 from compressor.engine.plan.checks import check_container, check_dialects, check_fused, check_names, check_stores
-from compressor.engine.plan.pairing import bias_kept, described, informed, memory_note, partner_for
+from compressor.engine.plan.pairing import bias_left_alone, described, informed, memory_note, partner_for
 from compressor.engine.plan.plan import Counted, Job, Known, OutputFile, Plan, Step, dense_part, short_name
 from compressor.engine.plan.sparse_store import SPARSE, with_layout
 from compressor.files import npy, npz, safetensors
@@ -29,6 +30,7 @@ from compressor.files.layout import Container, FileLayout
 from compressor.methods.contract import Scheme, TensorMethod
 from compressor.methods.unlisted.unmoved import Unmoved
 from compressor.recipe.model import Recipe, Stage, Store
+from compressor.recipe.selection import VECTOR, LeftAlone
 
 _DEFAULT_STORE: Mapping[Container, Store] = {
     "npy": "dense",
@@ -94,7 +96,7 @@ def make_plan(
                 remedy="Exclude it, or drop --strict",
             )
             for job in jobs
-            for why in job.kept
+            for why in job.left_alone
             if not why.asked
         ]
     raise_all(problems)
@@ -152,13 +154,13 @@ def _job(
 ) -> Job:
     spec, grain = tensor.spec, 0
     steps: list[Step] = []
-    reasons: list[Kept] = []
+    reasons: list[LeftAlone] = []
     for number, stage in enumerate(recipe.stages, len(recipe.cuts)):
         why = stage.leaves(spec)
         if stage.method_for(spec.name).biases and why in (None, VECTOR) and len(spec.shape) == 1:
-            why = bias_kept(spec, stage, checkpoint)
+            why = bias_left_alone(spec, stage, checkpoint)
         if why is None and spec.name in hold:
-            why = Kept(hold[spec.name], asked=True)
+            why = LeftAlone(hold[spec.name], asked=True)
         if why is None:
             step = _step(tensor, number, stage, container, teachers, checkpoint, known.get(spec.name), bool(steps))
             if isinstance(step, Step):
@@ -215,14 +217,14 @@ def _step(
     checkpoint: Checkpoint,
     found: Counted | None,
     changed: bool,
-) -> Step | Kept:
+) -> Step | LeftAlone:
     """What the stage does to a tensor, which stages before have `changed`, or why nothing."""
     spec = tensor.spec
     method = stage.method_for(spec.name).for_stored_as(spec, None if changed else tensor.encoder)
     assert isinstance(method, TensorMethod)  # noqa: S101 - `recipe_of` keeps those apart that make models
     skip = method.skip(spec)
     if skip is not None:
-        return Kept(skip.reason)
+        return LeftAlone(skip.reason)
     partners = {}
     if stage.teacher is not None:
         role = method.partners[0]
@@ -237,10 +239,12 @@ def _step(
         method = plain
     elif store in ("packed", "smallest") and container == "folder" and method.verb == "quantize":
         if len(spec.shape) != 2 and not stage.include:
-            return Kept("no matrix: loaders take codes of matrices only (--include stores it in our own layout)")
+            return LeftAlone(
+                "no matrix: loaders take codes of matrices only (--include stores it in our own layout)"
+            )
         decoder = method.decoder_for(spec)
         if decoder is not None and decoder.dialect(spec) and not spec.name.endswith(".weight"):
-            return Kept("no module's .weight, so loaders would not look for its codes")
+            return LeftAlone("no module's .weight, so loaders would not look for its codes")
     instead = ""
     try:
         method.check(spec)  # the tensor's shape may contradict the options also where numbers are stored
@@ -249,14 +253,14 @@ def _step(
             raise
         nearest = method.fallback(spec)
         if nearest is None:
-            return Kept(f"{error.reason}, and --fallback knows nothing near it")
+            return LeftAlone(f"{error.reason}, and --fallback knows nothing near it")
         method, instead = nearest
     encoder = None
     if found is not None and found.stage == number and store not in SPARSE:
         encoder = found.encoder
         needless = encoder.leaves(spec)
         if needless is not None:
-            return Kept(needless.reason)
+            return LeftAlone(needless.reason)
     return Step(number, method, partners, dense=store == "dense", instead=instead, found=encoder)
 
 
@@ -351,6 +355,22 @@ def _is_language_model(config: Mapping[str, Any] | None) -> bool:
     return isinstance(named, list) and any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in named)
 
 
+def _hardly_loaded(config: Mapping[str, Any] | None, packed: Sequence[str], spoken: Iterable[str]) -> list[str]:
+    """What to know of packed tensors in layouts of `spoken` loaders that few of these take, or none."""
+    notes = []
+    if "compressed-tensors" in spoken and any(map(is_embedding, packed)):
+        notes.append(
+            "embeddings are stored as codes: transformers loads those of int-quantized and float-quantized, packed "
+            "ones with CompressedTensorsConfig(dequantize=True); vLLM loads none"
+        )
+    if any(is_conv1d(config, name) for name in packed):
+        notes.append(
+            "Conv1D weights lie transposed, and no loader takes codes of them: only `compressor restore` reads the "
+            "folder"
+        )
+    return notes
+
+
 def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint: Checkpoint) -> tuple[str, ...]:
     """What the user should know before running."""
     notes = list(checkpoint.notes)
@@ -375,6 +395,8 @@ def _notes(jobs: Sequence[Job], container: Container, recipe: Recipe, checkpoint
             "asymmetric: transformers loads it with CompressedTensorsConfig(dequantize=True) only "
             "(seen with 5.23 and compressed-tensors 0.20)"
         )
+    if container == "folder" and spoken - {""}:
+        notes += _hardly_loaded(checkpoint.source.config, [spec.name for spec, _ in encoders], spoken)
     notes += sorted({encoder.remark(spec) for spec, encoder in encoders} - {""})
     if "" in spoken and container != "npz":
         notes.append("part of it is in this project's own layout, which only `compressor restore` reads")

@@ -65,6 +65,7 @@ class Factored(Scheme):
     verb: ClassVar[str] = "distill"
     keeps_zeros: ClassVar[bool] = False
     whole: ClassVar[bool] = True
+    linear_algebra: ClassVar[bool] = True
 
     informed: bool = False  # goes by statistics of the layers' inputs
 

@@ -43,6 +43,11 @@ class Blend(PlainTransform):
         np.maximum(out, own, out=out)
         np.maximum(block.values, teacher, out=own)
         np.minimum(out, own, out=out)
+        # Which is the greater of +0 and −0 depends on the processor: a zero is that of an end, the teacher's first.
+        zero = np.equal(out, 0, out=block.work.array("blend.zero", out.shape, "|b1"))
+        if zero.any():
+            for end in (block.values, teacher):
+                np.copyto(out, end, where=zero & (end == 0))
 
 
 METHOD = Blend

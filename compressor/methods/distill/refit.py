@@ -28,12 +28,13 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import ClassVar, Literal
 
+from compressor.architectures.roles import is_embedding
 from compressor.core.errors import UsageError
 from compressor.core.floats import largest, narrow, widen
 from compressor.core.lazy import np
 from compressor.core.metrics import Change
 from compressor.core.tensor import DTYPES, TensorSpec
-from compressor.core.tensor_names import is_embedding, weight_of
+from compressor.core.tensor_names import weight_of
 from compressor.core.workspace import Array
 from compressor.methods.contract import (
     Block,
@@ -64,6 +65,7 @@ class Refit(Scheme):
     partners: ClassVar[tuple[str, ...]] = ("teacher",)
     biases: ClassVar[bool] = True
     at_once: ClassVar[int] = 1 << 21
+    linear_algebra: ClassVar[bool] = True
 
     damp: float | None = option(
         None, help="added to the gram, in mean diagonals; unset: 0.01, more where that is too little", low=0

@@ -26,11 +26,11 @@ from dataclasses import dataclass, replace
 from math import inf, sqrt
 from typing import Any, ClassVar, Literal, NamedTuple
 
+from compressor.architectures.roles import is_embedding
 from compressor.core.errors import InputError
 from compressor.core.lazy import np
 from compressor.core.metrics import count_zeros, dot, relative
 from compressor.core.tensor import DTYPES, TensorSpec
-from compressor.core.tensor_names import is_embedding
 from compressor.core.workspace import Array
 from compressor.methods.contract import Block, ByTensor, Method, Skip, Survey
 from compressor.methods.distill._factored import Factored, Factoring, Factors, seed_of

@@ -1,6 +1,7 @@
 """The largest magnitude of every tensor, for schemes that have a scale for a whole tensor.
 
-Tensors that loaders fuse into one (`fusing.py`) get the largest of them all, so that they share that scale.
+Tensors that loaders fuse into one (`architectures/fused_layers.py`) get the largest of them all, so that they share
+that scale.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from compressor.core.tensor_names import fused_group
+from compressor.architectures.fused_layers import fused_group
 from compressor.methods.contract import Block, Encoder, Survey
 
 

@@ -43,6 +43,7 @@ class SparseGpt(PlainTransform):
     id: ClassVar[str] = "sparsegpt"
     statistics: ClassVar[Literal["", "square", "gram"]] = "gram"
     at_once: ClassVar[int] = 1 << 21
+    linear_algebra: ClassVar[bool] = True
 
     sparsity: float | None = option(None, help="share of weights that become zero", low=0, high=1, open_high=True)
     pattern: str | None = option(None, help="N:M, such as 2:4: N of every M stay")

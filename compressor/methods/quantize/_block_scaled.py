@@ -163,10 +163,3 @@ class BlockScaled(ReadableScheme):
         scale = self.stored_scale(parts, spec).astype(kind).take(parts["_scale"])
         grouped = out.reshape(len(out), -1, self.size)
         np.multiply(grouped, scale[..., None], out=grouped)
-
-
-def powers_of_two() -> Array:
-    """What the 256 codes of E8M0 stand for: 2^(code − 127), the last one NaN."""
-    found: Array = np.ldexp(np.float32(1), np.minimum(np.arange(-127, 129), 127))
-    found[255] = np.nan
-    return found

@@ -11,7 +11,8 @@ from compressor.core.floats import epsilon, smallest
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block, PlainEncoder
-from compressor.methods.quantize._block_scaled import BlockScaled, powers_of_two
+from compressor.methods.numerics.minifloat import powers_of_two
+from compressor.methods.quantize._block_scaled import BlockScaled
 
 
 @dataclass(frozen=True)

@@ -41,21 +41,32 @@ from compressor.methods.numerics.minifloat import E4M3, E5M2, Minifloat
 from compressor.methods.options import option
 from compressor.methods.parts import Part
 
-_TRIALS = 8  # scales that the search tries within a factor of two
+# Scales that the search tries within a factor of two: 2^(k/8), to the last bit
+_TRIALS = (
+    1.0,
+    1.0905077326652577,
+    1.189207115002721,
+    1.2968395546510096,
+    1.4142135623730951,
+    1.5422108254079407,
+    1.681792830507429,
+    1.8340080864093424,
+)
 
 
 @dataclass(frozen=True)
 class Scales:
     """How the scales are stored; other than like this in strangers' files only.
 
-    They are called NAME + `suffix`; `dtype` "" is ours to choose; `single` is the shape of a tensor's only scale;
-    `block` the rows and columns that share one.
+    They are called NAME + `suffix`, NAME without `.weight` where `stem` says so; `dtype` "" is ours to choose;
+    `single` is the shape of a tensor's only scale; `block` the rows and columns that share one.
     """
 
     suffix: str = "_scale"
     dtype: str = ""
     single: tuple[int, ...] = (1,)
     block: tuple[int, int] = (128, 128)
+    stem: bool = False
 
     def dtype_for(self, spec: TensorSpec) -> str:
         return self.dtype or ("F32" if spec.dtype.startswith("F8") else spec.dtype)
@@ -88,11 +99,12 @@ class Fp8(ReadableScheme):
         codes = Part("", f"F8_{self.element.upper()}", spec.shape)
         suffix, dtype = self.scales.suffix, self.scales.dtype_for(spec)
         if self.granularity == "tensor":
-            return codes, Part(suffix, dtype, self.scales.single, every=0)
+            return codes, Part(suffix, dtype, self.scales.single, every=0, stem=self.scales.stem)
         if self.granularity == "channel":
-            return codes, Part(suffix, dtype, (rows, 1))
+            return codes, Part(suffix, dtype, (rows, 1), stem=self.scales.stem)
         high, wide = self.scales.block
-        return codes, Part(suffix, dtype, (-(-rows // high), -(-columns // wide)), every=high)
+        shape = (-(-rows // high), -(-columns // wide))
+        return codes, Part(suffix, dtype, shape, every=high, stem=self.scales.stem)
 
     def config(self, spec: TensorSpec) -> dict[str, Any] | None:
         if self.element != "e4m3" or len(spec.shape) != 2:
@@ -229,8 +241,8 @@ class OwnScales(_Encoder):
             work.array(f"fp8.{name}", values.shape, values.dtype.str) for name in ("quotient", "rounded")
         )
         unit, least = None, np.full(high.shape, np.inf)
-        for trial in range(_TRIALS):
-            tried = stored if trial == 0 else scheme.stored(high, 2 ** (trial / _TRIALS), spec)
+        for factor in _TRIALS:
+            tried = stored if factor == 1 else scheme.stored(high, factor, spec)
             number = widen(tried, scheme.scales.dtype_for(spec), Workspace()).astype(values.dtype)
             unit = number if unit is None else unit
             np.divide(magnitudes, scheme.spread(number, values), out=quotient)

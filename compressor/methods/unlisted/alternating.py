@@ -30,6 +30,7 @@ class Alternating(PlainTransform):
     verb: ClassVar[str] = "distill"
     id: ClassVar[str] = "alternating"
     whole: ClassVar[bool] = True
+    linear_algebra: ClassVar[bool] = True
     keeps_zeros: ClassVar[bool] = False
 
     adapter: Residual

@@ -11,14 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
-from math import inf
+from math import fsum, inf
 
+from compressor.architectures.fused_layers import fused_group
 from compressor.calibration.statistics import open_statistics
 from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.core.elementary import power
 from compressor.core.errors import GateFailed, UsageError
-from compressor.core.selection import matches
 from compressor.core.tensor import TensorSpec
-from compressor.core.tensor_names import fused_group, layer_of
+from compressor.core.tensor_names import layer_of
 from compressor.core.text import size_text
 from compressor.engine.plan.plan import Plan
 from compressor.files.layout import Container
@@ -26,6 +27,7 @@ from compressor.methods.contract import Method, Scheme
 from compressor.methods.registry import make_method
 from compressor.recipe.budget import CHOSEN, Budget
 from compressor.recipe.model import Recipe, Stage
+from compressor.recipe.selection import matches
 from compressor.workflows.budget.allocate import Option, allocate, breakpoints, smallest
 from compressor.workflows.budget.candidates import DENSE, Candidate, check_readable, make_candidates
 from compressor.workflows.budget.survey import Measured, Probe, Probed, measure_of, size_of
@@ -91,7 +93,7 @@ class Fitting:
         return sum(options[n].size for options, n in zip(self.options, chosen, strict=True))
 
     def loss_of(self, chosen: Sequence[int]) -> float:
-        return sum(options[n].loss for options, n in zip(self.options, chosen, strict=True))
+        return fsum(options[n].loss for options, n in zip(self.options, chosen, strict=True))
 
     def candidate(self, unit: int, chosen: Sequence[int]) -> Candidate:
         return self.candidates[self.units[unit].place(chosen[unit])].moved(self.more)
@@ -109,8 +111,8 @@ class Fitting:
         if not known.error or not known.loss or not other.error or not other.loss:
             return replace(known, bits=known.bits + self.more)
         return Measured(
-            known.error * (other.error / known.error) ** way,
-            known.loss * (other.loss / known.loss) ** way,
+            known.error * float(power(other.error / known.error, way)),
+            known.loss * float(power(other.loss / known.loss, way)),
             bits=known.bits + (other.bits - known.bits) * way,
         )
 
@@ -378,7 +380,7 @@ def _unit(
             continue
         places.append(place)
         # every weight counts the same: so the losses of tensors add up as losses of one matrix would
-        loss = sum(row.loss * spec.size for row, spec in zip(rows, members, strict=True))
+        loss = fsum(row.loss * spec.size for row, spec in zip(rows, members, strict=True))
         size = sum(size_of(one, spec, row) for row, spec in zip(rows, members, strict=True))
         options.append(Option(size, loss))
     if not options:  # dense is no candidate, or it would be within the limit

@@ -25,6 +25,7 @@ from typing import ClassVar, Literal
 
 from compressor.checkpoint.rows import BLOCK
 from compressor.core.lazy import np
+from compressor.core.sums import dot, dots
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array
 from compressor.methods.contract import Block, ByTensor, Method, Scheme, Survey
@@ -78,6 +79,10 @@ class Probe(Scheme):
     @property
     def at_once(self) -> int:  # type: ignore[override]
         return max((scheme.at_once for _, scheme in self.candidates), default=0)
+
+    @property
+    def linear_algebra(self) -> bool:  # type: ignore[override]
+        return self.informed == "gram" or any(encoder.linear_algebra for _, encoder in self.candidates)
 
     @property
     def reach(self) -> Literal["tensor", "model"]:
@@ -138,7 +143,7 @@ class Measure(Survey["dict[str, Seen]"]):
         encoders = dict(self.probe.candidates)
         weigh = _Weighing(block, self.probe.informed)
         plain, energy = weigh(values)
-        sums[0] += (len(values), plain.sum(), energy.sum(), energy @ energy)
+        sums[0] += (len(values), plain.sum(), energy.sum(), dot(energy, energy))
         top = float(np.abs(values).max(initial=0))
         restored = work.array("survey.restored", values.shape, values.dtype.str)
         if any(counted(key, encoders) for key in keys):
@@ -151,7 +156,7 @@ class Measure(Survey["dict[str, Seen]"]):
             encoder.encode(block, None, restored)
             np.subtract(values, restored, out=restored)
             lost, loss = weigh(restored)
-            sums[place] += (lost.sum(), loss.sum(), loss @ loss, loss @ energy)
+            sums[place] += (lost.sum(), loss.sum(), dot(loss, loss), dot(loss, energy))
         return stats
 
     def merge(self, stats: dict[str, Seen], more: dict[str, Seen]) -> dict[str, Seen]:
@@ -199,13 +204,13 @@ class _Weighing:
 
     def __call__(self, rows: Array) -> tuple[Array, Array]:
         wide = rows.astype(np.float64)  # squares of float32 weights may leave its range
-        plain = np.vecdot(wide, wide)
+        plain = dots(wide, wide)
         if self.gram is not None:
             peak = float(np.abs(rows).max(initial=0)) or 1.0
             unit = (wide / peak).astype(np.float32)
-            return plain, np.vecdot(unit @ self.gram, unit).astype(np.float64).clip(0) * peak**2
+            return plain, np.vecdot(unit @ self.gram, unit).astype(np.float64).clip(0) * (peak * peak)
         if self.square is not None:
-            return plain, np.square(wide) @ self.square
+            return plain, dots(np.square(wide), np.broadcast_to(self.square, wide.shape))
         return plain, plain
 
 
@@ -241,7 +246,7 @@ def _measured(head: Array, sums: Array, share: float) -> Measured:
     ratio = loss / energy if energy else 0.0 if not loss else inf
     if not ratio or ratio == inf or rows < 2 or share >= 1:
         return Measured(error, ratio)
-    scatter = max(loss2 - 2 * ratio * product + ratio**2 * energy2, 0) / (rows - 1)
+    scatter = max(loss2 - 2 * ratio * product + ratio * ratio * energy2, 0) / (rows - 1)
     return Measured(error, ratio, 1.96 * sqrt(scatter * rows * (1 - share)) / loss)
 
 

@@ -15,10 +15,10 @@ from support.console import LLAMA, compressor
 from support.laws import numbers, run, store
 
 from compressor import api
+from compressor.architectures.fused_layers import fused_group
 from compressor.cli.report import render
 from compressor.core.errors import CompressorError, InputError, UsageError
 from compressor.core.tensor import TensorSpec
-from compressor.core.tensor_names import fused_group
 from compressor.core.workspace import Workspace
 from compressor.methods.contract import ReadableScheme
 from compressor.methods.numerics.largest_magnitude import Largest, shared

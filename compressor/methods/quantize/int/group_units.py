@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from compressor.core.lazy import np
+from compressor.core.sums import dots
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.numerics import scales
 
@@ -131,10 +132,10 @@ class Units(ABC):
         return values.astype(self.kind, copy=False)[:, None]
 
     def dot(self, a: Array, b: Array) -> Array:
-        """Σ a·b of each group, float64."""
+        """Σ a·b of each group, rounded to the weights' type, float64."""
         if self.counts is not None:
             a = a * self.counts
         if self.heeded is not None:
             a = a * self.heeded
-        total: Array = np.vecdot(a, b).astype(np.float64)
+        total: Array = dots(a, b).astype(self.kind).astype(np.float64)
         return total

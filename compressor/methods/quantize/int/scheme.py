@@ -15,6 +15,7 @@ from compressor.core.errors import UsageError
 from compressor.core.floats import epsilon, smallest
 from compressor.core.floats import largest as limit
 from compressor.core.lazy import np
+from compressor.core.sums import dots
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block, Encoder, Method, ReadableScheme, Survey
@@ -169,6 +170,10 @@ class Int(ReadableScheme):
         return "gram" if self.method == "gptq" else "square" if self.balances else ""
 
     @property
+    def linear_algebra(self) -> bool:  # type: ignore[override]
+        return self.method in ("gptq", "awq")
+
+    @property
     def balances(self) -> bool:  # type: ignore[override]
         return self.method == "awq"
 
@@ -313,7 +318,8 @@ class _Encoder(Encoder):
             np.subtract(rounded, ratio, out=rounded)
             mask = scheme.grouped(work.array("int.mask", block.values.shape, "|b1"))
             np.equal(codes, zero.astype(np.uint8).reshape(chosen.column.shape), out=mask)
-            counted = np.vecdot(rounded, rounded).astype(np.float64), int(np.count_nonzero(mask))
+            flat = rounded.reshape(-1, rounded.shape[2])
+            counted = dots(flat, flat), int(np.count_nonzero(mask))
         units, zeros = counted
         lost = float(np.sum(units.reshape(grouped.shape[:2]) * np.square(chosen.column[..., 0], dtype=np.float64)))
         if not (1e-250 < lost < 1e250 and units.max() > 1e-9 * grouped.shape[-1]):

@@ -14,6 +14,7 @@ the layouts store them, so that pruned weights stay zero.
 
 from __future__ import annotations
 
+from compressor.core.elementary import power_into
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
 from compressor.methods.contract import Block
@@ -62,7 +63,7 @@ class HalfQuadratic(Units):
         np.subtract(units, apart, out=apart)
         size = np.abs(apart, out=work.array("hqq.size", units.shape, units.dtype.str))
         np.maximum(size, self.kind(1e-6), out=size)  # 0 has no negative power
-        power = np.power(size, self.kind(_P - 1), out=work.array("hqq.power", units.shape, units.dtype.str))
+        power = power_into(size, _P - 1, work.array("hqq.power", units.shape, units.dtype.str))
         lost = self.dot(power, size)
         np.multiply(power, self.kind(-1 / beta), out=power)
         np.add(size, power, out=size)
