@@ -319,8 +319,8 @@ def faults_of_a_method(verb: str, name: str) -> list[str]:
     if not is_dataclass(method) or not method.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         bad.append("is no frozen dataclass")
     if not issubclass(method, TensorMethod | Reshape):
-        bad.append("treats neither tensors nor models")
-    about = module.__doc__ or ""
+        bad.append("is for neither tensors nor whole models")
+    about = sys.modules[method.__module__].__doc__ or ""  # of a folder its scheme
     words = {"distill": ("Stored:",), "prune": ("Stored:", "Error:")}.get(verb, ("Stored", "Error:"))
     if len(about) <= 200 or not all(word in about for word in words):
         bad.append(f"does not say {' and '.join(words)}")
