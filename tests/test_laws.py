@@ -66,7 +66,7 @@ def test_the_table_names_no_method_that_is_gone() -> None:
     assert set(OPTIONS) == set(every_method())
 
 
-@pytest.mark.parametrize(("name", "dtype"), cases())
+@pytest.mark.parametrize(("name", "dtype"), list(cases()))
 def test_laws_hold_on_edge_arrays(name: str, dtype: str) -> None:
     method = COMBINATIONS[name]
     held = [check_laws(method, edge, dtype, fitting(method, raw)) for edge, raw in edges(dtype).items()]
