@@ -187,12 +187,13 @@ class Decoder(ABC):
         return self.id
 
     def config(self, spec: TensorSpec) -> dict[str, Any] | None:
-        """The compressed-tensors scheme under which loaders take the parts; None when only `restore` reads them."""
+        """What the config.json of the parts' dialect says of them, as JSON types: of compressed-tensors' a scheme,
+        with its `format`. None when only `restore` reads them."""
         return None
 
     def dialect(self, spec: TensorSpec) -> str:
         """The dialect whose loaders take the parts of this tensor; "" where only `restore` reads them."""
-        return "compressed-tensors" if self.config(spec) is not None else ""
+        return "compressed-tensors" if "format" in (self.config(spec) or {}) else ""
 
     def remark(self, spec: TensorSpec) -> str:
         """What the user should know of the tensor's stored form before the run; "" when nothing."""

@@ -19,7 +19,6 @@ from compressor.core.workspace import Workspace
 from compressor.files.source import Source
 from compressor.methods.contract import Decoder
 from compressor.methods.quantize.fp8 import Fp8, Scales
-from compressor.methods.quantize.int import Int
 from compressor.methods.quantize.mxfp4 import Mxfp4
 from compressor.methods.quantize.mxfp8 import Mxfp8
 from compressor.methods.quantize.nvfp4 import Nvfp4
@@ -60,7 +59,7 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Decoder]]:
         spec = _original(layout, base, source)
         found.append((spec, _choose(spec, groups[layout], source)))
     taken = {f"{spec.name}_scale" for spec, _ in found}
-    taken |= {f"{spec.name}_global_scale" for spec, decoder in found if isinstance(decoder, Nvfp4)}
+    taken |= {part.name(spec.name) for spec, decoder in found for part in decoder.parts(spec)}
     orphans(source, (".weight_scale", ".weight_global_scale"), taken)
     return found
 
@@ -127,7 +126,7 @@ def _choose(spec: TensorSpec, groups: Sequence[Found], source: Source) -> Decode
     if not fits:
         reason = f"is stored in a way that is not read here: {unknown[0]}" if unknown else "fits no config group"
         raise InputError(reason, file=source.path, tensor=spec.name)
-    if len({decoder.label for decoder in fits if isinstance(decoder, Int)}) > 1:
+    if len({decoder.label for decoder in fits}) > 1:
         raise InputError("is so narrow that it fits groups of 4 and of 8 bits", file=source.path, tensor=spec.name)
     blocks = {e.scales.block for e in fits if isinstance(e, Fp8) and e.granularity == "block"}
     if len(blocks) > 1:

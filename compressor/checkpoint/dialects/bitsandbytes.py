@@ -68,7 +68,7 @@ def configure(
         "load_in_8bit": False,
         "bnb_4bit_quant_type": "nf4",
         "bnb_4bit_use_double_quant": any(
-            isinstance(decoder, Nf4) and decoder.double_quant for _, decoder in packed
+            (one.config(spec) or {})["bnb_4bit_use_double_quant"] for spec, one in packed
         ),
         "bnb_4bit_compute_dtype": bitsandbytes_state.loaders_dtype(packed[0][0]),
         "bnb_4bit_quant_storage": "uint8",

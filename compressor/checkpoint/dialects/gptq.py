@@ -27,7 +27,6 @@ from compressor.core.workspace import Array, Workspace
 from compressor.files.source import Source
 from compressor.methods.contract import Decoder
 from compressor.methods.parts import Part
-from compressor.methods.quantize.int import Int
 from compressor.methods.quantize.int.layouts.gptq import unpack_down
 
 NAME = "gptq"
@@ -61,8 +60,8 @@ def configure(
         return None
     modules = {}
     for spec, decoder in packed:
-        assert isinstance(decoder, Int)  # noqa: S101 - it said that this dialect takes its parts
-        modules[spec.name] = (decoder.bits, decoder.group if decoder.grain == "group" else -1)
+        said = decoder.config(spec) or {}
+        modules[spec.name] = (said["bits"], said["group_size"])
     counts = Counter(modules.values())
     usual = min(counts, key=lambda found: (-counts[found], found))
     dynamic: dict[str, dict[str, int]] = {}

@@ -23,7 +23,6 @@ from compressor.core.workspace import Array, Workspace
 from compressor.files.source import Source
 from compressor.methods.contract import Decoder
 from compressor.methods.parts import Part
-from compressor.methods.quantize.int import Int
 from compressor.methods.quantize.int.layouts.mlx import MLX_GROUPS, decode_affine
 
 NAME = "mlx"
@@ -59,8 +58,8 @@ def configure(
         return None
     modules = {}
     for spec, decoder in packed:
-        assert isinstance(decoder, Int)  # noqa: S101 - it said that this dialect takes its parts
-        modules[spec.name.removesuffix(".weight")] = (decoder.group, decoder.bits)
+        said = decoder.config(spec) or {}
+        modules[spec.name.removesuffix(".weight")] = (said["group_size"], said["bits"])
     counts = Counter(modules.values())
     usual = min(counts, key=lambda found: (-counts[found], found))
     declared: dict[str, Any] = _parameters(*usual)

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import ClassVar, Literal
 
 from compressor.architectures.roles import is_embedding
@@ -201,6 +202,10 @@ class Codes(Encoder):
     @property
     def decoder(self) -> Decoder:
         return self.target
+
+    def bound(self, largest: float, spec: TensorSpec) -> float:
+        """Scales follow the teacher's weights, not the student's."""
+        return inf
 
     def as_codes(self, spec: TensorSpec) -> Codes | None:
         asked = self.asked.codes(spec)

@@ -25,7 +25,6 @@ from compressor.methods.contract import Block, Coded, Decoder
 from compressor.methods.numerics.hessian import ROWS
 from compressor.methods.quantize.codebook import Codebook, rounded
 from compressor.methods.quantize.int import Int
-from compressor.methods.quantize.int.layouts import Scaled
 
 _SYSTEM = 1 << 21  # numbers of the equations of some rows at most
 
@@ -79,9 +78,8 @@ class _Scales:
 
     def __init__(self, encoder: Int, block: Block, coded: Coded, gram: Array, power: Array) -> None:
         self.encoder, self.block, self.gram, self.power = encoder, block, gram, power
-        layout, work = encoder.form(block.spec), block.work
+        layout, work = encoder.scaled_form(block.spec), block.work
         self.codes = work.array("codes.codes", block.values.shape, "|u1")
-        assert isinstance(layout, Scaled)  # noqa: S101 - it is one that `knows` lets through
         zero = layout.unpack(coded.parts, self.codes, work)
         self.grouped = encoder.grouped(self.codes)
         rows, groups, _ = self.grouped.shape

@@ -22,7 +22,6 @@ from compressor.core.tensor import DTYPES
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.quantize.codebook import Codebook
 from compressor.methods.quantize.int import Int
-from compressor.methods.quantize.int.layouts import Scaled
 from compressor.networks.network import Network
 
 LAYOUTS = ("pack-quantized", "int-quantized", "compressor", "plain")
@@ -85,9 +84,7 @@ class Levels:
         encoder, spec = self.tensor.encoder, self.tensor.spec
         assert isinstance(encoder, Int)  # noqa: S101 - who calls looked
         codes = np.empty(spec.matrix, np.uint8)
-        form = encoder.form(spec)
-        assert isinstance(form, Scaled)  # noqa: S101 - `LAYOUTS` are such
-        found = form.unpack(_views(self.tensor), codes, Workspace())
+        found = encoder.scaled_form(spec).unpack(_views(self.tensor), codes, Workspace())
         return None if found is None else found.astype(DTYPES[spec.dtype].compute)
 
 
@@ -112,8 +109,7 @@ def levels_of(tensor: Tensor, weight: Array) -> Levels:
             remedy="Use --codes fixed; scales of scheme int (layouts pack-quantized, int-quantized, compressor and "
             "plain) and codebooks can",
         )
-    layout = encoder.form(spec)
-    assert isinstance(layout, Scaled)  # noqa: S101 - `LAYOUTS` are such
+    layout = encoder.scaled_form(spec)
     parts = _views(tensor)
     zero = layout.unpack(parts, codes, work)
     grouped = encoder.grouped(codes).astype(np.float32)

@@ -1,4 +1,5 @@
-"""Integers of 2 to 8 bits: `scheme.py` says what they are, `ways/` choose their scales, `layouts/` store them."""
+"""Integers of 2 to 8 bits: `scheme.py` says what they are, `ways/` choose scales and codes, `layouts/` store
+them."""
 
 from __future__ import annotations
 

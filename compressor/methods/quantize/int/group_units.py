@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from compressor.core.lazy import np
 from compressor.core.sums import dots
@@ -53,10 +53,17 @@ class Rule:
         return scales.asymmetric_scale(low, high, self.half)[:2]
 
 
+class Bins(NamedTuple):
+    """How often each value of a histogram occurs [size], and how wide its bins are."""
+
+    counts: Array
+    width: float
+
+
 class Units(ABC):
     """The rows of `values` [groups, size] over their absmax scales. All are treated alike whatever stands beside
-    them. Of a histogram `counts` [size] says how often each value occurs, and `blur` how wide its bins are; `heed`
-    [groups, size] is what errors of the single weights count, about 1 on average."""
+    them. Of a histogram `bins` say how often each value occurs; `heed` [groups, size] is what errors of the single
+    weights count, about 1 on average."""
 
     def __init__(
         self,
@@ -65,11 +72,12 @@ class Units(ABC):
         high: Array,
         rule: Rule,
         work: Workspace,
-        counts: Array | None = None,
-        blur: float = 0.0,
+        bins: Bins | None = None,
         heed: Array | None = None,
     ) -> None:
-        self.rule, self.work, self.counts, self.blur = rule, work, counts, blur
+        self.rule, self.work = rule, work
+        self.counts = None if bins is None else bins.counts
+        self.blur = 0.0 if bins is None else bins.width
         self.heed = self.heeded = heed  # of all groups, and of those that were gathered last
         self.kind = values.dtype.type
         scale, self.first_zero = rule.absmax(low, high)

@@ -7,11 +7,11 @@
     symmetric:   s = max|w| / ((2^b − 1)/2)
     asymmetric:  s = (max − min)/(2^b − 1), the range extended to 0;  z = −2^(b−1) − round(min/s)
 
-or from there on for the least squared error (`search.py`), half-quadratic (`hqq.py`), or, with the codes, for the
-least error of the layer's outputs (`gptq.py`); awq searches with errors weighed by the inputs (`awq.py`), in a
-model whose inputs were scaled for it (`balancing.py`). We divide in float32 (float64 for float64 weights) whatever
-the source's dtype, and by the scale as it is stored, which loses less than compressed-tensors' own arithmetic in
-the same bytes. A zero weight has code z and comes back as exactly zero.
+or from there on for the least squared error (`ways/search.py`), half-quadratic (`ways/hqq.py`), or, with the codes,
+for the least error of the layer's outputs (`ways/gptq.py`); awq searches with errors weighed by the inputs
+(`ways/awq.py`), in a model whose inputs were scaled for it (`workflows/awq.py`). We divide in float32
+(float64 for float64 weights) whatever the source's dtype, and by the scale as it is stored, which loses less than
+compressed-tensors' own arithmetic in the same bytes. A zero weight has code z and comes back as exactly zero.
 
 Stored, for `NAME` [rows, columns] (codes offset to unsigned, rows packed as little-endian bit streams):
 
@@ -33,6 +33,8 @@ The first two are compressed-tensors' own. A scale has the weight's dtype (F32 f
 float64; `gptq`: always F16, and weights beyond its range are clipped), and is positive unless `signed_scales` says
 otherwise.
 Error: about half a scale; what a search clips more, but never more in the sum of squares (gptq: see `bound`).
+
+`ways/` choose scales and codes, `layouts/` store them.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ from compressor.methods.numerics.scales import Chosen
 from compressor.methods.options import option
 from compressor.methods.parts import Part
 from compressor.methods.quantize.int.group_units import LEAST, MOST, Rule
-from compressor.methods.quantize.int.layouts import LAYOUTS, CodeLayout
+from compressor.methods.quantize.int.layouts import LAYOUTS, CodeLayout, Scaled
 from compressor.methods.quantize.int.tensor_range import Extent
 from compressor.methods.quantize.int.ways import CHOOSES_CODES, WAYS, Grid
 from compressor.methods.quantize.int.ways.gptq import REACH
@@ -268,6 +270,13 @@ class Int(ReadableScheme):
 
     def form(self, spec: TensorSpec) -> CodeLayout:
         return LAYOUTS[self.layout_of(spec)](self.bits, self.symmetric, self.grain == "tensor")
+
+    def scaled_form(self, spec: TensorSpec) -> Scaled:
+        """The layout, whose numbers are s·(q − z). UsageError where it is one that rounds otherwise."""
+        form = self.form(spec)
+        if not isinstance(form, Scaled):
+            raise UsageError(f"layout {form.name} holds other numbers than scaled codes", tensor=spec.name)
+        return form
 
     def scale_dtype(self, spec: TensorSpec) -> str:
         return LAYOUTS[self.layout_of(spec)].scale_dtype(spec)

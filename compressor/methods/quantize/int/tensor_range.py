@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from compressor.core.lazy import np
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block, Encoder, Survey
-from compressor.methods.quantize.int.group_units import Rule
+from compressor.methods.quantize.int.group_units import Bins, Rule
 from compressor.methods.quantize.int.ways.search import Search
 
 _PARTS = 1 << 11  # of a bin: as fine as float32 tells places apart
@@ -91,6 +91,6 @@ class Histogram(Survey[Array]):
         means = (occupied - self.half + stats[1, occupied] / counts / _PARTS) * width
         low, high = np.array([self.low]), np.array([self.high])
         with np.errstate(all="ignore"):
-            stored, zero = Search(means[None], low, high, self.rule, Workspace(), counts, width).run()
+            stored, zero = Search(means[None], low, high, self.rule, Workspace(), Bins(counts, width)).run()
         scale = float(self.rule.numbers(stored)[0])
         return self.encoder(scale, None if zero is None else float(zero[0]))

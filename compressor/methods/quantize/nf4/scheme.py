@@ -20,6 +20,8 @@ with a row (n is no multiple of g) it is the whole tensor, up to 2^21 weights. W
 remembers a scale for each block, n/16 bytes.
 Error: at most 0.152·s where nothing is clipped; a quarter of the block's largest weight with `search`; with double
 quantization, whose scales are rough, never more than the weight itself.
+
+`levels.py` finds codes and scales, `bitsandbytes_state.py` describes them.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from compressor.core.errors import InputError, UsageError
 from compressor.core.floats import epsilon, smallest
@@ -107,6 +109,9 @@ class Nf4(ReadableScheme):
 
     def dialect(self, spec: TensorSpec) -> str:
         return "bitsandbytes" if len(spec.shape) == 2 else ""
+
+    def config(self, spec: TensorSpec) -> dict[str, Any] | None:
+        return {"bnb_4bit_use_double_quant": self.double_quant}
 
     def remark(self, spec: TensorSpec) -> str:
         if _EXPERT.search(spec.name):

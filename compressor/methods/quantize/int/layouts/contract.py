@@ -43,8 +43,8 @@ class CodeLayout(ABC):
         """UsageError where the layout cannot hold such codes of any tensor."""
 
     def config(self, grain: str, group: int) -> dict[str, Any] | None:
-        """The compressed-tensors scheme of such codes, with one scale for each `grain`, groups being of `group`
-        weights; None where its loaders take none such."""
+        """What the config.json of the layout's dialect says of such codes, with one scale for each `grain`, groups
+        being of `group` weights; None where only `restore` reads them."""
         return None
 
     @abstractmethod

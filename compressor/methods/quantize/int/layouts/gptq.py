@@ -35,6 +35,9 @@ class Gptq(Scaled):
         if bits not in (4, 8) or not symmetric or grain == "tensor":
             raise UsageError("layout gptq holds symmetric codes of 4 or 8 bits by channel or group only")
 
+    def config(self, grain: str, group: int) -> dict[str, Any] | None:
+        return {"group_size": group if grain == "group" else -1, "bits": self.bits}
+
     def parts(self, spec: TensorSpec, scale_dtype: str, scale_shape: tuple[int, ...]) -> tuple[Part, ...]:
         rows, columns = spec.matrix
         word = 32 // self.bits

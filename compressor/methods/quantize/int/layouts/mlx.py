@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import gcd
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from compressor.core import bitpacking as bitstream
 from compressor.core.errors import UsageError
@@ -52,6 +52,9 @@ class Mlx(CodeLayout):
         if grain != "group" or group not in MLX_GROUPS:
             asked = f"groups of {group}" if grain == "group" else f"one scale a {grain}"
             raise UsageError(f"layout mlx holds groups of 32, 64 or 128, not {asked}")
+
+    def config(self, grain: str, group: int) -> dict[str, Any] | None:
+        return {"group_size": group, "bits": self.bits}
 
     def parts(self, spec: TensorSpec, scale_dtype: str, scale_shape: tuple[int, ...]) -> tuple[Part, ...]:
         rows, columns = spec.matrix
