@@ -10,7 +10,7 @@ from compressor.core.lazy import np
 from compressor.core.workspace import Array, Workspace
 
 
-def _blocks(tensor: Tensor, work: Workspace, align: int) -> Iterator[Array]:
+def blocks_of(tensor: Tensor, work: Workspace, align: int) -> Iterator[Array]:
     """The numbers of a tensor, block by block; stored elements for types that are not computed with."""
     spec = tensor.spec
     rows, columns = spec.matrix
@@ -32,5 +32,5 @@ def _blocks(tensor: Tensor, work: Workspace, align: int) -> Iterator[Array]:
 
 def count_non_finite(tensor: Tensor) -> int:
     """NaN and infinite values of a tensor, read on its own."""
-    blocks = _blocks(tensor, Workspace(), tensor.align)
+    blocks = blocks_of(tensor, Workspace(), tensor.align)
     return sum(block.size - int(np.count_nonzero(np.isfinite(block))) for block in blocks)

@@ -18,7 +18,7 @@ from compressor.methods.registry import STAGE_KEYS, make_method, methods_of, wit
 from compressor.recipe.model import Item, Stage, Store
 from compressor.recipe.model_method import Reshape
 from compressor.recipe.presets import PRESETS
-from compressor.recipe.structured_cut import is_request, make_request
+from compressor.recipe.structured_cut import is_structured_cut, make_structured_cut
 from compressor.recipe.training import is_training, training_stage
 from compressor.recipe.when import Conditions
 
@@ -151,9 +151,9 @@ def parse_stage(text: str, teacher: str | None = None) -> Item:
         if not equals or key in options:
             raise UsageError(f"{where}expected key=value, each key once, got '{printable(item, 40)}'")
         options[key] = value.strip()
-    if is_request(verb, options):
+    if is_structured_cut(verb, options):
         stats = options.pop("stats", None)
-        return make_request(options, text=True, where=where, stats=stats)
+        return make_structured_cut(options, text=True, where=where, stats=stats)
     if is_training(verb, options):
         return training_stage(options, teacher, text=True, where=where)
     own: dict[str, Any] = {
@@ -173,11 +173,11 @@ def stage_from_table(
     if is_training(table.get("kind"), table):
         options = {key: value for key, value in table.items() if key not in ("kind", "name")}
         return training_stage(options, teacher, where=where)
-    if is_request(str(table.get("kind")), table):
+    if is_structured_cut(str(table.get("kind")), table):
         options = {key: value for key, value in table.items() if key not in STAGE_KEYS}
         besides = [key for key in table if key in STAGE_KEYS and key not in ("kind", "name", "stats")]
         stats = _stage_keys({key: table[key] for key in ("kind", "stats") if key in table}, where).stats
-        return make_request(options, where=where, described=described, stage_keys=besides, stats=stats)
+        return make_structured_cut(options, where=where, described=described, stage_keys=besides, stats=stats)
     keys = _stage_keys({key: value for key, value in table.items() if key in STAGE_KEYS}, where)
     _check_verb(keys.kind, where)
     options = {key: value for key, value in table.items() if key not in STAGE_KEYS}

@@ -16,12 +16,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 
-from compressor.architectures.recognise import DESCRIBE, recognise
+from compressor.architectures.recognise import recognise
 from compressor.calibration.statistics import Statistics
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
 from compressor.checkpoint.finite import count_non_finite
 from compressor.checkpoint.rows import Rows
-from compressor.core.errors import InputError, UsageError
+from compressor.core.errors import InputError, MissingDescription, UsageError
 from compressor.core.floats import settle
 from compressor.core.layer_inputs import Layer
 from compressor.core.lazy import np
@@ -133,9 +133,7 @@ def balanced(
     specs = [tensor.spec for tensor in checkpoint.tensors.values()]
     try:
         model = recognise(checkpoint.source.config, specs, checkpoint.path, "awq")
-    except InputError as error:
-        if not error.remedy.endswith(DESCRIBE):
-            raise
+    except MissingDescription as error:
         if strict:
             error.remedy = "Drop --strict, and errors are weighed by the inputs all the same"
             raise

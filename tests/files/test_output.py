@@ -23,6 +23,7 @@ from support.fault_injection import FaultyOs, invoke, make_file, make_folder, ma
 from compressor import __main__ as entry
 from compressor.cli import main as command_line
 from compressor.cli import signals, streams
+from compressor.core import cleanup
 from compressor.core.errors import InputError, OutputError, Problems, UsageError
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Workspace
@@ -32,7 +33,7 @@ from compressor.files.input_file import InputFile
 from compressor.files.layout import FileLayout
 from compressor.files.opening import open_source
 from compressor.files.output import Sink
-from compressor.files.staging import Staging, check_place, discard_all, remove, reporting, sync_folder
+from compressor.files.staging import Staging, check_place, remove, reporting, sync_folder
 from compressor.files.strict_json import parse_object, read_object
 
 SPEC = TensorSpec("weight", "F32", (2, 3))
@@ -42,10 +43,10 @@ DATA = np.arange(6, dtype=np.float32).reshape(2, 3)
 @pytest.fixture(autouse=True)
 def _unpublished() -> Iterator[None]:
     """Earlier runs in this process must not look like the one under test."""
-    atomic._published = False
+    cleanup.begin()
     yield
-    atomic._published = False
-    assert not atomic._pending
+    cleanup.begin()
+    assert not cleanup._entries
 
 
 def fail(number: int) -> Callable[..., Any]:
@@ -1078,7 +1079,7 @@ def test_a_signal_during_publishing_comes_too_late(tmp_path: Path, leave: list[i
     signals._stop(signal.SIGTERM, None)
     signals._stop(signal.SIGTERM, None)  # not yet published: it may still fail
     assert leave == []
-    assert not discard_all()
+    assert not cleanup.run()
     staging.settled = False
     staging.publish()
     with pytest.raises(Left):

@@ -36,21 +36,21 @@ class Runner:
     executor: Executor
     window: int
     progress: Progress = lambda done: None
-    resolved: dict[tuple[str, int], Method] = field(default_factory=dict)  # by tensor and place of the step
+    surveyed: dict[tuple[str, int], Method] = field(default_factory=dict)  # by tensor and place of the step
 
     def count(self) -> dict[str, Method]:
-        """For a plan that is not counted: the layouts by tensor, knowing what they will store. What else was found
-        out on the way is in `resolved`, for the run of the plan that is made with it."""
+        """For a plan whose sizes are not known: the layouts by tensor, knowing what they will store. What else was
+        found out on the way is in `surveyed`, for the run of the plan that is made with it."""
         self._survey_models()
-        known = {}
+        sizes = {}
         for job in self.worker.plan.jobs:
-            if job.counted:
+            if job.sizes_known:
                 continue
             fold = _fold_here if job.spec.size <= _BATCH // 4 else self._fold
-            *before, known[job.spec.name] = self._methods(job, fold)
-            self.resolved |= {(job.spec.name, place): method for place, method in enumerate(before)}
-            self.resolved.pop((job.spec.name, len(before)), None)  # the plan will have the layout itself
-        return known
+            *before, sizes[job.spec.name] = self._methods(job, fold)
+            self.surveyed |= {(job.spec.name, place): method for place, method in enumerate(before)}
+            self.surveyed.pop((job.spec.name, len(before)), None)  # the plan will have the layout itself
+        return sizes
 
     def run(self) -> list[Change]:
         """Treat and write every tensor; what happened to each, in the order of the plan's jobs."""
@@ -147,7 +147,7 @@ class Runner:
 
     def _known(self, job: Job) -> list[Method]:
         """The job's methods as far as surveys of whole models have resolved them."""
-        return [self.resolved.get((job.spec.name, place), step.method) for place, step in enumerate(job.steps)]
+        return [self.surveyed.get((job.spec.name, place), step.method) for place, step in enumerate(job.steps)]
 
     # ---- surveys -----------------------------------------------------------------------------------
 
@@ -160,7 +160,7 @@ class Runner:
                     if (
                         step.stage == number
                         and step.method.reach == "model"
-                        and (job.spec.name, place) not in self.resolved
+                        and (job.spec.name, place) not in self.surveyed
                     ):
                         groups.setdefault(step.method, []).append((job, place))
             for method, jobs in groups.items():
@@ -168,7 +168,7 @@ class Runner:
                 while isinstance(found, Survey):
                     found = found.conclude(self._fold(found, self._survey_tasks(found, jobs)))
                 for job, place in jobs:
-                    self.resolved[job.spec.name, place] = (found or method).for_tensor(
+                    self.surveyed[job.spec.name, place] = (found or method).for_tensor(
                         job.spec.name, job.steps[place].method
                     )
 
@@ -196,7 +196,7 @@ class Runner:
         methods: list[Method] = []
         for place, step in enumerate(job.steps[:before]):
             key = (job.spec.name, place)
-            found: Any = self.resolved.get(key)
+            found: Any = self.surveyed.get(key)
             if found is None or (found is not step.method and found.reach == "tensor"):
                 asked = found or step.method
                 found = asked.survey([job.spec])
@@ -210,7 +210,7 @@ class Runner:
                     found = found.conclude(fold(found, tasks))
                 found = found or asked
                 if before is not None:
-                    self.resolved[key] = found
+                    self.surveyed[key] = found
             methods.append(found)
         return methods
 

@@ -88,7 +88,7 @@ class Job:
         return lcm(*(part.every or 1 for part in self.parts))
 
     @property
-    def counted(self) -> bool:
+    def sizes_known(self) -> bool:
         """Whether its parts are known."""
         return bool(self.parts)
 
@@ -139,9 +139,9 @@ class Plan:
     language_model: bool = False
 
     @property
-    def counted(self) -> bool:
+    def sizes_known(self) -> bool:
         """Whether the parts of all jobs are known."""
-        return all(job.counted for job in self.jobs)
+        return all(job.sizes_known for job in self.jobs)
 
     @property
     def size_after(self) -> int:

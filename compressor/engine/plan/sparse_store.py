@@ -2,7 +2,7 @@
 
 The layouts are methods of their own kind (`methods/store/`). A stage that prunes gets one as a further step; one
 that quantizes has its codes stored by it. How large the parts are depends on the data: the first plan leaves them
-open, the runner counts, and the plan that is carried out is made with what it `known`s.
+open, the runner counts, and the plan that is carried out is made with the `sizes_known`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ _PACKED = "codes stored packed: no sparse layout is smaller"
 
 
 def with_layout(
-    step: Step, stage: Stage, spec: TensorSpec, container: Container, known: Mapping[str, Method]
+    step: Step, stage: Stage, spec: TensorSpec, container: Container, sizes_known: Mapping[str, Method]
 ) -> tuple[tuple[Step, ...], int]:
     """The steps that `step` of the stage becomes, and the rows at whose multiples the tensor is cut.
 
-    `known` are the layouts of tensors that were counted. Raises UsageError when the tensor cannot be stored so.
+    `sizes_known` are the layouts of tensors that were counted. Raises UsageError when the tensor cannot be stored
+    so.
     """
     if stage.store not in SPARSE:
         return (step,), 0
@@ -39,7 +40,7 @@ def with_layout(
     encoder = step.method if isinstance(step.method, Encoder) else None
     name = "scipy" if container == "npz" else stage.store
     asked: Any = Auto if name == "smallest" else methods_of("store")[name]
-    found = known.get(spec.name) or asked(encoder)
+    found = sizes_known.get(spec.name) or asked(encoder)
     assert isinstance(found, Encoder)  # noqa: S101 - it is one of `methods/store/`
     found.check(spec)
     grain = found.align(spec)
