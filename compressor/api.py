@@ -99,9 +99,10 @@ def pipeline(source: Path, output: Path, **keywords: Unpack[words.PipelineKeywor
     trainings, which take `inputs` where they name none. The recipe's own gates hold where none are given."""
     check_keywords("pipeline", keywords, words.PipelineKeywords)
     run, asked = _parted(keywords)
-    tell = asked.pop("tell", None)
+    tell, budget = asked.pop("tell", None), asked.pop("budget", None)
     run = replace(run, store=asked.pop("store", None) or run.store)
     recipe = recipe_for(asked.pop("recipe", None), **asked, bare=run.store == "archive")
+    recipe = replace(recipe, budget=budget or recipe.budget)
     run = replace(run, gates=run.gates.within(recipe.gates))
     return run_legs("pipeline", os.fspath(source), os.fspath(output), recipe, run, tell=tell)
 

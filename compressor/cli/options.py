@@ -383,7 +383,7 @@ def session(values: dict[str, Any], recipe: Recipe) -> Iterator[Session]:
     failed: ReportedGateFailed | None = None
     with progress.bar(enabled=not hush) as bar:
         gates = gates_of(values).within(recipe.gates)
-        told = {"gates": gates, "progress": bar, "announce": bar.stage, "processes": True}
+        told = {"gates": gates, "progress": bar, "processes": True}
         run = Session(RunOptions.of({**values, **told}))
         try:
             yield run

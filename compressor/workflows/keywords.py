@@ -15,6 +15,7 @@ from compressor.core.text import printable
 from compressor.methods.options import options_of
 from compressor.methods.registry import methods_of
 from compressor.recipe.archive_store import Effort, StoreAs
+from compressor.recipe.budget import Budget
 from compressor.recipe.gates import Gates
 from compressor.recipe.model import Recipe, Store
 from compressor.workflows.budget.choice import Allocation, Evaluation
@@ -36,7 +37,6 @@ class RunKeywords(TypedDict, total=False):
     workers: int | None
     processes: bool
     progress: Progress | None
-    announce: Callable[[str], None]
     effort: Effort
     stats: Path | None
     save_mask: Path | None
@@ -59,12 +59,14 @@ class RecipeKeywords(RestoreKeywords, total=False):
 
 
 class PipelineKeywords(RestoreKeywords, total=False):
-    """`pipeline`: a `recipe` (a `Recipe`, a TOML file, a ready recipe's name) or `stages` as texts."""
+    """`pipeline`: a `recipe` (a `Recipe`, a TOML file, a ready recipe's name) or `stages` as texts; a `budget` in
+    place of the recipe's own."""
 
     recipe: Recipe | str | None
     stages: Iterable[str]
     teacher: Path | None
     inputs: Path | None
+    budget: Budget | None
     tell: Callable[[Allocation], None] | None
 
 

@@ -18,10 +18,6 @@ NonFinite = Literal["error", "keep"]
 Progress = Callable[[int, int], None]  # bytes that are read, and of how many
 
 
-def _silent(text: str) -> None:
-    """Who does not want to hear of passes."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
     """Everything that a caller may say of a run beside its recipe.
@@ -31,8 +27,8 @@ class RunOptions:
     with NaN or Inf over; `gates` are limits that the result must keep.
 
     `workers` is how many there are (one a processor where None); `processes` allows them to be forked for large
-    models, which a program with threads of its own had better not; `progress(done, total)` is called in bytes read,
-    `announce(text)` before each pass of several.
+    models, which a program with threads of its own had better not; `progress(done, total)` is called in bytes
+    read, and its `stage(text)`, if it has one, before each pass of several.
 
     `store="archive"` entropy-codes all of the output, `effort="small"` slower and smaller. `stats` are statistics
     of layer inputs, for stages that go by some and name none. `save_mask` is a .safetensors for the bits of which
@@ -50,7 +46,6 @@ class RunOptions:
     workers: int | None = None
     processes: bool = False
     progress: Progress | None = None
-    announce: Callable[[str], None] = _silent
     store: StoreAs = "stages"
     effort: Effort = "fast"
     stats: str | None = None
@@ -71,6 +66,12 @@ class RunOptions:
         """The options among a caller's keywords, paths as texts; None leaves one as it is by default."""
         own = {one.name: given[one.name] for one in fields(cls) if given.get(one.name) is not None}
         return cls(**{key: os.fspath(value) if key in _PATHS else value for key, value in own.items()})
+
+    def announce(self, text: str) -> None:
+        """Tell `progress` of a pass, where it has a `stage` to be told by."""
+        stage: Callable[[str], None] | None = getattr(self.progress, "stage", None)
+        if stage is not None:
+            stage(text)
 
     def check_work(self, source: str, output: str) -> None:
         """UsageError where the work folder is the input or the output, or is to be kept and none is given."""

@@ -25,7 +25,7 @@ from compressor.methods.distill.residual import Residual
 
 @dataclass(frozen=True)
 class Alternating(Transform):
-    """`rounds` of quantizing by `inner` what `adapter`, of a given rank, leaves of a tensor."""
+    """`turns` of quantizing by `inner` what `adapter`, of a given rank, leaves of a tensor."""
 
     verb: ClassVar[str] = "distill"
     id: ClassVar[str] = "alternating"
@@ -34,7 +34,7 @@ class Alternating(Transform):
 
     adapter: Residual
     inner: Encoder
-    rounds: int
+    turns: int
 
     @property
     def statistics(self) -> Literal["", "square", "gram"]:  # type: ignore[override]
@@ -44,7 +44,7 @@ class Alternating(Transform):
         return replace(self, adapter=replace(self.adapter, informed=True))
 
     def describe(self) -> dict[str, Any]:
-        return {"method": self.id, "rank": self.adapter.found, "rounds": self.rounds}
+        return {"method": self.id, "rank": self.adapter.found, "rounds": self.turns}
 
     def memory(self, spec: TensorSpec) -> int:
         return self.adapter.memory(spec) + 3 * spec.size * int(DTYPES[spec.dtype].compute[-1])
@@ -52,7 +52,7 @@ class Alternating(Transform):
     def apply(self, block: Block, out: Array) -> None:
         best = float("inf")
         target, given = block.values, np.empty_like(block.values)
-        for _ in range(self.rounds + 1):
+        for _ in range(self.turns + 1):
             student = self._quantized(target, block)
             pair = Block(student, 0, block.spec, block.work, {"teacher": block.values}, block.inputs)
             self.adapter.encode(pair, None, given)
