@@ -99,7 +99,15 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         found[spec.name] = tensor
     tensors = {name: tensor for name, tensor in tensors.items() if name not in used} | found
     ordered = {name: tensors[name] for name in sorted(tensors)}
-    return Checkpoint(source, ordered, records, compression, dropped=tuple(sorted(left)), identity=unknown(source))
+    return Checkpoint(
+        source,
+        ordered,
+        records,
+        compression,
+        notes=source.notes,
+        dropped=tuple(sorted(left)),
+        identity=unknown(source),
+    )
 
 
 def _stored_tensor(source: Source, spec: TensorSpec, encoder: Encoder) -> Tensor:

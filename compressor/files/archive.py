@@ -38,6 +38,7 @@ GROWTH, FREE = 4096, 64 << 20  # what an archive may stand for, in its own size,
 _DIRECTORY = 100_000_000  # bytes of a directory, inflated
 _CHUNK = 1 << 20  # elements of a chunk, about
 _KEPT = 4  # decoded chunks that are kept, because the next read may want their other half
+_MAX_DIMS = 32
 _AGAIN = "Archive or download it again"
 
 
@@ -220,12 +221,14 @@ def _directory(file: InputFile, placed: Placed) -> tuple[list[Entry], Mapping[st
 def _spec(name: str, dtype: str, shape: Sequence[Any]) -> TensorSpec:
     """A tensor as the header of a safetensors file could name it. Raises ValueError, KeyError."""
     bound = DTYPES[dtype].bits
+    if len(shape) > _MAX_DIMS:
+        raise ValueError(name)
     for size in shape:
         if type(size) is not int or not 0 <= size < 2**63:
             raise ValueError(name)
         bound *= size or 1
     spec = TensorSpec(name, dtype, tuple(shape))
-    if len(shape) > 32 or bound >= 2**66 or spec.size * DTYPES[dtype].bits % 8:
+    if bound >= 2**66 or spec.size * DTYPES[dtype].bits % 8:
         raise ValueError(name)
     return spec
 

@@ -1,13 +1,19 @@
-"""A Hugging Face folder: one `model.safetensors`, or shards with `model.safetensors.index.json`.
+"""A Hugging Face folder: one file of weights, or shards with an index.
 
-Shard names come from a stranger's index: each must be one plain component, and is never used as a path
-beyond the folder. The links of a Hugging Face cache are followed for reading.
+The weights of transformers are called `model`, those of a component of diffusers `diffusion_pytorch_model`; a
+variant stands before the suffix (`model.fp16.safetensors`), and in the index's name before its last one. Where
+an index is there it says which shards are read; without one, shards whose names form one set
+(`…-00001-of-00002…`). What an index says beyond that is not believed but noted where it is wrong, as loaders
+do, which read whole shards: the output's index is true. A stale index beside a whole file of weights is passed
+over.
 
-What is read: the index where there is one, also beside a `model.safetensors`, and only the shards that it
-names; index and shards must tell the same story, and `total_size` is not believed but counted again. Without
-an index `model.safetensors`; other safetensors files need one. What goes along unchanged: every other regular
-file, also in sub-folders; not the weights in other formats, which would be the uncompressed model once more,
-except inside the module folders of sentence-transformers (`2_Dense/model.safetensors`), which belong to it.
+Shard names come from a stranger's index: each must be a plain path of components within the folder. The links
+of a Hugging Face cache are followed for reading; files that are only carried along must lie in the folder or in
+the blobs of its cache, wherever a link leads.
+
+What goes along unchanged: every other regular file, also in sub-folders; not the weights in other formats,
+which would be the uncompressed model once more, except inside the module folders of sentence-transformers
+(`2_Dense/model.safetensors`), which belong to it, and the adapter that an `adapter_config.json` describes.
 """
 
 from __future__ import annotations
@@ -16,11 +22,13 @@ import json
 import os
 import re
 import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from compressor.core.errors import InputError
 from compressor.core.text import printable
-from compressor.files import archive
+from compressor.files import archive, torch_state
 from compressor.files.input_file import InputFile
 from compressor.files.safetensors import read_header
 from compressor.files.source import Source, SourceFile, assemble
@@ -28,112 +36,255 @@ from compressor.files.strict_json import read_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+TORCH_SINGLE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 CONFIG = "config.json"
+PIPELINE = "model_index.json"  # of diffusers: what each sub-folder holds
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 # Weights in formats that we neither read nor carry: they would be the uncompressed model once more.
 _OTHER_WEIGHTS = re.compile(
     r".*\.(safetensors|bin|pt|pth|ckpt|gguf|ggml|h5|msgpack|onnx|onnx_data|ot|npz|npy|pkl|tflite|mlmodel)$"
-    r"|.*\.(bin|safetensors|h5|msgpack)\.index\.json$",
+    r"|.*\.(bin|safetensors|h5|msgpack)\.index(\.\w+)?\.json$",
     re.IGNORECASE,
 )
 _MODULE = re.compile(r"\d+_\w+/")  # what sentence-transformers calls the folder of a further module
+_ADAPTERS = re.compile(r"adapter_model\.(safetensors|bin)")
 _DEEPEST = 32  # folders in folders
+_STEMS = ("model", "diffusion_pytorch_model")
+_VARIANT = r"(?:\.(?P<variant>[A-Za-z0-9_]+))?"
+_WHOLE = re.compile(rf"(?P<stem>{'|'.join(_STEMS)}){_VARIANT}\.safetensors")
+_INDEXED = re.compile(rf"(?P<stem>{'|'.join(_STEMS)})\.safetensors\.index{_VARIANT}\.json")
+_SHARD = re.compile(
+    r"(?P<stem>[\w.-]+?)-(?P<number>\d{5})-of-(?P<count>\d{5})"
+    rf"{_VARIANT}\.(?P<suffix>safetensors|bin)"
+)
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The files of weights that are read: one, or `shards` with the name of their index, the map in it (None where
+    there was none) and its metadata."""
+
+    shards: tuple[str, ...]
+    index: str = ""
+    weight_map: Mapping[str, str] | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def open_folder(path: str) -> Source:
-    """Read the index (or the single file), every header, and the list of the other files."""
+    """Read the index (or the single file), every header, and the list of the other files.
+
+    InputError where there are no weights, a shard is missing, or a file is damaged.
+    """
     try:
         names = sorted(os.listdir(path))
     except OSError as error:
         raise InputError(f"cannot be listed: {error.strerror}", file=path) from error
-    index_name = INDEX if INDEX in names else None
-    if index_name:
-        weight_map = _weight_map(InputFile.open(os.path.join(path, INDEX)))
-        shards = sorted(set(weight_map.values()))
-    elif SINGLE in names:
-        weight_map, shards = None, [SINGLE]
-    else:
-        raise _no_weights(path, names)
-    missing = [shard for shard in shards if shard not in names]
-    if missing:
-        raise InputError(
-            f"the index names {printable(missing[0], 100)}, which is not there"
-            + (f" (nor {len(missing) - 1} more)" if len(missing) > 1 else ""),
-            file=path,
-            remedy="Fetch the missing shards",
-        )
+    weights = _weights(path, names)
     files = []
-    for shard in shards:
+    for shard in weights.shards:
         file = InputFile.open(os.path.join(path, shard))
-        files.append(SourceFile(shard, *archive.opened(file, read_header(file))))
-    carried, left = _others(path, set(shards) | {INDEX, CONFIG})
+        if shard.endswith(".bin"):
+            files.append(SourceFile(_converted(shard), file, torch_state.read_header(file)))
+        else:
+            files.append(SourceFile(shard, *archive.opened(file, read_header(file))))
+    carried, left, linked = _others(path, {*weights.shards, weights.index, CONFIG})
     config = None
     if CONFIG in names:
         carried[CONFIG] = InputFile.open(os.path.join(path, CONFIG))
-        config = read_object(carried[CONFIG])
+        config = read_object(carried[CONFIG], lenient=True)
     source = assemble(
-        path, "folder", tuple(files), config=config, carried=carried, left=left, indexed=bool(index_name)
+        path,
+        "folder",
+        tuple(files),
+        config=config,
+        carried=carried,
+        left=left,
+        index=_converted(weights.index),
+        index_metadata=weights.metadata,
+        linked=linked,
     )
-    if weight_map is not None:
-        _check_map(source, weight_map)
-    return source
+    notes = weights.notes
+    if weights.weight_map is not None:
+        notes += tuple(_compared(source, {name: _converted(shard) for name, shard in weights.weight_map.items()}))
+    return replace(source, notes=notes)
 
 
-def _weight_map(file: InputFile) -> dict[str, str]:
-    index = read_object(file)
+def _converted(name: str) -> str:
+    """What a file of PyTorch's weights, or its index, is called as safetensors."""
+    stem, bin_, rest = name.partition(".bin")
+    return f"{stem.replace('pytorch_model', 'model', 1)}.safetensors{rest}" if bin_ else name
+
+
+def _weights(path: str, names: Sequence[str]) -> _Weights:
+    """Which files hold the weights: of plain names before variants, what an index says before a whole file."""
+    found: list[tuple[tuple[bool, str, int], str]] = []
+    for name in names:
+        if match := _INDEXED.fullmatch(name) or _WHOLE.fullmatch(name):
+            variant = match["variant"] or ""
+            found.append(((variant != "", variant, _STEMS.index(match["stem"])), name))
+    stale: tuple[str, ...] = ()
+    for _, name in sorted(found, key=lambda one: (one[0], not one[1].endswith(".json"))):
+        if not name.endswith(".json"):
+            return _Weights((name,), notes=stale)
+        weights = _indexed(path, name)
+        missing = [shard for shard in weights.shards if not os.path.lexists(os.path.join(path, shard))]
+        if not missing:
+            return weights
+        whole = name.partition(".index")[0]
+        if whole not in names:
+            raise _missing(path, missing)
+        stale = (f"{name} names shards that are not there: {whole} was read, as loaders do",)
+    return _unindexed(path, names)
+
+
+def _indexed(path: str, name: str) -> _Weights:
+    """The shards that an index names, and those of their set that it leaves out."""
+    file = InputFile.open(os.path.join(path, name))
+    index = read_object(file, lenient=True)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError("has no weight_map", file=file.path, remedy="Fetch the index again")
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not _is_plain(shard):
+    for tensor, shard in weight_map.items():
+        if not isinstance(shard, str) or not _is_plain(shard, os.path.splitext(name.partition(".index")[0])[1]):
             raise InputError(
                 f"the shard name {printable(str(shard), 80)!r} is not a plain file name",
                 file=file.path,
-                tensor=name,
+                tensor=tensor,
             )
-    return weight_map
+    named = sorted(set(weight_map.values()))
+    notes: tuple[str, ...] = ()
+    whole = sorted({*named, *_set_of(named)})
+    if len(whole) > len(named):
+        left_out = len(whole) - len(named)
+        notes = (
+            f"the index leaves out {left_out} of the {len(whole)} shards that their names speak of; all are read",
+        )
+    metadata = index.get("metadata")
+    return _Weights(tuple(whole), name, weight_map, metadata if isinstance(metadata, dict) else {}, notes)
 
 
-def _is_plain(name: str) -> bool:
-    """One component of a path, ending as shards do."""
-    return (
-        name.endswith(".safetensors")
-        and len(name.encode(errors="replace")) <= 255
-        and not any(c in name for c in "/\\\0")
-        and name.isprintable()
-        and not name.startswith(".")
+def _set_of(named: Sequence[str]) -> set[str]:
+    """All names of the set of shards that these belong to; none where they say nothing of a set."""
+    parts = [_SHARD.fullmatch(os.path.basename(name)) for name in named]
+    if not parts or None in parts:
+        return set()
+    sets = {
+        (os.path.dirname(name), part["stem"], part["count"], part["variant"], part["suffix"])
+        for name, part in zip(named, parts, strict=True)
+        if part
+    }
+    return set(_members(*sets.pop())) if len(sets) == 1 else set()
+
+
+def _members(inside: str, stem: str, count: str, variant: str | None, suffix: str) -> list[str]:
+    middle = f".{variant}" if variant else ""
+    names = (f"{stem}-{number:05d}-of-{count}{middle}.{suffix}" for number in range(1, int(count) + 1))
+    return [os.path.join(inside, name) for name in names]
+
+
+def _unindexed(path: str, names: Sequence[str]) -> _Weights:
+    """Shards without an index whose names form one set. InputError where they do not, or nothing is there."""
+    sets = {
+        (match["stem"], match["count"], match["variant"])
+        for name in names
+        if (match := _SHARD.fullmatch(name)) and match["stem"] in _STEMS and match["suffix"] == "safetensors"
+    }
+    if not sets and (weights := _torch_weights(path, names)) is not None:
+        return weights
+    chosen = min(
+        sets, key=lambda one: (one[2] is not None, _STEMS.index(one[0]), one[2] or "", one[1]), default=None
+    )
+    if chosen is None:
+        raise _no_weights(path, names)
+    shards = _members("", *chosen, "safetensors") if int(chosen[1]) <= 100_000 else []
+    missing = [shard for shard in shards if shard not in names]
+    if missing or not shards:
+        raise InputError(
+            f"{len(missing)} of {int(chosen[1])} shards are missing, {printable(missing[0], 100)} first"
+            if missing
+            else "its shards number none",
+            file=path,
+            remedy="Fetch the missing shards",
+        )
+    stem, _, variant = chosen
+    index = f"{stem}.safetensors.index{f'.{variant}' if variant else ''}.json"
+    return _Weights(tuple(shards), index, notes=("the shards have no index: all of their set are read",))
+
+
+def _torch_weights(path: str, names: Sequence[str]) -> _Weights | None:
+    """Weights as PyTorch pickles them, where there are no others: the whole, or shards with their index."""
+    note = ("the weights are pickles of PyTorch: their tensors were read, nothing in them was run",)
+    if TORCH_SINGLE in names:
+        return _Weights((TORCH_SINGLE,), notes=note)
+    if TORCH_INDEX not in names:
+        return None
+    weights = _indexed(path, TORCH_INDEX)
+    missing = [shard for shard in weights.shards if not os.path.lexists(os.path.join(path, shard))]
+    if missing:
+        raise _missing(path, missing)
+    return replace(weights, notes=(*note, *weights.notes))
+
+
+def _missing(path: str, missing: Sequence[str]) -> InputError:
+    more = f" (nor {len(missing) - 1} more)" if len(missing) > 1 else ""
+    return InputError(
+        f"the index names {printable(missing[0], 100)}, which is not there{more}",
+        file=path,
+        remedy="Fetch the missing shards",
     )
 
 
-def _check_map(source: Source, weight_map: dict[str, str]) -> None:
-    """The index and the shards must tell the same story."""
-    for name, shard in weight_map.items():
-        index = source.file_of.get(name)
-        if index is None or source.files[index].name != shard:
-            raise InputError(
-                f"the index places it in {printable(shard, 100)}, which does not hold it",
-                file=source.path,
-                tensor=name,
-                remedy="Fetch index and shards of one revision",
-            )
-    extra = sorted(set(source.tensors) - set(weight_map))
-    if extra:
-        raise InputError(
-            "is in a shard but not in the index",
-            file=source.path,
-            tensor=extra[0],
-            remedy="Loaders would read it all the same; mend the index",
-        )
+def _is_plain(name: str, suffix: str) -> bool:
+    """A path within the folder, ending as shards do."""
+    parts = name.split("/")
+    return (
+        name.endswith(suffix)
+        and len(parts) <= _DEEPEST
+        and all(part and len(part.encode(errors="replace")) <= 255 and not part.startswith(".") for part in parts)
+        and not any(c in name for c in "\\\0")
+        and name.isprintable()
+    )
 
 
-def _others(path: str, known: set[str]) -> tuple[dict[str, InputFile], dict[str, str]]:
-    """Files to carry over by their path within the folder, and those left behind with the reason."""
+def _compared(source: Source, weight_map: Mapping[str, str]) -> list[str]:
+    """What an index says otherwise than the shards, in words."""
+    notes = []
+    nowhere = [name for name in weight_map if name not in source.tensors]
+    if nowhere:
+        notes.append(f"the index names {_shown(nowhere)}, which no shard holds")
+    elsewhere = [
+        name
+        for name, shard in weight_map.items()
+        if name in source.tensors and source.files[source.file_of[name]].name != shard
+    ]
+    if elsewhere:
+        notes.append(f"the index places {_shown(elsewhere)} in other shards than those that hold them")
+    unnamed = [name for name in source.tensors if name not in weight_map]
+    if unnamed:
+        notes.append(f"the index leaves out {_shown(unnamed)}, which a shard holds: read, as loaders do")
+    return notes
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{printable(names[0], 100)}{more}"
+
+
+def _others(path: str, known: set[str]) -> tuple[dict[str, InputFile], dict[str, str], tuple[str, ...]]:
+    """Files to carry over by their path within the folder, those left behind with the reason, and where links lead
+    that are not followed."""
+    linked: list[str] = []
     carried: dict[str, InputFile] = {}
     left: dict[str, str] = {}
+    homes = _homes(path)
     pending = [""]
     while pending:
         inside = pending.pop()
-        for entry in _listed(path, inside):
+        entries = _listed(path, inside)
+        adapted = any(entry.name == ADAPTER_CONFIG for entry in entries)
+        for entry in entries:
             name = f"{inside}{entry.name}"
             if name in known:
                 continue
@@ -144,15 +295,33 @@ def _others(path: str, known: set[str]) -> tuple[dict[str, InputFile], dict[str,
                     raise InputError(f"has more than {_DEEPEST} folders inside one another", file=path)
                 else:
                     pending.append(f"{name}/")
-            elif _OTHER_WEIGHTS.match(entry.name) and not _MODULE.fullmatch(inside):
+            elif (
+                _OTHER_WEIGHTS.match(entry.name)
+                and not _MODULE.fullmatch(inside)
+                and not (adapted and _ADAPTERS.fullmatch(entry.name))
+            ):
                 left[name] = "weights that the index does not name"
             elif not stat.S_ISREG(_mode(entry, follow=True)):
                 left[name] = "not a regular file"
             elif entry.name.startswith(".") and entry.name.endswith(".tmp"):
                 left[name] = "temporary file"
+            elif entry.is_symlink() and not os.path.realpath(entry.path).startswith(homes):
+                left[name] = "a link that leads out of the folder"
+                linked.append(os.path.realpath(entry.path))
             else:
                 carried[name] = InputFile.open(entry.path)
-    return carried, left
+        if adapted and not any(_ADAPTERS.fullmatch(entry.name) for entry in entries):
+            carried.pop(f"{inside}{ADAPTER_CONFIG}", None)
+            left[f"{inside}{ADAPTER_CONFIG}"] = "describes an adapter whose weights are not there"
+    return carried, left, tuple(linked)
+
+
+def _homes(path: str) -> tuple[str, ...]:
+    """Where links of a folder may lead: into itself, and into the blobs of its hub cache."""
+    found = os.path.realpath(path)
+    snapshots = os.path.dirname(found)
+    cache = os.path.join(os.path.dirname(snapshots), "blobs")
+    return (f"{found}/", f"{cache}/") if os.path.basename(snapshots) == "snapshots" else (f"{found}/",)
 
 
 def _listed(path: str, inside: str) -> list[os.DirEntry[str]]:
@@ -170,20 +339,29 @@ def _mode(entry: os.DirEntry[str], *, follow: bool) -> int:
         return 0
 
 
-def _no_weights(path: str, names: list[str]) -> InputError:
+def _no_weights(path: str, names: Sequence[str]) -> InputError:
     lone = [name for name in names if name.endswith(".safetensors")]
     other = [name for name in names if _OTHER_WEIGHTS.match(name)]
     remedy = "Give a folder with model.safetensors, or with shards and their index"
-    if lone:
+    if PIPELINE in names:
+        parts = [name for name in names if os.path.isfile(os.path.join(path, name, CONFIG))]
+        remedy = (
+            f"It is a pipeline of diffusers: give one of its components, {', '.join(map(printable, parts[:8]))}"
+        )
+        return InputError("holds no weights itself", file=path, remedy=remedy)
+    if len(lone) == 1:
         remedy = f"It holds {printable(lone[0], 60)} without an index: give that file itself"
+    elif lone:
+        remedy = f"It holds {printable(lone[0], 60)} and {len(lone) - 1} more without an index: give one of them"
     elif other:
         remedy = f"It holds {printable(other[0], 60)}: convert it to safetensors first"
     return InputError(f"is a folder without {SINGLE} or {INDEX}", file=path, remedy=remedy)
 
 
-def index_bytes(weight_map: dict[str, str], total_size: int) -> bytes:
-    """The index of a written folder, with the true number of tensor bytes."""
-    return json_bytes({"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))})
+def index_bytes(weight_map: Mapping[str, str], total_size: int, metadata: Mapping[str, Any] | None = None) -> bytes:
+    """The index of a written folder, with the true number of tensor bytes, and what else one said before."""
+    said = {**(metadata or {}), "total_size": total_size}
+    return json_bytes({"metadata": said, "weight_map": dict(sorted(weight_map.items()))})
 
 
 def json_bytes(content: Any) -> bytes:

@@ -76,6 +76,17 @@ class InputFile:
         return InputError("changed while it was read", file=self.path, remedy="Run again when nothing writes to it")
 
 
+@dataclass(frozen=True, slots=True)
+class Section(InputFile):
+    """A part of a file, `size` bytes from `begin`, read like a file."""
+
+    begin: int = 0
+
+    def read_runs(self, runs: Iterable[tuple[memoryview, int]]) -> None:
+        """Fill several buffers, each from its offset within the part."""
+        InputFile.read_runs(self, ((buffer, self.begin + offset) for buffer, offset in runs))
+
+
 def _identity(info: os.stat_result) -> tuple[int, ...]:
     return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
 

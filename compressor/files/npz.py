@@ -13,15 +13,18 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 from compressor.core.errors import InputError, OutputError
 from compressor.core.tensor import TensorSpec
-from compressor.files import npy
-from compressor.files.input_file import InputFile
+from compressor.core.text import printable
+from compressor.files import npy, safetensors
+from compressor.files.input_file import InputFile, Section
 from compressor.files.layout import FileLayout, Header, Placed
 from compressor.files.strict_json import parse_object
+from compressor.files.zip_directory import read_members, stored
 
 _LOCAL = struct.Struct("<4s5H3L2H")  # signature … checksum at 14, sizes, lengths of name and extra at 26
 _CENTRAL = struct.Struct("<4s6H3L5H2L")  # signature … checksum at 16, sizes, lengths of name and extra at 28
@@ -95,13 +98,18 @@ def seal(fd: int, planned: FileLayout) -> None:
 
 
 def read_header(file: InputFile) -> Header:
-    """Read an archive that this tool wrote; its record is the metadata. InputError for any other."""
+    """Read an archive that this tool wrote, whose record is the metadata, or arrays as `numpy.savez` stores them.
+
+    InputError where it is damaged, compressed, or a member is no plain array.
+    """
     start = file.read(0, min(file.size, 512))
     name = f"{RECORD}.npy".encode()
-    if len(start) < 512 or start[:4] != b"PK\3\4" or start[_LOCAL.size : _LOCAL.size + len(name)] != name:
-        raise InputError(
-            "is no archive of codes that compressor wrote", file=file.path, remedy="Give the arrays as .npy"
+    if start[:2] != b"PK":
+        raise safetensors.recognise(start, file.path) or InputError(
+            "is no .npz file: it does not begin as one", file=file.path, remedy="Save or download it again"
         )
+    if len(start) < 512 or start[_LOCAL.size : _LOCAL.size + len(name)] != name:
+        return _arrays(file)
     (size,) = struct.unpack_from("<L", start, 22)
     length = size - len(npy.header_bytes(_record_spec(1)))
     begin = _LOCAL.size + len(name) + size - length
@@ -121,6 +129,26 @@ def read_header(file: InputFile) -> Header:
         raise InputError("is not what its record says, or is damaged", file=file.path)
     placed = tuple(Placed(spec, planned.offsets[spec.name]) for _, spec in tensors)
     return Header(placed, {RECORD: raw.decode()})
+
+
+def _arrays(file: InputFile) -> Header:
+    """Plain arrays by the names of their members without `.npy`."""
+    found = []
+    for name, member in read_members(file).items():
+        stored(file, member)
+        if not name.endswith(".npy"):
+            raise InputError(f"its member {printable(name, 60)} is no array", file=file.path)
+        try:
+            (placed,) = npy.read_header(Section(file.path, member.size, file.identity, member.begin)).tensors
+        except InputError as error:
+            raise InputError(
+                f"its member {printable(name, 60)} {error.reason}", file=file.path, remedy=error.remedy
+            ) from error
+        spec = TensorSpec(name.removesuffix(".npy"), placed.spec.dtype, placed.spec.shape)
+        found.append(replace(placed, spec=spec, offset=member.begin + placed.offset))
+    if not found:
+        raise InputError("holds no arrays", file=file.path)
+    return Header(tuple(sorted(found, key=lambda placed: placed.spec.name)))
 
 
 def _agrees(file: InputFile, planned: FileLayout) -> bool:

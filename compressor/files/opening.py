@@ -7,7 +7,7 @@ import stat
 
 from compressor.core.errors import InputError
 from compressor.core.text import printable
-from compressor.files import archive, npy, npz, safetensors
+from compressor.files import archive, npy, npz, safetensors, torch_state
 from compressor.files.input_file import InputFile
 from compressor.files.source import Source, SourceFile, assemble
 
@@ -26,12 +26,17 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         return open_folder(path)
     file = InputFile.open(path)
     suffix = os.path.splitext(path)[1].lower()
-    readers = {".npy": npy.read_header, ".npz": npz.read_header, ".safetensors": safetensors.read_header}
+    readers = {
+        ".npy": npy.read_header,
+        ".npz": npz.read_header,
+        ".safetensors": safetensors.read_header,
+        **dict.fromkeys(torch_state.SUFFIXES, torch_state.read_header),
+    }
     if suffix not in readers:
         raise InputError(
             f"is not a container that is read here ({printable(suffix, 40) or 'no suffix'})",
             file=path,
-            remedy="Give a .npy, a .safetensors, or a folder with model.safetensors",
+            remedy="Give a .safetensors, .npy, .npz or .pt, or a folder with model.safetensors",
         )
     file, header = archive.opened(file, readers[suffix](file))
     return assemble(path, suffix[1:], (SourceFile(os.path.basename(path), file, header),))

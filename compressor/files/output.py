@@ -36,6 +36,7 @@ class Sink:
         self.direct = unbuffered.Direct(self._write) if large else None
         try:
             for name, layout in layouts:
+                self._make_folders(name)
                 for offset, piece in layout.pieces:
                     with reporting(target):
                         self._write(name, memoryview(piece), offset)

@@ -11,8 +11,10 @@ empty lists would take thirty times its own size in memory.
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from math import prod
 from typing import Any, TypeVar
 
@@ -65,10 +67,10 @@ def read_header(file: InputFile) -> Header:
         raise recognise(start, file.path) or InputError(problem, file=file.path, remedy=_AGAIN)
     raw = bytearray(length)
     file.read_into(memoryview(raw), 8)
-    scanner = _Scanner(raw, file.path)
+    scanner = _Scanner(raw, file.path, file.size - 8 - length)
     scanner.scan()
     _check_places(scanner.tensors, file.size - 8 - length, file.path)
-    _check_with_library(file.path)
+    _check_with_library(file, raw)
     placed = [Placed(spec, 8 + length + begin) for begin, _, spec in scanner.tensors]
     return Header(tuple(sorted(placed, key=lambda placed: placed.spec.name)), scanner.metadata)
 
@@ -135,9 +137,11 @@ def _first_look(start: bytes, length: int, size: int) -> str:
 class _Scanner:
     """Reads the header's text once, from left to right. Sizes are Python integers, which do not overflow."""
 
-    def __init__(self, raw: bytearray, path: str) -> None:
+    def __init__(self, raw: bytearray, path: str, size: int) -> None:
         self.raw = raw
         self.path = path
+        self.size = size  # of the data
+        self.claimed = self.reached = 0  # bytes of the tensors so far, and the end of the last of them
         self.tensors: list[tuple[int, int, TensorSpec]] = []  # begin and end within the data
         self.metadata: dict[str, str] = {}
 
@@ -205,6 +209,9 @@ class _Scanner:
         if bits // 8 != end - begin:
             raise self._bad(name, f"its dtype and shape need {bits // 8} bytes, its range has {end - begin}")
         self.tensors.append((begin, end, TensorSpec(name, dtype, tuple(shape))))
+        self.claimed, self.reached = self.claimed + end - begin, max(self.reached, end)
+        if self.claimed > self.size >= self.reached:  # some overlap; a hostile header could list them for long
+            _check_overlaps(self.tensors, self.path)
 
     def _text(self, name: str, at: int) -> tuple[str, int]:
         text = _TEXT.match(self.raw, at)
@@ -257,15 +264,27 @@ def _no_number(text: str) -> Any:
 _STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_no_number, parse_constant=_no_number)
 
 
+def _check_overlaps(tensors: list[tuple[int, int, TensorSpec]], path: str) -> None:
+    reached = 0
+    for begin, end, spec in sorted(tensors, key=lambda placed: placed[:2]):
+        if begin < reached:
+            raise _misplaced(begin, reached, spec, path)
+        reached = end
+
+
+def _misplaced(begin: int, reached: int, spec: TensorSpec, path: str) -> InputError:
+    reason = f"its bytes begin at {begin} of the data, where {reached} was expected"
+    remedy = f"Tensors {'overlap' if begin < reached else 'leave a hole'}: export the file again"
+    return InputError(reason, file=path, tensor=spec.name, remedy=remedy)
+
+
 def _check_places(tensors: list[tuple[int, int, TensorSpec]], size: int, path: str) -> None:
     """The ranges must cover the data from its first byte to its last, once."""
     tensors.sort(key=lambda placed: placed[:2])
     reached = 0
     for begin, end, spec in tensors:
         if begin != reached:
-            reason = f"its bytes begin at {begin} of the data, where {reached} was expected"
-            remedy = f"Tensors {'overlap' if begin < reached else 'leave a hole'}: export the file again"
-            raise InputError(reason, file=path, tensor=spec.name, remedy=remedy)
+            raise _misplaced(begin, reached, spec, path)
         reached = end
     if reached > size:
         raise InputError(f"is truncated: {reached - size} bytes are missing", file=path, remedy=_AGAIN)
@@ -273,14 +292,33 @@ def _check_places(tensors: list[tuple[int, int, TensorSpec]], size: int, path: s
         raise InputError(f"has {size - reached} bytes after its last tensor", file=path, remedy=_AGAIN)
 
 
-def _check_with_library(path: str) -> None:
+def _check_with_library(file: InputFile, raw: bytearray) -> None:
     """The library must accept the header too: others will read by it."""
     from safetensors import SafetensorError, safe_open  # here because `--help` should not wait for it
 
     try:
-        with safe_open(path, framework="np"):
+        with _standing_in(file, raw) as path, safe_open(path, framework="np"):
             pass
     except (SafetensorError, OSError, MemoryError) as error:  # MemoryError: the library maps the whole file
         text = printable(str(error).partition("\n")[0], 160)
         remedy = "Raise the limit of address space" if isinstance(error, MemoryError) else _AGAIN
-        raise InputError(f"the safetensors library refuses it: {text}", file=path, remedy=remedy) from error
+        raise InputError(f"the safetensors library refuses it: {text}", file=file.path, remedy=remedy) from error
+
+
+@contextmanager
+def _standing_in(file: InputFile, raw: bytearray) -> Iterator[str]:
+    """A file of the same header and size for the library to map, in memory and full of holes: whoever cuts off a
+    mapped file kills the process that reads it. The file itself where the system has no such files."""
+    with ExitStack() as stack:
+        path = file.path
+        with suppress(OSError, AttributeError):  # a limit of file sizes holds for these too
+            fd = os.memfd_create("header", os.MFD_CLOEXEC)
+            stack.callback(os.close, fd)
+            os.truncate(fd, file.size)
+            for offset, piece in ((0, len(raw).to_bytes(8, "little")), (8, raw)):
+                view = memoryview(piece)
+                while view:
+                    done = os.pwrite(fd, view, offset)
+                    view, offset = view[done:], offset + done
+            path = f"/proc/self/fd/{fd}"
+        yield path

@@ -115,7 +115,9 @@ class Source:
 
     `carried` are the other files of a folder that go along unchanged, by their path within it;
     `left` those that do not, with the reason. `config` is the folder's config.json, None without one. `texts` are
-    small files that a structured cut has changed, by name.
+    small files that a structured cut has changed, by name. `index` is the name of the file that tells loaders which
+    shard holds what, "" where there is one file of weights; `index_metadata` what else it said. `notes`: what of
+    the folder is otherwise than it should be, and how it was read. `linked`: where links lead that nobody follows.
     """
 
     path: str
@@ -126,8 +128,11 @@ class Source:
     config: Mapping[str, Any] | None = None
     carried: Mapping[str, InputFile] = field(default_factory=dict)
     left: Mapping[str, str] = field(default_factory=dict)
-    indexed: bool = False
+    index: str = ""
+    index_metadata: Mapping[str, Any] = field(default_factory=dict)
     texts: Mapping[str, bytes] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    linked: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -138,6 +143,11 @@ class Source:
     def opened(self) -> tuple[InputFile, ...]:
         """Every file that is read, wherever links in the folder lead."""
         return (*(part.file for part in self.files), *self.carried.values())
+
+    @property
+    def guarded(self) -> tuple[str, ...]:
+        """Paths that no output may replace: of what is read, and of what links in the folder lead to."""
+        return (*(file.path for file in self.opened), *self.linked)
 
     def check_unchanged(self) -> None:
         """InputError if any file was changed since it was opened."""

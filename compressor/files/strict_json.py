@@ -1,4 +1,8 @@
-"""JSON from strangers: UTF-8 without guessing, no duplicate keys, no NaN, bounded depth and memory."""
+"""JSON from strangers: UTF-8 without guessing, bounded depth and memory.
+
+What this tool writes itself is read strictly: no key twice, no NaN. What belongs to a model is read as loaders read
+it, by Python's `json` (`lenient`): of a key that occurs twice the last one counts, NaN and infinities are numbers.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +21,20 @@ _COSTS = {b"[": 80, b"{": 80, b",": 80, b'"': 60}
 _HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def read_object(file: InputFile) -> dict[str, Any]:
+def read_object(file: InputFile, *, lenient: bool = False) -> dict[str, Any]:
     """The JSON object that a file holds; InputError when it is anything else."""
     if file.size > _LIMIT:
         raise InputError(f"has {file.size} bytes; the limit is {_LIMIT}", file=file.path)
-    return parse_object(file.read(0, file.size), file.path)
+    return parse_object(file.read(0, file.size), file.path, lenient=lenient)
 
 
-def parse_object(raw: bytes, path: str) -> dict[str, Any]:
-    """Parse bytes as one strict JSON object; `path` is for the message."""
+def parse_object(raw: bytes, path: str, *, lenient: bool = False) -> dict[str, Any]:
+    """Parse bytes as one JSON object; `path` is for the message. InputError where it is none."""
     try:
         text = raw.decode("utf-8")
         if sum(raw.count(sign) * cost for sign, cost in _COSTS.items()) > _BUDGET:
             raise ValueError("it has too many items")
-        found = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+        found = json.loads(text) if lenient else json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
         if not isinstance(found, dict):
             raise ValueError("not an object")
         if _HALF_PAIR.search(raw):

@@ -250,7 +250,10 @@ def _source(
         carried={name: file for name, file in source.carried.items() if config is None or name != CONFIG},
         texts={**source.texts, **pooling(source, structure, keep)},
         left=source.left,
-        indexed=source.indexed,
+        index=source.index,
+        index_metadata=source.index_metadata,
+        notes=source.notes,
+        linked=source.linked,
         original=source.original if isinstance(source, CutSource) else source,
         places=placed(_places(checkpoint), checkpoint.tensors, tensors),
     )

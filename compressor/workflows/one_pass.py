@@ -194,7 +194,7 @@ def open_inputs(order: Order) -> Opened:
     if recipe.training is not None:
         teachers[recipe.training.teacher] = open_checkpoint(recipe.training.teacher)
     for read in (checkpoint, *teachers.values()):  # links in a folder may lead to where the output would be
-        check_apart(order.output, *(file.path for file in read.source.opened))
+        check_apart(order.output, *read.source.guarded)
     return Opened(
         replace(order, recipe=recipe),
         container,

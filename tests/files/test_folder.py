@@ -6,6 +6,7 @@ The policies where the format leaves a choice are in the docstrings of the tests
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -74,7 +75,10 @@ def accepted(folder: Path, *arguments: str) -> Path:
     [
         "../secret.safetensors",
         "../../x",
-        "sub/model.safetensors",
+        "sub/../../secret.safetensors",
+        "sub//model.safetensors",
+        "sub/.model.safetensors",
+        "/sub/model.safetensors",
         "sub\\model.safetensors",
         "./model-00001-of-00002.safetensors",
         "model\0.safetensors",
@@ -121,13 +125,16 @@ def test_missing_shards_are_named_and_counted(model: Path) -> None:
     refused(model, FIRST, "(nor 1 more)")
 
 
-def test_a_tensor_that_its_shard_does_not_hold(model: Path) -> None:
-    write_index(model, {**index_of(model)["weight_map"], "absent": FIRST})
-    refused(model, "tensor 'absent'", FIRST, "does not hold it")
-    weight_map = index_of(model)["weight_map"]
-    del weight_map["absent"]
-    write_index(model, {**weight_map, UP: SECOND})
-    refused(model, f"tensor '{UP}'", SECOND, "does not hold it")
+def test_an_index_that_says_otherwise_than_the_shards(model: Path) -> None:
+    """Loaders read whole shards, so these decide; the output's index is true, and it is said."""
+    true = index_of(model)["weight_map"]
+    write_index(model, {**true, "absent": FIRST, UP: SECOND})
+    out = accepted(model)
+    assert index_of(out)["weight_map"] == true
+    assert open_folder(str(model)).notes == (
+        "the index names absent, which no shard holds",
+        f"the index places {UP} in other shards than those that hold them",
+    )
 
 
 def test_a_tensor_in_two_shards(model: Path) -> None:
@@ -136,9 +143,13 @@ def test_a_tensor_in_two_shards(model: Path) -> None:
 
 
 def test_a_tensor_that_the_index_does_not_name(model: Path) -> None:
-    """Policy: refused. Loaders read whole shards, so the model would be another than the index tells."""
+    """Loaders read whole shards, so it belongs to the model."""
     put(model, FIRST, UP, "hidden.weight")
-    refused(model, "tensor 'hidden.weight'", "not in the index")
+    out = accepted(model)
+    assert index_of(out)["weight_map"]["hidden.weight"] == FIRST
+    assert open_folder(str(model)).notes == (
+        "the index leaves out hidden.weight, which a shard holds: read, as loaders do",
+    )
 
 
 # ---- row 59: an index that is no index -------------------------------------------------------------------------
@@ -159,8 +170,6 @@ def test_a_tensor_that_the_index_does_not_name(model: Path) -> None:
         '{"weight_map": "x"}',
         '{"weight_map": null}',
         '{"weight_map": {"a": "m.safetensors"}} x',
-        '{"weight_map": {"a": "m.safetensors"}, "weight_map": {"a": "m.safetensors"}}',
-        '{"weight_map": {"a": "m.safetensors", "a": "m.safetensors"}}',
         '{"weight_map": {"a\\ud800": "m.safetensors"}}',
         '{"weight_map": NaN}',
         '{"a": Infinity}',
@@ -319,10 +328,142 @@ def test_a_single_file_with_an_index_of_its_own(tmp_path: Path) -> None:
     assert sorted(os.listdir(accepted(folder))) == [SINGLE, INDEX]
 
 
-def test_shards_without_an_index_are_refused(model: Path) -> None:
-    """Policy: which shards make the model, and whether all are there, only an index tells."""
+def test_shards_without_an_index_are_read_where_their_names_form_one_set(model: Path) -> None:
+    whole = index_of(model)["weight_map"]
     (model / INDEX).unlink()
-    refused(model, f"without {SINGLE} or {INDEX}", f"It holds {FIRST} without an index")
+    out = accepted(model)
+    assert index_of(out)["weight_map"] == whole
+    assert "the shards have no index: all of their set are read" in open_folder(str(model)).notes
+    (model / SECOND).unlink()
+    refused(model, f"1 of 2 shards are missing, {SECOND} first")
+
+
+def test_an_index_that_leaves_out_a_shard(model: Path) -> None:
+    """Whoever lost a part of the index has not lost the weights; but a set that is not whole is refused."""
+    weight_map = index_of(model)["weight_map"]
+    write_index(model, {name: shard for name, shard in weight_map.items() if shard == FIRST})
+    assert index_of(accepted(model))["weight_map"] == weight_map
+    assert any("leaves out 1 of the 2 shards" in note for note in open_folder(str(model)).notes)
+    shutil.rmtree(model.parent / "out")
+    (model / SECOND).unlink()
+    refused(model, f"the index names {SECOND}, which is not there")
+
+
+def test_a_stale_index_beside_whole_weights(model: Path) -> None:
+    put(model, SINGLE, "whole.weight")
+    (model / SECOND).unlink()
+    source = open_folder(str(model))
+    assert list(source.tensors) == ["whole.weight"]
+    assert source.notes == (f"{INDEX} names shards that are not there: {SINGLE} was read, as loaders do",)
+    assert sorted(os.listdir(accepted(model))) == sorted([CONFIG, SINGLE, *_carried(model)])
+
+
+def _carried(model: Path) -> list[str]:
+    return [name for name in os.listdir(model) if not name.endswith((".safetensors", INDEX, CONFIG))]
+
+
+def test_shards_in_a_sub_folder(model: Path) -> None:
+    (model / "parts").mkdir()
+    for shard in (FIRST, SECOND):
+        (model / shard).rename(model / "parts" / shard)
+    write_index(model, {name: f"parts/{shard}" for name, shard in index_of(model)["weight_map"].items()})
+    out = accepted(model)
+    weight_map = index_of(out)["weight_map"]
+    assert {str(path.relative_to(out)) for path in out.rglob("*.safetensors")} == set(weight_map.values())
+    assert set(weight_map.values()) == {f"parts/{FIRST}", f"parts/{SECOND}"}
+    assert all(name in load_file(out / shard) for name, shard in weight_map.items())
+
+
+def test_what_an_index_says_beside_the_size_is_kept(model: Path) -> None:
+    index = index_of(model)
+    index["metadata"] = {"total_size": 1, "total_parameters": 12345, "note": "x"}
+    (model / INDEX).write_text(json.dumps(index))
+    out = accepted(model)
+    size = index_of(out)["metadata"].pop("total_size")
+    assert index_of(out)["metadata"] == {"total_size": size, "total_parameters": 12345, "note": "x"}
+    assert size > 1
+
+
+STEMS = [("diffusion_pytorch_model", ""), ("model", ".fp16"), ("diffusion_pytorch_model", ".fp16")]
+
+
+@pytest.mark.parametrize(("stem", "variant"), STEMS)
+def test_other_names_of_weights(tmp_path: Path, stem: str, variant: str) -> None:
+    """Components of diffusers, and variants, whole and in shards, under their own names."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    put(folder, f"{stem}{variant}.safetensors", "up.weight")
+    assert sorted(os.listdir(accepted(folder))) == [f"{stem}{variant}.safetensors"]
+    shutil.rmtree(folder.parent / "out")
+    (folder / f"{stem}{variant}.safetensors").unlink()
+    names = [f"{stem}-{number:05d}-of-00002{variant}.safetensors" for number in (1, 2)]
+    for number, name in enumerate(names):
+        put(folder, name, f"t{number}.weight")
+    index = f"{stem}.safetensors.index{variant}.json"
+    for _ in range(2):  # without an index, and with one
+        out = accepted(folder)
+        assert sorted(os.listdir(out)) == sorted([*names, index])
+        (folder / index).write_bytes((out / index).read_bytes())
+        shutil.rmtree(out)
+
+
+def test_plain_names_come_before_variants(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    put(folder, "model.fp16.safetensors", "half.weight")
+    put(folder, SINGLE, "full.weight")
+    source = open_folder(str(folder))
+    assert list(source.tensors) == ["full.weight"]
+    assert list(source.left) == ["model.fp16.safetensors"]
+
+
+def test_a_pipeline_names_its_components(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    (folder / "transformer").mkdir(parents=True)
+    put(folder / "transformer", "diffusion_pytorch_model.safetensors", "up.weight")
+    (folder / "transformer" / CONFIG).write_text('{"_class_name": "FluxTransformer2DModel"}')
+    (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    refused(folder, "It is a pipeline of diffusers: give one of its components, transformer")
+    (tmp_path / "out").mkdir()
+    code, lines = invoke(
+        ["prune", "--sparsity", "0.5", str(folder / "transformer"), "-o", str(tmp_path / "out" / "t")]
+    )
+    assert code == 0, lines
+
+
+def test_an_adapter_goes_along_with_its_weights_or_not_at_all(model: Path) -> None:
+    (model / "adapter_config.json").write_text("{}")
+    assert "adapter_config.json" not in os.listdir(accepted(model))
+    left = open_folder(str(model)).left
+    assert left["adapter_config.json"] == "describes an adapter whose weights are not there"
+    shutil.rmtree(model.parent / "out")
+    put(model, "adapter_model.safetensors", "lora")
+    out = accepted(model)
+    assert (out / "adapter_model.safetensors").read_bytes() == (model / "adapter_model.safetensors").read_bytes()
+    assert (out / "adapter_config.json").exists()
+
+
+def test_links_that_lead_out_of_the_folder_are_not_carried(model: Path) -> None:
+    secret = model.parent / "secret.txt"
+    secret.write_text("x")
+    (model / "tokenizer.json").unlink(missing_ok=True)
+    (model / "tokenizer.json").symlink_to(secret)
+    (model / "inner.txt").write_text("y")
+    (model / "alias.txt").symlink_to("inner.txt")
+    source = open_folder(str(model))
+    assert source.left["tokenizer.json"] == "a link that leads out of the folder"
+    assert "alias.txt" in source.carried
+
+
+def test_links_of_a_hub_cache_are_followed(tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "123"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    put(blobs, "w.safetensors", "up.weight")
+    (blobs / "t").write_text("{}")
+    (snapshot / SINGLE).symlink_to("../../blobs/w.safetensors")
+    (snapshot / "tokenizer.json").symlink_to("../../blobs/t")
+    assert list(open_folder(str(snapshot)).carried) == ["tokenizer.json"]
 
 
 def test_odd_shard_names_are_kept(tmp_path: Path) -> None:
@@ -412,7 +553,7 @@ def test_a_folder_that_cannot_be_listed(model: Path, monkeypatch: pytest.MonkeyP
     [
         ([], "Give a folder with model.safetensors, or with shards and their index"),
         (["config.json"], "Give a folder with model.safetensors, or with shards and their index"),
-        (["pytorch_model.bin", "config.json"], "It holds pytorch_model.bin: convert it to safetensors first"),
+        (["other_model.bin", "config.json"], "It holds other_model.bin: convert it to safetensors first"),
         (["model.pt"], "It holds model.pt: convert it to safetensors first"),
         (["model-Q4.gguf"], "It holds model-Q4.gguf: convert it to safetensors first"),
         (["weights.npz"], "It holds weights.npz: convert it to safetensors first"),
@@ -428,7 +569,7 @@ def test_folders_without_weights(tmp_path: Path, names: list[str], remedy: str) 
     refused(folder, f"is a folder without {SINGLE} or {INDEX}", remedy)
 
 
-@pytest.mark.parametrize("name", ["model.bin", "model.pt", "model.gguf", "model.onnx", "model", "model.safetensor"])
+@pytest.mark.parametrize("name", ["model.gguf", "model.onnx", "model", "model.safetensor"])
 def test_files_that_are_no_container_of_ours(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(b"\x80\x04K\x01.")
@@ -468,10 +609,21 @@ def test_two_hundred_shards_with_48_descriptors(tmp_path: Path) -> None:
 # ---- config.json -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"a": NaN}', '{"a": 1, "a": 2}', '{"a": "\\ud800"}', "\x00"])
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"a": nan}', '{"a": "\\ud800"}', "\x00"])
 def test_a_config_that_is_no_json_object(model: Path, text: str) -> None:
     (model / CONFIG).write_text(text)
     refused(model, CONFIG)
+
+
+def test_a_config_is_read_as_loaders_read_it(model: Path) -> None:
+    (model / CONFIG).write_text('{"a": 1, "a": 2, "limit": [0.0, Infinity], "b": NaN, "c": 1e999}')
+    out = model.parent / "out"
+    code, lines = invoke(["quantize", "--bits", "8", "--granularity", "tensor", str(model), "-o", str(out), "-q"])
+    assert code == 0, lines
+    written = json.loads((out / CONFIG).read_text())
+    assert (written["a"], written["limit"], written["c"]) == (2, [0.0, math.inf], math.inf)
+    assert math.isnan(written["b"])
+    assert invoke(["restore", str(out), "-o", str(model.parent / "back"), "-q"])[0] == 0
 
 
 def test_a_config_that_is_too_large(model: Path) -> None:
@@ -602,10 +754,10 @@ def test_a_json_file_that_changes_while_it_is_read_is_noticed(
     os.utime(model / name, (1, 1))
     inside = module.read_object
 
-    def late(file: Any) -> Any:
+    def late(file: Any, **options: Any) -> Any:
         if file.path.endswith(name):
             os.utime(model / name)
-        return inside(file)
+        return inside(file, **options)
 
     monkeypatch.setattr(module, "read_object", late)
     with pytest.raises(InputError, match="changed while it was read"):

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
+from compressor import api
 from compressor.core.errors import InputError, OutputError
 from compressor.core.tensor import TensorSpec
 from compressor.files import npz
@@ -313,15 +315,16 @@ def test_a_record_is_not_read_beyond_its_limit(tmp_path: Path) -> None:
     assert "has a record of an impossible size" in refusal(path)
 
 
-def test_another_archive_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
-    for content in (b"", b"PK\3\4", bytes(1000), b"PK\3\4" + bytes(1000)):
+    for content, reason in (
+        (b"", "is no .npz file"),
+        (bytes(1000), "is no .npz file"),
+        (b"PK\3\4", "it has no directory of members"),
+        (b"PK\3\4" + bytes(1000), "it has no directory of members"),
+    ):
         path.write_bytes(content)
-        assert "is no archive of codes that compressor wrote" in refusal(path)
-    np.savez(path, codes=np.ones(1000))
-    assert "is no archive of codes" in refusal(path)
-    write(path, layout(SPECS), DATA)
-    assert "is no archive of codes" in refusal(path)
+        assert reason in refusal(path)
 
 
 def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
@@ -358,3 +361,31 @@ def test_many_members_are_compared_in_time(tmp_path: Path) -> None:
     started = time.process_time()
     assert len(read_header(InputFile.open(path)).tensors) == 10_000
     assert time.process_time() - started < 5
+
+
+# ---- plain arrays ----------------------------------------------------------------------------------------------
+
+
+def test_arrays_of_numpy_savez_are_tensors(tmp_path: Path) -> None:
+    arrays = {
+        "fc1.weight": np.random.default_rng(0).standard_normal((6, 4), np.float32),
+        "fc1.bias": np.zeros(6),
+        "nested/name": np.asfortranarray(np.arange(6, dtype=">f4").reshape(2, 3)),
+    }
+    np.savez(tmp_path / "a.npz", **arrays)
+    api.restore(tmp_path / "a.npz", tmp_path / "b.safetensors")
+    found = load_file(tmp_path / "b.safetensors")
+    assert set(found) == set(arrays)
+    assert all(np.array_equal(found[name], array) for name, array in arrays.items())
+
+
+def test_archives_that_hold_other_things(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "a.npz", x=np.ones(300))
+    with pytest.raises(InputError, match=r"its member x.npy is compressed. Save it without compression"):
+        npz.read_header(InputFile.open(tmp_path / "a.npz"))
+    np.savez(tmp_path / "b.npz", x=np.array([{}], dtype=object))
+    with pytest.raises(InputError, match=r"its member x.npy holds an array of Python objects"):
+        npz.read_header(InputFile.open(tmp_path / "b.npz"))
+    np.savez(tmp_path / "c.npz")
+    with pytest.raises(InputError, match="holds no arrays"):
+        npz.read_header(InputFile.open(tmp_path / "c.npz"))

@@ -6,6 +6,7 @@ The number in a case's id is its row in the table of inputs and faults.
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import struct
@@ -14,6 +15,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -326,6 +328,21 @@ def test_a_path_that_is_not_utf_8_is_read(tmp_path: Path) -> None:
     path = tmp_path / "\udcff.safetensors"
     path.write_bytes(GOOD)
     assert len(read_header(InputFile.open(path)).tensors) == 1
+
+
+def test_overlaps_are_refused_before_all_of_them_are_read(tmp_path: Path) -> None:
+    """A header may list them by the hundred thousand: what follows the second is not even looked at."""
+    start = framed({"a": entry(), "b": entry(), "c": "x" * 100}, b"1234")
+    with pytest.raises(InputError, match="Tensors overlap"):
+        read_header(put(tmp_path, start))
+
+
+def test_the_library_maps_no_file_that_could_be_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    monkeypatch.setattr("safetensors.safe_open", lambda path, framework: opened.append(path) or nullcontext())
+    read_header(put(tmp_path, GOOD))
+    assert len(opened) == 1
+    assert not hasattr(os, "memfd_create") or opened[0].startswith("/proc/self/fd/")
 
 
 def test_reading_the_header_does_not_import_the_library_before_it_is_needed() -> None:

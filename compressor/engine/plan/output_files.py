@@ -11,7 +11,7 @@ from compressor.engine.plan.adapter import adapter_files, makes_adapter
 from compressor.engine.plan.plan import Job, OutputFile
 from compressor.engine.plan.request import PlanRequest
 from compressor.files import npy, npz, safetensors
-from compressor.files.folder import CONFIG, INDEX, SINGLE, index_bytes, json_bytes
+from compressor.files.folder import CONFIG, SINGLE, index_bytes, json_bytes
 from compressor.files.layout import Container, FileLayout
 from compressor.recipe.model import Recipe
 
@@ -132,7 +132,12 @@ def _texts(jobs: Sequence[Job], files: Sequence[OutputFile], checkpoint: Checkpo
         dense = [job.spec for job in jobs if job.encoder is None]
         config = dialects.configure(source.config, packed, dense) if packed else dialects.without(source.config)
         texts.append((CONFIG, json_bytes(config)))
-    if source.indexed:
+    if source.index:
         names = {spec.name: files[job.file].name for job in jobs for spec in job.part_specs()}
-        texts.append((INDEX, index_bytes(names, sum(job.size_after for job in jobs))))
+        metadata = {
+            key: value
+            for key, value in source.index_metadata.items()
+            if key != "total_parameters" or not checkpoint.cuts
+        }
+        texts.append((source.index, index_bytes(names, sum(job.size_after for job in jobs), metadata)))
     return tuple(texts)
