@@ -12,7 +12,7 @@ from typing import Any, Literal, Required, TypedDict
 
 from compressor.core.errors import CompressorError, UsageError, raise_all
 from compressor.core.text import printable
-from compressor.methods.options import options_of
+from compressor.methods.options import flag, options_of
 from compressor.methods.registry import methods_of
 from compressor.recipe.archive_store import Effort, StoreAs
 from compressor.recipe.budget import Budget
@@ -256,8 +256,8 @@ def check_keywords(verb: str, given: Mapping[str, Any], table: type[Any]) -> Non
     for key in given:
         if key not in known:
             close = get_close_matches(key, known, 1)
-            hint = f"Did you mean {close[0]}?" if close else ""
-            problems.append(UsageError(f"{verb} takes no keyword '{printable(key, 60)}'", remedy=hint))
+            hint = f"Did you mean {flag(close[0], '')}?" if close else ""
+            problems.append(UsageError(f"{printable(flag(key, ''), 60)}: is no option of {verb}", remedy=hint))
     lacking = [key for key in sorted(table.__required_keys__) if given.get(key) is None]
-    problems += [UsageError(f"{verb} needs {key}") for key in lacking]
+    problems += [UsageError(f"{verb} needs {flag(key, '')}") for key in lacking]
     raise_all(problems)
