@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any, Literal, Required, TypedDict
+from typing import Any, Literal, TypedDict
 
 from compressor.core.errors import CompressorError, UsageError, raise_all
 from compressor.core.text import printable
@@ -195,11 +195,16 @@ class QuantizeKeywords(_CodingKeywords, total=False):
     tell: Callable[[Allocation], None] | None
 
 
-class TuneKeywords(_CodingKeywords, total=False):
+class _MeasureKeywords(TypedDict):
+    """What `tune` cannot do without."""
+
+    evaluate: str
+    min_metric: float
+
+
+class TuneKeywords(_CodingKeywords, _MeasureKeywords, total=False):
     """`tune`: the measure, and what `quantize` takes, or a `recipe`."""
 
-    evaluate: Required[str]
-    min_metric: Required[float]
     metric: str
     evaluations: int
     timeout: float
