@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, Literal, TypedDict
 
-from compressor.core.errors import CompressorError, UsageError, raise_all
+from compressor.core.errors import UsageError
 from compressor.core.text import printable
 from compressor.methods.options import flag, options_of
 from compressor.methods.registry import methods_of
@@ -257,7 +257,7 @@ def check_keywords(verb: str, given: Mapping[str, Any], table: type[Any]) -> Non
     known = dict.fromkeys(table.__annotations__)
     if verb in ("prune", "distill", "quantize"):
         known |= dict.fromkeys(key for method in methods_of(verb).values() for key in options_of(method))
-    problems: list[CompressorError] = []
+    problems: list[UsageError] = []
     for key in given:
         if key not in known:
             close = get_close_matches(key, known, 1)
@@ -265,4 +265,5 @@ def check_keywords(verb: str, given: Mapping[str, Any], table: type[Any]) -> Non
             problems.append(UsageError(f"{printable(flag(key, ''), 60)}: is no option of {verb}", remedy=hint))
     lacking = [key for key in sorted(table.__required_keys__) if given.get(key) is None]
     problems += [UsageError(f"{verb} needs {flag(key, '')}") for key in lacking]
-    raise_all(problems)
+    if problems:
+        raise problems[0] if len(problems) == 1 else UsageError("; ".join(map(str, problems)))
