@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, Unpack
 
 from compressor.calibration import run as calibration
@@ -132,9 +132,15 @@ def tune(source: Path, output: Path, **keywords: Unpack[words.TuneKeywords]) -> 
     `tell` is given each output that was measured."""
     check_keywords("tune", keywords, words.TuneKeywords)
     run, options = _parted(keywords)
-    measure = {one.name: options.pop(one.name) for one in fields(Search) if one.name in options}
     tell, recipe = options.pop("tell", None), options.pop("recipe", None)
-    search = Search(**{**measure, "log": os.fspath(measure.get("log") or "")})
+    search = Search(
+        options.pop("evaluate"),
+        options.pop("metric", "metric"),
+        options.pop("min_metric"),
+        options.pop("evaluations", 10),
+        options.pop("timeout", 3600.0),
+        os.fspath(options.pop("log", None) or ""),
+    )
     if recipe is None:
         budget = take_budget(options) or Budget()
         recipe = replace(_recipe("quantize", options), budget=budget)
