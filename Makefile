@@ -7,7 +7,7 @@ OUT := demo-output
 
 help:
 	@echo "make demo          install, compress the sample weights, show the tables"
-	@echo "make test          install, run the tests (five to ten minutes)"
+	@echo "make test          install, run the tests (about five minutes)"
 	@echo "make lint          ruff and strict mypy"
 	@echo "make test-faults   the long fault injection: killed runs, failing disks, mutated files"
 	@echo "make test-interop  load the results in compressed-tensors and transformers (installs torch)"

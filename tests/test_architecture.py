@@ -1,20 +1,19 @@
-"""The project's habits as tests: who may touch the disk, the terminal and threads; how modules look."""
+"""The project's habits as tests: which way imports go, who touches disk, terminal and threads, how modules look."""
 
 from __future__ import annotations
 
-import ast
 import importlib
 import pkgutil
-import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from support import rules
 
 import compressor
 from compressor.core.tensor import DTYPES
@@ -24,128 +23,289 @@ from compressor.methods.registry import methods_of
 from compressor.recipe.model_method import Reshape
 
 PACKAGE = Path(compressor.__file__).parent
-MODULES = sorted(PACKAGE.rglob("*.py"))
-NAMES = [str(path.relative_to(PACKAGE)) for path in MODULES]
+Rule = Callable[[Path], list[str]]
+RULES: list[Rule] = [
+    rules.imports_that_go_up,
+    rules.circles,
+    rules.private_taken_from_afar,
+    rules.misplaced_at_the_top,
+    rules.asks_which_method,
+    rules.goes_by_words,
+    rules.too_complex,
+    rules.touches_the_disk,
+    rules.prints,
+    rules.makes_threads,
+    rules.impure_methods,
+    rules.ill_kept,
+]
 
-# What each of these may do that others may not. Streams are opened where they are mended; `--list` of recipes and
-# their files are the package's own and the user's, and never weights.
-DISK = ("files/",)
-TERMINAL = ("report/", "cli/")
-THREADS = ("engines/",)  # and the sink has a lock, because it is written to from many
-EXCEPTIONS = {
-    "recipe_file.py": {"open"},  # the user's TOML, read within a limit
-    "cli/streams.py": {"open", "os.open"},  # /dev/null in place of a closed stream
-    "cli/signals.py": set(),
+# What broke a rule on 2026-11-30. Lists that may only shrink: a place that is mended has to be struck off here.
+KNOWN: dict[Rule, set[str]] = {
+    rules.imports_that_go_up: {
+        "methods/registry.py: compressor.surgery.students.depth",
+        "methods/registry.py: compressor.surgery.students.subclone",
+    },
+    rules.private_taken_from_afar: {
+        "checkpoint/dialects/bitsandbytes.py: compressor.methods.quantize._nf4",
+        "checkpoint/dialects/bitsandbytes.py: compressor.methods.quantize._nf4_state",
+        "checkpoint/dialects/gptq.py: compressor.methods.quantize._layouts_foreign (unpack_down)",
+        "checkpoint/dialects/mlx.py: compressor.methods.quantize._layouts_foreign (MLX_GROUPS)",
+        "checkpoint/dialects/mlx.py: compressor.methods.quantize._layouts_foreign (decode_affine)",
+        "checkpoint/dialects/modelopt.py: compressor.methods.quantize._minifloat (E4M3)",
+        "engine/plan/sparse_store.py: compressor.methods.store._auto (Auto)",
+        "networks/training/refit_in_order.py: compressor.methods.distill._codes",
+        "networks/training/refit_in_order.py: compressor.methods.distill._masked (masked)",
+        "workflows/budget/survey.py: compressor.methods.quantize._steps (Classes)",
+    },
+    rules.asks_which_method: {
+        "checkpoint/dialects/_compressed_tensors_reading.py: getattr(encoder, 'bits')",
+        "checkpoint/dialects/_compressed_tensors_reading.py: isinstance(e, Fp8)",
+        "checkpoint/dialects/_compressed_tensors_reading.py: isinstance(encoder, Fp8)",
+        "checkpoint/dialects/_compressed_tensors_reading.py: isinstance(encoder, Nvfp4)",
+        "checkpoint/dialects/bitsandbytes.py: getattr(encoder, 'double_quant')",
+        "checkpoint/dialects/gptq.py: isinstance(encoder, Int)",
+        "checkpoint/dialects/mlx.py: isinstance(encoder, Int)",
+        "cli/report/table.py: getattr(tensor.encoder, 'id')",
+        "engine/plan/adapter.py: getattr(jobs[0].steps[0].method, 'base')",
+        "engine/plan/planner.py: getattr(encoder, 'symmetric')",
+        "engine/plan/sparse_store.py: isinstance(found, Auto)",
+        "networks/training/refit_in_order.py: isinstance(encoder, Int)",
+        "networks/training/trained_codes.py: isinstance(encoder, Codebook)",
+        "networks/training/trained_codes.py: isinstance(encoder, Int)",
+        "recipe/model.py: self.method.id == 'mask'",
+        "recipe/preset_rules.py: getattr(stage.method, 'layout')",
+        "workflows/adapter_base.py: getattr(stage.method, 'alternate')",
+        "workflows/awq.py: getattr(step.method, 'inner')",
+        "workflows/budget/candidates.py: encoder.id == 'nvfp4'",
+        "workflows/budget/candidates.py: getattr(encoder, 'found')",
+        "workflows/budget/candidates.py: isinstance(self.encoder, Uniform)",
+        "workflows/budget/survey.py: isinstance(encoder, Uniform)",
+        "workflows/budget/survey.py: isinstance(encoders[key], Uniform)",
+        "workflows/legs.py: getattr(stage.method, 'alternate')",
+    },
+    rules.too_complex: {
+        "methods/quantize/_units.py: __init__ (PLR0913)",
+    },
 }
 
 
-def calls(path: Path) -> Iterator[tuple[str, int]]:
-    """Everything that a module calls, as it is written, with its line."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call):
-            yield ast.unparse(node.func), node.lineno
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_package_keeps_the_rule(rule: Rule) -> None:
+    found, known = set(rule(PACKAGE)), KNOWN.get(rule, set())
+    assert not sorted(found - known), "breaks the rule"
+    assert not sorted(known - found), "is mended: strike it off KNOWN"
 
 
-def imports(path: Path) -> set[str]:
-    """The modules that a module imports, wherever it does."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-    return found
+HOUSE = '''
+=== __init__.py
+"""A house."""
+__all__ = ["quantize"]
+=== __main__.py
+"""The way in."""
+from house.cli.main import main
+=== api.py
+"""The verbs."""
+from house.workflows import one_pass
+def quantize():
+    one_pass.run()
+=== py.typed
+=== cli/main.py
+"""The command line."""
+from house import api
+def main():
+    print(api.quantize())
+=== core/errors.py
+"""What goes wrong."""
+_WORD = "no"
+class Wrong(Exception):
+    reason = _WORD
+=== core/parallel/threads.py
+"""Threads."""
+from threading import Thread
+from house.core.errors import Wrong
+All = Thread
+=== files/npy.py
+"""A container."""
+from house.core.errors import Wrong
+def read(path):
+    try:
+        return open(path).read()
+    except OSError as error:
+        raise Wrong from error
+=== methods/contract.py
+"""What a method is."""
+class Method:
+    id = ""
+=== methods/quantize/int.py
+"""A method."""
+from house.methods.contract import Method
+from house.methods.quantize._scales import _half
+class Int(Method):
+    symmetric: bool = True
+=== methods/quantize/_scales.py
+"""Its numbers."""
+def _half(value):
+    return value / 2
+=== recipe/stages.py
+"""What was asked."""
+from house.methods.contract import Method
+Kinds = [Method]
+=== engine/plan/plan.py
+"""What will be done."""
+from house.recipe import stages
+=== engine/execution/runner.py
+"""How it is done."""
+from ..plan import plan
+=== workflows/one_pass.py
+"""One pass."""
+from house.engine.execution import runner
+def run(method=None):
+    return method.id if isinstance(method, runner.Runner) else None
+'''
+PACKAGES = (*rules.FOLDERS, "core/parallel", "methods/quantize", "engine/plan", "engine/execution")
+MANY = ", ".join(f"a{number}" for number in range(rules.MOST_ARGUMENTS + 1))
+DEEP = "\n".join(f"    if a == {number}:\n        return {number}" for number in range(rules.MOST_COMPLEX))
+
+# The rule, the file that breaks it, what is added to it, and a word of what is said of it.
+PLANTED: list[tuple[Rule, str, str, str]] = [
+    (rules.imports_that_go_up, "files/npy.py", "from house.engine.plan import plan", "house.engine.plan.plan"),
+    (rules.imports_that_go_up, "files/npy.py", "def f():\n    from house.recipe.stages import Kinds", "(Kinds)"),
+    (
+        rules.imports_that_go_up,
+        "core/errors.py",
+        "if TYPE_CHECKING:\n    from house.api import quantize",
+        "(quantize)",
+    ),
+    (rules.imports_that_go_up, "files/npy.py", "from ..methods.contract import Method", "(Method)"),
+    (rules.imports_that_go_up, "files/npy.py", "from .. import recipe", "house.recipe"),
+    (rules.imports_that_go_up, "recipe/stages.py", "from house import engine", "house.engine"),
+    (rules.imports_that_go_up, "recipe/stages.py", "from house import quantize", "house (quantize)"),
+    (rules.imports_that_go_up, "recipe/stages.py", "import house.workflows.one_pass", "house.workflows.one_pass"),
+    (rules.imports_that_go_up, "recipe/stages.py", "find('house.workflows.one_pass')", "house.workflows.one_pass"),
+    (rules.imports_that_go_up, "engine/plan/plan.py", "from house.engine.execution import runner", "runner"),
+    (rules.imports_that_go_up, "files/npy.py", "from house.architectures import __doc__", "house.architectures"),
+    (rules.imports_that_go_up, "recipe/stages.py", "from house.planner import plan", "is not there"),
+    (rules.imports_that_go_up, "planner.py", '"""A plan."""', "lies in no layer"),
+    (rules.imports_that_go_up, "engine/loose.py", '"""Neither."""', "lies in no layer"),
+    (rules.circles, "core/errors.py", "from house.core.parallel.threads import All", "threads"),
+    (
+        rules.circles,
+        "methods/contract.py",
+        "if TYPE_CHECKING:\n    from house.methods.quantize.int import Int",
+        "int",
+    ),
+    (rules.private_taken_from_afar, "recipe/stages.py", "from house.methods.quantize import _scales", "_scales"),
+    (
+        rules.private_taken_from_afar,
+        "recipe/stages.py",
+        "from house.methods.quantize._scales import x",
+        "_scales (x)",
+    ),
+    (rules.private_taken_from_afar, "recipe/stages.py", "from house.core.errors import _WORD", "(_WORD)"),
+    (
+        rules.private_taken_from_afar,
+        "recipe/stages.py",
+        "from house.core import errors\nword = errors._WORD",
+        "(_WORD)",
+    ),
+    (rules.misplaced_at_the_top, "planner.py", '"""A plan."""', "planner.py: is not on the list"),
+    (rules.misplaced_at_the_top, "report/__init__.py", '"""Tables."""', "report: is not on the list"),
+    (rules.misplaced_at_the_top, "quantize/__init__.py", '"""A verb."""', "quantize: has a verb's name"),
+    (rules.asks_which_method, "recipe/stages.py", "if a.method.id == 'int': pass", "a.method.id == 'int'"),
+    (rules.asks_which_method, "recipe/stages.py", "if a.id in ('int', 'nf4'): pass", "a.id in"),
+    (rules.asks_which_method, "cli/main.py", "getattr(encoder, 'anything', None)", "'anything'"),
+    (rules.asks_which_method, "cli/main.py", "getattr(found, 'symmetric', True)", "'symmetric'"),
+    (
+        rules.asks_which_method,
+        "cli/main.py",
+        "from house.methods.quantize.int import Int as I\nisinstance(a, I | str)",
+        "isinstance(a, I)",
+    ),
+    (
+        rules.asks_which_method,
+        "cli/main.py",
+        "from house.methods.quantize import int as i\nisinstance(a, (str, i.Int))",
+        "isinstance(a, i.Int)",
+    ),
+    (
+        rules.asks_which_method,
+        "cli/main.py",
+        "from house.methods.quantize.int import Int\ntype(a) is Int",
+        "type(a) is Int",
+    ),
+    (
+        rules.asks_which_method,
+        "cli/main.py",
+        "from house.methods.quantize.int import Int\nmatch a:\n    case Int(): pass",
+        "case Int",
+    ),
+    (rules.goes_by_words, "cli/main.py", "if error.reason.startswith('no'): pass", "startswith"),
+    (rules.goes_by_words, "cli/main.py", "if problem.remedy == NOTHING: pass", "== NOTHING"),
+    (rules.goes_by_words, "cli/main.py", "if 'space' in str(error): pass", "in str(error)"),
+    (rules.goes_by_words, "cli/main.py", "if reason in ('a', 'b'): pass", "reason in"),
+    (rules.goes_by_words, "cli/main.py", "if re.match('a', error.args[0]): pass", "re.match"),
+    (rules.goes_by_words, "cli/main.py", "role = default.reason.partition(' ')[0]", "partition"),
+    (rules.too_complex, "cli/main.py", f"def many({MANY}): pass", "many (PLR0913)"),
+    (rules.too_complex, "cli/main.py", f"def many({MANY}): pass  # noqa: PLR0913", "many (PLR0913)"),
+    (rules.too_complex, "cli/main.py", f"def deep(a):\n{DEEP}", "deep (C901)"),
+    (rules.touches_the_disk, "cli/main.py", "open('a')", "open"),
+    (rules.touches_the_disk, "recipe/stages.py", "Path('a').read_text()", "read_text"),
+    (rules.prints, "recipe/stages.py", "print('a')", "print"),
+    (rules.prints, "files/npy.py", "from rich.table import Table", "rich"),
+    (rules.makes_threads, "workflows/one_pass.py", "from threading import Lock", "threading"),
+    (rules.makes_threads, "workflows/one_pass.py", "os.fork()", "fork"),
+    (rules.impure_methods, "methods/quantize/int.py", "def f():\n    import time", "time"),
+    (rules.impure_methods, "methods/contract.py", "from house.files.npy import read", "house.files.npy"),
+    (rules.ill_kept, "core/floats.py", "one = 1", "has no docstring"),
+    (rules.ill_kept, "core/loose/new.py", '"""In no package."""', "core/loose: has no __init__"),
+    (rules.ill_kept, "core/utils.py", '"""This and that."""', "a name that says nothing"),
+    (rules.ill_kept, "core/errors.py", "eval('1')", "eval"),
+]
 
 
-OPENING = re.compile(
-    r"^(open|.*\.open|io\.open|os\.(open|rename|replace|unlink|remove|mkdir|makedirs|rmdir|link|symlink|truncate|chmod|"
-    r"pread|pwrite|preadv|write|read|scandir|listdir|fsync)|shutil\..*|.*\.(read_bytes|write_bytes|write_text|"
-    r"tofile|unlink|mkdir|rename)|np\.(load|save|savez|memmap|fromfile)|save_file|load_file|mmap\..*)$"
-)
-OWN = re.compile(
-    r"^(InputFile\.open|.*\.whole\.read_bytes|tensor\.whole\.read_bytes)$"
-)  # reading, as files/ offers it
+def built(root: Path) -> Path:
+    """A small package of the same shape, in which every rule is kept."""
+    files = {f"{folder}/__init__.py": '"""A folder."""\n' for folder in PACKAGES}
+    files |= {place: text for place, _, text in (one.partition("\n") for one in HOUSE.split("=== ")[1:])}
+    for place, text in files.items():
+        path = root / "house" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root / "house"
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(DISK)])
-def test_only_files_touches_the_disk(name: str) -> None:
-    allowed = EXCEPTIONS.get(name, set())
-    bad = [
-        f"{call} in line {line}"
-        for call, line in calls(PACKAGE / name)
-        if OPENING.match(call)
-        and not OWN.match(call)
-        and call.removeprefix("path.") not in allowed
-        # signals and streams write a last line to the raw stderr
-        and not (name.startswith("cli/") and call in ("os.write", "os.open"))
-    ]
-    assert not bad
+def test_a_tidy_house_breaks_no_rule(tmp_path: Path) -> None:
+    house = built(tmp_path)
+    assert {rule.__name__: found for rule in RULES if (found := rule(house))} == {}
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(TERMINAL)])
-def test_only_reports_and_commands_print(name: str) -> None:
-    bad = [call for call, _ in calls(PACKAGE / name) if call in ("print", "input") or call.startswith("sys.std")]
-    assert not bad
-    assert not {module.partition(".")[0] for module in imports(PACKAGE / name)} & {
-        "rich",
-        "click",
-        "logging",
-        "warnings",
-    }
+@pytest.mark.parametrize(("rule", "place", "text", "said"), PLANTED)
+def test_every_rule_finds_what_is_planted(rule: Rule, place: str, text: str, said: str, tmp_path: Path) -> None:
+    path = built(tmp_path) / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text((f"{path.read_text()}\n\n" if path.exists() else "") + text + "\n")
+    found = rule(tmp_path / "house")
+    assert any(said in one for one in found), found
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in NAMES if not name.startswith((*THREADS, "files/sink.py", "files/direct.py"))]
-)
-def test_only_engines_know_threads(name: str) -> None:
-    assert not imports(PACKAGE / name) & {"threading", "multiprocessing", "asyncio", "threadpoolctl", "_thread"}
-    made = {call for call, _ in calls(PACKAGE / name)}
-    assert not made & {"ThreadPoolExecutor", "ProcessPoolExecutor", "Thread"}
+def test_every_rule_has_a_planted_violation() -> None:
+    assert {rule for rule, *_ in PLANTED} == set(RULES)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("methods/")])
-def test_methods_are_pure(name: str) -> None:
-    """No files, no clock, no environment, no randomness, nothing printed."""
-    found = imports(PACKAGE / name)
-    assert not {module.partition(".")[0] for module in found} & {
-        "os",
-        "sys",
-        "time",
-        "random",
-        "pathlib",
-        "io",
-        "socket",
-    }
-    assert not any(
-        module.startswith(("compressor.files", "compressor.cli", "compressor.cli.report")) for module in found
-    )
+def test_ruff_has_the_limits_of_the_rule() -> None:
+    """`make lint` says it while one writes; what excuses a function there still is on the list here."""
+    lint = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["ruff"]["lint"]
+    assert {"C901", "PLR0913"} <= set(lint["select"])
+    assert lint["mccabe"]["max-complexity"] == rules.MOST_COMPLEX
+    assert lint["pylint"]["max-args"] == rules.MOST_ARGUMENTS
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_modules_are_short_and_say_what_they_are_for(name: str) -> None:
-    text = (PACKAGE / name).read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 400
-    assert ast.get_docstring(ast.parse(text)), "no docstring"
-    assert Path(name).stem not in ("utils", "helpers", "common", "base", "misc")
-    assert "pickle.load" not in text
-    assert not re.search(r"\b(eval|exec)\(", text)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_layers_know_only_what_lies_below(name: str) -> None:
-    """Containers know no methods, methods no engine, nothing but the command line knows the command line."""
-    below = {
-        "files/": ("methods", "engines", "report", "cli", "planner", "runner", "api", "recipe", "method"),
-        "methods/": ("engines", "files", "planner", "runner", "api", "recipe"),
-        "engines/": ("files", "methods", "planner", "runner", "api", "recipe", "method"),
-        "report/": ("files", "methods", "engines", "planner", "runner", "api", "cli"),
-    }
-    forbidden = next((names for folder, names in below.items() if name.startswith(folder)), ())
-    if not name.startswith(("cli/", "__main__")):
-        forbidden += ("cli",)
-    for module in imports(PACKAGE / name):
-        if module.startswith("compressor."):
-            assert module.split(".")[1] not in forbidden, module
+def test_no_test_judges_a_time(tmp_path: Path) -> None:
+    assert rules.judges_times(Path(__file__).parent) == []
+    planted = ("assert time.monotonic() - start < 2", "assert run.seconds < 2", "settings(deadline=200)")
+    for text in planted:
+        (tmp_path / "test_planted.py").write_text(f"{text}\n")
+        assert rules.judges_times(tmp_path) == [f"test_planted.py: {text}"]
 
 
 def method_modules() -> list[tuple[str, str]]:
@@ -157,21 +317,30 @@ def method_modules() -> list[tuple[str, str]]:
     ]
 
 
-@pytest.mark.parametrize(("verb", "name"), method_modules())
-def test_a_method_is_a_file(verb: str, name: str) -> None:
+def faults_of_a_method(verb: str, name: str) -> list[str]:
+    """What is wrong with the file or the folder of a method: its id, its type, what it says of itself."""
     module: ModuleType = importlib.import_module(f"compressor.methods.{verb}.{name}")
-    method: type[Method] = module.METHOD
-    assert (method.verb, method.id) == (verb, name.replace("_", "-"))
-    assert is_dataclass(method)
-    assert method.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    assert issubclass(method, Transform | Encoder | Reshape)
-    assert methods_of(verb)[method.id] is method
-    assert module.__doc__
-    assert len(module.__doc__) > 200
-    for word in (
-        ("Stored:",) if verb == "distill" else ("Stored:", "Error:") if verb == "prune" else ("Stored", "Error:")
-    ):
-        assert word in module.__doc__
+    method: type[Method] | None = getattr(module, "METHOD", None)
+    if method is None:
+        return ["has no METHOD"]
+    bad = []
+    if (method.verb, method.id) != (verb, name.replace("_", "-")) or methods_of(verb).get(method.id) is not method:
+        bad.append(f"is registered as {method.verb} {method.id}")
+    if not is_dataclass(method) or not method.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        bad.append("is no frozen dataclass")
+    if not issubclass(method, Transform | Encoder | Reshape):
+        bad.append("neither changes nor encodes")
+    about = module.__doc__ or ""
+    words = {"distill": ("Stored:",), "prune": ("Stored:", "Error:")}.get(verb, ("Stored", "Error:"))
+    if len(about) <= 200 or not all(word in about for word in words):
+        bad.append(f"does not say {' and '.join(words)}")
+    return bad
+
+
+def test_a_method_is_a_file_or_a_folder() -> None:
+    found = method_modules()
+    assert {verb for verb, _ in found} == set(VERBS)
+    assert {f"{verb}/{name}": bad for verb, name in found if (bad := faults_of_a_method(verb, name))} == {}
 
 
 def test_every_verb_has_a_command_a_function_and_methods() -> None:
@@ -193,14 +362,15 @@ def test_the_python_api_is_flat_and_lazy() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "module", ["compressor", "compressor.cli.main", "compressor.cli.quantize", "compressor.recipe.model"]
-)
-def test_importing_does_not_load_numpy(module: str) -> None:
+def test_importing_does_not_load_numpy() -> None:
     heavy = "{'numpy._core', 'ml_dtypes', 'rich.table'}"
-    code = f"import sys, {module}; sys.exit(' '.join({heavy} & set(sys.modules)) or 0)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
+    modules = ["compressor", "compressor.cli.main", "compressor.cli.quantize", "compressor.recipe.model"]
+    code = (
+        f"import importlib, sys\nfor name in {modules}:\n    importlib.import_module(name)\n"
+        f"    print(name, *({heavy} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == modules
 
 
 def test_the_table_of_dtypes_is_sound() -> None:

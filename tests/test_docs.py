@@ -148,3 +148,10 @@ def test_recipe_page_example_is_valid() -> None:
     for text in re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
         recipe = parse_recipe(text, "docs")
         assert recipe.stages or recipe.cuts
+
+
+def test_what_is_written_by_a_benchmark_names_it() -> None:
+    for page in (ROOT / "docs").glob("*.md"):
+        for script in re.findall(r"<!-- [\w-]+: written by (\S+) -->", page.read_text(encoding="utf-8")):
+            code = (ROOT / script).read_text(encoding="utf-8")
+            assert script in code or f'"{script.removeprefix("bench/")}"' in code, (page.name, script)

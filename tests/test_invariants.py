@@ -456,8 +456,8 @@ def spoken(report: Report) -> Iterator[str]:
     """The reasons that the plan gives for tensors that no stage treats."""
     for job in report.plan.jobs:
         if not job.steps:
-            assert job.kept, job.spec.name
-            for why in job.kept:
+            assert job.left_alone, job.spec.name
+            for why in job.left_alone:
                 assert why.reason
                 yield why.reason
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.clock import HANGS
+from support.console import compressor as in_process
 from support.fault_injection import Server, invoke, is_one_line, make_file, make_folder, make_npy, strays, tree
 
 PRUNE = ("prune", "--sparsity", "0.5")
@@ -40,9 +42,7 @@ def place(tmp_path: Path) -> Path:
 def refused(place: Path, code: int, source: str | Path, output: str | Path, *more: str) -> str:
     """The line of a refusal that leaves everything as it was."""
     before = tree(place)
-    began = time.monotonic()
     found, lines = invoke([*PRUNE, str(source), "-o", str(output), *more])
-    assert time.monotonic() - began < 2
     assert found == code, lines
     assert is_one_line(lines), lines
     assert tree(place) == before
@@ -57,7 +57,7 @@ def accepted(source: str | Path, output: str | Path, *more: str) -> None:
 def compressor(*arguments: str | bytes | Path, **options: Any) -> subprocess.CompletedProcess[bytes]:
     """The tool as a shell starts it."""
     command = [sys.executable, "-m", "compressor", *arguments]
-    return subprocess.run(command, capture_output="stdout" not in options, check=False, timeout=60, **options)
+    return subprocess.run(command, capture_output="stdout" not in options, check=False, timeout=HANGS, **options)
 
 
 # ---- row 67: the output is the input ---------------------------------------------------------------------------
@@ -423,25 +423,28 @@ NAMES = [
 
 
 @pytest.mark.parametrize("raw", NAMES)
-@pytest.mark.parametrize("style", ["table", "json"])
-def test_strange_file_names_work_and_are_shown_escaped(tmp_path: Path, raw: bytes, style: str) -> None:
+def test_strange_file_names_work_and_are_shown_escaped(tmp_path: Path, raw: bytes) -> None:
     name = os.fsdecode(raw)
     try:
         source = make_npy(tmp_path / name)
     except OSError:
         pytest.skip("not every file system takes such names")
-    for arguments in (
-        [*PRUNE, source, "-o", tmp_path / f"out {name}", "--format", style],
-        ["inspect", tmp_path / f"out {name}", "--format", style],
-    ):
+    out = tmp_path / f"out {name}"
+    shown = []
+    # one of each as a shell starts it
+    for arguments in ([*PRUNE, source, "-o", out], ["inspect", out, "--format", "json"]):
         done = compressor(*arguments)
         assert done.returncode == 0, done.stderr
-        shown = (done.stdout + done.stderr).decode()  # valid UTF-8
-        assert all(c.isprintable() or c == "\n" for c in shown)
-        assert "\nerror" not in shown
-    if style == "json":
-        found = json.loads(done.stdout)
-        assert os.fsencode(found["input"]) == os.fsencode(tmp_path / f"out {name}")
+        shown.append((done.stdout + done.stderr).decode())  # valid UTF-8
+    found = json.loads(done.stdout)
+    assert os.fsencode(found["input"]) == os.fsencode(out)
+    for arguments in ([*PRUNE, source, "-o", out, "--force", "--format", "json"], ["inspect", out]):
+        here = in_process(*arguments)
+        assert here.code == 0, here.err
+        shown.append(here.out + here.err)
+    for text in shown:
+        assert all(c.isprintable() or c == "\n" for c in text)
+        assert "\nerror:" not in text
     code, lines = invoke(["inspect", str(tmp_path / f"missing {name}")])
     assert code == 3
     assert is_one_line(lines)
@@ -483,10 +486,10 @@ def test_closed_streams(place: Path, closed: tuple[int, ...]) -> None:
     redirections = " ".join(f"{number}>&-" if number else "<&-" for number in closed)
     script = f'exec "$0" -m compressor "$@" {redirections}'
     command = [sys.executable, *PRUNE, str(place / "in.npy"), "-o", str(place / "out.npy")]
-    done = subprocess.run(["/bin/sh", "-c", script, *command], capture_output=True, check=False, timeout=60)
+    done = subprocess.run(["/bin/sh", "-c", script, *command], capture_output=True, check=False, timeout=HANGS)
     assert done.returncode == 0
     assert np.count_nonzero(np.load(place / "out.npy")) == 24 * 16
-    done = subprocess.run(["/bin/sh", "-c", script, *command], capture_output=True, check=False, timeout=60)
+    done = subprocess.run(["/bin/sh", "-c", script, *command], capture_output=True, check=False, timeout=HANGS)
     assert done.returncode == 4
     assert (2 in closed) == (not done.stderr)
 
@@ -546,7 +549,7 @@ def test_a_terminal_that_goes_away(place: Path) -> None:
         os.close(slave)
         time.sleep(delay)
         os.close(master)
-        assert running.wait(60) == 0
+        assert running.wait(HANGS) == 0
         assert out.exists()
 
 
@@ -555,6 +558,6 @@ def test_a_working_folder_that_was_removed(place: Path) -> None:
     for output, code in ((place / "out.npy", 0), ("out.npy", 4)):
         command = [sys.executable, *PRUNE, str(place / "in.npy"), "-o", str(output)]
         done = subprocess.run(
-            ["/bin/sh", "-c", script, *command], cwd=place, capture_output=True, check=False, timeout=60
+            ["/bin/sh", "-c", script, *command], cwd=place, capture_output=True, check=False, timeout=HANGS
         )
         assert done.returncode == code, done.stderr

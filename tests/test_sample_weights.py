@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from support.clock import HANGS
 
 FOLDER = Path(__file__).resolve().parent.parent / "sample_weights"
 TEACHER = FOLDER / "lenet300_teacher.safetensors"
@@ -28,7 +29,7 @@ Tensors = dict[str, np.ndarray]
 def run(script: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, str(script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=HANGS)
 
 
 @pytest.fixture(scope="module")

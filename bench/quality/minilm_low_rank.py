@@ -84,7 +84,7 @@ def one_rank(folder: Path, include: list[str]) -> int:
         plan = compressor.distill(
             minilm(), folder / "plan", method="low-rank", rank=middle, include=include, dry_run=True
         ).plan
-        chosen = [job for job in plan.jobs if job.steps or any("factors" in why.reason for why in job.kept)]
+        chosen = [job for job in plan.jobs if job.steps or any("factors" in why.reason for why in job.left_alone)]
         small = sum(job.size_after for job in chosen) <= SHARE * sum(job.spec.nbytes for job in chosen)
         low, high = (middle, high) if small else (low, middle - 1)
     return low

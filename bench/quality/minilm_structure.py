@@ -164,7 +164,7 @@ def main() -> None:
         made = table(Path(folder))
     print(made)
     if asked.write:
-        put("minilm-structure", "minilm_structure.py", made)
+        put("minilm-structure", "quality/minilm_structure.py", made)
 
 
 if __name__ == "__main__":

@@ -177,7 +177,7 @@ def main() -> int:
     for name, table in tables.items():
         print(f"\n{table}")
         if asked.write:
-            put(name, "outputs.py", table)
+            put(name, "quality/outputs.py", table)
     return 0 if passed else 1
 
 

@@ -158,7 +158,7 @@ def main() -> int:
     made = "\n\n".join(parts)
     print(made)
     if asked.write:
-        put("soft-targets", "soft_targets.py", made)
+        put("soft-targets", "quality/soft_targets.py", made)
     return int(asked.check and not reached)
 
 

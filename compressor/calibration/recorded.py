@@ -7,7 +7,7 @@ import os
 from compressor.core.errors import InputError
 from compressor.core.text import printable
 from compressor.files.npy import TENSOR_NAME
-from compressor.files.opening import open_source
+from compressor.files.opening import names_in, open_source
 from compressor.files.source import StoredTensor
 
 _KINDS = (".npy", ".safetensors")
@@ -21,12 +21,8 @@ def open_recorded(path: str | os.PathLike[str]) -> list[tuple[str, StoredTensor]
     path = os.fspath(path)
     if not os.path.isdir(path):
         return _arrays(path)
-    try:
-        names = sorted(name for name in os.listdir(path) if not name.startswith("."))
-    except OSError as error:
-        raise InputError(f"cannot be listed: {error.strerror}", file=path) from error
     found = []
-    for name in names:
+    for name in names_in(path):
         if os.path.splitext(name)[1].lower() not in _KINDS:
             raise InputError(
                 f"holds '{printable(name, 100)}', which is no .npy and no .safetensors",

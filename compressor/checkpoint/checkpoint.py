@@ -7,7 +7,7 @@ Stored parts are recognised by our own metadata, or in a folder by compressed-te
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from compressor.architectures.groups import Coupled
@@ -19,18 +19,19 @@ from compressor.core.workspace import Workspace
 from compressor.files.identity import Identity, unknown
 from compressor.files.opening import open_source
 from compressor.files.source import Source, StoredTensor
-from compressor.methods.contract import Encoder
+from compressor.methods.contract import Decoder, Indexed
 from compressor.methods.parts import Part
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of the input. `parts` by suffix; without an encoder there is one, the tensor itself."""
+    """A tensor of the input. `parts` by suffix, which its `encoder` decodes; without one there is one part, the
+    tensor itself."""
 
     spec: TensorSpec
     parts: Mapping[str, StoredTensor]
     file: int
-    encoder: Encoder | None = None
+    encoder: Decoder | None = None
     kept: bool = False  # whether its parts go into the output as they are, where nothing is done to it
 
     @property
@@ -71,6 +72,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     stored: bool = False  # whether tensors are taken as they lie there, whatever they are parts of
     identity: Identity = ("sha256", "0" * 64)  # what the input is known by; zeros as long as nobody has looked
+    upright: frozenset[str] = frozenset()  # Conv1D weights that are [out, in] here and [in, out] in the file
     dropped: tuple[str, ...] = ()  # tensors of the source that mean nothing once its weights are numbers
 
     @property
@@ -82,21 +84,24 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Open an input and recognise what it stores. InputError when parts contradict what is said of them."""
     source = open_source(path)
     records = tuple(provenance.from_metadata(part.header.metadata, part.file.path) for part in source.files)
-    stored: dialects.Stored = [pair for record in records for pair in record.tensors]
-    compression, left = "packed by compressor" if stored else "", frozenset[str]()
-    if not stored:
+    stored: Sequence[tuple[TensorSpec, Decoder | Indexed]] = [pair for record in records for pair in record.tensors]
+    own = bool(stored)
+    compression, left = "packed by compressor" if own else "", frozenset[str]()
+    if not own:
         compression, stored, left = dialects.read(source)
     tensors = {
         name: Tensor(tensor.spec, {"": tensor}, source.file_of[name]) for name, tensor in source.tensors.items()
     }
     used = set(left)
     found: dict[str, Tensor] = {}
-    for spec, encoder in stored:
-        tensor = _stored_tensor(source, spec, encoder)
+    for spec, reader in stored:
+        tensor = _stored_tensor(source, spec, reader)
         used |= {part.spec.name for part in tensor.parts.values()}
         if spec.name in found or (spec.name in source.tensors and "" not in tensor.parts):
             raise InputError("is there twice, as numbers and as codes", file=source.path, tensor=spec.name)
         found[spec.name] = tensor
+    if not own:
+        dialects.check_read(source, used)
     tensors = {name: tensor for name, tensor in tensors.items() if name not in used} | found
     ordered = {name: tensors[name] for name in sorted(tensors)}
     return Checkpoint(
@@ -110,20 +115,25 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     )
 
 
-def _stored_tensor(source: Source, spec: TensorSpec, encoder: Encoder) -> Tensor:
+def _stored_tensor(source: Source, spec: TensorSpec, reader: Decoder | Indexed) -> Tensor:
     try:
-        encoder.check(spec)
-        index = encoder.counts_part(spec)
-        if index is not None:
-            stored = _stored_part(source, spec, index)
-            content = stored.read_rows(index.size, 0, 1, Workspace(), "index").reshape(index.shape)
-            encoder = encoder.counted_by(spec, content)
-        declared = encoder.parts(spec)
+        decoder = _indexed(source, spec, reader) if isinstance(reader, Indexed) else reader
+        declared = decoder.parts(spec)
     except UsageError as error:
         raise InputError(error.reason, file=source.path, tensor=spec.name) from error
     parts = {part.suffix: _stored_part(source, spec, part) for part in declared}
     first = next(iter(parts.values()))
-    return Tensor(spec, parts, source.file_of[first.spec.name], encoder)
+    return Tensor(spec, parts, source.file_of[first.spec.name], decoder)
+
+
+def _indexed(source: Source, spec: TensorSpec, reader: Indexed) -> Decoder:
+    """What reads the tensor, now that its index is read. UsageError where that makes no sense."""
+    reader.check(spec)
+    index = reader.index(spec)
+    if index is None:
+        return reader.indexed(spec, None)
+    stored = _stored_part(source, spec, index)
+    return reader.indexed(spec, stored.read_rows(index.size, 0, 1, Workspace(), "index").reshape(index.shape))
 
 
 def _stored_part(source: Source, spec: TensorSpec, part: Part) -> StoredTensor:

@@ -9,7 +9,8 @@ with H the hidden and I the inner size; which of the two it is follows from the 
 the fused tensors where these lie in the file: nothing is read or copied here, only offsets and strides are told.
 
 Which half is the gate, and what loaders call the parts, cannot be seen in a file: a model has to be known by the
-`model_type` in its config.json, or be unmistakable by names and shapes. Others are left as they are.
+`model_type` in its config.json (`architectures/fused_experts.py`), or be unmistakable by names and shapes. Others
+are left as they are.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+from compressor.architectures.fused_experts import GPT_OSS, LLAMA4, FusedExperts, fused_experts
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.text import printable
@@ -26,41 +27,6 @@ from compressor.files.source import StoredTensor
 
 _FUSED = re.compile(r"(?P<module>(?:.*\.)?experts)\.(?P<name>gate_up_proj|down_proj)(?P<bias>_bias)?")
 _MOST = 4096  # experts of a layer; a file that claims more is not believed
-_DEEPEST = 3  # configs inside configs: text_config, thinker_config.text_config
-
-
-@dataclass(frozen=True)
-class Family:
-    """How models call an expert's matrices; `interleaved`: rows of gate and up take turns; `block`: what the module
-    around the experts is called in files, where transformers calls it `mlp`; `merges`: transformers loads them."""
-
-    gate: str = "gate_proj"
-    up: str = "up_proj"
-    down: str = "down_proj"
-    interleaved: bool = False
-    block: str = ""
-    merges: bool = True
-
-
-_QWEN, _MIXTRAL = Family(), Family("w1", "w3", "w2", block="block_sparse_moe")
-_LLAMA4, _GPT_OSS = Family(merges=False), Family(interleaved=True, merges=False)
-# model_type: the family, as transformers 5.24 maps their checkpoints' names and vLLM those of codes
-_FAMILIES: Mapping[str, Family] = {
-    **dict.fromkeys(
-        (
-            *("afmoe", "axk1", "axk2", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1"),
-            *("ernie4_5_moe", "exaone_moe", "flex_olmo", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa"),
-            *("hunyuan_v1_moe", "jamba", "longcat_flash", "mimo_v2_flash", "olmoe", "qwen2_moe", "qwen3_moe"),
-            *("qwen3_next", "qwen3_omni_moe", "qwen3_omni_moe_text", "qwen3_5_moe", "qwen3_5_moe_text"),
-            *("sarvam_moe", "solar_open"),
-        ),
-        _QWEN,
-    ),
-    **dict.fromkeys(("mixtral", "minimax", "minimax_m2"), _MIXTRAL),
-    "lfm2_moe": Family("w1", "w3", "w2"),
-    **dict.fromkeys(("llama4", "llama4_text", "qwen3_vl_moe", "qwen3_vl_moe_text"), _LLAMA4),
-    "gpt_oss": _GPT_OSS,
-}
 
 
 @dataclass(frozen=True)
@@ -85,7 +51,7 @@ def split_experts(checkpoint: Checkpoint) -> Checkpoint:
     some = next(iter(found))
     if family is None or None in layers:
         why = "is of no model that is known here" if family is None else "has shapes that do not fit each other"
-        return replace(checkpoint, notes=(f"experts stay fused: '{printable(some, 100)}' {why}",))
+        return replace(checkpoint, notes=(*checkpoint.notes, f"experts stay fused: '{printable(some, 100)}' {why}"))
     whole: dict[str, tuple[str, ...]] = {}
     made: dict[str, Tensor] = {}
     for layer in layers:
@@ -98,7 +64,10 @@ def split_experts(checkpoint: Checkpoint) -> Checkpoint:
     if family.block:
         others = {tensor.spec.name: tensor for tensor in _renamed(others, list(found), family)}
     if made.keys() & others.keys() or len(made) != sum(map(len, whole.values())):
-        return replace(checkpoint, notes=(f"experts stay fused: their names as '{next(iter(made))}' are taken",))
+        return replace(
+            checkpoint,
+            notes=(*checkpoint.notes, f"experts stay fused: their names as '{next(iter(made))}' are taken"),
+        )
     tensors = made | others
     loaders = "transformers and vLLM" if family.merges else "vLLM, and not transformers,"
     note = (
@@ -107,7 +76,10 @@ def split_experts(checkpoint: Checkpoint) -> Checkpoint:
         "`restore` gives them back so"
     )
     return replace(
-        checkpoint, tensors={name: tensors[name] for name in sorted(tensors)}, fused=whole, notes=(note,)
+        checkpoint,
+        tensors={name: tensors[name] for name in sorted(tensors)},
+        fused=whole,
+        notes=(*checkpoint.notes, note),
     )
 
 
@@ -147,30 +119,20 @@ def _layer(module: str, tensors: Mapping[str, Tensor]) -> _Layer | None:
     return _Layer(module, tensors, transposed)
 
 
-def _family(checkpoint: Checkpoint, layers: Sequence[_Layer]) -> Family | None:
+def _family(checkpoint: Checkpoint, layers: Sequence[_Layer]) -> FusedExperts | None:
     if checkpoint.source.config is not None:
-        types = _model_types(checkpoint.source.config, _DEEPEST)
-        return next((_FAMILIES[name] for name in types if name in _FAMILIES), None)
+        return fused_experts(checkpoint.source.config)
     if layers and all(layer.transposed and "gate_up_proj_bias" in layer.tensors for layer in layers):
-        return _GPT_OSS
+        return GPT_OSS
     if layers and all(layer.transposed and "feed_forward.experts" in layer.module for layer in layers):
-        return _LLAMA4
+        return LLAMA4
     return None
-
-
-def _model_types(config: Mapping[str, Any], depth: int) -> Iterator[str]:
-    """The model_type of a config and of the configs inside it."""
-    if isinstance(config.get("model_type"), str):
-        yield config["model_type"]
-    for key, inner in config.items():
-        if depth and key.endswith("_config") and isinstance(inner, dict):
-            yield from _model_types(inner, depth - 1)
 
 
 # ---- the matrices --------------------------------------------------------------------------------------
 
 
-def _parts(layer: _Layer, name: str, tensor: Tensor, family: Family) -> Iterator[Tensor]:
+def _parts(layer: _Layer, name: str, tensor: Tensor, family: FusedExperts) -> Iterator[Tensor]:
     """What becomes of one fused tensor, expert by expert."""
     experts, *shape = tensor.spec.shape
     module, kind = _outside(layer.module, family), "bias" if name.endswith("_bias") else "weight"
@@ -212,12 +174,12 @@ def _placed(tensor: Tensor, spec: TensorSpec, start: int, strides: tuple[int, in
     return Tensor(spec, {"": StoredTensor(whole.file, placed)}, tensor.file)
 
 
-def _outside(module: str, family: Family) -> str:
+def _outside(module: str, family: FusedExperts) -> str:
     """What a module of experts is called in files."""
     return re.sub(r"(^|\.)mlp\.experts$", rf"\1{family.block}.experts", module) if family.block else module
 
 
-def _renamed(tensors: Mapping[str, Tensor], modules: Sequence[str], family: Family) -> Iterator[Tensor]:
+def _renamed(tensors: Mapping[str, Tensor], modules: Sequence[str], family: FusedExperts) -> Iterator[Tensor]:
     """The other tensors, those beside the experts (a router) by their names in files."""
     beside = {module.removesuffix("experts") for module in modules if module.endswith("mlp.experts")}
     for name, tensor in tensors.items():

@@ -24,7 +24,7 @@ from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.version import __version__
 from compressor.files.identity import Identity
 from compressor.files.strict_json import parse_object
-from compressor.methods.contract import Encoder
+from compressor.methods.contract import Decoder, Indexed, Scheme
 from compressor.methods.registry import make_method, methods_of
 
 KEY = "compressor"
@@ -34,15 +34,15 @@ NO_PLAN = "0" * 64  # as long as a fingerprint, which is of all offsets and so c
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a file says of itself: earlier stages, and the tensors it stores as parts with their encoders."""
+    """What a file says of itself: earlier stages, and the tensors it stores as parts with what reads these."""
 
     stages: tuple[Mapping[str, Any], ...] = ()
-    tensors: tuple[tuple[TensorSpec, Encoder], ...] = ()
+    tensors: tuple[tuple[TensorSpec, Decoder | Indexed], ...] = ()
 
 
 def to_metadata(
     stages: Sequence[Mapping[str, Any]],
-    stored: Sequence[tuple[TensorSpec, Encoder]],
+    stored: Sequence[tuple[TensorSpec, Decoder]],
     source: Identity | None = None,
     plan: str = NO_PLAN,
     **more: Any,
@@ -56,13 +56,13 @@ def to_metadata(
     record |= {"stages": [dict(stage) for stage in stages], **more}
     if stored:
         methods: list[dict[str, Any]] = []
-        index: dict[Encoder, int] = {}
-        for _, encoder in stored:
-            if encoder not in index:
-                index[encoder] = len(methods)
-                methods.append({"kind": encoder.verb, **encoder.describe()})
+        index: dict[Decoder, int] = {}
+        for _, decoder in stored:
+            if decoder not in index:
+                index[decoder] = len(methods)
+                methods.append({"kind": decoder.verb, **decoder.describe()})
         record["methods"] = methods
-        record["tensors"] = {spec.name: [spec.dtype, list(spec.shape), index[enc]] for spec, enc in stored}
+        record["tensors"] = {spec.name: [spec.dtype, list(spec.shape), index[one]] for spec, one in stored}
     return {KEY: json.dumps(record, separators=(",", ":"), ensure_ascii=False)}
 
 
@@ -85,7 +85,7 @@ def _parse(record: dict[str, Any]) -> Record:
         raise CompressorError(
             f"version {str(record['version'])[:20]!r} is not {VERSION}: written by a newer compressor?"
         )
-    encoders = [_encoder(method) for method in record.get("methods", [])]
+    schemes = [_scheme(method) for method in record.get("methods", [])]
     stored = []
     for name, (dtype, shape, index) in record.get("tensors", {}).items():
         if dtype not in DTYPES or not DTYPES[dtype].compute or type(index) is not int or index < 0:
@@ -94,29 +94,40 @@ def _parse(record: dict[str, Any]) -> Record:
             raise ValueError(name)
         if 0 in shape and max(shape) >= 2**31:  # rows without end that take no byte
             raise ValueError(name)
-        stored.append((TensorSpec(name, dtype, tuple(shape)), encoders[index]))
+        spec = TensorSpec(name, dtype, tuple(shape))
+        stored.append((spec, _reader(schemes[index], spec)))
     stages = record.get("stages", [])
     if not all(isinstance(stage, dict) for stage in stages):
         raise ValueError("stages")
     return Record(tuple(stages), tuple(stored))
 
 
-def _encoder(described: dict[str, Any]) -> Encoder:
+def _reader(scheme: Scheme, spec: TensorSpec) -> Decoder | Indexed:
+    """What reads a tensor that was stored by this scheme. ValueError where it does not say all that it takes."""
+    if isinstance(scheme, Indexed):
+        return scheme
+    decoder = scheme.decoder_for(spec)
+    if decoder is None:  # what is stored was counted when it was written
+        raise ValueError(scheme.id)
+    return decoder
+
+
+def _scheme(described: dict[str, Any]) -> Scheme:
     if described["kind"] == "store":
         return _sparse(**{key: value for key, value in described.items() if key != "kind"})
     options = {key: value for key, value in described.items() if key != "kind"}
     method = make_method(described["kind"], options, where="method ")
-    if not isinstance(method, Encoder) or not method.counted:  # what is stored was counted when it was written
+    if not isinstance(method, Scheme):
         raise ValueError(described["kind"])
     return method
 
 
-def _sparse(layout: str, of: dict[str, Any] | None = None) -> Encoder:
-    """A sparse layout of floats, or of an encoder's codes."""
+def _sparse(layout: str, of: dict[str, Any] | None = None) -> Scheme:
+    """A sparse layout of floats, or of a scheme's codes."""
     if of is not None and of["kind"] == "store":
         raise ValueError(layout)
-    made = methods_of("store")[layout](*(() if of is None else (_encoder(of),)))
-    if not isinstance(made, Encoder):
+    made = methods_of("store")[layout](*(() if of is None else (_scheme(of),)))
+    if not isinstance(made, Scheme):
         raise ValueError(layout)
     return made
 

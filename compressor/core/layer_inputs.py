@@ -102,7 +102,7 @@ class Gather:
     def _sum(rows: Array, sums: Array, squares: Array, products: Array | None) -> None:
         wide = rows.astype(np.float64)
         sums += wide.sum(axis=0)
-        squares += np.einsum("ij,ij->j", wide, wide)
+        squares += np.square(wide).sum(axis=0)
         if products is None:
             return
         for start in range(0, len(products), PANEL):

@@ -1,8 +1,8 @@
 """What was lost, measured block by block and mergeable.
 
-Sums are taken in the blocks' own float type with a vectorised dot product and gathered in float64; a block
-whose squares leave that type's range is summed again in extended precision. Blocks are merged in the order of
-the data, so the same job gives the same figures with any number of workers.
+Sums are taken in the blocks' own float type, in the order of `sums.py`, and gathered in float64; a block whose
+squares leave that type's range is summed again in a wider one, or scaled. Blocks are merged in the order of the
+data, so the same job gives the same figures with any number of workers, and on any processor.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from math import inf, isinf, log10, sqrt
 from typing import Any
 
+from compressor.core import sums
 from compressor.core.lazy import np
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array, Workspace
@@ -28,14 +29,13 @@ def dot(a: Array, b: Array) -> float:
 
     Callers run under `np.errstate(all="ignore")`: an overflow here is noticed and mended.
     """
-    a, b = a.reshape(-1), b.reshape(-1)
-    total = float(np.dot(a, b))
-    if not is_safe(total) and a.size:
-        if total == 0 and not a.any():  # nothing was lost, as wherever what was stored is exact
-            return 0.0
-        # longdouble holds the squares of every float64 where the platform has one wider than a double
-        total = float(np.dot(a.astype(np.longdouble), b.astype(np.longdouble)))
-    return total
+    total = sums.dot(a, b)
+    if is_safe(total) or not a.size or (total == 0 and not a.any()):  # 0: as wherever what was stored is exact
+        return total
+    wide = [array.astype(np.float64) for array in (a, b)]
+    powers = [int(np.frexp(np.abs(array).max())[1]) for array in wide]
+    total = sums.dot(*(np.ldexp(array, -power) for array, power in zip(wide, powers, strict=True)))
+    return float(np.ldexp(total, sum(powers)))
 
 
 def count_zeros(values: Array, work: Workspace) -> int:

@@ -12,6 +12,14 @@ from compressor.files.input_file import InputFile
 from compressor.files.source import Source, SourceFile, assemble
 
 
+def names_in(folder: str) -> list[str]:
+    """What lies in a folder, but for hidden files, in order. InputError when it cannot be listed."""
+    try:
+        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except OSError as error:
+        raise InputError(f"cannot be listed: {error.strerror}", file=folder) from error
+
+
 def open_source(path: str | os.PathLike[str]) -> Source:
     """Open whatever `path` is. InputError when it is missing, unsupported or damaged."""
     path = os.fspath(path)

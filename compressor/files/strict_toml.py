@@ -25,8 +25,25 @@ def read_text(path: str, where: str) -> str:
     file = InputFile.open(path)
     if file.size > LIMIT:
         raise UsageError(f"{where}: is larger than {LIMIT} bytes")
+    return _decoded(file.read(0, file.size), where)
+
+
+def read_stream(path: str, where: str) -> str:
+    """The text of a user's file or pipe, read to its end; UsageError where it cannot be read or is no such text."""
     try:
-        return file.read(0, file.size).decode("utf-8")
+        with open(path, "rb") as file:
+            raw = file.read(LIMIT + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UsageError(f"{where}: cannot be read: {reason}") from error
+    if len(raw) > LIMIT:
+        raise UsageError(f"{where}: is larger than {LIMIT} bytes")
+    return _decoded(raw, where)
+
+
+def _decoded(raw: bytes, where: str) -> str:
+    try:
+        return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{where}: is not UTF-8 text") from error
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from compressor.core.elementary import power
 from compressor.core.errors import UsageError
 from compressor.core.text import printable, size_of, size_text
 
@@ -61,7 +62,7 @@ class Budget:
     def limit(self) -> float:
         """The largest relative error that a tensor may have."""
         error = inf if self.max_error is None else self.max_error
-        return error if self.min_sqnr is None else min(error, 10 ** (-self.min_sqnr / 20))
+        return error if self.min_sqnr is None else min(error, float(power(10.0, -self.min_sqnr / 20)))
 
     def file_size(self, before: int) -> int | None:
         """The bytes that the files may have, of `before`; None where that is not the target."""

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from compressor.core.errors import UsageError
-from compressor.core.selection import Kept, kept, matches
 from compressor.core.tensor import TensorSpec
-from compressor.methods.contract import Encoder, Method
+from compressor.methods.contract import Method, Scheme
 from compressor.recipe.budget import Budget
 from compressor.recipe.gates import Gates
 from compressor.recipe.model_method import Reshape
+from compressor.recipe.selection import LeftAlone, left_alone, matches
 from compressor.recipe.sequential_refit import Sequential
 from compressor.recipe.structured_cut import StructuredCut
 from compressor.recipe.training import Training
@@ -47,7 +47,7 @@ class Stage:
     @property
     def adapts(self) -> bool:
         """Whether it makes an adapter for what the stages before it leave."""
-        return isinstance(self.method, Encoder) and self.method.adapter
+        return isinstance(self.method, Scheme) and self.method.adapter
 
     @property
     def statistics(self) -> Method | None:
@@ -59,10 +59,10 @@ class Stage:
         """Whether any of its methods has the model's inputs scaled, which goes by what the stages before left."""
         return any(one.balances for one in (self.method, *(made for _, made in self.rules)))
 
-    def leaves(self, spec: TensorSpec) -> Kept | None:
+    def leaves(self, spec: TensorSpec) -> LeftAlone | None:
         """Why the stage leaves this tensor alone; None when it is to be treated."""
-        why = kept(spec, self.method.verb, self.include, self.exclude)
-        return self.when.kept(spec) if why is None and self.when is not None else why
+        why = left_alone(spec, self.method.verb, self.include, self.exclude)
+        return self.when.leaves(spec) if why is None and self.when is not None else why
 
     def method_for(self, name: str) -> Method:
         """The stage's method with the options of the first rule that matches the tensor."""

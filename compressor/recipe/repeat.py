@@ -91,7 +91,9 @@ def _scheduled(table: Mapping[str, Any], turn: int, rounds: int, place: str) -> 
     if not 1 <= steps <= rounds:
         raise UsageError(f"{place}.steps: must be from 1 to the {rounds} rounds of its repeat, not {steps}")
     passed = 1.0 if turn >= steps - 1 else turn / (steps - 1)
-    passed = 1 - (1 - passed) ** 3 if schedule.shape == "cubic" else passed
+    if schedule.shape == "cubic":
+        left = 1 - passed
+        passed = 1 - left * left * left  # `**` is the C library's
     try:
         number = schedule.start * (1 - passed) + schedule.end * passed  # exact at both ends
     except OverflowError as error:  # an integer of hundreds of digits

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from compressor.core.errors import CompressorError, UsageError
 from compressor.methods.options import flag, option, options_of, parse_options
@@ -17,6 +17,8 @@ FILES = ("inputs", "network")  # that options name, beside the teacher
 @dataclass(frozen=True)
 class Sequential:
     """How a student's layers are refit in their order, and from which files."""
+
+    linear_algebra: ClassVar[bool] = True  # as in `methods/contract.py`
 
     teacher: str  # empty in a recipe: what the whole pipeline begins with
     inputs: str  # empty in a recipe: what is given for all of its stages

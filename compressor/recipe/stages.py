@@ -10,14 +10,14 @@ import msgspec
 
 from compressor.architectures.groups import Description
 from compressor.core.errors import UsageError
-from compressor.core.selection import pattern
 from compressor.core.text import printable
-from compressor.methods.contract import Encoder, Method
+from compressor.methods.contract import Method, Scheme
 from compressor.methods.options import SELECTOR, VERBS, flag, options_of
 from compressor.methods.registry import STAGE_KEYS, make_method, methods_of, with_scores
 from compressor.recipe.model import Item, Stage, Store
 from compressor.recipe.model_method import Reshape
 from compressor.recipe.presets import PRESETS
+from compressor.recipe.selection import pattern
 from compressor.recipe.structured_cut import is_structured_cut, make_structured_cut
 from compressor.recipe.training import is_training, training_stage
 from compressor.recipe.when import Conditions
@@ -111,7 +111,7 @@ def _rules(
     for number, (glob, changed) in enumerate(rules):
         place = f"{where}rule[{number}]." if where else f"--set {printable(glob, 60)}: "
         rule = make_method(verb, _overridden(verb, options, changed), text=text, where=place)
-        yield glob, rule.within(method)
+        yield glob, rule.completed_by(method)
 
 
 def _check_whole(method: Reshape, says: Mapping[str, Any], where: str) -> None:
@@ -137,7 +137,7 @@ def _stored(method: Method, store: Store | None, where: str) -> Store:
     verb = method.verb
     if store is None:
         return "auto"
-    if verb == "distill" and not (isinstance(method, Encoder) and not method.adapter):
+    if verb == "distill" and not (isinstance(method, Scheme) and not method.adapter):
         raise UsageError(f"{where}store has no meaning for {verb} {method.id}")
     if store not in _STORES[verb]:
         choices = ", ".join(_STORES[verb])
@@ -225,7 +225,7 @@ def _teacher(
     if verb != "distill":
         return None
     method = make_method(verb, options, text=text, where=where)
-    adapts = isinstance(method, Encoder) and method.adapter
+    adapts = isinstance(method, Scheme) and method.adapter
     return (teacher or ("" if adapts else None)) if method.partners else None
 
 

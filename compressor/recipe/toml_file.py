@@ -159,19 +159,8 @@ def _text(name: str) -> tuple[str, str]:
                 + "`compressor pipeline --list` shows the ready ones; a file ends in .toml",
             )
         return ready[name], f"recipe {name}"
-    where, path = f"recipe {printable(name)}", Path(name)
-    try:
-        with path.open("rb") as file:
-            raw = file.read(strict_toml.LIMIT + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UsageError(f"{where}: cannot be read: {reason}") from error
-    if len(raw) > strict_toml.LIMIT:
-        raise UsageError(f"{where}: is larger than {strict_toml.LIMIT} bytes")
-    try:
-        return raw.decode("utf-8"), where
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{where}: is not UTF-8 text") from error
+    where = f"recipe {printable(name)}"
+    return strict_toml.read_stream(name, where), where
 
 
 def _is_path(name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from compressor.core.errors import UsageError
 from compressor.methods.options import flag, option, options_of, parse_options
@@ -17,6 +17,8 @@ FILES = ("inputs", "labels", "network", "teacher_network")  # that options name,
 @dataclass(frozen=True)
 class Training:
     """How a student is trained, and from which files."""
+
+    linear_algebra: ClassVar[bool] = True  # as in `methods/contract.py`
 
     teacher: str  # empty in a recipe: what the whole pipeline begins with
     inputs: str  # empty in a recipe: what is given for all of its stages

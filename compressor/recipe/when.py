@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from compressor.core.selection import Kept
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.text import printable
+from compressor.recipe.selection import LeftAlone
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 _Factor = Annotated[int, msgspec.Meta(ge=1)]
@@ -33,22 +33,22 @@ class Conditions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if name not in DTYPES:
                 raise ValueError(f"there is no dtype '{printable(name, 20)}'; there are {', '.join(DTYPES)}")
 
-    def kept(self, spec: TensorSpec) -> Kept | None:
+    def leaves(self, spec: TensorSpec) -> LeftAlone | None:
         """Why a stage with these conditions leaves the tensor alone; None where they hold."""
         if self.dtype is not None and spec.dtype not in self.dtype:
-            return Kept(f"its dtype is {spec.dtype}, not {' or '.join(self.dtype)} (when)", asked=True)
+            return LeftAlone(f"its dtype is {spec.dtype}, not {' or '.join(self.dtype)} (when)", asked=True)
         if self.rank is not None and len(spec.shape) != self.rank:
-            return Kept(f"it has {len(spec.shape)} dimensions, not {self.rank} (when)", asked=True)
+            return LeftAlone(f"it has {len(spec.shape)} dimensions, not {self.rank} (when)", asked=True)
         rows, columns = spec.matrix
         for key, number in (("size", spec.size), ("rows", rows), ("columns", columns)):
             least, most = getattr(self, f"min_{key}"), getattr(self, f"max_{key}")
             if least is not None and number < least:
-                return Kept(f"its {key} {number} is under {least} (when)", asked=True)
+                return LeftAlone(f"its {key} {number} is under {least} (when)", asked=True)
             if most is not None and number > most:
-                return Kept(f"its {key} {number} is over {most} (when)", asked=True)
+                return LeftAlone(f"its {key} {number} is over {most} (when)", asked=True)
         factor = self.columns_multiple_of
         if factor is not None and columns % factor:
-            return Kept(f"its {columns} columns are no multiple of {factor} (when)", asked=True)
+            return LeftAlone(f"its {columns} columns are no multiple of {factor} (when)", asked=True)
         return None
 
     def describe(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.checkpoint.upright import upright
 from compressor.core.errors import InputError, UsageError
 from compressor.recipe.model import Recipe, Stage
 from compressor.recipe.stages import stage_of
@@ -38,6 +39,7 @@ def base_recipe(student: Checkpoint, method: Residual) -> Recipe:
     """What makes the base of the teacher. InputError where the student does not say how it was quantized."""
     from compressor.methods.unlisted.alternating import Alternating
 
+    upright(student)  # refuses what no adapter is made for
     stages = next((record.stages for record in student.records if record.stages), ())
     said = "; --alternate needs a student that this tool has quantized, in one stage and without other files"
     remedy = "Quantize the teacher with `compressor quantize`, and give that as the student"
@@ -49,13 +51,16 @@ def base_recipe(student: Checkpoint, method: Residual) -> Recipe:
     except UsageError as error:
         raise InputError(f"does not say how it was quantized: {error.reason}", file=student.path) from error
     coded = {name: tensor.encoder for name, tensor in student.tensors.items() if tensor.encoder is not None}
+    schemes = {}
     for name, encoder in coded.items():
-        if encoder.verb != "quantize" or encoder.reach != "tensor" or encoder.statistics:
+        scheme = encoder.scheme
+        if scheme is None or scheme.verb != "quantize" or scheme.reach != "tensor" or scheme.statistics:
             raise InputError(f"is stored as {encoder.label}{said}", file=student.path, tensor=name, remedy=remedy)
+        schemes[name] = scheme
     if not coded:
         raise InputError(f"holds no codes{said}", file=student.path, remedy=remedy)
-    adapter = replace(method, found=method.rank, alternate=None)
-    made = {name: Alternating(adapter, encoder, method.rounds) for name, encoder in coded.items()}
+    adapter = replace(method, alternate=None)
+    made = {name: Alternating(adapter, scheme, method.rounds) for name, scheme in schemes.items()}
     usual, patterns = next(iter(made.values())), {name: f"re:{re.escape(name)}" for name in made}
     rules = tuple((patterns[name], other) for name, other in made.items() if other != usual)
     return Recipe((Stage(usual, include=tuple(patterns.values()), rules=rules), quantizing))

@@ -21,17 +21,19 @@ from compressor.calibration.statistics import Statistics
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
 from compressor.checkpoint.finite import count_non_finite
 from compressor.checkpoint.rows import Rows
+from compressor.core.elementary import power
 from compressor.core.errors import InputError, MissingDescription, UsageError
 from compressor.core.floats import settle
 from compressor.core.layer_inputs import Layer
 from compressor.core.lazy import np
 from compressor.core.parallel.threads import in_order, local
+from compressor.core.sums import dot
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.tensor_names import layer_of
 from compressor.core.text import printable, size_text
 from compressor.core.workspace import Array, Workspace
 from compressor.engine.plan.plan import Plan, Step
-from compressor.methods.contract import Block, Encoder
+from compressor.methods.contract import Block, Encoder, TensorMethod
 from compressor.surgery.scale_folding import Fold, folded, folds_of
 
 _STEPS = 20  # of α
@@ -200,7 +202,7 @@ def _scale(size: Array, alpha: float) -> Array:
     top = size.max()
     if not alpha or not top > 0:
         return np.ones_like(size)
-    found = np.maximum(size / top, _LEAST) ** alpha
+    found = power(np.maximum(size / top, _LEAST), alpha)
     scale: Array = found / np.sqrt(found.max() * found.min())
     return scale
 
@@ -208,7 +210,6 @@ def _scale(size: Array, alpha: float) -> Array:
 def _losses(one: _Judged, scales: Iterable[Array], path: str) -> Array:
     """Σ over rows and inputs of what each scale [in] makes the outputs lose, in mean squares times the count."""
     work, method = Workspace(), one.step.method.rounded_by
-    assert isinstance(method, Encoder)  # noqa: S101 - none but encoders have inputs scaled
     rows = _sample(one.tensor, path)
     layer = one.inputs(gram=True)
     weight = (layer.square if layer.gram is None else layer.gram).astype(rows.dtype)
@@ -221,12 +222,14 @@ def _losses(one: _Judged, scales: Iterable[Array], path: str) -> Array:
             values = rows[start : start + step]
             apart = _apart(values, scale, method, one.tensor.spec, _divided(layer, scale), work)
             given = apart @ weight if weight.ndim == 2 else apart * weight
-            lost += float(np.einsum("ij,ij->", given, apart, dtype=np.float64))
+            lost += dot(given, apart)
         losses.append(lost * layer.count * one.tensor.spec.matrix[0] / len(rows))
     return np.array(losses)
 
 
-def _apart(values: Array, scale: Array, method: Encoder, spec: TensorSpec, inputs: Layer, work: Workspace) -> Array:
+def _apart(
+    values: Array, scale: Array, method: TensorMethod, spec: TensorSpec, inputs: Layer, work: Workspace
+) -> Array:
     """W − Q(W diag(s)) diag(s)⁻¹ of some rows; `inputs` are those of W diag(s)."""
     scale = scale.astype(values.dtype)
     scaled, restored = (work.array(f"awq.{key}", values.shape, values.dtype.str) for key in ("scaled", "restored"))
@@ -234,8 +237,10 @@ def _apart(values: Array, scale: Array, method: Encoder, spec: TensorSpec, input
     stored = work.array("awq.stored", values.shape, DTYPES[spec.dtype].storage)
     scaled = settle(scaled, spec.dtype, stored, work)
     part = TensorSpec(spec.name, spec.dtype, values.shape)
+    encoder = method.prepare([part])
+    assert isinstance(encoder, Encoder)  # noqa: S101 - none but encoders have inputs scaled, by rows or groups
     with np.errstate(all="ignore"):
-        method.encode(Block(scaled, 0, part, work, {}, inputs), None, restored)
+        encoder.encode(Block(scaled, 0, part, work, {}, inputs), None, restored)
         np.divide(restored, scale, out=restored)
         np.subtract(values, restored, out=restored)
     return restored

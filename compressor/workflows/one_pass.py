@@ -21,14 +21,17 @@ from compressor.calibration.opening import open_all
 from compressor.calibration.statistics import Statistics
 from compressor.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from compressor.checkpoint.experts import split_experts
+from compressor.checkpoint.pruning_masks import fold_masks
+from compressor.checkpoint.upright import upright
 from compressor.core.errors import InputError, UsageError
 from compressor.core.metrics import Change
 from compressor.core.parallel import forked
 from compressor.core.parallel.threads import available_workers, local
 from compressor.engine.execution import archive
-from compressor.engine.execution.runner import Runner
+from compressor.engine.execution.runner import Runner, Surveyed
 from compressor.engine.execution.shards import Shards
 from compressor.engine.execution.worker import Worker
+from compressor.engine.plan.adapter import makes_adapter
 from compressor.engine.plan.experts import divided
 from compressor.engine.plan.pairing import check_model
 from compressor.engine.plan.plan import Plan
@@ -39,7 +42,6 @@ from compressor.files.identity import Identity, identity_of
 from compressor.files.layout import Container
 from compressor.files.output import Sink
 from compressor.files.staging import check_place
-from compressor.methods.contract import Method
 from compressor.methods.registry import methods_of
 from compressor.networks.training.student import trained
 from compressor.recipe.archive_store import archive_store
@@ -117,7 +119,7 @@ class Planned:
     opened: Opened
     request: PlanRequest
     plan: Plan
-    surveyed: Mapping[tuple[str, int], Method]
+    surveyed: Surveyed
 
     @property
     def report(self) -> Report:
@@ -187,12 +189,17 @@ def open_inputs(order: Order) -> Opened:
     if not options.dry_run:
         check_place(order.output, folder=container == "folder", replace=options.force)
     statistics, undivided = open_all(recipe), checkpoint
+    if changes and not checkpoint.stored:
+        checkpoint = fold_masks(checkpoint)
     checkpoint = divided(checkpoint, [stage for stage in recipe.stages if stores_packed(stage, container)])
-    teachers = {path: open_checkpoint(path) for path in order.teachers}
+    teachers = {path: fold_masks(open_checkpoint(path)) for path in order.teachers}
     if checkpoint.fused:
         teachers = {path: split_experts(teacher) for path, teacher in teachers.items()}
+    if makes_adapter(recipe.stages):
+        checkpoint = upright(checkpoint)
+        teachers = {path: upright(teacher, like=checkpoint) for path, teacher in teachers.items()}
     if recipe.training is not None:
-        teachers[recipe.training.teacher] = open_checkpoint(recipe.training.teacher)
+        teachers[recipe.training.teacher] = fold_masks(open_checkpoint(recipe.training.teacher))
     for read in (checkpoint, *teachers.values()):  # links in a folder may lead to where the output would be
         check_apart(order.output, *read.source.guarded)
     return Opened(
@@ -276,7 +283,7 @@ def make_final_plan(transformed: Transformed) -> Planned:
         )
         request = replace(request, checkpoint=checkpoint, statistics=statistics)
         plan = make_plan(request)
-    surveyed: Mapping[tuple[str, int], Method] = {}
+    surveyed: Surveyed = {}
     if not plan.sizes_known:
         importlib.import_module("numpy")
         worker = _worker(request, plan)

@@ -64,8 +64,8 @@ class Report:
         """Tensors that no stage treated, by their reason."""
         groups: dict[str, list[Job]] = {}
         for job in self.plan.jobs:
-            if not job.steps and job.kept:
-                groups.setdefault("; ".join(dict.fromkeys(why.reason for why in job.kept)), []).append(job)
+            if not job.steps and job.left_alone:
+                groups.setdefault("; ".join(dict.fromkeys(why.reason for why in job.left_alone)), []).append(job)
         return sorted(groups.items(), key=lambda item: -len(item[1]))
 
     @cached_property

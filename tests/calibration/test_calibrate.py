@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from support.clock import HANGS
 from support.console import LLAMA, STUDENT, TEACHER, compressor, environment
 from support.networks import NETWORKS, tensors_of, toml
 
@@ -460,13 +461,13 @@ def test_a_signal_leaves_nothing(tmp_path: Path) -> None:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         ) as process:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + HANGS
             while not any(name.endswith(".tmp") for name in os.listdir(tmp_path)):
                 if process.poll() is not None or time.monotonic() > deadline:
                     break
                 time.sleep(0.001)
             process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=30)
+            process.communicate(timeout=HANGS)
         if process.returncode == 128 + signal.SIGTERM:
             assert os.listdir(tmp_path) == ["x.npy"]
             return

@@ -61,7 +61,7 @@ def sample(data: st.DataObject) -> Array:
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_merging_gives_what_all_samples_give(data: st.DataObject) -> None:
     rows = sample(data)
     at = data.draw(st.integers(0, len(rows)))
@@ -71,7 +71,7 @@ def test_merging_gives_what_all_samples_give(data: st.DataObject) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_portions_do_not_matter(data: st.DataObject) -> None:
     """To the last bit of the gram; means are sums of the same blocks."""
     rows = sample(data)
@@ -218,7 +218,7 @@ def test_a_file_is_whole_or_absent(good: Path, layers: dict[str, Layer], tmp_pat
 
 
 @given(data=st.data())
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 def test_merged_files_are_those_of_all_samples(tmp_path: Path, data: st.DataObject) -> None:
     rows = sample(data)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(rows)), min_size=1, max_size=3)))

@@ -16,12 +16,12 @@ from compressor import api
 from compressor.checkpoint.checkpoint import open_checkpoint
 from compressor.checkpoint.experts import split_experts
 from compressor.core.errors import UsageError
-from compressor.core.selection import kept
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Workspace
 from compressor.files.input_file import InputFile
 from compressor.files.layout import Placed
 from compressor.files.source import StoredTensor
+from compressor.recipe.selection import left_alone
 
 EXPERTS, HIDDEN, INNER = 3, 64, 32
 BITS = {"bits": 4, "group_size": 32}
@@ -230,7 +230,7 @@ def test_what_is_not_known_stays_fused(tmp_path: Path, name: str) -> None:
     report = api.quantize(source, tmp_path / "out", **BITS)
     assert any("experts stay fused" in note for note in report.plan.notes)
     job = next(job for job in report.plan.jobs if job.spec.name.endswith("gate_up_proj"))
-    assert "no matrix" in job.kept[0].reason
+    assert "no matrix" in job.left_alone[0].reason
 
 
 def test_a_pipeline_with_a_teacher(tmp_path: Path) -> None:
@@ -295,6 +295,6 @@ def test_nf4_experts_are_remarked(tmp_path: Path) -> None:
     ],
 )
 def test_routers_stay_dense(name: str) -> None:
-    why = kept(TensorSpec(f"model.layers.0.{name}.weight", "BF16", (4, 64)), "quantize", (), ())
+    why = left_alone(TensorSpec(f"model.layers.0.{name}.weight", "BF16", (4, 64)), "quantize", (), ())
     assert why is not None
     assert why.reason.startswith("router")

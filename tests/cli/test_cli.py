@@ -15,6 +15,7 @@ import click
 import numpy as np
 import pytest
 from support import archives
+from support.clock import HANGS
 from support.console import LLAMA, MATRIX, STUDENT, TEACHER, compressor, environment, spawn, terminal
 from support.laws import FLOATS, store
 
@@ -618,7 +619,7 @@ def without(stream: str, *args: object) -> subprocess.CompletedProcess[str]:
     """Run with a stream closed, as `>&-` does."""
     command = [sys.executable, "-m", "compressor", *map(str, args)]
     shell = ["sh", "-c", f'exec "$@" {stream}&-', "sh", *command]
-    return subprocess.run(shell, capture_output=True, text=True, check=False, env=environment(), timeout=60)
+    return subprocess.run(shell, capture_output=True, text=True, check=False, env=environment(), timeout=HANGS)
 
 
 def test_a_report_that_cannot_be_printed_does_not_undo_the_result(tmp_path: Path) -> None:
@@ -832,7 +833,7 @@ def test_help_does_not_wait_for_numpy(arguments: list[str]) -> None:
         text=True,
         check=False,
         env=environment(),
-        timeout=60,
+        timeout=HANGS,
     )
     allowed = ("", "rich.table") if "--list" in arguments else ("",)
     assert done.stderr.strip() in allowed

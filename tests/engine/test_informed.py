@@ -27,7 +27,7 @@ from compressor.core.layer_inputs import Gather, Layer
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Workspace
 from compressor.engine.execution.runner import Runner
-from compressor.methods.contract import Block, Selection
+from compressor.methods.contract import Block, PlainSelection
 from compressor.methods.prune.wanda import Wanda
 from compressor.methods.registry import methods_of
 from compressor.workflows import one_pass as execution
@@ -82,7 +82,7 @@ def plain(weights: Array, norms: Array, sparsity: float | None, pattern: tuple[i
 
 
 @given(data=st.data(), dtype=st.sampled_from(FLOATS))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_wanda_is_the_papers_rule(data: st.DataObject, dtype: str) -> None:
     random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     raw = store(random.integers(-5, 6, (7, data.draw(st.integers(1, 40)))) * 0.25, dtype)
@@ -249,7 +249,7 @@ def test_rules_may_need_statistics_too(model: Path) -> None:
     assert [step.inputs for job in report.plan.jobs for step in job.steps] == ["a", None, None]
 
 
-class _Grams(Selection):
+class _Grams(PlainSelection):
     """Keeps all, and looks at what it is given."""
 
     verb, id, statistics, at_once = "prune", "grams", "gram", 1 << 10

@@ -75,9 +75,9 @@ def test_neighbours_are_joined_at_all(many: Path, tmp_path: Path, monkeypatch: p
         runner.Runner, "_joined", lambda self, item: joined.append(len(item.members)) or real(self, item)
     )
     for stage in (
-        "prune:sparsity=0.5",
-        "prune:method=random,sparsity=0.5",
-        "prune:method=layer-adaptive,sparsity=0.5",
+        "prune:sparsity=0.5,scope=global",
+        "prune:sparsity=0.5,granularity=row",
+        "quantize:bits=8",
     ):
         joined.clear()
         api.pipeline(many, tmp_path / "out.safetensors", stages=[stage], force=True)

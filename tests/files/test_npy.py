@@ -22,6 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from support.clock import at_most
 
 from compressor.core.errors import InputError, OutputError
 from compressor.core.tensor import DTYPES, TensorSpec
@@ -238,9 +239,16 @@ BAD: list[Any] = [
 @pytest.mark.parametrize(("content", "says"), [pytest.param(*case[1:], id=case[0]) for case in BAD])
 def test_bad_header_is_refused(tmp_path: Path, content: bytes, says: str) -> None:
     file = put(tmp_path, content)
-    started = time.process_time()
     assert says in str(refusal(file))
-    assert time.process_time() - started < 0.5
+
+
+@pytest.mark.faults
+def test_no_bad_header_takes_long(tmp_path: Path) -> None:
+    for name, content, _ in BAD:
+        file = put(tmp_path, content)
+        started = time.process_time()
+        refusal(file)
+        at_most(time.process_time() - started, 0.5, name)
 
 
 def test_a_long_header_is_not_read(tmp_path: Path) -> None:
@@ -278,7 +286,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 shapes = hnp.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=4)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(dtype=st.sampled_from(sorted(NUMPY_DTYPES)), shape=shapes, seed=st.integers(0, 2**32))
 def test_what_is_written_is_what_numpy_writes(folder: Path, dtype: str, shape: tuple[int, ...], seed: int) -> None:
     spec = TensorSpec(TENSOR_NAME, dtype, shape)
@@ -296,7 +304,7 @@ def test_what_is_written_is_what_numpy_writes(folder: Path, dtype: str, shape: t
     assert np.load(file.path).tobytes() == data
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     array=st.sampled_from(sorted(NUMPY_DTYPES.values())).flatmap(lambda kind: hnp.arrays(kind, shapes)),
     order=st.sampled_from("CF"),

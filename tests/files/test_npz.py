@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
+from support.clock import at_most
 
 from compressor import api
 from compressor.core.errors import InputError, OutputError
@@ -88,7 +89,7 @@ def planned(found: Found) -> tuple[FileLayout, dict[str, bytes], dict[str, np.nd
     return layout(tensors), data, arrays
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(found=members, limit=st.sampled_from([0xFFFFFFFF, 0xFFFFFFFF, 200, 0]))
 def test_numpy_and_zipfile_read_what_is_written(folder: Path, found: Found, limit: int) -> None:
     """With every limit from which on sizes and offsets need 64-bit fields."""
@@ -352,6 +353,7 @@ def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
         refusal(path)
 
 
+@pytest.mark.faults
 def test_many_members_are_compared_in_time(tmp_path: Path) -> None:
     tensors = [(str(number), TensorSpec(str(number), "U8", (0,))) for number in range(10_000)]
     record = json.dumps({"members": [[name, name, "U8", [0]] for name, _ in tensors]}).encode()
@@ -360,7 +362,7 @@ def test_many_members_are_compared_in_time(tmp_path: Path) -> None:
     path.write_bytes(b"".join(piece for _, piece in plan.pieces))
     started = time.process_time()
     assert len(read_header(InputFile.open(path)).tensors) == 10_000
-    assert time.process_time() - started < 5
+    at_most(time.process_time() - started, 5)
 
 
 # ---- plain arrays ----------------------------------------------------------------------------------------------

@@ -23,9 +23,9 @@ from compressor.files.folder import open_folder
 from compressor.files.input_file import InputFile
 from compressor.files.torch_state import read_header
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-STATE = GOLDEN / "torch-state.pt"  # written by torch 2.13, inside a trainer's dict; views, a tied parameter, …
-VALUES = np.load(GOLDEN / "torch-state-values.npz")
+DATA = Path(__file__).parent / "data"
+STATE = DATA / "torch-state.pt"  # written by torch 2.13, inside a trainer's dict; views, a tied parameter, …
+VALUES = np.load(DATA / "torch-state-values.npz")
 
 
 def archive(path: Path, content: bytes, more: dict[str, bytes] | None = None, method: int = 0) -> Path:

@@ -15,7 +15,7 @@ from support import (
     archives,
     console,
 )
-from support.laws import numbers, store
+from support.laws import every_method, numbers, store
 
 from compressor import api
 from compressor.calibration.fingerprint import fingerprint
@@ -24,6 +24,7 @@ from compressor.checkpoint import record as provenance
 from compressor.checkpoint.checkpoint import open_checkpoint
 from compressor.core.layer_inputs import Gather
 from compressor.core.version import __version__
+from compressor.methods.quantize.int import Int
 
 HERE = Path(__file__).resolve().parent
 VERSION = "golden"  # in place of the version that outputs carry, so that a release changes no golden file
@@ -38,6 +39,9 @@ def _floats(scheme: str, dtype: str, **options: Any) -> tuple[str, str, dict[str
 
 
 REPORTS = ("table", "json")
+OLD = HERE / "0.1.0"  # files of names below as they were before sums had a stated order: only read
+# OpenBLAS's name for the processor that the files of methods with `linear_algebra` were written on.
+PROCESSOR = "SkylakeX"
 STATS = {"stats": HERE / "input-stats.safetensors"}
 # Name of the output: verb, input, options.
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -227,6 +231,15 @@ def produce(name: str, folder: Path) -> Path:
         return folder / name
     getattr(api, verb)(source, folder / name, **options, **more)
     return folder / name
+
+
+def needs_linear_algebra(name: str) -> bool:
+    """Whether a case's bytes may depend on the processor."""
+    verb, _, options = CASES[name]
+    if "bits" in options and "scheme" not in options:
+        return Int(bits=options["bits"], method=options["method"]).linear_algebra
+    method = every_method().get((verb, options.get("method", options.get("scheme", ""))))
+    return method is not None and method.linear_algebra is True
 
 
 def restore(path: Path, folder: Path) -> np.ndarray:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -21,7 +20,6 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 HERE = Path(__file__).parent
 SAMPLES = HERE.parents[1] / "sample_weights"
-sys.path.append(str(HERE.parent))  # for what the tests beside share, when these run alone
 
 # Imported here first, so that a warning at import does not fail the collection
 with warnings.catch_warnings():

@@ -198,3 +198,44 @@ def test_alternating_on_nf4(tmp_path: Path, tiny_llama: Path) -> None:
     packed = outputs(adapted(load(AutoModelForCausalLM, tmp_path / "base"), tmp_path / "adapter"))
     restored = outputs(adapted(load(AutoModelForCausalLM, tmp_path / "dense"), tmp_path / "adapter"))
     torch.testing.assert_close(packed, restored, rtol=0, atol=2e-2 * float(restored.abs().max()))
+
+
+CONV1D: dict[str, dict[str, Any]] = {
+    "GPT2LMHeadModel": {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 64, "n_positions": 32},
+    "OpenAIGPTLMHeadModel": {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 64, "n_positions": 32},
+    "ImageGPTForCausalImageModeling": {
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 2,
+        "vocab_size": 65,
+        "n_positions": 32,
+    },
+    "DecisionTransformerModel": {"hidden_size": 32, "n_layer": 2, "n_head": 2, "n_positions": 32},
+}
+
+
+@pytest.mark.parametrize("name", CONV1D)
+def test_models_of_conv1d_layers(tmp_path: Path, name: str) -> None:
+    """Their weights lie transposed; all of the difference that the report says is gone is gone once merged."""
+    kind = getattr(transformers, name)
+    torch.manual_seed(0)
+    kind(kind.config_class(**CONV1D[name])).save_pretrained(tmp_path / "teacher")
+    compressor.prune(tmp_path / "teacher", tmp_path / "student", sparsity=0.5, include=["*.h.*.weight"])
+    report = compressor.distill(
+        tmp_path / "student",
+        tmp_path / "adapter",
+        teacher=tmp_path / "teacher",
+        method="residual",
+        rank=4,
+        include=["*.h.*.weight"],
+    )
+    teacher = load(kind, tmp_path / "teacher").state_dict()
+    model = adapted(load(kind, tmp_path / "student"), tmp_path / "adapter")
+    assert {type(layer.get_base_layer()).__name__ for layer in lora_layers(model).values()} == {"Conv1D"}
+    assert len(lora_layers(model)) == len(report.rows) == 8
+    merged = model.merge_and_unload().state_dict()
+    names = [job.spec.name for job, _ in report.rows]
+    lost = sum(float(torch.norm(merged[name] - teacher[name]) ** 2) for name in names)
+    energy = sum(float(torch.norm(teacher[name]) ** 2) for name in names)
+    assert report.total is not None
+    assert (lost / energy) ** 0.5 == pytest.approx(report.total.error, rel=1e-4)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from support import archives
 from support.console import TEACHER, compressor
-from support.laws import FLOATS, Array, edges, largest, numbers, run, smallest, store
+from support.laws import FLOATS, Array, combinations, edges, largest, numbers, run, smallest, store
 
 from compressor import api
 from compressor.core.errors import InputError, UsageError
@@ -20,7 +20,7 @@ from compressor.core.metrics import Change
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.engine.execution import cut as cutting
 from compressor.engine.execution import runner
-from compressor.methods.contract import Method
+from compressor.methods.contract import ByTensor, Encoder, Method, Survey, TensorMethod, Transform
 from compressor.methods.numerics import smallest_keys
 from compressor.methods.options import describe, options_of
 from compressor.methods.registry import methods_of
@@ -131,7 +131,7 @@ def weights_of(kind: str, shape: tuple[int, int], random: np.random.Generator) -
     many=st.sampled_from([1, 1 << 24]),
     few=st.sampled_from([0, 1 << 12]),
 )
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 def test_magnitude_is_exactly_a_stable_sort(
     tensors: list[tuple[str, int, int, str]],
     seed: int,
@@ -188,10 +188,16 @@ def test_magnitude_counts_zeros_that_were_there(tmp_path: Path) -> None:
     assert np.count_nonzero(found) == 5
 
 
-def test_magnitude_cannot_run_without_its_survey() -> None:
-    method = made("prune", "magnitude", sparsity=0.5)
-    with pytest.raises(TypeError):
-        method.keep(None, None)  # type: ignore[attr-defined]
+@pytest.mark.parametrize("name", dict(combinations()))
+def test_what_has_to_look_at_tensors_first_treats_none_before(name: str) -> None:
+    """A method that could be asked to treat what it has not looked at would have nothing to answer."""
+    method = dict(combinations())[name]
+    specs = [TensorSpec("a.weight", "F32", (16, 32))]
+    assert isinstance(method, TensorMethod)
+    if isinstance(method.prepare(specs), Survey):
+        assert not isinstance(method, Transform | Encoder)
+    else:
+        assert isinstance(method.prepare(specs), Transform | Encoder | ByTensor)
 
 
 def test_global_pruning_with_rules_counts_each_sparsity_on_its_own(tmp_path: Path) -> None:

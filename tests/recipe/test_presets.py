@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 from compressor import api
 from compressor.cli.report import render
 from compressor.core.errors import Problems, UsageError
-from compressor.core.selection import pattern
 from compressor.recipe.presets import rules
+from compressor.recipe.selection import pattern
 from compressor.recipe.stages import make_stage, parse_stage
 from compressor.recipe.toml_file import parse_recipe
 
@@ -129,6 +129,6 @@ def test_fallback_takes_what_is_nearest_and_says_so(tmp_path: Path) -> None:
 def test_what_no_fallback_helps_is_kept_with_its_reason(tmp_path: Path) -> None:
     source = odd(tmp_path / "in.safetensors")
     report = api.quantize(source, tmp_path / "out.safetensors", scheme="nvfp4", fallback=True)
-    kept = {job.spec.name: job.kept[0].reason for job in report.plan.jobs if not job.steps}
+    kept = {job.spec.name: job.left_alone[0].reason for job in report.plan.jobs if not job.steps}
     assert list(kept) == ["c.weight"]
     assert kept["c.weight"].endswith("--fallback knows nothing near it")

@@ -49,6 +49,22 @@ def test_a_ready_recipe_is_changed_by_the_name_of_its_stage(tmp_path: Path) -> N
     assert found.name == ""
 
 
+def test_what_a_recipe_says_itself_goes_before_what_it_extends(tmp_path: Path) -> None:
+    written(
+        tmp_path,
+        base='name = "base"\ndescription = "of the base"\nstats = "base.safetensors"\n[budget]\ntarget_bits = 5\n'
+        'max_error = 0.2\n[[stage]]\nkind = "quantize"',
+        a='extends = "base.toml"\nname = "own"\nstats = "own.safetensors"\n[budget]\ntarget_bits = 4',
+        b='extends = "base.toml"',
+    )
+    own, bare = (load_recipe(str(tmp_path / f"{name}.toml")) for name in "ab")
+    assert (own.name, own.description, own.stats) == ("own", "", "own.safetensors")
+    assert (bare.name, bare.description, bare.stats) == ("", "", "base.safetensors")
+    for recipe, bits in ((own, 4), (bare, 5)):
+        assert recipe.budget is not None
+        assert (recipe.budget.target_bits, recipe.budget.max_error) == (bits, 0.2)
+
+
 def test_what_has_no_stage_of_that_name_follows(tmp_path: Path) -> None:
     written(
         tmp_path,

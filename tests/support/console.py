@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.cli.main import run
+from support.clock import HANGS
 
 SAMPLES = Path(__file__).parents[2] / "sample_weights"
 LLAMA = SAMPLES / "tiny-llama"
@@ -59,7 +60,7 @@ def spawn(*args: object, env: Mapping[str, str] | None = None, **more: Any) -> s
         encoding="utf-8",
         errors="replace",
         check=False,
-        timeout=60,
+        timeout=HANGS,
         **streams,
     )
 

@@ -1,7 +1,7 @@
 """What the fault tests are made of: good inputs, a kernel that fails on demand, and a server that runs the tool
 in processes of their own.
 
-Run as a script this file is the server: it imports the tool once and forks for every run that it is asked for,
+Run as a program this module is the server: it imports the tool once and forks for every run that it is asked for,
 so that a run costs milliseconds and hundreds of them can be killed.
 """
 
@@ -33,6 +33,9 @@ from compressor.files import folder, npz, source
 from compressor.files import input_file as handle
 from compressor.files import output as sink
 from compressor.files import staging as atomic
+from support.clock import HANGS
+
+TESTS = Path(__file__).parents[1]
 
 # ---- good inputs ---------------------------------------------------------------------------------------------
 
@@ -258,7 +261,11 @@ class Server:
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "support.fault_injection"],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent)))},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert self._answer() == {"ready": True}
 
@@ -277,7 +284,7 @@ class Server:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.close()
-        self.process.wait(30)
+        self.process.wait(HANGS)
         self.process.stdout.close()
 
     def _answer(self) -> dict[str, Any]:

@@ -21,7 +21,18 @@ from compressor.core.floats import largest, narrow, smallest, widen
 from compressor.core.layer_inputs import Layer
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Workspace
-from compressor.methods.contract import Block, Coded, Encoder, Method, Survey, Transform
+from compressor.methods.contract import (
+    Block,
+    ByTensor,
+    Coded,
+    Decoder,
+    Encoder,
+    Method,
+    Scheme,
+    Survey,
+    Transform,
+    Treatment,
+)
 from compressor.methods.options import VERBS
 from compressor.methods.parts import Part
 from compressor.methods.quantize.codebook import Codebook
@@ -278,10 +289,10 @@ def fitting(method: Method, raw: Array) -> Array:
 @dataclass
 class Outcome:
     """What a method made of an array: `parts` (None of a transform), the numbers `restored` [rows, columns], and
-    `settled`, those numbers rounded to the tensor's dtype. `method` knows what its surveys found."""
+    `settled`, those numbers rounded to the tensor's dtype. `treatment` is what the `asked` method came to."""
 
     asked: Method
-    method: Method
+    treatment: Treatment
     parts: dict[str, Array] | None
     restored: Array
     settled: Array
@@ -291,7 +302,7 @@ def align_of(method: Method, spec: TensorSpec) -> int:
     """Rows at whose multiples blocks may begin."""
     if method.whole:
         return max(spec.matrix[0], 1)
-    return method.align(spec) if isinstance(method, Encoder) else 1
+    return method.align(spec) if isinstance(method, Scheme) else 1
 
 
 def portions(rows: int) -> tuple[int, int]:
@@ -339,9 +350,10 @@ def blocks(
         beside = {role: other[start:stop] for role, other in partners.items()}
         coded = None
         if codes is not None:
-            assert isinstance(codes.method, Encoder)
+            assert isinstance(codes.treatment, Encoder)
             assert codes.parts is not None
-            coded = Coded(codes.asked, views_of(codes.method, spec, codes.parts, slice(start, stop)))  # type: ignore[arg-type]
+            decoder = codes.treatment.decoder
+            coded = Coded(decoder, views_of(decoder, spec, codes.parts, slice(start, stop)))
         yield Block(values, start, spec, work, beside, inputs, coded)
 
 
@@ -353,18 +365,22 @@ def resolve(
     ranges: list[tuple[int, int]],
     work: Workspace,
     inputs: Layer | None = None,
-) -> Method:
-    """The method with everything that its surveys find out."""
-    found: Any = method.survey([spec])
-    while isinstance(found, Survey):
+) -> Treatment:
+    """What treats the tensor, with everything that surveys find out."""
+    found = method.prepare([spec])
+    while isinstance(found, Survey | ByTensor):
+        if isinstance(found, ByTensor):
+            if isinstance(found, Transform) and method.reach == "tensor":
+                break
+            found = found.of(spec, method)
+            if isinstance(found, Transform):
+                break
+            continue
         stats = found.start()
         for block in blocks(spec, matrix, partners, ranges, work, inputs):
             stats = found.merge(stats, found.observe(block, found.start()))
         found = found.conclude(stats)
-        if isinstance(found, Method) and found.reach == "tensor":  # what a whole model told may need one more look
-            found = found.for_tensor(spec.name, method)
-            found = found.survey([spec]) or found
-    return found or method
+    return found
 
 
 def run(
@@ -389,27 +405,26 @@ def run(
     if method.statistics and inputs is None:
         inputs = inputs_of(spec)
     codes = None
-    if isinstance(getattr(method, "stored", None), Encoder):  # it works on what that has stored
+    if isinstance(getattr(method, "stored", None), Scheme):  # it works on what that has stored
         codes = run(method.stored, spec, raw)  # type: ignore[attr-defined]
         matrix = codes.settled
     ranges = cut(len(matrix), size, align_of(method, spec))
-    asked, method = method, resolve(method, spec, matrix, partners, ranges, work, inputs)
+    treatment = resolve(method, spec, matrix, partners, ranges, work, inputs)
     restored = np.full(matrix.shape, np.nan, matrix.dtype)
     parts = None
-    if isinstance(method, Encoder) and store_parts:
-        parts = {part.suffix: fresh(part, garbage) for part in method.parts(spec)}
+    if isinstance(treatment, Encoder) and store_parts:
+        parts = {part.suffix: fresh(part, garbage) for part in treatment.decoder.parts(spec)}
     for block in blocks(spec, matrix, partners, ranges, work, inputs, codes):
         rows = slice(block.start, block.start + len(block.values))
         out = np.full(block.values.shape, np.nan, matrix.dtype)
-        if isinstance(method, Encoder):
-            views = None if parts is None else views_of(method, spec, parts, rows)
-            method.encode(block, views, out)
+        if isinstance(treatment, Encoder):
+            views = None if parts is None else views_of(treatment.decoder, spec, parts, rows)
+            treatment.encode(block, views, out)
         else:
-            assert isinstance(method, Transform)
-            method.apply(block, out)
+            treatment.apply(block, out)
         restored[rows] = out
     settled = numbers(store(restored, spec.dtype), spec.dtype)
-    return Outcome(asked, method, parts, restored, settled)
+    return Outcome(method, treatment, parts, restored, settled)
 
 
 def fresh(part: Part, garbage: int) -> Array:
@@ -421,10 +436,10 @@ def fresh(part: Part, garbage: int) -> Array:
     return buffer
 
 
-def views_of(method: Encoder, spec: TensorSpec, parts: dict[str, Array], rows: slice) -> dict[str, Array]:
+def views_of(decoder: Decoder, spec: TensorSpec, parts: dict[str, Array], rows: slice) -> dict[str, Array]:
     """The rows of each part that belong to a block; a part that is not cut is only the first block's to write."""
     views = {}
-    for part in method.parts(spec):
+    for part in decoder.parts(spec):
         buffer = parts[part.suffix]
         if part.every == 0:
             views[part.suffix] = buffer if rows.start == 0 else buffer.copy()
@@ -438,14 +453,15 @@ def views_of(method: Encoder, spec: TensorSpec, parts: dict[str, Array], rows: s
 
 def decode(outcome: Outcome, spec: TensorSpec, size: int = 1 << 30) -> Array:
     """Restore all rows from the parts, some at a time."""
-    method, parts, work = outcome.method, outcome.parts, Workspace()
-    assert isinstance(method, Encoder)
+    treatment, parts, work = outcome.treatment, outcome.parts, Workspace()
+    assert isinstance(treatment, Encoder)
+    decoder = treatment.decoder
     assert parts is not None
     rows, columns = spec.matrix
     found = np.full((rows, columns), np.nan, DTYPES[spec.dtype].compute)
-    for start, stop in cut(rows, size, align_of(method, spec)):
+    for start, stop in cut(rows, size, align_of(outcome.asked, spec)):
         out = np.full((stop - start, columns), np.nan, found.dtype)
-        method.decode(views_of(method, spec, parts, slice(start, stop)), spec, out, start, work)
+        decoder.decode(views_of(decoder, spec, parts, slice(start, stop)), spec, out, start, work)
         found[start:stop] = out
     return found
 
@@ -460,7 +476,7 @@ def same_bits(a: Array, b: Array) -> bool:
 
 
 def law_decoding_gives_what_encoding_promised(whole: Outcome, spec: TensorSpec, raw: Array) -> None:
-    if isinstance(whole.method, Encoder):
+    if isinstance(whole.treatment, Encoder):
         assert same_bits(decode(whole, spec), whole.restored)
         assert same_bits(decode(whole, spec, portions(spec.matrix[0])[0]), whole.restored)
         unstored = run(whole.asked, spec, raw, store_parts=False)
@@ -473,27 +489,27 @@ def law_cuts_and_what_memory_held_do_not_matter(whole: Outcome, spec: TensorSpec
         assert same_bits(pieces.restored, whole.restored)
         for suffix, content in (whole.parts or {}).items():
             assert same_bits(content, (pieces.parts or {})[suffix]), suffix
-    if whole.method.elementwise:
+    if whole.asked.elementwise:
         flat = run(whole.asked, spec, raw, size=5 + spec.size // 4, flat=True, store_parts=False)
         assert same_bits(flat.restored.reshape(whole.restored.shape), whole.restored)
 
 
 def law_the_same_again_gives_the_same(whole: Outcome, spec: TensorSpec, raw: Array) -> None:
     again = run(whole.asked, spec, raw)
-    assert again.method == whole.method
+    assert again.treatment == whole.treatment
     assert same_bits(again.restored, whole.restored)
 
 
 def law_error_is_within_the_bound(whole: Outcome, spec: TensorSpec, raw: Array) -> None:
-    if isinstance(whole.method, Encoder) and np.isfinite(whole.settled).all():
+    if isinstance(whole.treatment, Encoder) and np.isfinite(whole.settled).all():
         weights = numbers(raw, spec.dtype).reshape(spec.matrix).astype(np.longdouble)
         error = np.max(np.abs(whole.settled - weights))
-        bound = whole.method.bound(float(np.max(np.abs(weights))), spec)
+        bound = whole.treatment.bound(float(np.max(np.abs(weights))), spec)
         assert error <= bound, f"error {error} above the bound {bound}"
 
 
 def law_zeros_stay_exactly_zero(whole: Outcome, spec: TensorSpec, raw: Array) -> None:
-    if getattr(whole.method, "keeps_zeros", True):
+    if whole.asked.keeps_zeros:
         zero = numbers(raw, spec.dtype).reshape(spec.matrix) == 0
         assert np.all(whole.restored[zero] == 0)
         assert np.all(whole.settled[zero] == 0)
@@ -501,9 +517,9 @@ def law_zeros_stay_exactly_zero(whole: Outcome, spec: TensorSpec, raw: Array) ->
 
 def law_scales_are_positive_and_finite(whole: Outcome, spec: TensorSpec, raw: Array) -> None:
     """Positive unless signed ones were asked for; never 0."""
-    if isinstance(whole.method, Encoder):
-        signed = getattr(whole.method, "signed_scales", False)
-        declared = {part.suffix: part for part in whole.method.parts(spec)}
+    if isinstance(whole.treatment, Encoder):
+        signed = getattr(whole.asked, "signed_scales", False)
+        declared = {part.suffix: part for part in whole.treatment.decoder.parts(spec)}
         for suffix, content in (whole.parts or {}).items():
             if suffix.endswith(("scale", "scales")):
                 if declared[suffix].dtype == "U8":  # a power of two by its exponent
@@ -514,7 +530,7 @@ def law_scales_are_positive_and_finite(whole: Outcome, spec: TensorSpec, raw: Ar
 
 
 def law_finite_in_finite_out(whole: Outcome, spec: TensorSpec, raw: Array) -> None:
-    if (whole.method.verb, whole.method.id) not in MAY_REFUSE:
+    if (whole.asked.verb, whole.asked.id) not in MAY_REFUSE:
         assert np.isfinite(whole.restored).all()
         assert np.isfinite(whole.settled).all()
 
@@ -536,7 +552,7 @@ def refusal(law: Callable[[], object]) -> CompressorError | None:
 def check_laws(method: Method, name: str, dtype: str, raw: Array) -> bool:
     """All laws on one stored array; False where the method says no to it, by name and with a reason."""
     spec = TensorSpec(name, dtype, raw.shape)
-    if isinstance(method, Encoder):
+    if isinstance(method, Scheme):
         no = refusal(lambda: method.check(spec))
         if no is not None:
             assert isinstance(no, UsageError)

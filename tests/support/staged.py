@@ -1,13 +1,15 @@
-"""A run that fails at every one of its calls to the kernel, and what must then be at its places."""
+"""A run that fails at every one of its calls, and what must then be at its places; calls that fail."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from compressor.files.staging import Staging
 from support.fault_injection import KINDS, FaultyOs, invoke, is_one_line, strays, tree
 
 
@@ -79,3 +81,20 @@ def fail_every_call(stage: Stage, numbers: tuple[int, ...], *, lasting: bool, ev
             assert not strays(stage.place), told
         outcomes[faulty.victims[0][0], code] += 1
         at += every
+
+
+def fail(number: int) -> Callable[..., Any]:
+    """A call to the kernel that fails with this error."""
+
+    def call(*_: Any, **__: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+def put(staging: Staging, content: bytes = b"new") -> None:
+    """Something in what is being built."""
+    if staging.folder:
+        Path(staging.path, "model.safetensors").write_bytes(content)
+    else:
+        Path(staging.path).write_bytes(content)

@@ -695,7 +695,7 @@ def test_pooling_is_told_of_the_width(tmp_path: Path) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_what_is_gathered_is_what_numpy_takes(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:

@@ -95,7 +95,7 @@ def test_depth_keeps_these_layers(teacher: Path, options: dict[str, Any], kept: 
 
 
 @given(count=st.integers(2, 200), data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_layers_are_evenly_spread(count: int, data: st.DataObject) -> None:
     some = data.draw(st.integers(2, count))
     kept = spread(some, count)
@@ -652,7 +652,7 @@ def test_workers_change_nothing(teacher: Path, workers: int) -> None:
     importance=st.sampled_from(["auto", "l2", "l1", "random", "index"]),
     blocks=st.sampled_from(["spread", "ends", "importance"]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_smaller_shape_is_what_was_asked_for(
     tmp_path_factory: pytest.TempPathFactory,
     hidden: int,

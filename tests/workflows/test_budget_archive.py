@@ -157,10 +157,10 @@ def test_tune_searches_over_archives(model: Path, tmp_path: Path) -> None:
     )
     command = f"{sys.executable} {program} {{path}}"
     out = tmp_path / "o.safetensors"
-    report = compressor.tune(model, out, evaluate=command, min_metric=0.9, store="archive", evaluations=8)
+    report = compressor.tune(model, out, evaluate=command, min_metric=0.9, store="archive", evaluations=5)
     assert report.total.error <= 0.1
     assert out.stat().st_size == report.plan.size_after < model.stat().st_size / 7
-    other, limits = tmp_path / "by-command.safetensors", ["--min-metric", "0.9", "--evaluations", "8"]
+    other, limits = tmp_path / "by-command.safetensors", ["--min-metric", "0.9", "--evaluations", "5"]
     done = main(["tune", str(model), "-o", str(other), "--evaluate", command, "--store", "archive", *limits])
     assert done == 0
     assert other.read_bytes() == out.read_bytes()

@@ -1,10 +1,15 @@
-"""How a Hugging Face folder says in its config.json that weights are quantized: one module a dialect.
+"""How files say that weights are quantized: one module a dialect.
+
+Most dialects are declared in a Hugging Face folder's config.json, at its top or in a config within it
+(`text_config`, `llm_config`, …), or in a file beside it (`SIDECARS`); some are recognised by the names of their
+tensors alone. Codes beside scales that no dialect took are refused (`unread`) by who opens a checkpoint.
 
 A dialect module provides
 
 * `NAME`: what users call it, and the `quant_method` that its configs declare where they declare one;
 * `speaks(config)`: whether a config.json is in this dialect;
-* `stored_tensors(source)`: the tensors of such a folder with the encoders that decode them; InputError for what is
+* `found_in(source)`, where names are enough: whether tensors are called as in this dialect;
+* `stored_tensors(source)`: the tensors of such a folder with what decodes them; InputError for what is
   not read here, and for parts that contradict the config;
 * `configure(config, packed, dense)`: the config.json (without an older quantization) of a folder that stores
   `packed` in the dialect's layouts and `dense` as numbers. A dialect that is only read has none;
@@ -13,29 +18,30 @@ A dialect module provides
 * `leftovers(source, stored)`, where the dialect has such: names of tensors that nobody needs once weights are
   numbers, as the scales of activations.
 
-An `Encoder` names the dialect whose loaders take its parts (`Encoder.dialect`); "" is our own layout, which
+A `Decoder` names the dialect whose loaders take its parts (`Decoder.dialect`); "" is our own layout, which
 only `restore` reads.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from types import ModuleType
 from typing import Any
 
+from compressor.checkpoint.dialects import unread
+from compressor.checkpoint.dialects.unread import check as check_read
 from compressor.core.errors import InputError
 from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
 from compressor.files.source import Source
 from compressor.files.strict_json import read_object
-from compressor.methods.contract import Encoder
+from compressor.methods.contract import Decoder
 
 KEYS = ("quantization_config", "quantization")  # of config.json; the second is MLX's
 _OLDER = ("sparsity_config", "compression_config")  # also of config.json, as compressed-tensors once wrote them
-SIDECAR = "hf_quant_config.json"  # where some of NVIDIA's tools say it beside config.json
 _MODULES = (
     "compressed_tensors_sparse",
     "compressed_tensors",
@@ -45,9 +51,14 @@ _MODULES = (
     "mlx",
     "gptq",
     "awq",
+    "mxfp4",
+    "comfy",
+    "deepseek",
 )
 
-Stored = Sequence[tuple[TensorSpec, Encoder]]
+__all__ = ["Stored", "check_read", "configure", "dialects", "metadata_format", "read", "without"]
+
+Stored = Sequence[tuple[TensorSpec, Decoder]]
 
 
 @cache
@@ -58,43 +69,92 @@ def dialects() -> dict[str, ModuleType]:
 
 
 def read(source: Source) -> tuple[str, Stored, frozenset[str]]:
-    """What a folder's config says of quantization, in words, what it stores as parts, and what is left over then;
-    ("", (), …) if nothing."""
-    config = _with_sidecar(source)
+    """What a file or folder says of quantization, in words, what it stores as parts, and what is left over then;
+    ("", (), …) if nothing.
+
+    InputError for what is declared and not read here, and for parts that contradict it.
+    """
+    config = _declaring(source)
     source = replace(source, config=config)
-    declared = next((config[key] for key in KEYS if config.get(key) is not None), None)
-    if declared is None and not any(key in config for key in _OLDER):
+    module = _dialect(config, source)
+    if module is None:
         return "", (), frozenset()
+    stored = module.stored_tensors(source)
+    left = frozenset(module.leftovers(source, stored)) if hasattr(module, "leftovers") else frozenset[str]()
+    return getattr(module, "SAID", f"quantized ({module.NAME})"), stored, left
+
+
+def _dialect(config: Mapping[str, Any], source: Source) -> ModuleType | None:
+    """The dialect of a config, or of a file's names where the config declares none; None where nothing is
+    quantized."""
+    declared = next((config[key] for key in KEYS if config.get(key) is not None), None)
     if declared is not None and not isinstance(declared, dict):
         raise InputError("config.json: quantization_config is not an object", file=source.path)
-    for name, module in dialects().items():
-        if module.speaks(config):
-            stored = module.stored_tensors(source)
-            left = module.leftovers(source, stored) if hasattr(module, "leftovers") else ()
-            return getattr(module, "SAID", f"quantized ({name})"), stored, frozenset(left)
-    if declared is None:
-        return "", (), frozenset()
-    method = printable(str(declared.get("quant_method", "unknown")), 60)
-    raise InputError(
-        f"is quantized by {method!r}, which is not read here", file=source.path, remedy="Give the unquantized model"
-    )
+    if declared is None and not any(key in config for key in _OLDER):
+        named = (one for one in dialects().values() if hasattr(one, "found_in"))
+        return next((one for one in named if one.found_in(source)), None)
+    spoken = next((one for one in dialects().values() if one.speaks(config)), None)
+    if spoken is None and declared is not None:
+        method = printable(str(declared.get("quant_method", "unknown")), 60)
+        raise InputError(
+            f"is quantized by {method!r}, which is not read here",
+            file=source.path,
+            remedy="Give the unquantized model",
+        )
+    return spoken
 
 
-def _with_sidecar(source: Source) -> Mapping[str, Any]:
-    """config.json, and what the file beside it says of quantization where config.json says nothing."""
+def _declaring(source: Source) -> Mapping[str, Any]:
+    """config.json with what it, a config within it, or a file beside it says of quantization at its top."""
     config = source.config or {}
-    beside = source.carried.get(SIDECAR)
-    if beside is None or any(config.get(key) is not None for key in KEYS):
+    if any(config.get(key) is not None for key in KEYS):
         return config
-    said = read_object(beside).get("quantization")
-    if not isinstance(said, dict):
-        raise InputError("says nothing of quantization", file=beside.path)
-    return {**config, KEYS[0]: {"quant_method": "modelopt", **said}}
+    nested = unread.declared_in(config, KEYS)
+    if any(one != nested[0] for one in nested):
+        raise InputError(
+            "config.json: its configs are quantized in several ways",
+            file=source.path,
+            remedy="Give the unquantized model",
+        )
+    if nested:
+        return {**config, KEYS[0]: nested[0]}
+    for name, translated in SIDECARS.items():
+        beside = source.carried.get(name)
+        if beside is not None:
+            try:
+                return {**config, KEYS[0]: translated(read_object(beside, lenient=True))}
+            except (KeyError, TypeError, AttributeError) as error:
+                raise InputError("says nothing of quantization", file=beside.path) from error
+    return config
+
+
+def _modelopt(said: Mapping[str, Any]) -> dict[str, Any]:
+    return {"quant_method": "modelopt", **said["quantization"]}
+
+
+def _auto_gptq(said: Mapping[str, Any]) -> dict[str, Any]:
+    return {"quant_method": "gptq", "bits": said["bits"], **said}
+
+
+def _auto_awq(said: Mapping[str, Any]) -> dict[str, Any]:
+    return {"quant_method": "awq", "bits": said["w_bit"], "group_size": said["q_group_size"], **said}
+
+
+# Files beside config.json in which tools say how they quantized, and what each would be in config.json
+SIDECARS: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "hf_quant_config.json": _modelopt,
+    "quantize_config.json": _auto_gptq,
+    "quant_config.json": _auto_awq,
+}
 
 
 def without(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json that says nothing of quantization."""
-    return {key: value for key, value in config.items() if key not in (*KEYS, *_OLDER)}
+    """A config.json that says nothing of quantization, nor do the configs within it."""
+    return {
+        key: without(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in (*KEYS, *_OLDER)
+    }
 
 
 def configure(config: Mapping[str, Any], packed: Stored, dense: Sequence[TensorSpec]) -> dict[str, Any]:
@@ -104,7 +164,7 @@ def configure(config: Mapping[str, Any], packed: Stored, dense: Sequence[TensorS
     the folder; then the scheme is one that they refuse. (A quant_method of our own would not do: transformers
     skips those it does not know with a warning, and fills the missing weights with random numbers.)
     """
-    spoken = {encoder.dialect(spec) for spec, encoder in packed}
+    spoken = {decoder.dialect(spec) for spec, decoder in packed}
     if len(spoken) == 1 and "" not in spoken:
         found: dict[str, Any] | None = dialects()[spoken.pop()].configure(without(config), packed, dense)
         if found is not None:
@@ -123,5 +183,5 @@ def configure(config: Mapping[str, Any], packed: Stored, dense: Sequence[TensorS
 
 def metadata_format(packed: Stored) -> str | None:
     """What the `format` of the container files must be for these parts; None where anything goes."""
-    spoken = {encoder.dialect(spec) for spec, encoder in packed}
+    spoken = {decoder.dialect(spec) for spec, decoder in packed}
     return str(dialects()[spoken.pop()].METADATA) if len(spoken) == 1 and "" not in spoken else None

@@ -17,7 +17,7 @@ from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
 from compressor.core.workspace import Workspace
 from compressor.files.source import Source
-from compressor.methods.contract import Encoder
+from compressor.methods.contract import Decoder
 from compressor.methods.quantize.fp8 import Fp8, Scales
 from compressor.methods.quantize.int import Int
 from compressor.methods.quantize.mxfp4 import Mxfp4
@@ -31,10 +31,10 @@ KEY = "quantization_config"
 _ACTIVATIONS = ("input_scale", "input_zero_point", "input_global_scale", "output_scale", "output_zero_point")
 _CACHE = ("k_scale", "v_scale", "q_scale", "k_zero_point", "v_zero_point", "k_global_scale", "v_global_scale")
 
-Found = Encoder | str  # the encoder of a group, or why there is none
+Found = Decoder | str  # the decoder of a group, or why there is none
 
 
-def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
+def stored_tensors(source: Source) -> list[tuple[TensorSpec, Decoder]]:
     """The tensors that a compressed-tensors folder stores as parts. InputError for what is not read here."""
     config = (source.config or {})[KEY]
     declared = config.get("config_groups")
@@ -60,12 +60,12 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
         spec = _original(layout, base, source)
         found.append((spec, _choose(spec, groups[layout], source)))
     taken = {f"{spec.name}_scale" for spec, _ in found}
-    taken |= {f"{spec.name}_global_scale" for spec, encoder in found if isinstance(encoder, Nvfp4)}
+    taken |= {f"{spec.name}_global_scale" for spec, decoder in found if isinstance(decoder, Nvfp4)}
     orphans(source, (".weight_scale", ".weight_global_scale"), taken)
     return found
 
 
-def leftovers(source: Source, stored: Sequence[tuple[TensorSpec, Encoder]]) -> set[str]:
+def leftovers(source: Source, stored: Sequence[tuple[TensorSpec, Decoder]]) -> set[str]:
     """What only a quantized loader has a use for: scales of activations, and of a quantized cache."""
     stems = {spec.name.removesuffix("weight") for spec, _ in stored}
     names = {stem + last for stem in stems for last in _ACTIVATIONS} & set(source.tensors)
@@ -119,15 +119,15 @@ def _original(layout: str, name: str, source: Source) -> TensorSpec:
     return TensorSpec(name, scale.spec.dtype, (int(values[0]), int(values[1])))
 
 
-def _choose(spec: TensorSpec, groups: Sequence[Found], source: Source) -> Encoder:
-    """The encoder of the group that this tensor was stored by."""
+def _choose(spec: TensorSpec, groups: Sequence[Found], source: Source) -> Decoder:
+    """The decoder of the group that this tensor was stored by."""
     known = [_as_stored(group, spec, source) for group in groups if not isinstance(group, str)]
     unknown = [group for group in groups if isinstance(group, str)]
-    fits = known if len(groups) == 1 else [encoder for encoder in known if _fits(spec, encoder, source)]
+    fits = known if len(groups) == 1 else [decoder for decoder in known if _fits(spec, decoder, source)]
     if not fits:
         reason = f"is stored in a way that is not read here: {unknown[0]}" if unknown else "fits no config group"
         raise InputError(reason, file=source.path, tensor=spec.name)
-    if len({encoder.label for encoder in fits if isinstance(encoder, Int)}) > 1:
+    if len({decoder.label for decoder in fits if isinstance(decoder, Int)}) > 1:
         raise InputError("is so narrow that it fits groups of 4 and of 8 bits", file=source.path, tensor=spec.name)
     blocks = {e.scales.block for e in fits if isinstance(e, Fp8) and e.granularity == "block"}
     if len(blocks) > 1:
@@ -137,19 +137,19 @@ def _choose(spec: TensorSpec, groups: Sequence[Found], source: Source) -> Encode
     return fits[0]
 
 
-def _as_stored(encoder: Encoder, spec: TensorSpec, source: Source) -> Encoder:
-    """The encoder with the dtype and shape of the scale as it lies there, where these may differ."""
-    if not isinstance(encoder, Fp8):
-        return encoder
+def _as_stored(decoder: Decoder, spec: TensorSpec, source: Source) -> Decoder:
+    """The decoder with the dtype and shape of the scale as it lies there, where these may differ."""
+    if not isinstance(decoder, Fp8):
+        return decoder
     scale = f"{spec.name}_scale"
-    shape = single(source, scale, spec.name) if encoder.granularity == "tensor" else (1,)
-    scales = Scales("_scale", source.tensors[scale].spec.dtype, shape, encoder.scales.block)
-    return Fp8(granularity=encoder.granularity, scales=scales)
+    shape = single(source, scale, spec.name) if decoder.granularity == "tensor" else (1,)
+    scales = Scales("_scale", source.tensors[scale].spec.dtype, shape, decoder.scales.block)
+    return Fp8(granularity=decoder.granularity, scales=scales)
 
 
-def _fits(spec: TensorSpec, encoder: Encoder, source: Source) -> bool:
+def _fits(spec: TensorSpec, decoder: Decoder, source: Source) -> bool:
     try:
-        parts = encoder.parts(spec)
+        parts = decoder.parts(spec)
     except UsageError:
         return False
     zero = "_zero_point"
@@ -166,7 +166,7 @@ def _fits(spec: TensorSpec, encoder: Encoder, source: Source) -> bool:
 
 
 def _made(layout: _Layout, group: Mapping[str, Any], common: object) -> list[Found]:
-    """The encoder of a group for tensors of this layout, or why there is none; nothing if it is of another's."""
+    """The decoder of a group for tensors of this layout, or why there is none; nothing if it is of another's."""
     weights, form = group.get("weights"), group.get("format") or common
     if form not in layout.formats:
         others = {form for other in _LAYOUTS.values() for form in other.formats}
@@ -198,7 +198,7 @@ def _integers(weights: Mapping[str, Any], layout: str) -> Found:
         },
         where="quantization_config ",
     )
-    assert isinstance(made, Encoder)  # noqa: S101 - the scheme named above
+    assert isinstance(made, Decoder)  # noqa: S101 - the scheme named above
     return made
 
 
@@ -229,7 +229,7 @@ def _blocks(weights: Mapping[str, Any], layout: str) -> Found:
 @dataclass(frozen=True)
 class _Layout:
     """A way of storing tensors: the `formats` by which configs call it, the `type` of weights, in words what these
-    are, and how the encoder of a group is made. `narrow`: the scale may be an exponent in a byte."""
+    are, and how the decoder of a group is made. `narrow`: the scale may be an exponent in a byte."""
 
     name: str
     formats: tuple[str, ...]

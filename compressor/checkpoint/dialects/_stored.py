@@ -1,9 +1,9 @@
-"""What is common to encoders that only read: the codes of other tools, which nobody writes here."""
+"""What is common to the codes of other tools, which nobody writes here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import inf
 from typing import Any, ClassVar
 
@@ -14,23 +14,23 @@ from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
 from compressor.core.workspace import Array
 from compressor.files.source import Source
-from compressor.methods.contract import Block, Encoder
-from compressor.methods.options import option
+from compressor.methods.contract import Decoder
 
 
 @dataclass(frozen=True)
-class StoredCodes(Encoder):
-    """Codes as another tool chose them."""
+class StoredCodes(Decoder):
+    """Codes of so many `bits` as another tool chose them."""
 
     verb: ClassVar[str] = "quantize"
 
-    bits: int = option(help="bits of a code")
-
-    def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
-        raise TypeError(f"{self.id} is only read")
+    bits: int
 
     def bound(self, largest: float, spec: TensorSpec) -> float:
+        """Nobody knows what they stand for."""
         return inf
+
+    def describe(self) -> dict[str, Any]:
+        return {"scheme": self.id, **{one.name: getattr(self, one.name) for one in fields(self)}}
 
     @property
     def label(self) -> str:

@@ -18,8 +18,7 @@ from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
 from compressor.core.workspace import Array, Workspace
 from compressor.files.source import Source
-from compressor.methods.contract import Encoder
-from compressor.methods.options import option
+from compressor.methods.contract import Decoder
 from compressor.methods.parts import Part
 
 NAME = "awq"
@@ -32,7 +31,10 @@ _WORD = 8
 
 def speaks(config: Mapping[str, Any]) -> bool:
     declared = config.get(KEY)
-    return isinstance(declared, dict) and declared.get("quant_method") == NAME
+    if not isinstance(declared, dict):
+        return False
+    rounded = "auto" in str(declared.get("quant_method")) and "awq" in str(declared.get("packing_format", ""))
+    return declared.get("quant_method") == NAME or rounded
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Awq(StoredCodes):
 
     id: ClassVar[str] = "awq"
 
-    group_size: int = option(help="columns that share a scale and a zero point")
+    group_size: int  # columns that share a scale and a zero point
 
     def parts(self, spec: TensorSpec) -> tuple[Part, ...]:
         rows, columns = spec.shape
@@ -73,7 +75,7 @@ def _spread(words: Array, out: Array, work: Workspace) -> None:
         np.copyto(out[row::_WORD], codes, casting="unsafe")
 
 
-def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
+def stored_tensors(source: Source) -> list[tuple[TensorSpec, Decoder]]:
     """The tensors that an AWQ folder stores as codes. InputError for what is not read here."""
     declared = (source.config or {})[KEY]
     version = declared.get("version", "gemm")
@@ -89,7 +91,7 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
     ]
 
 
-def _stored(module: str, bits: int, declared: Mapping[str, Any], source: Source) -> tuple[TensorSpec, Encoder]:
+def _stored(module: str, bits: int, declared: Mapping[str, Any], source: Source) -> tuple[TensorSpec, Decoder]:
     name = f"{module}.weight"
     shape = shape_of(source, f"{module}.qweight", ("I32",), name)
     scales = shape_of(source, f"{module}.scales", ("F16", "BF16", "F32"), name)

@@ -9,27 +9,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from compressor.architectures.conv1d import is_conv1d
+from compressor.architectures.heads import heads_of
+from compressor.architectures.roles import is_embedding
 from compressor.checkpoint.dialects._compressed_tensors_reading import KEY, leftovers, stored_tensors
-from compressor.core.selection import kept
 from compressor.core.tensor import TensorSpec
-from compressor.methods.contract import Encoder
+from compressor.methods.contract import Decoder
 
 __all__ = ["METADATA", "NAME", "configure", "leftovers", "speaks", "stored_tensors"]
 
 NAME = "compressed-tensors"
 METADATA = "pt"
 
-# What a model that holds a base model calls it, beside its model_type (`bert.encoder.…`)
+# What a model that holds a base model calls it, beside its model_type (`bert.decoder.…`)
 _WRAPPERS = ("model", "transformer", "language_model")
-# Output heads, which share the embedding's weight in many models
-_HEADS = r"re:(.*\.)?(lm_head|lm_head\.decoder|embed_out|predictions\.decoder|vocab_projector|generator_lm_head)$"
-
-# The models whose linear layers are transformers' Conv1D, [in, out], which no loader quantizes
-_TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
-_CONV1D = re.compile(r"\.(c_attn|q_attn|c_proj|c_fc)\.weight$")
 
 
 def speaks(config: Mapping[str, Any]) -> bool:
@@ -38,16 +34,16 @@ def speaks(config: Mapping[str, Any]) -> bool:
 
 
 def configure(
-    config: Mapping[str, Any], packed: Sequence[tuple[TensorSpec, Encoder]], dense: Sequence[TensorSpec]
+    config: Mapping[str, Any], packed: Sequence[tuple[TensorSpec, Decoder]], dense: Sequence[TensorSpec]
 ) -> dict[str, Any] | None:
     """config.json with the quantization_config of a folder with these packed and these dense tensors; None where
     a tensor belongs to a module that is never quantized."""
     schemes: dict[str, tuple[dict[str, Any], list[str]]] = {}
-    for spec, encoder in packed:
-        scheme = encoder.config(spec)
-        if scheme is None or holds_transposed(config, [(spec, encoder)]):
+    for spec, decoder in packed:
+        scheme = decoder.config(spec)
+        if scheme is None or is_conv1d(config, spec.name):
             return None
-        if _is_embedding(spec):
+        if is_embedding(spec.name):
             scheme = {**scheme, "input_activations": None}  # its input is token ids, which nobody may round
         key = json.dumps(scheme, sort_keys=True)
         schemes.setdefault(key, (scheme, []))[1].append(_module(spec.name))
@@ -60,16 +56,14 @@ def configure(
         modules = set(names)
         others = (all_packed | untouched) - modules
         if len(ordered) == 1:  # as nearly all published models have it
-            embeddings = {_module(spec.name) for spec, _ in packed if _is_embedding(spec)}
+            embeddings = {_module(spec.name) for spec, _ in packed if is_embedding(spec.name)}
             targets = ["Linear", *_patterns(embeddings, (modules - embeddings) | untouched, wrappers)]
         else:
             targets = _patterns(modules, others, wrappers)
         groups[f"group_{number}"] = {"targets": targets, **scheme}
     formats = {scheme["format"] for scheme, _ in ordered}
     ignore = sorted(untouched) + _patterns(untouched, all_packed, wrappers)
-    if not any(re.match(_HEADS[3:], name) for name in all_packed):
-        # a head that shares the embedding's weight, or is called otherwise in the file, is a Linear all the same
-        ignore += sorted({"lm_head", _HEADS} - untouched)
+    ignore += sorted(set(_heads(config, all_packed)) - untouched)
     declared = {
         "quant_method": NAME,
         "format": formats.pop() if len(formats) == 1 else "mixed-precision",
@@ -82,20 +76,15 @@ def configure(
     return {**config, KEY: declared}
 
 
-def holds_transposed(config: Mapping[str, Any], packed: Sequence[tuple[TensorSpec, Encoder]]) -> bool:
-    """Whether any of the packed tensors is the weight of a Conv1D."""
-    return any(is_transposed(config, spec) for spec, _ in packed)
-
-
-def is_transposed(config: Mapping[str, Any] | None, spec: TensorSpec) -> bool:
-    """Whether the tensor is the weight of a Conv1D, which has a row for each input."""
-    return (config or {}).get("model_type") in _TRANSPOSED and _CONV1D.search(spec.name) is not None
-
-
-def _is_embedding(spec: TensorSpec) -> bool:
-    """Whether a packed tensor belongs to a module that is no Linear, and is treated because the user asked."""
-    default = kept(spec, "quantize", (), ())
-    return default is not None and default.reason.startswith("embedding")
+def _heads(config: Mapping[str, Any], packed: Iterable[str]) -> Iterator[str]:
+    """Entries for output heads, none of which matches a packed module. One that shares the embedding's weight,
+    or is called otherwise in the file, is a Linear all the same."""
+    names = list(packed)
+    heads = [head for head in heads_of(config) if not any(re.fullmatch(rf"(.*\.)?{head}", name) for name in names)]
+    if "lm_head" in heads:
+        yield "lm_head"
+    if heads:
+        yield rf"re:(.*\.)?({'|'.join(heads)})$"
 
 
 def _patterns(modules: Iterable[str], others: Iterable[str], wrappers: Iterable[str]) -> list[str]:

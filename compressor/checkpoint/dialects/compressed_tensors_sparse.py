@@ -15,9 +15,9 @@ from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
 from compressor.files.source import Source, StoredTensor
-from compressor.methods.contract import Encoder
+from compressor.methods.contract import Decoder
 from compressor.methods.parts import Part
-from compressor.methods.store.bitmask import Bitmask
+from compressor.methods.store.bitmask import BitmaskParts
 
 NAME = "compressed-tensors-sparse"
 SAID = "stored sparse (compressed-tensors)"
@@ -26,7 +26,7 @@ KEYS = ("quantization_config", "compression_config")
 
 
 @dataclass(frozen=True)
-class SparseBitmask(Bitmask):
+class SparseBitmask(BitmaskParts):
     """Values of unequal rows. `shape_of` is the shape of the part that holds the shape."""
 
     id: ClassVar[str] = "sparse-bitmask"
@@ -69,14 +69,14 @@ def _format(config: Mapping[str, Any]) -> str:
     return ""
 
 
-def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
+def stored_tensors(source: Source) -> list[tuple[TensorSpec, Decoder]]:
     """The tensors that the folder stores sparse. InputError when their parts contradict each other."""
     config = source.config or {}
     for key in KEYS:
         if isinstance(config.get(key), dict) and config[key].get("config_groups"):
             raise InputError("is stored sparse and quantized at once, which is not read here", file=source.path)
     kind = _FORMATS[_format(config)]
-    found: list[tuple[TensorSpec, Encoder]] = []
+    found: list[tuple[TensorSpec, Decoder]] = []
     for part_name, values in source.tensors.items():
         name = part_name.removesuffix(".compressed")
         if name == part_name:
@@ -89,7 +89,7 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
             raise InputError("its shape or dtype makes no sense", file=source.path, tensor=name)
         spec = TensorSpec(name, values.spec.dtype, (rows, columns))
         offsets = _offsets(kind, spec, values, source)
-        found.append((spec, kind(settled=True, offsets=offsets, shape_of=shape_of.spec.shape)))
+        found.append((spec, kind(None, offsets, shape_of=shape_of.spec.shape)))
     return found
 
 
@@ -109,10 +109,9 @@ def _offsets(kind: type[SparseBitmask], spec: TensorSpec, values: StoredTensor, 
     if stored is None or stored.spec.dtype != "I64" or stored.spec.shape != (rows,):
         raise InputError(f"its part .row_offsets is not {rows} integers", file=source.path, tensor=spec.name)
     try:
-        known = kind().counted_by(spec, np.append(_integers(stored), values.spec.size))
+        return kind.offsets_of(spec, np.append(_integers(stored), values.spec.size))
     except UsageError as error:
         raise InputError(error.reason, file=source.path, tensor=spec.name) from error
-    return known.starts()
 
 
 def _integers(stored: StoredTensor) -> Array:

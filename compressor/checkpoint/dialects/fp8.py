@@ -15,7 +15,7 @@ from compressor.core.errors import InputError
 from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
 from compressor.files.source import Source
-from compressor.methods.contract import Encoder
+from compressor.methods.contract import Decoder
 from compressor.methods.quantize.fp8 import Fp8, Scales
 
 NAME = "fp8"
@@ -29,14 +29,14 @@ def speaks(config: Mapping[str, Any]) -> bool:
     return isinstance(declared, dict) and declared.get("quant_method") == NAME
 
 
-def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
+def stored_tensors(source: Source) -> list[tuple[TensorSpec, Decoder]]:
     """The FP8 weights of such a folder. InputError where one has no scale, or a scale no weight."""
     config = source.config or {}
     block = config[KEY].get("weight_block_size")
     if block is not None and not is_block(block):
         raise InputError(f"config.json: weight_block_size is {printable(str(block), 40)}", file=source.path)
     dtype = model_dtype(config) or "BF16"
-    found: list[tuple[TensorSpec, Encoder]] = []
+    found: list[tuple[TensorSpec, Decoder]] = []
     for name, tensor in source.tensors.items():
         if not tensor.spec.dtype.startswith("F8_E4M3"):
             continue
@@ -62,7 +62,7 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
     return found
 
 
-def leftovers(source: Source, stored: Sequence[tuple[TensorSpec, Encoder]]) -> set[str]:
+def leftovers(source: Source, stored: Sequence[tuple[TensorSpec, Decoder]]) -> set[str]:
     """Calibrated scales of activations."""
     stems = {spec.name.removesuffix("weight") for spec, _ in stored}
     return {stem + last for stem in stems for last in _ACTIVATIONS} & set(source.tensors)

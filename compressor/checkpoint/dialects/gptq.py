@@ -13,54 +13,56 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from compressor.architectures.conv1d import is_conv1d
+from compressor.architectures.fused_layers import fused_group
+from compressor.architectures.roles import Role, is_embedding, role_of
 from compressor.checkpoint.dialects._stored import StoredCodes, integer, multiply, shape_of
-from compressor.checkpoint.dialects.compressed_tensors import holds_transposed
 from compressor.core import bitpacking as bitstream
 from compressor.core.errors import InputError
 from compressor.core.floats import widen
 from compressor.core.lazy import np
-from compressor.core.selection import kept
 from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
 from compressor.core.workspace import Array, Workspace
 from compressor.files.source import Source
-from compressor.methods.contract import Encoder
-from compressor.methods.options import option
+from compressor.methods.contract import Decoder
 from compressor.methods.parts import Part
 from compressor.methods.quantize.int import Int
-from compressor.methods.quantize.int.layouts.mlx import unpack_down
+from compressor.methods.quantize.int.layouts.gptq import unpack_down
 
 NAME = "gptq"
 METADATA = "pt"
 KEY = "quantization_config"
 
-_FUSED = {
-    **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj"),
-    **dict.fromkeys(("gate_proj", "up_proj"), "gate_up_proj"),
-}
+_AUTO_ROUND = ("auto-round", "auto_round", "intel/auto-round")
 _SHIFTS = {"gptq": 1, "gptq_v2": 0}  # what each format takes from zero points before it stores them
 
 
 def speaks(config: Mapping[str, Any]) -> bool:
     declared = config.get(KEY)
-    return isinstance(declared, dict) and declared.get("quant_method") == NAME
+    if not isinstance(declared, dict):
+        return False
+    packing = str(declared.get("packing_format", ""))
+    return declared.get("quant_method") == NAME or (
+        declared.get("quant_method") in _AUTO_ROUND and "awq" not in packing
+    )
 
 
 # ---- writing -------------------------------------------------------------------------------------------
 
 
 def configure(
-    config: Mapping[str, Any], packed: Sequence[tuple[TensorSpec, Encoder]], dense: Sequence[TensorSpec]
+    config: Mapping[str, Any], packed: Sequence[tuple[TensorSpec, Decoder]], dense: Sequence[TensorSpec]
 ) -> dict[str, Any] | None:
     """config.json with the quantization_config of a folder with these packed and these dense tensors; None where
     a tensor belongs to a module that GPTQ's loaders never take quantized."""
-    roles = {spec.name: _role(spec) for spec, _ in packed}
-    if holds_transposed(config, packed) or "embedding" in roles.values():
+    roles = {role_of(spec.name, spec.shape) for spec, _ in packed}
+    if any(is_embedding(spec.name) or is_conv1d(config, spec.name) for spec, _ in packed):
         return None
     modules = {}
-    for spec, encoder in packed:
-        assert isinstance(encoder, Int)  # noqa: S101 - it said that this dialect takes its parts
-        modules[spec.name] = (encoder.bits, encoder.group if encoder.grain == "group" else -1)
+    for spec, decoder in packed:
+        assert isinstance(decoder, Int)  # noqa: S101 - it said that this dialect takes its parts
+        modules[spec.name] = (decoder.bits, decoder.group if decoder.grain == "group" else -1)
     counts = Counter(modules.values())
     usual = min(counts, key=lambda found: (-counts[found], found))
     dynamic: dict[str, dict[str, int]] = {}
@@ -68,7 +70,7 @@ def configure(
         if (bits, group) != usual:
             dynamic[f"+:{_pattern(name)}"] = {"bits": bits, "group_size": group}
     for spec in dense:
-        if len(spec.shape) == 2 and spec.name.endswith(".weight") and not _role(spec):
+        if len(spec.shape) == 2 and spec.name.endswith(".weight") and not _left_dense(spec):
             dynamic[f"-:{_pattern(spec.name)}"] = {}
     declared = {
         "quant_method": NAME,
@@ -76,7 +78,7 @@ def configure(
         "group_size": usual[1],
         "desc_act": False,
         "sym": True,
-        "lm_head": "output" in roles.values(),
+        "lm_head": Role.HEAD in roles,
         "checkpoint_format": "gptq",
         "pack_dtype": "int32",
         **({"dynamic": dynamic} if dynamic else {}),
@@ -84,17 +86,16 @@ def configure(
     return {**config, KEY: declared}
 
 
-def _role(spec: TensorSpec) -> str:
-    """`embedding` and `output` (head) for the tensors that no loader expects quantized; else empty."""
-    default = kept(spec, "quantize", (), ())
-    word = "" if default is None else default.reason.partition(" ")[0]
-    return word if word in ("embedding", "output") else ""
+def _left_dense(spec: TensorSpec) -> bool:
+    """Whether no loader expects the tensor quantized, so that nothing has to be said of it."""
+    return role_of(spec.name, spec.shape) is Role.HEAD or is_embedding(spec.name)
 
 
 def _pattern(name: str) -> str:
     """What matches a module, with or without the names of models around it, and what it is fused into."""
     *parents, last = name.removesuffix(".weight").split(".")
-    ends = [last, _FUSED[last]] if last in _FUSED else [last]
+    whole = fused_group(name)
+    ends = [last] if whole is None else [last, whole.rpartition(".")[2]]
     text = r"\.".join([*map(re.escape, parents), f"({'|'.join(map(re.escape, ends))})"])
     return rf"^(.*\.)?{text}$"
 
@@ -109,10 +110,10 @@ class Words(StoredCodes):
 
     id: ClassVar[str] = "gptq"
 
-    groups: int = option(help="groups of columns that share scales and zero points")
-    group_size: int = option(help="columns of a group")
-    shift: int = option(help="what zero points are stored less than they are")
-    index: bool = option(help="whether each column names its group")
+    groups: int  # groups of columns that share scales and zero points
+    group_size: int  # columns of a group
+    shift: int  # what zero points are stored less than they are
+    index: bool  # whether each column names its group
 
     def parts(self, spec: TensorSpec) -> tuple[Part, ...]:
         rows, columns = spec.shape
@@ -155,10 +156,12 @@ class Words(StoredCodes):
         return (found + self.shift) & 7 if self.bits == 3 else found
 
 
-def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
+def stored_tensors(source: Source) -> list[tuple[TensorSpec, Decoder]]:
     """The tensors that a GPTQ folder stores as codes. InputError for what is not read here."""
     declared = (source.config or {})[KEY]
     form = str(declared.get("checkpoint_format", declared.get("format", "gptq")))
+    if declared.get("quant_method") in _AUTO_ROUND:
+        form, declared = _auto_round(declared, source)
     if form not in _SHIFTS:
         raise InputError(f"config.json: GPTQ's format {printable(form, 40)!r} is not read here", file=source.path)
     bits = integer(declared, "bits", (2, 3, 4, 8), f"{KEY} ", source)
@@ -169,9 +172,30 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
     ]
 
 
+def _auto_round(declared: Mapping[str, Any], source: Source) -> tuple[str, Mapping[str, Any]]:
+    """AutoRound's config as one of GPTQ, whose words its codes lie in: with zero points less one where it says
+    `auto_gptq`, else as they are. InputError where layers are stored in different ways."""
+    packing = str(declared.get("packing_format", "auto_round"))
+    usual = {key: declared.get(key) for key in ("bits", "group_size")}
+    for layer, own in dict(declared.get("extra_config") or {}).items():
+        said = {key: own.get(key, usual[key]) for key in usual} if isinstance(own, dict) else {}
+        if said != usual and said.get("bits") not in (16, 32):
+            raise InputError(
+                f"config.json: the layer {printable(str(layer), 100)} has bits or groups of its own, "
+                "which is not read here",
+                file=source.path,
+                remedy="Give the model before it was quantized",
+            )
+    if packing.partition(":")[2] not in ("", "auto_gptq", "gptqmodel") or not packing.startswith("auto_round"):
+        raise InputError(
+            f"config.json: AutoRound's packing_format {printable(packing, 40)} is not read here", file=source.path
+        )
+    return "gptq" if packing.endswith("auto_gptq") else "gptq_v2", declared
+
+
 def _stored(
     module: str, bits: int, form: str, declared: Mapping[str, Any], source: Source
-) -> tuple[TensorSpec, Encoder]:
+) -> tuple[TensorSpec, Decoder]:
     name = f"{module}.weight"
     shape = shape_of(source, f"{module}.qweight", ("I32",), name)
     scales = shape_of(source, f"{module}.scales", ("F16", "BF16", "F32"), name)
@@ -214,8 +238,8 @@ def _stored(
     if index is not None:
         _check_index(index, groups, name, source)
     dtype = source.tensors[f"{module}.scales"].spec.dtype
-    encoder = Words(bits, groups, min(size, columns), _SHIFTS[form], index is not None)
-    return TensorSpec(name, dtype, (rows, columns)), encoder
+    decoder = Words(bits, groups, min(size, columns), _SHIFTS[form], index is not None)
+    return TensorSpec(name, dtype, (rows, columns)), decoder
 
 
 def _check_index(index: Any, groups: int, name: str, source: Source) -> None:

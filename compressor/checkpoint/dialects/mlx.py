@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
+from compressor.architectures.conv1d import is_conv1d
 from compressor.checkpoint.dialects._stored import StoredCodes, integer, shape_of
-from compressor.checkpoint.dialects.compressed_tensors import holds_transposed
 from compressor.core import bitpacking as bitstream
 from compressor.core.errors import InputError
 from compressor.core.floats import every_number
@@ -21,8 +21,7 @@ from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
 from compressor.core.workspace import Array, Workspace
 from compressor.files.source import Source
-from compressor.methods.contract import Encoder
-from compressor.methods.options import option
+from compressor.methods.contract import Decoder
 from compressor.methods.parts import Part
 from compressor.methods.quantize.int import Int
 from compressor.methods.quantize.int.layouts.mlx import MLX_GROUPS, decode_affine
@@ -52,16 +51,16 @@ def _declared(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def configure(
-    config: Mapping[str, Any], packed: Sequence[tuple[TensorSpec, Encoder]], dense: Sequence[TensorSpec]
+    config: Mapping[str, Any], packed: Sequence[tuple[TensorSpec, Decoder]], dense: Sequence[TensorSpec]
 ) -> dict[str, Any] | None:
     """config.json with the quantization of a folder with these packed tensors; None where a tensor belongs to a
     module that is never quantized."""
-    if holds_transposed(config, packed):
+    if any(is_conv1d(config, spec.name) for spec, _ in packed):
         return None
     modules = {}
-    for spec, encoder in packed:
-        assert isinstance(encoder, Int)  # noqa: S101 - it said that this dialect takes its parts
-        modules[spec.name.removesuffix(".weight")] = (encoder.group, encoder.bits)
+    for spec, decoder in packed:
+        assert isinstance(decoder, Int)  # noqa: S101 - it said that this dialect takes its parts
+        modules[spec.name.removesuffix(".weight")] = (decoder.group, decoder.bits)
     counts = Counter(modules.values())
     usual = min(counts, key=lambda found: (-counts[found], found))
     declared: dict[str, Any] = _parameters(*usual)
@@ -82,7 +81,7 @@ class Affine(StoredCodes):
 
     id: ClassVar[str] = "mlx"
 
-    group_size: int = option(help="weights of a row that share a scale and a bias")
+    group_size: int  # weights of a row that share a scale and a bias
 
     def parts(self, spec: TensorSpec) -> tuple[Part, ...]:
         *rows, columns = spec.shape
@@ -104,7 +103,7 @@ class Floats(StoredCodes):
 
     id: ClassVar[str] = "mlx"
 
-    mode: Literal["mxfp4", "mxfp8", "nvfp4"] = option(help="which floats, and which scales")
+    mode: Literal["mxfp4", "mxfp8", "nvfp4"]  # which floats, and which scales
 
     @property
     def group_size(self) -> int:
@@ -140,17 +139,17 @@ def _power_of_two(exponents: Array) -> Array:
     return wide
 
 
-def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
+def stored_tensors(source: Source) -> list[tuple[TensorSpec, Decoder]]:
     """The tensors that an MLX folder stores as codes."""
     declared = _declared(source.config or {}) or {}
-    found: list[tuple[TensorSpec, Encoder]] = []
+    found: list[tuple[TensorSpec, Decoder]] = []
     for name, stored in source.tensors.items():
         if stored.spec.dtype == "U32" and name.endswith(".weight"):
             found.append(_stored(name, declared, source))
     return found
 
 
-def _stored(name: str, declared: Mapping[str, Any], source: Source) -> tuple[TensorSpec, Encoder]:
+def _stored(name: str, declared: Mapping[str, Any], source: Source) -> tuple[TensorSpec, Decoder]:
     module = name.removesuffix(".weight")
     own = declared.get(module, True)
     if own is not True and not isinstance(own, dict):
@@ -179,7 +178,7 @@ def _stored(name: str, declared: Mapping[str, Any], source: Source) -> tuple[Ten
     return TensorSpec(name, dtype, (*rows, groups * group)), Affine(bits, group)
 
 
-def _stored_floats(name: str, mode: str, source: Source) -> tuple[TensorSpec, Encoder]:
+def _stored_floats(name: str, mode: str, source: Source) -> tuple[TensorSpec, Decoder]:
     module = name.removesuffix(".weight")
     bits, group = _FLOAT_MODES[mode]
     *rows, words = shape_of(source, name, ("U32",), name)

@@ -19,7 +19,7 @@ from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
 from compressor.core.workspace import Array, Workspace
 from compressor.files.source import Source
-from compressor.methods.contract import Encoder
+from compressor.methods.contract import Decoder
 from compressor.methods.numerics.minifloat import E4M3
 from compressor.methods.parts import Part
 from compressor.methods.quantize.fp8 import Fp8, Scales
@@ -28,7 +28,8 @@ from compressor.methods.quantize.nvfp4 import Nvfp4
 NAME = "modelopt"
 KEY = "quantization_config"
 _METHODS = (NAME, "modelopt_fp4")
-_ALGORITHMS = ("NVFP4", "FP8")
+# dtypes and scales tell which of them a tensor is stored by, so a mixture needs no table
+_ALGORITHMS = ("NVFP4", "FP8", "W4A16_NVFP4", "NVFP4_W4A16", "MIXED_PRECISION")
 _ACTIVATIONS = ("input_scale", "output_scale")
 _CACHE = (".k_scale", ".v_scale")
 
@@ -38,7 +39,7 @@ def speaks(config: Mapping[str, Any]) -> bool:
     return isinstance(declared, dict) and declared.get("quant_method") in _METHODS
 
 
-def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
+def stored_tensors(source: Source) -> list[tuple[TensorSpec, Decoder]]:
     """The quantized weights of such a folder. InputError for what is not read here, and for lone scales."""
     config = source.config or {}
     algorithm = config[KEY].get("quant_algo", "NVFP4")
@@ -49,7 +50,7 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
             remedy=f"These are: {', '.join(_ALGORITHMS)}",
         )
     dtype = model_dtype(config) or "BF16"
-    found: list[tuple[TensorSpec, Encoder]] = []
+    found: list[tuple[TensorSpec, Decoder]] = []
     for name, tensor in source.tensors.items():
         stored, scale = tensor.spec, source.tensors.get(f"{name}_scale")
         if not name.endswith(".weight") or stored.dtype not in ("U8", "F8_E4M3"):
@@ -70,12 +71,12 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Encoder]]:
             raise InputError(f"its codes have shape {list(stored.shape)}", file=source.path, tensor=name)
         shape = single(source, f"{name}_scale_2", name)
         found.append((TensorSpec(name, dtype, (stored.shape[0], 2 * stored.shape[1])), ModeloptNvfp4(shape=shape)))
-    taken = {part.name(spec.name) for spec, encoder in found for part in encoder.parts(spec)}
+    taken = {part.name(spec.name) for spec, decoder in found for part in decoder.parts(spec)}
     orphans(source, (".weight_scale", ".weight_scale_2"), taken)
     return found
 
 
-def leftovers(source: Source, stored: Sequence[tuple[TensorSpec, Encoder]]) -> set[str]:
+def leftovers(source: Source, stored: Sequence[tuple[TensorSpec, Decoder]]) -> set[str]:
     """Calibrated scales of activations and of a quantized cache."""
     stems = {spec.name.removesuffix("weight") for spec, _ in stored}
     names = {stem + last for stem in stems for last in _ACTIVATIONS} & set(source.tensors)

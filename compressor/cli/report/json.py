@@ -87,7 +87,7 @@ def _tensor(job: Job, change: Change | None) -> dict[str, Any]:
             {"stage": step.stage, **step.method.describe(), **({"instead": step.instead} if step.instead else {})}
             for step in job.steps
         ],
-        "kept": [why.reason for why in job.kept],
+        "kept": [why.reason for why in job.left_alone],
         **(_change(change) or {}),
     }
 

@@ -19,7 +19,7 @@ from typing import Any
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
 
-VERSION = 3  # of the functions' arguments and meaning; goes up with any change of kernels.c
+VERSION = 5  # of the functions' arguments and meaning; goes up with any change of kernels.c
 LIBRARY = Path(__file__).with_name("_kernels.so")
 
 _SIGNATURES = {
@@ -33,6 +33,10 @@ _SIGNATURES = {
     ),
     "pack_nibbles": (c_void_p, c_size_t, c_void_p),
     "adam": (*(c_void_p,) * 6, c_size_t, c_void_p, c_float, c_float),
+    "dots_f32": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p),
+    "dots_f64": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p),
+    "logarithms": (c_void_p, c_size_t, c_void_p, c_size_t, c_void_p),
+    "powers": (c_void_p, c_size_t, c_void_p, c_void_p, c_void_p),
 }
 
 
@@ -126,6 +130,37 @@ def round_codes(grouped: Array, scale: Array, zero: Array, levels: int, codes: A
         byref(zeros),
     )
     return lost, zeros.value
+
+
+def dots(a: Array, b: Array) -> Array | None:
+    """Σ a·b over each row of floats [rows, size] of one type, float64 [rows]; `core/sums.py` has the order."""
+    kernels = _takes(a, b) if a.dtype == b.dtype and a.dtype in (np.float32, np.float64) else None
+    if kernels is None:
+        return None
+    rows, size = a.shape
+    out: Array = np.empty(rows, np.float64)
+    run = kernels.dots_f32 if a.dtype == np.float32 else kernels.dots_f64
+    run(a.ctypes.data, b.ctypes.data, rows, size, out.ctypes.data)
+    return out
+
+
+def logarithms(numbers: Array, terms: Array) -> Array | None:
+    """log2 of positive finite float64, by the series that `core/elementary.py` has."""
+    kernels = _takes(numbers, terms)
+    if kernels is None:
+        return None
+    out: Array = np.empty_like(numbers)
+    kernels.logarithms(numbers.ctypes.data, numbers.size, terms.ctypes.data, terms.size, out.ctypes.data)
+    return out
+
+
+def powers(values: Array, table: Array, terms: Array, out: Array) -> bool | None:
+    """x^p of positive finite float32 `values` into `out`, by what `core/elementary.py` prepared for p."""
+    kernels = _takes(values, table, terms, out)
+    if kernels is None:
+        return None
+    kernels.powers(values.ctypes.data, values.size, table.ctypes.data, terms.ctypes.data, out.ctypes.data)
+    return True
 
 
 def pack_nibbles(codes: Array, out: Array) -> bool | None:

@@ -1,9 +1,11 @@
 /* The inner loops of the commonest jobs, each one pass over its block where NumPy needs several.
  *
- * Every function gives the very bits that its NumPy twin gives (tests/test_compiled.py compares them); only sums of
- * squares may differ in their last places. Floats are IEEE single precision without contraction; sums are taken in
- * LANES lanes over at most RUN elements and gathered in double precision, in an order that does not depend on the
- * instruction set. All arrays are contiguous and do not overlap. Nothing is allocated and nothing can fail.
+ * Every function gives the very bits that its NumPy twin gives (tests/core/test_compiled.py compares them), on every
+ * processor and from every compiler: floats are IEEE numbers without contraction, nothing calls the mathematical
+ * library but for the square root, which is exact, and sums are taken in the order that core/sums.py states: of a
+ * run of at most RUN elements the i-th goes to lane i mod LANES, in the elements' own type; the lanes are then added
+ * up in double precision, the upper half to the lower until one is left; and so are the runs, from the first on.
+ * All arrays are contiguous, and what is written overlaps nothing. Nothing is allocated and nothing can fail.
  */
 
 #include <stddef.h>
@@ -26,10 +28,19 @@ static inline uint32_t as_bits(float value) { uint32_t bits; memcpy(&bits, &valu
 
 static inline size_t least(size_t a, size_t b) { return a < b ? a : b; }
 
+/* The upper half of the lanes to the lower, until one is left. */
+static inline double halved(double *lanes) {
+    for (int lane = 0; lane < 16; lane++) lanes[lane] += lanes[lane + 16];
+    for (int lane = 0; lane < 8; lane++) lanes[lane] += lanes[lane + 8];
+    for (int lane = 0; lane < 4; lane++) lanes[lane] += lanes[lane + 4];
+    for (int lane = 0; lane < 2; lane++) lanes[lane] += lanes[lane + 2];
+    return lanes[0] + lanes[1];
+}
+
 static inline double gathered(const float *lanes) {
-    double total = 0;
-    for (int lane = 0; lane < LANES; lane++) total += lanes[lane];
-    return total;
+    double wide[LANES];
+    for (int lane = 0; lane < LANES; lane++) wide[lane] = lanes[lane];
+    return halved(wide);
 }
 
 static inline int64_t counted(const uint16_t *lanes) {
@@ -39,21 +50,83 @@ static inline int64_t counted(const uint16_t *lanes) {
 }
 
 /* BODY for each `i` from `first` to before `stop`, which may add to lane `lane`: compilers vectorise whole sets of
- * lanes, and what is left over is lane 0's. */
-#define FOR_LANES(first, stop, ...)                                  \
-    do {                                                             \
-        size_t at_ = (first);                                        \
-        for (; at_ + LANES <= (stop); at_ += LANES)                  \
-            for (int lane = 0; lane < LANES; lane++) {               \
-                const size_t i = at_ + lane;                         \
-                __VA_ARGS__                                          \
-            }                                                        \
-        for (; at_ < (stop); at_++) {                                \
-            const int lane = 0;                                      \
-            const size_t i = at_;                                    \
-            __VA_ARGS__                                              \
-        }                                                            \
+ * lanes. */
+#define FOR_LANES(first, stop, ...)                                              \
+    do {                                                                         \
+        size_t at_ = (first);                                                    \
+        for (; at_ + LANES <= (stop); at_ += LANES)                              \
+            for (int lane = 0; lane < LANES; lane++) {                           \
+                const size_t i = at_ + lane;                                     \
+                __VA_ARGS__                                                      \
+            }                                                                    \
+        for (int lane = 0, left_ = (int)((stop) - at_); lane < left_; lane++) {  \
+            const size_t i = at_ + lane;                                         \
+            __VA_ARGS__                                                          \
+        }                                                                        \
     } while (0)
+
+/* out[row] = sum of a * b over each of `rows` rows of `size`. */
+EACH_CPU void dots_f32(const float *a, const float *b, size_t rows, size_t size, double *restrict out) {
+    for (size_t row = 0; row < rows; row++) {
+        const float *one = a + row * size, *other = b + row * size;
+        double total = 0;
+        for (size_t first = 0; first < size; first += RUN) {
+            const size_t stop = least(first + RUN, size);
+            float lanes[LANES] = {0};
+            FOR_LANES(first, stop, { lanes[lane] += one[i] * other[i]; });
+            total += gathered(lanes);
+        }
+        out[row] = total;
+    }
+}
+
+EACH_CPU void dots_f64(const double *a, const double *b, size_t rows, size_t size, double *restrict out) {
+    for (size_t row = 0; row < rows; row++) {
+        const double *one = a + row * size, *other = b + row * size;
+        double total = 0;
+        for (size_t first = 0; first < size; first += RUN) {
+            const size_t stop = least(first + RUN, size);
+            double lanes[LANES] = {0};
+            FOR_LANES(first, stop, { lanes[lane] += one[i] * other[i]; });
+            total += halved(lanes);
+        }
+        out[row] = total;
+    }
+}
+
+/* The binary logarithms of positive finite numbers: with x = m 2^e, m about 1, and s = (m - 1) / (m + 1), the odd
+ * powers of s times these `terms`. */
+EACH_CPU void logarithms(const double *restrict values, size_t count, const double *restrict terms, size_t length,
+                         double *restrict out) {
+    for (size_t i = 0; i < count; i++) {
+        const double raised = values[i] < 0x1p-1022 ? values[i] * 0x1p54 : values[i]; /* no subnormals */
+        uint64_t bits;
+        memcpy(&bits, &raised, 8);
+        double exponent = (double)((int64_t)(bits >> 52) - (values[i] < 0x1p-1022 ? 1022 + 54 : 1022)), mantissa;
+        bits = (bits & 0x000fffffffffffffu) | 0x3fe0000000000000u;
+        memcpy(&mantissa, &bits, 8);
+        const int low = mantissa < 0.7071067811865476;
+        mantissa = low ? 2 * mantissa : mantissa;
+        exponent = low ? exponent - 1 : exponent;
+        const double share = (mantissa - 1) / (mantissa + 1), square = share * share;
+        double series = terms[length - 1];
+        for (size_t n = length - 1; n > 0; n--) series = series * square + terms[n - 1];
+        out[i] = exponent + share * series;
+    }
+}
+
+/* out = x^p of positive finite floats: `table` has (upper half of x)^p by the upper half's pattern, and what is left,
+ * (1 + d)^p, is four terms of the binomial series with these `terms`. */
+EACH_CPU void powers(const float *restrict values, size_t count, const double *restrict table,
+                     const double *restrict terms, float *restrict out) {
+    const double one = terms[0], two = terms[1], three = terms[2], four = terms[3];
+    for (size_t i = 0; i < count; i++) {
+        const uint32_t bits = as_bits(values[i]);
+        const double near = as_float(bits & 0xffff0000u), apart = ((double)values[i] - near) / near;
+        const double series = (((four * apart + three) * apart + two) * apart + one) * apart;
+        out[i] = (float)((series + 1.0) * table[bits >> 16]);
+    }
+}
 
 /* bfloat16 to float32; *energy = sum of squares, *zeros = how many are zero, of either sign. */
 EACH_CPU void widen_bf16(const uint16_t *restrict in, size_t count, float *restrict out, double *energy,

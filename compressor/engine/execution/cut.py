@@ -53,7 +53,7 @@ def slice_tensor(job: Job, tensor: Tensor, partners: Sequence[Tensor]) -> Slice:
     if not job.steps and tensor.seekable:
         nbytes = spec.nbytes
         return Slice(nbytes, 1, 1 << 22, 1 << 22, bytes=True)
-    if job.encoder is None and job.elementwise and tensor.seekable and not partners and not job.grain:
+    if not job.stores_parts and job.elementwise and tensor.seekable and not partners and not job.grain:
         return Slice(spec.size, 1, CHUNK, BLOCK)
     if not job.steps and tensor.encoder is None and len(spec.shape) > 2 and not tensor.whole.placed.fortran:
         # only copied, as seekable ones are, so that a row need not be a whole expert
@@ -76,7 +76,7 @@ def part_buffer(part: Part, job: Job, cut: Slice, start: int, stop: int, offset:
 
 def part_shape(part: Part, job: Job, cut: Slice, start: int, stop: int) -> tuple[int, ...]:
     """The shape of what the rows [start, stop) have of a part."""
-    return (stop - start, cut.columns) if job.encoder is None else part.held(job.spec, start, stop)
+    return (stop - start, cut.columns) if not job.stores_parts else part.held(job.spec, start, stop)
 
 
 def part_offset(part: Part, job: Job, cut: Slice, start: int, stop: int, origin: int) -> int:

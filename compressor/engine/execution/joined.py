@@ -1,70 +1,81 @@
 """Neighbouring small tensors treated as one matrix whose rows are theirs.
 
 A checkpoint of a hundred thousand tiny tensors would spend its time in the interpreter. Where tensors of one
-dtype and row length lie next to each other in the input, are treated alike by methods that do not ask whose
-row it is, or that can tell the tensors apart, and have their parts next to each other in the output, one job
-with all their rows does the same.
+dtype and row length lie next to each other in the input, are treated alike by what takes each row alone, and have
+their parts next to each other in the output, one job with all their rows does the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.rows import BLOCK
 from compressor.core.errors import InputError
 from compressor.core.lazy import np
 from compressor.core.metrics import Change
+from compressor.core.sums import dots
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array
 from compressor.engine.plan.plan import Job, Plan, dense_part
-from compressor.methods.contract import Method
+from compressor.methods.contract import Survey, TensorMethod, Treatment
+
+Told = TensorMethod | Survey[Any] | Treatment  # what is known of a step
 
 
 @dataclass(frozen=True)
 class Joined:
-    """A joint `job`, named after its first member; `starts` are the members' first rows."""
+    """A joint `job`, named after its first member, and what treats it; `starts` are the members' first rows."""
 
     job: Job
+    treatments: tuple[Treatment, ...]
     members: tuple[Job, ...]
     starts: tuple[int, ...]
 
 
 def join(
-    jobs: Iterable[Job], plan: Plan, checkpoint: Checkpoint, methods: Callable[[Job], Sequence[Method]]
+    jobs: Iterable[Job], plan: Plan, checkpoint: Checkpoint, told: Callable[[Job], Sequence[Told]]
 ) -> Iterator[Joined | Job]:
     """The jobs in their order, neighbours that can be joined as one (at most a block of weights).
 
-    `methods` tells what is known of a job's methods by now.
+    `told` gives what is known of a job's steps by now.
     """
     held: list[Job] = []
     size = 0
     for job in jobs:
-        if held and not (size + job.spec.size <= BLOCK and _follows(held[-1], job, plan, checkpoint, methods)):
-            yield _joint(held)
+        if held and not (size + job.spec.size <= BLOCK and _follows(held[-1], job, plan, checkpoint, told)):
+            yield from _joint(held, told)
             held, size = [], 0
         held.append(job)
         size += job.spec.size
-    if held:
-        yield _joint(held)
+    yield from _joint(held, told)
 
 
-def _joint(members: list[Job]) -> Joined | Job:
-    first = members[0]
-    if len(members) == 1:
-        return first
-    starts, rows = [], 0
+def _joint(members: Sequence[Job], told: Callable[[Job], Sequence[Told]]) -> Iterator[Joined | Job]:
+    """The members as one, where what treats them takes each row alone; else each by itself."""
+    if len(members) < 2:
+        yield from members
+        return
+    first, starts, rows = members[0], [], 0
     for job in members:
         starts.append(rows)
         rows += job.spec.shape[0]
     spec = TensorSpec(first.spec.name, first.spec.dtype, (rows, first.spec.shape[1]))
+    treatments = []
+    for one in told(first):
+        found = one.prepare([spec]) if isinstance(one, TensorMethod) and not isinstance(one, Treatment) else one
+        if not isinstance(found, Treatment) or not found.rows_alone:
+            yield from members
+            return
+        treatments.append(found)
     parts = (dense_part(spec),) if first.encoder is None else first.encoder.parts(spec)
-    return Joined(Job(spec, first.steps, parts, first.file), tuple(members), tuple(starts))
+    yield Joined(Job(spec, first.steps, parts, first.file), tuple(treatments), tuple(members), tuple(starts))
 
 
 def _follows(
-    job: Job, after: Job, plan: Plan, checkpoint: Checkpoint, methods: Callable[[Job], Sequence[Method]]
+    job: Job, after: Job, plan: Plan, checkpoint: Checkpoint, told: Callable[[Job], Sequence[Told]]
 ) -> bool:
     """Whether `after` continues `job` in every respect."""
     spec, other = job.spec, after.spec
@@ -80,9 +91,8 @@ def _follows(
     for step, twin in zip(job.steps, after.steps, strict=True):
         if step.dense != twin.dense or step.partners or step.inputs is not None:
             return False
-    for method, like in zip(methods(job), methods(after), strict=True):
-        if method is not like or not (method.joins(spec) and method.joins(other)):
-            return False
+    if any(one is not like for one, like in zip(told(job), told(after), strict=True)):
+        return False
     ours, theirs = checkpoint.tensors[spec.name], checkpoint.tensors[other.name]
     if not (ours.seekable and theirs.seekable and ours.whole.file is theirs.whole.file):
         return False
@@ -100,9 +110,8 @@ def changes_by_rows(before: Array, after: Array, starts: Array) -> list[Change]:
 
     InputError when any of it cannot be told: each member has then to be looked at alone.
     """
-    difference = np.subtract(before, after)
-    energy = np.add.reduceat(np.einsum("ij,ij->i", before, before, dtype=np.float64), starts)
-    lost = np.add.reduceat(np.einsum("ij,ij->i", difference, difference, dtype=np.float64), starts)
+    wide, difference = before.astype(np.float64), np.subtract(before, after).astype(np.float64)
+    energy, lost = (np.add.reduceat(dots(one, one), starts) for one in (wide, difference))
     if not np.isfinite(lost).all():
         raise InputError("a new value is not finite")
     zeros = [np.add.reduceat(np.count_nonzero(x == 0, axis=1), starts).tolist() for x in (before, after)]

@@ -19,13 +19,14 @@ from compressor.core.parallel.threads import Task, in_order
 from compressor.core.tensor import DTYPES
 from compressor.engine.execution.joined import Joined, join
 from compressor.engine.execution.worker import Done, Finished, Piece, Worker
-from compressor.engine.plan.plan import Job
-from compressor.methods.contract import Method, Survey
+from compressor.engine.plan.plan import Counted, Job, SizesKnown
+from compressor.methods.contract import ByTensor, Encoder, Survey, TensorMethod, Transform, Treatment
 
 _BATCH = 1 << 19  # elements of small tensors that make one task
 
 T = TypeVar("T")
 Progress = Callable[[int], None]
+Surveyed = dict[tuple[str, int], Survey[Any] | Treatment]  # by tensor and place of the step
 
 
 @dataclass
@@ -36,20 +37,22 @@ class Runner:
     executor: Executor
     window: int
     progress: Progress = lambda done: None
-    surveyed: dict[tuple[str, int], Method] = field(default_factory=dict)  # by tensor and place of the step
+    surveyed: Surveyed = field(default_factory=dict)
 
-    def count(self) -> dict[str, Method]:
-        """For a plan whose sizes are not known: the layouts by tensor, knowing what they will store. What else was
-        found out on the way is in `surveyed`, for the run of the plan that is made with it."""
+    def count(self) -> SizesKnown:
+        """For a plan whose sizes are not known: the last steps by tensor, knowing what they will store. What else
+        was found out on the way is in `surveyed`, for the run of the plan that is made with it."""
         self._survey_models()
         sizes = {}
         for job in self.worker.plan.jobs:
             if job.sizes_known:
                 continue
             fold = _fold_here if job.spec.size <= _BATCH // 4 else self._fold
-            *before, sizes[job.spec.name] = self._methods(job, fold)
-            self.surveyed |= {(job.spec.name, place): method for place, method in enumerate(before)}
-            self.surveyed.pop((job.spec.name, len(before)), None)  # the plan will have the layout itself
+            *before, last = self._treatments(job, fold)
+            assert isinstance(last, Encoder)  # noqa: S101 - no other has parts that could be counted
+            sizes[job.spec.name] = Counted(job.steps[-1].stage, last)
+            self.surveyed |= {(job.spec.name, place): one for place, one in enumerate(before)}
+            self.surveyed.pop((job.spec.name, len(before)), None)  # the plan will have it itself
         return sizes
 
     def run(self) -> list[Change]:
@@ -112,10 +115,10 @@ class Runner:
                     yield _ready(self._small(batch))
                     batch, held = [], 0
                 continue
-            methods = self._methods(job, self._fold)
+            treatments = self._treatments(job, self._fold)
             cut = self.worker.cut(job)
             for start, stop in cut.chunks:
-                yield partial(self.worker.chunk, job, cut, methods, start, stop)
+                yield partial(self.worker.chunk, job, cut, treatments, start, stop)
         if batch:
             yield _ready(self._small(batch))
 
@@ -130,46 +133,48 @@ class Runner:
         return done
 
     def _one(self, job: Job) -> Done:
-        methods, cut, total = self._methods(job, _fold_here), self.worker.cut(job), Change()
+        treatments, cut, total = self._treatments(job, _fold_here), self.worker.cut(job), Change()
         for start, stop in cut.chunks:
-            for _, change, _ in self.worker.chunk(job, cut, methods, start, stop):
+            for _, change, _ in self.worker.chunk(job, cut, treatments, start, stop):
                 total.merge(change)
         return job.spec.name, total, True
 
     def _joined(self, joined: Joined) -> list[Done]:
         """Neighbours as one; if something is wrong with one of them, each alone, so that it is named."""
-        specs = [member.spec for member in joined.members]
-        methods = [method.jointly(specs) for method in self._known(joined.members[0])]
-        if all(method.survey([joined.job.spec]) is None for method in methods):
-            with suppress(InputError, UsageError):
-                return self.worker.joined(joined, methods)
+        with suppress(InputError, UsageError):
+            return self.worker.joined(joined)
         return [self._one(member) for member in joined.members]
 
-    def _known(self, job: Job) -> list[Method]:
-        """The job's methods as far as surveys of whole models have resolved them."""
-        return [self.surveyed.get((job.spec.name, place), step.method) for place, step in enumerate(job.steps)]
+    def _known(self, job: Job) -> list[TensorMethod | Survey[Any] | Treatment]:
+        """What is known of the job's steps: as asked, or as surveys of whole models have resolved them."""
+        return [
+            self.surveyed.get((job.spec.name, place)) or step.found or step.method
+            for place, step in enumerate(job.steps)
+        ]
 
     # ---- surveys -----------------------------------------------------------------------------------
 
     def _survey_models(self) -> None:
         """Resolve every method that looks at all tensors of its stage together."""
         for number in range(len(self.worker.plan.stages)):
-            groups: dict[Method, list[tuple[Job, int]]] = {}
+            groups: dict[TensorMethod, list[tuple[Job, int]]] = {}
             for job in self.worker.plan.jobs:
                 for place, step in enumerate(job.steps):
                     if (
                         step.stage == number
                         and step.method.reach == "model"
+                        and step.found is None
                         and (job.spec.name, place) not in self.surveyed
                     ):
                         groups.setdefault(step.method, []).append((job, place))
             for method, jobs in groups.items():
-                found: Any = method.survey([job.spec for job, _ in jobs])
+                found = method.prepare([job.spec for job, _ in jobs])
                 while isinstance(found, Survey):
                     found = found.conclude(self._fold(found, self._survey_tasks(found, jobs)))
                 for job, place in jobs:
-                    self.surveyed[job.spec.name, place] = (found or method).for_tensor(
-                        job.spec.name, job.steps[place].method
+                    own = job.steps[place].method
+                    self.surveyed[job.spec.name, place] = (
+                        found.of(job.spec, own) if isinstance(found, ByTensor) else found
                     )
 
     def _survey_tasks(self, survey: Survey[Any], jobs: Sequence[tuple[Job, int]]) -> Iterator[Task[Any]]:
@@ -178,12 +183,12 @@ class Runner:
         for job, place in jobs:
             if not survey.wants(job.spec):
                 continue
-            methods, cut = self._methods(job, self._fold, before=place), self.worker.cut(job)
+            before, cut = self._treatments(job, self._fold, before=place), self.worker.cut(job)
             if job.spec.size > _BATCH // 4:
                 for start, stop in cut.sampled(survey.sample):
-                    yield partial(self.worker.observe, survey, [(job, cut, methods, start, stop)])
+                    yield partial(self.worker.observe, survey, [(job, cut, before, start, stop)])
                 continue
-            batch += [(job, cut, methods, start, stop) for start, stop in cut.sampled(survey.sample)]
+            batch += [(job, cut, before, start, stop) for start, stop in cut.sampled(survey.sample)]
             held += job.spec.size + 512
             if held >= _BATCH:
                 yield _ready(self.worker.observe(survey, batch))
@@ -191,28 +196,24 @@ class Runner:
         if batch:
             yield _ready(self.worker.observe(survey, batch))
 
-    def _methods(self, job: Job, fold: Fold, before: int | None = None) -> list[Method]:
-        """The job's methods, knowing all they need, up to (not including) a place."""
-        methods: list[Method] = []
+    def _treatments(self, job: Job, fold: Fold, before: int | None = None) -> list[Treatment]:
+        """What treats the job's tensor, knowing all it needs, up to (not including) a place."""
+        treatments: list[Treatment] = []
         for place, step in enumerate(job.steps[:before]):
-            key = (job.spec.name, place)
-            found: Any = self.surveyed.get(key)
-            if found is None or (found is not step.method and found.reach == "tensor"):
-                asked = found or step.method
-                found = asked.survey([job.spec])
-                while isinstance(found, Survey):
-                    cut = self.worker.cut(job)
-                    before_it = list(methods)
-                    tasks = (
-                        partial(self.worker.observe, found, [(job, cut, before_it, start, stop)])
-                        for start, stop in cut.sampled(found.sample)
-                    )
-                    found = found.conclude(fold(found, tasks))
-                found = found or asked
-                if before is not None:
-                    self.surveyed[key] = found
-            methods.append(found)
-        return methods
+            found = self.surveyed.get((job.spec.name, place)) or step.found or step.method.prepare([job.spec])
+            while isinstance(found, Survey):
+                cut = self.worker.cut(job)
+                earlier = list(treatments)
+                tasks = (
+                    partial(self.worker.observe, found, [(job, cut, earlier, start, stop)])
+                    for start, stop in cut.sampled(found.sample)
+                )
+                found = found.conclude(fold(found, tasks))
+            assert isinstance(found, Transform | Encoder)  # noqa: S101 - one tensor needs nothing by tensor
+            if before is not None:
+                self.surveyed[job.spec.name, place] = found
+            treatments.append(found)
+        return treatments
 
     def _fold(self, survey: Survey[Any], tasks: Iterator[Task[Any]]) -> Any:
         stats = survey.start()

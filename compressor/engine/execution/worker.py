@@ -29,10 +29,10 @@ from compressor.engine.execution.joined import Joined, changes_by_rows
 from compressor.engine.execution.shards import Shards
 from compressor.engine.plan.plan import Job, Plan, Step
 from compressor.files.output import Sink
-from compressor.methods.contract import Block, Coded, Encoder, Method, Selection, Survey, Transform, select
+from compressor.methods.contract import Block, Coded, Encoder, Selection, Survey, Transform, Treatment, select
 
 Done = tuple[str, Change, bool]  # a tensor, what happened to some of its rows, and whether they were the last
-Piece = tuple[Job, Slice, Sequence[Method], int, int]  # rows of a job's tensor, and the methods before a survey
+Piece = tuple[Job, Slice, Sequence[Treatment], int, int]  # rows, and what treats them before a survey
 
 
 class Finished(NamedTuple):
@@ -66,13 +66,13 @@ class Worker:
         """The survey's statistics over some rows of some tensors."""
         stats = survey.start()
         with Borrowed(self.idle) as work:
-            for job, cut, methods, start, stop in pieces:
+            for job, cut, treatments, start, stop in pieces:
                 for block in self._blocks(job, cut, start, stop, work):
-                    numbers = self._transform(job, methods, block)
-                    stats = survey.observe(self._block(job, len(methods), numbers, block), stats)
+                    numbers = self._transform(job, treatments, block)
+                    stats = survey.observe(self._block(job, len(treatments), numbers, block), stats)
         return stats
 
-    def chunk(self, job: Job, cut: Slice, methods: Sequence[Method], start: int, stop: int) -> list[Done]:
+    def chunk(self, job: Job, cut: Slice, treatments: Sequence[Treatment], start: int, stop: int) -> list[Done]:
         """Read, treat, write and measure rows [start, stop) of a tensor."""
         tensor = self.checkpoint.tensors[job.spec.name]
         with Borrowed(self.idle) as work:
@@ -80,16 +80,16 @@ class Worker:
                 change = self._carry(job, tensor, cut, start, stop, work)
             else:
                 change = Change()
-                for block, after, stored in self._treat(job, cut, methods, start, stop, work):
+                for block, after, stored in self._treat(job, cut, treatments, start, stop, work):
                     change.merge(after if isinstance(after, Change) else self._measure(job, block, after, stored))
-                    change.merge(Change(notes=tuple(block.said)))
+                    change.merge(Change(notes=tuple(block.remarks)))
         return [(job.spec.name, change, stop == cut.rows)]
 
-    def joined(self, joined: Joined, methods: Sequence[Method]) -> list[Done]:
+    def joined(self, joined: Joined) -> list[Done]:
         """Treat neighbours as one. InputError or UsageError that may name the wrong one of them."""
         job, cut = joined.job, self.cut(joined.job)
         with Borrowed(self.idle) as work:
-            ((block, after, _),) = self._treat(job, cut, methods, 0, cut.rows, work, whole=True)
+            ((block, after, _),) = self._treat(job, cut, joined.treatments, 0, cut.rows, work, whole=True)
             assert not isinstance(after, Change)  # noqa: S101 - it was asked for the numbers
             rows = (-1, job.spec.shape[1])  # an element-wise cut is flat
             changes = changes_by_rows(block.values.reshape(rows), after.reshape(rows), np.array(joined.starts))
@@ -126,7 +126,7 @@ class Worker:
         self,
         job: Job,
         cut: Slice,
-        methods: Sequence[Method],
+        treatments: Sequence[Treatment],
         start: int,
         stop: int,
         work: Workspace,
@@ -142,46 +142,46 @@ class Worker:
             offsets[part.suffix] = offset
         for block in self._blocks(job, cut, start, stop, work):
             rows = slice(block.start - start, block.start - start + len(block.values))
-            if job.encoder is None:
+            if not job.stores_parts:
                 stored = parts[""][rows]
                 if (
                     block.stored is not None
-                    and len(methods) == 1
-                    and isinstance(methods[0], Selection)
+                    and len(treatments) == 1
+                    and isinstance(treatments[0], Selection)
                     and not whole
                 ):
-                    yield block, self._select(job, methods[0], block, stored), None
+                    yield block, self._select(job, treatments[0], block, stored), None
                     continue
-                result = self._transform(job, methods, block)
-                if block.stored is not None and all(isinstance(method, Selection) for method in methods):
+                result = self._transform(job, treatments, block)
+                if block.stored is not None and all(isinstance(one, Selection) for one in treatments):
                     narrow_exact(result, job.spec.dtype, stored, work)
                     yield block, result, stored
-                elif methods:
+                elif treatments:
                     yield block, settle(result, job.spec.dtype, stored, work), stored
                 else:  # restoring: these are numbers of the tensor's dtype already
                     narrow_exact(result, job.spec.dtype, stored, work)
                     yield block, result, stored
                 continue
-            encoder = methods[-1]
+            encoder = treatments[-1]
             assert isinstance(encoder, Encoder)  # noqa: S101 - the planner composed it
             views = part_views(parts, job, rows, start)
-            if len(methods) == 1 and not whole:
+            if len(treatments) == 1 and not whole:
                 lost, zeros = encoder.measured(self._block(job, 0, block.values, block), views)
                 if np.isfinite(lost):  # else look at the numbers
                     yield block, _changed(job, block, zeros, lost), None
                     continue
-            numbers = self._transform(job, methods[:-1], block)
+            numbers = self._transform(job, treatments[:-1], block)
             result = work.array("run.restored", numbers.shape, numbers.dtype.str)
-            encoder.encode(self._block(job, len(methods) - 1, numbers, block), views, result)
+            encoder.encode(self._block(job, len(treatments) - 1, numbers, block), views, result)
             yield block, result, None
         self._write_parts(job, parts, offsets, start)
 
-    def _select(self, job: Job, method: Selection, block: _Read, out: Array) -> Change:
+    def _select(self, job: Job, selection: Selection, block: _Read, out: Array) -> Change:
         """Write to `out` the stored weights that stay; what happened, from the bits of those that do not."""
         work, stored = block.work, block.stored
         assert stored is not None  # noqa: S101 - who calls looked
         keep = work.array("run.keep", stored.shape, "|b1")
-        method.keep(self._block(job, 0, block.values, block), keep)
+        selection.keep(self._block(job, 0, block.values, block), keep)
         if job.spec.dtype == "BF16":
             counted = kernels.select_bf16(stored, keep, out)
             if counted is not None and is_safe(counted[0]):
@@ -252,7 +252,7 @@ class Worker:
             for stage, role, teacher in partners:
                 numbers = teacher.block(first, last)
                 theirs = self._finite(numbers, teacher.tensor, self.teachers[stage])
-                if job.encoder is not None and role == job.encoder.towards:
+                if role == job.norm_partner:
                     energy = theirs
                 beside.setdefault(stage, {})[role] = numbers
             coded = None if tensor.encoder is None else Coded(tensor.encoder, rows.views(first, last))
@@ -285,19 +285,19 @@ class Worker:
         step = job.steps[place]
         beside, inputs = read.partners.get(step.stage, {}), self._inputs(step, read.work)
         coded = read.coded if place == 0 else None
-        return Block(numbers, read.start, job.spec, read.work, beside, inputs, coded, read.said)
+        return Block(numbers, read.start, job.spec, read.work, beside, inputs, coded, read.remarks)
 
-    def _transform(self, job: Job, methods: Sequence[Method], block: _Read) -> Array:
-        """The numbers after these methods; two buffers take turns."""
+    def _transform(self, job: Job, treatments: Sequence[Treatment], block: _Read) -> Array:
+        """The numbers after these; two buffers take turns."""
         numbers = block.values
-        for turn, method in enumerate(methods):
+        for turn, one in enumerate(treatments):
             out = block.work.array(f"run.turn{turn % 2}", numbers.shape, numbers.dtype.str)
             inner = self._block(job, turn, numbers, block)
-            if isinstance(method, Encoder):
-                method.encode(inner, None, out)
+            if isinstance(one, Encoder):
+                one.encode(inner, None, out)
             else:
-                assert isinstance(method, Transform)  # noqa: S101 - there are no other kinds
-                method.apply(inner, out)
+                assert isinstance(one, Transform)  # noqa: S101 - there are no other kinds
+                one.apply(inner, out)
             numbers = out
         return numbers
 
@@ -314,7 +314,7 @@ class _Read:
     partners: dict[int, dict[str, Array]]
     work: Workspace
     coded: Coded | None = None
-    said: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
 
 def _zeros(numbers: Array, raw: Array | None, job: Job, work: Workspace) -> int:

@@ -21,13 +21,11 @@ from compressor.engine.plan.plan import Job, OutputFile
 from compressor.files import safetensors
 from compressor.files.folder import json_bytes
 from compressor.files.layout import Container
-from compressor.methods.contract import Encoder
+from compressor.methods.contract import Scheme
 from compressor.recipe.model import Stage
 
 _FILE, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _NAMED = 2  # tensors without an adapter that a note names
-# transformers' Conv1D keeps [in, out], and PEFT's factors are for [out, in]
-_TRANSPOSED = re.compile(r"\.(c_attn|q_attn|c_proj|c_fc)\.weight$")
 _TASKS = (
     (r"For(CausalLM)$|LMHeadModel$", "CAUSAL_LM"),
     (r"ForSequenceClassification$", "SEQ_CLS"),
@@ -39,12 +37,12 @@ _TASKS = (
 
 
 def makes_adapter(stages: Sequence[Stage]) -> bool:
-    return any(isinstance(stage.method, Encoder) and stage.method.adapter for stage in stages)
+    return any(isinstance(stage.method, Scheme) and stage.method.adapter for stage in stages)
 
 
 def check_adapter(stages: Sequence[Stage], container: Container, checkpoint: Checkpoint, *, cut: bool) -> None:
     """UsageError where an adapter would not be the whole output, or would be for a model that is nowhere."""
-    (method,) = {stage.method.id for stage in stages if isinstance(stage.method, Encoder) and stage.method.adapter}
+    (method,) = {stage.method.id for stage in stages if isinstance(stage.method, Scheme) and stage.method.adapter}
     if len(stages) > 1 or cut:
         raise UsageError(
             f"distill {method} makes an adapter for its input, which no other stage may change",
@@ -60,11 +58,6 @@ def check_adapter(stages: Sequence[Stage], container: Container, checkpoint: Che
             file=checkpoint.path,
             remedy="Give a folder or a .safetensors",
         )
-    if _kind(checkpoint) in ("gpt2", "gptj", "openai-gpt") and any(map(_TRANSPOSED.search, checkpoint.tensors)):
-        raise InputError(
-            "its layers are Conv1D, whose weights are transposed: adapters for them are not made here",
-            file=checkpoint.path,
-        )
 
 
 def with_adapters(jobs: Sequence[Job], checkpoint: Checkpoint) -> tuple[list[Job], tuple[str, ...]]:
@@ -73,7 +66,7 @@ def with_adapters(jobs: Sequence[Job], checkpoint: Checkpoint) -> tuple[list[Job
     reasons: dict[str, list[str]] = {}
     for job in jobs:
         if not job.steps:
-            reasons.setdefault("; ".join(why.reason for why in job.kept), []).append(job.spec.name)
+            reasons.setdefault("; ".join(why.reason for why in job.left_alone), []).append(job.spec.name)
     if not made:
         raise InputError(
             f"no tensor needs an adapter: {'; '.join(map(printable, reasons)) or 'it holds none'}",
@@ -115,7 +108,7 @@ def _config(jobs: Sequence[Job], checkpoint: Checkpoint) -> dict[str, Any]:
         "alpha_pattern": others,
         "base_model_name_or_path": base or os.path.basename(os.path.realpath(checkpoint.path)),
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": any(job.spec.name in checkpoint.upright for job in jobs),
         "inference_mode": True,
         "init_lora_weights": True,
         "lora_alpha": usual,
@@ -127,10 +120,6 @@ def _config(jobs: Sequence[Job], checkpoint: Checkpoint) -> dict[str, Any]:
         "target_modules": sorted(ranks),
         "task_type": _task(checkpoint),
     }
-
-
-def _kind(checkpoint: Checkpoint) -> str:
-    return str((checkpoint.source.config or {}).get("model_type"))
 
 
 def _task(checkpoint: Checkpoint) -> str | None:

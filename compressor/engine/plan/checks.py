@@ -6,9 +6,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from compressor.architectures.fused_layers import fused_group
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.errors import CompressorError, InputError, OutputError, UsageError, raise_all
-from compressor.core.tensor_names import fused_group
 from compressor.core.text import printable
 from compressor.engine.plan.plan import Job
 from compressor.engine.plan.sparse_store import SPARSE
@@ -96,7 +96,7 @@ def check_fused(jobs: Sequence[Job], checkpoint: Checkpoint) -> None:
         spoken = {job.encoder.dialect(job.spec) for job in members if job.encoder is not None}
         if "compressed-tensors" not in spoken or len({_scheme(job) for job in members}) == 1:
             continue
-        if any(job.encoder is not None and job.encoder.verb == "store" for job in members):
+        if any(job.stores_parts and job.steps[-1].method.verb == "store" for job in members):
             continue  # no loader takes the folder
         listed = ", ".join(f"'{printable(job.spec.name, 100)}' {job.dtype_after}" for job in members)
         problems.append(

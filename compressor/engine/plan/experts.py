@@ -8,9 +8,9 @@ from itertools import chain
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.experts import split_experts
 from compressor.core.errors import UsageError
-from compressor.core.selection import matches
 from compressor.core.text import printable
 from compressor.recipe.model import Stage
+from compressor.recipe.selection import matches
 
 
 def divided(checkpoint: Checkpoint, stages: Sequence[Stage]) -> Checkpoint:

@@ -60,9 +60,10 @@ def carried_over(
         return (), ()
     carried = tuple(name for name in checkpoint.source.carried if name not in dict(texts))
     left = tuple(checkpoint.source.left.items())
-    if checkpoint.compression and dialects.SIDECAR in carried:
-        carried = tuple(name for name in carried if name != dialects.SIDECAR)
-        left += ((dialects.SIDECAR, "says how the source's weights were quantized"),)
+    if checkpoint.compression:
+        why = "says how the source's weights were quantized"
+        left += tuple((name, why) for name in carried if name in dialects.SIDECARS)
+        carried = tuple(name for name in carried if name not in dialects.SIDECARS)
     if container != "folder":
         left += tuple((name, f"a single .{container} holds tensors only") for name in carried)
         carried = ()

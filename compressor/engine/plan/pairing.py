@@ -6,17 +6,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from compressor.architectures.conv1d import is_conv1d
 from compressor.calibration.fingerprint import fingerprint
 from compressor.calibration.statistics import Statistics
 from compressor.checkpoint.checkpoint import Checkpoint
-from compressor.checkpoint.dialects.compressed_tensors import is_transposed
 from compressor.core.errors import InputError
-from compressor.core.selection import VECTOR, Kept, kept
 from compressor.core.tensor import TensorSpec
 from compressor.core.tensor_names import layer_of, weight_of
 from compressor.core.text import printable
 from compressor.engine.plan.plan import Step
 from compressor.recipe.model import Stage
+from compressor.recipe.selection import VECTOR, LeftAlone, left_alone
 
 _SHOWN = 3  # layers that an error names
 
@@ -79,7 +79,7 @@ def layer_for(spec: TensorSpec, statistics: Statistics, checkpoint: Checkpoint, 
     width = statistics.widths.get(layer)
     if width is None:
         raise refused(f"there are no {noun} of its inputs", "Exclude it, or calibrate with it")
-    if is_transposed(checkpoint.source.config, spec):
+    if is_conv1d(checkpoint.source.config, spec.name) and spec.name not in checkpoint.upright:
         raise refused("is stored transposed (Conv1D), so that its rows are no outputs", "Exclude it")
     if width != spec.matrix[1]:
         raise refused(f"has shape {list(spec.shape)}, so {spec.matrix[1]} inputs, and its {noun} {width}")
@@ -116,7 +116,7 @@ def partner_for(spec: TensorSpec, student: Checkpoint, teacher: Checkpoint, role
     return partner.spec.name
 
 
-def bias_kept(spec: TensorSpec, stage: Stage, checkpoint: Checkpoint) -> Kept | None:
+def bias_left_alone(spec: TensorSpec, stage: Stage, checkpoint: Checkpoint) -> LeftAlone | None:
     """Why a stage that treats layers' biases leaves this vector alone; None where it is the bias of a layer whose
     weight the stage treats by the same method."""
     weight = checkpoint.tensors.get(weight_of(spec.name))
@@ -127,10 +127,10 @@ def bias_kept(spec: TensorSpec, stage: Stage, checkpoint: Checkpoint) -> Kept | 
         or spec.shape[0] != weight.spec.shape[0]
     ):
         return VECTOR
-    treated = kept(weight.spec, stage.method.verb, stage.include, stage.exclude) is None
+    treated = left_alone(weight.spec, stage.method.verb, stage.include, stage.exclude) is None
     method = stage.method_for(weight.spec.name)
     if not treated or method != stage.method_for(spec.name) or method.skip(weight.spec) is not None:
-        return Kept("bias of a layer that is left alone", asked=True)
+        return LeftAlone("bias of a layer that is left alone", asked=True)
     return None
 
 

@@ -11,14 +11,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import lcm
-from typing import Any
+from typing import Any, NamedTuple
 
 from compressor.architectures.groups import Coupled
-from compressor.core.selection import Kept
 from compressor.core.tensor import TensorSpec
 from compressor.files.layout import Container, FileLayout
-from compressor.methods.contract import Encoder, Method
+from compressor.methods.contract import Decoder, Encoder, Scheme, TensorMethod
 from compressor.methods.parts import Part
+from compressor.recipe.selection import LeftAlone
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +26,45 @@ class Step:
     """One method applied to one tensor. `stage` is its place in the recipe; `partners` the names (by the
     partner's role) of the tensors read beside it; `dense` whether an encoder's numbers or its parts go on;
     `instead` says how the method differs from what was asked, where the tensor's shape did not allow that. `inputs`
-    is the layer whose statistics it goes by, if it does, and `gram` whether by their gram."""
+    is the layer whose statistics it goes by, if it does, and `gram` whether by their gram. `found` is what stores
+    the tensor, where that had to be counted before the plan."""
 
     stage: int
-    method: Method
+    method: TensorMethod
     partners: Mapping[str, str]
     dense: bool = True
     instead: str = ""
     inputs: str | None = None
     gram: bool = False
+    found: Encoder | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """What is done, as a recipe would give it, with what was found out before the plan."""
+        return self.method.describe() if self.found is None else self.found.decoder.describe()
+
+    def decoder_for(self, spec: TensorSpec) -> Decoder | None:
+        """What reads the parts of a tensor that are stored; None where there are none, or where they have to be
+        counted first."""
+        if self.dense or not isinstance(self.method, Scheme):
+            return None
+        return self.method.decoder_for(spec) if self.found is None else self.found.decoder
+
+
+class Counted(NamedTuple):
+    """What the last step of a tensor stores, counted before the plan: an encoder for the stage of this number."""
+
+    stage: int
+    encoder: Encoder
+
+
+SizesKnown = Mapping[str, Counted]  # by tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """One tensor of the input: what is done to it and which parts it becomes.
 
-    Without steps it is carried over (`restored`: decoded first). `kept` tells for each stage that leaves it
+    Without steps it is carried over (`restored`: decoded first). `left_alone` tells for each stage that leaves it
     alone why. `file` is the output file that all its parts go to. There are no parts as long as an encoder has to
     count first what it will store; `grain` says that the tensor may be counted, and is cut by whole rows, at
     multiples of so many, then and later alike.
@@ -51,7 +74,7 @@ class Job:
     steps: tuple[Step, ...]
     parts: tuple[Part, ...]
     file: int
-    kept: tuple[Kept, ...] = ()
+    left_alone: tuple[LeftAlone, ...] = ()
     stored_as: str = ""  # what the input stores it as, where that is the parts of an encoder
     stored_bytes: int = 0
     grain: int = 0
@@ -68,10 +91,20 @@ class Job:
         return self.stored_bytes if self.stored_as else self.spec.nbytes
 
     @property
-    def encoder(self) -> Encoder | None:
-        """The encoder whose parts are stored; None when numbers are."""
-        last = self.steps[-1] if self.steps else None
-        return last.method.written if last and not last.dense and isinstance(last.method, Encoder) else None
+    def stores_parts(self) -> bool:
+        """Whether parts are stored, and not numbers; they need not be known yet."""
+        return bool(self.steps) and not self.steps[-1].dense and isinstance(self.steps[-1].method, Scheme)
+
+    @property
+    def encoder(self) -> Decoder | None:
+        """What reads the parts that are stored; None when numbers are, or when the parts are not known yet."""
+        return self.steps[-1].decoder_for(self.spec) if self.steps else None
+
+    @property
+    def norm_partner(self) -> str:
+        """The partner that what is stored stands for, by whose norm the loss is measured; "" for none."""
+        last = self.steps[-1].method if self.stores_parts else None
+        return last.norm_partner if isinstance(last, Scheme) else ""
 
     @property
     def elementwise(self) -> bool:
@@ -105,7 +138,9 @@ class Job:
     @property
     def dtype_after(self) -> str:
         """What the table shows as the new type: a dtype, or scheme and width of the codes."""
-        return self.spec.dtype if self.encoder is None else short_name(self.encoder)
+        if self.encoder is not None:
+            return short_name(self.encoder)
+        return self.steps[-1].method.id if self.stores_parts else self.spec.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +211,7 @@ class Plan:
             "steps": [
                 {
                     "stage": step.stage,
-                    **step.method.describe(),
+                    **step.describe(),
                     "dense": step.dense,
                     **({"instead": step.instead} if step.instead else {}),
                     **({"inputs": step.inputs} if step.inputs is not None else {}),
@@ -194,7 +229,7 @@ class Plan:
                 }
                 for spec in job.part_specs()
             ],
-            "kept": [kept.reason for kept in job.kept],
+            "kept": [why.reason for why in job.left_alone],
         }
 
     @property
@@ -222,6 +257,6 @@ def dense_part(spec: TensorSpec) -> Part:
     return Part("", spec.dtype, spec.shape)
 
 
-def short_name(encoder: Encoder) -> str:
+def short_name(encoder: Decoder) -> str:
     """`int4`, `factor`: how tables call what an encoder stores."""
     return encoder.label

@@ -10,22 +10,22 @@ from dataclasses import replace
 
 from compressor.checkpoint.checkpoint import Tensor
 from compressor.core.errors import CompressorError, InputError, UsageError, problems_of, raise_all
-from compressor.core.selection import VECTOR, Kept
 from compressor.core.tensor import TensorSpec
 from compressor.engine.plan.adapter import check_adapter, makes_adapter, with_adapters
 from compressor.engine.plan.checks import check_container, check_dialects, check_fused, check_names, check_stores
 from compressor.engine.plan.notes import is_language_model, plan_notes
 from compressor.engine.plan.output_files import carried_over, lay_out
-from compressor.engine.plan.pairing import bias_kept, informed, partner_for
+from compressor.engine.plan.pairing import bias_left_alone, informed, partner_for
 from compressor.engine.plan.plan import Job, Plan, Step, dense_part, short_name
 from compressor.engine.plan.request import PlanRequest
 from compressor.engine.plan.sparse_store import SPARSE, with_layout
 from compressor.engine.plan.stage_records import described
 from compressor.files.layout import Container
-from compressor.methods.contract import Encoder
+from compressor.methods.contract import Scheme, TensorMethod
 from compressor.methods.parts import Part
 from compressor.methods.unlisted.unmoved import Unmoved
 from compressor.recipe.model import Stage, Store
+from compressor.recipe.selection import VECTOR, LeftAlone
 
 _DEFAULT_STORE: Mapping[Container, Store] = {
     "npy": "dense",
@@ -123,7 +123,7 @@ def _jobs(request: PlanRequest) -> list[Job]:
                 remedy="Exclude it, or drop --strict",
             )
             for job in jobs
-            for why in job.kept
+            for why in job.left_alone
             if not why.asked
         ]
     raise_all(problems)
@@ -133,7 +133,7 @@ def _jobs(request: PlanRequest) -> list[Job]:
 def _job(tensor: Tensor, request: PlanRequest) -> Job:
     spec, grain = tensor.spec, 0
     steps: list[Step] = []
-    reasons: list[Kept] = []
+    reasons: list[LeftAlone] = []
     for number, stage in enumerate(request.recipe.stages, len(request.recipe.cuts)):
         why = _why_not(spec, stage, request)
         if why is None:
@@ -155,21 +155,22 @@ def _job(tensor: Tensor, request: PlanRequest) -> Job:
     return Job(spec, tuple(steps), parts, file, tuple(reasons), stored_as, tensor.nbytes, grain)
 
 
-def _why_not(spec: TensorSpec, stage: Stage, request: PlanRequest) -> Kept | None:
+def _why_not(spec: TensorSpec, stage: Stage, request: PlanRequest) -> LeftAlone | None:
     """Why a stage does not look at a tensor at all; None where it does."""
     why = stage.leaves(spec)
     if stage.method_for(spec.name).biases and why in (None, VECTOR) and len(spec.shape) == 1:
-        why = bias_kept(spec, stage, request.checkpoint)
+        why = bias_left_alone(spec, stage, request.checkpoint)
     if why is None and spec.name in request.hold:
-        why = Kept(request.hold[spec.name], asked=True)
+        why = LeftAlone(request.hold[spec.name], asked=True)
     return why
 
 
 def _parts(spec: TensorSpec, steps: Sequence[Step], container: Container) -> tuple[Part, ...]:
     """What is stored of a tensor after these steps; nothing yet where an encoder has to count first."""
     last = steps[-1] if steps else None
-    if last is not None and not last.dense and isinstance(last.method, Encoder):
-        return last.method.parts(spec) if last.method.counted else ()
+    if last is not None and not last.dense and isinstance(last.method, Scheme):
+        decoder = last.decoder_for(spec)
+        return () if decoder is None else decoder.parts(spec)
     if container == "npz":
         raise UsageError(
             "an .npz holds integer codes, and this tensor has none",
@@ -196,33 +197,36 @@ def _check_order(spec: TensorSpec, steps: Sequence[Step], step: Step) -> None:
         )
 
 
-def _step(tensor: Tensor, number: int, stage: Stage, request: PlanRequest, *, changed: bool) -> Step | Kept:
+def _step(tensor: Tensor, number: int, stage: Stage, request: PlanRequest, *, changed: bool) -> Step | LeftAlone:
     """What the stage does to a tensor, which stages before have `changed`, or why nothing."""
     spec, container = tensor.spec, request.container
-    counted = request.sizes_known.get(spec.name)
-    method = stage.method_for(spec.name).upon(spec, None if changed else tensor.encoder)
-    if isinstance(method, Encoder) and not method.counted and type(counted) is type(method):
-        method = counted
+    method = stage.method_for(spec.name).for_stored_as(spec, None if changed else tensor.encoder)
+    assert isinstance(method, TensorMethod)  # noqa: S101 - `recipe_of` keeps those apart that make models
     skip = method.skip(spec)
     if skip is not None:
-        return Kept(skip.reason)
+        return LeftAlone(skip.reason)
     partners = {}
     if stage.teacher is not None:
         role = method.partners[0]
         partners[role] = partner_for(spec, request.checkpoint, request.teachers[stage.teacher], role)
-    if not isinstance(method, Encoder) or method.numbers_only:
-        return Step(number, method, partners, instead=method.shortfall(spec))
+    if not isinstance(method, Scheme) or method.numbers_only:
+        return Step(number, method, partners, instead=method.partial_treatment(spec))
     store = _DEFAULT_STORE[container] if stage.store == "auto" else stage.store
     stored = _stored_form(method, spec, stage, store, container)
-    if isinstance(stored, Kept):
+    if isinstance(stored, LeftAlone):
         return stored
-    return _checked(Step(number, stored, partners, dense=store == "dense"), stored, spec, stage)
+    step = _checked(Step(number, stored, partners, dense=store == "dense"), stored, spec, stage)
+    counted = request.sizes_known.get(spec.name)
+    if isinstance(step, LeftAlone) or counted is None or counted.stage != number or store in SPARSE:
+        return step
+    needless = counted.encoder.leaves(spec)
+    return replace(step, found=counted.encoder) if needless is None else LeftAlone(needless.reason)
 
 
 def _stored_form(
-    method: Encoder, spec: TensorSpec, stage: Stage, store: Store, container: Container
-) -> Encoder | Kept:
-    """The encoder by which a stage stores a tensor, or why loaders would not find it."""
+    method: Scheme, spec: TensorSpec, stage: Stage, store: Store, container: Container
+) -> Scheme | LeftAlone:
+    """The scheme by which a stage stores a tensor, or why loaders would not find it."""
     if store == "codes" or (store in SPARSE and store != "smallest"):
         plain = method.codes(spec)
         if plain is None:
@@ -230,22 +234,25 @@ def _stored_form(
         return plain
     if store in ("packed", "smallest") and container == "folder" and method.verb == "quantize":
         if len(spec.shape) != 2 and not stage.include:
-            return Kept("no matrix: loaders take codes of matrices only (--include stores it in our own layout)")
-        if method.dialect(spec) and not spec.name.endswith(".weight"):
-            return Kept("no module's .weight, so loaders would not look for its codes")
+            return LeftAlone(
+                "no matrix: loaders take codes of matrices only (--include stores it in our own layout)"
+            )
+        decoder = method.decoder_for(spec)
+        if decoder is not None and decoder.dialect(spec) and not spec.name.endswith(".weight"):
+            return LeftAlone("no module's .weight, so loaders would not look for its codes")
     return method
 
 
-def _checked(step: Step, encoder: Encoder, spec: TensorSpec, stage: Stage) -> Step | Kept:
-    """The step, with what is nearest to its encoder where the tensor's shape contradicts the options and the stage
+def _checked(step: Step, scheme: Scheme, spec: TensorSpec, stage: Stage) -> Step | LeftAlone:
+    """The step, with what is nearest to its scheme where the tensor's shape contradicts the options and the stage
     allows that."""
     try:
-        encoder.check(spec)  # also where numbers are stored
+        scheme.check(spec)  # also where numbers are stored
     except UsageError as error:
         if not stage.fallback:
             raise
-        nearest = encoder.fallback(spec)
+        nearest = scheme.fallback(spec)
         if nearest is None:
-            return Kept(f"{error.reason}, and --fallback knows nothing near it")
+            return LeftAlone(f"{error.reason}, and --fallback knows nothing near it")
         return replace(step, method=nearest[0], instead=nearest[1])
     return step

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from compressor.calibration.statistics import Statistics
 from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.engine.plan.plan import SizesKnown
 from compressor.files.layout import Container
-from compressor.methods.contract import Method
 from compressor.recipe.model import Recipe
 
 
@@ -30,7 +30,7 @@ class PlanRequest:
     teachers: Mapping[str, Checkpoint] = field(default_factory=dict)
     statistics: Mapping[int, Statistics] = field(default_factory=dict)
     hold: Mapping[str, str] = field(default_factory=dict)
-    sizes_known: Mapping[str, Method] = field(default_factory=dict)
+    sizes_known: SizesKnown = field(default_factory=dict)
     only: frozenset[str] | None = None
     strict: bool = False
     requantize: bool = False

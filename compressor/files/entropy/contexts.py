@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from compressor.core.elementary import log2
 from compressor.core.lazy import np
+from compressor.core.sums import dot
 from compressor.core.workspace import Array
 
 CLASSES = 16  # of rows, or of columns, at most
@@ -95,7 +97,7 @@ def classed(symbols: Array, axis: int, alphabet: int, mode: int, feature: Featur
         far = distances(alphabet, mode)[symbols].sum(axis=axis)
         count = symbols.shape[axis]
         odds = (far + 0.3) / (count - far + 0.3) if alphabet == 2 else far + 0.3
-        logs = np.log2(odds)
+        logs = log2(odds)
         if not len(logs):
             return None
         found = np.rint((logs - np.median(logs)) / step)
@@ -110,7 +112,7 @@ def likely_lag(symbols: Array, mode: int) -> int:
     columns = there.shape[1]
     there -= there.mean(axis=0)  # or dense columns would meet everywhere
     scores = [
-        float(np.vdot(there[:, lag:], there[:, :-lag])) / ((columns - lag) * len(there))
+        dot(there[:, lag:], there[:, :-lag]) / ((columns - lag) * len(there))
         for lag in range(2, min(_LAST, columns // 2) + 1)
     ]
     return int(np.argmax(scores)) + 2 if scores and max(scores) > 0 else 0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import log2
 
 from compressor.core import bitpacking as bitstream
+from compressor.core.elementary import log2
 from compressor.core.lazy import np
+from compressor.core.sums import dot
 from compressor.core.tensor import DTYPES
 from compressor.core.workspace import Array, Workspace
 from compressor.files.entropy.damage import Damaged
@@ -70,8 +71,8 @@ def _cost(sample: Array, form: Form) -> float:
 
 def _order0(symbols: Array, alphabet: int) -> float:
     counts = np.bincount(symbols.reshape(-1), minlength=alphabet)
-    seen = counts[counts > 0]
-    return symbols.size * log2(max(symbols.size, 1)) - float(seen @ np.log2(seen)) + _ENTRY * len(seen)
+    seen = counts[counts > 0].astype(np.float64)
+    return symbols.size * float(log2(max(symbols.size, 1))) - dot(seen, log2(seen)) + _ENTRY * len(seen)
 
 
 def write_elements(out: Output, data: Array, form: Form) -> None:
@@ -214,4 +215,4 @@ def _palette(bits: Array) -> Array | None:
 
 def _binary(share: float) -> float:
     """The entropy of a bit that is set with this probability."""
-    return -share * log2(share) - (1 - share) * log2(1 - share) if 0 < share < 1 else 0.0
+    return -share * float(log2(share)) - (1 - share) * float(log2(1 - share)) if 0 < share < 1 else 0.0

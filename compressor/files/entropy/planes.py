@@ -12,7 +12,9 @@ from functools import cache
 from typing import Any, Literal
 
 from compressor.core import bitpacking as bitstream
+from compressor.core.elementary import log2
 from compressor.core.lazy import np
+from compressor.core.sums import dot
 from compressor.core.workspace import Array, Workspace
 from compressor.files.entropy.account import Account, Role
 from compressor.files.entropy.ans import AnsReader, AnsWriter
@@ -117,7 +119,7 @@ def _entropy(counts: Array) -> float:
     counts = np.atleast_2d(counts).astype(np.float64)
     totals = counts.sum(axis=1)
     seen, rows = counts[counts > 0], totals[totals > 0]
-    return float(rows @ np.log2(rows) - seen @ np.log2(seen))
+    return dot(rows, log2(rows)) - dot(seen, log2(seen))
 
 
 # ---- writing and reading -------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from compressor.core.elementary import log2
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
 from compressor.files.entropy.bitio import BitReader, BitWriter, number_bits
@@ -80,7 +81,7 @@ def table_of(counts: Array, octave: int) -> Table:
     levels = np.zeros(len(counts), np.int64)
     there = counts > 0
     if there.any():
-        rarity = np.log2(counts.max() / counts[there])
+        rarity = log2(counts.max() / counts[there])
         levels[there] = 1 + np.minimum(np.rint(rarity * octave), octave * _OCTAVES).astype(np.int64)
     return Table(tuple(levels.tolist()), octave)
 

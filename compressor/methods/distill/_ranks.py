@@ -10,10 +10,8 @@ from typing import Any, Protocol
 from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array
-from compressor.methods.contract import Block, Method, Survey
+from compressor.methods.contract import Block, ByTensor, Survey
 from compressor.methods.distill._factored import converging, profitable, rank_bytes
-
-Ranks = tuple[tuple[str, int], ...]  # by tensor
 
 
 class Ranking(Protocol):
@@ -23,7 +21,7 @@ class Ranking(Protocol):
 
     def look(self, block: Block) -> Any: ...
 
-    def rank_all(self, seen: Mapping[str, Any], specs: Sequence[TensorSpec]) -> Method: ...
+    def rank_all(self, seen: Mapping[str, Any], specs: Sequence[TensorSpec]) -> ByTensor: ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Looking(Survey[dict[str, Any]]):
         stats.update(more)
         return stats
 
-    def conclude(self, stats: dict[str, Any]) -> Method:
+    def conclude(self, stats: dict[str, Any]) -> ByTensor:
         return self.method.rank_all(stats, self.specs)
 
 

@@ -13,12 +13,12 @@ from typing import ClassVar
 
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
-from compressor.methods.contract import Block, Transform
+from compressor.methods.contract import Block, PlainTransform
 from compressor.methods.options import option
 
 
 @dataclass(frozen=True)
-class Blend(Transform):
+class Blend(PlainTransform):
     """The straight line between student and teacher."""
 
     verb: ClassVar[str] = "distill"
@@ -43,6 +43,11 @@ class Blend(Transform):
         np.maximum(out, own, out=out)
         np.maximum(block.values, teacher, out=own)
         np.minimum(out, own, out=out)
+        # Which is the greater of +0 and −0 depends on the processor: a zero is that of an end, the teacher's first.
+        zero = np.equal(out, 0, out=block.work.array("blend.zero", out.shape, "|b1"))
+        if zero.any():
+            for end in (block.values, teacher):
+                np.copyto(out, end, where=zero & (end == 0))
 
 
 METHOD = Blend

@@ -31,15 +31,15 @@ Error: at most √min(rows, columns) · max|w|, the norm of a row or a column of
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from compressor.core.lazy import np
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array
-from compressor.methods.contract import Block, Method, Skip, Survey
-from compressor.methods.distill._factored import Factored, profitable, too_large
-from compressor.methods.distill._ranks import Looking, Ranks, by_energy, by_ratio
+from compressor.methods.contract import Block, ByTensor, Encoder, Method, Skip, Survey
+from compressor.methods.distill._factored import Factored, Factoring, Factors, profitable, seed_of, too_large
+from compressor.methods.distill._ranks import Looking, by_energy, by_ratio
 from compressor.methods.numerics import svd
 from compressor.methods.options import option
 
@@ -65,56 +65,30 @@ class LowRank(Factored):
     svd: Literal["auto", "exact", "randomized"] = option("auto", help="how singular vectors are found")
     seed: int = option(0, help="of what randomised ones begin with", low=0, high=2**63)
 
-    ranks: Ranks | None = None  # what a survey found for all tensors of the stage
-    note: str = field(default="", compare=False)
-
     @property
     def reach(self) -> Literal["tensor", "model"]:
-        return "tensor" if self.rank is not None or self.ranks is not None else "model"
+        return "tensor" if self.rank is not None else "model"
 
-    @property
-    def counted(self) -> bool:
-        return self.rank is not None
-
-    @property
-    def label(self) -> str:
-        return f"rank {self.rank}"
-
-    def check(self, spec: TensorSpec) -> None:
-        """Any matrix has factors."""
+    def decoder_for(self, spec: TensorSpec) -> RankFactors | None:
+        return None if self.rank is None else RankFactors(self, "", self.rank)
 
     def skip(self, spec: TensorSpec) -> Skip | None:
         return too_large(spec, min(self.rank or 1, *spec.matrix))
-
-    def remark(self, spec: TensorSpec) -> str:
-        return "; ".join(filter(None, (self.note, super().remark(spec))))
 
     def warning(self, change: Change) -> str | None:
         if change.lost == 0 and change.energy > 0:
             return "is as it was: factors of the rank it needs would be no smaller"
         return None
 
-    def rank_of(self, spec: TensorSpec) -> int:
-        if self.rank is None:
-            raise TypeError("a survey has to find the rank first")
-        return self.rank if self.rank <= profitable(spec) else 0
-
-    def factors(self, block: Block, rank: int) -> tuple[Array, Array]:
-        spec = block.spec
-        quick = self.svd == "randomized" or (self.svd == "auto" and svd.faster(*spec.matrix, rank))
-        seed = f"{self.seed}\0{spec.name}".encode() if quick else None
-        return self.decomposed(block.values, rank, spec, self.gram(block), seed)
+    def seed_for(self, spec: TensorSpec, rank: int) -> bytes | None:
+        return seed_of(self.svd, self.seed, spec, rank)
 
     # ---- ranks by the singular values ---------------------------------------------------------------
 
-    def survey(self, specs: Sequence[TensorSpec]) -> Survey[Any] | None:
-        return Looking(self, tuple(specs)) if self.reach == "model" else None
-
-    def for_tensor(self, name: str, own: Method) -> LowRank:
-        if self.ranks is None:
-            return self
-        rank = dict(self.ranks).get(name, 0) or _KEPT
-        return replace(self, rank=rank, energy=None, ratio=None, ranks=None)
+    def prepare(self, specs: Sequence[TensorSpec]) -> Survey[Any] | Encoder:
+        if self.rank is None:
+            return Looking(self, tuple(specs))
+        return Truncating(RankFactors(self, "", self.rank))
 
     def wants(self, spec: TensorSpec) -> bool:
         return profitable(spec) > 0
@@ -125,7 +99,7 @@ class LowRank(Factored):
         wide = DTYPES[block.spec.dtype].compute == "<f8"
         return svd.spectrum(small, self.gram(block), wide=wide), exponent
 
-    def rank_all(self, seen: Mapping[str, tuple[Array, int]], specs: Sequence[TensorSpec]) -> LowRank:
+    def rank_all(self, seen: Mapping[str, tuple[Array, int]], specs: Sequence[TensorSpec]) -> RankByTensor:
         note = ""
         if self.energy is not None:
             found = {name: by_energy(values, self.energy) for name, (values, _) in seen.items()}
@@ -138,7 +112,51 @@ class LowRank(Factored):
             found, reached = by_ratio(values, specs, self.ratio)
             if reached > self.ratio:
                 note = f"the ratio {self.ratio:g} cannot be reached: with rank 1 it is {reached:.4g}"
-        return replace(self, ranks=tuple(sorted(found.items())), note=note)
+        return RankByTensor(found, note)
+
+
+@dataclass(frozen=True)
+class RankFactors(Factors):
+    """Factors of a given `rank`, where they are smaller than the matrix."""
+
+    id: ClassVar[str] = "low-rank"
+
+    rank: int
+
+    @property
+    def scheme(self) -> Factored:
+        return self.asked
+
+    @property
+    def label(self) -> str:
+        return f"rank {self.rank}"
+
+    def rank_of(self, spec: TensorSpec) -> int:
+        return self.rank if self.rank <= profitable(spec) else 0
+
+
+@dataclass(frozen=True)
+class Truncating(Factoring):
+    """The best factors of a tensor."""
+
+    def matrix(self, block: Block) -> Array:
+        return block.values
+
+    def leaves(self, spec: TensorSpec) -> Skip | None:
+        return self.read_by.asked.skip(spec)
+
+
+@dataclass(frozen=True)
+class RankByTensor(ByTensor):
+    """The rank that each tensor was found to need, by name; 0 or none: it is kept."""
+
+    ranks: Mapping[str, int]
+    note: str
+
+    def of(self, spec: TensorSpec, own: Method) -> Truncating:
+        assert isinstance(own, LowRank)  # noqa: S101 - it equals the one that was surveyed
+        rank = self.ranks.get(spec.name, 0) or _KEPT
+        return Truncating(RankFactors(replace(own, rank=rank, energy=None, ratio=None), self.note, rank))
 
 
 METHOD = LowRank

@@ -25,28 +25,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
+from compressor.architectures.roles import is_embedding
 from compressor.core.errors import UsageError
 from compressor.core.floats import largest, narrow, widen
 from compressor.core.lazy import np
 from compressor.core.metrics import Change
 from compressor.core.tensor import DTYPES, TensorSpec
-from compressor.core.tensor_names import is_embedding, weight_of
-from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block, Encoder, Method, Skip, Survey
+from compressor.core.tensor_names import weight_of
+from compressor.core.workspace import Array
+from compressor.methods.contract import (
+    Block,
+    ByTensor,
+    Decoder,
+    Encoder,
+    Method,
+    Scheme,
+    Skip,
+    Survey,
+    Transform,
+    Treatment,
+)
 from compressor.methods.numerics.hessian import Conditioned, conditioned, conditioned_memory
 from compressor.methods.numerics.masked_least_squares import masked
 from compressor.methods.options import option
-from compressor.methods.parts import Part
 from compressor.methods.unlisted import refit_codes
 
 _DEAD = 1e-6  # what an input that is never active weighs in mean diagonals, beside the damping
 
 
 @dataclass(frozen=True)
-class Refit(Encoder):
+class Refit(Scheme):
     """Free weights, scales, codebooks and biases of a student, solved for its teacher's outputs."""
 
     verb: ClassVar[str] = "distill"
@@ -54,6 +64,7 @@ class Refit(Encoder):
     partners: ClassVar[tuple[str, ...]] = ("teacher",)
     biases: ClassVar[bool] = True
     at_once: ClassVar[int] = 1 << 21
+    linear_algebra: ClassVar[bool] = True
 
     damp: float | None = option(
         None, help="added to the gram, in mean diagonals; unset: 0.01, more where that is too little", low=0
@@ -62,20 +73,17 @@ class Refit(Encoder):
         False, help="refit zero points too, so that zeros may become other numbers", off="fixed-zero-points"
     )
 
-    # what the planner and a survey tell of one tensor; the tensors of a layer are surveyed together all the same
-    stored: Encoder | None = field(default=None, compare=False)  # by which the student's codes are stored
+    # what the planner tells of one tensor; the tensors of a layer are surveyed together all the same
+    stored: Decoder | None = field(default=None, compare=False)  # what the student's codes are stored as
     vector: bool = field(default=False, compare=False)  # it is a bias
-    shifts: Mapping[str, Array] | None = field(default=None, compare=False, repr=False)  # by weight, once surveyed
-    shift: Array | None = field(default=None, compare=False, repr=False)  # of this bias
-    centred: bool = field(default=False, compare=False)  # the layer's bias is solved too
 
     # ---- what it is for a tensor -----------------------------------------------------------------------
 
-    def upon(self, spec: TensorSpec, encoder: Encoder | None) -> Refit:
+    def for_stored_as(self, spec: TensorSpec, decoder: Decoder | None) -> Refit:
         if len(spec.shape) < 2:
             return replace(self, vector=True, stored=None)
-        exact = encoder is not None and encoder.exact  # a sparse layout of floats: they are refit as numbers
-        return replace(self, stored=None if exact else encoder, vector=False)
+        exact = decoder is not None and decoder.exact  # a sparse layout of floats: they are refit as numbers
+        return replace(self, stored=None if exact else decoder, vector=False)
 
     @property
     def statistics(self) -> Literal["", "gram"]:  # type: ignore[override]
@@ -93,10 +101,6 @@ class Refit(Encoder):
     def whole(self) -> bool:  # type: ignore[override]
         return self.stored is not None and refit_codes.shared(self.stored)
 
-    @property
-    def written(self) -> Encoder:
-        return self if self.stored is None else self.stored
-
     def skip(self, spec: TensorSpec) -> Skip | None:
         if not self.vector and is_embedding(spec.name):
             return Skip("embedding: its rows are looked up, and no input weighs them")
@@ -109,18 +113,13 @@ class Refit(Encoder):
             )
         return None
 
-    def parts(self, spec: TensorSpec) -> tuple[Part, ...]:
-        return (Part("", spec.dtype, spec.shape),) if self.stored is None else self.stored.parts(spec)
+    def decoder_for(self, spec: TensorSpec) -> Decoder | None:
+        return self.stored
 
-    def codes(self, spec: TensorSpec) -> Encoder | None:
-        inner = None if self.stored is None else self.stored.codes(spec)
-        return None if inner is None else replace(self, stored=inner)
-
-    def config(self, spec: TensorSpec) -> dict[str, Any] | None:
-        return None if self.stored is None else self.stored.config(spec)
-
-    def dialect(self, spec: TensorSpec) -> str:
-        return "" if self.stored is None else self.stored.dialect(spec)
+    def codes(self, spec: TensorSpec) -> Refit | None:
+        scheme = None if self.stored is None else self.stored.scheme
+        inner = None if scheme is None else scheme.codes(spec)
+        return None if inner is None else replace(self, stored=inner.decoder_for(spec))
 
     def memory(self, spec: TensorSpec) -> int:
         """The gram and its factor; and some whole rows, or where they share their numbers all, in float64."""
@@ -129,76 +128,113 @@ class Refit(Encoder):
         held = spec.size if self.whole else min(spec.size, max(self.at_once, spec.matrix[1]))
         return conditioned_memory(spec.matrix[1]) + 6 * 8 * held
 
-    def bound(self, largest: float, spec: TensorSpec) -> float:
-        return inf
-
     def warning(self, change: Change) -> str | None:
         if self.stored is None and not self.vector and change.size and not change.zeros_before:
             return "no weight of the student is zero, so all are free, and become the teacher's"
         return None
 
-    # ---- solving ---------------------------------------------------------------------------------------
+    @property
+    def reach(self) -> Literal["tensor", "model"]:
+        return "model"
 
-    def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
+    def prepare(self, specs: Sequence[TensorSpec]) -> Shifts | Solved:
+        """Layers with a bias are looked at first."""
+        names = {spec.name for spec in specs}
+        found = frozenset(weight_of(name) for name in names if weight_of(name) in names)
+        return Shifts(self, found) if found else Solved({})
+
+
+# ---- solving -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Solved(ByTensor):
+    """What there is to solve for each tensor: `shifts` are what the outputs of layers with a bias lack in the mean,
+    by weight."""
+
+    shifts: Mapping[str, Array]
+
+    def of(self, spec: TensorSpec, own: Method) -> Treatment:
+        assert isinstance(own, Refit)  # noqa: S101 - it equals the one that was surveyed
+        if own.vector:
+            return Bias(self.shifts.get(weight_of(spec.name)))
+        centred = spec.name in self.shifts
+        return Numbers(own, centred) if own.stored is None else Codes(own, centred, own.stored)
+
+
+@dataclass(frozen=True)
+class Bias(Transform):
+    """The bias of a layer: its teacher's, and what the layer's weights lack in the mean."""
+
+    shift: Array | None
+
+    def apply(self, block: Block, out: Array) -> None:
         teacher = block.partners["teacher"].astype(np.float64)
-        if self.vector:
-            self._settle(teacher if self.shift is None else teacher + self.shift, block, parts, restored)
-            return
-        of = self._gram(block)
+        settle(teacher if self.shift is None else teacher + self.shift, block, out)
+
+
+@dataclass(frozen=True)
+class Numbers(Transform):
+    """The weights of a layer that are not zero; `centred` where its bias is solved too."""
+
+    asked: Refit
+    centred: bool
+
+    def apply(self, block: Block, out: Array) -> None:
+        teacher, of = block.partners["teacher"].astype(np.float64), gram_of(self.asked, block, centred=self.centred)
         of.tell(block)
-        if block.coded is not None and not block.coded.encoder.exact:
-            refit_codes.refit(block, teacher, of.gram, self.stored, parts, restored, zero_points=self.zero_points)
-            return
         power = np.frexp(np.abs(teacher).max(axis=1, keepdims=True))[1]
         found = masked(np.ldexp(teacher, -power), block.values != 0, of.gram)
         with np.errstate(over="ignore"):  # it is held at the dtype's largest number
             found = np.ldexp(found, power)
-        self._settle(found, block, parts, restored)
+        settle(found, block, out)
 
-    def _gram(self, block: Block) -> Conditioned:
-        layer, key = block.inputs, ("refit.gram", self.damp, self.centred)
-        assert layer is not None  # noqa: S101 - the method asked for it
-        return block.work.once(
-            "refit.gram",
-            (id(layer), *key),
-            lambda: conditioned(layer, self.damp, block.spec.name, centred=self.centred, dead=_DEAD),
-        )
 
-    @staticmethod
-    def _settle(found: Array, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
-        """Numbers of the tensor's dtype; +0 for −0."""
-        dtype, top = block.spec.dtype, largest(block.spec.dtype)
-        np.clip(found, -top, top, out=found)
-        np.add(found, 0.0, out=restored, casting="same_kind")
-        stored = block.work.array("refit.settled", found.shape, DTYPES[dtype].storage)
-        narrow(restored, dtype, stored)
-        np.copyto(restored, widen(stored, dtype, block.work, "refit.wide"))
-        if parts is not None:
-            np.copyto(parts[""], stored.reshape(parts[""].shape))
+@dataclass(frozen=True)
+class Codes(Encoder):
+    """The scales, zero points or entries of a layer's codes, which lie as `target` says."""
 
-    def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
-        if self.stored is not None:
-            self.stored.decode(parts, spec, out, start, work)
-        else:
-            np.copyto(out, widen(parts[""], spec.dtype, work, "refit.wide"))
-
-    # ---- biases ----------------------------------------------------------------------------------------
+    asked: Refit
+    centred: bool
+    target: Decoder
 
     @property
-    def reach(self) -> Literal["tensor", "model"]:
-        return "model" if self.shifts is None else "tensor"
+    def decoder(self) -> Decoder:
+        return self.target
 
-    def survey(self, specs: Sequence[TensorSpec]) -> Survey[Any] | None:
-        if self.shifts is not None:
-            return None
-        names = {spec.name for spec in specs}
-        found = frozenset(weight_of(name) for name in names if weight_of(name) in names)
-        return Shifts(self, found) if found else None
+    def as_codes(self, spec: TensorSpec) -> Codes | None:
+        asked = self.asked.codes(spec)
+        return None if asked is None or asked.stored is None else Codes(asked, self.centred, asked.stored)
 
-    def for_tensor(self, name: str, own: Method) -> Method:
-        assert isinstance(own, Refit)  # noqa: S101 - it equals this one
-        shifts = self.shifts or {}
-        return replace(own, shifts={}, shift=shifts.get(weight_of(name)), centred=name in shifts)
+    def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
+        teacher, of = block.partners["teacher"].astype(np.float64), gram_of(self.asked, block, centred=self.centred)
+        of.tell(block)
+        move = self.asked.zero_points
+        refit_codes.refit(block, teacher, of.gram, self.target, parts, restored, zero_points=move)
+
+
+def gram_of(asked: Refit, block: Block, *, centred: bool) -> Conditioned:
+    """The damped gram of the block's layer; `centred`: of its inputs less their mean."""
+    layer = block.inputs
+    assert layer is not None  # noqa: S101 - the method asked for it
+    return block.work.once(
+        "refit.gram",
+        (id(layer), "refit.gram", asked.damp, centred),
+        lambda: conditioned(layer, asked.damp, block.spec.name, centred=centred, dead=_DEAD),
+    )
+
+
+def settle(found: Array, block: Block, out: Array) -> None:
+    """Numbers (float64) as the tensor's dtype has them; +0 for −0."""
+    dtype, top = block.spec.dtype, largest(block.spec.dtype)
+    np.clip(found, -top, top, out=found)
+    np.add(found, 0.0, out=out, casting="same_kind")
+    stored = block.work.array("refit.settled", found.shape, DTYPES[dtype].storage)
+    narrow(out, dtype, stored)
+    np.copyto(out, widen(stored, dtype, block.work, "refit.wide"))
+
+
+# ---- biases ------------------------------------------------------------------------------------------------
 
 
 Seen = dict[str, dict[int, Array]]  # what outputs lack in the mean, by weight and first row of a block
@@ -221,7 +257,10 @@ class Shifts(Survey[Seen]):
         spec, work = block.spec, block.work
         assert block.inputs is not None  # noqa: S101 - the method asked for them
         restored = work.array("refit.restored", block.values.shape, block.values.dtype.str)
-        replace(self.method, vector=False, stored=None, shifts={}, centred=True).encode(block, None, restored)
+        if block.coded is not None and not block.coded.decoder.exact:
+            Codes(self.method, True, block.coded.decoder).encode(block, None, restored)
+        else:
+            Numbers(self.method, True).apply(block, restored)
         stored = work.array("refit.stored", restored.shape, DTYPES[spec.dtype].storage)
         narrow(restored, spec.dtype, stored)  # of codes: as a loader decodes them
         apart = block.partners["teacher"].astype(np.float64) - widen(stored, spec.dtype, work, "refit.wide")
@@ -233,9 +272,10 @@ class Shifts(Survey[Seen]):
             stats.setdefault(name, {}).update(rows)
         return stats
 
-    def conclude(self, stats: Seen) -> Refit:
-        shifts = {name: np.concatenate([rows[start] for start in sorted(rows)]) for name, rows in stats.items()}
-        return replace(self.method, shifts=shifts)
+    def conclude(self, stats: Seen) -> Solved:
+        return Solved(
+            {name: np.concatenate([rows[start] for start in sorted(rows)]) for name, rows in stats.items()}
+        )
 
 
 METHOD = Refit

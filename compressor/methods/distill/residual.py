@@ -22,19 +22,19 @@ Error: the adapter stands for a difference, of which the weights' largest number
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import inf, sqrt
 from typing import Any, ClassVar, Literal, NamedTuple
 
+from compressor.architectures.roles import is_embedding
 from compressor.core.errors import InputError
 from compressor.core.lazy import np
 from compressor.core.metrics import count_zeros, dot, relative
 from compressor.core.tensor import DTYPES, TensorSpec
-from compressor.core.tensor_names import is_embedding
 from compressor.core.workspace import Array
-from compressor.methods.contract import Block, Method, Skip, Survey
-from compressor.methods.distill._factored import Factored
-from compressor.methods.distill._ranks import Looking, Ranks, by_energy, by_error
+from compressor.methods.contract import Block, ByTensor, Method, Skip, Survey
+from compressor.methods.distill._factored import Factored, Factoring, Factors, seed_of
+from compressor.methods.distill._ranks import Looking, by_energy, by_error
 from compressor.methods.numerics import svd
 from compressor.methods.options import option
 from compressor.methods.parts import Part
@@ -61,9 +61,7 @@ class Residual(Factored):
     partners: ClassVar[tuple[str, ...]] = ("teacher",)
     alternatives: ClassVar[tuple[str, ...]] = ("rank", "error", "energy")
     adapter: ClassVar[bool] = True
-    towards: ClassVar[str] = "teacher"
-    left: ClassVar[str] = ".lora_B.weight"
-    right: ClassVar[str] = ".lora_A.weight"
+    norm_partner: ClassVar[str] = "teacher"
 
     rank: int | None = option(None, help="of every adapter, at most the smaller side", low=1, high=_LARGEST)
     error: float | None = option(None, help="relative error that may stay of a tensor", low=0)
@@ -80,32 +78,16 @@ class Residual(Factored):
     svd: Literal["auto", "exact", "randomized"] = option("auto", help="how singular vectors are found")
     seed: int = option(0, help="of what randomised ones begin with", low=0, high=2**63)
 
-    ranks: Ranks | None = None  # what a survey found for all tensors of the stage
-    found: int | None = None  # and of this tensor: 0 where it needs no adapter
-    note: str = field(default="", compare=False)
-
     @property
     def reach(self) -> Literal["tensor", "model"]:
-        return "model" if self.ranks is None and self.found is None else "tensor"
+        return "model"
 
     @property
     def rounds(self) -> int:
         return self.alternate or 0
 
-    @property
-    def base_name(self) -> str | None:
-        return self.base
-
-    @property
-    def counted(self) -> bool:
-        return self.found is not None
-
-    @property
-    def label(self) -> str:
-        return f"adapter {self.found}"
-
-    def check(self, spec: TensorSpec) -> None:
-        """Any matrix has factors."""
+    def decoder_for(self, spec: TensorSpec) -> None:
+        """What was lost of the teacher tells the rank."""
 
     def skip(self, spec: TensorSpec) -> Skip | None:
         if len(spec.shape) != 2:
@@ -114,69 +96,28 @@ class Residual(Factored):
             return Skip("embedding: adapters are for linear layers")
         if not spec.name.removesuffix(".weight") or not spec.name.endswith(".weight"):
             return Skip("no module's .weight, so it can have no adapter")
-        if self.found == 0:
-            return Skip(
-                "nothing was lost" if self.error is None else f"its error is at most {self.error:g} as it is"
-            )
         return None
 
-    def remark(self, spec: TensorSpec) -> str:
-        return "; ".join(filter(None, (self.note, super().remark(spec))))
-
-    def rank_of(self, spec: TensorSpec) -> int:
-        if self.found is None:
-            raise TypeError("a survey has to find the rank first")
-        return min(max(self.found, 1), *spec.matrix)
-
-    def part(self, spec: TensorSpec, suffix: str, shape: tuple[int, int]) -> Part:
-        return replace(super().part(spec, suffix, shape), stem=True, prefix="base_model.model.")
-
-    def bound(self, largest: float, spec: TensorSpec) -> float:
-        return inf
+    def seed_for(self, spec: TensorSpec, rank: int) -> bytes | None:
+        return seed_of(self.svd, self.seed, spec, rank)
 
     def memory(self, spec: TensorSpec) -> int:
         return super().memory(spec) + 2 * spec.size * int(DTYPES[spec.dtype].compute[-1])
 
-    def factors(self, block: Block, rank: int) -> tuple[Array, Array]:
-        spec = block.spec
-        quick = self.svd == "randomized" or (self.svd == "auto" and svd.faster(*spec.matrix, rank))
-        seed = f"{self.seed}\0{spec.name}".encode() if quick else None
-        return self.decomposed(self.difference(block), rank, spec, self.gram(block), seed)
-
-    def difference(self, block: Block) -> Array:
-        """T − S, in the type that the student is computed in. InputError where that leaves its range."""
-        found: Array = np.subtract(block.partners["teacher"], block.values, dtype=np.float64)
-        found = found.astype(block.values.dtype)
-        if not np.isfinite(found).all():
-            raise InputError(
-                "the difference from the teacher leaves the range of floats",
-                tensor=block.spec.name,
-                remedy="Exclude it, or see whether the teacher is the right one",
-            )
-        return found
-
-    def measured(self, block: Block, parts: Mapping[str, Array]) -> tuple[float, int]:
-        """What is lost of the teacher, and the zeros of student and adapter together."""
-        restored = block.work.array("method.restored", block.values.shape, block.values.dtype.str)
-        self.encode(block, parts, restored)
-        np.add(block.values, restored, out=restored)
-        zeros = count_zeros(restored, block.work)
-        np.subtract(block.partners["teacher"], restored, out=restored, casting="same_kind")
-        return dot(restored, restored), zeros
-
     # ---- ranks by what was lost ----------------------------------------------------------------------
 
-    def survey(self, specs: Sequence[TensorSpec]) -> Survey[Any] | None:
-        return Looking(self, tuple(specs)) if self.reach == "model" else None
+    def prepare(self, specs: Sequence[TensorSpec]) -> Survey[Any]:
+        return Looking(self, tuple(specs))
 
-    def for_tensor(self, name: str, own: Method) -> Residual:
-        return self if self.ranks is None else replace(self, ranks=None, found=dict(self.ranks)[name])
+    def of_rank(self, rank: int, note: str = "") -> Adapting:
+        """What makes adapters of this rank; 0 for a tensor that needs none."""
+        return Adapting(Adapter(self, note, rank))
 
     def wants(self, spec: TensorSpec) -> bool:
         return True
 
     def look(self, block: Block) -> Seen:
-        lost = self.difference(block)
+        lost = difference(block)
         _, exponent = svd.scaled(lost)
         teacher, least = svd.scaled(block.partners["teacher"])
         exponent = max(exponent, least)
@@ -188,7 +129,7 @@ class Residual(Factored):
         norm = seen.energy if gram is None else dot(teacher.astype(np.float64) @ gram, teacher.astype(np.float64))
         return seen._replace(values=svd.spectrum(lost, gram, wide=wide), norm=sqrt(norm))
 
-    def rank_all(self, seen: Mapping[str, Seen], specs: Sequence[TensorSpec]) -> Residual:
+    def rank_all(self, seen: Mapping[str, Seen], specs: Sequence[TensorSpec]) -> AdapterByTensor:
         top = max((tensor.exponent for tensor in seen.values()), default=0)
         lost, energy = (
             sum(float(np.ldexp(getattr(tensor, key), 2 * (tensor.exponent - top))) for tensor in seen.values())
@@ -196,7 +137,7 @@ class Residual(Factored):
         )
         note = f"without the adapter the student's relative error is {relative(lost, energy):.4g}"
         ranks = {name: self._rank(tensor) if tensor.lost > 0 else 0 for name, tensor in seen.items()}
-        return replace(self, ranks=tuple(sorted(ranks.items())), note=note)
+        return AdapterByTensor(ranks, note)
 
     def _rank(self, tensor: Seen) -> int:
         if self.rank is not None or tensor.values is None:
@@ -204,6 +145,89 @@ class Residual(Factored):
         if self.energy is not None:
             return by_energy(tensor.values, self.energy)
         return by_error(tensor.values, (self.error or 0) * tensor.norm)
+
+
+@dataclass(frozen=True)
+class Adapter(Factors):
+    """PEFT's factors of a LoRA layer, of rank `found`; 0 where the tensor needs none."""
+
+    id: ClassVar[str] = "residual"
+    left: ClassVar[str] = ".lora_B.weight"
+    right: ClassVar[str] = ".lora_A.weight"
+
+    asked: Residual
+    found: int
+
+    @property
+    def scheme(self) -> Factored:
+        return self.asked
+
+    @property
+    def label(self) -> str:
+        return f"adapter {self.found}"
+
+    @property
+    def base_name(self) -> str | None:
+        return self.asked.base
+
+    def rank_of(self, spec: TensorSpec) -> int:
+        return min(max(self.found, 1), *spec.matrix)
+
+    def part(self, spec: TensorSpec, suffix: str, shape: tuple[int, int]) -> Part:
+        return replace(super().part(spec, suffix, shape), stem=True, prefix="base_model.model.")
+
+    def bound(self, largest: float, spec: TensorSpec) -> float:
+        return inf
+
+
+@dataclass(frozen=True)
+class Adapting(Factoring):
+    """The best adapter of its rank for what a tensor lacks of its teacher."""
+
+    read_by: Adapter
+
+    def matrix(self, block: Block) -> Array:
+        return difference(block)
+
+    def leaves(self, spec: TensorSpec) -> Skip | None:
+        error = self.read_by.asked.error
+        if self.read_by.found:
+            return None
+        return Skip("nothing was lost" if error is None else f"its error is at most {error:g} as it is")
+
+    def measured(self, block: Block, parts: Mapping[str, Array]) -> tuple[float, int]:
+        """What is lost of the teacher, and the zeros of student and adapter together."""
+        restored = block.work.array("method.restored", block.values.shape, block.values.dtype.str)
+        self.encode(block, parts, restored)
+        np.add(block.values, restored, out=restored)
+        zeros = count_zeros(restored, block.work)
+        np.subtract(block.partners["teacher"], restored, out=restored, casting="same_kind")
+        return dot(restored, restored), zeros
+
+
+@dataclass(frozen=True)
+class AdapterByTensor(ByTensor):
+    """The rank that each tensor's adapter was found to need, by name."""
+
+    ranks: Mapping[str, int]
+    note: str
+
+    def of(self, spec: TensorSpec, own: Method) -> Adapting:
+        assert isinstance(own, Residual)  # noqa: S101 - it equals the one that was surveyed
+        return own.of_rank(self.ranks[spec.name], self.note)
+
+
+def difference(block: Block) -> Array:
+    """T − S, in the type that the student is computed in. InputError where that leaves its range."""
+    found: Array = np.subtract(block.partners["teacher"], block.values, dtype=np.float64)
+    found = found.astype(block.values.dtype)
+    if not np.isfinite(found).all():
+        raise InputError(
+            "the difference from the teacher leaves the range of floats",
+            tensor=block.spec.name,
+            remedy="Exclude it, or see whether the teacher is the right one",
+        )
+    return found
 
 
 METHOD = Residual

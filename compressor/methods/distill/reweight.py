@@ -17,11 +17,11 @@ from typing import ClassVar
 from compressor.core.errors import InputError
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
-from compressor.methods.contract import Block, Transform
+from compressor.methods.contract import Block, PlainTransform
 
 
 @dataclass(frozen=True)
-class Reweight(Transform):
+class Reweight(PlainTransform):
     """`W · T / Σ_j T`, row by row."""
 
     verb: ClassVar[str] = "distill"

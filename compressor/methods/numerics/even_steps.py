@@ -15,23 +15,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import exp, ldexp, log, log2, sqrt
+from math import fsum, ldexp, sqrt
 
+from compressor.core.elementary import LN2, exp2, log2
 from compressor.core.floats import smallest
 from compressor.core.lazy import np
+from compressor.core.sums import dot
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array, Workspace
 
 FAR = 128  # codes from −FAR to FAR − 1 have a threshold of their own, which is rounded to halves beyond
 _BYTE = 127  # the largest code of one byte on both sides
 LARGEST = 32_000  # a code that a survey aims at, at most; two bytes hold 32,639
-_SLOPE = log(2) / 6
+_SLOPE = LN2 / 6
 _NORMAL = 2.0471  # bits that normally distributed weights of variance 1 have at a step of 1
 _TURNS = 4  # in which thresholds and shares settle
 _LEAST = 0.05  # of a step that any weight stays from the next code, whatever its bits
 _HELD = 16  # tables before they are merged into one
 _CLASS = 2.0**-7  # no class of magnitudes is wider, of its middle on one side
-_QUARTER = 2.0**0.25
+_QUARTER = 1.189207115002721
 _CLOSE = 2e-4  # bits that a found step's entropy may lie below what is asked
 
 
@@ -72,8 +74,7 @@ class Classes:
         if not self.tables:
             return 0.0
         counts = _merged(self.tables)[1].astype(np.float64)
-        total = float(counts.sum())
-        return log2(total) - float(counts @ np.log2(counts)) / total + (0 if self.exact else self.dropped)
+        return _entropy(counts) + (0 if self.exact else self.dropped)
 
     def merge(self, more: Classes) -> None:
         self.tables += more.tables
@@ -139,7 +140,7 @@ class Points:
     def energy(self) -> float:
         """Σ w²; infinite where it leaves the range."""
         with np.errstate(over="ignore"):
-            return float(self.counts @ np.square(self.values))
+            return dot(self.counts, np.square(self.values))
 
     @property
     def least(self) -> float:
@@ -175,7 +176,7 @@ class Points:
 
         codes, counts = shares()
         for _ in range(_TURNS if by_rate else 0):
-            bits = -np.log2(counts + 0.5)
+            bits = -log2(counts + 0.5)
             raised = 0.5 - _SLOPE / 2 * np.append(np.diff(bits), 0)
             np.clip(raised, _LEAST, 1 - _LEAST, out=rounds, where=near)
             codes, counts = shares()
@@ -188,7 +189,7 @@ class Points:
         places = np.flatnonzero(near)
         table[places + low + FAR] = rounds[places]
         with np.errstate(over="ignore"):
-            lost = float(self.counts @ np.square((self.values / step - codes) * step))
+            lost = dot(self.counts, np.square((self.values / step - codes) * step))
         # the classes' middles were compared, and all of a class has to follow
         top = zeroed / step * (1 if self.exact else 1 + _CLASS) if zeroed >= 0 else -1.0
         return Coding(step, tuple(table.astype(np.float32).tolist()), entropy, lost, top)
@@ -198,7 +199,7 @@ def _entropy(counts: Array) -> float:
     """Bits a symbol."""
     seen = counts[counts > 0]
     total = float(seen.sum())
-    return log2(total) - float(seen @ np.log2(seen)) / total if len(seen) > 1 else 0.0
+    return float(log2(total)) - dot(seen, log2(seen)) / total if len(seen) > 1 else 0.0
 
 
 def step_for(target: float, entropy: Callable[[float], float], low: float, high: float, root: float) -> float:
@@ -206,7 +207,7 @@ def step_for(target: float, entropy: Callable[[float], float], low: float, high:
 
     It is looked for first where normally distributed weights of this root mean square have it.
     """
-    guess, lowest = root * 2.0 ** (_NORMAL - target), low
+    guess, lowest = root * float(exp2(_NORMAL - target)), low
     if not low < guess < high:
         guess = high
     for _ in range(60):
@@ -219,11 +220,12 @@ def step_for(target: float, entropy: Callable[[float], float], low: float, high:
             low = guess
         if high <= low * (1 + 1e-7):
             break
-        guess *= 2.0 ** min(max(found - target + _CLOSE / 2, -900), 900)  # a fine step twice as large: one bit less
+        # a fine step twice as large: one bit less
+        guess *= float(exp2(min(max(found - target + _CLOSE / 2, -900), 900)))
         if not low < guess < high:
             if guess <= low == lowest and entropy(low) <= target:  # as of weights of few values
                 return low
-            guess = low * (high / low) ** 0.5
+            guess = low * sqrt(high / low)
     return high
 
 
@@ -234,18 +236,28 @@ def forecast(
     between steps a quarter of an octave apart, where the logarithm of the loss is nearly straight."""
     if not points.top:
         return [(0.0, 0.0) for _ in aims]
-    step = max(root_of(points) * 2.0 ** (_NORMAL - max(aims) - 0.5), points.least)
+    step = max(root_of(points) * float(exp2(_NORMAL - max(aims) - 0.5)), points.least)
     zeroed = points.smallest_share(sparsity)
     entropies: list[float] = []
     losses: list[float] = []
     while not entropies or (entropies[-1] > min(aims) and step < 4 * points.top):
         found = points.coding(step, by_rate=by_rate, zeroed=zeroed)
         entropies.append(found.entropy)
-        losses.append(log(max(found.lost, smallest("F64"))))
+        losses.append(float(log2(max(found.lost, smallest("F64")))))
         step *= _QUARTER
     rising = np.maximum.accumulate(entropies[::-1])  # as interpolation wants them
     reached = [min(aim, float(rising[-1])) for aim in aims]
-    return [(aim, exp(float(np.interp(aim, rising, losses[::-1])))) for aim in reached]
+    return [(aim, float(exp2(_between(aim, rising, losses[::-1])))) for aim in reached]
+
+
+def _between(aim: float, rising: Array, heights: Sequence[float]) -> float:
+    """The height at `aim` of the line through the points (rising, heights), level beyond its ends. (`np.interp` may
+    multiply and add in one step, as the processor has it.)"""
+    after = int(np.searchsorted(rising, aim, "right"))
+    if after in (0, len(rising)):
+        return heights[max(after - 1, 0)]
+    low, high = float(rising[after - 1]), float(rising[after])
+    return heights[after - 1] + (heights[after] - heights[after - 1]) * ((aim - low) / (high - low))
 
 
 def in_float(step: float, dtype: str) -> float:
@@ -269,7 +281,7 @@ def shared_factor(target: float, tensors: Mapping[str, Points], *, by_rate: bool
             for name, points in tensors.items()
             if points.top
         )
-        return sum(found) / total
+        return fsum(found) / total
 
     return step_for(target, entropy, ldexp(1.0, -14), ldexp(1.0, 14), 1.0)
 
@@ -279,4 +291,4 @@ def root_of(points: Points) -> float:
     if not points.top:
         return 1.0
     part = points.values / points.top
-    return points.top * sqrt(max(float(points.counts @ np.square(part)) / points.size, 1e-300))
+    return points.top * sqrt(max(dot(points.counts, np.square(part)) / points.size, 1e-300))

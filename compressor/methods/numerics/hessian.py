@@ -44,7 +44,7 @@ class Conditioned:
 
     def tell(self, block: Block) -> None:
         """Say what was done to a gram that is singular."""
-        block.said.extend(self.remarks())
+        block.remarks.extend(self.remarks())
 
     def remarks(self) -> list[str]:
         """What was done to a gram that is singular, in a sentence; nothing of others."""

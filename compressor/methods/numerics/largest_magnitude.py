@@ -1,25 +1,23 @@
 """The largest magnitude of every tensor, for schemes that have a scale for a whole tensor.
 
-Tensors that loaders fuse into one (`fusing.py`) get the largest of them all, so that they share that scale.
+Tensors that loaders fuse into one (`architectures/fused_layers.py`) get the largest of them all, so that they share
+that scale.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-from compressor.core.tensor_names import fused_group
-from compressor.methods.contract import Block, Method, Survey
-
-Found = tuple[tuple[str, float], ...]
+from compressor.architectures.fused_layers import fused_group
+from compressor.methods.contract import Block, Encoder, Survey
 
 
 @dataclass(frozen=True)
 class Largest(Survey[dict[str, float]]):
-    """Concludes with `method` whose field `found` is a tuple of (tensor's name, magnitude)."""
+    """Concludes with what `encoder` makes of the magnitudes by tensor."""
 
-    method: Any
+    encoder: Callable[[Mapping[str, float]], Encoder]
 
     def start(self) -> dict[str, float]:
         return {}
@@ -33,9 +31,8 @@ class Largest(Survey[dict[str, float]]):
             stats[name] = max(stats.get(name, 0.0), extent)
         return stats
 
-    def conclude(self, stats: dict[str, float]) -> Method:
-        made: Method = replace(self.method, found=tuple(sorted(shared(stats).items())))
-        return made
+    def conclude(self, stats: dict[str, float]) -> Encoder:
+        return self.encoder(shared(stats))
 
 
 def shared(largest: Mapping[str, float]) -> dict[str, float]:

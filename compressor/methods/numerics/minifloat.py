@@ -110,3 +110,10 @@ def _layout(dtype: str) -> tuple[int, Any, str]:
     if dtype == "<f4":
         return 23, np.uint32(0x7F800000), "<u4"
     return 52, np.uint64(0x7FF0000000000000), "<u8"
+
+
+def powers_of_two() -> Array:
+    """What the 256 codes of E8M0 stand for: 2^(code − 127), the last one NaN."""
+    found: Array = np.ldexp(np.float32(1), np.minimum(np.arange(-127, 129), 127))
+    found[255] = np.nan
+    return found

@@ -126,3 +126,20 @@ def wide_scale(stored: Array, dtype: str) -> Array:
     if dtype == "BF16":  # the upper half of a float32; quicker than `widen` for so few
         return (stored.astype("<u4") << 16).view("<f4")
     return widen(stored, dtype, Workspace())
+
+
+def at_most(stored: Array, limit: float, dtype: str) -> Array:
+    """Stored numbers with the magnitude held at the largest number of the dtype that is no more than `limit`."""
+    magnitude = np.abs(widen(stored, dtype, Workspace()).astype(np.float64))
+    above = magnitude > limit
+    if above.any():
+        held = np.full(1, limit, DTYPES[dtype].compute)
+        top = np.empty(1, DTYPES[dtype].storage)
+        narrow(held, dtype, top)
+        patterns = top.view(f"<u{top.itemsize}")
+        if float(widen(top, dtype, Workspace())[0]) > limit:
+            patterns -= 1  # positive floats step down as their bit patterns do
+        unsigned = stored.view(patterns.dtype)
+        sign = unsigned & patterns.dtype.type(1 << (8 * top.itemsize - 1))
+        unsigned[above] = (patterns[0] | sign)[above]
+    return stored

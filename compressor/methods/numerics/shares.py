@@ -8,17 +8,16 @@ limit loses no more. Which weights those are is decided tensor by tensor, exactl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from compressor.core.errors import UsageError
 from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array
-from compressor.methods.contract import Block, Survey
-from compressor.methods.numerics.smallest_keys import Smallest, first_pass, magnitudes
+from compressor.methods.contract import Block, ByTensor, Method, Survey
+from compressor.methods.numerics.smallest_keys import Keys, first_pass, key_type_of, magnitudes
 
 Score = Callable[[Array, Array], Array]  # of a tensor's bins: (magnitude, how many) → score; ascending like them
 Bins = dict[str, tuple[Array, Array]]  # by tensor: the bins that occur, ascending, and how many weights are in each
@@ -40,11 +39,12 @@ def own_magnitude(values: Array, counts: Array) -> Array:
 
 @dataclass(frozen=True)
 class Shares(Survey[Bins]):
-    """Counts the magnitudes of every tensor; concludes with a method that knows each tensor's share."""
+    """Counts the magnitudes of every tensor; concludes with how many weights each loses, `min_keep` being the share
+    that stays at least."""
 
-    method: Any  # a Smallest with min_keep
+    method: Keys
     key_type: str
-    specs: Sequence[TensorSpec]
+    min_keep: float
     score: Score = own_magnitude
 
     def start(self) -> Bins:
@@ -85,7 +85,7 @@ class Shares(Survey[Bins]):
         # A tensor's bins ascend by score: what each may give up to the limit follows from their own order.
         through = np.cumsum(count)
         sizes = np.diff(through[ends - 1], prepend=0)
-        limits = np.floor((1 - (self.method.min_keep or 0)) * sizes + 1e-9).astype(np.int64)
+        limits = np.floor((1 - self.min_keep) * sizes + 1e-9).astype(np.int64)
         before = (through[ends - 1] - sizes)[owner]
         within = np.minimum(through - before, limits[owner])
         give = within - np.minimum(through - count - before, limits[owner])
@@ -96,7 +96,7 @@ class Shares(Survey[Bins]):
         taken = np.diff(np.minimum(np.cumsum(give[order]), rank), prepend=0)
         shares = np.zeros(len(names), np.int64)
         np.add.at(shares, owner[order], taken)
-        return Allotted(self.method, tuple(zip(names, shares.tolist(), strict=True)))
+        return Allotted(self.method, dict(zip(names, shares.tolist(), strict=True)))
 
     def _values(self, bins: Array) -> Array:
         """The middle of each bin, a positive float64."""
@@ -108,32 +108,25 @@ class Shares(Survey[Bins]):
 
 
 @dataclass(frozen=True)
-class Allotted(Smallest):
-    """`method` with how many weights each tensor loses."""
+class Allotted(ByTensor):
+    """How many weights each tensor loses, by name: those of the smallest keys."""
 
-    method: Smallest
-    shares: tuple[tuple[str, int], ...]
+    method: Keys
+    shares: Mapping[str, int]
 
-    def survey(self, specs: Sequence[TensorSpec]) -> Survey[Any]:
-        own = replace(self, shares=tuple((spec.name, self._of[spec.name]) for spec in specs))
-        return first_pass(own, specs)
+    def of(self, spec: TensorSpec, own: Method) -> Survey[Any]:
+        return first_pass(Share(self.method, self.shares[spec.name]), key_type_of([spec]), [spec])
 
-    @cached_property
-    def _of(self) -> dict[str, int]:
-        return dict(self.shares)
 
-    def rank(self, size: int) -> int:
-        return sum(count for _, count in self.shares)
+@dataclass(frozen=True)
+class Share:
+    """The keys of `method`, of which so many go."""
 
-    def share(self, spec: TensorSpec) -> int:
-        return self._of[spec.name]
+    method: Keys
+    count: int
 
     def keys(self, block: Block, key_type: str) -> Array:
         return self.method.keys(block, key_type)
 
-    @property
-    def id(self) -> str:  # type: ignore[override]  # what was asked
-        return self.method.id
-
-    def describe(self) -> dict[str, Any]:
-        return self.method.describe()
+    def rank(self, size: int) -> int:
+        return self.count

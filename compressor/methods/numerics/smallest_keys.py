@@ -18,12 +18,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array
-from compressor.methods.contract import Block, Method, Selection, Survey
+from compressor.methods.contract import Block, ByTensor, Method, Selection, Survey, TensorMethod, Treatment
 
 _DIGIT = 16
 _FEW = 1 << 12  # keys that are rather sorted
@@ -31,99 +31,60 @@ _MANY = 1 << 24  # keys that are worth a sample first
 _CANDIDATES = 12  # digits; comparing with more takes longer than counting all
 
 
+class Keys(Protocol):
+    """What tells the weights to zero: a key for each, and how many go."""
+
+    def keys(self, block: Block, key_type: str) -> Array:
+        """The keys of a block's weights, of this unsigned type, in a buffer that may be overwritten."""
+
+    def rank(self, size: int) -> int:
+        """How many of so many weights go."""
+
+
 @dataclass(frozen=True)
-class Smallest(Selection):
-    """Zeroes the weights with the smallest keys. `key_type` is the unsigned type of the keys."""
+class Smallest(TensorMethod):
+    """Zeroes the weights with the smallest keys, as many as `rank` says."""
 
     verb: ClassVar[str] = "prune"
     elementwise: ClassVar[bool] = True
 
     @abstractmethod
     def keys(self, block: Block, key_type: str) -> Array:
-        """The keys of a block's weights, unsigned, in a buffer that may be overwritten."""
+        """The keys of a block's weights, of this unsigned type, in a buffer that may be overwritten."""
 
     @abstractmethod
     def rank(self, size: int) -> int:
         """How many of so many weights go."""
 
     def key_type(self, specs: Sequence[TensorSpec]) -> str:
-        """Wide enough for every tensor in reach."""
-        return "<u8" if any(spec.dtype == "F64" for spec in specs) else "<u4"
+        """The unsigned type of the keys: wide enough for every tensor in reach."""
+        return key_type_of(specs)
 
-    def survey(self, specs: Sequence[TensorSpec]) -> Survey[Any] | None:
-        return first_pass(self, specs)
-
-    def keep(self, block: Block, out: Array) -> None:
-        raise TypeError("a survey has to find the cut first")
-
-    def joins(self, spec: TensorSpec) -> bool:
-        return self.nameless or (self.reach == "tensor" and spec.size <= _FEW)
-
-    def jointly(self, specs: Sequence[TensorSpec]) -> Selection:
-        return self if self.nameless else Together(self, tuple(specs))
-
-    def share(self, spec: TensorSpec) -> int:
-        """How many weights of a tensor go that is looked at alone."""
-        return self.rank(spec.size)
-
-    def joint_keys(self, block: Block, specs: Sequence[TensorSpec], key_type: str) -> Array:
-        """The keys of a block of whole tensors, one below the other."""
-        return self.keys(block, key_type)
+    def prepare(self, specs: Sequence[TensorSpec]) -> Survey[Any] | Treatment:
+        return first_pass(self, self.key_type(specs), specs)
 
 
 @dataclass(frozen=True)
-class Together(Selection):
-    """Several small tensors in one block, one below the other, each cut as `method` cuts it alone: by a sort."""
-
-    verb: ClassVar[str] = "prune"
-    elementwise: ClassVar[bool] = True
-    nameless: ClassVar[bool] = True
-
-    method: Smallest
-    specs: tuple[TensorSpec, ...]
-
-    def keep(self, block: Block, out: Array) -> None:
-        key_type = self.method.key_type(self.specs)
-        sizes = np.array([spec.size for spec in self.specs])
-        shares = np.array([self.method.share(spec) for spec in self.specs])
-        keys = self.method.joint_keys(block, self.specs, key_type).reshape(-1)
-        order = np.lexsort((keys, np.repeat(np.arange(sizes.size), sizes)))  # stable: of equals the first go first
-        place = np.arange(keys.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        out.fill(True)
-        out.reshape(-1)[order[place < np.repeat(shares, sizes)]] = False
-
-    @property
-    def id(self) -> str:  # type: ignore[override]  # what was asked
-        return self.method.id
-
-    def describe(self) -> dict[str, Any]:
-        return self.method.describe()
-
-
-@dataclass(frozen=True)
-class Cut(Selection):
+class Cut(Selection, ByTensor):
     """What the survey found: keys under `level` go; those equal to it go up to the place `until`.
 
     `until` is (tensor name, start of the block, how many in that block), or None where all that equal it go.
     """
 
-    verb: ClassVar[str] = "prune"
-    elementwise: ClassVar[bool] = True
-
-    method: Smallest
+    method: Keys
     key_type: str
     level: int
     until: tuple[str, int, int] | None
 
     @property
-    def nameless(self) -> bool:  # type: ignore[override]
+    def rows_alone(self) -> bool:  # type: ignore[override]
         return self.until is None
 
-    def for_tensor(self, name: str, own: Method) -> Cut:
+    def of(self, spec: TensorSpec, own: Method) -> Cut:
         """Only one tensor is cut by place: to those before and after it a level is all there is."""
-        if self.until is None or self.until[0] == name:
+        if self.until is None or self.until[0] == spec.name:
             return self
-        return self._before if name < self.until[0] else self._after
+        return self._before if spec.name < self.until[0] else self._after
 
     @cached_property
     def _before(self) -> Cut:
@@ -144,13 +105,6 @@ class Cut(Selection):
             ties = np.flatnonzero(keys == self.level)[: self.until[2]]
             out.reshape(-1)[ties] = False
 
-    @property
-    def id(self) -> str:  # type: ignore[override]  # what was asked
-        return self.method.id
-
-    def describe(self) -> dict[str, Any]:
-        return self.method.describe()
-
 
 @dataclass
 class Histogram:
@@ -164,7 +118,7 @@ class Histogram:
 class Digit(Survey[Histogram]):
     """Find one digit of the k-th smallest key, the higher digits `prefix` being known."""
 
-    method: Smallest
+    method: Keys
     key_type: str
     shift: int
     prefix: int = 0
@@ -211,9 +165,8 @@ class Digit(Survey[Histogram]):
         return Ties(self, level, rank)
 
 
-def first_pass(method: Smallest, specs: Sequence[TensorSpec]) -> Survey[Any]:
-    """The first look at these tensors."""
-    key_type = method.key_type(specs)
+def first_pass(method: Keys, key_type: str, specs: Sequence[TensorSpec]) -> Survey[Any]:
+    """The first look at these tensors, whose keys are of this type."""
     digit = Digit(method, key_type, shift=48 if key_type == "<u8" else 16)
     size = sum(spec.size for spec in specs)
     if size <= _FEW:
@@ -349,6 +302,11 @@ class Ties(Survey[Places]):
         name, start, count = stats[last]
         until = name, start, self.rank - (reached[last] - count)
         return Cut(self.digit.method, self.digit.key_type, self.level, until)
+
+
+def key_type_of(specs: Sequence[TensorSpec]) -> str:
+    """The unsigned type that holds the magnitudes of all these tensors as keys."""
+    return "<u8" if any(spec.dtype == "F64" for spec in specs) else "<u4"
 
 
 def magnitudes(block: Block, key_type: str) -> Array:

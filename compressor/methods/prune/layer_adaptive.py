@@ -43,8 +43,8 @@ class LayerAdaptive(Smallest):
     def reach(self) -> Literal["tensor", "model"]:
         return "model"
 
-    def survey(self, specs: Sequence[TensorSpec]) -> Survey[Any]:
-        return Shares(self, self.key_type(specs), specs, scores)
+    def prepare(self, specs: Sequence[TensorSpec]) -> Survey[Any]:
+        return Shares(self, self.key_type(specs), self.min_keep or 0, scores)
 
     def rank(self, size: int) -> int:
         return round(self.sparsity * size)

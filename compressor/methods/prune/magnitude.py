@@ -23,10 +23,10 @@ from typing import Any, ClassVar, Literal
 from compressor.core.errors import UsageError
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array
-from compressor.methods.contract import Block, Method, Selection, Skip, Survey
+from compressor.methods.contract import Block, Method, Selection, Skip, Survey, Treatment
 from compressor.methods.numerics.largest_in_rows import keep_largest
 from compressor.methods.numerics.shares import Shares, check_floor
-from compressor.methods.numerics.smallest_keys import Smallest, magnitudes, scored
+from compressor.methods.numerics.smallest_keys import Smallest, key_type_of, magnitudes, scored
 from compressor.methods.options import option
 
 
@@ -74,10 +74,6 @@ class Magnitude(Smallest):
         return not self._by_rows
 
     @property
-    def nameless(self) -> bool:  # type: ignore[override]
-        return self._by_rows
-
-    @property
     def reach(self) -> Literal["tensor", "model"]:
         return "model" if self.scope == "global" else "tensor"
 
@@ -90,26 +86,40 @@ class Magnitude(Smallest):
             )
         return None
 
-    def survey(self, specs: Sequence[TensorSpec]) -> Survey[Any] | None:
+    def prepare(self, specs: Sequence[TensorSpec]) -> Survey[Any] | Treatment:
         if self._by_rows:
-            return None
+            return InRows(self.sparsity, self.block_size, self.scored)
         if self.min_keep:
-            return Shares(self, self.key_type(specs), specs)
-        return super().survey(specs)
+            return Shares(self, self.key_type(specs), self.min_keep)
+        return super().prepare(specs)
 
     def rank(self, size: int) -> int:
-        return round(self.sparsity * size)
+        return share_of(self.sparsity, size)
 
     def keys(self, block: Block, key_type: str) -> Array:
         return magnitudes(block, key_type)
 
+
+@dataclass(frozen=True)
+class InRows(Selection):
+    """Zeroes the `sparsity` share of smallest magnitude, or score, in each row or each block of so many weights."""
+
+    rows_alone: ClassVar[bool] = True
+
+    sparsity: float
+    block_size: int | None
+    scored: bool
+
     def keep(self, block: Block, out: Array) -> None:
-        if not self._by_rows:
-            super().keep(block, out)
-            return
         size = self.block_size or block.values.shape[1]
-        keys = scored(block) if self.scored else magnitudes(block, self.key_type([block.spec]))
-        keep_largest(keys.reshape(-1, size), size - self.rank(size), out.reshape(-1, size), block.work)
+        keys = scored(block) if self.scored else magnitudes(block, key_type_of([block.spec]))
+        cut = share_of(self.sparsity, size)
+        keep_largest(keys.reshape(-1, size), size - cut, out.reshape(-1, size), block.work)
 
 
-METHOD: type[Selection] = Magnitude
+def share_of(sparsity: float, size: int) -> int:
+    """How many of `size` weights go."""
+    return round(sparsity * size)
+
+
+METHOD = Magnitude

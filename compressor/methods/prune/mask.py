@@ -17,17 +17,17 @@ from typing import ClassVar
 
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
-from compressor.methods.contract import Block, Selection
+from compressor.methods.contract import Block, PlainSelection
 
 
 @dataclass(frozen=True)
-class Mask(Selection):
+class Mask(PlainSelection):
     """Zero what is zero in the file that --mask names."""
 
     verb: ClassVar[str] = "prune"
     id: ClassVar[str] = "mask"
     elementwise: ClassVar[bool] = True
-    nameless: ClassVar[bool] = True
+    rows_alone: ClassVar[bool] = True
     partners: ClassVar[tuple[str, ...]] = ("mask",)
 
     def keep(self, block: Block, out: Array) -> None:

@@ -17,19 +17,19 @@ from typing import ClassVar
 
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array
-from compressor.methods.contract import Block, Selection
+from compressor.methods.contract import Block, PlainSelection
 from compressor.methods.numerics.nm_pattern import keep_pattern, parse_pattern, tail_of
 from compressor.methods.numerics.smallest_keys import magnitudes
 from compressor.methods.options import option
 
 
 @dataclass(frozen=True)
-class NM(Selection):
+class NM(PlainSelection):
     """Keep N of every M weights of a row."""
 
     verb: ClassVar[str] = "prune"
     id: ClassVar[str] = "nm"
-    nameless: ClassVar[bool] = True
+    rows_alone: ClassVar[bool] = True
 
     pattern: str = option(help="N:M, such as 2:4: N of every M stay")
 
@@ -45,7 +45,7 @@ class NM(Selection):
     def m(self) -> int:
         return parse_pattern(self.pattern)[1]
 
-    def shortfall(self, spec: TensorSpec) -> str:
+    def partial_treatment(self, spec: TensorSpec) -> str:
         return tail_of(spec, self.m)
 
     def keep(self, block: Block, out: Array) -> None:

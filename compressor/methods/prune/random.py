@@ -9,13 +9,11 @@ Stored: the same dtype and shape. Error: as large as the largest weight.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import ClassVar
 
 from compressor.core.lazy import np
-from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array
 from compressor.methods.contract import Block
 from compressor.methods.numerics.smallest_keys import Smallest
@@ -46,28 +44,13 @@ class Random(Smallest):
         stream.advance(first // _DRAW)
         skipped = first % _DRAW
         raw = stream.random_raw(-(-(skipped + count) // _DRAW) * _DRAW // 2)
-        return self._respectful(raw.view("<u4")[skipped : skipped + count], block)
-
-    def joint_keys(self, block: Block, specs: Sequence[TensorSpec], key_type: str) -> Array:
-        stream = np.random.Philox(key=0)
-        start = stream.state  # set again for each tensor: a new stream takes ten times as long
-        found, at = np.empty(block.values.size, "<u4"), 0
-        for spec in specs:
-            start["state"]["key"] = np.frombuffer(self._key(spec.name), "<u8")
-            stream.state = start
-            raw = stream.random_raw(-(-spec.size // _DRAW) * _DRAW // 2)
-            found[at : at + spec.size] = raw.view("<u4")[: spec.size]
-            at += spec.size
-        return self._respectful(found, block)
-
-    def _key(self, name: str) -> bytes:
-        return blake2b(f"{self.seed}\0{name}".encode(), digest_size=16).digest()
-
-    def _respectful(self, drawn: Array, block: Block) -> Array:
-        found = drawn.reshape(block.values.shape)
+        found: Array = raw.view("<u4")[skipped : skipped + count].reshape(block.values.shape)
         if self.respect_zeros:
             np.copyto(found, 0, where=block.values == 0)
         return found
+
+    def _key(self, name: str) -> bytes:
+        return blake2b(f"{self.seed}\0{name}".encode(), digest_size=16).digest()
 
 
 METHOD = Random

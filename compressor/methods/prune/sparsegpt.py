@@ -28,7 +28,7 @@ from compressor.core.floats import largest
 from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block, Transform
+from compressor.methods.contract import Block, PlainTransform
 from compressor.methods.numerics.hessian import COLUMNS, Compensation, compensation_memory, factor_of
 from compressor.methods.numerics.largest_in_rows import keep_largest
 from compressor.methods.numerics.nm_pattern import keep_pattern, parse_pattern, tail_of
@@ -36,13 +36,14 @@ from compressor.methods.options import option
 
 
 @dataclass(frozen=True)
-class SparseGpt(Transform):
+class SparseGpt(PlainTransform):
     """Zero what costs a layer's outputs least, and let the other weights make up for it."""
 
     verb: ClassVar[str] = "prune"
     id: ClassVar[str] = "sparsegpt"
     statistics: ClassVar[Literal["", "square", "gram"]] = "gram"
     at_once: ClassVar[int] = 1 << 21
+    linear_algebra: ClassVar[bool] = True
 
     sparsity: float | None = option(None, help="share of weights that become zero", low=0, high=1, open_high=True)
     pattern: str | None = option(None, help="N:M, such as 2:4: N of every M stay")
@@ -61,7 +62,7 @@ class SparseGpt(Transform):
     def whole(self) -> bool:  # type: ignore[override]
         return self.pattern is None  # all rows of a block of columns are compared
 
-    def shortfall(self, spec: TensorSpec) -> str:
+    def partial_treatment(self, spec: TensorSpec) -> str:
         return "" if self.pattern is None else tail_of(spec, parse_pattern(self.pattern)[1])
 
     def memory(self, spec: TensorSpec) -> int:

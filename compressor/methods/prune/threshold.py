@@ -16,18 +16,18 @@ from typing import ClassVar
 from compressor.core import kernels
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
-from compressor.methods.contract import Block, Selection
+from compressor.methods.contract import Block, PlainSelection
 from compressor.methods.options import option
 
 
 @dataclass(frozen=True)
-class Threshold(Selection):
+class Threshold(PlainSelection):
     """Zero what lies strictly under `threshold` in magnitude."""
 
     verb: ClassVar[str] = "prune"
     id: ClassVar[str] = "threshold"
     elementwise: ClassVar[bool] = True
-    nameless: ClassVar[bool] = True
+    rows_alone: ClassVar[bool] = True
 
     threshold: float = option(help="weights with a smaller magnitude become zero", low=0)
 

@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 from compressor.core.errors import UsageError
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array
-from compressor.methods.contract import Block, Selection
+from compressor.methods.contract import Block, PlainSelection
 from compressor.methods.numerics.largest_in_rows import keep_largest
 from compressor.methods.numerics.nm_pattern import keep_pattern, parse_pattern, tail_of
 from compressor.methods.numerics.smallest_keys import scored
@@ -28,7 +28,7 @@ from compressor.methods.options import option
 
 
 @dataclass(frozen=True)
-class Wanda(Selection):
+class Wanda(PlainSelection):
     """Zero the weights of each row that matter least to its output on calibration inputs."""
 
     verb: ClassVar[str] = "prune"
@@ -45,7 +45,7 @@ class Wanda(Selection):
         if self.pattern is not None:
             parse_pattern(self.pattern)
 
-    def shortfall(self, spec: TensorSpec) -> str:
+    def partial_treatment(self, spec: TensorSpec) -> str:
         return "" if self.pattern is None else tail_of(spec, parse_pattern(self.pattern)[1])
 
     def keep(self, block: Block, out: Array) -> None:

@@ -11,7 +11,7 @@ without any strides: a trial of a weight takes about a nanosecond.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -21,34 +21,26 @@ from compressor.core.floats import largest as limit
 from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block, Encoder
+from compressor.methods.contract import Block, ReadableScheme
 from compressor.methods.numerics.minifloat import Minifloat
 from compressor.methods.options import option
 from compressor.methods.parts import Part
 
 
 @dataclass(frozen=True)
-class BlockScaled(Encoder):
-    """`size` weights of a row share a scale; `element` is what a code is. Subclasses know the ladder."""
+class BlockScaled(ReadableScheme):
+    """`size` weights of a row share a scale; `element` is what a code is."""
 
     verb: ClassVar[str] = "quantize"
     size: ClassVar[int]
     scale_dtype: ClassVar[str]
-    tried: ClassVar[tuple[int, ...]]  # rungs that the search tries, counted from the one `suggested`
+    tried: ClassVar[tuple[int, ...]]  # rungs that the search tries, counted from the one suggested
 
     method: Literal["search", "absmax"] = option("search", help="how scales are chosen")
 
     @property
     @abstractmethod
     def element(self) -> Minifloat: ...
-
-    @abstractmethod
-    def ladder(self, spec: TensorSpec) -> Array:
-        """The positive scales in rising order, float32; the stored code of the first is `first`."""
-
-    @abstractmethod
-    def suggested(self, high: Array, spec: TensorSpec, work: Workspace) -> Array:
-        """The rungs to begin with, for blocks whose largest magnitudes are `high`; may lie off the ladder."""
 
     @abstractmethod
     def stored_scale(self, parts: Mapping[str, Array], spec: TensorSpec) -> Array:
@@ -97,7 +89,17 @@ class BlockScaled(Encoder):
 
     # ---- the kernels -------------------------------------------------------------------------------
 
-    def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
+    def encode_on(
+        self,
+        ladder: Array,
+        suggested: Callable[[Array, Workspace], Array],
+        block: Block,
+        parts: Mapping[str, Array] | None,
+        restored: Array,
+    ) -> None:
+        """Encode a block by the positive scales of a `ladder`, float32 in rising order, the stored code of the
+        first being `first`. `suggested` gives the rungs to begin with, for blocks of these largest magnitudes
+        (float32); they may lie off the ladder."""
         values, spec, work = block.values, block.spec, block.work
         blocks = values.size // self.size
         columns = work.array("blocks.columns", (self.size, blocks), values.dtype.str)
@@ -109,11 +111,10 @@ class BlockScaled(Encoder):
                 tensor=spec.name,
                 remedy="Use --scheme int or --scheme fp8, or --exclude it",
             )
-        ladder = self.ladder(spec)
         # no code times a scale may leave the range of the weight's dtype
         top = int(np.count_nonzero(ladder.astype(np.float64) * self.element.largest <= limit(spec.dtype))) - 1
         with np.errstate(all="ignore"):
-            rungs = np.clip(self.suggested(high.astype(np.float32), spec, work), 0, top)
+            rungs = np.clip(suggested(high.astype(np.float32), work), 0, top)
             if self.method == "search":
                 rungs = self._search(columns, rungs, ladder.astype(values.dtype), top, work)
         scale = work.array("blocks.scale", values.shape, values.dtype.str)
@@ -162,10 +163,3 @@ class BlockScaled(Encoder):
         scale = self.stored_scale(parts, spec).astype(kind).take(parts["_scale"])
         grouped = out.reshape(len(out), -1, self.size)
         np.multiply(grouped, scale[..., None], out=grouped)
-
-
-def powers_of_two() -> Array:
-    """What the 256 codes of E8M0 stand for: 2^(code − 127), the last one NaN."""
-    found: Array = np.ldexp(np.float32(1), np.minimum(np.arange(-127, 129), 127))
-    found[255] = np.nan
-    return found

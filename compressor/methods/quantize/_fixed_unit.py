@@ -12,7 +12,7 @@ from compressor.core.floats import epsilon, smallest
 from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block, Encoder
+from compressor.methods.contract import Block, PlainEncoder
 from compressor.methods.parts import Part
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Rule(Encoder):
+class Rule(PlainEncoder):
     """Round to multiples of a unit that does not look at the weights."""
 
     verb: ClassVar[str] = "quantize"
@@ -80,7 +80,10 @@ class Rule(Encoder):
         reached = largest + self.half_unit
         return self.half_unit + (2.0**-23 + 2 * epsilon(spec.dtype)) * reached + smallest(spec.dtype)
 
-    def codes(self, spec: TensorSpec) -> Encoder:
+    def codes(self, spec: TensorSpec) -> Rule:
+        return self
+
+    def as_codes(self, spec: TensorSpec) -> Rule:
         return self
 
     @property

@@ -10,26 +10,28 @@ from typing import Any, ClassVar
 from compressor.core.floats import epsilon, smallest
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.quantize._block_scaled import BlockScaled, powers_of_two
+from compressor.methods.contract import Block, PlainEncoder
+from compressor.methods.numerics.minifloat import powers_of_two
+from compressor.methods.quantize._block_scaled import BlockScaled
 
 
 @dataclass(frozen=True)
-class Microscaling(BlockScaled):
+class Microscaling(BlockScaled, PlainEncoder):
     """A scale is stored as its biased exponent, E8M0, in a byte."""
 
-    nameless: ClassVar[bool] = True
+    rows_alone: ClassVar[bool] = True
     size: ClassVar[int] = 32
     scale_dtype: ClassVar[str] = "U8"
     tried: ClassVar[tuple[int, ...]] = (0, 1)
     weights: ClassVar[Mapping[str, Any]] = {"strategy": "group", "scale_dtype": "torch.uint8"}
 
-    def ladder(self, spec: TensorSpec) -> Array:
-        return powers_of_two()[:255]
+    def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
+        self.encode_on(powers_of_two()[:255], self._suggested, block, parts, restored)
 
     def stored_scale(self, parts: Mapping[str, Array], spec: TensorSpec) -> Array:
         return powers_of_two()
 
-    def suggested(self, high: Array, spec: TensorSpec, work: Workspace) -> Array:
+    def _suggested(self, high: Array, work: Workspace) -> Array:
         """The exponent with which the largest weight has that of the format's largest number.
 
         Under `absmax` magnitudes of mantissa 1.75 and more count as the next power of two, which is

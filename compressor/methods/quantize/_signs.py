@@ -12,7 +12,7 @@ from compressor.core.floats import epsilon, largest, narrow, smallest, widen
 from compressor.core.lazy import np
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block, Encoder
+from compressor.methods.contract import Block, PlainEncoder
 from compressor.methods.options import option
 from compressor.methods.parts import Part
 
@@ -20,11 +20,11 @@ _PIECE = 1 << 17  # weights whose scales are fitted at a time, in float64
 
 
 @dataclass(frozen=True)
-class Signs(Encoder):
+class Signs(PlainEncoder):
     """Each weight becomes its sign, or nothing, times a scale."""
 
     verb: ClassVar[str] = "quantize"
-    nameless: ClassVar[bool] = True
+    rows_alone: ClassVar[bool] = True
 
     granularity: Literal["channel", "group"] | None = option(
         None, help="what shares a scale; unset: group with a group size, else channel"

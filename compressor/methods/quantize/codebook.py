@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from compressor.core import bitpacking as bitstream
@@ -40,7 +40,7 @@ from compressor.core.floats import largest as limit
 from compressor.core.lazy import np
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block, Encoder, Survey
+from compressor.methods.contract import Block, Encoder, ReadableScheme, Survey
 from compressor.methods.numerics.bit_patterns import FEW, Patterns
 from compressor.methods.numerics.kmeans import Points, centroids, sort_points
 from compressor.methods.numerics.nearest import nearest
@@ -49,7 +49,7 @@ from compressor.methods.parts import Part
 
 
 @dataclass(frozen=True)
-class Codebook(Encoder):
+class Codebook(ReadableScheme):
     """A few shared values, fitted by k-means, for a tensor or for every so many rows."""
 
     verb: ClassVar[str] = "quantize"
@@ -61,8 +61,6 @@ class Codebook(Encoder):
         "optimal", help="the best clustering, or where Lloyd's iteration begins"
     )
     seed: int = option(0, help="of what kmeans++ draws", low=0, high=2**63)
-
-    book: tuple[float, ...] | None = None  # the tensor's centroids, once surveyed
 
     @property
     def bits(self) -> int:
@@ -80,37 +78,12 @@ class Codebook(Encoder):
             return codes, Part(".codebook", spec.dtype, (self.entries,), every=0)
         return codes, Part(".codebook", spec.dtype, (-(-rows // self.rows), self.entries), every=self.rows)
 
-    def survey(self, specs: Sequence[TensorSpec]) -> Clustering | None:
-        return Clustering(self, specs[0]) if self.rows is None and self.book is None else None
+    def prepare(self, specs: Sequence[TensorSpec]) -> Clustering | Encoder:
+        return Clustering(self, specs[0]) if self.rows is None else OwnBooks(self, self.rows)
 
     def bound(self, largest: float, spec: TensorSpec) -> float:
         """A centroid lies between the least and the largest weight."""
         return 2 * largest * (1 + 2 * epsilon(spec.dtype)) + smallest(spec.dtype)
-
-    def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
-        values, spec, work = block.values, block.spec, block.work
-        codes = work.array("codebook.codes", values.shape, "|u1")
-        if self.rows is None:
-            if self.book is None:
-                raise TypeError("a survey has to find the centroids first")
-            stored, numbers = rounded(np.array([self.book]), spec)
-            if parts is not None and block.start == 0:
-                parts[".codebook"][...] = stored[0]
-            nearest(values.reshape(1, -1), numbers, codes.reshape(1, -1), work)
-            numbers[0].take(codes, out=restored, mode="clip")
-        else:
-            for start, stop in self._pieces(values):
-                stored, numbers = rounded(self._fitted(values[start:stop], spec, block.start + start), spec)
-                if parts is not None:
-                    first = start // self.rows
-                    parts[".codebook"][first : first + len(stored)] = stored
-                shape = (len(stored), -1)
-                nearest(values[start:stop].reshape(shape), numbers, codes[start:stop].reshape(shape), work)
-                for number, book in enumerate(numbers):
-                    held = slice(start + number * self.rows, min(start + (number + 1) * self.rows, stop))
-                    book.take(codes[held], out=restored[held], mode="clip")
-        if parts is not None:
-            bitstream.pack(codes, self.bits, parts[".codes"], work)
 
     def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
         """Raises InputError when a code is none of the codebook's."""
@@ -123,11 +96,69 @@ class Codebook(Encoder):
         for number, first in enumerate(range(0, len(out), step)):
             books[number].take(codes[first : first + step], out=out[first : first + step], mode="clip")
 
-    # ---- groups of rows ----------------------------------------------------------------------------
+    def fit(self, points: Points, spec: TensorSpec, pinned: bool, numbers: Array | int, buckets: int) -> Array:
+        """Centroids of problems that have these numbers in the tensor."""
+        which = np.atleast_1d(numbers)
+
+        def draws(problem: int) -> Callable[[int], float]:
+            key = f"{self.seed}:{int(which[problem])}:{spec.name}:"
+            return lambda draw: int.from_bytes(hashlib.sha256(f"{key}{draw}".encode()).digest()[:6]) / 2.0**48
+
+        return centroids(points, self.entries, self.init, pinned, buckets, draws)
+
+
+@dataclass(frozen=True)
+class OneBook(Encoder):
+    """A tensor whose centroids are known."""
+
+    scheme: Codebook
+    book: tuple[float, ...]
+
+    @property
+    def decoder(self) -> Codebook:
+        return self.scheme
+
+    def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
+        values, work = block.values, block.work
+        codes = work.array("codebook.codes", values.shape, "|u1")
+        stored, numbers = rounded(np.array([self.book]), block.spec)
+        nearest(values.reshape(1, -1), numbers, codes.reshape(1, -1), work)
+        numbers[0].take(codes, out=restored, mode="clip")
+        if parts is not None:
+            if block.start == 0:
+                parts[".codebook"][...] = stored[0]
+            bitstream.pack(codes, self.scheme.bits, parts[".codes"], work)
+
+
+@dataclass(frozen=True)
+class OwnBooks(Encoder):
+    """Every so many `rows` have centroids of their own, and are fitted when they come."""
+
+    scheme: Codebook
+    rows: int
+
+    @property
+    def decoder(self) -> Codebook:
+        return self.scheme
+
+    def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
+        values, spec, work = block.values, block.spec, block.work
+        codes = work.array("codebook.codes", values.shape, "|u1")
+        for start, stop in self._pieces(values):
+            stored, numbers = rounded(self._fitted(values[start:stop], spec, block.start + start), spec)
+            if parts is not None:
+                first = start // self.rows
+                parts[".codebook"][first : first + len(stored)] = stored
+            shape = (len(stored), -1)
+            nearest(values[start:stop].reshape(shape), numbers, codes[start:stop].reshape(shape), work)
+            for number, book in enumerate(numbers):
+                held = slice(start + number * self.rows, min(start + (number + 1) * self.rows, stop))
+                book.take(codes[held], out=restored[held], mode="clip")
+        if parts is not None:
+            bitstream.pack(codes, self.scheme.bits, parts[".codes"], work)
 
     def _pieces(self, values: Array) -> Iterator[tuple[int, int]]:
         """Row ranges that are fitted at once: some whole groups of rows, or the last that is not whole."""
-        assert self.rows is not None  # noqa: S101 - else there are no groups
         rows, columns = values.shape
         group = self.rows * max(columns, 1)
         whole = rows // self.rows * self.rows
@@ -139,36 +170,25 @@ class Codebook(Encoder):
 
     def _fitted(self, values: Array, spec: TensorSpec, start: int) -> Array:
         """The centroids [groups, entries] of the groups of rows in `values`."""
-        assert self.rows is not None  # noqa: S101 - else there are no groups
         number = start // self.rows
         groups = max(len(values) // self.rows, 1)
-        buckets = max(16 * self.entries, 256)
+        buckets = max(16 * self.scheme.entries, 256)
         if values.size == 0:
-            return np.zeros((groups, self.entries))
+            return np.zeros((groups, self.scheme.entries))
         if values.size > groups * FEW:  # too many to sort
             patterns = Patterns.of(spec)
             patterns.add(values, Workspace())
-            return self.fit(patterns.points(values.dtype.str), spec, patterns.zeros > 0, number, buckets)
+            return self.scheme.fit(patterns.points(values.dtype.str), spec, patterns.zeros > 0, number, buckets)
         flat = values.reshape(groups, -1)
-        found = np.empty((groups, self.entries))
+        found = np.empty((groups, self.scheme.entries))
         pinned = (flat == 0).any(axis=1)
         for held in (pinned, ~pinned):
             if held.any():
                 which = np.flatnonzero(held)
-                found[which] = self.fit(
+                found[which] = self.scheme.fit(
                     sort_points(flat[which]), spec, bool(pinned[which[0]]), which + number, buckets
                 )
         return found
-
-    def fit(self, points: Points, spec: TensorSpec, pinned: bool, numbers: Array | int, buckets: int) -> Array:
-        """Centroids of problems that have these numbers in the tensor."""
-        which = np.atleast_1d(numbers)
-
-        def draws(problem: int) -> Callable[[int], float]:
-            key = f"{self.seed}:{int(which[problem])}:{spec.name}:"
-            return lambda draw: int.from_bytes(hashlib.sha256(f"{key}{draw}".encode()).digest()[:6]) / 2.0**48
-
-        return centroids(points, self.entries, self.init, pinned, buckets, draws)
 
 
 @dataclass(frozen=True)
@@ -190,13 +210,13 @@ class Clustering(Survey[Patterns]):
         stats.merge(more)
         return stats
 
-    def conclude(self, stats: Patterns) -> Codebook:
+    def conclude(self, stats: Patterns) -> OneBook:
         book = np.zeros((1, self.method.entries))
         if stats.tables:
             points = stats.points(DTYPES[self.spec.dtype].compute)
             buckets = max((1 << 18) // self.method.entries, 4096)
             book = self.method.fit(points, self.spec, stats.zeros > 0, 0, buckets)
-        return replace(self.method, book=tuple(book[0].tolist()))
+        return OneBook(self.method, tuple(book[0].tolist()))
 
 
 def rounded(book: Array, spec: TensorSpec) -> tuple[Array, Array]:

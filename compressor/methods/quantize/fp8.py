@@ -23,9 +23,10 @@ Error: at most 2^-4 of the weight (e5m2: 2^-3), and less than 2^-10 (2^-17) of a
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from compressor.core.floats import epsilon, smallest, widen
@@ -33,40 +34,50 @@ from compressor.core.floats import largest as limit
 from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block, Encoder
+from compressor.methods.contract import Block, Encoder, ReadableScheme
 from compressor.methods.numerics import scales
-from compressor.methods.numerics.largest_magnitude import Found, Largest
+from compressor.methods.numerics.largest_magnitude import Largest
 from compressor.methods.numerics.minifloat import E4M3, E5M2, Minifloat
 from compressor.methods.options import option
 from compressor.methods.parts import Part
 
-_TRIALS = 8  # scales that the search tries within a factor of two
+# Scales that the search tries within a factor of two: 2^(k/8), to the last bit
+_TRIALS = (
+    1.0,
+    1.0905077326652577,
+    1.189207115002721,
+    1.2968395546510096,
+    1.4142135623730951,
+    1.5422108254079407,
+    1.681792830507429,
+    1.8340080864093424,
+)
 
 
 @dataclass(frozen=True)
 class Scales:
     """How the scales are stored; other than like this in strangers' files only.
 
-    They are called NAME + `suffix`; `dtype` "" is ours to choose; `single` is the shape of a tensor's only scale;
-    `block` the rows and columns that share one.
+    They are called NAME + `suffix`, NAME without `.weight` where `stem` says so; `dtype` "" is ours to choose;
+    `single` is the shape of a tensor's only scale; `block` the rows and columns that share one.
     """
 
     suffix: str = "_scale"
     dtype: str = ""
     single: tuple[int, ...] = (1,)
     block: tuple[int, int] = (128, 128)
+    stem: bool = False
 
     def dtype_for(self, spec: TensorSpec) -> str:
         return self.dtype or ("F32" if spec.dtype.startswith("F8") else spec.dtype)
 
 
 @dataclass(frozen=True)
-class Fp8(Encoder):
+class Fp8(ReadableScheme):
     """8-bit floats with a scale for a tensor, a row or a block."""
 
     verb: ClassVar[str] = "quantize"
     id: ClassVar[str] = "fp8"
-    nameless: ClassVar[bool] = True
 
     element: Literal["e4m3", "e5m2"] = option("e4m3", help="bits of exponent and mantissa")
     granularity: Literal["tensor", "channel", "block"] = option("channel", help="what shares a scale")
@@ -75,7 +86,6 @@ class Fp8(Encoder):
         "auto", help="stored layout: activations are rounded too (float-), or not (naive-quantized)"
     )
 
-    found: Found | None = None  # the largest magnitude for each tensor, once surveyed
     scales: Scales = Scales()
 
     # ---- what is stored ----------------------------------------------------------------------------
@@ -89,11 +99,12 @@ class Fp8(Encoder):
         codes = Part("", f"F8_{self.element.upper()}", spec.shape)
         suffix, dtype = self.scales.suffix, self.scales.dtype_for(spec)
         if self.granularity == "tensor":
-            return codes, Part(suffix, dtype, self.scales.single, every=0)
+            return codes, Part(suffix, dtype, self.scales.single, every=0, stem=self.scales.stem)
         if self.granularity == "channel":
-            return codes, Part(suffix, dtype, (rows, 1))
+            return codes, Part(suffix, dtype, (rows, 1), stem=self.scales.stem)
         high, wide = self.scales.block
-        return codes, Part(suffix, dtype, (-(-rows // high), -(-columns // wide)), every=high)
+        shape = (-(-rows // high), -(-columns // wide))
+        return codes, Part(suffix, dtype, shape, every=high, stem=self.scales.stem)
 
     def config(self, spec: TensorSpec) -> dict[str, Any] | None:
         if self.element != "e4m3" or len(spec.shape) != 2:
@@ -122,8 +133,8 @@ class Fp8(Encoder):
     def reach(self) -> Literal["tensor", "model"]:
         return "model" if self.granularity == "tensor" else "tensor"
 
-    def survey(self, specs: Sequence[TensorSpec]) -> Largest | None:
-        return Largest(self) if self.granularity == "tensor" and self.found is None else None
+    def prepare(self, specs: Sequence[TensorSpec]) -> Largest | Encoder:
+        return Largest(partial(OneScale, self)) if self.granularity == "tensor" else OwnScales(self)
 
     def bound(self, largest: float, spec: TensorSpec) -> float:
         """Half a step of the largest weight, and what storing scale and result in their dtypes adds."""
@@ -134,80 +145,28 @@ class Fp8(Encoder):
 
     # ---- the kernels -------------------------------------------------------------------------------
 
-    def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
-        values, spec, work = block.values, block.spec, block.work
-        dtype = self.scales.dtype_for(spec)
-        for run, rows in self._runs(len(values)):
-            piece = values[rows]
-            codes = None if parts is None else parts[""].reshape(values.shape)[rows]
-            with np.errstate(all="ignore"):
-                stored = self._scales(piece, spec, work)
-                scale = self._spread(widen(stored, dtype, Workspace()), piece)
-                self.minifloat.quantize(piece, scale, codes, restored[rows], work)
-            if parts is not None and (block.start == 0 or self.granularity != "tensor"):
-                held = parts[self.scales.suffix]
-                held = held[run : run + 1] if self.granularity == "block" else held
-                held[...] = stored.reshape(held.shape)
-
     def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
         codes, kind = parts[""].reshape(out.shape), out.dtype.str
         self.minifloat.table(kind).take(codes, out=out, mode="wrap")
         numbers = widen(parts[self.scales.suffix], self.scales.dtype_for(spec), Workspace())
-        for run, rows in self._runs(len(out)):
+        for run, rows in self.runs(len(out)):
             held = numbers[run : run + 1] if self.granularity == "block" else numbers
-            np.multiply(out[rows], self._spread(held, out[rows]), out=out[rows])
+            np.multiply(out[rows], self.spread(held, out[rows]), out=out[rows])
 
-    def _runs(self, rows: int) -> Iterator[tuple[int, slice]]:
+    def runs(self, rows: int) -> Iterator[tuple[int, slice]]:
         """The rows that are treated at once, with the number of their run of scales."""
         step = self.scales.block[0] if self.granularity == "block" else max(rows, 1)
         for run, first in enumerate(range(0, rows, step)):
             yield run, slice(first, min(first + step, rows))
 
-    def _spread(self, scale: Array, values: Array) -> Array:
+    def spread(self, scale: Array, values: Array) -> Array:
         """Scales [runs' units] as numbers that broadcast over `values` [rows, columns]."""
         numbers = scale.astype(values.dtype, copy=False)
         if self.granularity == "block":
             return np.repeat(numbers.reshape(-1), self.scales.block[1])[None, : values.shape[1]]
         return numbers.reshape(-1, 1)
 
-    def _scales(self, values: Array, spec: TensorSpec, work: Workspace) -> Array:
-        """The stored scales of some rows, one for each unit."""
-        if self.granularity == "tensor":
-            return self._stored(np.array([self._largest[spec.name]]), 1.0, spec)
-        magnitudes = work.array("fp8.magnitudes", values.shape, values.dtype.str)
-        np.abs(values, out=magnitudes)
-        high = self._gather(np.maximum, magnitudes)
-        stored = self._stored(high, 1.0, spec)
-        if self.method == "absmax":
-            return stored
-        quotient, rounded = (
-            work.array(f"fp8.{name}", values.shape, values.dtype.str) for name in ("quotient", "rounded")
-        )
-        unit, least = None, np.full(high.shape, np.inf)
-        for trial in range(_TRIALS):
-            tried = stored if trial == 0 else self._stored(high, 2 ** (trial / _TRIALS), spec)
-            number = widen(tried, self.scales.dtype_for(spec), Workspace()).astype(values.dtype)
-            unit = number if unit is None else unit
-            np.divide(magnitudes, self._spread(number, values), out=quotient)
-            self.minifloat.nearest(quotient, rounded, work)
-            np.subtract(quotient, rounded, out=quotient)
-            np.multiply(quotient, quotient, out=quotient)
-            error = self._gather(np.add, quotient) * np.square(number / unit)
-            better = error < least
-            stored, least = np.where(better, tried, stored), np.where(better, error, least)
-        return stored
-
-    def _gather(self, ufunc: Any, values: Array) -> Array:
-        """Maximum or sum over each unit of some rows, [units]."""
-        found: Array
-        if self.granularity == "channel":
-            found = ufunc.reduce(values, axis=1)
-        else:
-            starts = np.arange(0, values.shape[1], self.scales.block[1])
-            found = ufunc.reduceat(ufunc.reduce(values, axis=0), starts)
-        return found
-
-    def _stored(self, high: Array, factor: float, spec: TensorSpec) -> Array:
+    def stored(self, high: Array, factor: float, spec: TensorSpec) -> Array:
         """The scale for units whose largest magnitudes are `high`, times a factor, as stored: never 0, never so
         large that a code leaves the range of the weight's dtype, and where its dtype is coarse rather too large."""
         dtype, top = self.scales.dtype_for(spec), self.minifloat.largest
@@ -223,11 +182,87 @@ class Fp8(Encoder):
             stored = np.where(fits, up, stored)
         return stored
 
-    @cached_property
-    def _largest(self) -> Mapping[str, float]:
-        if self.found is None:
-            raise TypeError("a survey has to find the largest magnitudes first")
-        return dict(self.found)
+
+@dataclass(frozen=True)
+class _Encoder(Encoder):
+    """Codes by the scales that subclasses choose."""
+
+    scheme: Fp8
+
+    @property
+    def decoder(self) -> Fp8:
+        return self.scheme
+
+    @abstractmethod
+    def _scales(self, values: Array, spec: TensorSpec, work: Workspace) -> Array:
+        """The stored scales of some rows, one for each unit."""
+
+    def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
+        scheme, values, spec, work = self.scheme, block.values, block.spec, block.work
+        dtype = scheme.scales.dtype_for(spec)
+        for run, rows in scheme.runs(len(values)):
+            piece = values[rows]
+            codes = None if parts is None else parts[""].reshape(values.shape)[rows]
+            with np.errstate(all="ignore"):
+                stored = self._scales(piece, spec, work)
+                scale = scheme.spread(widen(stored, dtype, Workspace()), piece)
+                scheme.minifloat.quantize(piece, scale, codes, restored[rows], work)
+            if parts is not None and (block.start == 0 or scheme.granularity != "tensor"):
+                held = parts[scheme.scales.suffix]
+                held = held[run : run + 1] if scheme.granularity == "block" else held
+                held[...] = stored.reshape(held.shape)
+
+
+@dataclass(frozen=True)
+class OneScale(_Encoder):
+    """The scale of a tensor follows from its `largest` magnitude, by name."""
+
+    largest: Mapping[str, float]
+
+    def _scales(self, values: Array, spec: TensorSpec, work: Workspace) -> Array:
+        return self.scheme.stored(np.array([self.largest[spec.name]]), 1.0, spec)
+
+
+@dataclass(frozen=True)
+class OwnScales(_Encoder):
+    """Each row or block has a scale of its own, the range's or one that is searched."""
+
+    rows_alone: ClassVar[bool] = True
+
+    def _scales(self, values: Array, spec: TensorSpec, work: Workspace) -> Array:
+        scheme = self.scheme
+        magnitudes = work.array("fp8.magnitudes", values.shape, values.dtype.str)
+        np.abs(values, out=magnitudes)
+        high = self._gather(np.maximum, magnitudes)
+        stored = scheme.stored(high, 1.0, spec)
+        if scheme.method == "absmax":
+            return stored
+        quotient, rounded = (
+            work.array(f"fp8.{name}", values.shape, values.dtype.str) for name in ("quotient", "rounded")
+        )
+        unit, least = None, np.full(high.shape, np.inf)
+        for factor in _TRIALS:
+            tried = stored if factor == 1 else scheme.stored(high, factor, spec)
+            number = widen(tried, scheme.scales.dtype_for(spec), Workspace()).astype(values.dtype)
+            unit = number if unit is None else unit
+            np.divide(magnitudes, scheme.spread(number, values), out=quotient)
+            scheme.minifloat.nearest(quotient, rounded, work)
+            np.subtract(quotient, rounded, out=quotient)
+            np.multiply(quotient, quotient, out=quotient)
+            error = self._gather(np.add, quotient) * np.square(number / unit)
+            better = error < least
+            stored, least = np.where(better, tried, stored), np.where(better, error, least)
+        return stored
+
+    def _gather(self, ufunc: Any, values: Array) -> Array:
+        """Maximum or sum over each unit of some rows, [units]."""
+        found: Array
+        if self.scheme.granularity == "channel":
+            found = ufunc.reduce(values, axis=1)
+        else:
+            starts = np.arange(0, values.shape[1], self.scheme.scales.block[1])
+            found = ufunc.reduceat(ufunc.reduce(values, axis=0), starts)
+        return found
 
 
 METHOD = Fp8

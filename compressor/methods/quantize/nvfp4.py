@@ -21,8 +21,8 @@ weights (9.5 % by `absmax`). Weights beyond float32's range are refused.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from compressor.core.errors import InputError
@@ -30,8 +30,8 @@ from compressor.core.floats import epsilon, largest, smallest
 from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block
-from compressor.methods.numerics.largest_magnitude import Found, Largest
+from compressor.methods.contract import Block, Encoder
+from compressor.methods.numerics.largest_magnitude import Largest
 from compressor.methods.numerics.minifloat import E2M1, E4M3, Minifloat
 from compressor.methods.parts import Part
 from compressor.methods.quantize._block_scaled import BlockScaled
@@ -51,8 +51,6 @@ class Nvfp4(BlockScaled):
     format: ClassVar[str] = "nvfp4-pack-quantized"
     weights: ClassVar[Mapping[str, Any]] = {"strategy": "tensor_group", "scale_dtype": "torch.float8_e4m3fn"}
 
-    found: Found | None = None  # the largest magnitude for each tensor, once surveyed
-
     @property
     def element(self) -> Minifloat:
         return E2M1
@@ -61,31 +59,16 @@ class Nvfp4(BlockScaled):
     def reach(self) -> Literal["tensor", "model"]:
         return "model"
 
-    def survey(self, specs: Sequence[TensorSpec]) -> Largest | None:
-        return Largest(self) if self.found is None else None
+    def prepare(self, specs: Sequence[TensorSpec]) -> Largest:
+        return Largest(partial(WithGlobals, self))
 
-    def for_block(self, spec: TensorSpec, largest: float) -> Nvfp4:
+    def for_block(self, spec: TensorSpec, largest: float) -> WithGlobals:
         """The scale for the whole tensor is only the unit of its block scales, floats themselves: that of the
         block's largest weight gives nearly the same error."""
-        return replace(self, found=((spec.name, largest),))
+        return WithGlobals(self, {spec.name: largest})
 
     def parts(self, spec: TensorSpec) -> tuple[Part, ...]:
         return *super().parts(spec), Part(_GLOBAL, "F32", (1,), every=0)
-
-    def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
-        super().encode(block, parts, restored)
-        if parts is not None and block.start == 0:
-            parts[_GLOBAL][...] = self._global(block.spec)
-
-    def ladder(self, spec: TensorSpec) -> Array:
-        found: Array = E4M3.table("<f4")[1:127] / self._global(spec)
-        return found
-
-    def suggested(self, high: Array, spec: TensorSpec, work: Workspace) -> Array:
-        wanted = np.multiply(high, self._global(spec) / np.float32(6))
-        codes = np.empty(high.shape, np.uint8)
-        E4M3.quantize(wanted, np.ones(1, np.float32), codes, np.empty_like(wanted), work)
-        return codes.astype(np.int64) - self.first
 
     def stored_scale(self, parts: Mapping[str, Array], spec: TensorSpec) -> Array:
         divisor = parts[_GLOBAL].reshape(())
@@ -95,21 +78,42 @@ class Nvfp4(BlockScaled):
         return found
 
     def bound(self, largest: float, spec: TensorSpec) -> float:
-        """Rounding costs a fifth of a weight at most, clipping under a quarter of the largest; and where a fused
-        partner is larger by far, scales are multiples of 2^-9 over the shared global."""
-        coarsest = 0.0 if self.found is None else 9 * 2.0**-9 / float(self._global(spec))
-        rounding = 2 * epsilon(spec.dtype) * largest + smallest(spec.dtype) + 2.0**-137
-        return 0.25 * largest + coarsest + rounding
+        """Rounding costs a fifth of a weight at most, clipping under a quarter of the largest, where the global
+        scale is the tensor's own."""
+        return 0.25 * largest + 2 * epsilon(spec.dtype) * largest + smallest(spec.dtype) + 2.0**-137
 
-    @cached_property
-    def _largest(self) -> Mapping[str, float]:
-        if self.found is None:
-            raise TypeError("a survey has to find the largest magnitudes first")
-        return dict(self.found)
+
+@dataclass(frozen=True)
+class WithGlobals(Encoder):
+    """Blocks of 16 over a scale for the tensor that follows from its `largest` magnitude, by name."""
+
+    scheme: Nvfp4
+    largest: Mapping[str, float]
+
+    @property
+    def decoder(self) -> Nvfp4:
+        return self.scheme
+
+    def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
+        divisor = self._global(block.spec)
+
+        def suggested(high: Array, work: Workspace) -> Array:
+            wanted = np.multiply(high, divisor / np.float32(6))
+            codes = np.empty(high.shape, np.uint8)
+            E4M3.quantize(wanted, np.ones(1, np.float32), codes, np.empty_like(wanted), work)
+            return codes.astype(np.int64) - self.scheme.first
+
+        self.scheme.encode_on(E4M3.table("<f4")[1:127] / divisor, suggested, block, parts, restored)
+        if parts is not None and block.start == 0:
+            parts[_GLOBAL][...] = divisor
+
+    def bound(self, largest: float, spec: TensorSpec) -> float:
+        """Where a fused partner is larger by far, scales are multiples of 2^-9 over the shared global."""
+        return self.scheme.bound(largest, spec) + 9 * 2.0**-9 / float(self._global(spec))
 
     def _global(self, spec: TensorSpec) -> Any:
         """The divisor, float32: as large as it can be with which the largest scale reaches the largest weight."""
-        extent = min(self._largest[spec.name], largest("F32"))
+        extent = min(self.largest[spec.name], largest("F32"))
         if extent == 0:
             return np.float32(1)
         if extent * largest("F32") <= 448 * 6:

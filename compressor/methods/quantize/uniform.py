@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from compressor.core.errors import InputError, UsageError
 from compressor.core.floats import epsilon, smallest
@@ -33,7 +33,7 @@ from compressor.core.floats import largest as limit
 from compressor.core.lazy import np
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block, Encoder, Method, Survey
+from compressor.methods.contract import Block, ByTensor, Decoder, Encoder, Method, Scheme, Survey
 from compressor.methods.numerics.even_steps import (
     FAR,
     LARGEST,
@@ -59,7 +59,7 @@ _BYTE, _WIDE = 127, 32_639  # the largest codes that one byte and two planes hol
 
 
 @dataclass(frozen=True)
-class Uniform(Encoder):
+class Uniform(Scheme):
     """An even step for a tensor, rounding by rate and error, codes for an archive."""
 
     verb: ClassVar[str] = "quantize"
@@ -79,9 +79,6 @@ class Uniform(Encoder):
         None, help="bytes of a code where it is not coded; unset: by the data"
     )
 
-    coding: Coding | None = None  # what a survey found; with `step_rows` in units of a group's root mean square
-    steps: tuple[tuple[str, Coding, _Bytes], ...] | None = None  # by tensor, of a survey of the model
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.step is not None:
@@ -94,29 +91,11 @@ class Uniform(Encoder):
             raise UsageError("scope model gives every tensor one step, and step_rows several: give one of them")
 
     @property
-    def label(self) -> str:
-        return f"uniform{self.bits:g}" if self.bits is not None else self.id
-
-    @property
-    def counted(self) -> bool:
-        return self.code_bytes is not None
-
-    @property
-    def written(self) -> Uniform:
-        return replace(self, coding=None, steps=None)
-
-    @property
     def reach(self) -> Literal["tensor", "model"]:
-        return "model" if self.scope == "model" and self.coding is None and self.steps is None else "tensor"
+        return self.scope
 
-    def parts(self, spec: TensorSpec) -> tuple[Part, ...]:
-        if self.code_bytes is None:
-            raise TypeError("a survey has to find the width of the codes first")
-        codes = (Part(".codes", "I8", spec.shape), Part(".high", "I8", spec.shape))[: self.code_bytes]
-        dtype = "F64" if DTYPES[spec.dtype].compute == "<f8" else "F32"
-        if self.step_rows is None:
-            return (*codes, Part(".step", dtype, (1,), every=0))
-        return (*codes, Part(".step", dtype, (-(-spec.matrix[0] // self.step_rows),), every=self.step_rows))
+    def decoder_for(self, spec: TensorSpec) -> EvenCodes | None:
+        return None if self.code_bytes is None else even_codes(self, self.code_bytes)
 
     def check(self, spec: TensorSpec) -> None:
         """Any tensor has steps."""
@@ -124,26 +103,10 @@ class Uniform(Encoder):
     def align(self, spec: TensorSpec) -> int:
         return self.step_rows or 1
 
-    def bound(self, largest: float, spec: TensorSpec) -> float:
-        """A step, as the survey found it, or as many as become zero. No group's root mean square exceeds its
-        largest weight, and its step is longer than its share of that by what rounding makes of it."""
-        tiny = smallest("F64" if DTYPES[spec.dtype].compute == "<f8" else "F32")
-        step = 2 * largest
-        if self.coding is not None:
-            unit = self.coding.step if self.step_rows is None else 1.02 * self.coding.step * largest
-            step = (unit + tiny) * max(1.0, self.coding.zeroed)
-        return step + (2.0**-22 + 2 * epsilon(spec.dtype)) * (largest + step) + smallest(spec.dtype)
-
     # ---- what the weights tell ---------------------------------------------------------------------
 
-    def survey(self, specs: Sequence[TensorSpec]) -> Counting | None:
-        return Counting(self, tuple(specs)) if self.coding is None and self.steps is None else None
-
-    def for_tensor(self, name: str, own: Method) -> Uniform:
-        for tensor, coding, code_bytes in self.steps or ():
-            if tensor == name:
-                return replace(self, coding=coding, code_bytes=self.code_bytes or code_bytes, steps=None)
-        return self
+    def prepare(self, specs: Sequence[TensorSpec]) -> Counting:
+        return Counting(self, tuple(specs))
 
     def aim(self, spec: TensorSpec) -> float:
         """The entropy of codes that, with their tables and steps, take `bits` in an archive."""
@@ -152,7 +115,7 @@ class Uniform(Encoder):
         side = (_AROUND + _TABLE * -(-spec.size // _CHUNK) + 28 * groups) / max(spec.size, 1)
         return bits - min(side, _SIDE * bits)
 
-    def found(self, points: Points, spec: TensorSpec, factor: float | None = None) -> tuple[Coding, _Bytes]:
+    def step_of(self, points: Points, spec: TensorSpec, factor: float | None = None) -> tuple[Coding, _Bytes]:
         """The step for a tensor of these weights, and bytes of its codes. InputError where none hold them."""
         by_rate, zeroed = self.rounding == "rate", points.smallest_share(self.sparsity)
         least = points.least
@@ -195,18 +158,84 @@ class Uniform(Encoder):
         found = forecast(points, aims, by_rate=self.rounding == "rate", sparsity=self.sparsity)
         return [(entropy + one - aim, lost) for (entropy, lost), aim, one in zip(found, aims, bits, strict=True)]
 
-    # ---- codes -------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class EvenCodes(Decoder):
+    """Codes of one or two bytes, and steps; `asked` says how many bytes."""
+
+    verb: ClassVar[str] = "quantize"
+    id: ClassVar[str] = "uniform"
+
+    asked: Uniform
+    code_bytes: _Bytes
+
+    @property
+    def scheme(self) -> Uniform:
+        return self.asked
+
+    def describe(self) -> dict[str, Any]:
+        return self.asked.describe()
+
+    @property
+    def label(self) -> str:
+        return f"uniform{self.asked.bits:g}" if self.asked.bits is not None else self.id
+
+    def parts(self, spec: TensorSpec) -> tuple[Part, ...]:
+        rows = self.asked.step_rows
+        codes = (Part(".codes", "I8", spec.shape), Part(".high", "I8", spec.shape))[: self.code_bytes]
+        dtype = "F64" if DTYPES[spec.dtype].compute == "<f8" else "F32"
+        if rows is None:
+            return (*codes, Part(".step", dtype, (1,), every=0))
+        return (*codes, Part(".step", dtype, (-(-spec.matrix[0] // rows),), every=rows))
+
+    def bound(self, largest: float, spec: TensorSpec) -> float:
+        """No step is longer than twice the largest weight."""
+        return _bound(2 * largest, largest, spec)
+
+    def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
+        """Raises InputError where a step is none."""
+        steps = parts[".step"].reshape(-1, 1)
+        if not (np.isfinite(steps) & (steps > 0)).all():
+            raise InputError("has a step that is not positive and finite", tensor=spec.name)
+        by_row = steps if self.asked.step_rows is None else _by_row(steps, self.asked.step_rows, len(out))
+        x = work.array("uniform.x", out.shape, out.dtype.str)
+        np.copyto(x, parts[".codes"].reshape(out.shape), casting="unsafe")
+        width = self.code_bytes
+        if width == 2:
+            np.copyto(out, parts[".high"].reshape(out.shape), casting="unsafe")
+            np.multiply(out, 256, out=out)
+            np.add(x, out, out=x)
+        _restore(x, by_row, spec, out, width)
+
+
+@dataclass(frozen=True)
+class Steps(Encoder):
+    """A tensor whose step, and how codes are rounded to, is known; with `step_rows` the step is in units of a
+    group's root mean square."""
+
+    asked: Uniform
+    coding: Coding
+    code_bytes: _Bytes
+
+    @property
+    def decoder(self) -> EvenCodes:
+        return even_codes(self.asked, self.code_bytes)
+
+    def bound(self, largest: float, spec: TensorSpec) -> float:
+        """A step, as the survey found it, or as many as become zero. No group's root mean square exceeds its
+        largest weight, and its step is longer than its share of that by what rounding makes of it."""
+        tiny = smallest("F64" if DTYPES[spec.dtype].compute == "<f8" else "F32")
+        unit = self.coding.step if self.asked.step_rows is None else 1.02 * self.coding.step * largest
+        return _bound((unit + tiny) * max(1.0, self.coding.zeroed), largest, spec)
 
     def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
-        if self.coding is None or self.code_bytes is None:
-            raise TypeError("a survey has to find the step first")
         values, work, kind = block.values, block.work, restored.dtype
         steps = np.array([[self.coding.step]], kind)
-        if self.step_rows is not None:
+        if self.asked.step_rows is not None:
             steps = self.group_steps(values)
-        if parts is not None and (self.step_rows is not None or block.start == 0):
+        if parts is not None and (self.asked.step_rows is not None or block.start == 0):
             parts[".step"].reshape(-1)[...] = steps[:, 0]
-        by_row = steps if self.step_rows is None else _by_row(steps, self.step_rows, len(values))
+        by_row = steps if self.asked.step_rows is None else _by_row(steps, self.asked.step_rows, len(values))
         x = work.array("uniform.x", values.shape, kind.str)
         np.divide(values, by_row, out=x)
         coding = self.coding
@@ -232,25 +261,9 @@ class Uniform(Encoder):
                 _split(x, codes, parts[".high"].reshape(values.shape), below)
         _restore(x, by_row, block.spec, restored, width)
 
-    def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
-        """Raises InputError where a step is none."""
-        steps = parts[".step"].reshape(-1, 1)
-        if not (np.isfinite(steps) & (steps > 0)).all():
-            raise InputError("has a step that is not positive and finite", tensor=spec.name)
-        by_row = steps if self.step_rows is None else _by_row(steps, self.step_rows, len(out))
-        x = work.array("uniform.x", out.shape, out.dtype.str)
-        np.copyto(x, parts[".codes"].reshape(out.shape), casting="unsafe")
-        width = self.code_bytes or 1
-        if width == 2:
-            np.copyto(out, parts[".high"].reshape(out.shape), casting="unsafe")
-            np.multiply(out, 256, out=out)
-            np.add(x, out, out=x)
-        _restore(x, by_row, spec, out, width)
-
     def group_steps(self, values: Array) -> Array:
         """The steps [groups, 1] of whole groups of rows: the coding's is in units of their root mean square."""
-        assert self.coding is not None  # noqa: S101 - `encode` saw to that
-        roots, peaks = group_roots(values, self.step_rows or 1)
+        roots, peaks = group_roots(values, self.asked.step_rows or 1)
         least = np.maximum(roots * self.coding.step, peaks / (_BYTE - 2 if self.code_bytes == 1 else LARGEST))
         least = np.maximum(least, smallest("F64"))
         steps = least.astype(values.dtype)
@@ -287,7 +300,7 @@ class Counting(Survey[dict[str, Classes]]):
                 classes.settle()
         return stats
 
-    def conclude(self, stats: dict[str, Classes]) -> Uniform:
+    def conclude(self, stats: dict[str, Classes]) -> Steps | StepsByTensor:
         """Raises InputError where no code holds a weight."""
         method = self.method
         points = {
@@ -296,16 +309,36 @@ class Counting(Survey[dict[str, Classes]]):
         }
         if method.reach == "tensor":
             spec = self.specs[0]
-            coding, width = method.found(points[spec.name], spec)
-            return replace(method, coding=coding, code_bytes=width)
+            return Steps(method, *method.step_of(points[spec.name], spec))
         total = sum(spec.size for spec in self.specs) or 1
         aim = sum(method.aim(spec) * spec.size for spec in self.specs) / total
         factor = shared_factor(aim, points, by_rate=method.rounding == "rate", sparsity=method.sparsity)
-        found = ((spec.name, *method.found(points[spec.name], spec, factor)) for spec in self.specs)
-        return replace(method, steps=tuple(sorted(found, key=lambda one: one[0])))
+        return StepsByTensor(
+            {spec.name: Steps(method, *method.step_of(points[spec.name], spec, factor)) for spec in self.specs}
+        )
+
+
+@dataclass(frozen=True)
+class StepsByTensor(ByTensor):
+    """The steps of all tensors of a stage, by name."""
+
+    found: Mapping[str, Steps]
+
+    def of(self, spec: TensorSpec, own: Method) -> Steps:
+        return self.found[spec.name]
 
 
 # ---- arrays --------------------------------------------------------------------------------------------
+
+
+def even_codes(asked: Uniform, code_bytes: _Bytes) -> EvenCodes:
+    """What reads codes of so many bytes."""
+    return EvenCodes(replace(asked, code_bytes=code_bytes), code_bytes)
+
+
+def _bound(step: float, largest: float, spec: TensorSpec) -> float:
+    """What a step may cost a weight, with what computing and storing adds."""
+    return step + (2.0**-22 + 2 * epsilon(spec.dtype)) * (largest + step) + smallest(spec.dtype)
 
 
 def group_roots(values: Array, rows: int) -> tuple[Array, Array]:

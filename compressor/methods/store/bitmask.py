@@ -32,11 +32,11 @@ from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block
 from compressor.methods.parts import Part
-from compressor.methods.store._sparse import Sparse, damaged
+from compressor.methods.store._sparse import Sparse, SparseParts, damaged, occupied
 
 
 @dataclass(frozen=True)
-class Bitmask(Sparse):
+class BitmaskParts(SparseParts):
     """A bit for every element, and the non-zero ones."""
 
     id: ClassVar[str] = "bitmask"
@@ -49,7 +49,7 @@ class Bitmask(Sparse):
         return mask, self.ragged(self.values_suffix, spec), self.index_part(spec)
 
     def store(self, elements: Array, parts: Mapping[str, Array], block: Block) -> None:
-        mask = self.mask(elements, block.work)
+        mask = occupied(elements, block.work)
         parts[self.mask_suffix][...] = np.packbits(mask, axis=1, bitorder="little")
         # places and not the mask itself as an index: that takes a third of the time
         self.put(elements.reshape(-1)[np.flatnonzero(mask)], parts[self.values_suffix], block)
@@ -60,13 +60,21 @@ class Bitmask(Sparse):
         rows, columns = elements.shape
         mask = parts[self.mask_suffix]
         counts = np.add.reduce(np.bitwise_count(mask), axis=1, dtype=np.int64)
-        if not np.array_equal(counts, np.diff(self.starts()[start : start + rows + 1])) or (
+        if not np.array_equal(counts, np.diff(self.offsets[start : start + rows + 1])) or (
             columns % 8 and np.any(mask[:, -1] >> np.uint8(columns % 8))
         ):
             raise damaged(spec, "its mask marks other numbers of values than its rows have")
         places = np.flatnonzero(np.unpackbits(mask, axis=1, count=columns, bitorder="little").view(np.bool_))
         values = self.take(parts[self.values_suffix], spec, start, rows, work)
         elements.reshape(-1)[places] = values.reshape(-1)
+
+
+@dataclass(frozen=True)
+class Bitmask(Sparse):
+    """A bit for every element, and the non-zero ones."""
+
+    id: ClassVar[str] = "bitmask"
+    read_by: ClassVar[type[SparseParts]] = BitmaskParts
 
 
 METHOD = Bitmask

@@ -28,37 +28,31 @@ from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block
 from compressor.methods.parts import Part
-from compressor.methods.store._sparse import Sparse, damaged
+from compressor.methods.store._sparse import Sparse, SparseParts, damaged, occupied
 
 
 @dataclass(frozen=True)
-class Csr(Sparse):
+class CsrParts(SparseParts):
     """Columns and values of the non-zero elements, row by row."""
 
     id: ClassVar[str] = "csr"
-    longest: ClassVar[int] = 1 << 26
     columns_suffix: ClassVar[str] = ".columns"
     values_suffix: ClassVar[str] = ".values"
-
-    def check(self, spec: TensorSpec) -> None:
-        super().check(spec)
-        if spec.matrix[1] > self.longest:  # of a stranger's file a few bytes would become any memory
-            raise UsageError("csr holds rows of up to 2^26 columns", tensor=spec.name, remedy="Use --store bitmask")
 
     def column_dtype(self, spec: TensorSpec) -> str:
         columns = spec.matrix[1]
         return "U8" if columns <= 1 << 8 else "U16" if columns <= 1 << 16 else "U32"
 
     def layout(self, spec: TensorSpec) -> tuple[Part, ...]:
-        starts = self.starts()
+        starts = self.offsets
         columns = Part(self.columns_suffix, self.column_dtype(spec), (int(starts[-1]),), bounds=starts)
         return columns, self.ragged(self.values_suffix, spec), self.index_part(spec)
 
     def store(self, elements: Array, parts: Mapping[str, Array], block: Block) -> None:
         rows, columns = elements.shape
-        places = np.flatnonzero(self.mask(elements, block.work))
+        places = np.flatnonzero(occupied(elements, block.work))
         self.put(elements.reshape(-1)[places], parts[self.values_suffix], block)
-        counts = np.diff(self.starts()[block.start : block.start + rows + 1])
+        counts = np.diff(self.offsets[block.start : block.start + rows + 1])
         np.subtract(places, np.repeat(np.arange(rows) * columns, counts), out=places)
         np.copyto(parts[self.columns_suffix], places, casting="unsafe")
 
@@ -67,7 +61,7 @@ class Csr(Sparse):
     ) -> None:
         rows, columns = elements.shape
         within = parts[self.columns_suffix]
-        counts = np.diff(self.starts()[start : start + rows + 1])
+        counts = np.diff(self.offsets[start : start + rows + 1])
         places = np.repeat(np.arange(rows) * columns, counts)
         np.add(places, within, out=places, casting="unsafe")
         # ascending in the rows' order, and each within its row: so each place occurs once
@@ -75,6 +69,20 @@ class Csr(Sparse):
         if wrong:
             raise damaged(spec, "its columns do not ascend within each row")
         elements.reshape(-1)[places] = self.take(parts[self.values_suffix], spec, start, rows, work)
+
+
+@dataclass(frozen=True)
+class Csr(Sparse):
+    """Columns and values of the non-zero elements, row by row."""
+
+    id: ClassVar[str] = "csr"
+    read_by: ClassVar[type[SparseParts]] = CsrParts
+    longest: ClassVar[int] = 1 << 26
+
+    def check(self, spec: TensorSpec) -> None:
+        super().check(spec)
+        if spec.matrix[1] > self.longest:  # of a stranger's file a few bytes would become any memory
+            raise UsageError("csr holds rows of up to 2^26 columns", tensor=spec.name, remedy="Use --store bitmask")
 
 
 METHOD: type[Sparse] = Csr

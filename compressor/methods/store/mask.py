@@ -21,12 +21,12 @@ from typing import ClassVar
 from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block, Encoder
+from compressor.methods.contract import Block, PlainEncoder
 from compressor.methods.parts import Part
 
 
 @dataclass(frozen=True)
-class Mask(Encoder):
+class Mask(PlainEncoder):
     """A bit for every weight."""
 
     verb: ClassVar[str] = "store"

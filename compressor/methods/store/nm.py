@@ -33,16 +33,15 @@ from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block
 from compressor.methods.parts import Part
-from compressor.methods.store._sparse import Sparse, damaged
+from compressor.methods.store._sparse import Sparse, SparseParts, damaged, occupied
 from compressor.methods.store._two_of_four import fours
 
 
 @dataclass(frozen=True)
-class NM(Sparse):
+class NMParts(SparseParts):
     """Two of four elements and their positions."""
 
     id: ClassVar[str] = "nm"
-    counts: ClassVar[bool] = False
 
     def layout(self, spec: TensorSpec) -> tuple[Part, ...]:
         rows, columns = spec.matrix
@@ -57,7 +56,7 @@ class NM(Sparse):
         work = block.work
         rows, columns = elements.shape
         groups = columns // 4
-        mask = np.packbits(self.mask(elements[:, : groups * 4], work), axis=1, bitorder="little")
+        mask = np.packbits(occupied(elements[:, : groups * 4], work), axis=1, bitorder="little")
         if not fours().fits[mask].all():
             raise InputError(
                 "has more than two values in a group of four",
@@ -109,6 +108,15 @@ class NM(Sparse):
     def places(self, masks: Array, groups: int) -> Array:
         """Where the bits of a mask of so many groups a row are set, counted through all rows."""
         return np.flatnonzero(np.unpackbits(masks, axis=1, count=groups * 4, bitorder="little").view(np.bool_))
+
+
+@dataclass(frozen=True)
+class NM(Sparse):
+    """Two of four elements and their positions."""
+
+    id: ClassVar[str] = "nm"
+    read_by: ClassVar[type[SparseParts]] = NMParts
+    counts: ClassVar[bool] = False
 
 
 METHOD = NM

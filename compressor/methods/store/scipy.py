@@ -26,12 +26,12 @@ from typing import ClassVar
 from compressor.core.errors import UsageError
 from compressor.core.tensor import TensorSpec
 from compressor.methods.parts import Part
-from compressor.methods.store._sparse import index_dtype
-from compressor.methods.store.csr import Csr
+from compressor.methods.store._sparse import SparseParts, index_dtype
+from compressor.methods.store.csr import Csr, CsrParts
 
 
 @dataclass(frozen=True)
-class Scipy(Csr):
+class ScipyParts(CsrParts):
     """The members of `scipy.sparse.save_npz`."""
 
     id: ClassVar[str] = "scipy"
@@ -39,6 +39,20 @@ class Scipy(Csr):
     values_suffix: ClassVar[str] = ".data"
     index_suffix: ClassVar[str] = ".indptr"
     members: ClassVar[Mapping[str, bytes]] = {"format": b"csr"}
+
+    def column_dtype(self, spec: TensorSpec) -> str:
+        return index_dtype(*spec.matrix)
+
+    def layout(self, spec: TensorSpec) -> tuple[Part, ...]:
+        return (*super().layout(spec), Part(".shape", "I64", (2,), every=0, value=spec.matrix))
+
+
+@dataclass(frozen=True)
+class Scipy(Csr):
+    """The members of `scipy.sparse.save_npz`."""
+
+    id: ClassVar[str] = "scipy"
+    read_by: ClassVar[type[SparseParts]] = ScipyParts
 
     def check(self, spec: TensorSpec) -> None:
         super().check(spec)
@@ -48,12 +62,6 @@ class Scipy(Csr):
                 tensor=spec.name,
                 remedy="Write .safetensors",
             )
-
-    def column_dtype(self, spec: TensorSpec) -> str:
-        return index_dtype(*spec.matrix)
-
-    def layout(self, spec: TensorSpec) -> tuple[Part, ...]:
-        return (*super().layout(spec), Part(".shape", "I64", (2,), every=0, value=spec.matrix))
 
 
 METHOD = Scipy

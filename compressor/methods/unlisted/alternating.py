@@ -19,22 +19,23 @@ from compressor.core.lazy import np
 from compressor.core.metrics import dot
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array
-from compressor.methods.contract import Block, Encoder, Survey, Transform
+from compressor.methods.contract import Block, Encoder, PlainTransform, Scheme, Survey
 from compressor.methods.distill.residual import Residual
 
 
 @dataclass(frozen=True)
-class Alternating(Transform):
-    """`turns` of quantizing by `inner` what `adapter`, of a given rank, leaves of a tensor."""
+class Alternating(PlainTransform):
+    """`times` quantizing by `inner` what `adapter`, of a given rank, leaves of a tensor."""
 
     verb: ClassVar[str] = "distill"
     id: ClassVar[str] = "alternating"
     whole: ClassVar[bool] = True
+    linear_algebra: ClassVar[bool] = True
     keeps_zeros: ClassVar[bool] = False
 
     adapter: Residual
-    inner: Encoder
-    turns: int
+    inner: Scheme
+    times: int
 
     @property
     def statistics(self) -> Literal["", "square", "gram"]:  # type: ignore[override]
@@ -44,18 +45,18 @@ class Alternating(Transform):
         return replace(self, adapter=replace(self.adapter, informed=True))
 
     def describe(self) -> dict[str, Any]:
-        return {"method": self.id, "rank": self.adapter.found, "rounds": self.turns}
+        return {"method": self.id, "rank": self.adapter.rank, "rounds": self.times}
 
     def memory(self, spec: TensorSpec) -> int:
         return self.adapter.memory(spec) + 3 * spec.size * int(DTYPES[spec.dtype].compute[-1])
 
     def apply(self, block: Block, out: Array) -> None:
-        best = float("inf")
+        best, adapter = float("inf"), self.adapter.of_rank(self.adapter.rank or 1)
         target, given = block.values, np.empty_like(block.values)
-        for _ in range(self.turns + 1):
+        for _ in range(self.times + 1):
             student = self._quantized(target, block)
             pair = Block(student, 0, block.spec, block.work, {"teacher": block.values}, block.inputs)
-            self.adapter.encode(pair, None, given)
+            adapter.encode(pair, None, given)
             left = block.values - student - given
             gram = self.adapter.gram(block)
             lost = dot(left, left) if gram is None else dot(left @ gram, left.astype(np.float64))
@@ -68,9 +69,10 @@ class Alternating(Transform):
         """What comes back of the target from its codes, in the tensor's dtype."""
         spec, work = block.spec, block.work
         whole = Block(target, 0, spec, work, {}, None)
-        found: Any = self.inner.survey([spec])
+        found = self.inner.prepare([spec])
         while isinstance(found, Survey):
             found = found.conclude(found.observe(whole, found.start()))
+        assert isinstance(found, Encoder)  # noqa: S101 - a scheme that looks at one tensor at a time makes one
         restored = np.empty_like(target)
-        (found or self.inner).encode(whole, None, restored)
+        found.encode(whole, None, restored)
         return settle(restored, spec.dtype, np.empty(target.shape, DTYPES[spec.dtype].storage), work).copy()

@@ -21,31 +21,32 @@ from compressor.core.errors import InputError
 from compressor.core.floats import widen
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
-from compressor.methods.contract import Block, Coded, Encoder
+from compressor.methods.contract import Block, Coded, Decoder
 from compressor.methods.numerics.hessian import ROWS
 from compressor.methods.quantize.codebook import Codebook, rounded
 from compressor.methods.quantize.int import Int
+from compressor.methods.quantize.int.layouts import Scaled
 
 _SYSTEM = 1 << 21  # numbers of the equations of some rows at most
 
 
-def knows(encoder: Encoder) -> bool:
+def knows(decoder: Decoder) -> bool:
     """Whether its parts can be refit."""
-    return type(encoder) is Codebook or (type(encoder) is Int and encoder.layout != "mlx")
+    return type(decoder) is Codebook or (type(decoder) is Int and decoder.layout != "mlx")
 
 
-def shared(encoder: Encoder) -> bool:
+def shared(decoder: Decoder) -> bool:
     """Whether all rows of a tensor share the numbers that are refit."""
-    if isinstance(encoder, Codebook):
-        return encoder.rows is None
-    return isinstance(encoder, Int) and encoder.grain == "tensor"
+    if isinstance(decoder, Codebook):
+        return decoder.rows is None
+    return isinstance(decoder, Int) and decoder.grain == "tensor"
 
 
 def refit(
     block: Block,
     wanted: Array,
     gram: Array,
-    target: Encoder | None,
+    target: Decoder | None,
     parts: Mapping[str, Array] | None,
     restored: Array,
     *,
@@ -54,7 +55,7 @@ def refit(
     """The codes of a block [rows, columns] with other scales or entries for the `wanted` weights (float64): into
     `parts`, which `target` declares, and as numbers into `restored`."""
     assert block.coded is not None  # noqa: S101 - who calls looked
-    encoder = block.coded.encoder
+    encoder = block.coded.decoder
     with np.errstate(all="ignore"):  # what leaves the range is no better, and so not taken
         if isinstance(encoder, Codebook):
             _codebook(encoder, block, block.coded, wanted, gram, parts, restored)
@@ -80,7 +81,8 @@ class _Scales:
         self.encoder, self.block, self.gram, self.power = encoder, block, gram, power
         layout, work = encoder.form(block.spec), block.work
         self.codes = work.array("codes.codes", block.values.shape, "|u1")
-        zero = layout.load(coded.parts, self.codes, work)
+        assert isinstance(layout, Scaled)  # noqa: S101 - it is one that `knows` lets through
+        zero = layout.unpack(coded.parts, self.codes, work)
         self.grouped = encoder.grouped(self.codes)
         rows, groups, _ = self.grouped.shape
         shape = (1 if shared(encoder) else rows, groups)
@@ -91,7 +93,7 @@ class _Scales:
     def run(
         self,
         wanted: Array,
-        target: Encoder | None,
+        target: Decoder | None,
         parts: Mapping[str, Array] | None,
         restored: Array,
         *,
@@ -111,7 +113,7 @@ class _Scales:
         made = target if isinstance(target, Int) else encoder
         if parts is not None:
             points = None if zero is None else zero.astype(np.uint8)
-            made.form(spec).store(self.codes, best, points, parts, self.block.start == 0, work)
+            made.form(spec).pack(self.codes, best, points, parts, self.block.start == 0, work)
         out, offset = encoder.grouped(restored), float(encoder.half) if zero is None else zero[..., None]
         np.subtract(self.grouped, offset, out=out, casting="same_kind")
         column = encoder.column(self.rule.numbers(best).astype(out.dtype, copy=False))

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from compressor.core.errors import UsageError
 from compressor.core.tensor import TensorSpec
-from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block, Encoder
-from compressor.methods.parts import Part
-from compressor.methods.store._sparse import Sparse
-from compressor.methods.store.bitmask import Bitmask
-from compressor.methods.store.csr import Csr
-from compressor.methods.store.nm import NM
+from compressor.core.workspace import Array
+from compressor.methods.contract import Decoder, Encoder, Scheme
+from compressor.methods.store import Sparse, SparseParts, Storing
+from compressor.methods.store.bitmask import BitmaskParts
+from compressor.methods.store.csr import Csr, CsrParts
+from compressor.methods.store.nm import NMParts
+from compressor.methods.unlisted.dense import Dense
 
 
 @dataclass(frozen=True)
-class Auto(Sparse):
-    """Counts for all layouts. `inner` is the encoder in its usual layout, which is an alternative too."""
+class Smallest(Sparse):
+    """Counts for all layouts, and takes the smallest. `inner` in its usual layout is an alternative too; without it
+    the numbers as they are."""
 
     id: ClassVar[str] = "auto"
 
-    def coded(self, spec: TensorSpec) -> Encoder | None:
+    def coded(self, spec: TensorSpec) -> Scheme | None:
         return None if self.inner is None else self.inner.codes(spec)
+
+    def as_codes(self, inner: Encoder | None, spec: TensorSpec) -> Encoder | None:
+        return None if inner is None else inner.as_codes(spec)
 
     def check(self, spec: TensorSpec) -> None:
         if self.inner is not None and self.coded(spec) is None:
@@ -35,29 +38,20 @@ class Auto(Sparse):
             )
         super().check(spec)
 
-    def choose(self, spec: TensorSpec) -> Sparse | None:
-        """The smallest layout, once counted; None where dense (or packed) is as small."""
-        coded = self.coded(spec)
-        dense = spec.nbytes if self.inner is None else _size(self.inner, spec)
-        found = [
-            layout(coded, settled=True, offsets=self.offsets)
-            for layout in (NM, Bitmask, Csr)
-            if (layout is not NM or self.pairs) and (layout is not Csr or spec.matrix[1] <= Csr.longest)
-        ]
+    def counted(self, inner: Encoder | None, spec: TensorSpec, offsets: Array, *, pairs: bool) -> Encoder:
+        coded = self.as_codes(inner, spec)
+        usual = Dense() if inner is None else inner
+        layouts: tuple[type[SparseParts], ...] = (NMParts,) if pairs else ()
+        layouts = (*layouts, BitmaskParts, *((CsrParts,) if spec.matrix[1] <= Csr.longest else ()))
+        found = [layout(None if coded is None else coded.decoder, offsets) for layout in layouts]
         best = min(found, key=lambda layout: _size(layout, spec))
-        return best if _size(best, spec) < dense else None
-
-    def layout(self, spec: TensorSpec) -> tuple[Part, ...]:
-        raise TypeError("a layout has to be chosen first")
-
-    def store(self, elements: Array, parts: Mapping[str, Array], block: Block) -> None:
-        raise TypeError("a layout has to be chosen first")
-
-    def load(
-        self, parts: Mapping[str, Array], elements: Array, spec: TensorSpec, start: int, work: Workspace
-    ) -> None:
-        raise TypeError("a layout has to be chosen first")
+        return Storing(best, coded) if _size(best, spec) < _size(usual.decoder, spec) else usual
 
 
-def _size(encoder: Encoder, spec: TensorSpec) -> int:
-    return sum(replace(spec, dtype=part.dtype, shape=part.shape).nbytes for part in encoder.parts(spec))
+def is_sparse(decoder: Decoder) -> bool:
+    """Whether it is one of the sparse layouts, and not what was there already."""
+    return isinstance(decoder, SparseParts)
+
+
+def _size(decoder: Decoder, spec: TensorSpec) -> int:
+    return sum(replace(spec, dtype=part.dtype, shape=part.shape).nbytes for part in decoder.parts(spec))

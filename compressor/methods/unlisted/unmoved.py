@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
-from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block, Encoder
-from compressor.methods.parts import Part
+from compressor.core.workspace import Array
+from compressor.methods.contract import Block, Decoder, Encoder, Scheme
 
 
 @dataclass(frozen=True)
-class Unmoved(Encoder):
+class Unmoved(Scheme, Encoder):
     """What `stored` stored, once more. It is no method that a user names: training leaves it."""
 
     verb: ClassVar[str] = "distill"
     id: ClassVar[str] = "soft-targets"
 
-    stored: Encoder
+    stored: Decoder
 
     @property
-    def written(self) -> Encoder:
+    def decoder(self) -> Decoder:
         return self.stored
 
-    @property
-    def exact(self) -> bool:
-        return self.stored.exact
+    def decoder_for(self, spec: TensorSpec) -> Decoder:
+        return self.stored
 
-    def parts(self, spec: TensorSpec) -> tuple[Part, ...]:
-        return self.stored.parts(spec)
-
-    def config(self, spec: TensorSpec) -> dict[str, Any] | None:
-        return self.stored.config(spec)
-
-    def dialect(self, spec: TensorSpec) -> str:
-        return self.stored.dialect(spec)
-
-    def bound(self, largest: float, spec: TensorSpec) -> float:
-        return inf
+    def prepare(self, specs: Sequence[TensorSpec]) -> Unmoved:
+        return self
 
     def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
         np.copyto(restored, block.values)
@@ -49,6 +37,3 @@ class Unmoved(Encoder):
             assert block.coded is not None  # noqa: S101 - the planner gives it to no other tensor
             for suffix, part in parts.items():
                 np.copyto(part, block.coded.parts[suffix].reshape(part.shape))
-
-    def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
-        self.stored.decode(parts, spec, out, start, work)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from functools import partial
 from math import cos, pi
 from typing import TypeVar
@@ -23,6 +24,16 @@ LANES = 2  # parts of a batch; always as many, so that sums are the same with on
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class Bonds:
+    """What a student's weights are bound to: masks of the zeros that stay (float32, 0 or 1, by the tensor's name),
+    values that are shared, and codes."""
+
+    masks: Mapping[str, Array]
+    ties: Ties | None = None
+    held: Held | None = None
+
+
 class Course:
     """A student, its inputs and what the teacher makes of them."""
 
@@ -32,12 +43,11 @@ class Course:
         teacher: Network,
         batches: Batches,
         said: Training,
-        masks: Mapping[str, Array],
-        ties: Ties | None,
+        bonds: Bonds,
         executor: Executor,
-        held: Held | None = None,
     ) -> None:
-        self.said, self.ties, self.executor, self.held = said, ties, executor, held
+        held = bonds.held
+        self.said, self.ties, self.executor, self.held = said, bonds.ties, executor, held
         count = len(batches.inputs)
         self.size = min(said.batch_size, count)
         self.lanes = [Lane(student, teacher, batches, said) for _ in range(LANES)]
@@ -48,7 +58,7 @@ class Course:
             parameters = held.free(parameters) | held.numbers
             gradients = [held.slopes(one) for one in gradients]
         self.gradients = gradients
-        self.adam = Adam(parameters, gradients, masks)
+        self.adam = Adam(parameters, gradients, bonds.masks)
         order = np.random.default_rng(said.seed).permutation(count)
         aside = int(count * said.holdout) if count > 1 else 0
         self.judged, self.trained = np.sort(order[:aside]), order[aside:]

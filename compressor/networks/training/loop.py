@@ -12,7 +12,7 @@ from compressor.core.lazy import np
 from compressor.networks.network import Network
 from compressor.networks.training.batches import Batches
 from compressor.networks.training.best_state import Best, Judged
-from compressor.networks.training.epochs import Course
+from compressor.networks.training.epochs import Bonds, Course
 from compressor.networks.training.gradual_pruning import Gradual
 from compressor.networks.training.start import Ties, masks_of, start_anew
 from compressor.networks.training.trained_codes import Held
@@ -54,7 +54,7 @@ def train(
         matrices = {name: weight for name, weight in student.parameters.items() if weight.ndim > 1}
         masks |= {name: np.ones_like(weight) for name, weight in matrices.items() if name not in masks}
         gradual = Gradual(matrices, masks, said.sparsity, said.prune_over, said.epochs)
-    course = Course(student, teacher, batches, said, masks, ties, executor, held)
+    course = Course(student, teacher, batches, said, Bonds(masks, ties, held), executor)
     before, number, found = course.judge(), 0, (0.0, 0.0)
     beside = {} if held is None else {f"{name} numbers": array for name, array in held.numbers.items()}
     best = Best(student.tensors | beside, len(course.judged))

@@ -31,7 +31,7 @@ from compressor.core.parallel.threads import local
 from compressor.core.tensor import TensorSpec
 from compressor.core.tensor_names import layer_of
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block, Coded, Encoder
+from compressor.methods.contract import Block, Coded, Decoder
 from compressor.methods.numerics.hessian import ROWS, Conditioned, conditioned, conditioned_memory
 from compressor.methods.numerics.masked_least_squares import masked
 from compressor.methods.quantize.int import Int
@@ -246,7 +246,7 @@ def _coded(tensor: Tensor) -> bool:
     return tensor.encoder is not None and not tensor.encoder.exact
 
 
-def _knows(encoder: Encoder, spec: TensorSpec) -> bool:
+def _knows(encoder: Decoder, spec: TensorSpec) -> bool:
     """Whether its codes can stay while what they stand for is refit."""
     return refit_codes.knows(encoder) and (not isinstance(encoder, Int) or encoder.layout_of(spec) in LAYOUTS)
 

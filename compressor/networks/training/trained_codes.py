@@ -22,6 +22,7 @@ from compressor.core.tensor import DTYPES
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.quantize.codebook import Codebook
 from compressor.methods.quantize.int import Int
+from compressor.methods.quantize.int.layouts import Scaled
 from compressor.networks.network import Network
 
 LAYOUTS = ("pack-quantized", "int-quantized", "compressor", "plain")
@@ -84,7 +85,9 @@ class Levels:
         encoder, spec = self.tensor.encoder, self.tensor.spec
         assert isinstance(encoder, Int)  # noqa: S101 - who calls looked
         codes = np.empty(spec.matrix, np.uint8)
-        found = encoder.form(spec).load(_views(self.tensor), codes, Workspace())
+        form = encoder.form(spec)
+        assert isinstance(form, Scaled)  # noqa: S101 - `LAYOUTS` are such
+        found = form.unpack(_views(self.tensor), codes, Workspace())
         return None if found is None else found.astype(DTYPES[spec.dtype].compute)
 
 
@@ -110,8 +113,9 @@ def levels_of(tensor: Tensor, weight: Array) -> Levels:
             "plain) and codebooks can",
         )
     layout = encoder.form(spec)
+    assert isinstance(layout, Scaled)  # noqa: S101 - `LAYOUTS` are such
     parts = _views(tensor)
-    zero = layout.load(parts, codes, work)
+    zero = layout.unpack(parts, codes, work)
     grouped = encoder.grouped(codes).astype(np.float32)
     grouped -= encoder.half if zero is None else zero.astype(np.float32)[..., None]
     scales = encoder.rule(spec).numbers(np.array(layout.scales(parts))).reshape(-1)

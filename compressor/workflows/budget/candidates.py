@@ -25,7 +25,7 @@ from compressor.core.errors import UsageError
 from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
 from compressor.files.layout import Container
-from compressor.methods.contract import Encoder
+from compressor.methods.contract import Scheme
 from compressor.methods.options import options_of
 from compressor.methods.quantize.uniform import DEFAULT_BITS, Uniform
 from compressor.methods.registry import make_method, methods_of
@@ -45,7 +45,7 @@ class Candidate:
     """`name` is how the user calls it; without an encoder the tensor stays dense."""
 
     name: str
-    encoder: Encoder | None = None
+    encoder: Scheme | None = None
 
     @cached_property
     def key(self) -> str:
@@ -88,22 +88,28 @@ class Candidate:
         try:
             if self.encoder.skip(spec) is not None:
                 return None
-            encoder = self.encoder if self.even is None else replace(self.even, code_bytes=1)
-            parts = encoder.parts(spec)
+            scheme = self.encoder if self.even is None else replace(self.even, code_bytes=1)
+            decoder = scheme.decoder_for(spec)
+            parts = () if decoder is None else decoder.parts(spec)
         except UsageError:
             return None
-        return sum(TensorSpec("", part.dtype, part.shape).nbytes for part in parts)
+        return None if decoder is None else sum(TensorSpec("", part.dtype, part.shape).nbytes for part in parts)
 
     def fits(self, spec: TensorSpec, container: Container) -> bool:
         """Whether the tensor's shape allows it, and loaders of a folder would look for codes there."""
         looked_for = spec.name.endswith(".weight") or container != "folder"
-        if self.encoder is not None and not looked_for and self.encoder.dialect(spec):
+        if not looked_for and self._dialect(spec):
             return False
         return self.size(spec) is not None
 
     def shared(self, spec: TensorSpec) -> bool:
         """Whether loaders want one scheme for what they fuse with this tensor, if it is stored so."""
-        return self.encoder is not None and self.encoder.dialect(spec) == "compressed-tensors"
+        return self._dialect(spec) == "compressed-tensors"
+
+    def _dialect(self, spec: TensorSpec) -> str:
+        """The dialect whose loaders take the tensor, if it is stored so."""
+        decoder = None if self.encoder is None else self.encoder.decoder_for(spec)
+        return "" if decoder is None else decoder.dialect(spec)
 
 
 def make_candidates(
@@ -185,7 +191,7 @@ def _made(name: str, shared: Mapping[str, Any], where: str) -> Candidate:
     method = make_method(
         "quantize", {**more, **options}, text=text, where=f"{where}candidate {printable(name, 60)}: "
     )
-    assert isinstance(method, Encoder)  # noqa: S101 - quantize has no other kinds
+    assert isinstance(method, Scheme)  # noqa: S101 - quantize has no other kinds
     return Candidate(name, method)
 
 

@@ -11,26 +11,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
-from math import inf
+from math import fsum, inf
 
+from compressor.architectures.fused_layers import fused_group
 from compressor.calibration.statistics import open_statistics
 from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.core.elementary import power
 from compressor.core.errors import GateFailed, UsageError
-from compressor.core.selection import matches
 from compressor.core.tensor import TensorSpec
-from compressor.core.tensor_names import fused_group, layer_of
+from compressor.core.tensor_names import layer_of
 from compressor.core.text import size_text
 from compressor.engine.plan.plan import Plan
 from compressor.files.layout import Container
-from compressor.methods.contract import Encoder, Method
+from compressor.methods.contract import Method, Scheme
 from compressor.methods.options import defaults_of
 from compressor.methods.registry import make_method
 from compressor.recipe.budget import CHOSEN, Budget
 from compressor.recipe.model import Recipe, Stage
+from compressor.recipe.selection import matches
 from compressor.workflows.budget.allocate import Option, allocate, breakpoints, smallest
 from compressor.workflows.budget.candidates import DENSE, Candidate, check_readable, make_candidates
 from compressor.workflows.budget.errand import Errand
-from compressor.workflows.budget.survey import Measured, Probe, measure_of, size_of
+from compressor.workflows.budget.survey import Measured, Probe, Probed, measure_of, size_of
 from compressor.workflows.budget.survey_file import key_of, read_table, write_table
 
 _STORES = ("auto", "packed", "archive")
@@ -90,7 +92,7 @@ class Fitting:
         return sum(options[n].size for options, n in zip(self.options, chosen, strict=True))
 
     def loss_of(self, chosen: Sequence[int]) -> float:
-        return sum(options[n].loss for options, n in zip(self.options, chosen, strict=True))
+        return fsum(options[n].loss for options, n in zip(self.options, chosen, strict=True))
 
     def candidate(self, unit: int, chosen: Sequence[int]) -> Candidate:
         return self.candidates[self.units[unit].place(chosen[unit])].moved(self.more)
@@ -108,8 +110,8 @@ class Fitting:
         if not known.error or not known.loss or not other.error or not other.loss:
             return replace(known, bits=known.bits + self.more)
         return Measured(
-            known.error * (other.error / known.error) ** way,
-            known.loss * (other.loss / known.loss) ** way,
+            known.error * float(power(other.error / known.error, way)),
+            known.loss * float(power(other.loss / known.loss, way)),
             bits=known.bits + (other.bits - known.bits) * way,
         )
 
@@ -157,7 +159,7 @@ class Fitting:
     def recipe_for(self, chosen: Sequence[int]) -> Recipe:
         """The ordinary recipe of a choice."""
         *before, stage = self.recipe.stages
-        by_encoder: dict[Encoder | None, list[str]] = {}
+        by_encoder: dict[Scheme | None, list[str]] = {}
         for number, unit in enumerate(self.units):
             names = by_encoder.setdefault(self.candidate(number, chosen).encoder, [])
             names += [spec.name for spec in unit.specs]
@@ -195,23 +197,23 @@ def patterns(names: Sequence[str]) -> list[str]:
     return ["re:" + "|".join(map(re.escape, sorted(names)))]
 
 
-def _base(counts: Mapping[Encoder, int], stage: Stage) -> Encoder:
+def _base(counts: Mapping[Scheme, int], stage: Stage) -> Scheme:
     """What the stage itself says: the commonest encoder from which, read as a recipe, the others differ as they
     should (a rule inherits what it does not say)."""
     order = sorted(counts, key=lambda one: (-counts[one], str(one)))
     for base in order:
         if all(_inherits(base, other) for other in order):
             return base
-    assert isinstance(stage.method, Encoder)  # noqa: S101 - it is a quantize stage
+    assert isinstance(stage.method, Scheme)  # noqa: S101 - it is a quantize stage
     return order[0] if order else stage.method
 
 
-def _inherits(base: Encoder, other: Encoder) -> bool:
+def _inherits(base: Scheme, other: Scheme) -> bool:
     said = other.describe()
     if type(base) is type(other):
         said = {**base.describe(), **said}
     try:
-        return make_method("quantize", said).within(base) == other
+        return make_method("quantize", said).completed_by(base) == other
     except UsageError:
         return False
 
@@ -243,7 +245,7 @@ def fitting(
     candidates = make_candidates(
         budget.candidates, shared, str(shared.get("layout", "auto")), container, archived=archived
     )
-    scout = errand.dry_run(_probing(recipe, Probe(found={}))).plan
+    scout = errand.dry_run(_probing(recipe, Probe())).plan
     decided = [
         job.spec
         for job in scout.jobs
@@ -347,9 +349,9 @@ class _Survey:
         report = self.errand.dry_run(_probing(self.recipe, probe), only=list(wanted))
         rows: dict[str, dict[str, Measured]] = {}
         for job in report.plan.jobs:
-            method = job.steps[-1].method
-            assert isinstance(method, Probe)  # noqa: S101 - it stood in for the candidates
-            rows |= {name: dict(row) for name, row in (method.found or {}).items()}
+            found = job.steps[-1].found
+            assert isinstance(found, Probed)  # noqa: S101 - the probe stood in for the candidates
+            rows[job.spec.name] = dict(found.rows)
         return rows
 
 
@@ -392,7 +394,7 @@ def _unit(
             continue
         places.append(place)
         # every weight counts the same: so the losses of tensors add up as losses of one matrix would
-        loss = sum(row.loss * spec.size for row, spec in zip(rows, members, strict=True))
+        loss = fsum(row.loss * spec.size for row, spec in zip(rows, members, strict=True))
         size = sum(size_of(one, spec, row) for row, spec in zip(rows, members, strict=True))
         options.append(Option(size, loss))
     if not options:  # dense is no candidate, or it would be within the limit

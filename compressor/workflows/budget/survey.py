@@ -19,18 +19,19 @@ weighted loss is Σ (w − w')² times the mean of G's diagonal. The same counts
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import ceil, inf, sqrt
 from typing import ClassVar, Literal
 
 from compressor.checkpoint.rows import BLOCK
 from compressor.core.lazy import np
+from compressor.core.sums import dot, dots
 from compressor.core.tensor import TensorSpec
-from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block, Encoder, Method, Survey
+from compressor.core.workspace import Array
+from compressor.methods.contract import Block, ByTensor, Method, Scheme, Survey
 from compressor.methods.numerics.even_steps import Classes
-from compressor.methods.parts import Part
 from compressor.methods.quantize.uniform import DEFAULT_BITS, Uniform
+from compressor.methods.unlisted.dense import Dense
 from compressor.recipe.budget import SAMPLE
 from compressor.workflows.budget.candidates import DENSE, Candidate
 
@@ -60,17 +61,16 @@ Table = Mapping[str, Mapping[str, Measured]]  # by tensor and candidate's key
 
 
 @dataclass(frozen=True)
-class Probe(Encoder):
-    """Stands in a plan where a candidate will: it encodes nothing, and its survey measures them all."""
+class Probe(Scheme):
+    """Stands in a plan where a candidate will: its survey measures them all, and leaves the tensor as it is."""
 
     verb: ClassVar[str] = "quantize"
     id: ClassVar[str] = "probe"
 
-    candidates: tuple[tuple[str, Encoder], ...] = ()
+    candidates: tuple[tuple[str, Scheme], ...] = ()
     informed: Literal["", "square", "gram"] = ""
     sample: int = SAMPLE
     wanted: Mapping[str, tuple[str, ...]] = field(default_factory=dict, compare=False)  # by tensor, keys to measure
-    found: Table | None = field(default=None, compare=False)
 
     @property
     def statistics(self) -> Literal["", "square", "gram"]:  # type: ignore[override]
@@ -78,33 +78,38 @@ class Probe(Encoder):
 
     @property
     def at_once(self) -> int:  # type: ignore[override]
-        return max((encoder.at_once for _, encoder in self.candidates), default=0)
+        return max((scheme.at_once for _, scheme in self.candidates), default=0)
+
+    @property
+    def linear_algebra(self) -> bool:  # type: ignore[override]
+        return self.informed == "gram" or any(encoder.linear_algebra for _, encoder in self.candidates)
 
     @property
     def reach(self) -> Literal["tensor", "model"]:
         return "model"
 
-    @property
-    def counted(self) -> bool:
-        return self.found is not None
+    def decoder_for(self, spec: TensorSpec) -> Dense | None:
+        return None if self.wanted else Dense()
 
-    def parts(self, spec: TensorSpec) -> tuple[Part, ...]:
-        return (Part("", spec.dtype, spec.shape),)
+    def prepare(self, specs: Sequence[TensorSpec]) -> Measure:
+        return Measure(self, {spec.name: spec for spec in specs})
 
-    def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
-        raise TypeError("a probe stores nothing")
 
-    def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
-        raise TypeError("a probe stores nothing")
+@dataclass(frozen=True)
+class Probed(Dense):
+    """A tensor as it is, with what is known of its candidates, by key."""
 
-    def bound(self, largest: float, spec: TensorSpec) -> float:
-        return inf
+    rows: Mapping[str, Measured] = field(default_factory=dict, compare=False)
 
-    def survey(self, specs: Sequence[TensorSpec]) -> Measure | None:
-        return Measure(self, {spec.name: spec for spec in specs}) if self.found is None else None
 
-    def for_tensor(self, name: str, own: Method) -> Probe:
-        return replace(self, found={name: (self.found or {})[name]}, wanted={})
+@dataclass(frozen=True)
+class ProbedEach(ByTensor):
+    """What is known of the candidates of all tensors."""
+
+    table: Table
+
+    def of(self, spec: TensorSpec, own: Method) -> Probed:
+        return Probed(self.table[spec.name])
 
 
 @dataclass
@@ -117,8 +122,8 @@ class Seen:
 
 @dataclass(frozen=True)
 class Measure(Survey["dict[str, Seen]"]):
-    """Gathers sums, and counts of weights where even steps ask for them, by tensor; concludes with the probe that
-    knows what came of them."""
+    """Gathers sums, and counts of weights where even steps ask for them, by tensor; concludes with what came of
+    them."""
 
     probe: Probe
     specs: Mapping[str, TensorSpec]  # of each tensor
@@ -138,7 +143,7 @@ class Measure(Survey["dict[str, Seen]"]):
         encoders = dict(self.probe.candidates)
         weigh = _Weighing(block, self.probe.informed)
         plain, energy = weigh(values)
-        sums[0] += (len(values), plain.sum(), energy.sum(), energy @ energy)
+        sums[0] += (len(values), plain.sum(), energy.sum(), dot(energy, energy))
         top = float(np.abs(values).max(initial=0))
         restored = work.array("survey.restored", values.shape, values.dtype.str)
         if any(counted(key, encoders) for key in keys):
@@ -151,7 +156,7 @@ class Measure(Survey["dict[str, Seen]"]):
             encoder.encode(block, None, restored)
             np.subtract(values, restored, out=restored)
             lost, loss = weigh(restored)
-            sums[place] += (lost.sum(), loss.sum(), loss @ loss, loss @ energy)
+            sums[place] += (lost.sum(), loss.sum(), dot(loss, loss), dot(loss, energy))
         return stats
 
     def merge(self, stats: dict[str, Seen], more: dict[str, Seen]) -> dict[str, Seen]:
@@ -164,14 +169,14 @@ class Measure(Survey["dict[str, Seen]"]):
                 seen.classes.settle()
         return stats
 
-    def conclude(self, stats: dict[str, Seen]) -> Probe:
+    def conclude(self, stats: dict[str, Seen]) -> ProbedEach:
         found, encoders = {}, dict(self.probe.candidates)
         for name, seen in sorted(stats.items()):
             keys, sums, spec = self.probe.wanted.get(name, ()), seen.sums, self.specs[name]
             share = sums[0][0] / (spec.matrix[0] or 1)
             rows = {key: _measured(sums[0], row, share) for key, row in zip(keys, sums[1:], strict=True)}
             found[name] = rows | _forecast([key for key in keys if counted(key, encoders)], encoders, seen, spec)
-        return replace(self.probe, found=found)
+        return ProbedEach(found)
 
     def _every(self, spec: TensorSpec) -> int:
         """Of how many blocks one is measured."""
@@ -199,23 +204,23 @@ class _Weighing:
 
     def __call__(self, rows: Array) -> tuple[Array, Array]:
         wide = rows.astype(np.float64)  # squares of float32 weights may leave its range
-        plain = np.vecdot(wide, wide)
+        plain = dots(wide, wide)
         if self.gram is not None:
             peak = float(np.abs(rows).max(initial=0)) or 1.0
             unit = (wide / peak).astype(np.float32)
-            return plain, np.vecdot(unit @ self.gram, unit).astype(np.float64).clip(0) * peak**2
+            return plain, np.vecdot(unit @ self.gram, unit).astype(np.float64).clip(0) * (peak * peak)
         if self.square is not None:
-            return plain, np.square(wide) @ self.square
+            return plain, dots(np.square(wide), np.broadcast_to(self.square, wide.shape))
         return plain, plain
 
 
-def counted(key: str, encoders: Mapping[str, Encoder]) -> bool:
+def counted(key: str, encoders: Mapping[str, Scheme]) -> bool:
     """Whether a candidate follows from counts of the weights: an even step, or dense."""
     return key == DENSE or isinstance(encoders[key], Uniform)
 
 
 def _forecast(
-    keys: Sequence[str], encoders: Mapping[str, Encoder], seen: Seen, spec: TensorSpec
+    keys: Sequence[str], encoders: Mapping[str, Scheme], seen: Seen, spec: TensorSpec
 ) -> dict[str, Measured]:
     """What counts tell of these candidates."""
     _, plain, energy, _ = (float(value) for value in seen.sums[0])
@@ -241,7 +246,7 @@ def _measured(head: Array, sums: Array, share: float) -> Measured:
     ratio = loss / energy if energy else 0.0 if not loss else inf
     if not ratio or ratio == inf or rows < 2 or share >= 1:
         return Measured(error, ratio)
-    scatter = max(loss2 - 2 * ratio * product + ratio**2 * energy2, 0) / (rows - 1)
+    scatter = max(loss2 - 2 * ratio * product + ratio * ratio * energy2, 0) / (rows - 1)
     return Measured(error, ratio, 1.96 * sqrt(scatter * rows * (1 - share)) / loss)
 
 

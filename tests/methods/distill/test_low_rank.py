@@ -467,11 +467,92 @@ def test_places_and_models_that_take_no_adapter(pair: tuple[Path, Path], tmp_pat
         np.save(tmp_path / name, decaying(20, 30, seed=len(name)))
     with pytest.raises(InputError, match="names no module"):
         api.distill(tmp_path / "s.npy", tmp_path / "a", teacher=tmp_path / "t.npy", **shared)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "openai-gpt", "imagegpt", "decision_transformer", "inside", "no config"])
+def test_adapters_of_conv1d_layers_are_for_the_weights_as_peft_sees_them(tmp_path: Path, kind: str) -> None:
+    """A Conv1D's weight lies [in, out]; PEFT's factors are [out, rank] and [rank, in] all the same."""
+    config = {
+        "inside": {"model_type": "vision-encoder-decoder", "decoder": {"model_type": "gpt2"}},
+        "no config": None,
+    }
+    weight, bias = decaying(20, 30), np.zeros(30, np.float32)
+    square = decaying(20, 20, seed=1)
+    layers = {
+        "h__0__mlp__c_fc__weight": weight,
+        "h__0__attn__c_proj__weight": square,
+        "h__0__mlp__c_fc__bias": bias,
+    }
+    gpt = folder(tmp_path / "gpt", config.get(kind, {"model_type": kind}), **layers)
+    api.prune(gpt, tmp_path / "pruned", sparsity=0.5)
+    api.distill(tmp_path / "pruned", tmp_path / "a", teacher=gpt, method="residual", rank=20)
+    made, student = (
+        load(tmp_path / "a" / "adapter_model.safetensors"),
+        load(tmp_path / "pruned" / "model.safetensors"),
+    )
+    for name, teacher in (("h.0.mlp.c_fc", weight), ("h.0.attn.c_proj", square)):
+        b, a = (made[f"base_model.model.{name}.lora_{side}.weight"] for side in "BA")
+        assert (b.shape[0], a.shape[1]) == teacher.shape[::-1]
+        np.testing.assert_allclose(student[f"{name}.weight"] + (b @ a).T, teacher, atol=1e-5)
+    assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["fan_in_fan_out"] is True
+
+
+def test_statistics_of_conv1d_layers_are_of_their_inputs(tmp_path: Path) -> None:
+    """Of 20 inputs, which are the rows of the file; other methods refuse them."""
     gpt = folder(tmp_path / "gpt", {"model_type": "gpt2"}, h__0__mlp__c_fc__weight=decaying(20, 30))
-    pruned = tmp_path / "gpt-pruned"
-    api.prune(gpt, pruned, sparsity=0.5)
+    api.prune(gpt, tmp_path / "pruned", sparsity=0.5)
+    gather, rows = (
+        Gather(20, gram=True),
+        np.random.default_rng(2).standard_normal((200, 20)) * 2.0 ** -np.arange(20),
+    )
+    gather.add(rows)
+    write_statistics(tmp_path / "stats.safetensors", [("h.0.mlp.c_fc", gather.layer)])
+    teacher = load(gpt / "model.safetensors")["h.0.mlp.c_fc.weight"]
+    student = load(tmp_path / "pruned" / "model.safetensors")["h.0.mlp.c_fc.weight"]
+    lost = {}
+    for name, more in (("plain", {}), ("informed", {"stats": tmp_path / "stats.safetensors"})):
+        api.distill(tmp_path / "pruned", tmp_path / name, teacher=gpt, method="residual", rank=4, **more)
+        made = load(tmp_path / name / "adapter_model.safetensors")
+        b, a = (made[f"base_model.model.h.0.mlp.c_fc.lora_{side}.weight"] for side in "BA")
+        lost[name] = float(np.linalg.norm(rows @ (student + (b @ a).T - teacher)))
+    assert lost["informed"] < 0.5 * lost["plain"]
     with pytest.raises(InputError, match="Conv1D"):
-        api.distill(pruned, tmp_path / "a", teacher=gpt, **shared)
+        api.prune(gpt, tmp_path / "o", method="wanda", sparsity=0.5, stats=tmp_path / "stats.safetensors")
+
+
+def test_layers_that_are_called_like_conv1d_and_are_none(tmp_path: Path) -> None:
+    gpt = folder(tmp_path / "gpt", {"model_type": "gpt_bigcode"}, h__0__mlp__c_fc__weight=decaying(30, 20))
+    api.prune(gpt, tmp_path / "pruned", sparsity=0.5)
+    api.distill(tmp_path / "pruned", tmp_path / "a", teacher=gpt, method="residual", rank=2)
+    made = load(tmp_path / "a" / "adapter_model.safetensors")
+    assert made["base_model.model.h.0.mlp.c_fc.lora_B.weight"].shape == (30, 2)
+    assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["fan_in_fan_out"] is False
+
+
+def test_a_masked_conv1d_layer(tmp_path: Path) -> None:
+    weight = decaying(20, 30)
+    teacher = folder(tmp_path / "t", {"model_type": "gpt2"}, h__0__mlp__c_fc__weight=weight)
+    mask = (np.arange(600).reshape(20, 30) % 3 > 0).astype(np.float32)
+    masked = {"h__0__mlp__c_fc__weight_orig": weight, "h__0__mlp__c_fc__weight_mask": mask}
+    student = folder(tmp_path / "s", {"model_type": "gpt2"}, **masked)
+    api.distill(student, tmp_path / "a", teacher=teacher, method="residual", rank=20)
+    made = load(tmp_path / "a" / "adapter_model.safetensors")
+    b, a = (made[f"base_model.model.h.0.mlp.c_fc.lora_{side}.weight"] for side in "BA")
+    np.testing.assert_allclose(weight * mask + (b @ a).T, weight, atol=1e-5)
+
+
+def test_codes_of_conv1d_layers_get_no_adapter(tmp_path: Path) -> None:
+    """Loaders do not take such codes; what they stand for gets one."""
+    gpt = folder(tmp_path / "gpt", {"model_type": "gpt2"}, h__0__mlp__c_fc__weight=decaying(20, 32))
+    api.quantize(gpt, tmp_path / "codes", bits=4, granularity="channel")
+    shared: dict[str, Any] = {"teacher": gpt, "method": "residual", "rank": 2}
+    for more in ({}, {"alternate": 2, "save_base": tmp_path / "base"}):
+        with pytest.raises(InputError, match="Conv1D") as caught:
+            api.distill(tmp_path / "codes", tmp_path / "a", **shared, **more)
+        assert "compressor restore" in str(caught.value)
+    assert not (tmp_path / "base").exists()
+    api.restore(tmp_path / "codes", tmp_path / "dense")
+    api.distill(tmp_path / "dense", tmp_path / "a", **shared)
 
 
 def test_statistics_lower_the_error_of_outputs(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -731,6 +812,4 @@ def test_what_alternating_needs(pair: tuple[Path, Path], tmp_path: Path) -> None
 def test_what_the_methods_say_before_a_survey() -> None:
     spec = TensorSpec("a.weight", "F32", (8, 8))
     for method in (LowRank(energy=0.5), Residual(rank=2)):
-        assert not method.counted
-        with pytest.raises(TypeError):
-            method.parts(spec)
+        assert method.decoder_for(spec) is None

@@ -43,7 +43,7 @@ def smallest_first(magnitudes: Array, count: int) -> Array:
 
 
 @given(data=st.data(), dtype=st.sampled_from(FLOATS))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_rows_and_blocks_are_stable_sorts(data: st.DataObject, dtype: str) -> None:
     rows, size, blocks = data.draw(st.integers(1, 9)), data.draw(st.integers(2, 12)), data.draw(st.integers(1, 3))
     sparsity = data.draw(st.sampled_from([0.0, 0.1, 0.5, 0.8, 0.99]))
@@ -57,7 +57,7 @@ def test_rows_and_blocks_are_stable_sorts(data: st.DataObject, dtype: str) -> No
 
 
 @given(data=st.data(), dtype=st.sampled_from(FLOATS), m=st.sampled_from([2, 3, 4, 8, 17, 20]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_nm_keeps_the_n_largest_of_every_m(data: st.DataObject, dtype: str, m: int) -> None:
     n, tail = data.draw(st.integers(1, m - 1)), data.draw(st.integers(0, m - 1))
     raw = matrix(data, dtype, data.draw(st.integers(1, 5)), m * data.draw(st.integers(0, 3)) + tail)
@@ -73,7 +73,7 @@ def test_nm_keeps_the_n_largest_of_every_m(data: st.DataObject, dtype: str, m: i
         gone = np.argsort(-np.abs(block), kind="stable")[n:]  # of equals the first stays
         block[gone] = 0
     assert np.array_equal(found, expected)
-    assert bool(method.shortfall(spec)) == bool(tail)
+    assert bool(method.partial_treatment(spec)) == bool(tail)
 
 
 @pytest.mark.parametrize("pattern", ["4:2", "2:2", "0:4", "2", "2:4:8", "-1:4", "a:b", "٢:٤", ""])
@@ -213,7 +213,7 @@ def test_many_small_tensors_share_a_global_cut_with_ties(sparsity: float, tmp_pa
 def test_shares_of_many_tensors_are_few_numbers() -> None:
     """A histogram of 65,536 bins a tensor would be half a gigabyte for a thousand of them."""
     spec = TensorSpec("t", "F32", (4, 8))
-    survey = LayerAdaptive(sparsity=0.5).survey([spec])
+    survey = LayerAdaptive(sparsity=0.5).prepare([spec])
     values = np.random.default_rng(0).standard_normal(spec.shape).astype(np.float32)
     stats = survey.observe(Block(values, 0, spec, Workspace(), {}), survey.start())
     assert sum(part.nbytes for part in stats["t"]) <= 16 * spec.size

@@ -28,6 +28,7 @@ from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Workspace
 from compressor.methods.contract import Block, Encoder
 from compressor.methods.quantize.int import Int
+from compressor.methods.quantize.int.scheme import OneScale
 from compressor.methods.registry import methods_of
 
 Array = npt.NDArray[Any]
@@ -159,14 +160,13 @@ def test_pruned_zeros_stay_zero_beside_a_searched_zero_point() -> None:
 def test_one_scale_for_a_tensor_is_found_on_a_histogram() -> None:
     values = np.random.default_rng(3).standard_t(4, (64, 512)).astype(np.float32)
     spec = TensorSpec("w", "F32", values.shape)
-    method = resolve(INT(bits=4, granularity="tensor"), spec, values, {}, [(0, 64)], Workspace())
-    assert isinstance(method, Int)
-    assert method.found is not None
+    made = resolve(INT(bits=4, granularity="tensor"), spec, values, {}, [(0, 64)], Workspace())
+    assert isinstance(made, OneScale)
     trial = [
         error(values, bits=4, granularity="tensor", method="absmax"),
         error(values, bits=4, granularity="tensor"),
     ]
-    scales = method.found[0] * np.linspace(0.8, 1.25, 91)
+    scales = made.scale * np.linspace(0.8, 1.25, 91)
     brute = min(np.linalg.norm(np.clip(np.rint(values / s), -8, 7) * s - values) for s in scales)
     assert trial[1] < 0.7 * trial[0]
     assert trial[1] * np.linalg.norm(values) <= brute * 1.005
@@ -193,16 +193,16 @@ def test_measured_loss_is_that_of_the_restored_numbers(name: str) -> None:
         for unfit in (store(usual, dtype), *edges(dtype).values()):
             raw = fitting(COMBINATIONS[name], unfit)
             spec = TensorSpec("w", dtype, raw.shape)
-            if refusal(partial(COMBINATIONS[name].parts, spec)) is not None:
+            if refusal(partial(COMBINATIONS[name].check, spec)) is not None:
                 continue
             matrix = numbers(raw, dtype).reshape(spec.matrix)
             work, rows = Workspace(), [(0, len(matrix))]
-            method = resolve(COMBINATIONS[name], spec, matrix, {}, rows, work)
-            assert isinstance(method, Encoder)
+            encoder = resolve(COMBINATIONS[name], spec, matrix, {}, rows, work)
+            assert isinstance(encoder, Encoder)
             told, parts = [], []
-            for measured in (method.measured, super(Int, method).measured):
-                parts.append({part.suffix: fresh(part, 0xA5) for part in method.parts(spec)})
-                views = views_of(method, spec, parts[-1], slice(*rows[0]))
+            for measured in (encoder.measured, partial(Encoder.measured, encoder)):
+                parts.append({part.suffix: fresh(part, 0xA5) for part in encoder.decoder.parts(spec)})
+                views = views_of(encoder.decoder, spec, parts[-1], slice(*rows[0]))
                 with np.errstate(all="ignore"):
                     told.append(measured(Block(matrix, 0, spec, work, {}), views))
             assert told[0][1] == told[1][1]

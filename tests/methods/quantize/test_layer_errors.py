@@ -83,7 +83,7 @@ def test_outputs_lose_less_than_by_the_search(bits: int, symmetric: bool, act_or
 
 
 def test_a_row_is_rounded_alike_wherever_a_block_begins() -> None:
-    values, layer = weights(300, 256), correlated(256)
+    values, layer = weights(140, 256), correlated(256)
     spec = TensorSpec("w", "F32", values.shape)
     method = Int(bits=4, group_size=128, method="gptq")
     whole = run(method, spec, values, inputs=layer).restored

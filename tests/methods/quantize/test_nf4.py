@@ -361,7 +361,7 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "a lost scale": (set_("b.weight.absmax", "F32", np.zeros(4, "<f4")), "has no quant_state beside it"),
     "fp4's state": (rename(STATE, STATE.replace("nf4", "fp4")), "only nf4 is read here"),
     "any state": (rename(STATE, STATE.replace("nf4", "\x1b[31m")), "only nf4 is read here"),
-    "8 bits": (set_("b.SCB", "F32", np.zeros(8, "<f4")), "bitsandbytes' 8-bit form"),
+    "8 bits": (set_("b.SCB", "F32", np.zeros(8, "<f4")), "has no matrix of 8-bit codes beside its SCB"),
 }
 
 

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from support import archives
 from support.console import LLAMA, compressor
-from support.laws import numbers, resolve, run, store
+from support.laws import numbers, run, store
 
 from compressor import api
+from compressor.architectures.fused_layers import fused_group
 from compressor.cli.report import render
 from compressor.core.errors import CompressorError, InputError, UsageError
 from compressor.core.tensor import TensorSpec
-from compressor.core.tensor_names import fused_group
 from compressor.core.workspace import Workspace
-from compressor.methods.contract import Encoder
+from compressor.methods.contract import ReadableScheme
 from compressor.methods.numerics.largest_magnitude import Largest, shared
 from compressor.methods.numerics.minifloat import E2M1, E4M3, E5M2, Minifloat
 from compressor.methods.registry import methods_of
@@ -32,9 +32,9 @@ FORMATS = {
 }
 
 
-def method(scheme: str, **options: Any) -> Encoder:
+def method(scheme: str, **options: Any) -> ReadableScheme:
     made = methods_of("quantize")[scheme](**options)
-    assert isinstance(made, Encoder)
+    assert isinstance(made, ReadableScheme)
     return made
 
 
@@ -202,7 +202,8 @@ def test_the_largest_of_fused_parts_counts_for_all() -> None:
 
 
 def test_the_survey_merges_in_any_grouping() -> None:
-    survey = Largest(method("nvfp4"))
+    survey = method("nvfp4").prepare([])
+    assert isinstance(survey, Largest)
     stats = [{"a.q_proj.weight": 1.0}, {"a.k_proj.weight": 5.0}, {"a.q_proj.weight": 2.0, "c": 0.0}]
     left, right = survey.start(), survey.start()
     for more in stats:
@@ -225,20 +226,6 @@ def test_fused_parts_share_their_scale(scheme: str, tmp_path: Path) -> None:
                 scales.setdefault(whole, set()).add(data)
     assert len(scales) == 2 * 4
     assert all(len(found) == 1 for found in scales.values())
-
-
-def test_it_is_named_what_it_knows_too_late() -> None:
-    spec = TensorSpec("w.weight", "F32", (2, 16))
-    for made in (method("nvfp4"), method("fp8", granularity="tensor")):
-        with pytest.raises(TypeError, match="a survey"):
-            made.encode(next(blocks_of(spec)), None, np.empty((2, 16), np.float32))
-        assert resolve(made, spec, np.ones((2, 16), np.float32), {}, [(0, 2)], Workspace()) != made
-
-
-def blocks_of(spec: TensorSpec) -> Iterator[Any]:
-    from support.laws import blocks
-
-    return blocks(spec, np.ones(spec.shape, np.float32), {}, [(0, spec.shape[0])], Workspace())
 
 
 def test_reports_name_the_scheme(tmp_path: Path) -> None:

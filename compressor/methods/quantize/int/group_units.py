@@ -6,10 +6,12 @@ Factors keep between LEAST and MOST, so that no weight is cut down to less than 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
 from compressor.core.lazy import np
+from compressor.core.sums import dots
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.numerics import scales
 
@@ -51,7 +53,7 @@ class Rule:
         return scales.asymmetric_scale(low, high, self.half)[:2]
 
 
-class Units:
+class Units(ABC):
     """The rows of `values` [groups, size] over their absmax scales. All are treated alike whatever stands beside
     them. Of a histogram `counts` [size] says how often each value occurs, and `blur` how wide its bins are; `heed`
     [groups, size] is what errors of the single weights count, about 1 on average."""
@@ -77,6 +79,10 @@ class Units:
         scales.apply(np.divide, values, base.astype(self.kind, copy=False)[:, None], self.units)
         self.codes = work.array("search.codes", values.shape, values.dtype.str)
         self.low, self.high = low / self.base, high / self.base
+
+    @abstractmethod
+    def run(self) -> tuple[Array, Array | None]:
+        """Stored scales [groups] and unsigned zero points, the best that the search finds."""
 
     def settle(self, factor: Array, zero: Array | None, groups: Any) -> tuple[Array, Array]:
         """Scales of these groups as stored, and the factors that they are."""
@@ -118,10 +124,10 @@ class Units:
         return values.astype(self.kind, copy=False)[:, None]
 
     def dot(self, a: Array, b: Array) -> Array:
-        """Σ a·b of each group, float64."""
+        """Σ a·b of each group, rounded to the weights' type, float64."""
         if self.counts is not None:
             a = a * self.counts
         if self.heeded is not None:
             a = a * self.heeded
-        total: Array = np.vecdot(a, b).astype(np.float64)
+        total: Array = dots(a, b).astype(self.kind).astype(np.float64)
         return total

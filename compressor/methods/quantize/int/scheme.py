@@ -37,44 +37,43 @@ Error: about half a scale; what a search clips more, but never more in the sum o
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from math import sqrt
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from compressor.core import kernels
 from compressor.core.errors import UsageError
 from compressor.core.floats import epsilon, smallest
 from compressor.core.floats import largest as limit
 from compressor.core.lazy import np
+from compressor.core.sums import dots
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block, Encoder, Method
+from compressor.methods.contract import Block, Encoder, Method, ReadableScheme, Survey
 from compressor.methods.numerics import scales
 from compressor.methods.numerics.hessian import compensation_memory
 from compressor.methods.numerics.scales import Chosen
 from compressor.methods.options import option
 from compressor.methods.parts import Part
-from compressor.methods.quantize.int import tensor_range
 from compressor.methods.quantize.int.group_units import LEAST, MOST, Rule
-from compressor.methods.quantize.int.layouts import contract, mlx
-from compressor.methods.quantize.int.ways import awq, gptq
-from compressor.methods.quantize.int.ways.hqq import HalfQuadratic
-from compressor.methods.quantize.int.ways.search import Search
+from compressor.methods.quantize.int.layouts import LAYOUTS, CodeLayout
+from compressor.methods.quantize.int.tensor_range import Extent
+from compressor.methods.quantize.int.ways import CHOOSES_CODES, WAYS, Grid
+from compressor.methods.quantize.int.ways.gptq import REACH
 
 _OFF = ("signed_scales", "act_order")
-_LAYOUTS: dict[str, type[contract.CodeLayout]] = {**contract.LAYOUTS, **mlx.LAYOUTS}
 
 
 @dataclass(frozen=True)
-class Int(Encoder):
+class Int(ReadableScheme):
     """Scaled integers, as most runtimes take them."""
 
     verb: ClassVar[str] = "quantize"
     id: ClassVar[str] = "int"
-    nameless: ClassVar[bool] = True
 
     bits: int = option(8, help="bits of a code", low=2, high=8)
     symmetric: bool = option(True, help="codes centred on zero, or with a zero point", off="asymmetric")
@@ -94,9 +93,6 @@ class Int(Encoder):
         "auto", help="stored layout; auto takes compressed-tensors' where it has one"
     )
 
-    extent: tuple[float, float] | None = None  # least and largest weight of the tensor, once surveyed
-    found: tuple[float, float | None] | None = None  # scale and zero point of the tensor, once searched
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.group_size is not None and self.granularity in ("tensor", "channel"):
@@ -109,14 +105,10 @@ class Int(Encoder):
             raise UsageError("damp and act_order hold for method gptq only")
         if self.method == "gptq" and self.layout in ("mlx", "gptq"):
             raise UsageError("method gptq works with layouts pack-quantized, int-quantized, compressor and plain")
-        if self.layout == "pack-quantized" and self.bits not in (4, 8):
-            raise UsageError(f"layout pack-quantized holds 4 or 8 bits here, not {self.bits}")
-        if self.layout == "int-quantized" and (self.bits != 8 or not self.symmetric or self.grain == "group"):
-            raise UsageError("layout int-quantized holds symmetric 8-bit codes by tensor or channel only")
         if self.layout != "auto":
-            _LAYOUTS[self.layout].check(self.bits, self.symmetric, self.grain, self.group)
+            LAYOUTS[self.layout].check(self.bits, self.symmetric, self.grain, self.group)
 
-    def within(self, stage: Method) -> Method:
+    def completed_by(self, stage: Method) -> Method:
         """A rule that changes the bits alone keeps the stage's granularity."""
         if self.granularity is not None or self.group_size is not None or not isinstance(stage, Int):
             return self
@@ -153,7 +145,7 @@ class Int(Encoder):
         """Raises UsageError when the group size does not divide the row, naming sizes that do."""
         rows, columns = spec.matrix
         layout = self.layout_of(spec)
-        if layout not in ("compressor", "plain") and len(spec.shape) != 2:
+        if LAYOUTS[layout].matrices and len(spec.shape) != 2:
             raise UsageError(
                 f"layout {layout} holds matrices, and this has shape {list(spec.shape)}",
                 tensor=spec.name,
@@ -171,7 +163,7 @@ class Int(Encoder):
         shape = (1,) if self.grain == "tensor" else (rows, groups)
         return self.form(spec).parts(spec, self.scale_dtype(spec), shape)
 
-    def fallback(self, spec: TensorSpec) -> tuple[Encoder, str] | None:
+    def fallback(self, spec: TensorSpec) -> tuple[Int, str] | None:
         """The largest smaller group that divides the row, of those that the layout holds; else one scale a row."""
         columns = spec.matrix[1]
         if self.grain != "group" or columns % self.group == 0:
@@ -191,10 +183,10 @@ class Int(Encoder):
         return [size for size in range(min(columns, 1 << 16), 7, -1) if columns % size == 0]
 
     def config(self, spec: TensorSpec) -> dict[str, Any] | None:
-        return contract.config(self.layout_of(spec), self.bits, self.symmetric, self.grain, self.group)
+        return self.form(spec).config(self.grain, self.group)
 
     def dialect(self, spec: TensorSpec) -> str:
-        return _LAYOUTS[self.layout_of(spec)].dialect or super().dialect(spec)
+        return LAYOUTS[self.layout_of(spec)].dialect or super().dialect(spec)
 
     def describe(self) -> dict[str, Any]:
         """Without what is off by default unless it was asked for: as records of files before it was an option."""
@@ -211,6 +203,10 @@ class Int(Encoder):
     @property
     def statistics(self) -> Literal["", "square", "gram"]:  # type: ignore[override]
         return "gram" if self.method == "gptq" else "square" if self.balances else ""
+
+    @property
+    def linear_algebra(self) -> bool:  # type: ignore[override]
+        return self.method in ("gptq", "awq")
 
     @property
     def balances(self) -> bool:  # type: ignore[override]
@@ -238,11 +234,11 @@ class Int(Encoder):
     def code_bits_used(self) -> int | None:
         return self.bits if self.symmetric else None
 
-    def survey(self, specs: Sequence[TensorSpec]) -> tensor_range.Extent | None:
+    def prepare(self, specs: Sequence[TensorSpec]) -> Survey[Any] | Encoder:
         """The range of the tensor, where it has one scale; a search goes on to a histogram."""
-        if self.grain != "tensor" or self.extent is not None:
-            return None
-        return tensor_range.Extent(self, self.rule(specs[0]))
+        if self.grain == "tensor":
+            return Extent(partial(OneScale, self), self.rule(specs[0]), self.method != "absmax")
+        return OwnScales(self)
 
     def bound(self, largest: float, spec: TensorSpec) -> float:
         """From the range: half a scale, and what storing the scale and the result in their dtypes adds at the
@@ -256,7 +252,7 @@ class Int(Encoder):
         rounding = 2 * epsilon(spec.dtype) * largest + smallest(spec.dtype)
         nearest = scale * (1.5 if held_back else 0.5) + slack
         if self.method == "gptq":
-            return nearest + gptq.REACH * largest
+            return nearest + REACH * largest
         if self.method == "absmax":
             return nearest + rounding + self.form(spec).slack(largest, spec)
         clipped = largest
@@ -267,44 +263,91 @@ class Int(Encoder):
         alike = 1.001 * nearest * sqrt(size) if self.method == "search" else clipped
         return max(nearest, min(clipped, alike)) + rounding + MOST * self.form(spec).slack(largest, spec)
 
-    # ---- the kernels -------------------------------------------------------------------------------
+    def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
+        self.form(spec).decode(parts, self.grouped(out), self.scale_dtype(spec), work)
+
+    def form(self, spec: TensorSpec) -> CodeLayout:
+        return LAYOUTS[self.layout_of(spec)](self.bits, self.symmetric, self.grain == "tensor")
+
+    def scale_dtype(self, spec: TensorSpec) -> str:
+        return LAYOUTS[self.layout_of(spec)].scale_dtype(spec)
+
+    def grouped(self, matrix: Array) -> Array:
+        """[rows, columns] as [rows, groups, size]."""
+        rows = len(matrix)
+        return matrix.reshape(rows, -1, self.group) if self.grain == "group" else matrix[:, None, :]
+
+    def rule(self, spec: TensorSpec) -> Rule:
+        return Rule(self.bits, self.symmetric, self.signed_scales, self.scale_dtype(spec), spec.dtype)
+
+    def grid(self, spec: TensorSpec) -> Grid:
+        """What a way chooses scales by."""
+        return Grid(self.rule(spec), self.form(spec), self.damp, self.act_order)
+
+    def column(self, scale: Array) -> Array:
+        """Scales in a shape that broadcasts over [rows, groups, size]."""
+        return scale.reshape((1, 1, 1) if self.grain == "tensor" else (*scale.shape, 1))
+
+
+@dataclass(frozen=True)
+class _Encoder(Encoder):
+    """Codes by the scales that subclasses choose."""
+
+    scheme: Int
+
+    @property
+    def decoder(self) -> Int:
+        return self.scheme
+
+    def as_codes(self, spec: TensorSpec) -> Self:
+        return replace(self, scheme=self.scheme.codes(spec))
+
+    @property
+    def _chooses_codes(self) -> bool:
+        """Whether `_choose` leaves codes, and not only scales."""
+        return False
+
+    @abstractmethod
+    def _choose(self, grouped: Array, block: Block, scratch: Array) -> Chosen:
+        """Scales and zero points of weights [rows, groups, size]; `scratch`, alike, is overwritten."""
 
     def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
-        target = self.grouped(restored)
+        scheme = self.scheme
+        target = scheme.grouped(restored)
         codes = None if parts is None else block.work.array("int.codes", restored.shape, "|u1")
-        if self.method == "gptq":
-            choose = partial(self._choose, block)
-            chosen = gptq.compensate(block, target, self.half, self.damp, self.act_order, choose)
-        else:
-            chosen = self._choose(block, self.grouped(block.values), target)
-            scales.apply(np.divide, self.grouped(block.values), chosen.column, target)
-        self._round(target, target, chosen.zero, codes)
+        grouped = scheme.grouped(block.values)
+        chosen = self._choose(grouped, block, target)
+        if not self._chooses_codes:
+            scales.apply(np.divide, grouped, chosen.column, target)
+        _round(scheme.half, target, target, chosen.zero, codes)
         if parts is not None and codes is not None:
             self._store(codes, chosen, parts, block)
         if chosen.zero is None:
             np.add(target, 0.0, out=target)  # decoding knows no −0
-        layout, dtype = self.form(block.spec), self.scale_dtype(block.spec)
+        layout, dtype = scheme.form(block.spec), scheme.scale_dtype(block.spec)
         layout.numbers(target, chosen.column, chosen.zero, dtype, block.work)
 
     def measured(self, block: Block, parts: Mapping[str, Array]) -> tuple[float, int]:
         """In units of the scale: Σ (q − z − w/s)² of each group, times s²."""
-        if self.method == "gptq" or not self.form(block.spec).plain:
+        scheme = self.scheme
+        if self._chooses_codes or not scheme.form(block.spec).plain:
             return super().measured(block, parts)
-        grouped, work = self.grouped(block.values), block.work
-        codes = self.grouped(work.array("int.codes", block.values.shape, "|u1"))
-        rounded = self.grouped(work.array("int.rounded", block.values.shape, block.values.dtype.str))
-        chosen = self._choose(block, grouped, rounded)
-        zero = np.full_like(chosen.stored, self.half, grouped.dtype) if chosen.zero is None else chosen.zero
+        grouped, work = scheme.grouped(block.values), block.work
+        codes = scheme.grouped(work.array("int.codes", block.values.shape, "|u1"))
+        rounded = scheme.grouped(work.array("int.rounded", block.values.shape, block.values.dtype.str))
+        chosen = self._choose(grouped, block, rounded)
+        zero = np.full_like(chosen.stored, scheme.half, grouped.dtype) if chosen.zero is None else chosen.zero
         zero = zero.astype(grouped.dtype, copy=False)
-        counted = kernels.round_codes(grouped, chosen.column, zero, 2 * self.half, codes)
+        counted = kernels.round_codes(grouped, chosen.column, zero, 2 * scheme.half, codes)
         if counted is None:
-            ratio = self.grouped(work.array("int.ratio", block.values.shape, block.values.dtype.str))
+            ratio = scheme.grouped(work.array("int.ratio", block.values.shape, block.values.dtype.str))
             scales.apply(np.divide, grouped, chosen.column, ratio)
-            self._round(ratio, rounded, chosen.zero, codes.reshape(block.values.shape))
+            _round(scheme.half, ratio, rounded, chosen.zero, codes.reshape(block.values.shape))
             np.subtract(rounded, ratio, out=rounded)
-            mask = self.grouped(work.array("int.mask", block.values.shape, "|b1"))
+            mask = scheme.grouped(work.array("int.mask", block.values.shape, "|b1"))
             np.equal(codes, zero.astype(np.uint8).reshape(chosen.column.shape), out=mask)
-            counted = np.vecdot(rounded, rounded).astype(np.float64), int(np.count_nonzero(mask))
+            flat = rounded.reshape(-1, rounded.shape[2])
+            counted = dots(flat, flat), int(np.count_nonzero(mask))
         units, zeros = counted
         lost = float(np.sum(units.reshape(grouped.shape[:2]) * np.square(chosen.column[..., 0], dtype=np.float64)))
         if not (1e-250 < lost < 1e250 and units.max() > 1e-9 * grouped.shape[-1]):
@@ -313,94 +356,57 @@ class Int(Encoder):
         self._store(codes.reshape(block.values.shape), chosen, parts, block)
         return lost, zeros
 
-    def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
-        layout = self.form(spec)
-        if layout.decode(parts, self.grouped(out), work):
-            return
-        codes = work.array("int.codes", out.shape, "|u1")
-        zero = layout.load(parts, codes, work)
-        offset = zero.astype(out.dtype)[..., None] if zero is not None else out.dtype.type(self.half)
-        target = self.grouped(out)
-        np.copyto(target, self.grouped(codes))
-        np.subtract(target, offset, out=target)
-        scale = scales.wide_scale(layout.scales(parts), self.scale_dtype(spec)).astype(out.dtype, copy=False)
-        scales.apply(np.multiply, target, self.column(scale), target)
-
-    def _round(self, ratio: Array, rounded: Array, zero: Array | None, codes: Array | None) -> None:
-        """From w/s the codes: as floats q − z [rows, groups, size] (maybe the same memory), and as unsigned bytes q
-        [rows, columns]. Floats are −0 where a small negative weight became zero."""
-        half, kind, flat = self.half, rounded.dtype.type, rounded.reshape(len(rounded), -1)
-        if zero is None:
-            np.rint(ratio, out=rounded)
-            rounded.clip(kind(-half), kind(half - 1), out=rounded)
-            if codes is not None:
-                np.copyto(codes.view("|i1"), flat, casting="unsafe")
-                np.add(codes, half, out=codes)  # bytes wrap around, as two's complement does
-            return
-        # A float beyond 2^23 (2^52) has no fraction: adding the anchor rounds halves to even and leaves the
-        # code in the lowest bits, in one pass where rounding and converting would take three.
-        anchor = kind(1.5 * 2.0 ** (23 if rounded.itemsize == 4 else 52))
-        offset = zero.astype(rounded.dtype)[..., None] + anchor
-        np.add(ratio, offset, out=rounded)
-        rounded.clip(anchor, anchor + kind(2 * half - 1), out=rounded)
-        if codes is not None:
-            np.copyto(codes, flat.view(f"<u{rounded.itemsize}"), casting="unsafe")
-        np.subtract(rounded, offset, out=rounded)
-
     def _store(self, codes: Array, chosen: Chosen, parts: Mapping[str, Array], block: Block) -> None:
         points = None if chosen.zero is None else chosen.zero.astype(np.uint8)
-        self.form(block.spec).store(codes, chosen.stored, points, parts, block.start == 0, block.work)
+        self.scheme.form(block.spec).pack(codes, chosen.stored, points, parts, block.start == 0, block.work)
 
-    def form(self, spec: TensorSpec) -> contract.CodeLayout:
-        return _LAYOUTS[self.layout_of(spec)](self.bits, self.symmetric, self.grain == "tensor")
 
-    def scale_dtype(self, spec: TensorSpec) -> str:
-        return _LAYOUTS[self.layout_of(spec)].scale_dtype(spec)
+@dataclass(frozen=True)
+class OwnScales(_Encoder):
+    """Each row or group has a scale of its own, chosen by the scheme's method."""
 
-    def grouped(self, matrix: Array) -> Array:
-        """[rows, columns] as [rows, groups, size]."""
-        rows = len(matrix)
-        return matrix.reshape(rows, -1, self.group) if self.grain == "group" else matrix[:, None, :]
+    rows_alone: ClassVar[bool] = True
 
-    def _choose(self, block: Block, grouped: Array, scratch: Array) -> Chosen:
-        """Scales and zero points of weights; `scratch` [rows, groups, size] is overwritten."""
-        spec, rule = block.spec, self.rule(block.spec)
-        if self.grain == "tensor":
-            stored, zero = self._for_tensor(rule)
-        else:
-            low, high = scales.extent(grouped, self.symmetric, scratch)
-            stored, zero = self._for_groups(grouped, low, high, rule, block)
-        stored, zero = self.form(spec).settle(grouped, stored, zero, rule.dtype)
-        return Chosen(stored, zero, self.column(rule.numbers(stored).astype(grouped.dtype, copy=False)))
+    @property
+    def _chooses_codes(self) -> bool:
+        return self.scheme.method in CHOOSES_CODES
 
-    def _for_groups(
-        self, grouped: Array, low: Array, high: Array, rule: Rule, block: Block
-    ) -> tuple[Array, Array | None]:
-        if self.method == "absmax":
-            scale, zero = rule.absmax(low, high)
-            return rule.store(scale, zero)[0], zero
-        way = HalfQuadratic if self.method == "hqq" else Search
-        rows, heed = grouped.reshape(-1, grouped.shape[2]), awq.heed(block, grouped) if self.balances else None
-        with np.errstate(all="ignore"):  # of groups of zeros, and far candidates
-            stored, zero = way(rows, low.reshape(-1), high.reshape(-1), rule, block.work, heed=heed).run()
-        return stored.reshape(low.shape), None if zero is None else zero.reshape(low.shape)
+    def _choose(self, grouped: Array, block: Block, scratch: Array) -> Chosen:
+        return WAYS[self.scheme.method](grouped, block, self.scheme.grid(block.spec), scratch)
 
-    def _for_tensor(self, rule: Rule) -> tuple[Array, Array | None]:
-        if self.extent is None:
-            raise TypeError("a survey has to find the tensor's range first")
-        if self.found is None:
-            scale, zero = rule.absmax(np.array([[self.extent[0]]]), np.array([[self.extent[1]]]))
-        else:
-            scale = np.array([[self.found[0]]])
-            zero = None if self.found[1] is None else np.array([[self.found[1]]])
-        return rule.store(scale, zero)[0], zero
 
-    def rule(self, spec: TensorSpec) -> Rule:
-        return Rule(self.bits, self.symmetric, self.signed_scales, self.scale_dtype(spec), spec.dtype)
+@dataclass(frozen=True)
+class OneScale(_Encoder):
+    """A tensor whose scale, as a number, and zero point are known."""
 
-    def column(self, scale: Array) -> Array:
-        """Scales in a shape that broadcasts over [rows, groups, size]."""
-        return scale.reshape((1, 1, 1) if self.grain == "tensor" else (*scale.shape, 1))
+    scale: float
+    zero: float | None
+
+    def _choose(self, grouped: Array, block: Block, scratch: Array) -> Chosen:
+        grid, zero = self.scheme.grid(block.spec), None if self.zero is None else np.array([[self.zero]])
+        return grid.settled(grouped, grid.rule.store(np.array([[self.scale]]), zero)[0], zero)
+
+
+def _round(half: int, ratio: Array, rounded: Array, zero: Array | None, codes: Array | None) -> None:
+    """From w/s the codes: as floats q − z [rows, groups, size] (maybe the same memory), and as unsigned bytes q
+    [rows, columns]. Floats are −0 where a small negative weight became zero."""
+    kind, flat = rounded.dtype.type, rounded.reshape(len(rounded), -1)
+    if zero is None:
+        np.rint(ratio, out=rounded)
+        rounded.clip(kind(-half), kind(half - 1), out=rounded)
+        if codes is not None:
+            np.copyto(codes.view("|i1"), flat, casting="unsafe")
+            np.add(codes, half, out=codes)  # bytes wrap around, as two's complement does
+        return
+    # A float beyond 2^23 (2^52) has no fraction: adding the anchor rounds halves to even and leaves the
+    # code in the lowest bits, in one pass where rounding and converting would take three.
+    anchor = kind(1.5 * 2.0 ** (23 if rounded.itemsize == 4 else 52))
+    offset = zero.astype(rounded.dtype)[..., None] + anchor
+    np.add(ratio, offset, out=rounded)
+    rounded.clip(anchor, anchor + kind(2 * half - 1), out=rounded)
+    if codes is not None:
+        np.copyto(codes, flat.view(f"<u{rounded.itemsize}"), casting="unsafe")
+    np.subtract(rounded, offset, out=rounded)
 
 
 METHOD = Int

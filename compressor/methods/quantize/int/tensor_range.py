@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from compressor.core.lazy import np
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block, Survey
+from compressor.methods.contract import Block, Encoder, Survey
 from compressor.methods.quantize.int.group_units import Rule
 from compressor.methods.quantize.int.ways.search import Search
 
@@ -16,10 +16,12 @@ _PARTS = 1 << 11  # of a bin: as fine as float32 tells places apart
 
 @dataclass(frozen=True)
 class Extent(Survey[tuple[float, float]]):
-    """The least and the largest weight of a tensor, and 0."""
+    """The least and the largest weight of a tensor, and 0; with `search` a histogram comes after it. Concludes with
+    what `encoder` makes of the scale, as the number that is wanted for it, and the zero point."""
 
-    method: Any  # an Int, which imports this
+    encoder: Callable[[float, float | None], Encoder]
     rule: Rule
+    search: bool
 
     def start(self) -> tuple[float, float]:
         return 0.0, 0.0
@@ -30,9 +32,12 @@ class Extent(Survey[tuple[float, float]]):
     def merge(self, stats: tuple[float, float], more: tuple[float, float]) -> tuple[float, float]:
         return min(stats[0], more[0]), max(stats[1], more[1])
 
-    def conclude(self, stats: tuple[float, float]) -> Any:
-        method = replace(self.method, extent=stats)
-        return method if method.method == "absmax" or stats == (0, 0) else Histogram(method, self.rule, *stats)
+    def conclude(self, stats: tuple[float, float]) -> Encoder | Histogram:
+        if self.search and stats != (0, 0):
+            return Histogram(self.encoder, self.rule, *stats)
+        low, high = (np.array([[end]]) for end in stats)
+        scale, zero = self.rule.absmax(low, high)
+        return self.encoder(float(scale[0, 0]), None if zero is None else float(zero[0, 0]))
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Histogram(Survey[Array]):
     """How many weights lie at each of many places, and where in the mean: [2, bins], both whole numbers, so that
     sums are the same in any order. A bin lies around 0, so that zeros stay what they are."""
 
-    method: Any  # an Int, which imports this
+    encoder: Callable[[float, float | None], Encoder]
     rule: Rule
     low: float
     high: float
@@ -79,8 +84,8 @@ class Histogram(Survey[Array]):
         stats += more
         return stats
 
-    def conclude(self, stats: Array) -> Any:
-        """The scale found, as the number that is stored for it, and the zero point."""
+    def conclude(self, stats: Array) -> Encoder:
+        """With the scale found, as the number that is stored for it, and the zero point."""
         occupied, width = np.flatnonzero(stats[0]), self.peak / self.half
         counts = stats[0, occupied].astype(np.float64)
         means = (occupied - self.half + stats[1, occupied] / counts / _PARTS) * width
@@ -88,4 +93,4 @@ class Histogram(Survey[Array]):
         with np.errstate(all="ignore"):
             stored, zero = Search(means[None], low, high, self.rule, Workspace(), counts, width).run()
         scale = float(self.rule.numbers(stored)[0])
-        return replace(self.method, found=(scale, None if zero is None else float(zero[0])))
+        return self.encoder(scale, None if zero is None else float(zero[0]))

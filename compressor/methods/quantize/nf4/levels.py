@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from compressor.core.lazy import np
+from compressor.core.sums import dots
 from compressor.core.workspace import Array, Workspace
 
 # Quantiles of N(0, 1), scaled to end at ±1, with an exact zero at place 7 (QLoRA, appendix E), as float32 numbers
@@ -142,7 +143,7 @@ def _fit(unit: Array, ratio: Any, work: Workspace) -> tuple[Array, Array]:
     np.add(places, np.float32(1.5 * 2.0**23), out=places)  # leaves the rounded integer in the lowest bits
     np.copyto(steps, places.view("<u4"), casting="unsafe")
     _grid().take(steps, out=chosen, mode="wrap")
-    product, square = np.einsum("ij,ij->i", unit, chosen), np.einsum("ij,ij->i", chosen, chosen)
+    product, square = (dots(one, chosen).astype(np.float32) for one in (unit, chosen))
     best = np.divide(product, square, out=np.ones_like(square), where=square > 0)
     np.clip(best, np.float32(LEAST), np.float32(MOST), out=best)
     return best, best * (2 * product - best * square)

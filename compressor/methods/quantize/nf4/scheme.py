@@ -25,8 +25,9 @@ quantization, whose scales are rough, never more than the weight itself.
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import gcd
 from typing import ClassVar, Literal
 
@@ -35,7 +36,7 @@ from compressor.core.floats import epsilon, smallest
 from compressor.core.lazy import np
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block, Encoder, Survey
+from compressor.methods.contract import Block, Encoder, ReadableScheme, Survey
 from compressor.methods.options import option
 from compressor.methods.parts import Part
 from compressor.methods.quantize.nf4 import bitsandbytes_state, levels
@@ -45,7 +46,7 @@ _EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 @dataclass(frozen=True)
-class Nf4(Encoder):
+class Nf4(ReadableScheme):
     """4-bit codes for normally distributed weights, as bitsandbytes stores them."""
 
     verb: ClassVar[str] = "quantize"
@@ -55,7 +56,6 @@ class Nf4(Encoder):
     double_quant: bool = option(False, help="store the scales in 8 bits too", off="single-quant")
     method: Literal["search", "absmax"] = option("search", help="how scales are chosen")
 
-    scales: bitsandbytes_state.Nested | None = None  # what the survey for double quantization found
     storage: str = "U8"  # in files of others: the dtype that the bytes of codes lie in
     state_bytes: int = 0  # in files of others: how long the quant_state is
 
@@ -121,12 +121,8 @@ class Nf4(Encoder):
             "rows on processors with AVX-512, those of its own files too; `restore` does not"
         )
 
-    def survey(self, specs: Sequence[TensorSpec]) -> BlockScales | None:
-        return (
-            BlockScales(self, bitsandbytes_state.limit(specs[0]))
-            if self.double_quant and self.scales is None
-            else None
-        )
+    def prepare(self, specs: Sequence[TensorSpec]) -> BlockScales | Encoder:
+        return BlockScales(self, bitsandbytes_state.limit(specs[0])) if self.double_quant else OwnScales(self)
 
     def bound(self, largest: float, spec: TensorSpec) -> float:
         """Half the widest gap, or what is clipped; and what rounding adds."""
@@ -137,40 +133,6 @@ class Nf4(Encoder):
         return share * largest + rounding + smallest(spec.dtype) + 2 * smallest("F32")
 
     # ---- the kernels -------------------------------------------------------------------------------
-
-    def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
-        spec, work = block.spec, block.work
-        blocks = self._blocks(block)
-        if self.double_quant:
-            if self.scales is None:
-                raise TypeError("a survey has to find the tensor's scales first")
-            first = block.start * spec.matrix[1] // self.group_size
-            stored, scale = self.scales.codes(first, len(blocks)), self.scales.decoded(first, len(blocks))
-        else:
-            scale = self.wanted(blocks, spec, work)
-            scale[scale == 0] = 1  # any would do
-            stored = scale
-        scaled = work.array("nf4.scaled", blocks.shape, "<f4")
-        codes = work.array("nf4.codes", blocks.shape, "|u1")
-        with np.errstate(over="ignore"):  # a tiny 8-bit scale under a large weight: the outermost level
-            np.divide(blocks, scale[:, None], out=scaled)
-        levels.nearest(scaled, codes, work)
-        packed = levels.pack(codes, work)
-        if parts is not None:
-            bytes_of = parts[""].reshape(-1)
-            bytes_of[...] = packed[: bytes_of.size]
-            parts[".absmax"][...] = stored.reshape(parts[".absmax"].shape)
-            if block.start == 0:
-                self._store_tables(parts, spec)
-        self._restore(packed, scale, restored, work)
-
-    def _store_tables(self, parts: Mapping[str, Array], spec: TensorSpec) -> None:
-        parts[".quant_map"][...] = levels.levels()
-        if self.scales is not None:
-            parts[".nested_absmax"][...] = self.scales.magnitudes
-            parts[".nested_quant_map"][...] = bitsandbytes_state.dynamic_map()
-            state = bitsandbytes_state.to_json(spec, self.group_size, nested=True, offset=self.scales.offset)
-            parts[bitsandbytes_state.SUFFIX][...] = np.frombuffer(state, np.uint8)
 
     def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
         """Raises InputError for a quant_state that contradicts `spec`, and for scales that are no numbers."""
@@ -184,9 +146,9 @@ class Nf4(Encoder):
         if not np.isfinite(scale).all():
             raise InputError("its absmax holds a NaN or an infinity", tensor=spec.name, remedy="Mend the source")
         packed = parts[""].reshape(-1).view("|u1")
-        self._restore(packed, scale, out, work)
+        self.restore(packed, scale, out, work)
 
-    def _restore(self, packed: Array, scale: Array, out: Array, work: Workspace) -> None:
+    def restore(self, packed: Array, scale: Array, out: Array, work: Workspace) -> None:
         """Levels times scales into `out`, whatever its float type; the last block may be short of weights."""
         size = len(scale) * self.group_size
         if 2 * len(packed) < size:
@@ -201,7 +163,7 @@ class Nf4(Encoder):
             np.multiply(numbers, scale[:, None], out=numbers)
             out.reshape(-1)[...] = numbers.reshape(-1)[: out.size]
 
-    def _blocks(self, block: Block) -> Array:
+    def blocks_of(self, block: Block) -> Array:
         """The values as float32 [blocks, group_size], a short last block filled up with zeros."""
         values, size = block.values, -(-block.values.size // self.group_size) * self.group_size
         if values.size == size and values.dtype == np.float32:
@@ -227,6 +189,75 @@ class Nf4(Encoder):
 
 
 @dataclass(frozen=True)
+class _Encoder(Encoder):
+    """Codes by the scales that subclasses know."""
+
+    scheme: Nf4
+
+    @property
+    def decoder(self) -> Nf4:
+        return self.scheme
+
+    @abstractmethod
+    def _scales(self, blocks: Array, first: int, spec: TensorSpec, work: Workspace) -> tuple[Array, Array]:
+        """Of these blocks of the tensor, from the one of this number on: the scales as stored, and as numbers."""
+
+    @abstractmethod
+    def _store_tables(self, parts: Mapping[str, Array], spec: TensorSpec) -> None:
+        """Fill the parts that belong to the whole tensor."""
+
+    def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
+        spec, work = block.spec, block.work
+        blocks = self.scheme.blocks_of(block)
+        first = block.start * spec.matrix[1] // self.scheme.group_size
+        stored, scale = self._scales(blocks, first, spec, work)
+        scaled = work.array("nf4.scaled", blocks.shape, "<f4")
+        codes = work.array("nf4.codes", blocks.shape, "|u1")
+        with np.errstate(over="ignore"):  # a tiny 8-bit scale under a large weight: the outermost level
+            np.divide(blocks, scale[:, None], out=scaled)
+        levels.nearest(scaled, codes, work)
+        packed = levels.pack(codes, work)
+        if parts is not None:
+            bytes_of = parts[""].reshape(-1)
+            bytes_of[...] = packed[: bytes_of.size]
+            parts[".absmax"][...] = stored.reshape(parts[".absmax"].shape)
+            if block.start == 0:
+                parts[".quant_map"][...] = levels.levels()
+                self._store_tables(parts, spec)
+        self.scheme.restore(packed, scale, restored, work)
+
+
+@dataclass(frozen=True)
+class OwnScales(_Encoder):
+    """Scales in float32, found block by block."""
+
+    def _scales(self, blocks: Array, first: int, spec: TensorSpec, work: Workspace) -> tuple[Array, Array]:
+        scale = self.scheme.wanted(blocks, spec, work)
+        scale[scale == 0] = 1  # any would do
+        return scale, scale
+
+    def _store_tables(self, parts: Mapping[str, Array], spec: TensorSpec) -> None:
+        """The levels are all that there is."""
+
+
+@dataclass(frozen=True)
+class NestedScales(_Encoder):
+    """Scales in 8 bits, which a survey found for the tensor."""
+
+    scales: bitsandbytes_state.Nested
+
+    def _scales(self, blocks: Array, first: int, spec: TensorSpec, work: Workspace) -> tuple[Array, Array]:
+        return self.scales.codes(first, len(blocks)), self.scales.decoded(first, len(blocks))
+
+    def _store_tables(self, parts: Mapping[str, Array], spec: TensorSpec) -> None:
+        parts[".nested_absmax"][...] = self.scales.magnitudes
+        parts[".nested_quant_map"][...] = bitsandbytes_state.dynamic_map()
+        group = self.scheme.group_size
+        state = bitsandbytes_state.to_json(spec, group, nested=True, offset=self.scales.offset)
+        parts[bitsandbytes_state.SUFFIX][...] = np.frombuffer(state, np.uint8)
+
+
+@dataclass(frozen=True)
 class BlockScales(Survey[dict[int, Array]]):
     """The wanted scale of every block, by the first row of the blocks that were looked at together."""
 
@@ -237,16 +268,16 @@ class BlockScales(Survey[dict[int, Array]]):
         return {}
 
     def observe(self, block: Block, stats: dict[int, Array]) -> dict[int, Array]:
-        blocks = self.method._blocks(block)
+        blocks = self.method.blocks_of(block)
         stats[block.start] = self.method.wanted(blocks, block.spec, block.work)
         return stats
 
     def merge(self, stats: dict[int, Array], more: dict[int, Array]) -> dict[int, Array]:
         return stats | more
 
-    def conclude(self, stats: dict[int, Array]) -> Nf4:
+    def conclude(self, stats: dict[int, Array]) -> NestedScales:
         wanted = np.concatenate([stats[start] for start in sorted(stats)])
-        return replace(self.method, scales=bitsandbytes_state.Nested.of(wanted, self.limit))
+        return NestedScales(self.method, bitsandbytes_state.Nested.of(wanted, self.limit))
 
 
 METHOD = Nf4

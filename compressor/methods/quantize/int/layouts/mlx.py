@@ -1,4 +1,4 @@
-"""The layouts of two other worlds for scaled integers: MLX's affine one, and GPTQ's.
+"""MLX's affine layout.
 
 MLX stores w = s·q + β with unsigned codes, and its `dequantize` computes in the scales' dtype: the product is
 rounded, then the sum. So what comes back is not s·(q − z): at 8 bits in bfloat16 the rounded product costs as much
@@ -7,9 +7,6 @@ numbers. β is −z·s. Where z is a power of two (symmetric codes) that is a nu
 comes back as zero however the sum is computed. Where it is not, the rounded product and β cancel all the same, but
 a fused multiply-add would leave a crumb; so in groups that hold a zero, scale and zero point move a little, until
 z·s is a number of the dtype (bfloat16: 1.7 % more scale at 4 bits, 4 % at 8, at most 18 %).
-
-GPTQ stores words down the columns: the transpose of a row's bit stream, with scales in float16 whatever the
-weights are, and each zero point less one.
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import gcd
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from compressor.core import bitpacking as bitstream
 from compressor.core.errors import UsageError
@@ -26,6 +23,7 @@ from compressor.core.floats import epsilon, largest, narrow, smallest, widen
 from compressor.core.lazy import np
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array, Workspace
+from compressor.methods.numerics.scales import at_most
 from compressor.methods.parts import Part
 from compressor.methods.quantize.int.layouts.contract import CodeLayout
 
@@ -38,6 +36,7 @@ _DIGITS = {"F32": 24, "F16": 11, "BF16": 8}  # of a number of the dtype, in bina
 class Mlx(CodeLayout):
     """MLX's affine mode: codes as U32 words of a row's bit stream, a scale and a bias a group."""
 
+    name: ClassVar[str] = "mlx"
     scale: ClassVar[str] = ".scales"
     dialect: ClassVar[str] = "mlx"
     plain: ClassVar[bool] = False
@@ -62,7 +61,7 @@ class Mlx(CodeLayout):
             Part(".biases", scale_dtype, scale_shape, stem=True),
         )
 
-    def store(
+    def pack(
         self,
         codes: Array,
         scale: Array,
@@ -78,7 +77,7 @@ class Mlx(CodeLayout):
 
     def settle(self, grouped: Array, scale: Array, zero: Array | None, dtype: str) -> tuple[Array, Array | None]:
         """No product of a scale and a code may leave the dtype; and z·s is exact where the group holds a zero."""
-        scale = _at_most(scale, largest(dtype) / self._top, dtype)
+        scale = at_most(scale, largest(dtype) / self._top, dtype)
         if zero is None:
             return scale, None
         chosen = np.nonzero(_holds_zero(grouped))
@@ -97,9 +96,8 @@ class Mlx(CodeLayout):
         np.add(centred, shift.astype(centred.dtype), out=centred)
         affine(centred, scale, -_rounded(self._shift(scale, shift), dtype), dtype, work)
 
-    def decode(self, parts: Mapping[str, Array], grouped: Array, work: Workspace) -> bool:
-        decode_affine(parts, self.bits, grouped, _dtype_of(parts[".scales"]), work)
-        return True
+    def decode(self, parts: Mapping[str, Array], grouped: Array, dtype: str, work: Workspace) -> None:
+        decode_affine(parts, self.bits, grouped, dtype, work)
 
     def slack(self, weight: float, spec: TensorSpec) -> float:
         """What clamped scales, rounded products and sums, and moved zero points add to half a scale."""
@@ -121,75 +119,6 @@ class Mlx(CodeLayout):
     @property
     def _top(self) -> int:
         return (1 << self.bits) - 1
-
-
-@dataclass(frozen=True)
-class Gptq(CodeLayout):
-    """GPTQ's first format: words down the columns, scales in float16, zero points less one."""
-
-    scale: ClassVar[str] = ".scales"
-    dialect: ClassVar[str] = "gptq"
-
-    @staticmethod
-    def scale_dtype(spec: TensorSpec) -> str:
-        return "F16"
-
-    @staticmethod
-    def check(bits: int, symmetric: bool, grain: str, group: int) -> None:
-        if bits not in (4, 8) or not symmetric or grain == "tensor":
-            raise UsageError("layout gptq holds symmetric codes of 4 or 8 bits by channel or group only")
-
-    def parts(self, spec: TensorSpec, scale_dtype: str, scale_shape: tuple[int, ...]) -> tuple[Part, ...]:
-        rows, columns = spec.matrix
-        word = 32 // self.bits
-        if rows % word or columns % word:
-            raise UsageError(
-                f"layout gptq holds whole words of {word} codes both ways, and this has shape {list(spec.shape)}",
-                tensor=spec.name,
-                remedy="Use --layout pack-quantized or compressor, or --exclude it",
-            )
-        groups = scale_shape[1]
-        return (
-            Part(".qweight", "I32", (columns // word, rows), stem=True, across=True),
-            Part(".qzeros", "I32", (groups, rows // word), every=word, stem=True, across=True),
-            Part(".scales", "F16", (groups, rows), stem=True, across=True),
-            Part(".g_idx", "I32", (columns,), every=0, stem=True),
-        )
-
-    def store(
-        self,
-        codes: Array,
-        scale: Array,
-        zero: Array | None,
-        parts: Mapping[str, Array],
-        first: bool,
-        work: Workspace,
-    ) -> None:
-        rows, columns = codes.shape
-        packed = work.array("gptq.packed", (rows, columns * self.bits // 8), "|u1")
-        bitstream.pack(codes, self.bits, packed, work)
-        parts[".qweight"][...] = packed.view("<i4").T
-        parts[".scales"][...] = scale.T
-        parts[".qzeros"][...] = _every_code((1 << (self.bits - 1)) - 1, self.bits)
-        if first:
-            groups = scale.shape[1]
-            parts[".g_idx"][...] = np.arange(columns) // (columns // groups)
-
-    def load(self, parts: Mapping[str, Array], codes: Array, work: Workspace) -> Array | None:
-        unpack_down(parts[".qweight"], self.bits, codes, work)
-        return None
-
-    def scales(self, parts: Mapping[str, Array]) -> Array:
-        return parts[".scales"].T
-
-    def settle(self, grouped: Array, scale: Array, zero: Array | None, dtype: str) -> tuple[Array, Array | None]:
-        """Loaders compute in float16: no code times its scale may leave that."""
-        return _at_most(scale, largest("F16") / (1 << (self.bits - 1)), "F16"), zero
-
-    def slack(self, weight: float, spec: TensorSpec) -> float:
-        """What lies outside of float16, and what its smallest scale loses."""
-        half = 1 << (self.bits - 1)
-        return max(weight - largest("F16") * (half - 1) / half, 0)
 
 
 # ---- arithmetic ----------------------------------------------------------------------------------------
@@ -240,23 +169,6 @@ def _dtype_of(stored: Array) -> str:
     return {"<f4": "F32", "<f2": "F16", "<u2": "BF16"}[stored.dtype.str]
 
 
-def _at_most(stored: Array, limit: float, dtype: str) -> Array:
-    """Stored numbers with the magnitude held at the largest number of the dtype that is no more than `limit`."""
-    magnitude = np.abs(widen(stored, dtype, Workspace()).astype(np.float64))
-    above = magnitude > limit
-    if above.any():
-        held = np.full(1, limit, DTYPES[dtype].compute)
-        top = np.empty(1, DTYPES[dtype].storage)
-        narrow(held, dtype, top)
-        patterns = top.view(f"<u{top.itemsize}")
-        if float(widen(top, dtype, Workspace())[0]) > limit:
-            patterns -= 1  # positive floats step down as their bit patterns do
-        unsigned = stored.view(patterns.dtype)
-        sign = unsigned & patterns.dtype.type(1 << (8 * top.itemsize - 1))
-        unsigned[above] = (patterns[0] | sign)[above]
-    return stored
-
-
 def _holds_zero(grouped: Array) -> Array:
     """Which groups of [rows, groups, size] hold a zero; sizes are multiples of 8."""
     zero = grouped == 0
@@ -299,22 +211,3 @@ def _digits() -> Array:
     """Binary digits of each byte without its trailing zeros; none of powers of two, which cost a product none."""
     odd = [0] + [n // gcd(n, 256) for n in range(1, 256)]
     return np.array([n.bit_length() if n > 1 else 0 for n in odd])
-
-
-LAYOUTS: dict[str, type[CodeLayout]] = {"mlx": Mlx, "gptq": Gptq}
-
-
-# ---- words down the columns ----------------------------------------------------------------------------
-
-
-def unpack_down(words: Array, bits: int, codes: Array, work: Workspace) -> None:
-    """Words [columns·b/32, rows], each column a bit stream, into codes [rows, columns]."""
-    turned = work.array("gptq.turned", (words.shape[1], words.shape[0]), "<i4")
-    np.copyto(turned, words.T)
-    bitstream.unpack(turned.view("|u1"), bits, codes, work)
-
-
-def _every_code(code: int, bits: int) -> Any:
-    """The word that holds this code everywhere."""
-    word = sum(code << shift for shift in range(0, 32, bits))
-    return np.uint32(word).astype(np.int32)

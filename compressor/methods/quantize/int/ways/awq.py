@@ -6,6 +6,9 @@ from __future__ import annotations
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
 from compressor.methods.contract import Block
+from compressor.methods.numerics.scales import Chosen
+from compressor.methods.quantize.int.ways.contract import Grid
+from compressor.methods.quantize.int.ways.search import choose as choose_searched
 
 _LEAST = 1e-3  # of the mean: an input that calibration did not see active may be so later
 
@@ -18,3 +21,8 @@ def heed(block: Block, grouped: Array) -> Array:
     size = np.maximum(np.where(mean > 0, square / np.where(mean > 0, mean, 1), 1), _LEAST).astype(grouped.dtype)
     found: Array = np.broadcast_to(size, grouped.shape).reshape(-1, grouped.shape[2])
     return found
+
+
+def choose(grouped: Array, block: Block, grid: Grid, scratch: Array) -> Chosen:
+    """Scales and zero points [rows, groups] of least squared error, weighed by the layer's inputs."""
+    return choose_searched(grouped, block, grid, scratch, heed(block, grouped))

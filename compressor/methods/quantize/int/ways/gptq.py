@@ -15,19 +15,28 @@ from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block
 from compressor.methods.numerics.hessian import COLUMNS, Compensation, Factor, factor_of
 from compressor.methods.numerics.scales import Chosen
+from compressor.methods.quantize.int.ways.contract import Grid
+from compressor.methods.quantize.int.ways.search import choose as choose_searched
 
 REACH = 8  # times the largest weight: more than any error can be, see `_held` and the range of scales
 
 Choose = Callable[[Array, Array], Chosen]  # for weights [rows, groups, size], and scratch memory like them
 
 
-def compensate(block: Block, out: Array, half: int, damp: float | None, act_order: bool, choose: Choose) -> Chosen:
-    """Scales and zero points of a block, and q − z in `out` [rows, groups, size], chosen together."""
+def choose(grouped: Array, block: Block, grid: Grid, scratch: Array) -> Chosen:
+    """Scales and zero points [rows, groups], and in `scratch` the codes q − z, chosen together; scales by the
+    search for the least squared error. InputError where the gram of the layer's inputs cannot be used."""
     assert block.inputs is not None  # noqa: S101 - the method asked for them
-    factor = factor_of(block.inputs, damp, act_order, block.work, block.spec.name)
+    factor = factor_of(block.inputs, grid.damp, grid.act_order, block.work, block.spec.name)
     factor.of.tell(block)
-    matrix = out.reshape(block.values.shape)
-    return Compensated(block.values, out.shape[2], half, factor, act_order, choose, block.work).run(matrix)
+
+    def searched(weights: Array, room: Array) -> Chosen:
+        return choose_searched(weights, block, grid, room)
+
+    state = Compensated(
+        block.values, grouped.shape[2], grid.rule.half, factor, grid.act_order, searched, block.work
+    )
+    return state.run(scratch.reshape(block.values.shape))
 
 
 @dataclass

@@ -14,10 +14,15 @@ the layouts store them, so that pruned weights stay zero.
 
 from __future__ import annotations
 
+from compressor.core.elementary import power_into
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
+from compressor.methods.contract import Block
 from compressor.methods.numerics import scales
+from compressor.methods.numerics.scales import Chosen
 from compressor.methods.quantize.int.group_units import Units
+from compressor.methods.quantize.int.ways.contract import Grid
+from compressor.methods.quantize.int.ways.search import choose as choose_searched
 
 _P, _BETA, _GROWTH, _TURNS = 0.7, 10.0, 1.01, 20
 
@@ -58,7 +63,7 @@ class HalfQuadratic(Units):
         np.subtract(units, apart, out=apart)
         size = np.abs(apart, out=work.array("hqq.size", units.shape, units.dtype.str))
         np.maximum(size, self.kind(1e-6), out=size)  # 0 has no negative power
-        power = np.power(size, self.kind(_P - 1), out=work.array("hqq.power", units.shape, units.dtype.str))
+        power = power_into(size, _P - 1, work.array("hqq.power", units.shape, units.dtype.str))
         lost = self.dot(power, size)
         np.multiply(power, self.kind(-1 / beta), out=power)
         np.add(size, power, out=size)
@@ -69,3 +74,8 @@ class HalfQuadratic(Units):
     def _sum(self, numbers: Array) -> Array:
         total: Array = np.add.reduce(numbers, axis=1, dtype=np.float64)
         return total
+
+
+def choose(grouped: Array, block: Block, grid: Grid, scratch: Array) -> Chosen:
+    """Scales and zero points [rows, groups] of half-quadratic descent."""
+    return choose_searched(grouped, block, grid, scratch, search=HalfQuadratic)

@@ -15,11 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from compressor.core.elementary import log2
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
+from compressor.methods.contract import Block
 from compressor.methods.numerics import scales
+from compressor.methods.numerics.scales import Chosen
 from compressor.methods.quantize.int.group_units import LEAST, MOST, Units
+from compressor.methods.quantize.int.ways.contract import Grid
 
 # By bits: the step from one candidate to the next; the least for groups of 128; how it grows as groups get smaller,
 # a power of 128/size. Fitted to the best factors of normal and Student-t weights.
@@ -37,6 +42,14 @@ _LONG = 512  # groups of so many weights: the best factor varies too much for a 
 # The step of the best uniform quantizer of 2^b levels for a normal density of deviation 1 (Max, 1960)
 _NORMAL = {2: 0.9957, 3: 0.5860, 4: 0.3352, 5: 0.1881, 6: 0.1041, 7: 0.0569, 8: 0.0308}
 _TURNS = 24
+
+
+def _whole_power(base: Any, number: int) -> Any:
+    """base^number by multiplying, which every machine does alike."""
+    found = base / base
+    for _ in range(abs(number)):
+        found = found * base
+    return 1 / found if number < 0 else found
 
 
 @dataclass(slots=True)
@@ -93,9 +106,9 @@ class Search(Units):
             return first, self._long(first)
         tried = [first]
         step, least, power = _GRID[self.rule.bits]
-        start = round(np.log(least * (128 / self.units.shape[1]) ** power) / np.log(step))
+        start = round(float((log2(least) + power * log2(128 / self.units.shape[1])) / log2(step)))
         for number in range(start, start + _COUNT):
-            factor = min(max(step**number, LEAST), MOST)
+            factor = min(max(_whole_power(step, number), LEAST), MOST)
             if factor != 1:
                 tried.append(self._point(self.units, ones * factor, self._centred(factor), factor))
             if self.rule.signed:
@@ -110,8 +123,8 @@ class Search(Units):
         least = np.minimum(np.maximum(normal, LEAST), 0.97)
         fine = self.rule.bits >= 7  # a step is a hundredth already
         count = 2 if fine else _COUNT - 1
-        step = least ** (-1 / count)
-        best = _best([first, *self._signs(least * step**number for number in range(count))])
+        step = np.sqrt(1 / least) if fine else np.sqrt(np.sqrt(1 / least))  # least · step^count is 1
+        best = _best([first, *self._signs(least * _whole_power(step, number) for number in range(count))])
         for _ in range(0 if fine else 2):
             step = np.sqrt(step)
             best = _best([best, *self._signs((best.factor * step, best.factor / step))])
@@ -218,3 +231,21 @@ class Search(Units):
         clipped = self.work.array("search.clipped", units.shape, units.dtype.str)
         self.clip(self.codes[: len(units)], clipped, zero)
         return _Point(factor, zero, self.dot(clipped, units), self.dot(clipped, clipped))
+
+
+def choose(
+    grouped: Array,
+    block: Block,
+    grid: Grid,
+    scratch: Array,
+    heed: Array | None = None,
+    search: type[Units] | None = None,
+) -> Chosen:
+    """Scales and zero points [rows, groups] of least squared error, each error counted by `heed`
+    [rows · groups, size] where that is given; or what another `search` finds best."""
+    low, high = scales.extent(grouped, grid.rule.symmetric, scratch)
+    rows = grouped.reshape(-1, grouped.shape[2])
+    with np.errstate(all="ignore"):  # of groups of zeros, and far candidates
+        found = (search or Search)(rows, low.reshape(-1), high.reshape(-1), grid.rule, block.work, heed=heed)
+        stored, zero = found.run()
+    return grid.settled(grouped, stored.reshape(low.shape), None if zero is None else zero.reshape(low.shape))

@@ -1,10 +1,6 @@
-"""The small numeric pieces against plain definitions: bit streams, float conversion, metrics, engines."""
+"""The small numeric pieces against plain definitions: bit streams, float conversion, metrics, working memory."""
 
 from __future__ import annotations
-
-import threading
-import time
-from functools import partial
 
 import ml_dtypes
 import numpy as np
@@ -15,7 +11,6 @@ from hypothesis import strategies as st
 from compressor.core import bitpacking as bits
 from compressor.core import floats
 from compressor.core.metrics import Change, Comparison, Moments, count_zeros, dot
-from compressor.core.parallel.threads import SerialExecutor, in_order, local
 from compressor.core.workspace import Workspace
 
 
@@ -132,38 +127,6 @@ def test_degenerate_metrics_are_defined() -> None:
     moments = Moments()
     moments.add(np.array([np.nan, np.inf], np.float32))
     assert (moments.non_finite, moments.mean, moments.deviation) == (2, 0, 0)
-
-
-def test_results_come_in_order_and_few_wait() -> None:
-    running, most = 0, 0
-    lock = threading.Lock()
-
-    def task(number: int) -> int:
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-        time.sleep(0.002 * (number % 3))
-        with lock:
-            running -= 1
-        return number
-
-    with local(2) as executor:
-        assert list(in_order(executor, (partial(task, n) for n in range(30)), 4)) == list(range(30))
-    assert most == 2
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_in_a_task_is_the_callers(workers: int) -> None:
-    def fail() -> int:
-        raise ValueError("no")
-
-    with pytest.raises(ValueError, match="no"), local(workers) as executor:
-        list(in_order(executor, [fail, fail], 2))
-
-
-def test_serial_executor_runs_at_once() -> None:
-    assert SerialExecutor().submit(lambda: 3).result() == 3
 
 
 def test_workspace_gives_the_same_memory_again() -> None:

@@ -1,0 +1,1 @@
+"""What is written down of model families, beside what libraries say of them."""

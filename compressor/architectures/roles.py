@@ -1,0 +1,142 @@
+"""What a tensor is to its model, by its name and shape: the weight of a layer, or something that is none.
+
+Methods are made for the matrices and kernels that inputs are multiplied with. A checkpoint holds more than those:
+tables whose rows are looked up, tokens that stand among the inputs, decays of a state, gains, biases of several
+axes. They are few numbers, models are sensitive to them, and loaders read them as numbers and never as codes. The
+words below are those of transformers 5.24 (`tests/interop/test_roles.py` compares them with every model that it can
+build) and of the files that people publish beside it: timm, Medusa, EAGLE, DeepSeek's extra layers.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+
+from compressor.architectures.heads import is_head
+
+
+class Role(Enum):
+    """What a tensor is; the value is how reports call it."""
+
+    LAYER = "weight of a layer"
+    VECTOR = "vector or scalar (biases, norms)"
+    HEAD = "output head"
+    EMBEDDING = "embedding"
+    ROUTER = "router"
+    SPECULATIVE = "head that guesses tokens ahead"
+    TOKEN = "learned token or query"  # noqa: S105 - no password
+    POSITION = "position table or relative bias"
+    STATE_SPACE = "state-space parameter"
+    CONVOLUTION = "short convolution of a state-space layer"
+    NORM = "norm of several axes"
+    BIAS = "bias of several axes"
+    GAIN = "scale of its layer"
+    MASK = "mask"
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether it is a matrix that a model has for its own sake, so that a method may well treat it if asked to;
+        the others are no weights, whatever their shapes."""
+        return self in (Role.LAYER, Role.HEAD, Role.EMBEDDING, Role.ROUTER, Role.SPECULATIVE)
+
+
+# Of modules, by the names of their `weight`
+_TABLE = re.compile(  # rows that are looked up; and what stands right below such a module
+    r"(^|\.)(embed[^.]*|[^.]*_embed(ding)?s?|wte|wpe|relative_attention_bias)\.([^.]+\.)?weight$"
+    r"|(^|\.)([^.]*_)?emb(\.\d+)?\.weight$|(^|\.)[^.]*_(embeds?_layers?(\.\d+)?|embeddings?_table)\.weight$"
+    r"|(^|\.)(shared|codebook|query_feat|queries_[^.]+)\.weight$|^transformer\.w\.weight$"
+)
+_POSITION_TABLE = re.compile(
+    r"(^|[._])(pos|position|positional|rel_pos|relative_position)_(emb|embeds?|embeddings?|bias|encoding)(_table|_layer)?\.weight$"
+    r"|(^|\.)(wpe|relative_attention_bias|bias_values|rel_pos_bias|rel_pos_[xy]_bias)\.weight$"
+)
+_TOKENS = re.compile(r"(^|\.)([^.]*_)?(?<!embed_)tokens?\.weight$|^query\.weight$")
+_ROUTER = re.compile(
+    r"(^|\.)(gate|router|gating|[^.]*_router|(moe|router|shared_experts?|experts?)_gate|gate\.wg|router\.[^.]+)\.weight$"
+)
+_SPECULATIVE = re.compile(
+    r"(^|\.)((medusa|hydra|eagle|speculator|draft_head|mtp_head)[^.]*\..*|eh_proj\.|mtp\.fc\.)weight$",
+    re.IGNORECASE,
+)
+_NORM = re.compile(r"(^|[._])([a-z_]*norm|ln|grn)_?\d*(\.scale|\.shift)?\.weight$", re.IGNORECASE)
+_TIME_STEP = re.compile(r"(^|\.)dt_proj\.weight$")
+_STEPS = 8  # of a short convolution, at most
+_SHORT = re.compile(r"(^|[._])(conv1d|short_conv|conv\.conv)\.weight$")
+_WEIGHT = re.compile(r"(^|[._])(weight|weights|kernel)$")  # what layers call the thing itself
+
+# Parameters that belong to no layer, by words of their own name. The first that fits holds.
+_PARAMETERS = (
+    (r"a_log|a|d|dt_[a-z_]+|time_(mix|decay|first|maa|faaaa)([a-z_0-9]*)", Role.STATE_SPACE),
+    (r"(.*_)?(pos|position|positions|positional|rel|relative|absolute_pos|rotary)(_.*)?", Role.POSITION),
+    (r"pe|(.*_)?pos(embed|emb)|attention_biases|r_[wrs]_bias", Role.POSITION),
+    (r"inv_freq|freqs(_cis)?|(cos|sin)(_cached)?", Role.POSITION),
+    (r"(.*_)?(tokens?|registers?|latents?|query|queries|probe|prompts?|pointer)(_[a-z0-9]+)?", Role.TOKEN),
+    (
+        r"(cls|class|mask|segment|type|distill|distillation|separator|null|(image_)?newline)(_emb(ed(ding)?)?)?",
+        Role.TOKEN,
+    ),
+    (r"no_[a-z_]+|(null|mem|memory|sinks?)_(kv|keys?|values?)", Role.TOKEN),
+    (r"(.*_)?(emb|embed|embeds|embedding|embeddings)(_.*)?", Role.EMBEDDING),
+    (r"(.*_)?bias(es)?(_[a-z0-9])?", Role.BIAS),
+    (r"(.*_)?mask", Role.MASK),
+    (r"(.*_)?(scale|scales|gain|gains|gamma|beta|alpha|temperature|norm)(_?\d+|_inv)?", Role.GAIN),
+    (r"weight_g|original0", Role.GAIN),
+)
+_BY_WORDS = tuple((re.compile(text), role) for text, role in _PARAMETERS)
+
+
+def role_of(name: str, shape: tuple[int, ...]) -> Role:
+    """What a tensor of this name and shape is.
+
+    A name that says nothing is that of a layer's weight, so that files of plain arrays are treated.
+    """
+    if len(shape) < 2:
+        return Role.VECTOR
+    if name.endswith(".weight"):
+        return _of_module(name, shape)
+    return _of_parameter(name, shape)
+
+
+def is_embedding(name: str) -> bool:
+    """Whether a tensor's rows are looked up (a matrix, by its name)."""
+    return role_of(name, (2, 2)) in (Role.EMBEDDING, Role.POSITION, Role.TOKEN)
+
+
+def _of_module(name: str, shape: tuple[int, ...]) -> Role:
+    """What the `weight` of a module is."""
+    if is_head(name):  # before embeddings: `embed_out` is a head
+        return Role.HEAD
+    for pattern, role in (
+        (_SPECULATIVE, Role.SPECULATIVE),
+        (_POSITION_TABLE, Role.POSITION),
+        (_TABLE, Role.EMBEDDING),
+        (_TOKENS, Role.TOKEN),
+        (_ROUTER, Role.ROUTER),
+        (_TIME_STEP, Role.STATE_SPACE),
+        (_NORM, Role.NORM),
+    ):
+        if pattern.search(name):
+            return role
+    return Role.CONVOLUTION if _SHORT.search(name) and _is_short(shape) else Role.LAYER
+
+
+def _is_short(shape: tuple[int, ...]) -> bool:
+    """Whether these are kernels over a few steps, one for each channel: [channels, 1, steps], as MLX has them
+    [channels, steps, 1], or [channels, steps]."""
+    if len(shape) == 3 and shape[1] == 1:
+        return True
+    return shape[1] <= _STEPS and shape[2:] in ((), (1,))
+
+
+def _of_parameter(name: str, shape: tuple[int, ...]) -> Role:
+    """What a parameter is that is not called `weight`."""
+    module, _, last = re.sub(r"(\.weights)?(\.\d+)+$", "", name).rpartition(".")
+    if _WEIGHT.search(last) and not last.startswith("dt_"):
+        return Role.LAYER
+    for pattern, role in _BY_WORDS:
+        # a single letter, or a word alone, is a plain array's name as well
+        if pattern.fullmatch(last.lower()) and (module or "_" in last):
+            return role
+    lengths = [size for size in shape if size != 1]
+    alone = len(lengths) < 2 and (len(shape) > 2 or bool(module))
+    return Role.VECTOR if alone else Role.LAYER

@@ -1,0 +1,1 @@
+"""From a recipe to files: `plan` says what will be done, and `execution` does it."""

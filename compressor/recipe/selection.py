@@ -1,0 +1,71 @@
+"""Which tensors a stage treats: the user's patterns first, then what is left alone by default and why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import translate
+from functools import cache
+
+from compressor.architectures.roles import Role, role_of
+from compressor.core.errors import UsageError
+from compressor.core.tensor import TensorSpec
+from compressor.core.text import printable
+
+
+@dataclass(frozen=True, slots=True)
+class LeftAlone:
+    """Why a tensor is carried over as it is, in a sentence for reports; `role` is what the tensor is to its model,
+    where that is why. `asked`: by the user's patterns, or because it is no weight at all; `--strict` refuses the
+    others."""
+
+    reason: str
+    role: Role | None = None
+    asked: bool = False
+
+
+VECTOR = LeftAlone(Role.VECTOR.value, Role.VECTOR, asked=True)
+
+
+@cache
+def pattern(text: str) -> re.Pattern[str]:
+    """A glob over whole tensor names, or a regular expression after `re:`; both must match the whole name.
+    UsageError for what is no regular expression."""
+    if not text.startswith("re:"):
+        return re.compile(translate(text))
+    try:
+        return re.compile(text[3:])
+    except re.error as error:
+        raise UsageError(f"pattern '{printable(text)}' is not a regular expression: {error}") from error
+
+
+def matches(name: str, patterns: Iterable[str]) -> str | None:
+    """The first of the patterns that matches the name."""
+    return next((text for text in patterns if pattern(text).fullmatch(name)), None)
+
+
+def left_alone(spec: TensorSpec, verb: str, include: tuple[str, ...], exclude: tuple[str, ...]) -> LeftAlone | None:
+    """Why a stage of this verb with these patterns leaves a tensor alone; None when it is to be treated."""
+    excluded = matches(spec.name, exclude)
+    if excluded is not None:
+        return LeftAlone(f"excluded by {printable(excluded, 60)}", asked=True)
+    included = matches(spec.name, include)
+    if include and included is None:
+        return LeftAlone("not included", asked=True)
+    if not spec.is_float:
+        return LeftAlone(f"{spec.dtype} is not a float that is computed with here", asked=True)
+    if spec.size == 0:
+        return LeftAlone("has no elements", asked=True)
+    return None if included is not None else _by_role(spec, verb)
+
+
+def _by_role(spec: TensorSpec, verb: str) -> LeftAlone | None:
+    """What is no weight; and of the weights those that hurt a language model most for the least gain, and that its
+    loaders want dense."""
+    role = role_of(spec.name, spec.shape)
+    if role is Role.VECTOR:
+        return VECTOR
+    if verb == "distill" or role is Role.LAYER:
+        return None
+    return LeftAlone(f"{role.value} (--include treats it)", role, asked=not role.is_weight)

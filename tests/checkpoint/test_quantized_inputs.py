@@ -1,0 +1,320 @@
+"""Quantized inputs of every shape: read where files say how they are stored, refused where they do not, and never
+taken for weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from support import archives
+from support.fault_injection import invoke, is_one_line
+
+from compressor.checkpoint.checkpoint import open_checkpoint
+from compressor.checkpoint.rows import read_whole
+
+Array = Any
+Stored = dict[str, tuple[str, Array]]
+RANDOM = np.random.default_rng(3)
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+
+
+def e4m3(*shape: int) -> Array:
+    return RANDOM.standard_normal(shape).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+
+
+def number(codes: Array, kind: Any = ml_dtypes.float8_e4m3fn) -> Array:
+    return codes.view(kind).astype(np.float32)
+
+
+def put(path: Path, stored: Stored, config: dict[str, Any] | None = None, **files: dict[str, Any]) -> Path:
+    """A folder, or a lone file where the name says so."""
+    if path.suffix:
+        archives.write(path, stored)
+        return path
+    path.mkdir()
+    archives.write(path / "model.safetensors", stored)
+    if config is not None:
+        (path / "config.json").write_text(json.dumps(config))
+    for name, content in files.items():
+        (path / f"{name}.json").write_text(json.dumps(content))
+    return path
+
+
+def restored(path: Path) -> dict[str, Array]:
+    tensors = open_checkpoint(path).tensors
+    return {name: read_whole(tensor) for name, tensor in tensors.items() if tensor.spec.is_float}
+
+
+def near(values: Array, expected: Array) -> bool:
+    """Equal but for the rounding to the 16 bits of the model."""
+    return values.shape == expected.shape and np.allclose(values, expected, rtol=2**-10, atol=0)
+
+
+def gptq(shift: int = 1) -> tuple[Stored, Array]:
+    """A layer [64, 32] at 4 bits in groups of 16, and what it stands for."""
+    codes = RANDOM.integers(0, 16, (32, 64), np.uint32)
+    zeros = RANDOM.integers(1, 16, (2, 64), np.uint32)
+    scales = RANDOM.random((2, 64)).astype(np.float16)
+
+    def words(values: Array) -> Array:
+        return sum(values[..., i].astype(np.uint32) << np.uint32(4 * i) for i in range(8)).view(np.int32)  # type: ignore[no-any-return, union-attr]
+
+    stored = {
+        "a.qweight": ("I32", words(codes.reshape(4, 8, 64).transpose(0, 2, 1))),
+        "a.qzeros": ("I32", words((zeros - shift).reshape(2, 8, 8))),
+        "a.scales": ("F16", scales),
+        "a.g_idx": ("I32", np.arange(32, dtype=np.int32) // 16),
+    }
+    spread = np.arange(32) // 16
+    return stored, (scales.astype(np.float32)[spread] * (codes.astype(np.float32) - zeros[spread])).T
+
+
+# ---- where a config says it ------------------------------------------------------------------------------------
+
+BLOCK_FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+
+
+@pytest.mark.parametrize(
+    "place", ["text_config", "llm_config", "language_config", "thinker_config.text_config", "x.y.z"]
+)
+def test_a_config_within_the_config(tmp_path: Path, place: str) -> None:
+    codes = e4m3(8, 16)
+    stored: Stored = {
+        "m.weight": ("F8_E4M3", codes),
+        "m.weight_scale_inv": ("F32", np.full((1, 1), 0.5, np.float32)),
+    }
+    config: dict[str, Any] = {"quantization_config": BLOCK_FP8, "hidden_size": 16}
+    for key in reversed(place.split(".")):
+        config = {key: config, "model_type": "made-up"}
+    model = put(tmp_path / "in", stored, config)
+    assert np.array_equal(restored(model)["m.weight"], number(codes) * 0.5)
+    assert invoke(["restore", str(model), "-o", str(tmp_path / "out"), "-q"])[0] == 0
+    assert "quantization_config" not in (tmp_path / "out" / "config.json").read_text()
+    assert "hidden_size" in (tmp_path / "out" / "config.json").read_text()
+
+
+def test_configs_within_it_that_say_different_things(tmp_path: Path) -> None:
+    configs = {name: {"quantization_config": {"quant_method": name}} for name in ("fp8", "awq")}
+    model = put(tmp_path / "in", {"m.weight": ("F8_E4M3", e4m3(8, 16))}, configs)
+    assert "its configs are quantized in several ways" in refused(model)
+
+
+def test_files_beside_the_config(tmp_path: Path) -> None:
+    stored, values = gptq()
+    said = {"bits": 4, "group_size": 16, "desc_act": False, "sym": False}
+    model = put(tmp_path / "gptq", stored, {}, quantize_config=said)
+    assert near(restored(model)["a.weight"], values)
+    assert invoke(["restore", str(model), "-o", str(tmp_path / "out"), "-q"])[0] == 0
+    assert not (tmp_path / "out" / "quantize_config.json").exists()
+    awq: Stored = {
+        "a.qweight": ("I32", RANDOM.integers(-(2**31), 2**31, (32, 2), np.int32)),
+        "a.qzeros": ("I32", RANDOM.integers(-(2**31), 2**31, (2, 2), np.int32)),
+        "a.scales": ("F16", RANDOM.random((2, 16)).astype(np.float16)),
+    }
+    here = {"zero_point": True, "q_group_size": 16, "w_bit": 4, "version": "GEMM"}
+    there = {"quant_method": "awq", "bits": 4, "group_size": 16, "version": "gemm"}
+    one = put(tmp_path / "awq", awq, {}, quant_config=here)
+    two = put(tmp_path / "awq2", awq, {"quantization_config": there})
+    assert np.array_equal(restored(one)["a.weight"], restored(two)["a.weight"])
+    empty = put(tmp_path / "none", awq, {}, quantize_config={})
+    assert "says nothing of quantization" in refused(empty)
+
+
+@pytest.mark.parametrize(
+    ("packing", "shift"), [("auto_round:auto_gptq", 1), ("auto_round", 0), ("auto_round:gptqmodel", 0)]
+)
+def test_auto_round(tmp_path: Path, packing: str, shift: int) -> None:
+    stored, values = gptq(shift)
+    del stored["a.g_idx"]
+    said = {"quant_method": "auto-round", "bits": 4, "group_size": 16, "packing_format": packing, "sym": False}
+    config = {"quantization_config": said}
+    assert near(restored(put(tmp_path / "in", stored, config))["a.weight"], values)
+    said["extra_config"] = {"lm_head": {"bits": 16}, "a": {"bits": 8}}
+    assert "the layer a has bits or groups of its own" in refused(put(tmp_path / "b", stored, config))
+
+
+def test_mxfp4_experts_of_gpt_oss(tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    blocks = RANDOM.integers(0, 256, (3, 10, 2, 16), np.uint8)
+    scales = RANDOM.integers(120, 130, (3, 10, 2), np.uint8)
+    stored: Stored = {f"{name}_blocks": ("U8", blocks), f"{name}_scales": ("U8", scales)}
+    model = put(
+        tmp_path / "in", stored, {"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}}
+    )
+    values = np.stack([E2M1[blocks & 15], E2M1[blocks >> 4]], axis=-1).reshape(3, 10, 2, 32)
+    values = values * np.exp2(scales.astype(np.float32) - 127)[..., None]
+    assert np.array_equal(restored(model)[name], values.reshape(3, 10, 64).transpose(0, 2, 1))
+    stored[f"{name}_scales"] = ("U8", scales[:, :9])
+    assert "its blocks and scales do not fit together" in refused(
+        put(tmp_path / "b", stored, {"quantization_config": {"quant_method": "mxfp4"}})
+    )
+
+
+@pytest.mark.parametrize("algorithm", ["MIXED_PRECISION", "W4A16_NVFP4"])
+def test_mixtures_of_modelopt(tmp_path: Path, algorithm: str) -> None:
+    codes, eight = RANDOM.integers(0, 256, (4, 16), np.uint8), e4m3(4, 8)
+    scale = np.abs(RANDOM.standard_normal((4, 2))).astype(ml_dtypes.float8_e4m3fn)
+    stored: Stored = {
+        "a.weight": ("U8", codes),
+        "a.weight_scale": ("F8_E4M3", scale.view(np.uint8)),
+        "a.weight_scale_2": ("F32", np.float32(0.25)),
+        "b.weight": ("F8_E4M3", eight),
+        "b.weight_scale": ("F32", np.float32(2)),
+        "b.input_scale": ("F32", np.float32(2)),
+    }
+    model = put(tmp_path / "in", stored, {}, hf_quant_config={"quantization": {"quant_algo": algorithm}})
+    values = np.stack([E2M1[codes & 15], E2M1[codes >> 4]], axis=-1).reshape(4, 2, 16)
+    values = values * (scale.astype(np.float32) * np.float32(0.25))[..., None]
+    assert np.array_equal(restored(model)["a.weight"], values.reshape(4, 32))
+    assert np.array_equal(restored(model)["b.weight"], number(eight) * 2)
+
+
+# ---- where names say it ----------------------------------------------------------------------------------------
+
+
+def test_scaled_fp8_of_comfyui(tmp_path: Path) -> None:
+    codes, five = e4m3(4, 8), RANDOM.standard_normal((4, 8)).astype(ml_dtypes.float8_e5m2).view(np.uint8)
+    old: Stored = {
+        "d.a.weight": ("F8_E4M3", codes),
+        "d.a.scale_weight": ("F32", np.float32(0.5)),
+        "d.a.scale_input": ("F32", np.float32(1)),
+        "d.b.weight": ("F8_E5M2", five),
+        "d.b.scale_weight": ("F32", np.array([0.25], np.float32)),
+        "d.plain.weight": ("F8_E4M3", codes),
+        "d.scaled_fp8": ("F8_E4M3", np.zeros(0, np.uint8)),
+    }
+    checkpoint = open_checkpoint(put(tmp_path / "old.safetensors", old))
+    assert set(checkpoint.tensors) == {"d.a.weight", "d.b.weight", "d.plain.weight"}
+    assert np.array_equal(read_whole(checkpoint.tensors["d.a.weight"]), number(codes) * 0.5)
+    assert np.array_equal(read_whole(checkpoint.tensors["d.b.weight"]), number(five, ml_dtypes.float8_e5m2) * 0.25)
+    text = np.frombuffer(b'{"format": "float8_e4m3fn"}', np.uint8)
+    new: Stored = {
+        "a.weight": ("F8_E4M3", codes),
+        "a.weight_scale": ("F32", np.float32(0.5)),
+        "a.input_scale": ("F32", np.float32(1)),
+        "a.comfy_quant": ("U8", text),
+    }
+    assert np.array_equal(restored(put(tmp_path / "new.safetensors", new))["a.weight"], number(codes) * 0.5)
+    new["a.comfy_quant"] = ("U8", np.frombuffer(b'{"format": "nvfp4"}', np.uint8))
+    assert "is stored as 'nvfp4', which is not read here" in refused(put(tmp_path / "b.safetensors", new))
+
+
+def test_deepseeks_own_names(tmp_path: Path) -> None:
+    codes, exponents = e4m3(130, 200), RANDOM.integers(120, 130, (2, 2), np.uint8)
+    packed, steps = RANDOM.integers(0, 256, (4, 32), np.uint8), RANDOM.integers(120, 130, (4, 2), np.uint8)
+    stored: Stored = {
+        "a.weight": ("F8_E4M3", codes),
+        "a.scale": ("F8_E8M0", exponents),
+        "b.weight": ("I8", packed.view(np.int8)),
+        "b.scale": ("F8_E8M0", steps),
+    }
+    found = restored(put(tmp_path / "m.safetensors", stored))
+    spread = np.exp2(exponents.astype(np.float32) - 127).repeat(128, 0)[:130].repeat(128, 1)[:, :200]
+    assert np.array_equal(found["a.weight"], number(codes) * spread)
+    values = np.stack([E2M1[packed & 15], E2M1[packed >> 4]], axis=-1).reshape(4, 2, 32)
+    assert np.array_equal(
+        found["b.weight"], (values * np.exp2(steps.astype(np.float32) - 127)[..., None]).reshape(4, 64)
+    )
+    stored["a.scale"] = ("F8_E8M0", exponents[:1])
+    assert "its scale is [1, 2], where [2, 2] belongs" in refused(put(tmp_path / "b.safetensors", stored))
+
+
+def test_eight_bits_of_bitsandbytes(tmp_path: Path) -> None:
+    codes, row = RANDOM.integers(-127, 128, (4, 8), np.int8), RANDOM.random(4).astype(np.float32)
+    stored: Stored = {
+        "a.weight": ("I8", codes),
+        "a.SCB": ("F32", row),
+        "a.weight_format": ("U8", np.uint8(0)),
+    }
+    found = restored(put(tmp_path / "m.safetensors", stored))
+    assert near(found["a.weight"], codes * (row[:, None] / np.float32(127)))
+    stored["a.SCB"] = ("F32", row[:3])
+    assert "its SCB does not have a float for each row" in refused(put(tmp_path / "b.safetensors", stored))
+
+
+# ---- where nothing says it -------------------------------------------------------------------------------------
+
+
+def ints(dtype: str = "I32", *shape: int) -> tuple[str, Array]:
+    kind = {"I32": np.int32, "U8": np.uint8, "I8": np.int8, "U32": np.uint32, "I16": np.int16}[dtype]
+    return dtype, np.ones(shape or (8, 8), kind)
+
+
+F16 = ("F16", np.ones((2, 8), np.float16))
+F32 = ("F32", np.ones(8, np.float32))
+UNREAD: dict[str, tuple[Stored, str]] = {
+    "gptq": ({"a.qweight": ints(), "a.scales": F16}, "GPTQ or AWQ codes"),
+    "compressed-tensors": ({"a.weight_packed": ints(), "a.weight_scale": F16}, "compressed-tensors' packed codes"),
+    "hqq": ({"a.W_q": ints("U8"), "a.scale": F16, "a.zero": F16}, "HQQ's codes"),
+    "quark": ({"a.weight": ints("I8"), "a.weight_quantizer.scale": F32}, "Quark's codes"),
+    "torchao": ({"a._weight_qdata": ints("I8"), "a._weight_scale": F32}, "torchao's serialised tensors"),
+    "quanto": ({"a.weight._data": ints("I8"), "a.weight._scale": F32}, "Quanto's codes"),
+    "mlx": ({"a.weight": ints("U32"), "a.scales": F16, "a.biases": F16}, "codes beside scales"),
+    "exl2": ({"a.q_weight": ints(), "a.q_scale": ints(), "a.q_scale_max": F16}, "ExLlamaV2's codes"),
+    "exl3": ({"a.trellis": ints("I16"), "a.suh": F16, "a.svh": F16}, "ExLlamaV3's codes"),
+    "aqlm": ({"a.codes": ints("I8"), "a.codebooks": F16, "a.scales": F16}, "AQLM's codes"),
+    "vptq": ({"a.indices": ints("I32"), "a.centroids.weight": F16, "a.weight_scale": F16}, "VPTQ's codes"),
+    "eetq": ({"a.weight": ints("I8"), "a.weight_scales": F16}, "codes with a weight_scale"),
+    "bitnet": ({"a.weight": ints("U8"), "a.weight_scale": F32}, "codes with a weight_scale"),
+    "fp8": ({"a.weight": ("F8_E4M3", e4m3(8, 8)), "a.weight_scale": F32}, "codes with a weight_scale"),
+    "fp8 of blocks": ({"a.weight": ("F8_E4M3", e4m3(8, 8)), "a.weight_scale_inv": F32}, "FP8 weights with scales"),
+    "gpt-oss": ({"e.up_blocks": ints("U8", 2, 2, 2, 16), "e.up_scales": ints("U8", 2, 2, 2)}, "MXFP4 blocks"),
+    "made up": ({"a.stuff": ints("U8"), "a.step_scale": F32}, "codes beside step_scale"),
+}
+
+
+def refused(model: Path) -> str:
+    """The line with which everything that treats an input refuses one; nothing is written."""
+    out = model.parent / "refused"
+    for command in (["prune", "--sparsity", "0.5"], ["quantize", "--bits", "8"], ["restore"]):
+        code, lines = invoke([*command, str(model), "-o", str(out)])
+        assert code == 3, lines
+        assert is_one_line(lines)
+        assert not out.exists()
+    return lines[0]
+
+
+@pytest.mark.parametrize("kind", UNREAD)
+@pytest.mark.parametrize("container", ["in", "in.safetensors"])
+def test_codes_that_nothing_tells_about_are_refused(tmp_path: Path, kind: str, container: str) -> None:
+    stored, looks = UNREAD[kind]
+    line = refused(put(tmp_path / container, stored, {"model_type": "llama"}))
+    assert "looks quantized" in line
+    assert looks in line
+    lone = "config.json" if container == "in" else "a lone file does not say how they are stored"
+    assert lone in line
+
+
+def test_layers_that_a_config_does_not_tell_about(tmp_path: Path) -> None:
+    """Half of a model is read; of the rest nobody knows."""
+    stored: Stored = {
+        "a.weight": ("F8_E4M3", e4m3(8, 16)),
+        "a.weight_scale_inv": ("F32", np.ones((1, 1), np.float32)),
+        "b.qweight": ints(),
+        "b.scales": F16,
+    }
+    model = put(tmp_path / "in", stored, {"quantization_config": BLOCK_FP8})
+    assert "tensor 'b.qweight': looks quantized" in refused(model)
+
+
+NO_CODES: dict[str, Callable[[], Stored]] = {
+    "masks of GPT-2": lambda: {"h.attn.bias": ints("U8", 1, 1, 8, 8), "h.attn.c_attn.weight": F16},
+    "positions of CLIP": lambda: {"position_ids": ints("I32", 1, 8), "logit_scale": ("F32", np.float32(1))},
+    "windows of Swin": lambda: {
+        "s.relative_position_index": ("I64", np.ones((8, 8), np.int64)),
+        "s.logit_scale": F32,
+    },
+    "plain FP8": lambda: {"a.weight": ("F8_E4M3", e4m3(8, 8)), "a.bias": F32},
+    "layer scale": lambda: {"a.index": ints("I32", 8, 8), "a.layer_scale": F32},
+}
+
+
+@pytest.mark.parametrize("kind", NO_CODES)
+def test_what_only_looks_a_little_like_codes(tmp_path: Path, kind: str) -> None:
+    model = put(tmp_path / "m.safetensors", NO_CODES[kind]())
+    assert invoke(["prune", "--sparsity", "0.5", str(model), "-o", str(tmp_path / "o.safetensors"), "-q"])[0] == 0

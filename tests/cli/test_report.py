@@ -1,0 +1,81 @@
+"""Reports and progress in terminals of any width."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.console import LLAMA
+
+from compressor import api
+from compressor.cli.report import page, progress, render, table
+
+
+class Terminal(io.TextIOWrapper):
+    """A stream that says that it is one."""
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO(), encoding="utf-8", write_through=True)
+
+    def isatty(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return 1
+
+    def text(self) -> str:
+        self.flush()
+        return bytes(self.buffer.getvalue()).decode()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("columns", [1, 40, 60, 79, 80, 120, 300])
+def test_tables_of_any_width(columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setattr(os, "get_terminal_size", lambda fd: os.terminal_size((columns, 24)))
+    monkeypatch.setenv("TERM", "dumb")
+    reports: list[Any] = [
+        api.quantize(LLAMA, tmp_path / "q", bits=4),
+        api.inspect(LLAMA, stats=True),
+        api.compare(LLAMA, tmp_path / "q"),
+    ]
+    for report in reports:
+        lines = render(report, "table").splitlines()
+        assert max(map(len, lines)) <= max(columns, 40)
+        names = "".join(
+            line.split()[0] for line in lines[2:] if line.startswith(("model.layers.1.mlp.up", "weight"))
+        )
+        assert "model.layers.1.mlp.up_proj.weight" in "".join(line.split()[0] if line else " " for line in lines)
+        assert names
+
+
+def test_a_terminal_of_unknown_size_has_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(fd: int) -> os.terminal_size:
+        raise OSError
+
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setattr(os, "get_terminal_size", unknown)
+    assert table.Page().width == 80
+
+
+@given(st.text(alphabet="ab._", max_size=80), st.integers(8, 40))
+def test_folded_names_lose_nothing(name: str, width: int) -> None:
+    lines = page._folded(name, width).split("\n")
+    assert "".join(lines) == name
+    assert all(len(line) <= width for line in lines)
+    assert all(len(line) * 2 >= width for line in lines[:-1])
+
+
+def test_progress_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress.bar(enabled=True) as advance:
+        advance(500_000, 1_000_000)
+        advance(1_000_000, 1_000_000)
+    assert "1.0/1.0 MB" in stream.text()
