@@ -63,12 +63,12 @@ def test_a_signal_before_anything_is_imported(leave: list[int], monkeypatch: pyt
 
 def test_a_signal_during_publishing_comes_too_late(tmp_path: Path, leave: list[int]) -> None:
     staging = Staging(str(tmp_path / "x"), folder=False, replace=False)
-    staging.settled = True
+    staging._entry.publishing = True
     signals._stop(signal.SIGTERM, None)
     signals._stop(signal.SIGTERM, None)  # not yet published: it may still fail
     assert leave == []
     assert not cleanup.run()
-    staging.settled = False
+    staging._entry.publishing = False
     staging.publish()
     with pytest.raises(Left):
         signals._stop(signal.SIGTERM, None)
