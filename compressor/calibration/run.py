@@ -1,6 +1,6 @@
 """Ways to statistics of layer inputs: a network in NumPy, recorded activations, a language model.
 
-`compressor.statistics` has the file that they make.
+`calibration/statistics.py` has the file that they make.
 """
 
 from __future__ import annotations

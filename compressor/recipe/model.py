@@ -1,6 +1,6 @@
 """Recipes: TOML, `--stage` texts and Python keywords, all turned into the same frozen dataclasses.
 
-`recipe_file.py` reads and writes the files. Nothing here is lenient: unknown keys, wrong types and values out of
+`toml_file.py` reads and writes the files. Nothing here is lenient: unknown keys, wrong types and values out of
 range are errors that name the place in the recipe. Text from the command line is converted by the type of the
 option it is for.
 """
@@ -100,7 +100,7 @@ class Stage:
 @dataclass(frozen=True)
 class Recipe:
     """Structured cuts, then a training, then stages, in the order in which they are applied; before them all comes
-    what was `earlier` (see `relay`)."""
+    what was `earlier` (see `workflows/legs.py`)."""
 
     stages: tuple[Stage, ...]
     name: str = ""

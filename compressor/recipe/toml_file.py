@@ -1,8 +1,8 @@
 """Recipes as TOML: read from files or the package, and written again as what they come to.
 
-extends = "w4a16"          another recipe, changed by this one (`extending.py`)
+extends = "w4a16"          another recipe, changed by this one (`extends.py`)
 name, description, stats   texts
-[[stage]]                  what is done, in order; `repeat` unrolls (`schedules.py`)
+[[stage]]                  what is done, in order; `repeat` unrolls (`repeat.py`)
 [[structure]]              dimensions that belong together, for `structure` cuts
 [gate]                     limits that the result must keep
 [report]                   how the result is printed
