@@ -16,10 +16,19 @@ from typing import TYPE_CHECKING, Any
 from compressor.core.errors import CompressorError, GateFailed, InputError, OutputError, UsageError
 
 if TYPE_CHECKING:
-    from compressor.api import distill, pipeline, prune, quantize, restore, tune
-    from compressor.calibration.run import calibrate, merge_statistics
+    from compressor.api import (
+        calibrate,
+        compare,
+        distill,
+        inspect,
+        merge_statistics,
+        pipeline,
+        prune,
+        quantize,
+        restore,
+        tune,
+    )
     from compressor.recipe.gates import Gates
-    from compressor.workflows.inspect import compare, inspect
     from compressor.workflows.results import Report
 
 from compressor.core.version import __version__ as __version__

@@ -31,9 +31,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture
 def unpublished() -> Iterator[None]:
     """Earlier runs in this process must not look like the one under test."""
-    from compressor.files import staging
+    from compressor.core import cleanup
 
-    staging._published = False
+    cleanup.begin()
     yield
-    staging._published = False
-    assert not staging._pending
+    cleanup.begin()
+    assert not cleanup._entries

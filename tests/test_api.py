@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import compressor
+from compressor import api
+from compressor.calibration.run import Calibration
+from compressor.methods.options import SELECTOR, options_of
+from compressor.methods.registry import methods_of
+from compressor.recipe.budget import Budget
+from compressor.recipe.model import Recipe
+from compressor.recipe.sequential_refit import Sequential
+from compressor.recipe.structured_cut import cut_options
+from compressor.recipe.training import FILES, training_options
+from compressor.workflows import keywords
+from compressor.workflows.budget.choice import Allocation
 from compressor.workflows.results import ReportedGateFailed
+from compressor.workflows.run_options import RunOptions
 
 
 @pytest.fixture
@@ -44,8 +61,6 @@ def test_a_gate_is_not_passed_by_an_error_that_is_not_known(tmp_path: Path) -> N
 
 
 def test_rules_reach_single_tensors(tmp_path: Path) -> None:
-    from safetensors.numpy import save_file
-
     save_file({"a": np.ones((4, 8), np.float32), "b": np.ones((4, 8), np.float32)}, tmp_path / "m.safetensors")
     report = compressor.quantize(
         tmp_path / "m.safetensors",
@@ -80,3 +95,126 @@ def test_progress_reaches_the_total(matrix: Path, tmp_path: Path) -> None:
         matrix, tmp_path / "o.npy", sparsity=0.5, progress=lambda done, total: seen.append((done, total))
     )
     assert seen[-1] == (16384, 16384)
+
+
+def folder_of_two(path: Path) -> Path:
+    """A model of two shards, so that there is something to keep on the way."""
+    path.mkdir()
+    names = {}
+    for number in range(2):
+        weight = np.random.default_rng(number).standard_normal((16, 128)).astype(np.float32)
+        name = f"model-{number + 1:05d}-of-00002.safetensors"
+        save_file({f"layers.{number}.weight": weight}, path / name)
+        names[f"layers.{number}.weight"] = name
+    index = {"metadata": {"total_size": 16384}, "weight_map": names}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    return path
+
+
+UNKNOWN: dict[str, tuple[Callable[..., object], tuple[str, ...], dict[str, object], str, str]] = {
+    "prune": (compressor.prune, ("a", "b"), {"sparsity": 0.5}, "forse", "--force"),
+    "distill": (compressor.distill, ("a", "b"), {"teacher": "t"}, "teachr", "--teacher"),
+    "quantize": (compressor.quantize, ("a", "b"), {"bits": 4}, "wrok", "--work"),
+    "pipeline": (compressor.pipeline, ("a", "b"), {"recipe": "w4a16"}, "stage", "--stages"),
+    "restore": (compressor.restore, ("a", "b"), {}, "dryrun", "--dry-run"),
+    "tune": (compressor.tune, ("a", "b"), {"evaluate": "x", "min_metric": 1.0}, "time_out", "--timeout"),
+    "calibrate": (compressor.calibrate, ("a", "b"), {"inputs": "x.npy"}, "sample", "--samples"),
+    "inspect": (compressor.inspect, ("a",), {}, "stat", "--stats"),
+    "compare": (compressor.compare, ("a", "b"), {}, "max_err", "--max-error"),
+    "merge_statistics": (compressor.merge_statistics, (["a", "b"], "c"), {}, "forced", "--force"),
+    "run_recipe": (api.run_recipe, ("prune", "a", "b", Recipe(())), {}, "onyl", "--only"),
+}
+
+
+@pytest.mark.parametrize("verb", UNKNOWN)
+def test_an_unknown_keyword_is_refused_with_what_it_may_have_meant(verb: str) -> None:
+    call, places, given, wrong, meant = UNKNOWN[verb]
+    with pytest.raises(compressor.UsageError) as caught:
+        call(*places, **given, **{wrong: 1})
+    assert caught.value.reason == f"--{wrong.replace('_', '-')}: is no option of {verb}"
+    assert caught.value.remedy == f"Did you mean {meant}?"
+    with pytest.raises(compressor.UsageError) as far:
+        call(*places, **given, zzzzqqq=1)
+    assert far.value.remedy == ""
+
+
+def test_every_verb_of_the_package_is_tried() -> None:
+    verbs = {name for name in compressor.__all__ if name.islower()}
+    assert verbs | {"run_recipe"} == UNKNOWN.keys()
+    assert set(api.__all__) == UNKNOWN.keys()
+
+
+def test_what_tune_needs_and_takes_with_a_recipe(tmp_path: Path) -> None:
+    with pytest.raises(compressor.UsageError) as caught:
+        compressor.tune("a", "b", evaluat="x", min_metric=1.0)  # type: ignore[call-arg]
+    assert "--evaluat: is no option of tune. Did you mean --evaluate?" in str(caught.value)
+    assert "tune needs --evaluate" in str(caught.value)
+    with pytest.raises(compressor.UsageError, match="--bits: is no option of tune with a recipe"):
+        compressor.tune("a", "b", evaluate="x {path}", min_metric=1.0, recipe=Recipe(()), bits=4)
+
+
+TABLES = {
+    "prune": (keywords.PruneKeywords, cut_options()),
+    "distill": (keywords.DistillKeywords, {**training_options(), **options_of(Sequential)}),
+    "quantize": (keywords.QuantizeKeywords, {one.name: None for one in fields(Budget)}),
+}
+
+
+@pytest.mark.parametrize("verb", TABLES)
+def test_keywords_are_typed_as_methods_declare_them(verb: str) -> None:
+    table, more = TABLES[verb]
+    options = {key for method in methods_of(verb).values() for key in options_of(method)} | set(more)
+    stage = {"include", "exclude", "rules", "store", "mask", "scores", "teacher", "fallback", "preset", "tell"}
+    run = {one.name for one in fields(RunOptions)} - {"store"}
+    own = table.__annotations__.keys() - stage - run - {SELECTOR[verb], *FILES}
+    assert own == options - run - {SELECTOR[verb]}
+
+
+def test_options_of_a_run_are_keywords_and_the_other_way_round() -> None:
+    assert {one.name for one in fields(RunOptions)} == keywords.RestoreKeywords.__annotations__.keys()
+    assert {one.name for one in fields(Calibration)} == keywords.CalibrateKeywords.__annotations__.keys()
+
+
+def test_settings_that_are_no_choice_are_refused(matrix: Path, tmp_path: Path) -> None:
+    for verb, given in (
+        (compressor.prune, {"sparsity": 0.5, "non_finite": "kep"}),
+        (compressor.quantize, {"bits": 4, "effort": "smal"}),
+        (compressor.restore, {"store": "archiv"}),
+    ):
+        with pytest.raises(compressor.UsageError, match=r"must be one of .*, not '"):
+            verb(matrix, tmp_path / "o.safetensors", **given)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("verb", ["prune", "quantize", "pipeline", "restore"])
+def test_work_is_kept_by_every_verb(verb: str, tmp_path: Path) -> None:
+    model, work = folder_of_two(tmp_path / "in"), tmp_path / "work"
+    given: dict[str, Any] = {
+        "prune": {"sparsity": 0.5},
+        "quantize": {"bits": 4},
+        "pipeline": {"stages": ["prune:sparsity=0.5"]},
+        "restore": {},
+    }[verb]
+    call = getattr(compressor, verb)
+    call(model, tmp_path / "a", **given)
+    call(model, tmp_path / "b", work=work, keep_work=True, workers=1, **given)
+    assert (work / "work.json").exists()
+    assert [path.read_bytes() for path in sorted((tmp_path / "a").iterdir())] == [
+        path.read_bytes() for path in sorted((tmp_path / "b").iterdir())
+    ]
+    call(model, tmp_path / "c", work=work, **given)
+    assert not work.exists()
+    with pytest.raises(compressor.UsageError, match="--keep-work is for the folder that --work names"):
+        call(model, tmp_path / "d", keep_work=True, **given)
+    with pytest.raises(compressor.UsageError, match=r"--work .*: is the input itself"):
+        call(model, tmp_path / "d", work=model, **given)
+
+
+def test_a_choice_is_told_before_it_is_carried_out(tmp_path: Path) -> None:
+    model, told = folder_of_two(tmp_path / "in"), []
+
+    def tell(choice: Allocation) -> None:
+        assert not (tmp_path / "out").exists()
+        told.append(choice)
+
+    report = compressor.quantize(model, tmp_path / "out", target_bits=4.5, tell=tell)
+    assert told == [report.allocation]

@@ -55,27 +55,6 @@ KNOWN: dict[Rule, set[str]] = {
         "workflows/budget/survey.py: isinstance(encoder, Uniform)",
         "workflows/budget/survey.py: isinstance(encoders[key], Uniform)",
     },
-    rules.goes_by_words: {
-        "cli/main.py: problem.remedy == atomic.NOTHING_LEFT",
-        "cli/main.py: problem.remedy not in (atomic.NOTHING_LEFT, NOTHING_WRITTEN)",
-        "workflows/awq.py: error.remedy.endswith(DESCRIBE)",
-        "workflows/budget/tune.py: error.reason.startswith('the command')",
-    },
-    rules.too_complex: {
-        "api.py: run_recipe (C901)",
-        "api.py: run_recipe (PLR0913)",
-        "api.py: tune (PLR0913)",
-        "calibration/run.py: calibrate (PLR0913)",
-        "cli/prune.py: command (PLR0913)",
-        "engine/plan/planner.py: _job (PLR0913)",
-        "engine/plan/planner.py: _step (PLR0913)",
-        "engine/plan/planner.py: make_plan (PLR0913)",
-        "recipe/stages.py: make_stage (PLR0913)",
-        "recipe/training.py: make_training (PLR0913)",
-        "workflows/budget/fit.py: _survey (PLR0913)",
-        "workflows/budget/run.py: run_budget (PLR0913)",
-        "workflows/budget/run.py: run_tune (PLR0913)",
-    },
 }
 
 

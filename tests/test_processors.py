@@ -109,7 +109,10 @@ FREE = {
     "core/layer_inputs.py",  # grams
     "methods/distill",  # but for those in STRICT
     "methods/numerics/hessian.py",
+    "methods/numerics/masked_least_squares.py",
+    "methods/numerics/svd.py",
     "methods/unlisted/alternating.py",
+    "methods/unlisted/refit_codes.py",
     "files/entropy/account.py",  # what `inspect --coding` tells
     "workflows/awq.py",
     "workflows/budget/survey.py",  # by grams

@@ -15,7 +15,7 @@ from typing import Any
 from compressor.architectures.families import FAMILIES
 from compressor.architectures.groups import STRUCTURES
 from compressor.architectures.model import Known, Model, Sections
-from compressor.core.errors import InputError
+from compressor.core.errors import InputError, MissingDescription
 from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
 
@@ -62,7 +62,7 @@ def recognise(config: Mapping[str, Any] | None, specs: Iterable[TensorSpec], pat
     bad = [name for name, _ in unknown] if kind == "hidden" else inside
     if bad:
         more = f" and {len(bad) - 2} more" if len(bad) > 2 else ""
-        raise InputError(
+        raise MissingDescription(
             f"{what}: a {model.config['model_type']} model has no "
             + ", ".join(f"'{printable(name, 100)}'" for name in bad[:2])
             + more
@@ -78,7 +78,7 @@ def recognise(config: Mapping[str, Any] | None, specs: Iterable[TensorSpec], pat
 def sized(config: Mapping[str, Any] | None, path: str, what: str) -> Model:
     """The model that a config describes: its family and its sizes, and no tensors yet."""
     if config is None:
-        raise InputError(
+        raise MissingDescription(
             f"{what}: the architecture cannot be recognised: a config.json with model_type is missing",
             file=path,
             remedy=f"Give the model's folder. {DESCRIBE}",
@@ -92,7 +92,7 @@ def sized(config: Mapping[str, Any] | None, path: str, what: str) -> Model:
             if named is None
             else f"model_type {printable(str(named), 40)!r} is not known"
         )
-        raise InputError(
+        raise MissingDescription(
             f"{what}: {said}; known are {known}",
             file=path,
             remedy=DESCRIBE,
@@ -113,7 +113,7 @@ def _sizes(model: Model) -> dict[str, int]:
         else:
             found[symbol] = value
     if missing:
-        raise InputError(f"config.json lacks {', '.join(missing)}", file=model.path, remedy=DESCRIBE)
+        raise MissingDescription(f"config.json lacks {', '.join(missing)}", file=model.path, remedy=DESCRIBE)
     heads, hidden = found["heads"], found["hidden"]
     found["kv_heads"] = _size(model, "kv_heads") or heads
     if heads % found["kv_heads"]:

@@ -1,18 +1,19 @@
 """Ways to statistics of layer inputs: a network in NumPy, recorded activations, a language model.
 
-`compressor.statistics` has the file that they make.
+`calibration/statistics.py` has the file that they make.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from compressor.calibration.fingerprint import fingerprint
 from compressor.calibration.result import CalibrationReport, Task, gathered, report_of
 from compressor.calibration.statistics import merge_statistics as write_merged
 from compressor.calibration.statistics import open_statistics
-from compressor.checkpoint.checkpoint import open_checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from compressor.core.errors import InputError, UsageError
 from compressor.files.destination import check_apart
 from compressor.files.staging import check_place
@@ -27,73 +28,85 @@ _OWN = {  # options that only some ways have
 }
 
 
-def calibrate(  # noqa: PLR0913 - the Python API: keywords, one an option
-    model: Path | None,
-    output: Path,
-    *,
-    inputs: Path | None = None,
-    activations: Path | None = None,
-    text: Path | None = None,
-    network: str | None = None,
-    divide: float | None = None,
-    samples: int | None = None,
-    length: int | None = None,
-    seed: int | None = None,
-    gram: bool | None = None,
-    force: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> CalibrationReport:
-    """Write the statistics of a model's layer inputs to a .safetensors: of `inputs` (.npy) that run through the
-    model in NumPy, of recorded `activations`, or of a `text` that runs through a language model with torch.
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What runs through a model, and how its statistics are kept.
 
-    `network` describes the model where its tensors do not tell; `divide` the inputs by this; `samples`, chosen by
-    `seed`, of the inputs, or windows of `length` tokens (128 of 512); `gram`: XᵀX for all layers or for none, by
-    default for layers up to 8192 wide. Raises UsageError, InputError, OutputError: nothing is written then.
+    One of `inputs` (.npy, which run through the model in NumPy), recorded `activations`, and a `text` that runs
+    through a language model with torch. `network` describes the model where its tensors do not tell; `divide` the
+    inputs by this; `samples`, chosen by `seed`, of the inputs, or windows of `length` tokens (128 of 512); `gram`:
+    XᵀX for all layers or for none, by default for layers up to 8192 wide; `progress(done, total)` in samples.
     """
-    given = {"inputs": inputs, "activations": activations, "text": text}
-    ways = [way for way, path in given.items() if path is not None]
-    if len(ways) != 1:
-        raise UsageError(
-            "give one of --inputs, --activations and --text",
-            remedy="docs/statistics.md says which suits what model",
-        )
-    (way,) = ways
-    options = {"network": network, "divide": divide, "samples": samples, "length": length, "seed": seed}
-    for key, value in options.items():
-        if value is not None and way not in _OWN[key]:
-            raise UsageError(f"--{key} is for {' and '.join(f'--{one}' for one in _OWN[key])}, not for --{way}")
+
+    inputs: Path | None = None
+    activations: Path | None = None
+    text: Path | None = None
+    network: str | None = None
+    divide: float | None = None
+    samples: int | None = None
+    length: int | None = None
+    seed: int | None = None
+    gram: bool | None = None
+    force: bool = False
+    progress: Callable[[int, int], None] | None = None
+
+    @property
+    def way(self) -> str:
+        """Which of the three. UsageError where that is not one, or another option is for another way."""
+        ways = [way for way in ("inputs", "activations", "text") if getattr(self, way) is not None]
+        if len(ways) != 1:
+            raise UsageError(
+                "give one of --inputs, --activations and --text",
+                remedy="docs/statistics.md says which suits what model",
+            )
+        for key, owners in _OWN.items():
+            if getattr(self, key) is not None and ways[0] not in owners:
+                raise UsageError(
+                    f"--{key} is for {' and '.join(f'--{one}' for one in owners)}, not for --{ways[0]}"
+                )
+        return ways[0]
+
+
+def calibrate(model: Path | None, output: str, options: Calibration) -> CalibrationReport:
+    """Write the statistics of a model's layer inputs to a .safetensors. Raises UsageError, InputError, OutputError:
+    nothing is written then."""
+    way = options.way
     if model is None and way != "activations":
         raise UsageError(
             f"--{way} runs a model, and none is given", remedy=f"compressor calibrate MODEL --{way} FILE"
         )
-    source = os.fspath(given[way])  # type: ignore[arg-type]  # one is there
-    output = os.fspath(output)
-    _check_output(output, [source, *([] if model is None else [os.fspath(model)])], force=force)
+    source = os.fspath(getattr(options, way))
+    _check_output(output, [source, *([] if model is None else [os.fspath(model)])], force=options.force)
     checkpoint = None if model is None else open_checkpoint(model)
-    task = Task(output, gram, force=force)
-    if progress is not None:
-        task.progress = progress
+    task = Task(output, options.gram, force=options.force)
+    if options.progress is not None:
+        task.progress = options.progress
     try:
         if checkpoint is not None:
             task.model, task.weights = fingerprint(checkpoint)
-        if way == "activations":
-            from compressor.calibration.small_network import from_recorded
-
-            from_recorded(task, checkpoint, source)
-        elif checkpoint is not None and way == "inputs":
-            from compressor.calibration.small_network import through_network
-
-            through_network(
-                task, checkpoint, source, network=network, divide=divide, samples=samples, seed=seed or 0
-            )
-        elif checkpoint is not None:
-            from compressor.calibration.language_model import through_model
-
-            through_model(task, checkpoint, source, samples=samples, length=length, seed=seed or 0)
+        _gather(task, checkpoint, source, way, options)
     except InputError as error:
         error.file = error.file or source
         raise
     return task.report()
+
+
+def _gather(task: Task, checkpoint: Checkpoint | None, source: str, way: str, options: Calibration) -> None:
+    """Run what there is through the model, in the way that is asked for."""
+    seed = options.seed or 0
+    if way == "activations":
+        from compressor.calibration.small_network import from_recorded
+
+        from_recorded(task, checkpoint, source)
+    elif checkpoint is not None and way == "inputs":
+        from compressor.calibration.small_network import through_network
+
+        network, divide, samples = options.network, options.divide, options.samples
+        through_network(task, checkpoint, source, network=network, divide=divide, samples=samples, seed=seed)
+    elif checkpoint is not None:
+        from compressor.calibration.language_model import through_model
+
+        through_model(task, checkpoint, source, samples=options.samples, length=options.length, seed=seed)
 
 
 def merge_statistics(paths: Sequence[Path], output: Path, *, force: bool = False) -> CalibrationReport:

@@ -29,7 +29,7 @@ from compressor.methods.registry import make_method, methods_of
 
 KEY = "compressor"
 VERSION = 1
-PLAN_LATER = " plan fingerprint ".center(64, "?")  # it is of all offsets, and so comes after the header's length
+NO_PLAN = "0" * 64  # as long as a fingerprint, which is of all offsets and so comes after the header's length
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +44,15 @@ def to_metadata(
     stages: Sequence[Mapping[str, Any]],
     stored: Sequence[tuple[TensorSpec, Decoder]],
     source: Identity | None = None,
+    plan: str = NO_PLAN,
     **more: Any,
 ) -> dict[str, str]:
     """The metadata entry for a file whose tensors went through `stages` and that stores these as parts. `source` is
-    what the input is known by, where this run changed something; `more` entries for containers that need them."""
+    what the input is known by, where this run changed something, and `plan` the fingerprint of what it did; `more`
+    are entries for containers that need them."""
     record: dict[str, Any] = {"version": VERSION, "tool": __version__}
     if source is not None:
-        record |= {"plan": PLAN_LATER, "source": dict([source])}
+        record |= {"plan": plan, "source": dict([source])}
     record |= {"stages": [dict(stage) for stage in stages], **more}
     if stored:
         methods: list[dict[str, Any]] = []

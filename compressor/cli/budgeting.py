@@ -76,13 +76,14 @@ def taken(
 
 def prepared(
     values: dict[str, Any], options: dict[str, Any] | None = None, base: Budget | None = None
-) -> dict[str, Any]:
-    """`budget` for a run, and with one `tell`; takes what is the budget's alone out of `values`."""
+) -> tuple[Budget | None, Callable[[Any], None] | None]:
+    """The budget that is asked for, and what shows its choice; None twice where none is. Takes what is the budget's
+    alone out of `values`."""
     budget = taken(values, options, base)
     check_curve(values["curve"], force=values["force"])
-    settings = {"budget": budget, **({"tell": telling(values)} if budget is not None else {})}
-    values.pop("curve")
-    return settings
+    tell = telling(values) if budget is not None else None
+    del values["curve"]
+    return budget, tell
 
 
 def telling(values: dict[str, Any]) -> Callable[[Any], None]:

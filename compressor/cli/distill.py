@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import click
@@ -45,8 +44,6 @@ def command(
     Or make the student: --method depth keeps some of the teacher's layers, --method subclone also fewer neurons,
     heads and channels, as a start for training.
     """
-    from compressor import api
-
     training = options.given_training(values)
     source = origin if input_path is None else input_path
     if source is None or None not in (input_path, origin):
@@ -69,7 +66,7 @@ def command(
                     f"--{key} has no meaning for --method {training.label}, which takes a whole STUDENT"
                 )
         recipe = Recipe((), training=training)
-        return options.execute(partial(api.run_recipe, "distill", source, output, recipe), values, recipe)
+        return options.execute("distill", source, output, recipe, values)
     stage = make_stage(
         "distill",
         options.given("distill", values),
@@ -81,4 +78,4 @@ def command(
         text=True,
     )
     recipe = recipe_of((stage,))
-    return options.execute(partial(api.run_recipe, "distill", source, output, recipe), values, recipe)
+    return options.execute("distill", source, output, recipe, values)

@@ -11,7 +11,8 @@ from difflib import get_close_matches
 import click
 
 from compressor.cli.streams import prepare_streams, say
-from compressor.core.errors import NOTHING_WRITTEN, CompressorError
+from compressor.core import cleanup
+from compressor.core.errors import CompressorError, NothingLeft, NothingWritten, problems_of
 from compressor.core.version import __version__
 
 # Name → what the group's help says of it. The modules are imported only when their command runs.
@@ -83,7 +84,7 @@ def run(args: Sequence[str]) -> int:
         say("error", error.format_message() + _see_help(error))
         return 2
     except CompressorError as error:
-        problems = getattr(error, "problems", (error,))
+        problems = problems_of(error)
         for problem in problems[:_LINES]:
             _mention_kept(problem)
             say("error", str(problem))
@@ -111,12 +112,12 @@ def run(args: Sequence[str]) -> int:
 
 def _mention_kept(problem: CompressorError) -> None:
     """Say what is kept in a work folder, or written for an output that failed, instead of that nothing is there."""
-    atomic, work = (sys.modules.get(f"compressor.files.{name}") for name in ("staging", "work_folder"))
-    if atomic is None or problem.remedy not in (atomic.NOTHING_LEFT, NOTHING_WRITTEN):
-        return
-    kept = work.kept() if work is not None and problem.remedy == atomic.NOTHING_LEFT else ""
-    said = kept or atomic.left_beside()
-    problem.remedy = f"{said[0].upper()}{said[1:]}" if said else problem.remedy
+    told = ""
+    if isinstance(problem, NothingLeft):
+        told = cleanup.leftovers()
+    elif isinstance(problem, NothingWritten):
+        told = cleanup.beside()
+    problem.remedy = f"{told[0].upper()}{told[1:]}" if told else problem.remedy
 
 
 def _bug(error: Exception, debug: bool) -> int:

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from math import isfinite
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from compressor.cli.streams import emit, say
-from compressor.cli.wording import SHARED
 from compressor.core.errors import UsageError
 from compressor.core.text import size_of
 from compressor.methods.contract import Method
-from compressor.methods.options import SELECTOR, Option, choices_of, describe, options_of, required_options
+from compressor.methods.options import SELECTOR, SHARED, Option, choices_of, describe, options_of, required_options
 from compressor.methods.registry import methods_of
 from compressor.recipe.gates import Gates
 from compressor.recipe.model import Recipe
 from compressor.recipe.presets import PRESETS
 from compressor.recipe.sequential_refit import METHOD as REFIT
 from compressor.recipe.sequential_refit import Sequential
-from compressor.recipe.structured_cut import request_options
+from compressor.recipe.structured_cut import cut_options
 from compressor.recipe.training import FILES, Training, is_training, training_of, training_options
 from compressor.recipe.training import METHOD as TRAINED
 from compressor.workflows.results import Report, ReportedGateFailed
+
+if TYPE_CHECKING:
+    from compressor.workflows.budget.choice import Allocation
+    from compressor.workflows.run_options import RunOptions
 
 _WIDE = 60  # of what stands for the value of an option in help; longer lists are told in words
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -197,7 +201,7 @@ def structure(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options of structured cuts that no method of the verb has too."""
     taken = {key for method in methods_of("prune").values() for key in options_of(method)}
     made = []
-    for key, (hint, declared) in request_options().items():
+    for key, (hint, declared) in cut_options().items():
         if key not in taken:
             choices = [str(choice) for choice in choices_of(hint) if choice is not None]
             metavar = "|".join(choices) if choices else describe(hint, declared).split()[1].upper()
@@ -209,7 +213,7 @@ def structure(function: Callable[..., Any]) -> Callable[..., Any]:
 def given_structure(values: dict[str, Any]) -> dict[str, Any]:
     """Where --structure is given, take every option of the stage that the user gave out of `values`, as texts."""
     shared = {key for method in methods_of("prune").values() for key in options_of(method)}
-    own = {key: values.pop(key, None) for key in request_options() if key not in shared}
+    own = {key: values.pop(key, None) for key in cut_options() if key not in shared}
     found = {key: value for key, value in own.items() if value is not None}
     if "structure" in found:
         return given("prune", values) | found
@@ -354,39 +358,73 @@ def parse_rules(texts: tuple[str, ...]) -> list[tuple[str, dict[str, str]]]:
     return rules
 
 
-def execute(work: Callable[..., Report], values: dict[str, Any], recipe: Recipe | None = None) -> int:
-    """Run a transforming verb with the shared options and print its report; the exit code. What the `recipe` that
-    it runs says of gates and report holds where the options say nothing; --show-recipe prints it, and that is all.
+class Session:
+    """One run of a verb: how it is to be carried out, and the `report` that whoever runs it puts here."""
+
+    def __init__(self, options: RunOptions) -> None:
+        self.options = options
+        self.report: Report | None = None
+
+
+@contextmanager
+def session(values: dict[str, Any], recipe: Recipe) -> Iterator[Session]:
+    """Run a verb that makes an output inside, with the shared options among `values`, and print its report. What
+    the `recipe` that it runs says of gates and report holds where the options say nothing.
 
     A failed gate prints the report too. A report that cannot be printed does not undo the result.
     """
     from compressor.cli.report import progress, render
-    from compressor.recipe.statistics_files import with_statistics
+    from compressor.workflows.run_options import RunOptions
 
-    recipe = Recipe(()) if recipe is None else recipe
-    asked = Gates(*(values.pop(key) for key in ("max_error", "min_ratio", "max_size", "min_sparsity")))
-    gates = asked.within(recipe.gates)
-    if values.pop("show_recipe", False):
-        return _show(replace(with_statistics(recipe, values["stats"]), gates=gates))
     style, rows, hush = values.pop("style"), values.pop("top"), values.pop("quiet")
     style = style or recipe.report.get("format", "table")
     rows = recipe.report.get("top") if rows is None else rows
     hush = hush or recipe.report.get("quiet", False)
     failed: ReportedGateFailed | None = None
-    try:
-        with progress.bar(enabled=not hush) as advance:
-            report = work(gates=gates, progress=advance, processes=True, **values)
-    except ReportedGateFailed as error:
-        report, failed = error.report, error
-    emit(render(report, style, top=rows, quiet=hush), essential=False)
-    for sentence in report.warnings:
+    with progress.bar(enabled=not hush) as bar:
+        gates = gates_of(values).within(recipe.gates)
+        told = {"gates": gates, "progress": bar, "processes": True}
+        run = Session(RunOptions.of({**values, **told}))
+        try:
+            yield run
+        except ReportedGateFailed as error:
+            run.report, failed = error.report, error
+    assert run.report is not None  # noqa: S101 - whoever ran it gave one
+    emit(render(run.report, style, top=rows, quiet=hush), essential=False)
+    for sentence in run.report.warnings:
         say("warning", sentence)
     if failed is not None:
         raise failed
+
+
+def execute(
+    verb: str,
+    source: str,
+    output: str,
+    recipe: Recipe,
+    values: dict[str, Any],
+    tell: Callable[[Allocation], None] | None = None,
+) -> int:
+    """Run a recipe with the shared options among `values` and print its report; the exit code. --show-recipe prints
+    the recipe, and that is all. `tell` is given what a budget chose."""
+    if values.pop("show_recipe", False):
+        return _show(recipe, values)
+    from compressor.workflows.legs import run_legs
+
+    with session(values, recipe) as run:
+        run.report = run_legs(verb, source, output, recipe, run.options, tell=tell)
     return 0
 
 
-def _show(recipe: Recipe) -> int:
+def gates_of(values: Mapping[str, Any]) -> Gates:
+    """The limits among the options that the user gave."""
+    return Gates(*(values[key] for key in ("max_error", "min_ratio", "max_size", "min_sparsity")))
+
+
+def _show(recipe: Recipe, values: Mapping[str, Any]) -> int:
+    from compressor.recipe.statistics_files import with_statistics
     from compressor.recipe.toml_file import effective
 
-    return 0 if emit(effective(recipe), essential=True) else 4
+    gates = gates_of(values).within(recipe.gates)
+    shown = replace(with_statistics(recipe, values["stats"]), gates=gates)
+    return 0 if emit(effective(shown), essential=True) else 4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import click
@@ -58,14 +57,13 @@ def command(input_path: str, output: str, **values: Any) -> int:
     the whole model that the stages before it leave; its teacher, unless one is given, is INPUT. With --target-size,
     --target-ratio or --target-bits, or a [budget] in the recipe, the last stage's scheme is chosen by tensor.
     """
-    from compressor import api
-    from compressor.engine.execution import archive as archiving
+    from compressor.recipe.archive_store import shown_as_archive
     from compressor.recipe.toml_file import recipe_for
 
     keys = {key: values.pop(key) for key in ("recipe", "stages", "teacher", "inputs")}
     recipe = recipe_for(**keys, bare=values["store"] == "archive")
-    settings = budgeting.prepared(values, base=recipe.budget)
-    recipe = replace(recipe, budget=settings.pop("budget"))
+    budget, tell = budgeting.prepared(values, base=recipe.budget)
+    recipe = replace(recipe, budget=budget)
     if values["show_recipe"] and values["store"] == "archive":
-        recipe = archiving.shown(recipe)
-    return options.execute(partial(api.run_legs, input_path, output, recipe, **settings), values, recipe)
+        recipe = shown_as_archive(recipe)
+    return options.execute("pipeline", input_path, output, recipe, values, tell)

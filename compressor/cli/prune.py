@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import click
@@ -10,7 +9,7 @@ import click
 from compressor.cli import options
 from compressor.recipe.model import Recipe
 from compressor.recipe.stages import make_stage
-from compressor.recipe.structured_cut import make_request
+from compressor.recipe.structured_cut import make_structured_cut
 
 
 @click.command()
@@ -26,17 +25,7 @@ from compressor.recipe.structured_cut import make_request
 @options.selecting
 @options.show_recipe
 @options.running
-def command(
-    input_path: str,
-    output: str,
-    include: Any,
-    exclude: Any,
-    rules: Any,
-    store: Any,
-    mask: Any,
-    scores: Any,
-    **values: Any,
-) -> int:
+def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any, **values: Any) -> int:
     """Make weights exactly zero: those under a threshold, or the given share of smallest magnitude.
 
     Such a file is as large as before, unless --store leaves the zeros out; then `compressor restore` reads it.
@@ -44,16 +33,14 @@ def command(
 
     With --structure whole neurons, heads, layers, experts or channels go, and the dense model gets smaller.
     """
-    from compressor import api
-
-    work = partial(api.run_recipe, "prune", input_path, output)
+    store, mask, scores = (values.pop(key) for key in ("store", "mask", "scores"))
     cut = options.given_structure(values)
     if cut:
         written = ("store", store != "dense"), ("mask", mask), ("save-mask", values["save_mask"])
         stage_only = ("include", include), ("exclude", exclude), ("set", rules), *written, ("scores", scores)
         besides = [key for key, value in stage_only if value]
-        recipe = Recipe((), cuts=(make_request(cut, text=True, stage_keys=besides),))
-        return options.execute(partial(work, recipe), values, recipe)
+        recipe = Recipe((), cuts=(make_structured_cut(cut, text=True, stage_keys=besides),))
+        return options.execute("prune", input_path, output, recipe, values)
     stage = make_stage(
         "prune",
         options.given("prune", values),
@@ -66,4 +53,4 @@ def command(
         text=True,
     )
     recipe = Recipe((stage,))
-    return options.execute(partial(work, recipe), values, recipe)
+    return options.execute("prune", input_path, output, recipe, values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import click
@@ -37,10 +36,8 @@ def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any
     With --target-size, --target-ratio or --target-bits (or --scheme auto and limits: --max-error, --min-sqnr) the
     scheme of every tensor is chosen for a budget, and told before it is carried out.
     """
-    from compressor import api
-
     stage_options = options.given("quantize", values)
-    settings = budgeting.prepared(values, stage_options)
+    budget, tell = budgeting.prepared(values, stage_options)
     stage = make_stage(
         "quantize",
         stage_options,
@@ -52,5 +49,5 @@ def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any
         preset=values.pop("preset"),
         text=True,
     )
-    recipe = Recipe((stage,), budget=settings.pop("budget"))
-    return options.execute(partial(api.run, "quantize", input_path, output, recipe, **settings), values, recipe)
+    recipe = Recipe((stage,), budget=budget)
+    return options.execute("quantize", input_path, output, recipe, values, tell)

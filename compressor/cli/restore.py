@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import click
 
 from compressor.cli import options
+from compressor.recipe.model import Recipe
 
 
 @click.command()
@@ -18,6 +18,4 @@ def command(input_path: str, output: str, **values: Any) -> int:
 
     Reads any output of this tool, and compressed-tensors folders of integer codes.
     """
-    from compressor import api
-
-    return options.execute(partial(api.restore, input_path, output), values)
+    return options.execute("restore", input_path, output, Recipe(()), values)

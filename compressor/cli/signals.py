@@ -12,6 +12,8 @@ import signal
 import sys
 from types import FrameType
 
+from compressor.core import cleanup
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SHOW_CURSOR = b"\r\x1b[2K\x1b[?25h"  # a progress bar hides it, and clears its own line
 
@@ -37,19 +39,10 @@ def _stop(number: int, frame: FrameType | None) -> None:
     if _stopping:  # an earlier signal is removing things
         return
     _stopping = True
-    for engine in ("core.parallel.forked", "workflows.budget.user_command"):
-        started = sys.modules.get(f"compressor.{engine}")
-        if started is not None and hasattr(started, "stop_all"):
-            started.stop_all()
-    atomic = sys.modules.get("compressor.files.staging")  # not imported yet: nothing can be half-written
-    if atomic is None or not hasattr(atomic, "discard_all") or atomic.discard_all():
-        work = sys.modules.get("compressor.files.work_folder")
-        said = work.kept() if work is not None and hasattr(work, "kept") else ""
-        if atomic is not None and hasattr(atomic, "left_beside"):
-            said = said or atomic.left_beside()
-        said = said or "nothing was written"
-        _leave(128 + number, f"error: stopped by {signal.Signals(number).name}; {said}\n")
-    if _ignored and atomic is not None and atomic.is_published():
+    if cleanup.run():
+        told = cleanup.leftovers() or "nothing was written"
+        _leave(128 + number, f"error: stopped by {signal.Signals(number).name}; {told}\n")
+    if _ignored and cleanup.is_published():
         _leave(0, "warning: the report was cut short; the output is complete\n")
     _ignored += 1
     _stopping = False

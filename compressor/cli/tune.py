@@ -73,7 +73,6 @@ def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any
         --evaluate 'python score.py {path}' \\
         --metric accuracy --min-metric 0.97
     """
-    from compressor import api
     from compressor.workflows.budget.choice import Evaluation
     from compressor.workflows.budget.run import run_tune
     from compressor.workflows.budget.tune import Search
@@ -87,18 +86,17 @@ def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any
     budget = budgeting.taken(values, stage_options)
     del values["curve"]
     if values["store"] == "auto":
-        values["store"] = "stages"  # as `run_recipe` calls it
+        values["store"] = "stages"  # as `RunOptions` calls it
     rules = options.parse_rules(rules)
     stage = make_stage("quantize", stage_options, include=include, exclude=exclude, rules=rules, text=True)
     recipe = replace(Recipe((stage,)), budget=budget)
 
     def tell(one: Evaluation) -> None:
-        said = f"{search.metric} {one.metric:g}"
-        say("evaluated", f"{size_text(one.size)}: {printable(said, 100)}")
+        score = f"{search.metric} {one.metric:g}"
+        say("evaluated", f"{size_text(one.size)}: {printable(score, 100)}")
 
-    def work(**settings: Any) -> Any:
-        report = run_tune(api.run_recipe, input_path, output, recipe, search, tell=tell, **settings)
-        budgeting.draw(curve, report.allocation, replace_it=settings["force"])
-        return report
-
-    return options.execute(work, values)
+    force = values["force"]
+    with options.session(values, recipe) as run:
+        run.report = run_tune(input_path, output, recipe, search, run.options, tell=tell)
+        budgeting.draw(curve, run.report.allocation, replace_it=force)
+    return 0

@@ -6,8 +6,6 @@ from collections.abc import Iterable
 
 from compressor.core.text import printable
 
-NOTHING_WRITTEN = "Nothing was written"
-
 
 class CompressorError(Exception):
     """Base of everything that the tool refuses on purpose.
@@ -37,10 +35,21 @@ class GateFailed(CompressorError):
     exit_code = 1
 
 
+class NothingWritten(GateFailed):
+    """A limit was missed after all the work: there is no output, but there may be what it was to go with."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, remedy="Nothing was written")
+
+
 class UsageError(CompressorError):
     """An option, a recipe or a combination of them makes no sense."""
 
     exit_code = 2
+
+
+class CommandFailed(UsageError):
+    """A command of the user's could not be started, failed, or took too long."""
 
 
 class InputError(CompressorError):
@@ -49,10 +58,21 @@ class InputError(CompressorError):
     exit_code = 3
 
 
+class MissingDescription(InputError):
+    """A model whose architecture is not known, which a description of its structures would make known."""
+
+
 class OutputError(CompressorError):
     """The output cannot be written, or writing it failed."""
 
     exit_code = 4
+
+
+class NothingLeft(OutputError):
+    """Writing failed half-way, and what there was of it is removed."""
+
+    def __init__(self, reason: str, *, file: object = None) -> None:
+        super().__init__(reason, file=file, remedy="Nothing was left behind")
 
 
 class Problems(CompressorError):
@@ -68,6 +88,11 @@ class Problems(CompressorError):
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.problems))
+
+
+def problems_of(error: CompressorError) -> tuple[CompressorError, ...]:
+    """Each of the refusals that an error stands for."""
+    return error.problems if isinstance(error, Problems) else (error,)
 
 
 def raise_all(problems: list[CompressorError]) -> None:

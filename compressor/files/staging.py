@@ -19,17 +19,12 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
-from compressor.core.errors import OutputError
-from compressor.core.text import printable
+from compressor.core import cleanup
+from compressor.core.errors import NothingLeft, OutputError
 
-NOTHING_LEFT = "Nothing was left behind"
 _NOREPLACE, _EXCHANGE = 1, 2  # flags of Linux's renameat2
 # One of them is in every folder that we write
 _MODEL = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
-
-_pending: set[Staging] = set()
-_beside = ""  # an output that is whole, and the one that is being made is for
-_published = False  # whether the output that was begun last has its name
 
 
 class Staging:
@@ -37,13 +32,11 @@ class Staging:
 
     def __init__(self, target: str, *, folder: bool, replace: bool, final: bool = True) -> None:
         """Claim a hidden temporary beside `target`. OutputError when the place cannot be written."""
-        global _published
-        _published = False
+        cleanup.begin_output()
         self.target = target
         self.folder = folder
         self.replace = replace
         self.final = final
-        self.settled = False
         self.place = check_place(target, folder=folder, replace=replace)
         self.parent, name = os.path.split(self.place)
         stem = os.fsdecode(os.fsencode(name)[:100])
@@ -54,7 +47,7 @@ class Staging:
             self.path = os.path.join(self.parent, f".{stem}.{os.getpid()}{suffix}.tmp")
             if os.path.lexists(self.path):  # left behind by a killed run that had our process id
                 continue
-            _pending.add(self)  # before it exists: a signal at any moment finds it
+            self._entry = cleanup.add(self.discard)  # before it exists: a signal at any moment finds it
             try:
                 if folder:
                     os.mkdir(self.path, 0o700 if private else 0o777)
@@ -62,7 +55,7 @@ class Staging:
                     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
                     os.close(os.open(self.path, flags, 0o600 if private else 0o666))
             except OSError as error:
-                _pending.discard(self)
+                self._entry.forget()
                 if not isinstance(error, FileExistsError):
                     remove(self.path)  # it may be the closing that failed
                     raise OutputError(f"cannot be written: {error.strerror}", file=target) from error
@@ -72,7 +65,6 @@ class Staging:
 
     def publish(self) -> None:
         """Put the finished temporary in its place, durably. From here on a signal no longer discards it."""
-        global _published, _beside
         with reporting(self.target):
             if self.replace:
                 check_place(self.target, folder=self.folder, replace=True)  # long ago, it was
@@ -80,21 +72,20 @@ class Staging:
                     os.chmod(self.path, stat.S_IMODE(os.stat(self.place).st_mode) & 0o777)
             if self.folder:
                 sync_folder(self.path)
-        self.settled = True
+        self._entry.publishing = True
         try:
             with reporting(self.target):
                 self._move()
         except BaseException:
-            self.settled = False
+            self._entry.publishing = False
             raise
         # the result stands; only its durability across a power cut is in doubt
         with suppress(OSError):
             sync_folder(self.parent)
         if self.folder and self.replace:
             remove(self.path)  # the old one, now that the exchange is durable
-        _published = self.final
-        _beside = "" if self.final else _beside
-        _pending.discard(self)
+        cleanup.published(final=self.final)
+        self._entry.forget()
 
     def _move(self) -> None:
         if self.replace and os.path.lexists(self.place):
@@ -109,36 +100,9 @@ class Staging:
 
     def discard(self) -> None:
         """Remove the temporary, unless it is being published."""
-        if not self.settled:
-            _pending.discard(self)
+        if not self._entry.publishing:
+            self._entry.forget()
             remove(self.path)
-
-
-def discard_all() -> bool:
-    """For a signal: remove every temporary of this process. False if it comes too late for that, because an
-    output has its name or is getting it right now."""
-    if _published or any(staging.settled for staging in _pending):
-        return False
-    for staging in list(_pending):
-        staging.discard()
-    return True
-
-
-def as_unfinished(beside: str = "") -> None:
-    """What has its name is only a step on the way: a signal discards it with the rest, or, where it is an output
-    of its own `beside` the one that comes, leaves it."""
-    global _published, _beside
-    _published, _beside = False, beside
-
-
-def left_beside() -> str:
-    """For who is stopped: what is written already that the output is for; "" where nothing is."""
-    return f"only {printable(_beside)} was written" if _beside else ""
-
-
-def is_published() -> bool:
-    """Whether the output that was begun last has its name."""
-    return _published
 
 
 def remove(path: str) -> None:
@@ -237,7 +201,7 @@ def failure(target: str, error: OSError) -> OutputError:
     """What the user sees of an OSError of writing."""
     if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR):
         return OutputError("was created by somebody else meanwhile", file=target)
-    return OutputError(f"cannot be written: {error.strerror or error}", file=target, remedy=NOTHING_LEFT)
+    return NothingLeft(f"cannot be written: {error.strerror or error}", file=target)
 
 
 def link_or_copy(path: str, place: str) -> None:

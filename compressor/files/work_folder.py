@@ -20,16 +20,16 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
+from compressor.core import cleanup
 from compressor.core.errors import OutputError, UsageError
 from compressor.core.text import printable
 from compressor.files.input_file import InputFile
-from compressor.files.staging import Staging, left_beside, link_or_copy, remove, reporting
+from compressor.files.staging import Staging, link_or_copy, remove, reporting
 from compressor.files.strict_json import parse_object
 
 _RECORD, _VERSION, _BUFFER, _LARGEST = "work.json", 1, 1 << 22, 1 << 27
 
 
-_current: WorkFolder | None = None  # of the run that is under way
 _locks: set[int] = set()  # descriptors of folders that this process has to itself
 
 
@@ -39,7 +39,6 @@ class WorkFolder:
     def __init__(self, path: str) -> None:
         """Open or make the folder, for this run alone. UsageError when it holds anything else or another run uses
         it, OutputError when a file is there."""
-        global _current
         self.path = path
         self.entries: dict[str, dict[str, Any]] = {}
         record = os.path.join(path, _RECORD)
@@ -62,7 +61,7 @@ class WorkFolder:
         except BaseException:
             self.release()
             raise
-        _current = self
+        self._entry = cleanup.add(leftover=self.kept)  # also after its release: it stays as it is
 
     def release(self) -> None:
         """Leave the folder to other runs."""
@@ -123,25 +122,24 @@ class WorkFolder:
 
     def clear(self) -> None:
         """Remove what is noted, and the folder if nothing else is in it."""
-        global _current
-        _current = None
+        self._entry.forget()
         for name in (*self.entries, _RECORD):
             remove(os.path.join(self.path, name))
         with suppress(OSError):
             os.rmdir(self.path)
         self.release()
 
-
-def kept() -> str:
-    """For who is stopped: where finished legs or shards are kept, and how to go on; "" where there are none."""
-    if _current is None or not _current.entries:
-        return ""
-    count, path = len(_current.entries), printable(_current.path)
-    one, more = ("shard", "shards") if next(iter(_current.entries)).startswith("shard-") else ("pass", "passes")
-    said = f"1 finished {one} is" if count == 1 else f"{count} finished {more} are"
-    beside = left_beside()
-    command = "the same command with --force" if beside else "the same command"  # for what is written already
-    return f"{beside or 'no output was written'}; {said} kept in {path}: {command} goes on from there"
+    def kept(self) -> str:
+        """For who is stopped: where finished passes or shards are kept, and how to go on; "" where there are
+        none."""
+        if not self.entries:
+            return ""
+        count, path = len(self.entries), printable(self.path)
+        one, more = ("shard", "shards") if next(iter(self.entries)).startswith("shard-") else ("pass", "passes")
+        kept = f"1 finished {one} is" if count == 1 else f"{count} finished {more} are"
+        beside = cleanup.beside()
+        command = "the same command with --force" if beside else "the same command"  # for what is written already
+        return f"{beside or 'no output was written'}; {kept} kept in {path}: {command} goes on from there"
 
 
 def _lock(path: str) -> int | None:

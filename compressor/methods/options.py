@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
 from functools import cache
 from math import inf
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import msgspec
 
-from compressor.core.errors import CompressorError, UsageError
+from compressor.core.errors import CompressorError, UsageError, raise_all
 from compressor.core.text import printable
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,24 +81,50 @@ def describe(hint: Any, declared: Option) -> str:
 _POINT = re.compile(r"^\.(?=[0-9])")  # `.5`, which people write and TOML does not know
 
 
-def converted(
-    given: Mapping[str, Any], known: Mapping[str, tuple[Any, Option]], owner: str, *, text: bool, where: str
-) -> tuple[dict[str, Any], list[CompressorError]]:
-    """A user's options as the types of `known`, those of `owner`; and what is wrong with the others, `where` in
-    front."""
-    values, problems = dict[str, Any](), list[CompressorError]()
+def parse_options(
+    cls: type[T],
+    given: Mapping[str, Any],
+    where: str,
+    *,
+    owner: str,
+    text: bool = False,
+    wrong: Sequence[CompressorError] = (),
+    unknown: Callable[[str], UsageError] | None = None,
+    **internal: Any,
+) -> T:
+    """An instance of a frozen dataclass whose fields are options, from what a user gave.
+
+    `text`: values are strings from a command line. `internal` are fields that are no options. UsageError with all
+    that is wrong at once, each with `where` in front: what was found `wrong` before, values of wrong types or out
+    of range, names that `cls`, which errors call its `owner`, does not have (`unknown` says more of one), and
+    required ones that are missing.
+    """
+    kind: Any = cls  # by which what is known of a class is cached
+    known = options_of(kind)
+    values, problems = dict[str, Any](), list(wrong)
     for name, value in given.items():
-        said = f"{where}{flag(name, where)}: "
-        if name not in known:
-            close = get_close_matches(name, known, 1)
-            hint = f"Did you mean {flag(close[0], where)}?" if close else ""
-            problems.append(UsageError(f"{said}is no option of {owner}", remedy=hint))
-            continue
         try:
+            if name not in known:
+                raise unknown(name) if unknown is not None else _unknown(name, known, owner, where)
             values[name] = convert(*known[name], value, text=text)
         except UsageError as error:
-            problems.append(UsageError(f"{said}{error.reason}"))
-    return values, problems
+            problems.append(UsageError(f"{where}{flag(name, where)}: {error.reason}", remedy=error.remedy))
+    if given.keys() <= known.keys():  # else one of them may be a misspelt one that is required
+        for name in required_options(kind):
+            if name not in given:
+                hint, declared = known[name]
+                what = f"{describe(hint, declared)}; {declared.help}"
+                problems.append(UsageError(f"{where}{owner} needs {flag(name, where)} ({what})"))
+    raise_all(problems)
+    try:
+        return cls(**values, **internal)
+    except UsageError as error:
+        raise UsageError(f"{where}{error.reason}", remedy=error.remedy) from error
+
+
+def _unknown(name: str, known: Mapping[str, Any], owner: str, where: str) -> UsageError:
+    close = get_close_matches(name, known, 1)
+    return UsageError(f"is no option of {owner}", remedy=f"Did you mean {flag(close[0], where)}?" if close else "")
 
 
 def convert(hint: Any, declared: Option, value: Any, *, text: bool) -> Any:
@@ -137,7 +165,46 @@ def options_of(method: type[Any]) -> dict[str, tuple[Any, Option]]:
 
 
 @cache
+def defaults_of(method: type[Any]) -> dict[str, Any]:
+    """The options that may be left out, with what they then are."""
+    return {f.name: f.default for f in fields(method) if "option" in f.metadata and f.default is not MISSING}
+
+
+@cache
 def required_options(method: type[Any]) -> tuple[str, ...]:
     """The options without which the method means nothing."""
     declared: tuple[Field[Any], ...] = fields(method)
     return tuple(f.name for f in declared if f.default is MISSING and "option" in f.metadata)
+
+
+# What help says of options that methods share and describe each in its own way: one text for a user who has not
+# chosen a method yet. The methods and their defaults follow it in brackets.
+SHARED: Mapping[tuple[str, str], str] = {
+    ("distill", "rank"): "How many columns the left factor (low-rank) or an adapter (residual) has",
+    (
+        "distill",
+        "energy",
+    ): "Share of the squared norm that the factors keep (low-rank), or of the squared difference that the "
+    "adapter gives back (residual)",
+    ("distill", "seed"): "Where random numbers begin",
+    (
+        "quantize",
+        "granularity",
+    ): "Which weights share a scale: those of a group, a row (channel), a square block, or "
+    "the whole tensor. Left out, int below 8 bits and whatever is given --group-size take groups, others rows",
+    ("quantize", "group_size"): "How many neighbours in a row share a scale, 128 unless said otherwise; a power of "
+    "two for nf4",
+    (
+        "quantize",
+        "method",
+    ): "How scales are chosen: by the range of the weights (absmax), for the least squared error "
+    "(search), half-quadratic (hqq), or for the least error on the inputs of --stats (gptq; awq, which scales "
+    "them)",
+    (
+        "quantize",
+        "layout",
+    ): "How codes are laid out in the file. auto is what compressed-tensors loads, where it has a "
+    "layout for them; mlx, gptq and compressor are what their names say; naive-quantized leaves activations alone, "
+    "float-quantized has them rounded too; base3 packs five ternary codes into a byte, 2bit four",
+    ("quantize", "bits"): "Bits of a code (int), or the b of a step of 2^(b-1) (step)",
+}

@@ -10,17 +10,10 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
-from compressor.core.errors import CompressorError, UsageError, raise_all
+from compressor.core.errors import UsageError
 from compressor.core.text import printable
 from compressor.methods.contract import Method
-from compressor.methods.options import (
-    SELECTOR,
-    convert,
-    describe,
-    flag,
-    options_of,
-    required_options,
-)
+from compressor.methods.options import SELECTOR, flag, options_of, parse_options, required_options
 
 # Methods that make a model of another one stand above the models that they know of
 MODEL_METHODS = {"distill": ("compressor.surgery.students.depth", "compressor.surgery.students.subclone")}
@@ -75,28 +68,11 @@ def make_method(verb: str, options: Mapping[str, Any], *, text: bool = False, wh
     chosen = _choose(verb, given, known, where)
     given.pop(selector, None)
     method = known[chosen]
-    values: dict[str, Any] = {}
-    problems: list[CompressorError] = []
-    for name, value in given.items():
-        try:
-            values[name] = _convert(method, chosen, name, value, text)
-        except UsageError as error:
-            problems.append(UsageError(f"{where}{flag(name, where)}: {error.reason}", remedy=error.remedy))
-    unknown = not set(given) <= set(options_of(method))  # one of them may be a misspelt one that is required
-    for name in required_options(method):
-        if name not in given and not unknown:
-            hint, declared = options_of(method)[name]
-            problems.append(
-                UsageError(
-                    f"{where}{selector} {chosen} needs {flag(name, where)} "
-                    f"({describe(hint, declared)}; {declared.help})"
-                )
-            )
-    raise_all(problems)
-    try:
-        return method(**values)
-    except UsageError as error:
-        raise UsageError(f"{where}{error.reason}", remedy=error.remedy) from error
+
+    def unknown(name: str) -> UsageError:
+        return _unknown(method, chosen, name)
+
+    return parse_options(method, given, where, owner=f"{selector} {chosen}", text=text, unknown=unknown)
 
 
 def _choose(verb: str, given: Mapping[str, Any], known: Mapping[str, type[Method]], where: str) -> str:
@@ -128,20 +104,16 @@ def _choose(verb: str, given: Mapping[str, Any], known: Mapping[str, type[Method
     return chosen
 
 
-def _convert(method: type[Method], chosen: str, name: str, value: Any, text: bool) -> Any:
-    options = options_of(method)
-    if name not in options:
-        verb, selector = method.verb, SELECTOR[method.verb]
-        owners = [other for other, cls in methods_of(verb).items() if name in options_of(cls)]
-        if owners:
-            raise UsageError(
-                f"is no option of {selector} {chosen}",
-                remedy=f"Give {' or '.join(f'{selector} {owner}' for owner in owners)}, or leave it out",
-            )
-        known = {selector, *options, *STAGE_KEYS} - {name}
-        close = get_close_matches(name, sorted(known), 1)
-        raise UsageError("is not known", remedy=f"Did you mean {close[0]}?" if close else "")
-    return convert(*options[name], value, text=text)
+def _unknown(method: type[Method], chosen: str, name: str) -> UsageError:
+    """What to say of an option that a method does not have: who has it, or what it may have meant."""
+    verb, selector = method.verb, SELECTOR[method.verb]
+    owners = [other for other, cls in methods_of(verb).items() if name in options_of(cls)]
+    if owners:
+        remedy = f"Give {' or '.join(f'{selector} {owner}' for owner in owners)}, or leave it out"
+        return UsageError(f"is no option of {selector} {chosen}", remedy=remedy)
+    known = {selector, *options_of(method), *STAGE_KEYS} - {name}
+    close = get_close_matches(name, sorted(known), 1)
+    return UsageError("is not known", remedy=f"Did you mean {close[0]}?" if close else "")
 
 
 def with_scores(method: Method, where: str) -> Method:

@@ -19,7 +19,7 @@ from importlib import resources
 from math import isfinite, prod
 from typing import Any
 
-from compressor.core.errors import CompressorError, InputError, UsageError, raise_all
+from compressor.core.errors import CompressorError, InputError, UsageError, problems_of, raise_all
 from compressor.core.text import printable
 from compressor.files import strict_toml
 from compressor.networks.kinds import KINDS, Kind, Misfit, Shape, readers
@@ -109,7 +109,7 @@ def parse_description(text: str, where: str) -> Description:
         try:
             found.append(_layer(layer, f"{where}: layer[{number}]."))
         except CompressorError as error:
-            problems.extend(getattr(error, "problems", [error]))
+            problems.extend(problems_of(error))
     raise_all(problems)
     return Description(tuple(shape), tuple(found), table.get("name", ""), float(divide))
 

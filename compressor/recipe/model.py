@@ -1,6 +1,6 @@
 """Recipes: TOML, `--stage` texts and Python keywords, all turned into the same frozen dataclasses.
 
-`recipe_file.py` reads and writes the files. Nothing here is lenient: unknown keys, wrong types and values out of
+`toml_file.py` reads and writes the files. Nothing here is lenient: unknown keys, wrong types and values out of
 range are errors that name the place in the recipe. Text from the command line is converted by the type of the
 option it is for.
 """
@@ -19,7 +19,7 @@ from compressor.recipe.gates import Gates
 from compressor.recipe.model_method import Reshape
 from compressor.recipe.selection import LeftAlone, left_alone, matches
 from compressor.recipe.sequential_refit import Sequential
-from compressor.recipe.structured_cut import Request
+from compressor.recipe.structured_cut import StructuredCut
 from compressor.recipe.training import Training
 from compressor.recipe.when import Conditions
 
@@ -100,12 +100,12 @@ class Stage:
 @dataclass(frozen=True)
 class Recipe:
     """Structured cuts, then a training, then stages, in the order in which they are applied; before them all comes
-    what was `earlier` (see `relay`)."""
+    what was `earlier` (see `workflows/legs.py`)."""
 
     stages: tuple[Stage, ...]
     name: str = ""
     description: str = ""
-    cuts: tuple[Request | Reshape, ...] = ()
+    cuts: tuple[StructuredCut | Reshape, ...] = ()
     stats: str | None = None
     gates: Gates = field(default_factory=Gates)
     report: Mapping[str, Any] = field(default_factory=dict)  # how to print: format, top, quiet
@@ -119,12 +119,12 @@ class Recipe:
         return (*(self.earlier.legs if self.earlier is not None else ()), replace(self, earlier=None))
 
 
-Item = Stage | Request | Training | Sequential
+Item = Stage | StructuredCut | Training | Sequential
 
 
 def recipe_of(stages: Iterable[Item], where: str = "", name: str = "", description: str = "") -> Recipe:
     """A recipe of these stages; UsageError where a structured cut would follow another stage."""
-    cuts: list[Request | Reshape] = []
+    cuts: list[StructuredCut | Reshape] = []
     others: list[Stage] = []
     training: Training | Sequential | None = None
     earlier: Recipe | None = None
@@ -149,7 +149,7 @@ def recipe_of(stages: Iterable[Item], where: str = "", name: str = "", descripti
                 f"{where}stage[{number}]: a structured cut must come before all other stages, which then work on "
                 "what it leaves"
             )
-        elif isinstance(cut, Request | Reshape):
+        elif isinstance(cut, StructuredCut | Reshape):
             cuts.append(cut)
     return Recipe(tuple(others), name, description, tuple(cuts), training=training, earlier=earlier)
 

@@ -11,17 +11,17 @@ from compressor.methods.contract import Method
 if TYPE_CHECKING:
     from compressor.architectures.chain import Chain
     from compressor.architectures.model import Model
-    from compressor.recipe.structured_cut import Request
+    from compressor.recipe.structured_cut import StructuredCut
 
 
 class Reshape(Method):
     """A whole model to a smaller one, by structured cuts before anything is planned: the student is made here."""
 
     @abstractmethod
-    def cuts(self, teacher: Model | Chain) -> tuple[Request, ...]:
+    def cuts(self, teacher: Model | Chain) -> tuple[StructuredCut, ...]:
         """What is cut out of the teacher, in order. Raises UsageError for what it does not have."""
 
-    def settled(
+    def expanded(
         self, read: Callable[[str], Mapping[str, Any]], teacher: Mapping[str, Any] | None
     ) -> tuple[Reshape, tuple[str, ...]]:
         """This method without reference to other files, which `read` gives as JSON objects, and what the user
@@ -30,7 +30,7 @@ class Reshape(Method):
 
     @property
     def reads(self) -> str | None:
-        """The JSON file, or a folder with a config.json, that `settled` needs."""
+        """The JSON file, or a folder with a config.json, that `expanded` needs."""
         return None
 
     @property

@@ -39,7 +39,7 @@ def unrolled(tables: Iterable[Mapping[str, Any]], where: str) -> list[tuple[str,
     for number, table in enumerate(tables):
         place = f"{where}stage[{number}]."
         if "repeat" not in table:
-            found.append((place, _settled(table, 0, 0, place)))
+            found.append((place, _expanded(table, 0, 0, place)))
             continue
         rounds = _rounds(table, place)
         if len(found) + rounds * len(table["stage"]) > _STAGES:
@@ -49,7 +49,7 @@ def unrolled(tables: Iterable[Mapping[str, Any]], where: str) -> list[tuple[str,
                 if "repeat" in stage:
                     raise UsageError(f"{place}stage[{inner}].repeat: a repetition has none inside")
                 at = f"{place}stage[{inner}]."
-                found.append((at, _settled(stage, turn, rounds, at)))
+                found.append((at, _expanded(stage, turn, rounds, at)))
     return found
 
 
@@ -65,7 +65,7 @@ def _rounds(table: Mapping[str, Any], place: str) -> int:
     return rounds
 
 
-def _settled(table: Mapping[str, Any], turn: int, rounds: int, place: str) -> dict[str, Any]:
+def _expanded(table: Mapping[str, Any], turn: int, rounds: int, place: str) -> dict[str, Any]:
     """A stage's table with its schedules turned into this round's numbers; of no repetition where `rounds` is 0."""
     found = {}
     for key, value in table.items():

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
-from compressor.core.errors import CompressorError, UsageError, raise_all
-from compressor.methods.contract import Method
-from compressor.methods.options import converted, flag, option, options_of
+from compressor.core.errors import CompressorError, UsageError
+from compressor.methods.options import flag, option, options_of, parse_options
 
 METHOD = "refit"
 FILES = ("inputs", "network")  # that options name, beside the teacher
@@ -53,7 +52,7 @@ class Sequential:
 
 
 def _options() -> dict[str, Any]:
-    return options_of(cast("type[Method]", Sequential))  # options of any dataclass are read alike
+    return options_of(Sequential)
 
 
 def is_sequential(options: Mapping[str, Any]) -> bool:
@@ -62,23 +61,13 @@ def is_sequential(options: Mapping[str, Any]) -> bool:
 
 
 def make_sequential(
-    options: Mapping[str, Any],
-    *,
-    teacher: str | None,
-    inputs: str | None,
-    network: str | None = None,
-    text: bool = False,
-    where: str = "",
+    options: Mapping[str, Any], paths: Mapping[str, str | None], *, text: bool = False, where: str = ""
 ) -> Sequential:
-    """It from a user's options; UsageError with all that is wrong at once, each with `where` in front."""
+    """It from a user's options and the `paths` of `teacher`, `inputs` and `network`; UsageError with all that is
+    wrong at once, each with `where` in front."""
     problems = list[CompressorError]()
     owner = f"method {METHOD} with {flag('sequential', where)}"
-    for role, path, said in (
-        ("teacher", teacher, f"{flag('teacher', where)}{'' if where else ' PATH'}"),
-        ("file of inputs", inputs, f"{flag('inputs', where)}{'' if where else ' FILE.npy'}"),
-    ):
-        if path is None:
-            problems.append(UsageError(f"{where}{owner} needs a {role}", remedy=f"Give {said}"))
+    problems += lacking(paths, f"{where}{owner}", where)
     if "stats" in options:
         problems.append(
             UsageError(
@@ -87,10 +76,15 @@ def make_sequential(
             )
         )
     rest = {key: value for key, value in options.items() if key not in ("method", "stats")}
-    values, wrong = converted(rest, _options(), owner, text=text, where=where)
-    if values.get("sequential") is False:
-        wrong.append(UsageError(f"{where}{flag('sequential', where)}: must be true, or left out"))
-    raise_all([*problems, *wrong])
-    assert teacher is not None  # noqa: S101 - looked at above
-    assert inputs is not None  # noqa: S101
-    return Sequential(teacher, inputs, network, **values)
+    made = parse_options(Sequential, rest, where, owner=owner, text=text, wrong=problems, **dict[str, Any](paths))
+    if not made.sequential:
+        raise UsageError(f"{where}{flag('sequential', where)}: must be true, or left out")
+    return made
+
+
+def lacking(paths: Mapping[str, str | None], owner: str, where: str) -> Iterator[CompressorError]:
+    """What is wrong where no teacher or no inputs are given (None) to a training."""
+    for role, key, what in (("teacher", "teacher", "PATH"), ("file of inputs", "inputs", "FILE.npy")):
+        if paths.get(key) is None:
+            how = flag(key, where) if where else f"{flag(key, where)} {what}"
+            yield UsageError(f"{owner} needs a {role}", remedy=f"Give {how}")

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Any, TypedDict, Unpack, get_args
 
 import msgspec
 
 from compressor.architectures.groups import Description
 from compressor.core.errors import UsageError
 from compressor.core.text import printable
-from compressor.methods.contract import Scheme
+from compressor.methods.contract import Method, Scheme
 from compressor.methods.options import SELECTOR, VERBS, flag, options_of
 from compressor.methods.registry import STAGE_KEYS, make_method, methods_of, with_scores
 from compressor.recipe.model import Item, Stage, Store
 from compressor.recipe.model_method import Reshape
 from compressor.recipe.presets import PRESETS
 from compressor.recipe.selection import pattern
-from compressor.recipe.structured_cut import is_request, make_request
+from compressor.recipe.structured_cut import is_structured_cut, make_structured_cut
 from compressor.recipe.training import is_training, training_stage
 from compressor.recipe.when import Conditions
 
@@ -46,75 +46,103 @@ class _StageKeys(msgspec.Struct):
     when: Conditions | None = None
 
 
+class StageSays(TypedDict, total=False):
+    """What a stage says beside its verb and the options of its method. `rules` are pairs of a pattern and options
+    that replace the stage's; None leaves a key as it is by default."""
+
+    include: Iterable[str]
+    exclude: Iterable[str]
+    rules: Iterable[tuple[str, Mapping[str, Any]]]
+    store: Store | None
+    teacher: str | None
+    mask: str | None
+    stats: str | None
+    scores: str | None
+    fallback: bool
+    preset: str
+    when: Conditions | None
+
+
 def make_stage(
-    verb: str,
-    options: Mapping[str, Any],
-    *,
-    include: Iterable[str] = (),
-    exclude: Iterable[str] = (),
-    rules: Iterable[tuple[str, Mapping[str, Any]]] = (),
-    store: Store | None = None,
-    teacher: str | None = None,
-    mask: str | None = None,
-    stats: str | None = None,
-    scores: str | None = None,
-    fallback: bool = False,
-    preset: str = "",
-    when: Conditions | None = None,
-    text: bool = False,
-    where: str = "",
+    verb: str, options: Mapping[str, Any], *, text: bool = False, where: str = "", **says: Unpack[StageSays]
 ) -> Stage:
-    """Build a stage; rules are (pattern, options that replace the stage's)."""
+    """Build a stage from the options of its method and what else it `says`; `text`: options are strings from a
+    command line. UsageError, with `where` in front, for what does not fit together."""
+    preset, mask, scores = says.get("preset") or "", says.get("mask"), says.get("scores")
     if preset:
         options = {**_preset(verb, preset, where, text=text), **options}
     if mask is not None:
         if verb != "prune":
             raise UsageError(f"{where}mask has no meaning for {verb}")
-        options, teacher = {SELECTOR[verb]: "mask", **options}, mask
+        options = {SELECTOR[verb]: "mask", **options}
     method = make_method(verb, options, text=text, where=where)
-    include, exclude, rules = tuple(include), tuple(exclude), tuple(rules)
+    include, exclude = tuple(says.get("include") or ()), tuple(says.get("exclude") or ())
+    rules = tuple(says.get("rules") or ())
     for glob in (*include, *exclude, *(glob for glob, _ in rules)):
         pattern(glob)
-    made = tuple(
-        (
-            glob,
-            make_method(
-                verb,
-                _overridden(verb, options, changed),
-                text=text,
-                where=f"{where}rule[{number}]." if where else f"--set {printable(glob, 60)}: ",
-            ).completed_by(method),
-        )
-        for number, (glob, changed) in enumerate(rules)
-    )
+    made = tuple(_rules(verb, options, method, rules, text=text, where=where))
     if isinstance(method, Reshape):
-        named = ("include", include), ("exclude", exclude), ("rule", made), ("when", when)
-        besides = *named, ("stats", stats), ("scores", scores)
-        given = [key for key, value in besides if value]
-        if given:
-            raise UsageError(f"{where}{SELECTOR[verb]} {method.id} cuts whole models, so {given[0]} has no meaning")
+        _check_whole(method, {**says, "rule": made}, where)
+    stats = says.get("stats")
     if scores is not None:
         if stats is not None:
             raise UsageError(f"{where}give stats or scores, not both")
         method = with_scores(method, where)
         made, stats = tuple((glob, with_scores(rule, where)) for glob, rule in made), scores
-    if method.partners and teacher is None:
-        role = method.partners[0]
-        raise UsageError(f"{where}{SELECTOR[verb]} {method.id} needs a {role}", remedy=f"Give --{role} PATH")
-    if teacher is not None and not method.partners:
-        role = "teacher" if mask is None else "mask"
-        raise UsageError(f"{where}{SELECTOR[verb]} {method.id} takes no {role}")
-    if store is not None and verb == "distill" and not (isinstance(method, Scheme) and not method.adapter):
-        raise UsageError(f"{where}store has no meaning for {verb} {method.id}")
-    if store is not None and store not in _STORES[verb]:
-        said = f"{flag('store', where)} of {verb} must be one of {', '.join(_STORES[verb])}, not '{store}'"
-        raise UsageError(f"{where}{said}")
-    if verb == "prune" and store is not None:
-        store = "smallest" if store == "auto" else store
+    teacher = says.get("teacher") if mask is None else mask
+    _check_partner(method, teacher, "teacher" if mask is None else "mask", where)
+    store, fallback = _stored(method, says.get("store"), where), says.get("fallback") or False
     if fallback and verb != "quantize":
         raise UsageError(f"{where}fallback has no meaning for {verb}")
     scored = scores is not None
-    return Stage(method, include, exclude, made, store or "auto", teacher, fallback, preset, stats, scored, when)
+    return Stage(method, include, exclude, made, store, teacher, fallback, preset, stats, scored, says.get("when"))
+
+
+def _rules(
+    verb: str,
+    options: Mapping[str, Any],
+    method: Method,
+    rules: Iterable[tuple[str, Mapping[str, Any]]],
+    *,
+    text: bool,
+    where: str,
+) -> Iterator[tuple[str, Method]]:
+    """The methods that take the place of the stage's, each with the pattern of the names that it is for."""
+    for number, (glob, changed) in enumerate(rules):
+        place = f"{where}rule[{number}]." if where else f"--set {printable(glob, 60)}: "
+        rule = make_method(verb, _overridden(verb, options, changed), text=text, where=place)
+        yield glob, rule.completed_by(method)
+
+
+def _check_whole(method: Reshape, says: Mapping[str, Any], where: str) -> None:
+    """UsageError where a stage that makes a model of another one says what only stages of tensors may."""
+    given = [key for key in ("include", "exclude", "rule", "when", "stats", "scores") if says.get(key)]
+    if given:
+        selector = SELECTOR[method.verb]
+        raise UsageError(f"{where}{selector} {method.id} cuts whole models, so {given[0]} has no meaning")
+
+
+def _check_partner(method: Method, path: str | None, role: str, where: str) -> None:
+    """UsageError where a method lacks what it reads beside a tensor, or is given it for nothing."""
+    selector = SELECTOR[method.verb]
+    if method.partners and path is None:
+        needed = method.partners[0]
+        raise UsageError(f"{where}{selector} {method.id} needs a {needed}", remedy=f"Give --{needed} PATH")
+    if path is not None and not method.partners:
+        raise UsageError(f"{where}{selector} {method.id} takes no {role}")
+
+
+def _stored(method: Method, store: Store | None, where: str) -> Store:
+    """How the stage stores what it makes. UsageError where that is not for its verb to say."""
+    verb = method.verb
+    if store is None:
+        return "auto"
+    if verb == "distill" and not (isinstance(method, Scheme) and not method.adapter):
+        raise UsageError(f"{where}store has no meaning for {verb} {method.id}")
+    if store not in _STORES[verb]:
+        choices = ", ".join(_STORES[verb])
+        raise UsageError(f"{where}{flag('store', where)} of {verb} must be one of {choices}, not '{store}'")
+    return "smallest" if verb == "prune" and store == "auto" else store
 
 
 def _preset(verb: str, preset: str, where: str, *, text: bool) -> dict[str, Any]:
@@ -151,9 +179,9 @@ def parse_stage(text: str, teacher: str | None = None) -> Item:
         if not equals or key in options:
             raise UsageError(f"{where}expected key=value, each key once, got '{printable(item, 40)}'")
         options[key] = value.strip()
-    if is_request(verb, options):
+    if is_structured_cut(verb, options):
         stats = options.pop("stats", None)
-        return make_request(options, text=True, where=where, stats=stats)
+        return make_structured_cut(options, text=True, where=where, stats=stats)
     if is_training(verb, options):
         return training_stage(options, teacher, text=True, where=where)
     own: dict[str, Any] = {
@@ -173,11 +201,11 @@ def stage_from_table(
     if is_training(table.get("kind"), table):
         options = {key: value for key, value in table.items() if key not in ("kind", "name")}
         return training_stage(options, teacher, where=where)
-    if is_request(str(table.get("kind")), table):
+    if is_structured_cut(str(table.get("kind")), table):
         options = {key: value for key, value in table.items() if key not in STAGE_KEYS}
         besides = [key for key in table if key in STAGE_KEYS and key not in ("kind", "name", "stats")]
         stats = _stage_keys({key: table[key] for key in ("kind", "stats") if key in table}, where).stats
-        return make_request(options, where=where, described=described, stage_keys=besides, stats=stats)
+        return make_structured_cut(options, where=where, described=described, stage_keys=besides, stats=stats)
     keys = _stage_keys({key: value for key, value in table.items() if key in STAGE_KEYS}, where)
     _check_verb(keys.kind, where)
     options = {key: value for key, value in table.items() if key not in STAGE_KEYS}

@@ -7,7 +7,7 @@ from dataclasses import replace
 from compressor.core.errors import CompressorError, UsageError, raise_all
 from compressor.recipe.model import Recipe, Stage
 from compressor.recipe.model_method import Reshape
-from compressor.recipe.structured_cut import Request
+from compressor.recipe.structured_cut import StructuredCut
 
 
 def with_statistics(recipe: Recipe, stats: str | None) -> Recipe:
@@ -29,9 +29,9 @@ def with_statistics(recipe: Recipe, stats: str | None) -> Recipe:
                 problems.append(_lacking(f"{needs.verb} {needs.id}"))
             stage, taken = replace(stage, stats=common), True
         stages.append(stage)
-    cuts: list[Request | Reshape] = []
+    cuts: list[StructuredCut | Reshape] = []
     for cut in recipe.cuts:
-        if isinstance(cut, Request) and cut.stats is None and cut.layers is None:
+        if isinstance(cut, StructuredCut) and cut.stats is None and cut.layers is None:
             asked = cut.importance == "inputs"
             if asked and common is None:
                 problems.append(_lacking("importance inputs"))
@@ -41,7 +41,7 @@ def with_statistics(recipe: Recipe, stats: str | None) -> Recipe:
     taken = taken or used
     if common is not None and not taken and not problems:
         own = any(stage.statistics for stage in recipe.stages) or any(
-            isinstance(cut, Request) and cut.stats for cut in recipe.cuts
+            isinstance(cut, StructuredCut) and cut.stats for cut in recipe.cuts
         )
         said = "its own" if own else "none"
         problems.append(UsageError(f"--stats: no stage takes it; what they go by is {said}", remedy="Leave it out"))

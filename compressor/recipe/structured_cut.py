@@ -6,20 +6,19 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from compressor.architectures.groups import STRUCTURES, Description
-from compressor.core.errors import CompressorError, UsageError, raise_all
+from compressor.core.errors import CompressorError, UsageError
 from compressor.core.text import printable
-from compressor.methods.contract import Method
-from compressor.methods.options import converted, flag, option, options_of
+from compressor.methods.options import flag, option, options_of, parse_options
 
 _AXIS = re.compile(r"(?P<name>.+?):(?P<axis>[0-9]{1,2})(?::(?P<block>[0-9]{1,9}))?")
 _RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 
 
 @dataclass(frozen=True)
-class Request:
+class StructuredCut:
     """Which structure to cut, how much of it, and what of it."""
 
     structure: str = option(help=f"cut whole structures: {', '.join(STRUCTURES)}, or one that the recipe describes")
@@ -74,7 +73,7 @@ class Request:
     def describe(self) -> dict[str, Any]:
         """The stage as a recipe would give it, with the importance that was taken."""
         found: dict[str, Any] = {"kind": "prune"}
-        for name in request_options():
+        for name in cut_options():
             value = self.by if name == "importance" else getattr(self, name)
             if value not in (None, "") and not (name in ("seed", "multiple_of") and value == _default(name)):
                 found[name] = value
@@ -97,21 +96,21 @@ def numbered_layers(text: str) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def request_options() -> dict[str, Any]:
+def cut_options() -> dict[str, Any]:
     """The options of a structured cut, as `options_of` gives those of methods."""
-    return options_of(cast("type[Method]", Request))  # options of any dataclass are read alike
+    return options_of(StructuredCut)
 
 
 def _default(name: str) -> Any:
-    return Request.__dataclass_fields__[name].default
+    return StructuredCut.__dataclass_fields__[name].default
 
 
-def is_request(verb: str, options: Mapping[str, Any]) -> bool:
+def is_structured_cut(verb: str, options: Mapping[str, Any]) -> bool:
     """Whether a stage's options ask for a structured cut."""
     return verb == "prune" and options.get("structure") is not None
 
 
-def make_request(
+def make_structured_cut(
     options: Mapping[str, Any],
     *,
     text: bool = False,
@@ -119,27 +118,33 @@ def make_request(
     described: Sequence[Description] = (),
     stage_keys: Sequence[str] = (),
     stats: str | None = None,
-) -> Request:
-    """Build a request; UsageError with all that is wrong at once. `stage_keys` were given besides, and mean nothing
-    here; `stats` is the file of statistics that it is to go by."""
-    besides: list[CompressorError] = [
+) -> StructuredCut:
+    """Build a structured cut; UsageError with all that is wrong at once. `stage_keys` were given besides, and mean
+    nothing here; `stats` is the file of statistics that it is to go by."""
+    wrong: list[CompressorError] = [
         UsageError(f"{where}{flag(name, where)}: has no meaning for a structured cut") for name in stage_keys
     ]
-    values, wrong = converted(options, request_options(), "a structured cut", text=text, where=where)
-    raise_all([*besides, *wrong])
-    wanted = values["structure"]
-    found = next((one for one in described if one.name == wanted), None)
-    if found is None and wanted not in STRUCTURES:
+    wanted = options.get("structure")
+    description = next((one for one in described if one.name == wanted), None)
+    if description is None and isinstance(wanted, str) and wanted not in STRUCTURES:
         names = [*STRUCTURES, *(one.name for one in described)]
         close = get_close_matches(wanted, names, 1)
-        raise UsageError(
-            f"{where}{flag('structure', where)}: there is no structure '{printable(wanted, 40)}'",
-            remedy=f"{f'Did you mean {close[0]}? ' if close else ''}There are {', '.join(names)}",
+        wrong.append(
+            UsageError(
+                f"{where}{flag('structure', where)}: there is no structure '{printable(wanted, 40)}'",
+                remedy=f"{f'Did you mean {close[0]}? ' if close else ''}There are {', '.join(names)}",
+            )
         )
-    try:
-        return Request(**values, described=found, stats=stats)
-    except UsageError as error:
-        raise UsageError(f"{where}{error.reason}", remedy=error.remedy) from error
+    return parse_options(
+        StructuredCut,
+        options,
+        where,
+        owner="a structured cut",
+        text=text,
+        wrong=wrong,
+        described=description,
+        stats=stats,
+    )
 
 
 def parse_description(table: Mapping[str, Any], where: str) -> Description:

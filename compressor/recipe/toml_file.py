@@ -1,8 +1,8 @@
 """Recipes as TOML: read from files or the package, and written again as what they come to.
 
-extends = "w4a16"          another recipe, changed by this one (`extending.py`)
+extends = "w4a16"          another recipe, changed by this one (`extends.py`)
 name, description, stats   texts
-[[stage]]                  what is done, in order; `repeat` unrolls (`schedules.py`)
+[[stage]]                  what is done, in order; `repeat` unrolls (`repeat.py`)
 [[structure]]              dimensions that belong together, for `structure` cuts
 [gate]                     limits that the result must keep
 [report]                   how the result is printed
@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from compressor.core.errors import CompressorError, UsageError, raise_all
+from compressor.core.errors import CompressorError, UsageError, problems_of, raise_all
 from compressor.core.text import printable, size_of
 from compressor.files import strict_toml
 from compressor.recipe.budget import parse_budget
@@ -31,7 +31,7 @@ from compressor.recipe.legs import takes_teacher, with_inputs
 from compressor.recipe.model import Item, Recipe, recipe_of
 from compressor.recipe.repeat import unrolled
 from compressor.recipe.stages import parse_stage, plain, stage_from_table
-from compressor.recipe.structured_cut import Request, parse_description
+from compressor.recipe.structured_cut import StructuredCut, parse_description
 
 
 class _Gates(msgspec.Struct, forbid_unknown_fields=True):
@@ -105,7 +105,7 @@ def parse_recipe(text: str, where: str, teacher: str | None = None, name: str = 
         try:
             stages.append(stage_from_table(table, place, teacher, described))
         except CompressorError as error:
-            problems.extend(getattr(error, "problems", [error]))
+            problems.extend(problems_of(error))
             wrong.add(place)
     raise_all(problems)
     recipe = recipe_of(stages, f"{where}: ", found.name, found.description)
@@ -125,7 +125,7 @@ def effective(recipe: Recipe) -> str:
     """The TOML of a recipe that does what this one does, everything that was left open filled in."""
     tables: Tables = {key: value for key in ("name", "description") if (value := getattr(recipe, key))}
     cuts = [cut for leg in recipe.legs for cut in leg.cuts]
-    described = [cut.described for cut in cuts if isinstance(cut, Request) and cut.described is not None]
+    described = [cut.described for cut in cuts if isinstance(cut, StructuredCut) and cut.described is not None]
     if described:
         tables["structure"] = [one.describe() for one in dict.fromkeys(described)]
     if recipe.gates != Gates():

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
-from compressor.core.errors import CompressorError, UsageError, raise_all
-from compressor.methods.contract import Method
-from compressor.methods.options import converted, flag, option, options_of
-from compressor.recipe.sequential_refit import Sequential, is_sequential, make_sequential
+from compressor.core.errors import UsageError
+from compressor.methods.options import flag, option, options_of, parse_options
+from compressor.recipe.sequential_refit import Sequential, is_sequential, lacking, make_sequential
 
 METHOD = "soft-targets"
 FILES = ("inputs", "labels", "network", "teacher_network")  # that options name, beside the teacher
@@ -87,7 +86,7 @@ class Training:
 
 def training_options() -> dict[str, Any]:
     """The options, as `options_of` gives those of methods."""
-    return options_of(cast("type[Method]", Training))  # options of any dataclass are read alike
+    return options_of(Training)
 
 
 def is_training(kind: Any, options: Mapping[str, Any]) -> bool:
@@ -117,48 +116,34 @@ def training_of(
     given = {"teacher": None, "inputs": None, **paths}
     if not is_sequential(options):
         options = {key: value for key, value in options.items() if key != "method"}
-        return make_training(options, **given, text=text, where=where)
+        return make_training(options, given, text=text, where=where)
     unfit: dict[str, Any] = {key: given.pop(key) for key in ("labels", "teacher_network") if key in given}
-    return make_sequential({**options, **unfit}, **given, text=text, where=where)
+    return make_sequential({**options, **unfit}, given, text=text, where=where)
 
 
 def make_training(
-    options: Mapping[str, Any],
-    *,
-    teacher: str | None,
-    inputs: str | None,
-    network: str | None = None,
-    teacher_network: str | None = None,
-    labels: str | None = None,
-    text: bool = False,
-    where: str = "",
+    options: Mapping[str, Any], paths: Mapping[str, str | None], *, text: bool = False, where: str = ""
 ) -> Training:
-    """Training from a user's options; UsageError with all that is wrong at once, each with `where` in front."""
-    problems = list[CompressorError]()
-    for role, path, said in (
-        ("teacher", teacher, f"{flag('teacher', where)}{'' if where else ' PATH'}"),
-        ("file of inputs", inputs, f"{flag('inputs', where)}{'' if where else ' FILE.npy'}"),
-    ):
-        if path is None:
-            problems.append(UsageError(f"{where}method {METHOD} needs a {role}", remedy=f"Give {said}"))
-    values, wrong = converted(options, training_options(), f"method {METHOD}", text=text, where=where)
-    raise_all([*problems, *wrong])
-    if values.get("tie") == "shared" and values.get("sparsity") is not None:
+    """Training from a user's options and the `paths` of `teacher` and `FILES`; UsageError with all that is wrong at
+    once, each with `where` in front."""
+    owner = f"method {METHOD}"
+    problems = list(lacking(paths, f"{where}{owner}", where))
+    made = parse_options(Training, options, where, owner=owner, text=text, wrong=problems, **dict[str, Any](paths))
+    if made.tie == "shared" and made.sparsity is not None:
         raise UsageError(
             f"{where}{flag('sparsity', where)} would part weights that {flag('tie', where)} holds together"
         )
-    if values.get("tie") == "shared" and values.get("init") == "random":
+    if made.tie == "shared" and made.init == "random":
         raise UsageError(f"{where}a random start has no equal weights for {flag('tie', where)}")
-    if values.get("codes", "numbers") != "numbers":
-        for name, which in (("tie", "shared"), ("init", "random"), ("sparsity", values.get("sparsity"))):
-            if which is not None and values.get(name) == which:
+    if made.codes != "numbers":
+        moving = (("tie", made.tie == "shared"), ("init", made.init == "random"), ("sparsity", made.sparsity))
+        for name, moves in moving:
+            if moves is not None and moves is not False:
                 raise UsageError(
                     f"{where}{flag(name, where)} would move weights off the codes that {flag('codes', where)} keeps"
                 )
-    if values.get("patience") is not None and values.get("holdout") == 0:
+    if made.patience is not None and made.holdout == 0:
         raise UsageError(
             f"{where}{flag('patience', where)} goes by inputs held out", remedy="Leave out holdout = 0"
         )
-    assert teacher is not None  # noqa: S101 - looked at above
-    assert inputs is not None  # noqa: S101
-    return Training(teacher, inputs, network, teacher_network, labels, **values)
+    return made

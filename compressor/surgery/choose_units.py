@@ -9,11 +9,11 @@ from compressor.checkpoint.checkpoint import Tensor
 from compressor.core.errors import UsageError
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
-from compressor.recipe.structured_cut import Request
+from compressor.recipe.structured_cut import StructuredCut
 from compressor.surgery.importance import Sums, draw, energies_of, gains_of, weights_of
 
 
-def kept_counts(request: Request, structure: Structure) -> dict[str, int]:
+def kept_counts(request: StructuredCut, structure: Structure) -> dict[str, int]:
     """The units that each group keeps, by its name; UsageError where that is none of them, or all."""
     found = {}
     for group in structure.groups:
@@ -24,7 +24,7 @@ def kept_counts(request: Request, structure: Structure) -> dict[str, int]:
     return found
 
 
-def _kept(request: Request, structure: Structure, group: Group) -> int:
+def _kept(request: StructuredCut, structure: Structure, group: Group) -> int:
     units, what = group.units, f"structure {structure.kind}: {group.name} has {group.units}"
     if request.layers is not None:
         removed = request.removed_layers()
@@ -54,7 +54,7 @@ def _kept(request: Request, structure: Structure, group: Group) -> int:
 
 
 def choose(
-    request: Request,
+    request: StructuredCut,
     structure: Structure,
     counts: Mapping[str, int],
     sums: Mapping[str, Sums],
@@ -81,7 +81,7 @@ def choose(
 
 
 def _order(
-    request: Request,
+    request: StructuredCut,
     group: Group,
     sums: Mapping[str, Sums],
     tensors: Mapping[str, Tensor],

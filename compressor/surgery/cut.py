@@ -24,7 +24,7 @@ from compressor.core.workspace import Array
 from compressor.files.folder import CONFIG
 from compressor.files.input_file import InputFile
 from compressor.files.source import Source
-from compressor.recipe.structured_cut import Request
+from compressor.recipe.structured_cut import StructuredCut
 from compressor.surgery.choose_units import choose, kept_counts
 from compressor.surgery.config_edit import edited, pooling
 from compressor.surgery.described import described
@@ -53,7 +53,7 @@ class CutSource(Source):
 
 def restructure(
     checkpoint: Checkpoint,
-    requests: Sequence[Request],
+    requests: Sequence[StructuredCut],
     *,
     workers: int = 1,
     keep_non_finite: bool = False,
@@ -79,7 +79,11 @@ def teacher_of(checkpoint: Checkpoint, kind: str) -> Model | Chain:
 
 
 def _cut(
-    checkpoint: Checkpoint, request: Request, workers: int, keep_non_finite: bool, statistics: Statistics | None
+    checkpoint: Checkpoint,
+    request: StructuredCut,
+    workers: int,
+    keep_non_finite: bool,
+    statistics: Statistics | None,
 ) -> Checkpoint:
     structure, model = _find(checkpoint, request)
     _check_tensors(checkpoint, structure)
@@ -113,7 +117,7 @@ def _cut(
     )
 
 
-def _find(checkpoint: Checkpoint, request: Request) -> tuple[Structure, Model | None]:
+def _find(checkpoint: Checkpoint, request: StructuredCut) -> tuple[Structure, Model | None]:
     """The structure that the request names, as the user describes it, or as it is recognised."""
     if request.described is not None:
         specs = {name: tensor.spec for name, tensor in checkpoint.tensors.items()}

@@ -7,14 +7,59 @@ models of its streams, checksums) is told beside them, so that all of it sums to
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
 from compressor.core.errors import InputError
 from compressor.files.archive import ArchivedFile
 from compressor.files.entropy.account import Account
-from compressor.workflows.results import Coding
 
 # Parts that say where weights stand, by how their names end.
 _PLACES = (".mask", ".bitmask", ".columns", ".indices", ".rows", ".indptr", ".row_offsets", ".positions")
+
+
+@dataclass(frozen=True)
+class CodingGain:
+    """What an archive holds of a tensor: weights, those that are not zero, and bytes as numbers and coded. In bits,
+    before coding and coded: values, positions, and what else there is (`beside`), which together are `coded`."""
+
+    name: str
+    weights: int
+    kept: int
+    original: int
+    coded: int
+    values: tuple[int, float]
+    positions: tuple[int, float]
+    beside: tuple[int, float]
+
+    @property
+    def plain(self) -> float:
+        """Bytes before coding."""
+        return (self.values[0] + self.positions[0] + self.beside[0]) / 8
+
+    def each(self, bits: float) -> float | None:
+        """Bits for each weight that is kept."""
+        return bits / self.kept if self.kept else None
+
+
+def summed(codings: Sequence[CodingGain]) -> CodingGain:
+    """All of them as one."""
+
+    def pairs(of: Callable[[CodingGain], tuple[int, float]]) -> tuple[int, float]:
+        found = [of(one) for one in codings]
+        return sum(plain for plain, _ in found), sum(coded for _, coded in found)
+
+    return CodingGain(
+        "",
+        sum(one.weights for one in codings),
+        sum(one.kept for one in codings),
+        sum(one.original for one in codings),
+        sum(one.coded for one in codings),
+        pairs(lambda one: one.values),
+        pairs(lambda one: one.positions),
+        pairs(lambda one: one.beside),
+    )
 
 
 def check_archive(checkpoint: Checkpoint) -> None:
@@ -29,7 +74,7 @@ def check_archive(checkpoint: Checkpoint) -> None:
                 )
 
 
-def code(tensor: Tensor, kept: int) -> Coding:
+def code(tensor: Tensor, kept: int) -> CodingGain:
     """What the streams of a tensor of an archive take; they are decoded for that. `kept`: weights that
     are not zero."""
     found, beside, plain_beside, coded = Account(), 0.0, 0, 0
@@ -49,7 +94,7 @@ def code(tensor: Tensor, kept: int) -> Coding:
         else:
             plain_beside += 8 * part.spec.nbytes
             beside += streams
-    return Coding(
+    return CodingGain(
         tensor.spec.name,
         tensor.spec.size,
         kept,

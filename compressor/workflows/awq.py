@@ -5,7 +5,7 @@ For the matrices W that read the same inputs x, with E[x xᵀ] known, scales of 
     Σ ‖(W − Q(W diag(s)) diag(s)⁻¹) x‖²,    s_j = (√E[x_j²])^α / √(max s · min s)
 
 least, over α = 0, 1/20, …, 1, where Q is the method's own rounding; α = 0 is no scale. They go into the model as
-`structure/folding.py` says, before anything is planned again, so that what follows is plain quantization. Grams
+`surgery/scale_folding.py` says, before anything is planned again, so that what follows is plain quantization. Grams
 serve where the statistics have them, else their diagonals. Of a matrix 512 rows are tried, in runs that are spread
 evenly.
 """
@@ -16,31 +16,25 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 
-from compressor.architectures.recognise import DESCRIBE, recognise
+from compressor.architectures.recognise import recognise
 from compressor.calibration.statistics import Statistics
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
 from compressor.checkpoint.finite import count_non_finite
 from compressor.checkpoint.rows import Rows
-from compressor.core.elementary import power
-from compressor.core.errors import InputError, UsageError
-from compressor.core.floats import settle
+from compressor.core.errors import InputError, MissingDescription, UsageError
 from compressor.core.layer_inputs import Layer
 from compressor.core.lazy import np
 from compressor.core.parallel.threads import in_order, local
-from compressor.core.sums import dot
-from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.tensor_names import layer_of
 from compressor.core.text import printable, size_text
 from compressor.core.workspace import Array, Workspace
 from compressor.engine.plan.plan import Plan, Step
-from compressor.methods.contract import Block, Encoder, TensorMethod
+from compressor.methods.numerics.awq_search import AT_ONCE, divided, losses, scale_of
 from compressor.surgery.scale_folding import Fold, folded, folds_of
 
 _STEPS = 20  # of α
-_LEAST = 1e-4  # of the largest input: what an input that is never active counts as
 _ROWS = 512  # of a matrix that are tried
 _RUN = 16  # rows that are read together
-_AT_ONCE = 1 << 18  # weights that are rounded at a time
 
 
 @dataclass(frozen=True)
@@ -68,16 +62,7 @@ class _Rescaled(Statistics):
 
     def read(self, layer: str, gram: bool = False) -> Layer:
         found, scale = super().read(layer, gram), self.scales.get(layer)
-        return found if scale is None else _divided(found, scale)
-
-
-def _divided(layer: Layer, scale: Array) -> Layer:
-    """The statistics of inputs that are divided by a scale."""
-    gram = layer.gram
-    if gram is not None:
-        gram /= scale[:, None]
-        gram /= scale
-    return Layer(layer.count, layer.mean / scale, layer.square / scale**2, gram)
+        return found if scale is None else divided(found, scale)
 
 
 @dataclass(frozen=True)
@@ -135,9 +120,7 @@ def balanced(
     specs = [tensor.spec for tensor in checkpoint.tensors.values()]
     try:
         model = recognise(checkpoint.source.config, specs, checkpoint.path, "awq")
-    except InputError as error:
-        if not error.remedy.endswith(DESCRIBE):
-            raise
+    except MissingDescription as error:
         if strict:
             error.remedy = "Drop --strict, and errors are weighed by the inputs all the same"
             raise
@@ -176,7 +159,7 @@ def _memory(plan: Plan, statistics: Mapping[int, Statistics]) -> tuple[str, ...]
             if step.method.rounded_by.balances and step.inputs is not None:
                 rows, width = min(job.spec.matrix[0], _ROWS), job.spec.matrix[1]
                 gram = step.inputs in statistics[step.stage].grams
-                sizes.append(4 * rows * width + 8 * 4 * min(rows * width, _AT_ONCE) + gram * 12 * width * width)
+                sizes.append(4 * rows * width + 8 * 4 * min(rows * width, AT_ONCE) + gram * 12 * width * width)
     return (f"while scales are searched a worker holds about {size_text(max(sizes))}",) if max(sizes) else ()
 
 
@@ -191,61 +174,19 @@ def _search(fold: Fold, judged: Sequence[_Judged], path: str) -> _Found:
         energy += fold.gathered(layer.square * layer.count)
         total += layer.count
     size = np.sqrt(energy / max(total * fold.each, 1))
-    scales = [_scale(size, step / _STEPS) for step in range(_STEPS + 1)]
-    losses = np.zeros(len(scales))
+    scales = [scale_of(size, step / _STEPS) for step in range(_STEPS + 1)]
+    lost = np.zeros(len(scales))
     for one in judged:
-        losses += _losses(one, [fold.spread(scale) for scale in scales], path)
-    best = int(losses.argmin())
-    return _Found(best / _STEPS, scales[best], float(losses[0]), float(losses[best]))
+        lost += _losses(one, [fold.spread(scale) for scale in scales], path)
+    best = int(lost.argmin())
+    return _Found(best / _STEPS, scales[best], float(lost[0]), float(lost[best]))
 
 
-def _scale(size: Array, alpha: float) -> Array:
-    """s [channels] for inputs of this root mean square; ones where nothing was ever active."""
-    top = size.max()
-    if not alpha or not top > 0:
-        return np.ones_like(size)
-    found = power(np.maximum(size / top, _LEAST), alpha)
-    scale: Array = found / np.sqrt(found.max() * found.min())
-    return scale
-
-
-def _losses(one: _Judged, scales: Iterable[Array], path: str) -> Array:
+def _losses(one: _Judged, scales: Sequence[Array], path: str) -> Array:
     """Σ over rows and inputs of what each scale [in] makes the outputs lose, in mean squares times the count."""
-    work, method = Workspace(), one.step.method.rounded_by
-    rows = _sample(one.tensor, path)
-    layer = one.inputs(gram=True)
-    weight = (layer.square if layer.gram is None else layer.gram).astype(rows.dtype)
-    layer = replace(layer, gram=None)  # float64
-    step = max(_AT_ONCE // rows.shape[1], 1)
-    losses = []
-    for scale in scales:
-        lost = 0.0
-        for start in range(0, len(rows), step):
-            values = rows[start : start + step]
-            apart = _apart(values, scale, method, one.tensor.spec, _divided(layer, scale), work)
-            given = apart @ weight if weight.ndim == 2 else apart * weight
-            lost += dot(given, apart)
-        losses.append(lost * layer.count * one.tensor.spec.matrix[0] / len(rows))
-    return np.array(losses)
-
-
-def _apart(
-    values: Array, scale: Array, method: TensorMethod, spec: TensorSpec, inputs: Layer, work: Workspace
-) -> Array:
-    """W − Q(W diag(s)) diag(s)⁻¹ of some rows; `inputs` are those of W diag(s)."""
-    scale = scale.astype(values.dtype)
-    scaled, restored = (work.array(f"awq.{key}", values.shape, values.dtype.str) for key in ("scaled", "restored"))
-    np.multiply(values, scale, out=scaled)
-    stored = work.array("awq.stored", values.shape, DTYPES[spec.dtype].storage)
-    scaled = settle(scaled, spec.dtype, stored, work)
-    part = TensorSpec(spec.name, spec.dtype, values.shape)
-    encoder = method.prepare([part])
-    assert isinstance(encoder, Encoder)  # noqa: S101 - none but encoders have inputs scaled, by rows or groups
-    with np.errstate(all="ignore"):
-        encoder.encode(Block(scaled, 0, part, work, {}, inputs), None, restored)
-        np.divide(restored, scale, out=restored)
-        np.subtract(values, restored, out=restored)
-    return restored
+    rows, layer, spec = _sample(one.tensor, path), one.inputs(gram=True), one.tensor.spec
+    lost = losses(rows, scales, one.step.method.rounded_by, spec, layer)
+    return np.array([each * layer.count * spec.matrix[0] / len(rows) for each in lost])
 
 
 def _sample(tensor: Tensor, path: str) -> Array:

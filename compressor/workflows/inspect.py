@@ -1,25 +1,38 @@
-"""Reading without writing: `inspect`, `compare`, and the search for tensors with NaN or Inf."""
+"""What an input holds: `inspect`, and the search for tensors with NaN or Inf."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from concurrent.futures import Executor
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor, open_checkpoint
-from compressor.checkpoint.experts import split_like
 from compressor.checkpoint.finite import blocks_of
 from compressor.core.lazy import np
-from compressor.core.metrics import Comparison, Moments, count_zeros, dot
+from compressor.core.metrics import Moments
 from compressor.core.parallel.threads import available_workers, in_order, local
 from compressor.core.tensor import DTYPES
-from compressor.core.workspace import Array, Workspace
+from compressor.core.workspace import Workspace
 from compressor.engine.plan.plan import Plan
-from compressor.workflows.archive_contents import check_archive, code
-from compressor.workflows.results import Coding, ComparedTensor, ComparisonReport, InspectReport
+from compressor.workflows.archive_contents import CodingGain, check_archive, code
 
 Path = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class InspectReport:
+    """`inspect`: what the headers say, and per-tensor moments, or an archive's codings, where asked."""
+
+    path: str
+    kind: str
+    size: int
+    compression: str
+    rows: tuple[tuple[Any, Any], ...]
+    metadata: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+    codings: tuple[CodingGain, ...] = ()
 
 
 def inspect(path: Path, *, stats: bool = False, coding: bool = False, workers: int | None = None) -> InspectReport:
@@ -28,7 +41,7 @@ def inspect(path: Path, *, stats: bool = False, coding: bool = False, workers: i
     checkpoint = open_checkpoint(path)
     tensors = list(checkpoint.tensors.values())
     moments: list[Moments | None] = [None] * len(tensors)
-    coded: tuple[Coding, ...] = ()
+    coded: tuple[CodingGain, ...] = ()
     if coding:
         check_archive(checkpoint)
     if stats or coding:
@@ -57,130 +70,6 @@ def inspect(path: Path, *, stats: bool = False, coding: bool = False, workers: i
 def _kept(tensor: Tensor, moments: Moments | None) -> int:
     """Weights that are not zero; all of a tensor whose numbers are not looked at."""
     return tensor.spec.size - (moments.zeros if moments is not None else 0)
-
-
-def compare(
-    a: Path,
-    b: Path,
-    *,
-    max_error: float | None = None,
-    min_sqnr: float | None = None,
-    workers: int | None = None,
-) -> ComparisonReport:
-    """Measure B against A, tensor by tensor, both restored if they store codes; worst first.
-
-    A tensor that only one side has, or that differs in shape, is a row with a problem, and fails any gate.
-    """
-    left, right = open_checkpoint(a), open_checkpoint(b)
-    left, right = split_like(left, right), split_like(right, left)
-    lone = len(left.tensors) == len(right.tensors) == 1
-    pairs: list[tuple[Tensor, Tensor]] = []
-    rows: list[ComparedTensor] = []
-    for name, one in left.tensors.items():
-        other = right.tensors.get(name)
-        if other is None and lone:
-            other = next(iter(right.tensors.values()))
-        problem = _mismatch(one, other)
-        if other is None or problem:
-            dtypes = (one.spec.dtype, other.spec.dtype if other else "")
-            rows.append(ComparedTensor(name, one.spec.shape, dtypes, problem=problem))
-        else:
-            pairs.append((one, other))
-    if not lone:
-        rows += [
-            ComparedTensor(name, other.spec.shape, ("", other.spec.dtype), problem="only in B")
-            for name, other in right.tensors.items()
-            if name not in left.tensors
-        ]
-    count = available_workers() if workers is None else workers
-    total = Comparison()
-    with local(count) as executor:
-        for (one, other), measured in zip(pairs, in_order(executor, _compare_tasks(pairs), 2 * count), strict=True):
-            rows.append(ComparedTensor(one.spec.name, one.spec.shape, (one.spec.dtype, other.spec.dtype), measured))
-            total.merge(measured)
-    left.source.check_unchanged()
-    right.source.check_unchanged()
-    rows.sort(key=lambda row: (not row.problem, -row.measured.error if row.measured else 0, row.name))
-    failures = _judge(rows, max_error, min_sqnr)
-    sizes = (left.source.nbytes, right.source.nbytes)
-    return ComparisonReport(os.fspath(a), os.fspath(b), tuple(rows), total, sizes, failures)
-
-
-def _mismatch(one: Tensor, other: Tensor | None) -> str:
-    if other is None:
-        return "only in A"
-    if one.spec.shape != other.spec.shape:
-        return f"shape {list(one.spec.shape)} in A, {list(other.spec.shape)} in B"
-    if not DTYPES[one.spec.dtype].storage or not DTYPES[other.spec.dtype].storage:
-        return "" if one.spec.dtype == other.spec.dtype else f"{one.spec.dtype} and {other.spec.dtype}"
-    return ""
-
-
-def _judge(rows: list[ComparedTensor], max_error: float | None, min_sqnr: float | None) -> tuple[str, ...]:
-    failures = []
-    if max_error is None and min_sqnr is None:
-        return ()
-    failures += [f"'{row.name}': {row.problem}" for row in rows if row.problem]
-    measured = [row for row in rows if row.measured is not None]
-    if max_error is not None:
-        failures += [
-            f"--max-error {max_error:g}: the relative error of '{row.name}' is {row.measured.error:.4g}"
-            for row in measured
-            if not row.measured.error <= max_error
-        ][:1]
-    if min_sqnr is not None:
-        failures += [
-            f"--min-sqnr {min_sqnr:g}: the SQNR of '{row.name}' is {row.measured.sqnr:.4g} dB"
-            for row in measured
-            if not row.measured.sqnr >= min_sqnr
-        ][:1]
-    return tuple(failures)
-
-
-def _compare_tasks(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[partial[Comparison]]:
-    for one, other in pairs:
-        yield partial(_compare, one, other)
-
-
-def _compare(one: Tensor, other: Tensor) -> Comparison:
-    with np.errstate(all="ignore"):  # what is not finite is looked for
-        return _compared(one, other)
-
-
-def _compared(one: Tensor, other: Tensor) -> Comparison:
-    total = Comparison()
-    work = Workspace()
-    beside = blocks_of(other, Workspace(), max(one.align, other.align))
-    for a in blocks_of(one, work, max(one.align, other.align)):
-        b = next(beside)
-        a, b = _numbers(a), _numbers(b)
-        difference = np.subtract(a, b)
-        wrong = ~np.isfinite(difference)
-        if wrong.any():  # equal NaN or Inf on both sides are no loss; anything else is
-            same = (a == b) | (np.isnan(a) & np.isnan(b))
-            if not same[wrong].all():
-                difference[wrong & ~same] = np.inf
-            difference[wrong & same] = 0
-            a, b = np.where(np.isfinite(a), a, 0), np.where(np.isfinite(b), b, 0)
-        lost = dot(difference, difference) if np.isfinite(difference).all() else np.inf
-        total.merge(
-            Comparison(
-                a.size,
-                count_zeros(a, work),
-                count_zeros(b, work),
-                dot(a, a),
-                lost,
-                dot(b, b),
-                dot(a, b),
-                float(np.max(np.abs(difference), initial=0)),
-            )
-        )
-    return total
-
-
-def _numbers(block: Array) -> Array:
-    """Floats as they are, everything else as float64."""
-    return block if block.dtype.kind == "f" else block.astype(np.float64)
 
 
 def _moments(tensor: Tensor) -> Moments | None:

@@ -1,186 +1,277 @@
-"""Recipes with training after other stages, run in legs: a network is trained whole, so what comes before it must
-be complete, and is written out beside the output until the next leg has read it."""
+"""A whole run: the legs of a recipe one after the other, each a pass. What one leaves is written out beside the
+output, or into the user's work folder, until the next has read it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
 
 from compressor.checkpoint.checkpoint import open_checkpoint
-from compressor.core.errors import CompressorError, Problems, UsageError
-from compressor.core.text import size_text
+from compressor.core import cleanup
+from compressor.core.errors import CompressorError, UsageError, problems_of
+from compressor.core.text import printable, size_text
 from compressor.engine.plan.plan import Plan
 from compressor.files.destination import check_apart, container_of
-from compressor.files.identity import identity_of
-from compressor.files.staging import Staging, as_unfinished, check_place
+from compressor.files.identity import Identity, identity_of
+from compressor.files.staging import Staging, check_place
 from compressor.files.work_folder import WorkFolder, content_hash
-from compressor.recipe.model import Recipe, Stage
-from compressor.recipe.structured_cut import Request
+from compressor.recipe.legs import (
+    asks_for_statistics,
+    count_of,
+    makes_adapter_of,
+    plan_legs,
+    rehearsal_of,
+    words_of,
+)
+from compressor.recipe.model import Recipe
+from compressor.workflows.adapter_base import alternates, base_recipe
+from compressor.workflows.budget.choice import Allocation
+from compressor.workflows.budget.run import run_budget
+from compressor.workflows.one_pass import Order, checked, run_one_pass
 from compressor.workflows.results import Report
+from compressor.workflows.run_options import RunOptions
 
-Run = Callable[..., Report]
-
-
-def legs(recipe: Recipe, source: str) -> list[Recipe]:
-    """The recipe in parts that are each one pass; who needs a teacher and names none learns from `source`.
-    UsageError where that would be the student itself."""
-    found = []
-    for number, part in enumerate(recipe.legs):
-        if any(stage.teacher == "" for stage in part.stages):
-            if not number:
-                method = next(stage.method.id for stage in part.stages if stage.teacher == "")
-                raise UsageError(f"method {method} needs a teacher", remedy="Give --teacher PATH")
-            part = replace(part, stages=tuple(_taught(stage, source) for stage in part.stages))
-        training = part.training
-        if training is not None and not training.teacher:
-            training = replace(training, teacher=source)
-        found.append(replace(part, training=training))
-    return found
+Tell = Callable[[Allocation], None]
 
 
-def _asks(part: Recipe) -> bool:
-    """Whether a stage of it takes statistics that it does not name, or a cut may."""
-    cuts = [cut for cut in part.cuts if isinstance(cut, Request) and cut.stats is None and cut.layers is None]
-    return any(stage.statistics and stage.stats is None for stage in part.stages) or any(
-        cut.importance in ("inputs", "auto") for cut in cuts
-    )
+def run_legs(
+    verb: str, source: str, output: str, recipe: Recipe, options: RunOptions, *, tell: Tell | None = None
+) -> Report:
+    """Run a recipe from the path `source` to the path `output`: the report of its last leg, with the stages of all.
 
-
-def _named(part: Recipe) -> str:
-    """What a pass does, in the words of its recipe."""
-    cuts = [str(cut.describe().get("kind")) for cut in part.cuts]
-    trained = [f"distill {part.training.label}"] if part.training is not None else []
-    return ", ".join([*cuts, *trained, *(f"{stage.method.verb} {stage.method.id}" for stage in part.stages)])
-
-
-def _taught(stage: Stage, teacher: str) -> Stage:
-    return replace(stage, teacher=teacher) if stage.teacher == "" else stage
-
-
-def relay(run: Run, source: str, output: str, recipe: Recipe, settings: dict[str, Any]) -> Report:
-    """Run the legs one after the other with `run_recipe`; the report of the last, with the stages of all.
-
-    Its changes, and so the limits of gates, are those of the last leg; sizes go by `source`. A dry run does all but
-    train, so that sizes are exact, and leaves nothing behind. `work` is a folder that keeps what legs left when the
-    run is stopped, and that it goes on from; `keep_work` leaves it when all is done.
+    Changes, and so the limits of gates, are those of the last leg; sizes go by `source`. A dry run does all but
+    train, so that sizes are exact, and leaves nothing behind. `tell` is given what a budget chose before it is
+    carried out. Raises UsageError, InputError, OutputError, GateFailed: in each case nothing is written.
     """
-    parts = legs(recipe, source)
-    work, keep = settings.pop("work", None), settings.pop("keep_work", False)
-    if keep and work is None:
-        raise UsageError("--keep-work is for the folder that --work names, and none is given")
-    bare = next((one for part in parts if (one := part.training) is not None and not one.inputs), None)
-    if bare is not None:
-        raise UsageError(f"method {bare.label} needs example inputs", remedy="Give --inputs FILE.npy")
-    if len(parts) == 1:
-        if work is not None and not settings.get("dry_run"):
-            settings |= {"work": apart(os.fspath(work), source, output), "keep_work": keep}
-        return run("pipeline", source, output, parts[0], **settings)
-    base = base_of(parts, source, output, settings)
-    stats = settings.pop("stats", None) or recipe.stats
-    asking = [_asks(part) for part in parts]
-    if stats is not None and not any(asking):
-        raise UsageError("--stats: no stage takes it", remedy="Leave it out")
-    check_apart(output, source, *(path for part in parts if part.training for path in part.training.files))
-    if not settings.get("dry_run"):  # before the legs on the way, which take long
-        folder = container_of(output, open_checkpoint(source).source) == "folder"
-        check_place(output, folder=folder, replace=settings.get("force", False))
-    if work is not None:
-        work = apart(os.fspath(work), source, output)
-        if base or settings.get("save_base"):
-            check_apart(work, base or os.fspath(settings["save_base"]), option="--work", of="base")
-    own: dict[str, Any] = {
-        key: settings[key] for key in ("workers", "progress", "processes", "non_finite") if key in settings
-    }
-    rehearsed = settings.get("dry_run", False)
-    taken, plans = source, list[Plan]()
-    own |= {} if rehearsed else {"origin": identity_of(open_checkpoint(source).source)}
-    say: Callable[[str], None] = getattr(settings.get("progress"), "stage", lambda text: None)
-    with _between(output, None if rehearsed else work, keep=keep) as place, ExitStack() as names:
-        before = 0  # stages that are done
-        for number, part in enumerate(parts):
-            leg = replace(part, stats=None), {"stats": stats if asking[number] else None}
-            say(f"pass {number + 1} of {len(parts)}: {_named(part)}")
-            if number == len(parts) - 1:
-                stages = _rehearsal(leg[0]) if rehearsed else leg[0]
-                report = run("pipeline", taken, output, stages, **{**settings, **own}, **leg[1])
-                break
-            name = f"{number}{'.safetensors' if os.path.isfile(source) else ''}"
-            count = len(part.cuts) + (part.training is not None) + len(part.stages)
-            if base is not None and number == len(parts) - 2:
-                made = run("pipeline", taken, base, part, **own, **leg[1], force=settings.get("force", False))
-                as_unfinished(base)
-                plan, taken = made.plan, base
-            elif isinstance(place, str):
-                on_the_way = f"{output} (what comes before stage {before + count + 1})"
-                with _calling(os.path.join(place, name), on_the_way):
-                    plan, taken = _leg(run, taken, place, name, leg, own, rehearsed=rehearsed)
+    cleanup.begin()
+    options.check_work(source, output)
+    legs = plan_legs(recipe, source)
+    if len(legs) == 1:
+        return run_leg(verb, source, output, legs[0], options, tell=tell)
+    way = _way(verb, legs, source, output, options)
+    taken, plans, before = source, list[Plan](), 0
+    with _between(way) as place, ExitStack() as names:
+        for number, leg in enumerate(legs[:-1]):
+            way.announce(number)
+            before += count_of(leg)
+            if number == way.base_leg:
+                plan, taken = _base(way, number, taken)
             else:
-                plan, taken = _leg(run, taken, place, name, leg, own, rehearsed=rehearsed)
-            plans.append(plan)
-            before += count
-            if taken != base:
+                on_the_way = f"{output} (what comes before stage {before + 1})"
+                hidden = isinstance(place, str)
+                with _calling(way.path(place, number), on_the_way) if hidden else nullcontext():
+                    plan, taken = _leg(way, number, taken, place)
                 names.enter_context(_calling(taken, f"{source} after stage {before}"))
-    said = [*plans, report.plan]
-    if adapts(parts):
-        return replace(report, plan=replace(report.plan, notes=(_together(said), *report.plan.notes)))
-    plan = replace(
-        report.plan,
-        source=said[0].source,
-        size_before=said[0].size_before,
-        stages=tuple(stage for one in said for stage in one.stages),
-        notes=tuple(dict.fromkeys(note for one in said for note in one.notes)),
-        cuts=tuple(cut for one in said for cut in one.cuts),
+            plans.append(plan)
+        way.announce(len(legs) - 1)
+        report = run_leg(verb, taken, output, way.leg(-1), way.last, tell=tell, origin=way.origin)
+    return _joined(report, plans, source, adapter=makes_adapter_of(legs))
+
+
+def run_leg(
+    verb: str,
+    source: str,
+    output: str,
+    leg: Recipe,
+    options: RunOptions,
+    *,
+    tell: Tell | None = None,
+    origin: Identity | None = None,
+) -> Report:
+    """One leg: under a budget where it has one, on a base made anew where its adapter asks for that, else one
+    pass."""
+    if leg.budget is not None:
+        return run_budget(verb, source, output, leg, options, tell=tell, origin=origin)
+    if options.save_base is not None or any(stage.method.rounds for stage in leg.stages):
+        source = _alternated(Order(verb, source, output, leg, options))
+    return run_one_pass(verb, source, output, leg, options, origin=origin)
+
+
+def _alternated(order: Order) -> str:
+    """Make the base that an adapter wants in place of the student, out of its teacher: the path of that base, or in
+    a dry run of the student. UsageError where no stage wants one."""
+    options, base = order.options, order.options.save_base
+    method = alternates(order.recipe, save_base=base is not None)
+    order = checked(order)
+    if method is None or base is None:
+        return order.source
+    student, replaces = open_checkpoint(order.source), options.force or options.dry_run
+    check_apart(base, order.output, order.source, *order.beside, option="--save-base", of="output or input")
+    check_place(base, folder=container_of(base, student.source) == "folder", replace=replaces)
+    recipe = base_recipe(student, method)
+    if options.dry_run:
+        return order.source
+    check_place(order.output, folder=True, replace=options.force)
+    settings = replace(_on_the_way(options), progress=None, force=options.force, stats=order.recipe.stages[0].stats)
+    run_one_pass(order.verb, order.teachers[0], base, recipe, settings)
+    cleanup.as_unfinished(printable(base))
+    return base
+
+
+# ---- several legs --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Way:
+    """Several legs and where they leave what they make. `last` are the options of the last leg, `others` those of
+    the legs before it; `base` is where the last but one writes the base of an adapter, if it does; `stats` are for
+    legs that ask for some; `origin` is what records call the source, None in a dry run; `work` is the user's folder
+    for what legs leave, and `keep_work` whether it stays."""
+
+    verb: str
+    legs: Sequence[Recipe]
+    source: str
+    output: str
+    last: RunOptions
+    others: RunOptions
+    base: str | None
+    stats: str | None
+    origin: Identity | None
+    work: str | None
+    keep_work: bool
+
+    @property
+    def rehearsed(self) -> bool:
+        return self.last.dry_run
+
+    @property
+    def base_leg(self) -> int | None:
+        """The number of the leg that writes the base."""
+        return None if self.base is None else len(self.legs) - 2
+
+    def leg(self, number: int) -> Recipe:
+        """A leg, of a rehearsal without the training itself."""
+        leg = replace(self.legs[number], stats=None)
+        return rehearsal_of(leg) if self.rehearsed else leg
+
+    def options(self, number: int) -> RunOptions:
+        """The options of a leg on the way."""
+        asks = asks_for_statistics(self.legs[number])
+        return replace(self.others, stats=self.stats if asks else None)
+
+    def path(self, place: str | WorkFolder, number: int) -> str:
+        """Where a leg on the way writes what it makes."""
+        folder = place if isinstance(place, str) else place.path
+        return os.path.join(folder, f"{number}{'.safetensors' if os.path.isfile(self.source) else ''}")
+
+    def announce(self, number: int) -> None:
+        self.last.announce(f"pass {number + 1} of {len(self.legs)}: {words_of(self.legs[number])}")
+
+
+def _on_the_way(options: RunOptions) -> RunOptions:
+    """What of a run's options is for all of its passes, and not for the last alone."""
+    return RunOptions(
+        workers=options.workers,
+        progress=options.progress,
+        processes=options.processes,
+        non_finite=options.non_finite,
     )
-    return replace(report, input=source, plan=plan)
 
 
-def apart(work: str, source: str, output: str) -> str:
-    """A work folder that is neither input nor output. UsageError where it is."""
-    check_apart(work, source, option="--work")
-    check_apart(work, output, option="--work", of="output")
-    return work
+def _way(verb: str, legs: Sequence[Recipe], source: str, output: str, options: RunOptions) -> _Way:
+    """How several legs are run. UsageError or OutputError, before the legs on the way, which take long, for what
+    the last could not do."""
+    base = _base_of(legs, source, output, options)
+    of_last = not makes_adapter_of(legs) or legs[-1].stages[0].method.rounds  # else a leg before it writes the base
+    save_base = options.save_base if of_last else None
+    stats = options.stats or legs[-1].stats
+    if stats is not None and not any(map(asks_for_statistics, legs)):
+        raise UsageError("--stats: no stage takes it", remedy="Leave it out")
+    check_apart(output, source, *(path for leg in legs if leg.training for path in leg.training.files))
+    opened = open_checkpoint(source).source
+    if not options.dry_run:
+        check_place(output, folder=container_of(output, opened) == "folder", replace=options.force)
+    for written in filter(None, (base, save_base)):
+        if options.work is not None:
+            check_apart(options.work, written, option="--work", of="base")
+    last = replace(
+        options,
+        save_base=save_base,
+        stats=stats if asks_for_statistics(legs[-1]) else None,
+        work=None,
+        keep_work=False,
+    )
+    work = None if options.dry_run else options.work
+    origin = None if options.dry_run else identity_of(opened)
+    others = _on_the_way(options)
+    return _Way(verb, legs, source, output, last, others, base, stats, origin, work, options.keep_work)
 
 
-def adapts(parts: Sequence[Recipe]) -> bool:
-    """Whether the last part makes an adapter for what the parts before it leave."""
-    return len(parts) > 1 and any(stage.adapts for stage in parts[-1].stages)
-
-
-def base_of(parts: Sequence[Recipe], source: str, output: str, settings: dict[str, Any]) -> str | None:
-    """Where the last part but one writes the base of an adapter; None where there is none, or another is made of
-    it. UsageError where a run would leave none."""
-    if not adapts(parts):
+def _base_of(legs: Sequence[Recipe], source: str, output: str, options: RunOptions) -> str | None:
+    """Where the last leg but one writes the base of an adapter; None where there is none, or another is made of it.
+    UsageError where a run would leave none."""
+    if not makes_adapter_of(legs):
         return None
-    if parts[-1].budget is not None:
+    if legs[-1].budget is not None:
         raise UsageError(
             "a budget is for recipes without a teacher", remedy="Make the base under it, then the adapter"
         )
-    base, stage = settings.get("save_base"), parts[-1].stages[0]
-    if settings.get("dry_run"):
-        settings.pop("save_base", None)
-        if stage.method.rounds:
-            settings["save_base"] = base
+    method, base = legs[-1].stages[0].method, options.save_base
+    if options.dry_run:
         return None
     if base is None:
         raise UsageError(
-            f"distill {stage.method.id} makes an adapter, for a base that the stages before it make",
+            f"distill {method.id} makes an adapter, for a base that the stages before it make",
             remedy="Give --save-base FOLDER for it",
         )
-    if stage.method.rounds:
+    if method.rounds:
         return None
-    base = str(os.fspath(settings.pop("save_base")))
     check_apart(base, source, option="--save-base")
     check_apart(base, output, option="--save-base", of="output")
-    check_place(
-        base,
-        folder=container_of(base, open_checkpoint(source).source) == "folder",
-        replace=settings.get("force", False),
-    )
+    folder = container_of(base, open_checkpoint(source).source) == "folder"
+    check_place(base, folder=folder, replace=options.force)
     return base
+
+
+def _base(way: _Way, number: int, taken: str) -> tuple[Plan, str]:
+    """The leg that writes the base of an adapter, from `taken`: its plan, and the base."""
+    assert way.base is not None  # noqa: S101 - `base_leg` says so
+    options = replace(way.options(number), force=way.last.force)
+    report = run_leg(way.verb, taken, way.base, way.leg(number), options, origin=way.origin)
+    cleanup.as_unfinished(printable(way.base))
+    return report.plan, way.base
+
+
+def _leg(way: _Way, number: int, taken: str, place: str | WorkFolder) -> tuple[Plan, str]:
+    """One leg on the way, from `taken`: its plan and what it wrote, now or in an earlier run."""
+    leg, options, written, key = way.leg(number), way.options(number), way.path(place, number), ""
+    if isinstance(place, WorkFolder):
+        dry = replace(options, dry_run=True)
+        plan = run_leg(way.verb, taken, written, rehearsal_of(leg), dry, origin=way.origin).plan
+        files = leg.training.files if leg.training is not None else ()
+        key = f"{plan.fingerprint}:{content_hash([*_read(taken), *chain.from_iterable(map(_read, files))])}"
+        if place.finished(os.path.basename(written), key):
+            return plan, written
+    report = run_leg(way.verb, taken, written, leg, options, origin=way.origin)
+    cleanup.as_unfinished()
+    if isinstance(place, WorkFolder):
+        place.note(os.path.basename(written), key)
+        cleanup.as_unfinished()
+    return report.plan, written
+
+
+def _read(path: str) -> list[str]:
+    """The files that are read of an input, which may be a folder, or of an array."""
+    return [file.path for file in open_checkpoint(path).source.opened] if os.path.isdir(path) else [path]
+
+
+def _joined(report: Report, plans: Sequence[Plan], source: str, *, adapter: bool) -> Report:
+    """The report of all legs: `plans` are those of the legs before the one that `report` is of."""
+    every = [*plans, report.plan]
+    if adapter:
+        return replace(report, plan=replace(report.plan, notes=(_together(every), *report.plan.notes)))
+    plan = replace(
+        report.plan,
+        source=every[0].source,
+        size_before=every[0].size_before,
+        stages=tuple(stage for plan in every for stage in plan.stages),
+        notes=tuple(dict.fromkeys(note for plan in every for note in plan.notes)),
+        cuts=tuple(cut for plan in every for cut in plan.cuts),
+    )
+    return replace(report, input=source, plan=plan)
 
 
 def _together(plans: Sequence[Plan]) -> str:
@@ -190,72 +281,33 @@ def _together(plans: Sequence[Plan]) -> str:
     return f"base and adapter: {sizes}, together {before / (base + adapter):.3g}× smaller"
 
 
-def _leg(
-    run: Run,
-    taken: str,
-    place: str | WorkFolder,
-    name: str,
-    leg: tuple[Recipe, dict[str, Any]],
-    own: dict[str, Any],
-    *,
-    rehearsed: bool,
-) -> tuple[Plan, str]:
-    """One leg on the way, from `taken`: its plan and what it wrote, now or in an earlier run."""
-    part, given = leg
-    if isinstance(place, str):
-        written, key = os.path.join(place, name), ""
-    else:
-        written = os.path.join(place.path, name)
-        plan = run("pipeline", taken, written, _rehearsal(part), dry_run=True, **own, **given).plan
-        files = part.training.files if part.training is not None else ()
-        key = f"{plan.fingerprint}:{content_hash([*_read(taken), *chain.from_iterable(map(_read, files))])}"
-        if place.finished(name, key):
-            return plan, written
-    report = run("pipeline", taken, written, _rehearsal(part) if rehearsed else part, **own, **given)
-    as_unfinished()
-    if not isinstance(place, str):
-        place.note(name, key)
-        as_unfinished()
-    return report.plan, written
-
-
-def _read(path: str) -> list[str]:
-    """The files that are read of an input, which may be a folder, or of an array."""
-    return [file.path for file in open_checkpoint(path).source.opened] if os.path.isdir(path) else [path]
-
-
-def _rehearsal(part: Recipe) -> Recipe:
-    """All of it but the training itself."""
-    return part if part.training is None else replace(part, training=replace(part.training, rehearsal=True))
-
-
 @contextmanager
-def _calling(path: str, said: str) -> Iterator[None]:
-    """Errors of a file or folder on the way name what the user knows instead of its path."""
+def _calling(path: str, name: str) -> Iterator[None]:
+    """Errors of a file or folder on the way have the name that the user knows instead of its path."""
     try:
         yield
     except CompressorError as error:
-        for problem in error.problems if isinstance(error, Problems) else (error,):
+        for problem in problems_of(error):
             if problem.file == path:
-                problem.file = said
+                problem.file = name
             elif problem.file is not None and problem.file.startswith(f"{path}/"):
-                problem.file = f"{said}: {problem.file[len(path) + 1 :]}"
+                problem.file = f"{name}: {problem.file[len(path) + 1 :]}"
         raise
 
 
 @contextmanager
-def _between(output: str, work: str | None, *, keep: bool) -> Iterator[str | WorkFolder]:
+def _between(way: _Way) -> Iterator[str | WorkFolder]:
     """A hidden folder beside the output, gone in the end whatever happens; or the user's, gone when all is done."""
-    if work is not None:
-        folder = WorkFolder(work)
+    if way.work is not None:
+        folder = WorkFolder(way.work)
         try:
             yield folder
-            if not keep:
+            if not way.keep_work:
                 folder.clear()
         finally:
             folder.release()
         return
-    staging = Staging(f"{output.rstrip('/')}.legs", folder=True, replace=True)
+    staging = Staging(f"{way.output.rstrip('/')}.legs", folder=True, replace=True)
     try:
         yield staging.path
     finally:

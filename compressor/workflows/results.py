@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from compressor.core.errors import NOTHING_WRITTEN, GateFailed
+from compressor.core.errors import NothingWritten
 from compressor.core.metrics import Change
 from compressor.engine.plan.plan import Job, Plan
 
@@ -127,89 +127,9 @@ def merged(changes: Sequence[Change]) -> Change:
     return total
 
 
-class ReportedGateFailed(GateFailed):
+class ReportedGateFailed(NothingWritten):
     """A gate failed; `report` says what the output would have been. Nothing was written."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
-        super().__init__("; ".join(report.failures), remedy=NOTHING_WRITTEN)
-
-
-@dataclass(frozen=True)
-class ComparedTensor:
-    """One row of `compare`: metrics, or the reason why there are none."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtypes: tuple[str, str]
-    measured: Any = None
-    problem: str = ""
-
-
-@dataclass(frozen=True)
-class ComparisonReport:
-    """`compare A B`: rows sorted worst first, and the gates that failed."""
-
-    a: str
-    b: str
-    rows: tuple[ComparedTensor, ...]
-    total: Any
-    sizes: tuple[int, int]
-    failures: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Coding:
-    """What an archive holds of a tensor: weights, those that are not zero, and bytes as numbers and coded. In bits,
-    before coding and coded: values, positions, and what else there is (`beside`), which together are `coded`."""
-
-    name: str
-    weights: int
-    kept: int
-    original: int
-    coded: int
-    values: tuple[int, float]
-    positions: tuple[int, float]
-    beside: tuple[int, float]
-
-    @property
-    def plain(self) -> float:
-        """Bytes before coding."""
-        return (self.values[0] + self.positions[0] + self.beside[0]) / 8
-
-    def each(self, bits: float) -> float | None:
-        """Bits for each weight that is kept."""
-        return bits / self.kept if self.kept else None
-
-
-def summed(codings: Sequence[Coding]) -> Coding:
-    """All of them as one."""
-
-    def pairs(of: Callable[[Coding], tuple[int, float]]) -> tuple[int, float]:
-        found = [of(one) for one in codings]
-        return sum(plain for plain, _ in found), sum(coded for _, coded in found)
-
-    return Coding(
-        "",
-        sum(one.weights for one in codings),
-        sum(one.kept for one in codings),
-        sum(one.original for one in codings),
-        sum(one.coded for one in codings),
-        pairs(lambda one: one.values),
-        pairs(lambda one: one.positions),
-        pairs(lambda one: one.beside),
-    )
-
-
-@dataclass(frozen=True)
-class InspectReport:
-    """`inspect`: what the headers say, and per-tensor moments, or an archive's codings, where asked."""
-
-    path: str
-    kind: str
-    size: int
-    compression: str
-    rows: tuple[tuple[Any, Any], ...]
-    metadata: dict[str, str] = field(default_factory=dict)
-    left: dict[str, str] = field(default_factory=dict)
-    codings: tuple[Coding, ...] = ()
+        super().__init__("; ".join(report.failures))

@@ -18,7 +18,7 @@ from support.laws import store
 from compressor import api
 from compressor.checkpoint import record as provenance
 from compressor.cli.report import render
-from compressor.core.errors import InputError, OutputError
+from compressor.core.errors import InputError
 from compressor.files import identity
 
 
@@ -97,20 +97,19 @@ def test_the_record_says_of_what_and_by_which_plan(tmp_path: Path, monkeypatch: 
     assert said(tmp_path / "large.safetensors")["source"] == expected
 
 
-def test_metadata_that_imitates_the_open_place_is_refused(tmp_path: Path) -> None:
+def test_metadata_that_looks_like_a_fingerprint_stays(tmp_path: Path) -> None:
     tensors = {"a.weight": ("F32", np.ones((4, 8), "<f4"))}
-    source = archives.write(tmp_path / "in.safetensors", tensors, {"mine": provenance.PLAN_LATER})
-    with pytest.raises(OutputError, match="plan's fingerprint"):
-        api.prune(source, tmp_path / "out.safetensors", sparsity=0.5)
-    assert not (tmp_path / "out.safetensors").exists()
-    api.restore(source, tmp_path / "back.safetensors")
-    assert archives.metadata_of(tmp_path / "back.safetensors")["mine"] == provenance.PLAN_LATER
+    source = archives.write(tmp_path / "in.safetensors", tensors, {"mine": provenance.NO_PLAN})
+    report = api.prune(source, tmp_path / "out.safetensors", sparsity=0.5)
+    found = archives.metadata_of(tmp_path / "out.safetensors")
+    assert found["mine"] == provenance.NO_PLAN
+    assert json.loads(found["compressor"])["plan"] == report.plan.fingerprint != provenance.NO_PLAN
 
 
 def test_what_is_not_recorded_is_not_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     api.quantize(TEACHER, tmp_path / "a.safetensors", granularity="channel", bits=4)
     np.save(tmp_path / "in.npy", np.ones((4, 8), "<f4"))
-    monkeypatch.setattr(api, "identity_of", None)
+    monkeypatch.setattr("compressor.workflows.one_pass.identity_of", None)
     api.restore(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     api.prune(tmp_path / "in.npy", tmp_path / "out.npy", sparsity=0.5)
     with pytest.raises(TypeError):

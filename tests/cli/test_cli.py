@@ -23,11 +23,10 @@ from compressor import api
 from compressor.cli import options
 from compressor.cli.main import run
 from compressor.cli.report import progress
-from compressor.cli.wording import SHARED
 from compressor.core.errors import UsageError
 from compressor.files.destination import check_apart, container_of
 from compressor.files.source import Source
-from compressor.methods.options import VERBS, options_of
+from compressor.methods.options import SHARED, VERBS, options_of
 from compressor.methods.registry import methods_of
 
 COMMANDS = ("prune", "distill", "quantize", "pipeline", "calibrate", "inspect", "compare", "restore")

@@ -16,10 +16,11 @@ import pytest
 from support.clock import HANGS
 
 from compressor import api
+from compressor.core import cleanup
 from compressor.core.errors import InputError, OutputError, Problems
 from compressor.core.parallel import forked
 from compressor.core.parallel.threads import in_order
-from compressor.engine.execution import session as execution
+from compressor.workflows import one_pass as execution
 
 pytestmark = [
     pytest.mark.skipif(not forked.available, reason="no fork here"),
@@ -52,7 +53,7 @@ def test_results_come_in_order() -> None:
     with forked.forked(2, [thing]) as executor:
         found = in_order(executor, (partial(thing.times, number) for number in range(50)), 4)
         assert list(found) == [7 * number for number in range(50)]
-    assert not forked._alive
+    assert not cleanup._entries
 
 
 def test_an_error_arrives_whole() -> None:
@@ -72,7 +73,7 @@ def test_a_worker_that_is_ended_from_outside_is_an_error() -> None:
     thing = Thing()
     with forked.forked(1, [thing]) as executor, pytest.raises(OutputError, match="ended from outside"):
         executor.submit(thing.die).result()
-    assert not forked._alive
+    assert not cleanup._entries
 
 
 def test_fewer_workers_will_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,10 +26,11 @@ from compressor.core.errors import CompressorError, InputError, Problems, UsageE
 from compressor.core.layer_inputs import Gather, Layer
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Workspace
-from compressor.engine.execution import session as execution
+from compressor.engine.execution.runner import Runner
 from compressor.methods.contract import Block, PlainSelection
 from compressor.methods.prune.wanda import Wanda
 from compressor.methods.registry import methods_of
+from compressor.workflows import one_pass as execution
 
 Array = npt.NDArray[Any]
 WIDTHS = {"a": 12, "b.c": 6, "d": 20}
@@ -486,14 +487,14 @@ def test_scores_of_every_size_and_dtype(model: Path) -> None:
 
 def test_a_changed_file_of_statistics_is_noticed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stats = written(model)
-    run_it = api.Runner.run
+    run_it = Runner.run
 
     def meddling(self: Any) -> Any:
         found = run_it(self)
         os.utime(stats, ns=(1, 1))
         return found
 
-    monkeypatch.setattr(api.Runner, "run", meddling)
+    monkeypatch.setattr(Runner, "run", meddling)
     assert "changed while it was read" in refused(model, method="wanda", sparsity=0.5, stats=stats)
 
 

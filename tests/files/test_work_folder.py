@@ -21,9 +21,9 @@ from support.console import environment
 
 from compressor import api
 from compressor.cli.main import cli, run
+from compressor.core import cleanup
 from compressor.core.errors import CompressorError, OutputError, UsageError
 from compressor.engine.execution.shards import Shards
-from compressor.files import staging as atomic
 from compressor.files import work_folder
 from compressor.files.output import Sink
 from compressor.workflows import legs as relay
@@ -49,7 +49,7 @@ epochs = 1
 @pytest.fixture(autouse=True)
 def no_run_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test leaves kept is not said of another's run."""
-    monkeypatch.setattr(work_folder, "_current", None)
+    cleanup.begin()
 
 
 @pytest.fixture
@@ -484,8 +484,8 @@ def test_an_error_in_a_folder_on_the_way_names_the_file(files: dict[str, Path]) 
 def test_what_cannot_be_written_on_the_way_is_said_of_the_output(
     files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(run: Any, taken: str, place: Any, name: str, *rest: Any, **more: Any) -> Any:
-        raise OutputError("cannot be written: No space left on device", file=f"{place}/{name}")
+    def full(way: Any, number: int, taken: str, place: Any) -> Any:
+        raise OutputError("cannot be written: No space left on device", file=way.path(place, number))
 
     monkeypatch.setattr(relay, "_leg", full)
     with pytest.raises(OutputError) as caught:
@@ -529,14 +529,14 @@ def test_who_stops_it_is_told_what_is_kept(files: dict[str, Path]) -> None:
 
 
 def test_shards_that_are_kept_are_called_so(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work_folder, "_current", None)
-    assert work_folder.kept() == ""
+    cleanup.begin()
+    assert cleanup.leftovers() == ""
     work = stopped_shards(model, monkeypatch, 1)
-    assert work_folder.kept() == (
+    assert cleanup.leftovers() == (
         f"no output was written; 1 finished shard is kept in {work}: the same command goes on from there"
     )
-    monkeypatch.setattr(atomic, "_beside", "base")
-    assert work_folder.kept() == (
+    cleanup.as_unfinished("base")
+    assert cleanup.leftovers() == (
         f"only base was written; 1 finished shard is kept in {work}: "
         "the same command with --force goes on from there"
     )

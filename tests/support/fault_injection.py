@@ -28,6 +28,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save, save_file
 
+from compressor.core import cleanup
 from compressor.files import folder, npz, source
 from compressor.files import input_file as handle
 from compressor.files import output as sink
@@ -346,7 +347,7 @@ def _become_a_run(asked: dict[str, Any], write: int) -> None:
         at, number = asked["stop_at"], asked["stop_with"]
     if at is not None:
         FaultyOs(at, act=lambda _: os.kill(os.getpid(), number)).install()
-    atomic._published = False  # by the run that prepared the server
+    cleanup.begin()  # nothing is published: it was, by the run that prepared the server
     code = 70
     try:
         from compressor.__main__ import main

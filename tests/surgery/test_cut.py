@@ -39,7 +39,7 @@ from compressor.core.errors import InputError, UsageError
 from compressor.core.workspace import Workspace
 from compressor.recipe.gates import Gates
 from compressor.recipe.stages import parse_stage
-from compressor.recipe.structured_cut import Request
+from compressor.recipe.structured_cut import StructuredCut
 from compressor.recipe.toml_file import load_recipe
 from compressor.surgery.cut import restructure
 from compressor.workflows.results import ReportedGateFailed
@@ -456,7 +456,7 @@ def test_a_cut_comes_first(tmp_path: Path) -> None:
     )
     with pytest.raises(UsageError, match=r"stage\[1\]: a structured cut must come before"):
         load_recipe(str(tmp_path / "r.toml"))
-    assert isinstance(parse_stage("prune:structure=layers,layers=3|5-6"), Request)
+    assert isinstance(parse_stage("prune:structure=layers,layers=3|5-6"), StructuredCut)
 
 
 # ---- refusals ------------------------------------------------------------------------------------------

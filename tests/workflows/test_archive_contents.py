@@ -16,7 +16,7 @@ from compressor import api
 from compressor.files.entropy.account import Account
 from compressor.files.entropy.chunk import decode_chunk, encode_chunk
 from compressor.files.entropy.elements import Form
-from compressor.workflows.results import Coding, summed
+from compressor.workflows.archive_contents import CodingGain, summed
 
 
 def binary(share: float) -> float:
@@ -32,11 +32,11 @@ def network(path: Path, dtype: str = "F32") -> Path:
     return archives.write(path, {"a.weight": (dtype, weights), "b.bias": ("F32", weights[0] + 1)})
 
 
-def codings(path: Path) -> dict[str, Coding]:
+def codings(path: Path) -> dict[str, CodingGain]:
     return {one.name: one for one in api.inspect(path, coding=True).codings}
 
 
-def check_sums(found: Coding) -> None:
+def check_sums(found: CodingGain) -> None:
     """All of it is the tensor's bytes, and no stream takes less than nothing."""
     assert found.values[1] + found.positions[1] + found.beside[1] == pytest.approx(8 * found.coded)
     assert min(*found.values, *found.positions, *found.beside) >= 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from compressor.calibration.result import CalibrationReport
-from compressor.workflows.results import ComparisonReport, InspectReport, Report
+from compressor.workflows.compare import ComparisonReport
+from compressor.workflows.inspect import InspectReport
+from compressor.workflows.results import Report
 
 Printable = Report | ComparisonReport | InspectReport | CalibrationReport
 

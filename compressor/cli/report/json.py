@@ -13,7 +13,10 @@ from compressor.cli.report.allocation import to_json as allocation_json
 from compressor.core.metrics import Change, Comparison, Moments
 from compressor.core.version import __version__
 from compressor.engine.plan.plan import Job
-from compressor.workflows.results import Coding, ComparisonReport, InspectReport, Report
+from compressor.workflows.archive_contents import CodingGain
+from compressor.workflows.compare import ComparisonReport
+from compressor.workflows.inspect import InspectReport
+from compressor.workflows.results import Report
 
 SCHEMA = 1
 _LONG = 1000  # characters of a metadata value that are shown
@@ -148,7 +151,7 @@ def _inspection(report: InspectReport) -> dict[str, Any]:
     }
 
 
-def _coding(found: Coding) -> dict[str, Any]:
+def _coding(found: CodingGain) -> dict[str, Any]:
     return {
         "name": found.name,
         "weights": found.weights,

@@ -8,13 +8,15 @@ from math import isinf
 from compressor.architectures.groups import Coupled
 from compressor.calibration.result import CalibrationReport
 from compressor.checkpoint.checkpoint import Tensor
-from compressor.cli.report.coding import coding_table
 from compressor.cli.report.page import Column, Page, error_text, percent, shown_name
 from compressor.core.metrics import Change, Moments
 from compressor.core.text import printable, size_text
 from compressor.engine.plan.plan import Job, Plan
 from compressor.recipe.model import Recipe
-from compressor.workflows.results import ComparisonReport, InspectReport, Report
+from compressor.workflows.archive_contents import CodingGain, summed
+from compressor.workflows.compare import ComparisonReport
+from compressor.workflows.inspect import InspectReport
+from compressor.workflows.results import Report
 
 _MANY = 60  # rows that are shown without being asked for more
 
@@ -249,7 +251,7 @@ def _inspection(page: Page, report: InspectReport, top: int | None) -> None:
         if len(shown) < len(rows):
             page.line(f"{len(rows) - len(shown)} more tensors; --top 0 shows all")
     if report.codings:
-        coding_table(page, report.codings, limit)
+        _coding_table(page, report.codings, limit)
     for name, reason in report.left.items():
         page.line(f"not weights of it: {printable(name, 60)}: {reason}")
     for tensor, moments in rows:
@@ -337,3 +339,44 @@ def render_recipes(recipes: Mapping[str, Recipe]) -> str:
         page.line(name, style="bold")
         page.line(f"  {recipe.description}")
     return page.text()
+
+
+# ---- what an archive holds, in the columns of Deep Compression's tables -----------------------------------
+
+_CODING = (
+    Column("tensor", 9, right=False),
+    Column("weights", 7),
+    Column("kept", 6),
+    Column("value bits", 5),
+    Column("position bits", 4),
+    Column("beside", 1),
+    Column("size", 3),
+    Column("of the original", 8),
+)
+
+
+def _coding_table(page: Page, codings: Sequence[CodingGain], limit: int) -> None:
+    """Bits for each weight that is kept, before coding and coded; the largest tensors where there are many."""
+    shown = codings
+    if limit and len(codings) > limit:
+        shown = sorted(codings, key=lambda one: -one.coded)[:limit]
+    page.table(_CODING, [_coding_row(page, one) for one in shown], _coding_row(page, summed(codings), "all"))
+    if len(shown) < len(codings):
+        page.line(f"{len(codings) - len(shown)} more tensors; --top 0 shows all")
+
+
+def _coding_row(page: Page, one: CodingGain, title: str = "") -> list[str]:
+    def each(bits: tuple[int, float]) -> str:
+        before, after = (one.each(part) for part in bits)
+        return "" if before is None or after is None else page.pair(f"{before:.3g}", f"{after:.3g}")
+
+    return [
+        title or shown_name(one.name),
+        f"{one.weights:,}",
+        percent(one.kept / one.weights) if one.weights else "",
+        each(one.values),
+        each(one.positions),
+        size_text(round(one.beside[1] / 8)),
+        page.pair(size_text(round(one.plain)), size_text(one.coded)),
+        page.pair(percent(one.plain / one.original), percent(one.coded / one.original)) if one.original else "",
+    ]

@@ -3,7 +3,7 @@
 Workers are forked when the first task is submitted. What is `shared` (the objects that tasks are about) they have
 from then on, and a task that is sent refers to it by number; the rest of a task and its result are small.
 Pickles go through our own socket pairs only. A worker ends when its socket closes, so it never outlives us, and it
-is ended at once when a signal ends us (`stop_all`), before half-written files are removed.
+is ended at once when a signal ends us, before half-written files are removed.
 
 One worker more is forked than was asked for: some always wait for the disk.
 """
@@ -26,6 +26,7 @@ from typing import Any, NoReturn, TypeVar
 
 from threadpoolctl import threadpool_limits
 
+from compressor.core import cleanup
 from compressor.core.errors import OutputError
 
 T = TypeVar("T")
@@ -34,18 +35,6 @@ available = hasattr(os, "fork") and sys.platform == "linux"  # elsewhere system 
 
 _LENGTH = struct.Struct("<Q")
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-_alive: set[int] = set()
-
-
-def stop_all() -> None:
-    """For a signal: end every worker at once."""
-    for pid in list(_alive):
-        with suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
-    for pid in list(_alive):
-        with suppress(OSError):
-            os.waitpid(pid, 0)
-        _alive.discard(pid)
 
 
 @contextmanager
@@ -68,6 +57,7 @@ class ForkedExecutor(Executor):
         self._numbers = {id(thing): number for number, thing in enumerate(shared)}
         self._sockets: list[socket.socket] = []
         self._pids: list[int] = []
+        self._entry: cleanup.Entry | None = None
         self._idle: SimpleQueue[socket.socket] = SimpleQueue()
         self._threads = ThreadPoolExecutor(self._count, thread_name_prefix="compressor")
 
@@ -84,11 +74,23 @@ class ForkedExecutor(Executor):
         for pid in self._pids:
             with suppress(OSError):
                 os.waitpid(pid, 0)
-            _alive.discard(pid)
+        self._pids.clear()
+        if self._entry is not None:
+            self._entry.forget()
+
+    def _stop(self) -> None:
+        """For a signal: end every worker at once."""
+        for pid in self._pids:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in self._pids:
+            with suppress(OSError):
+                os.waitpid(pid, 0)
 
     def _fork(self) -> None:
         held = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # a signal finds a worker listed or not there
         try:
+            self._entry = cleanup.add(self._stop)
             for _ in range(self._count):
                 ours, theirs = socket.socketpair()
                 try:
@@ -105,7 +107,6 @@ class ForkedExecutor(Executor):
                         end.close()
                     self._serve(theirs, held)
                 theirs.close()
-                _alive.add(pid)
                 self._pids.append(pid)
                 self._sockets.append(ours)
                 self._idle.put(ours)

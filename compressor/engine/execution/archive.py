@@ -7,7 +7,6 @@ from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Literal
 
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
 from compressor.core.errors import UsageError
@@ -26,35 +25,10 @@ from compressor.files.entropy.elements import Form, likely_form, possible
 from compressor.files.layout import Container
 from compressor.files.output import Sink
 from compressor.files.source import StoredTensor
-from compressor.recipe.model import Recipe
+from compressor.recipe.archive_store import Effort
 
-Effort = Literal["fast", "small"]
 _SAMPLE = 1 << 16  # bytes that tell the form of a tensor
 _NOTE = "an archive: `compressor restore` gives its tensors back; loaders do not read it"
-
-
-def settled(recipe: Recipe, store: str, container: Container) -> tuple[Recipe, bool]:
-    """The recipe without the word `archive`, and whether its output is to be one. UsageError where it cannot be."""
-    asked = [number for number, stage in enumerate(recipe.stages) if stage.store == "archive"]
-    if asked and asked != [len(recipe.stages) - 1]:
-        raise UsageError(
-            f"stage {asked[0]} stores an archive, which holds the whole output", remedy="Put it on the last stage"
-        )
-    if not asked and store != "archive":
-        return recipe, False
-    if container not in ("safetensors", "folder"):
-        raise UsageError(f"an .{container} holds no archive", remedy="Write .safetensors, or a folder")
-    stages = tuple(replace(stage, store="auto") if stage.store == "archive" else stage for stage in recipe.stages)
-    return replace(recipe, stages=stages), True
-
-
-def shown(recipe: Recipe) -> Recipe:
-    """The recipe that says itself that its output is an archive. UsageError where none can."""
-    if not recipe.stages or recipe.stages[-1].store not in ("auto", "archive"):
-        said = "--store archive is no recipe's own here: no last stage leaves open how it stores"
-        raise UsageError(said, remedy="Leave it out to see the recipe, and give it beside that")
-    *before, last = recipe.stages
-    return replace(recipe, stages=(*before, replace(last, store="archive")))
 
 
 def as_stored(checkpoint: Checkpoint, container: Container) -> Checkpoint:

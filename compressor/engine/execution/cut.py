@@ -20,7 +20,7 @@ from compressor.methods.parts import Part
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class Slice:
     """How a tensor is cut: as a matrix [rows, columns], by chunks and blocks of whole rows.
 
     `bytes`: the rows are single bytes, for tensors that are only copied.
@@ -47,14 +47,14 @@ class Cut:
             yield start, stop if every == 1 else min(start + -(-(stop - start) // every), stop)
 
 
-def cut_tensor(job: Job, tensor: Tensor, partners: Sequence[Tensor]) -> Cut:
+def slice_tensor(job: Job, tensor: Tensor, partners: Sequence[Tensor]) -> Slice:
     """The one way in which this job cuts its tensor, and those that are read beside it."""
     spec = job.spec
     if not job.steps and tensor.seekable:
         nbytes = spec.nbytes
-        return Cut(nbytes, 1, 1 << 22, 1 << 22, bytes=True)
+        return Slice(nbytes, 1, 1 << 22, 1 << 22, bytes=True)
     if not job.stores_parts and job.elementwise and tensor.seekable and not partners and not job.grain:
-        return Cut(spec.size, 1, CHUNK, BLOCK)
+        return Slice(spec.size, 1, CHUNK, BLOCK)
     if not job.steps and tensor.encoder is None and len(spec.shape) > 2 and not tensor.whole.placed.fortran:
         # only copied, as seekable ones are, so that a row need not be a whole expert
         rows, columns = spec.size // max(spec.shape[-1], 1), spec.shape[-1]
@@ -62,10 +62,10 @@ def cut_tensor(job: Job, tensor: Tensor, partners: Sequence[Tensor]) -> Cut:
         rows, columns = spec.matrix
     align = max(job.align, job.grain, tensor.align, *(partner.align for partner in partners))
     block = max(max(BLOCK, job.at_once) // max(columns, 1) // align, 1) * align
-    return Cut(rows, columns, max(CHUNK // max(columns, 1) // block, 1) * block, block)
+    return Slice(rows, columns, max(CHUNK // max(columns, 1) // block, 1) * block, block)
 
 
-def part_buffer(part: Part, job: Job, cut: Cut, start: int, stop: int, offset: int, work: Workspace) -> Array:
+def part_buffer(part: Part, job: Job, cut: Slice, start: int, stop: int, offset: int, work: Workspace) -> Array:
     """Memory for what the rows [start, stop) have of a part, which begins at `offset` of its file; it lies to pages
     as the file does, so that it can be written unbuffered."""
     storage, lead = DTYPES[part.dtype].storage, offset % PAGESIZE
@@ -74,12 +74,12 @@ def part_buffer(part: Part, job: Job, cut: Cut, start: int, stop: int, offset: i
     return work.array(f"part{part.suffix}", part_shape(part, job, cut, start, stop), storage, lead)
 
 
-def part_shape(part: Part, job: Job, cut: Cut, start: int, stop: int) -> tuple[int, ...]:
+def part_shape(part: Part, job: Job, cut: Slice, start: int, stop: int) -> tuple[int, ...]:
     """The shape of what the rows [start, stop) have of a part."""
     return (stop - start, cut.columns) if not job.stores_parts else part.held(job.spec, start, stop)
 
 
-def part_offset(part: Part, job: Job, cut: Cut, start: int, stop: int, origin: int) -> int:
+def part_offset(part: Part, job: Job, cut: Slice, start: int, stop: int, origin: int) -> int:
     """Where in the file that begins, if the part begins at `origin`."""
     if part.every == 0:
         return origin

@@ -19,14 +19,14 @@ from compressor.core.parallel.threads import Task, in_order
 from compressor.core.tensor import DTYPES
 from compressor.engine.execution.joined import Joined, join
 from compressor.engine.execution.worker import Done, Finished, Piece, Worker
-from compressor.engine.plan.plan import Counted, Job, Known
+from compressor.engine.plan.plan import Counted, Job, SizesKnown
 from compressor.methods.contract import ByTensor, Encoder, Survey, TensorMethod, Transform, Treatment
 
 _BATCH = 1 << 19  # elements of small tensors that make one task
 
 T = TypeVar("T")
 Progress = Callable[[int], None]
-Resolved = dict[tuple[str, int], Survey[Any] | Treatment]  # by tensor and place of the step
+Surveyed = dict[tuple[str, int], Survey[Any] | Treatment]  # by tensor and place of the step
 
 
 @dataclass
@@ -37,23 +37,23 @@ class Runner:
     executor: Executor
     window: int
     progress: Progress = lambda done: None
-    resolved: Resolved = field(default_factory=dict)
+    surveyed: Surveyed = field(default_factory=dict)
 
-    def count(self) -> Known:
-        """For a plan that is not counted: the last steps by tensor, knowing what they will store. What else was
-        found out on the way is in `resolved`, for the run of the plan that is made with it."""
+    def count(self) -> SizesKnown:
+        """For a plan whose sizes are not known: the last steps by tensor, knowing what they will store. What else
+        was found out on the way is in `surveyed`, for the run of the plan that is made with it."""
         self._survey_models()
-        known = {}
+        sizes = {}
         for job in self.worker.plan.jobs:
-            if job.counted:
+            if job.sizes_known:
                 continue
             fold = _fold_here if job.spec.size <= _BATCH // 4 else self._fold
             *before, last = self._treatments(job, fold)
             assert isinstance(last, Encoder)  # noqa: S101 - no other has parts that could be counted
-            known[job.spec.name] = Counted(job.steps[-1].stage, last)
-            self.resolved |= {(job.spec.name, place): one for place, one in enumerate(before)}
-            self.resolved.pop((job.spec.name, len(before)), None)  # the plan will have it itself
-        return known
+            sizes[job.spec.name] = Counted(job.steps[-1].stage, last)
+            self.surveyed |= {(job.spec.name, place): one for place, one in enumerate(before)}
+            self.surveyed.pop((job.spec.name, len(before)), None)  # the plan will have it itself
+        return sizes
 
     def run(self) -> list[Change]:
         """Treat and write every tensor; what happened to each, in the order of the plan's jobs."""
@@ -148,7 +148,7 @@ class Runner:
     def _known(self, job: Job) -> list[TensorMethod | Survey[Any] | Treatment]:
         """What is known of the job's steps: as asked, or as surveys of whole models have resolved them."""
         return [
-            self.resolved.get((job.spec.name, place)) or step.found or step.method
+            self.surveyed.get((job.spec.name, place)) or step.found or step.method
             for place, step in enumerate(job.steps)
         ]
 
@@ -164,7 +164,7 @@ class Runner:
                         step.stage == number
                         and step.method.reach == "model"
                         and step.found is None
-                        and (job.spec.name, place) not in self.resolved
+                        and (job.spec.name, place) not in self.surveyed
                     ):
                         groups.setdefault(step.method, []).append((job, place))
             for method, jobs in groups.items():
@@ -173,7 +173,7 @@ class Runner:
                     found = found.conclude(self._fold(found, self._survey_tasks(found, jobs)))
                 for job, place in jobs:
                     own = job.steps[place].method
-                    self.resolved[job.spec.name, place] = (
+                    self.surveyed[job.spec.name, place] = (
                         found.of(job.spec, own) if isinstance(found, ByTensor) else found
                     )
 
@@ -200,7 +200,7 @@ class Runner:
         """What treats the job's tensor, knowing all it needs, up to (not including) a place."""
         treatments: list[Treatment] = []
         for place, step in enumerate(job.steps[:before]):
-            found = self.resolved.get((job.spec.name, place)) or step.found or step.method.prepare([job.spec])
+            found = self.surveyed.get((job.spec.name, place)) or step.found or step.method.prepare([job.spec])
             while isinstance(found, Survey):
                 cut = self.worker.cut(job)
                 earlier = list(treatments)
@@ -211,7 +211,7 @@ class Runner:
                 found = found.conclude(fold(found, tasks))
             assert isinstance(found, Transform | Encoder)  # noqa: S101 - one tensor needs nothing by tensor
             if before is not None:
-                self.resolved[job.spec.name, place] = found
+                self.surveyed[job.spec.name, place] = found
             treatments.append(found)
         return treatments
 

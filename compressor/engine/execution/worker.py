@@ -24,7 +24,7 @@ from compressor.core.lazy import np
 from compressor.core.metrics import Change, count_stored_zeros, count_zeros, dot, is_safe
 from compressor.core.tensor import DTYPES
 from compressor.core.workspace import Array, Borrowed, Workspace
-from compressor.engine.execution.cut import Cut, cut_tensor, part_buffer, part_offset, part_views
+from compressor.engine.execution.cut import Slice, part_buffer, part_offset, part_views, slice_tensor
 from compressor.engine.execution.joined import Joined, changes_by_rows
 from compressor.engine.execution.shards import Shards
 from compressor.engine.plan.plan import Job, Plan, Step
@@ -32,7 +32,7 @@ from compressor.files.output import Sink
 from compressor.methods.contract import Block, Coded, Encoder, Selection, Survey, Transform, Treatment, select
 
 Done = tuple[str, Change, bool]  # a tensor, what happened to some of its rows, and whether they were the last
-Piece = tuple[Job, Cut, Sequence[Treatment], int, int]  # rows of a job's tensor, and what treats it before a survey
+Piece = tuple[Job, Slice, Sequence[Treatment], int, int]  # rows, and what treats them before a survey
 
 
 class Finished(NamedTuple):
@@ -55,12 +55,12 @@ class Worker:
     shards: Shards | None = None
     idle: deque[Workspace] = field(default_factory=deque)
 
-    def cut(self, job: Job) -> Cut:
+    def cut(self, job: Job) -> Slice:
         tensor = self.checkpoint.tensors[job.spec.name]
         partners = [
             self.teachers[step.stage].tensors[name] for step in job.steps for name in step.partners.values()
         ]
-        return cut_tensor(job, tensor, partners)
+        return slice_tensor(job, tensor, partners)
 
     def observe(self, survey: Survey[Any], pieces: Sequence[Piece]) -> Any:
         """The survey's statistics over some rows of some tensors."""
@@ -72,7 +72,7 @@ class Worker:
                     stats = survey.observe(self._block(job, len(treatments), numbers, block), stats)
         return stats
 
-    def chunk(self, job: Job, cut: Cut, treatments: Sequence[Treatment], start: int, stop: int) -> list[Done]:
+    def chunk(self, job: Job, cut: Slice, treatments: Sequence[Treatment], start: int, stop: int) -> list[Done]:
         """Read, treat, write and measure rows [start, stop) of a tensor."""
         tensor = self.checkpoint.tensors[job.spec.name]
         with Borrowed(self.idle) as work:
@@ -105,7 +105,7 @@ class Worker:
         assert self.sink is not None  # noqa: S101 - who writes gave one
         self.sink.write(file, offset, data)
 
-    def _carry(self, job: Job, tensor: Tensor, cut: Cut, start: int, stop: int, work: Workspace) -> Change:
+    def _carry(self, job: Job, tensor: Tensor, cut: Slice, start: int, stop: int, work: Workspace) -> Change:
         """Copy as it is."""
         offset = self.plan.files[job.file].layout.offsets[job.spec.name]
         storage = DTYPES[job.spec.dtype].storage
@@ -125,7 +125,7 @@ class Worker:
     def _treat(
         self,
         job: Job,
-        cut: Cut,
+        cut: Slice,
         treatments: Sequence[Treatment],
         start: int,
         stop: int,
@@ -222,7 +222,7 @@ class Worker:
             else:
                 self.sink.write(job.file, offset, data)
 
-    def _blocks(self, job: Job, cut: Cut, start: int, stop: int, work: Workspace) -> Iterator[_Read]:
+    def _blocks(self, job: Job, cut: Slice, start: int, stop: int, work: Workspace) -> Iterator[_Read]:
         """The source's numbers with their partners', finite, block by block."""
         tensor = self.checkpoint.tensors[job.spec.name]
         rows = Rows(tensor, cut.columns, start, stop, work, "source")

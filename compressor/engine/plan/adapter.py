@@ -82,12 +82,12 @@ def with_adapters(jobs: Sequence[Job], checkpoint: Checkpoint) -> tuple[list[Job
 
 
 def adapter_files(
-    jobs: Sequence[Job], checkpoint: Checkpoint, stages: Sequence[Mapping[str, Any]]
+    jobs: Sequence[Job], checkpoint: Checkpoint, stages: Sequence[Mapping[str, Any]], fingerprint: str
 ) -> tuple[tuple[OutputFile, ...], tuple[tuple[str, bytes], ...]]:
-    """The file of the factors, and what stands beside it."""
-    metadata = {"format": "pt", **provenance.to_metadata(stages, (), checkpoint.identity)}
+    """The file of the factors, which records the plan's `fingerprint`, and what stands beside it."""
+    metadata = {"format": "pt", **provenance.to_metadata(stages, (), checkpoint.identity, fingerprint)}
     layout = safetensors.layout([spec for job in jobs for spec in job.part_specs()], metadata)
-    if not all(job.counted for job in jobs):
+    if not all(job.sizes_known for job in jobs):
         return (OutputFile(_FILE, layout),), ()
     return (OutputFile(_FILE, layout),), ((_CONFIG, json_bytes(_config(jobs, checkpoint))),)
 

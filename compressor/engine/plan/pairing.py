@@ -3,69 +3,22 @@ with them is found before the run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from compressor.architectures.conv1d import is_conv1d
 from compressor.calibration.fingerprint import fingerprint
-from compressor.calibration.scores import open_scores
-from compressor.calibration.statistics import Statistics, open_statistics
+from compressor.calibration.statistics import Statistics
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.errors import InputError
 from compressor.core.tensor import TensorSpec
 from compressor.core.tensor_names import layer_of, weight_of
-from compressor.core.text import printable, size_text
-from compressor.engine.plan.plan import Job, Step
-from compressor.recipe.model import Recipe, Stage
+from compressor.core.text import printable
+from compressor.engine.plan.plan import Step
+from compressor.recipe.model import Stage
 from compressor.recipe.selection import VECTOR, LeftAlone, left_alone
-from compressor.recipe.structured_cut import Request
 
 _SHOWN = 3  # layers that an error names
-
-
-def open_all(recipe: Recipe) -> dict[int, Statistics]:
-    """The statistics of each cut and stage that goes by some, by its number; every file is opened once."""
-    opened: dict[tuple[str, bool], Statistics] = {}
-    found = {}
-    wanted = [
-        *((cut.stats if isinstance(cut, Request) else None, False) for cut in recipe.cuts),
-        *((stage.stats, stage.scored) for stage in recipe.stages),
-    ]
-    for number, (path, scored) in enumerate(wanted):
-        if path is not None:
-            if (path, scored) not in opened:
-                opened[path, scored] = open_scores(path) if scored else open_statistics(path)
-            found[number] = opened[path, scored]
-    return found
-
-
-def files_of(recipe: Recipe) -> list[str]:
-    """The files of statistics and scores that the recipe names."""
-    named = [*(cut.stats for cut in recipe.cuts if isinstance(cut, Request)), *(one.stats for one in recipe.stages)]
-    return sorted({path for path in named if path is not None})
-
-
-def described(recipe: Recipe, statistics: Mapping[int, Statistics]) -> Iterator[Mapping[str, Any]]:
-    """All that is done as a recipe would give it, with what the statistics that it goes by are known by."""
-    for number, stage in enumerate((*recipe.cuts, *recipe.stages)):
-        if number == len(recipe.cuts):
-            yield from _trained(recipe)
-        said = stage.describe()
-        if number in statistics:
-            asked = (stage.method, *(method for _, method in stage.rules)) if isinstance(stage, Stage) else ()
-            grams = any(method.statistics == "gram" or method.balances for method in asked)
-            scored = isinstance(stage, Stage) and stage.scored
-            said["scores" if scored else "stats"] = f"sha256:{statistics[number].identity(grams=grams)}"
-        yield said
-    if not recipe.stages:
-        yield from _trained(recipe)
-
-
-def _trained(recipe: Recipe) -> Iterator[Mapping[str, Any]]:
-    """Training comes between cuts and stages."""
-    if recipe.training is not None:
-        yield recipe.training.describe()
 
 
 def check_model(statistics: Iterable[Statistics], checkpoint: Checkpoint, undivided: Checkpoint) -> tuple[str, ...]:
@@ -188,16 +141,3 @@ def informed(spec: TensorSpec, step: Step, statistics: Mapping[int, Statistics],
         return step
     layer = layer_for(spec, statistics[step.stage], checkpoint, gram=gram)
     return replace(step, inputs=layer, gram=gram)
-
-
-def memory_note(jobs: Iterable[Job], statistics: Mapping[int, Statistics]) -> tuple[str, ...]:
-    """What a worker holds of statistics."""
-    sizes = [0]
-    for job in jobs:
-        for step in job.steps:
-            if step.inputs is not None:
-                width = statistics[step.stage].widths[step.inputs]
-                sizes.append(16 * width + (8 * width * width if step.gram else 0))
-    if not max(sizes):
-        return ()
-    return (f"a worker holds the statistics of one layer at a time, at most {size_text(max(sizes))}",)

@@ -57,7 +57,7 @@ class Counted(NamedTuple):
     encoder: Encoder
 
 
-Known = Mapping[str, Counted]  # by tensor
+SizesKnown = Mapping[str, Counted]  # by tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class Job:
         return lcm(*(part.every or 1 for part in self.parts))
 
     @property
-    def counted(self) -> bool:
+    def sizes_known(self) -> bool:
         """Whether its parts are known."""
         return bool(self.parts)
 
@@ -174,9 +174,9 @@ class Plan:
     language_model: bool = False
 
     @property
-    def counted(self) -> bool:
+    def sizes_known(self) -> bool:
         """Whether the parts of all jobs are known."""
-        return all(job.counted for job in self.jobs)
+        return all(job.sizes_known for job in self.jobs)
 
     @property
     def size_after(self) -> int:

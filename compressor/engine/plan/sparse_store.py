@@ -2,7 +2,7 @@
 
 The layouts are methods of their own kind (`methods/store/`). A stage that prunes gets one as a further step; one
 that quantizes has its codes stored by it. How large the parts are depends on the data: the first plan leaves them
-open, the runner counts, and the plan that is carried out is made with what is `known` then.
+open, the runner counts, and the plan that is carried out is made with the `sizes_known` then.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from compressor.core.tensor import TensorSpec
-from compressor.engine.plan.plan import Known, Step
+from compressor.engine.plan.plan import SizesKnown, Step
 from compressor.files.layout import Container
 from compressor.methods.contract import Scheme
 from compressor.methods.registry import methods_of
@@ -26,11 +26,11 @@ _PACKED = "codes stored packed: no sparse layout is smaller"
 
 
 def with_layout(
-    step: Step, stage: Stage, spec: TensorSpec, container: Container, known: Known
+    step: Step, stage: Stage, spec: TensorSpec, container: Container, sizes_known: SizesKnown
 ) -> tuple[tuple[Step, ...], int]:
     """The steps that `step` of the stage becomes, and the rows at whose multiples the tensor is cut.
 
-    `known` is what was counted of tensors. Raises UsageError when the tensor cannot be stored so.
+    `sizes_known` is what was counted of tensors. Raises UsageError when the tensor cannot be stored so.
     """
     if stage.store not in SPARSE:
         return (step,), 0
@@ -44,7 +44,7 @@ def with_layout(
     grain = layout.align(spec)
     if scheme is not None and smallest:
         grain = max(grain, scheme.align(spec))
-    counted = known.get(spec.name)
+    counted = sizes_known.get(spec.name)
     found = counted.encoder if counted is not None and counted.stage == step.stage else None
     if found is not None and not is_sparse(found.decoder):
         said = "; ".join(filter(None, (step.instead, _DENSE if scheme is None else _PACKED)))

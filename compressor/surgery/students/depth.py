@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 from compressor.core.errors import UsageError
 from compressor.methods.options import option
 from compressor.recipe.model_method import Reshape
-from compressor.recipe.structured_cut import Request, numbered_layers
+from compressor.recipe.structured_cut import StructuredCut, numbered_layers
 
 if TYPE_CHECKING:
     from compressor.architectures.chain import Chain
@@ -50,7 +50,7 @@ class Depth(Reshape):
         if self.layers is not None:
             numbered_layers(self.layers)
 
-    def cuts(self, teacher: Model | Chain) -> tuple[Request, ...]:
+    def cuts(self, teacher: Model | Chain) -> tuple[StructuredCut, ...]:
         return without(self._kept(teacher.sizes["layers"]), teacher.sizes["layers"])
 
     def _kept(self, count: int) -> tuple[int, ...]:
@@ -79,10 +79,10 @@ def spread(some: int, count: int) -> tuple[int, ...]:
     return tuple((2 * place * (count - 1) + some - 1) // (2 * (some - 1)) for place in range(some))
 
 
-def without(kept: tuple[int, ...], count: int) -> tuple[Request, ...]:
+def without(kept: tuple[int, ...], count: int) -> tuple[StructuredCut, ...]:
     """The cut that leaves these layers of so many."""
     gone = sorted(set(range(count)) - set(kept))
-    return (Request("layers", layers=",".join(map(str, gone))),) if gone else ()
+    return (StructuredCut("layers", layers=",".join(map(str, gone))),) if gone else ()
 
 
 METHOD = Depth

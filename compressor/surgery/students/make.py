@@ -12,20 +12,20 @@ from compressor.files.folder import CONFIG
 from compressor.files.input_file import InputFile
 from compressor.files.strict_json import read_object
 from compressor.recipe.model_method import Reshape
-from compressor.recipe.structured_cut import Request
+from compressor.recipe.structured_cut import StructuredCut
 from compressor.surgery.cut import restructure, teacher_of
 from compressor.surgery.rescaling import factors, rescaled
 
-Cut = Request | Reshape
+Cut = StructuredCut | Reshape
 
 
-def settled(cuts: Sequence[Cut], checkpoint: Checkpoint) -> tuple[tuple[Cut, ...], tuple[str, ...]]:
+def resolved_cuts(cuts: Sequence[Cut], checkpoint: Checkpoint) -> tuple[tuple[Cut, ...], tuple[str, ...]]:
     """The cuts without reference to other files, so that they tell what was done, and what to know of those."""
     found: list[Cut] = []
     notes: list[str] = []
     for cut in cuts:
         if isinstance(cut, Reshape):
-            cut, more = cut.settled(_read, checkpoint.source.config)
+            cut, more = cut.expanded(_read, checkpoint.source.config)
             notes += more
         found.append(cut)
     return tuple(found), tuple(notes)
@@ -55,7 +55,7 @@ def reshaped(
     """The checkpoint after these cuts, each on what the earlier left. `statistics` are those that a cut goes by, by
     its number. UsageError for what cannot be cut, InputError for a model that is not understood."""
     for number, cut in enumerate(cuts):
-        if isinstance(cut, Request):
+        if isinstance(cut, StructuredCut):
             checkpoint = restructure(
                 checkpoint,
                 (cut,),

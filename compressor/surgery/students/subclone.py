@@ -35,7 +35,7 @@ from compressor.architectures.chain import Chain
 from compressor.core.errors import UsageError
 from compressor.methods.options import option
 from compressor.recipe.model_method import Reshape
-from compressor.recipe.structured_cut import Request
+from compressor.recipe.structured_cut import StructuredCut
 from compressor.surgery.students.depth import spread, without
 from compressor.surgery.students.shape import parse_shape, parse_widths, shape_of, smaller_chain, smaller_model
 
@@ -91,7 +91,7 @@ class Subclone(Reshape):
     def rescales(self) -> str:
         return self.rescale
 
-    def settled(
+    def expanded(
         self, read: Callable[[str], Mapping[str, Any]], teacher: Mapping[str, Any] | None
     ) -> tuple[Reshape, tuple[str, ...]]:
         if self.config is None:
@@ -99,7 +99,7 @@ class Subclone(Reshape):
         shape, notes = shape_of(read(self.config), self.config, teacher)
         return replace(self, config=None, shape=shape, implied=True), notes
 
-    def cuts(self, teacher: Model | Chain) -> tuple[Request, ...]:
+    def cuts(self, teacher: Model | Chain) -> tuple[StructuredCut, ...]:
         if isinstance(teacher, Chain):
             if self.widths is None:
                 raise UsageError(
@@ -114,7 +114,7 @@ class Subclone(Reshape):
                 remedy="Give shape or config",
             )
         wanted = smaller_model(teacher, parse_shape(self.shape), implied=self.implied)
-        sizes, found = teacher.sizes, list[Request]()
+        sizes, found = teacher.sizes, list[StructuredCut]()
         if wanted["layers"] < sizes["layers"]:
             found += self._layers(wanted["layers"], sizes["layers"], teacher.key("layers"))
         bound = teacher.family.bound_heads  # heads then go with the width
@@ -129,13 +129,13 @@ class Subclone(Reshape):
                 found.append(self._request(kind, less))
         return tuple(found)
 
-    def _request(self, kind: str, keep: Mapping[str, int]) -> Request:
+    def _request(self, kind: str, keep: Mapping[str, int]) -> StructuredCut:
         automatic: Literal["gains", "l2"] = "gains" if kind == "hidden" else "l2"
-        return Request(
+        return StructuredCut(
             kind, keep=keep, importance=automatic if self.importance == "auto" else self.importance, seed=self.seed
         )
 
-    def _layers(self, some: int, count: int, key: str) -> tuple[Request, ...]:
+    def _layers(self, some: int, count: int, key: str) -> tuple[StructuredCut, ...]:
         if self.blocks == "importance":
             return (self._request("layers", {key: some}),)
         first = -(-some // 2)

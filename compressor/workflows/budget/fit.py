@@ -24,17 +24,17 @@ from compressor.core.text import size_text
 from compressor.engine.plan.plan import Plan
 from compressor.files.layout import Container
 from compressor.methods.contract import Method, Scheme
+from compressor.methods.options import defaults_of
 from compressor.methods.registry import make_method
 from compressor.recipe.budget import CHOSEN, Budget
 from compressor.recipe.model import Recipe, Stage
 from compressor.recipe.selection import matches
 from compressor.workflows.budget.allocate import Option, allocate, breakpoints, smallest
 from compressor.workflows.budget.candidates import DENSE, Candidate, check_readable, make_candidates
+from compressor.workflows.budget.errand import Errand
 from compressor.workflows.budget.survey import Measured, Probe, Probed, measure_of, size_of
 from compressor.workflows.budget.survey_file import key_of, read_table, write_table
-from compressor.workflows.results import Report
 
-DryRun = Callable[..., Report]  # of a recipe; `only` some tensors
 _STORES = ("auto", "packed", "archive")
 _MANY = 256  # names of tensors that get a rule each
 _ROUNDS = 4  # in which sizes of headers settle; after that larger strides are taken
@@ -61,10 +61,9 @@ class Fitting:
     candidates: tuple[Candidate, ...]
     units: tuple[Unit, ...]
     measured: dict[str, dict[str, Measured]]
-    dry_run: DryRun
+    errand: Errand
     size_before: int
     informed: str  # by which statistics errors are weighted: "", "square", "gram"
-    stats: str | None
     alone: tuple[str, ...] = ()  # tensors whose shape no candidate allows, which stay as they are
     archived: bool = False  # sizes are those in an archive, and estimates
     more: float = 0.0  # bits a weight that every even step gets beyond its candidate's
@@ -155,7 +154,7 @@ class Fitting:
         )
 
     def plan(self, chosen: Sequence[int]) -> Plan:
-        return self.dry_run(self.recipe_for(chosen)).plan
+        return self.errand.dry_run(self.recipe_for(chosen)).plan
 
     def recipe_for(self, chosen: Sequence[int]) -> Recipe:
         """The ordinary recipe of a choice."""
@@ -211,7 +210,7 @@ def _base(counts: Mapping[Scheme, int], stage: Stage) -> Scheme:
 
 def _inherits(base: Scheme, other: Scheme) -> bool:
     said = other.describe()
-    if base.id == other.id:
+    if type(base) is type(other):
         said = {**base.describe(), **said}
     try:
         return make_method("quantize", said).completed_by(base) == other
@@ -227,26 +226,26 @@ def fitting(
     container: Container,
     recipe: Recipe,
     budget: Budget,
-    dry_run: DryRun,
-    stats: str | None = None,
+    errand: Errand,
     *,
     archived: bool = False,
 ) -> Fitting:
-    """Survey an input for a budget. `dry_run` plans a recipe for it; `checkpoint` is the input as it lies on disk;
+    """Survey an input for a budget. `errand` plans recipes for it; `checkpoint` is the input as it lies on disk;
     `archived` says that the output will be an archive.
 
     Raises UsageError for recipes and candidates that a budget is not for.
     """
     stage = _stage(recipe, container)
+    defaults = defaults_of(type(stage.method))
     shared = {
         key: value
         for key, value in stage.method.describe().items()
-        if key not in CHOSEN and value != getattr(type(stage.method), key, None)
+        if key not in CHOSEN and value != defaults.get(key)
     }
     candidates = make_candidates(
         budget.candidates, shared, str(shared.get("layout", "auto")), container, archived=archived
     )
-    scout = dry_run(_probing(recipe, Probe())).plan
+    scout = errand.dry_run(_probing(recipe, Probe())).plan
     decided = [
         job.spec
         for job in scout.jobs
@@ -263,18 +262,15 @@ def fitting(
     for spec in decided:
         for one in fits[spec.name]:
             check_readable(one, spec, archived=archived)
-    measured, informed = _survey(
-        checkpoint, recipe, budget, dry_run, stats, scout, decided, candidates, fits, archived=archived
-    )
+    survey = _Survey(checkpoint, recipe, budget, errand, candidates, fits, archived)
+    measured, informed = survey.measured(scout, decided)
     units = tuple(
         _unit(members, candidates, fits, measured, budget.limit)
         for members in groups
         if members[0].name not in set(alone)
     )
     size = scout.size_before
-    return Fitting(
-        recipe, budget, candidates, units, measured, dry_run, size, informed, stats, tuple(alone), archived
-    )
+    return Fitting(recipe, budget, candidates, units, measured, errand, size, informed, tuple(alone), archived)
 
 
 def _stage(recipe: Recipe, container: Container) -> Stage:
@@ -296,49 +292,67 @@ def _probing(recipe: Recipe, probe: Probe) -> Recipe:
     return replace(recipe, stages=(*before, replace(stage, method=probe, store="packed")), budget=None)
 
 
-def _survey(
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    budget: Budget,
-    dry_run: DryRun,
-    stats: str | None,
-    scout: Plan,
-    decided: Sequence[TensorSpec],
-    candidates: Sequence[Candidate],
-    fits: dict[str, list[Candidate]],
-    *,
-    archived: bool,
-) -> tuple[dict[str, dict[str, Measured]], str]:
-    """What is known of every tensor's candidates, from the table or measured; and by which statistics."""
-    informed, identity = "", ""
-    if stats is not None:
-        opened = open_statistics(stats)
-        layers = {layer_of(spec.name) for spec in decided}
-        informed = "gram" if layers <= opened.grams else "square"
-        identity = opened.identity(grams=informed == "gram")
-    way = {"stages": list(scout.stages[:-1]), "stats": [informed, identity], "sample": budget.sample}
-    key = key_of(checkpoint, way)
-    known = read_table(budget.survey, key) if budget.survey is not None else {}
-    wanted = {}
-    for spec in decided:
-        keys = tuple(one.key for one in fits[spec.name] if one.encoder is not None or archived)
-        missing = tuple(one for one in keys if one not in known.get(spec.name, {}))
-        if missing:
-            wanted[spec.name] = missing
-    if wanted:
-        asked = {one for keys in wanted.values() for one in keys}
+@dataclass(frozen=True)
+class _Survey:
+    """What is measured, of which candidates, and how: `fits` are the candidates that a tensor's shape allows."""
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    budget: Budget
+    errand: Errand
+    candidates: Sequence[Candidate]
+    fits: Mapping[str, Sequence[Candidate]]
+    archived: bool
+
+    def measured(self, scout: Plan, decided: Sequence[TensorSpec]) -> tuple[dict[str, dict[str, Measured]], str]:
+        """What is known of every tensor's candidates, from the table or measured; and by which statistics."""
+        informed, identity = self._informed(decided)
+        budget = self.budget
+        way = {"stages": list(scout.stages[:-1]), "stats": [informed, identity], "sample": budget.sample}
+        key = key_of(self.checkpoint, way)
+        known = read_table(budget.survey, key) if budget.survey is not None else {}
+        wanted = self._wanted(decided, known)
+        if wanted:
+            for name, row in self._probed(informed, wanted).items():
+                known.setdefault(name, {}).update(row)
+            if budget.survey is not None:
+                write_table(budget.survey, key, known)
+        return known, informed
+
+    def _informed(self, decided: Sequence[TensorSpec]) -> tuple[str, str]:
+        """By which statistics errors are weighted, "square" or "gram", and what those are known by."""
+        if self.errand.stats is None:
+            return "", ""
+        opened = open_statistics(self.errand.stats)
+        informed = "gram" if {layer_of(spec.name) for spec in decided} <= opened.grams else "square"
+        return informed, opened.identity(grams=informed == "gram")
+
+    def _wanted(
+        self, decided: Sequence[TensorSpec], known: Mapping[str, Mapping[str, Measured]]
+    ) -> dict[str, tuple[str, ...]]:
+        """By tensor, the keys of the candidates of which nothing is known yet."""
+        wanted = {}
+        for spec in decided:
+            keys = [one.key for one in self.fits[spec.name] if one.encoder is not None or self.archived]
+            missing = tuple(key for key in keys if key not in known.get(spec.name, {}))
+            if missing:
+                wanted[spec.name] = missing
+        return wanted
+
+    def _probed(self, informed: str, wanted: dict[str, tuple[str, ...]]) -> dict[str, dict[str, Measured]]:
+        """One pass over these tensors: what it found of each."""
+        asked = {key for keys in wanted.values() for key in keys}
         encoders = tuple(
-            (one.key, one.encoder) for one in candidates if one.encoder is not None and one.key in asked
+            (one.key, one.encoder) for one in self.candidates if one.encoder is not None and one.key in asked
         )
-        probe = Probe(encoders, informed, budget.sample, wanted)  # type: ignore[arg-type]
-        report = dry_run(_probing(recipe, probe), only=list(wanted))
+        probe = Probe(encoders, informed, self.budget.sample, wanted)  # type: ignore[arg-type]
+        report = self.errand.dry_run(_probing(self.recipe, probe), only=list(wanted))
+        rows: dict[str, dict[str, Measured]] = {}
         for job in report.plan.jobs:
             found = job.steps[-1].found
             assert isinstance(found, Probed)  # noqa: S101 - the probe stood in for the candidates
-            known.setdefault(job.spec.name, {}).update(found.rows)
-        if budget.survey is not None:
-            write_table(budget.survey, key, known)
-    return known, informed
+            rows[job.spec.name] = dict(found.rows)
+        return rows
 
 
 # ---- units ---------------------------------------------------------------------------------------------

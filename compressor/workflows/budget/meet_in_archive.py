@@ -7,7 +7,7 @@ is left of the budget goes to all of them alike: as they lie on the hull, each g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
@@ -16,7 +16,6 @@ from compressor.recipe.model import Recipe
 from compressor.workflows.budget.allocate import allocate, smallest
 from compressor.workflows.budget.fit import Fitting
 
-Trial = Callable[[Recipe], Plan]
 _TRIALS = 6
 _NEAR = 0.997  # of the budget: near enough
 _STEP = 0.5  # bits that all even steps are moved by at most; candidates are no farther apart
@@ -34,12 +33,13 @@ class Met:
     sizes: Mapping[str, int]
 
 
-def met(found: Fitting, trial: Trial | None) -> Met:
-    """The choice that meets the budget, by estimates where there is no `trial`. GateFailed where none does."""
+def met(found: Fitting, *, trials: bool) -> Met:
+    """The choice that meets the budget, by estimates where there are to be no `trials`. GateFailed where none
+    does."""
     target = _target(found)
     units = sum(spec.nbytes for unit in found.units for spec in unit.specs)
     rest = int((found.size_before - units) * _REST)
-    if trial is None or target == inf:
+    if not trials or target == inf:
         limit = found.least if target == inf else target - (0 if found.by_bits else rest)
         moved, chosen = _choose(found, limit)
         return Met(moved, chosen, _bytes(moved, chosen) + rest, {})
@@ -51,7 +51,7 @@ def met(found: Fitting, trial: Trial | None) -> Met:
         if made in tried:
             break
         tried.append(made)
-        plan = trial(made)
+        plan = found.errand.hidden_trial(made).plan
         decided = _decided(found, plan)
         reached = decided if found.by_bits else plan.size_after
         if reached <= target and (best is None or reached > best[0]):
@@ -62,7 +62,7 @@ def met(found: Fitting, trial: Trial | None) -> Met:
         ratio = decided / max(_bytes(moved, chosen), 1) * (1.0005 if reached > target else 1)
     if best is None:
         chosen = smallest(found.options)
-        plan = trial(found.recipe_for(chosen))
+        plan = found.errand.hidden_trial(found.recipe_for(chosen)).plan
         reached = _decided(found, plan) if found.by_bits else plan.size_after
         if reached > target:
             found.refuse(reached)

@@ -17,13 +17,12 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
-from compressor.core.errors import GateFailed, InputError, UsageError
+from compressor.core.errors import CommandFailed, InputError, NothingWritten, UsageError
 from compressor.core.text import printable, size_text
 from compressor.files.input_file import InputFile
 from compressor.files.staging import Staging
 from compressor.files.strict_json import parse_object
 from compressor.files.text_files import append_line
-from compressor.recipe.model import Recipe
 from compressor.workflows.budget.choice import Evaluation
 from compressor.workflows.budget.fit import Fitting
 from compressor.workflows.budget.user_command import run_command
@@ -61,15 +60,13 @@ class Search:
 def tuned(
     found: Fitting,
     search: Search,
-    output: str,
     identity: Any,
-    write: Callable[[Recipe, str], int],
-    tell: Callable[[Evaluation], None] = lambda one: None,
+    tell: Callable[[Evaluation], None] | None = None,
 ) -> tuple[list[int], list[Evaluation]]:
     """The choice of the smallest point that holds, and everything that was tried, in order.
 
-    `write` makes the output of a recipe at a path and returns the size of its files; `identity` (JSON) is what the
-    curve is of. GateFailed when not even the best point holds.
+    `identity` (JSON) is what the curve is of; `tell` is given each point as soon as it is known. NothingWritten
+    when not even the best point holds.
     """
     search.arguments("")
     points = found.points()
@@ -79,19 +76,19 @@ def tuned(
     def holds(point: int) -> bool:
         known = log.known.get(point)
         if known is None:
-            known = _evaluate(found, points[point], point, search, output, write)
+            known = _evaluate(found, points[point], point, search)
             log.add(known)
         tried.append(known)
-        tell(known)
+        if tell is not None:
+            tell(known)
         return known.metric >= search.minimum
 
     failed, held = -1, len(points) - 1
     if not holds(held):
         best = tried[-1]
-        raise GateFailed(
+        raise NothingWritten(
             f"--min-metric {search.minimum:g}: even the best that the candidates allow "
-            f"({size_text(best.size)}) has {printable(search.metric, 60)} {best.metric:g}",
-            remedy="Nothing was written",
+            f"({size_text(best.size)}) has {printable(search.metric, 60)} {best.metric:g}"
         )
     while held - failed > 1 and len(tried) < search.evaluations:
         middle = (failed + held) // 2
@@ -102,18 +99,15 @@ def tuned(
     return points[held], tried
 
 
-def _evaluate(
-    found: Fitting, picked: list[int], point: int, search: Search, output: str, write: Callable[[Recipe, str], int]
-) -> Evaluation:
-    place = output.rstrip("/")
+def _evaluate(found: Fitting, picked: list[int], point: int, search: Search) -> Evaluation:
+    place = found.errand.place
     staging = Staging(f"{place}.candidate", folder=True, replace=False)
     try:
         path = os.path.join(staging.path, os.path.basename(place))
-        size = write(found.recipe_for(picked), path)
+        size = found.errand.trial(found.recipe_for(picked), path).plan.size_after
         printed = run_command(search.arguments(path), search.timeout)
-    except UsageError as error:
-        if error.reason.startswith("the command"):
-            error.reason = f"--evaluate: {error.reason}"
+    except CommandFailed as error:
+        error.reason = f"--evaluate: {error.reason}"
         raise
     finally:
         staging.discard()

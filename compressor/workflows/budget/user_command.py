@@ -11,20 +11,20 @@ import signal
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 
-from compressor.core.errors import UsageError
+from compressor.core import cleanup
+from compressor.core.errors import CommandFailed
 from compressor.core.text import printable
 
 _TAIL = 1 << 16  # bytes of what it prints that are kept, the last ones
 _PATIENCE = 0.02  # seconds between two looks
 
-_running: set[subprocess.Popen[bytes]] = set()
-
 
 def run_command(arguments: Sequence[str], timeout: float) -> str:
-    """The end of what a command prints to stdout; its stderr is ours. UsageError when it cannot be started, fails,
-    or takes more than `timeout` seconds."""
+    """The end of what a command prints to stdout; its stderr is ours. CommandFailed when it cannot be started,
+    fails, or takes more than `timeout` seconds."""
     shown = printable(" ".join(arguments), 120)
     try:
         process = subprocess.Popen(
@@ -32,22 +32,21 @@ def run_command(arguments: Sequence[str], timeout: float) -> str:
         )
     except (OSError, ValueError) as error:  # ValueError: a NUL in an argument
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"the command cannot be started: {reason}: {shown}") from error
-    _running.add(process)
-    try:
-        tail = _watch(process, monotonic() + timeout)
-    finally:
-        _end(process)
-        _running.discard(process)
+        raise CommandFailed(f"the command cannot be started: {reason}: {shown}") from error
+    with cleanup.registered(partial(_kill, process)):
+        try:
+            tail = _watch(process, monotonic() + timeout)
+        finally:
+            _end(process)
     if tail is None:
-        raise UsageError(
+        raise CommandFailed(
             f"the command did not end within {timeout:g} seconds and was stopped: {shown}",
             remedy="Give it more time with --timeout",
         )
     code = process.returncode
     if code:
         how = f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
-        raise UsageError(f"the command {how}: {shown}")
+        raise CommandFailed(f"the command {how}: {shown}")
     return tail.decode("utf-8", "replace")
 
 
@@ -76,15 +75,13 @@ def _watch(process: subprocess.Popen[bytes], deadline: float) -> bytes | None:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End its group, then reap it. As long as it is not reaped no other group can have its number."""
-    with suppress(OSError):
-        os.killpg(process.pid, signal.SIGKILL)
+    _kill(process)
     process.wait()
     if process.stdout is not None:
         process.stdout.close()
 
 
-def stop_all() -> None:
-    """For a signal: nothing that was started here outlives us."""
-    for process in list(_running):
-        with suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End what it started, and it."""
+    with suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -16,11 +16,11 @@ from support.laws import Array, store
 from compressor import api
 from compressor.calibration.statistics import write_statistics
 from compressor.cli.main import run
+from compressor.core import cleanup
 from compressor.core.errors import CompressorError, InputError, OutputError, UsageError
 from compressor.core.layer_inputs import Gather
 from compressor.core.tensor import TensorSpec
 from compressor.engine.execution import cut as cutting
-from compressor.files import staging as atomic
 from compressor.methods.distill._factored import profitable
 from compressor.methods.distill._ranks import by_energy, by_error, by_ratio
 from compressor.methods.distill.low_rank import LowRank
@@ -762,15 +762,14 @@ def test_who_gets_no_adapter_is_told_of_the_base(
 ) -> None:
     _, teacher = pair
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(atomic, "_beside", "")
     stages = ["quantize:bits=4,granularity=channel", f"distill:method=residual,rank=3{rounds}"]
     command = ["pipeline", str(teacher), "-o", "a", *(word for one in stages for word in ("--stage", one))]
     assert run([*command, "--save-base", "base", "--max-error", "1e-6", "-q"]) == 1
     assert capsys.readouterr().err.endswith(". Only base was written\n")
     assert list(Path("base").glob("*.safetensors"))
     assert not Path("a").exists()
-    assert atomic.left_beside() == "only base was written"
-    assert not atomic.is_published()  # so that a signal is not taken for one that comes too late
+    assert cleanup.beside() == "only base was written"
+    assert not cleanup.is_published()  # so that a signal is not taken for one that comes too late
 
 
 def test_what_alternating_needs(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -20,12 +20,12 @@ from compressor import api
 from compressor.core.errors import InputError, UsageError
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.engine.execution import cut as cutting
-from compressor.engine.execution import session as execution
 from compressor.methods.numerics.smallest_keys import Smallest
 from compressor.methods.quantize.int import Int
 from compressor.methods.registry import methods_of
 from compressor.methods.store.csr import CsrParts
 from compressor.recipe.model import Recipe, Stage
+from compressor.workflows import one_pass as execution
 
 if TYPE_CHECKING:
     from support.archives import Tensors

@@ -1,0 +1,30 @@
+"""The files of statistics that a recipe goes by, each opened once."""
+
+from __future__ import annotations
+
+from compressor.calibration.scores import open_scores
+from compressor.calibration.statistics import Statistics, open_statistics
+from compressor.recipe.model import Recipe
+from compressor.recipe.structured_cut import StructuredCut
+
+
+def open_all(recipe: Recipe) -> dict[int, Statistics]:
+    """The statistics of each cut and stage that goes by some, by its number. InputError for a damaged file."""
+    opened: dict[tuple[str, bool], Statistics] = {}
+    by_number = {}
+    wanted = [
+        *((cut.stats if isinstance(cut, StructuredCut) else None, False) for cut in recipe.cuts),
+        *((stage.stats, stage.scored) for stage in recipe.stages),
+    ]
+    for number, (path, scored) in enumerate(wanted):
+        if path is not None:
+            if (path, scored) not in opened:
+                opened[path, scored] = open_scores(path) if scored else open_statistics(path)
+            by_number[number] = opened[path, scored]
+    return by_number
+
+
+def files_of(recipe: Recipe) -> list[str]:
+    """The files of statistics and scores that the recipe names."""
+    cuts = [cut.stats for cut in recipe.cuts if isinstance(cut, StructuredCut)]
+    return sorted({path for path in (*cuts, *(stage.stats for stage in recipe.stages)) if path is not None})

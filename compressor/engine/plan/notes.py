@@ -1,0 +1,129 @@
+"""What the user should know of a plan before it is run: sentences, in a stable order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from compressor.architectures.conv1d import is_conv1d
+from compressor.architectures.roles import is_embedding
+from compressor.calibration.statistics import Statistics
+from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.core.tensor import TensorSpec
+from compressor.core.text import printable, size_text
+from compressor.engine.plan.adapter import adapter_notes, makes_adapter
+from compressor.engine.plan.plan import Job
+from compressor.engine.plan.request import PlanRequest
+from compressor.files.layout import Container
+from compressor.methods.contract import Decoder
+from compressor.recipe.model import Recipe
+
+Stored = Sequence[tuple[TensorSpec, Decoder]]
+_NAMED = 2  # dropped tensors that a note names
+
+
+def plan_notes(request: PlanRequest, jobs: Sequence[Job], without_adapter: Sequence[str]) -> tuple[str, ...]:
+    """All notes of a plan; `without_adapter` are those of tensors that an adapter leaves out."""
+    checkpoint = request.checkpoint
+    if makes_adapter(request.recipe.stages):
+        notes = [*adapter_notes(jobs, checkpoint), *without_adapter]
+    else:
+        stored = [(job.spec, job.encoder) for job in jobs if job.encoder is not None]
+        notes = [
+            *checkpoint.notes,
+            *_loading(stored, request.container, checkpoint),
+            *_input(checkpoint, request.recipe),
+            *_idle(jobs, request.recipe, checkpoint),
+        ]
+    return (*notes, *_wide_memory(jobs), *_statistics_memory(jobs, request.statistics))
+
+
+def is_language_model(config: Mapping[str, Any] | None) -> bool:
+    """Whether a config.json says that the model is one."""
+    named = (config or {}).get("architectures")
+    return isinstance(named, list) and any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in named)
+
+
+def _loading(stored: Stored, container: Container, checkpoint: Checkpoint) -> Iterator[str]:
+    """What loaders do with the codes."""
+    layouts = {(encoder.config(spec) or {}).get("format") for spec, encoder in stored}
+    spoken = {encoder.dialect(spec) for spec, encoder in stored}
+    if container == "folder":
+        if "int-quantized" in layouts:
+            yield (
+                "int-quantized: loaders also quantize activations to 8 bits, token by token; "
+                "--layout pack-quantized or --granularity group keeps activations as they are"
+            )
+        if "float-quantized" in layouts:
+            yield (
+                "float-quantized: loaders also quantize activations to 8-bit floats; "
+                "--layout naive-quantized keeps activations as they are"
+            )
+        if spoken - {""} and checkpoint.source.config is None:
+            yield "without a config.json nothing tells loaders that weights are quantized; `restore` knows"
+        if "pack-quantized" in layouts and any(encoder.zero_points for _, encoder in stored):
+            yield (
+                "asymmetric: transformers loads it with CompressedTensorsConfig(dequantize=True) only "
+                "(seen with 5.23 and compressed-tensors 0.20)"
+            )
+    if container == "folder" and spoken - {""}:
+        yield from _hardly_loaded(checkpoint.source.config, [spec.name for spec, _ in stored], spoken)
+    yield from sorted({encoder.remark(spec) for spec, encoder in stored} - {""})
+    if "" in spoken and container != "npz":
+        yield "part of it is in this project's own layout, which only `compressor restore` reads"
+
+
+def _hardly_loaded(config: Mapping[str, Any] | None, packed: Sequence[str], spoken: Iterable[str]) -> Iterator[str]:
+    """What to know of packed tensors in layouts of `spoken` loaders that few of these take, or none."""
+    if "compressed-tensors" in spoken and any(map(is_embedding, packed)):
+        yield (
+            "embeddings are stored as codes: transformers loads those of int-quantized and float-quantized, packed "
+            "ones with CompressedTensorsConfig(dequantize=True); vLLM loads none"
+        )
+    if any(is_conv1d(config, name) for name in packed):
+        yield (
+            "Conv1D weights lie transposed, and no loader takes codes of them: only `compressor restore` reads the "
+            "folder"
+        )
+
+
+def _input(checkpoint: Checkpoint, recipe: Recipe) -> Iterator[str]:
+    """How the input was stored, and what of it serves nobody any more."""
+    if checkpoint.compression and (recipe.stages or checkpoint.cuts):
+        yield f"the input is {checkpoint.compression}: what its codes stand for was taken as the weights"
+    if checkpoint.dropped:
+        shown = ", ".join(printable(name, 100) for name in checkpoint.dropped[:_NAMED])
+        more = f" and {len(checkpoint.dropped) - _NAMED} more" if len(checkpoint.dropped) > _NAMED else ""
+        yield f"dropped, because it serves loaders of quantized weights only: {shown}{more}"
+
+
+def _idle(jobs: Sequence[Job], recipe: Recipe, checkpoint: Checkpoint) -> Iterator[str]:
+    """Where nothing is done to any tensor."""
+    if recipe.stages and not any(job.steps for job in jobs):
+        those = "what the cut left" if checkpoint.cuts else "those of the input"
+        yield f"no tensor was selected: the output's tensors are {those}"
+    changed = recipe.stages or recipe.training or checkpoint.compression or checkpoint.cuts or checkpoint.stored
+    if not changed:
+        yield "it stores no codes: the output's tensors are those of the input"
+
+
+def _wide_memory(jobs: Sequence[Job]) -> Iterator[str]:
+    """What methods need that hold whole tensors, or much beside their blocks."""
+    for whole, why in ((True, "a whole tensor is held at a time"), (False, "the method works on wide numbers")):
+        steps = [(step.method, job.spec) for job in jobs for step in job.steps if step.method.whole == whole]
+        most = max((method.memory(spec) for method, spec in steps), default=0)
+        if most:
+            yield f"{why}: up to about {size_text(most)} a worker"
+
+
+def _statistics_memory(jobs: Sequence[Job], statistics: Mapping[int, Statistics]) -> Iterator[str]:
+    """What a worker holds of statistics: two vectors of float64 and, of a gram, a matrix of them."""
+    widths = [
+        (statistics[step.stage].widths[step.inputs], step.gram)
+        for job in jobs
+        for step in job.steps
+        if step.inputs is not None
+    ]
+    most = max((16 * width + (8 * width * width if gram else 0) for width, gram in widths), default=0)
+    if most:
+        yield f"a worker holds the statistics of one layer at a time, at most {size_text(most)}"

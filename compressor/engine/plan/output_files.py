@@ -1,0 +1,144 @@
+"""The files of an output: what goes into which, at which offset, what is copied along and what stays behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from compressor.checkpoint import dialects, record
+from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.engine.plan.adapter import adapter_files, makes_adapter
+from compressor.engine.plan.plan import Job, OutputFile
+from compressor.engine.plan.request import PlanRequest
+from compressor.files import npy, npz, safetensors
+from compressor.files.folder import CONFIG, SINGLE, index_bytes, json_bytes
+from compressor.files.layout import Container, FileLayout
+from compressor.recipe.model import Recipe
+
+Stages = Sequence[Mapping[str, Any]]
+Texts = tuple[tuple[str, bytes], ...]
+
+
+def lay_out(
+    request: PlanRequest, jobs: Sequence[Job], stages: Stages, *, fingerprint: str = record.NO_PLAN
+) -> tuple[tuple[OutputFile, ...], Texts]:
+    """Every container file with its layout, and the texts that go with a folder.
+
+    `fingerprint` (64 hexadecimal digits) is the plan's own, which the headers record. It depends on all offsets and
+    no offset on it, so a plan is laid out without it first, and once more with it before anything is written.
+    OutputError for content that a container cannot hold.
+    """
+    checkpoint, container = request.checkpoint, request.container
+    if makes_adapter(request.recipe.stages):
+        return adapter_files(jobs, checkpoint, stages, fingerprint)
+    if container == "npy":
+        return (OutputFile(request.output_name, npy.layout(jobs[0].part_specs()[0])),), ()
+    if container == "npz":
+        return (OutputFile(request.output_name, _npz_layout(jobs[0], stages, checkpoint, fingerprint)),), ()
+    count = len(checkpoint.source.files) if container == "folder" else 1
+    members: list[list[Job]] = [[] for _ in range(count)]
+    for job in jobs:
+        members[job.file].append(job)
+    stored = [(job.spec, job.encoder) for job in jobs if job.encoder is not None]
+    form = dialects.metadata_format(stored)
+    files = []
+    for number, own in enumerate(members):
+        metadata = _kept_metadata(checkpoint, container, number)
+        if not checkpoint.stored:
+            metadata = _metadata(metadata, form) | _record(checkpoint, container, number, own, stages, fingerprint)
+        specs = [spec for job in own for spec in job.part_specs()]
+        files.append(OutputFile(_name(request, number), safetensors.layout(specs, metadata)))
+    return tuple(files), _texts(jobs, files, checkpoint) if container == "folder" else ()
+
+
+def carried_over(
+    checkpoint: Checkpoint, container: Container, texts: Texts, recipe: Recipe
+) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """The input's other files: those that go along, and those that stay behind with the reason. An adapter goes
+    alone."""
+    if makes_adapter(recipe.stages):
+        return (), ()
+    carried = tuple(name for name in checkpoint.source.carried if name not in dict(texts))
+    left = tuple(checkpoint.source.left.items())
+    if checkpoint.compression:
+        why = "says how the source's weights were quantized"
+        left += tuple((name, why) for name in carried if name in dialects.SIDECARS)
+        carried = tuple(name for name in carried if name not in dialects.SIDECARS)
+    if container != "folder":
+        left += tuple((name, f"a single .{container} holds tensors only") for name in carried)
+        carried = ()
+    return carried, left
+
+
+def _origins(checkpoint: Checkpoint, container: Container, number: int) -> range:
+    """The numbers of the input's files whose tensors go to a file of the output: one of a folder's, or all."""
+    return range(number, number + 1) if container == "folder" else range(len(checkpoint.source.files))
+
+
+def _name(request: PlanRequest, number: int) -> str:
+    source = request.checkpoint.source
+    if request.container != "folder":
+        return request.output_name
+    return source.files[number].name if source.kind == "folder" else SINGLE
+
+
+def _kept_metadata(checkpoint: Checkpoint, container: Container, number: int) -> dict[str, str]:
+    """What the input's own headers say."""
+    files = [checkpoint.source.files[one] for one in _origins(checkpoint, container, number)]
+    return {key: value for file in files for key, value in file.header.metadata.items()}
+
+
+def _metadata(metadata: Mapping[str, str], form: str | None) -> dict[str, str]:
+    """The input's metadata without its record, and the `format` that loaders of the codes go by, else the
+    input's."""
+    kept = {key: value for key, value in metadata.items() if key != record.KEY}
+    kept.setdefault("format", "pt")
+    kept["format"] = form or kept["format"]
+    return kept
+
+
+def _record(
+    checkpoint: Checkpoint, container: Container, number: int, jobs: Sequence[Job], stages: Stages, fingerprint: str
+) -> dict[str, str]:
+    """What a file of these jobs says of how it was made."""
+    records = [checkpoint.records[one] for one in _origins(checkpoint, container, number)]
+    earlier = next((one.stages for one in records if one.stages), ())
+    if stages:
+        stored = [(job.spec, job.encoder) for job in jobs if job.encoder is not None]
+        return record.to_metadata([*earlier, *stages], stored, checkpoint.identity, fingerprint)
+    if earlier and not checkpoint.compression:
+        return record.to_metadata(earlier, ())
+    return {}
+
+
+def _npz_layout(job: Job, stages: Stages, checkpoint: Checkpoint, fingerprint: str) -> FileLayout:
+    members = [
+        (part.suffix.lstrip(".") or "weight", spec) for part, spec in zip(job.parts, job.part_specs(), strict=True)
+    ]
+    listed = [[member, spec.name, spec.dtype, spec.shape] for member, spec in members]
+    stored = [(job.spec, job.encoder)] if job.encoder is not None else []
+    texts = {} if job.encoder is None else {name: text.decode() for name, text in job.encoder.members.items()}
+    more = {"texts": texts} if texts else {}
+    said = record.to_metadata(stages, stored, checkpoint.identity, fingerprint, members=listed, **more)
+    return npz.layout(members, said[record.KEY].encode(), texts)
+
+
+def _texts(jobs: Sequence[Job], files: Sequence[OutputFile], checkpoint: Checkpoint) -> Texts:
+    """config.json where it changes, then the index."""
+    source = checkpoint.source
+    texts = list(source.texts.items())
+    packed = [(job.spec, job.encoder) for job in jobs if job.encoder is not None]
+    changed = CONFIG not in source.carried  # by a structured cut
+    if source.config is not None and (packed or checkpoint.compression or changed):
+        dense = [job.spec for job in jobs if job.encoder is None]
+        config = dialects.configure(source.config, packed, dense) if packed else dialects.without(source.config)
+        texts.append((CONFIG, json_bytes(config)))
+    if source.index:
+        names = {spec.name: files[job.file].name for job in jobs for spec in job.part_specs()}
+        metadata = {
+            key: value
+            for key, value in source.index_metadata.items()
+            if key != "total_parameters" or not checkpoint.cuts
+        }
+        texts.append((source.index, index_bytes(names, sum(job.size_after for job in jobs), metadata)))
+    return tuple(texts)

@@ -1,0 +1,36 @@
+"""Everything that a plan is made from, as one value: the same request gives the same plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from compressor.calibration.statistics import Statistics
+from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.engine.plan.plan import SizesKnown
+from compressor.files.layout import Container
+from compressor.recipe.model import Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRequest:
+    """A checkpoint, what to do to it, and what is known of both.
+
+    `output_name` is the file's own name where the output is one file. `teachers` are checkpoints by path, and
+    `statistics` those of layer inputs by the number of the cut or stage that goes by them. `hold` are tensors to
+    leave untouched with the reason (found by an earlier scan); `sizes_known` are layouts whose sizes a survey has
+    counted, by tensor: without them the plan may be one whose `sizes_known` is false; `only` these tensors are in
+    the output, where given. `strict` and `requantize` as in `RunOptions`.
+    """
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    container: Container
+    output_name: str
+    teachers: Mapping[str, Checkpoint] = field(default_factory=dict)
+    statistics: Mapping[int, Statistics] = field(default_factory=dict)
+    hold: Mapping[str, str] = field(default_factory=dict)
+    sizes_known: SizesKnown = field(default_factory=dict)
+    only: frozenset[str] | None = None
+    strict: bool = False
+    requantize: bool = False

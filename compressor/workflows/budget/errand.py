@@ -1,0 +1,81 @@
+"""What a budget is for, before a recipe is chosen for it: the same input planned, tried and carried out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from compressor.files.identity import Identity
+from compressor.files.staging import Staging
+from compressor.recipe.gates import Gates
+from compressor.recipe.model import Recipe
+from compressor.workflows.one_pass import run_one_pass
+from compressor.workflows.results import Report
+from compressor.workflows.run_options import RunOptions
+
+
+@dataclass(frozen=True)
+class Errand:
+    """Something to do from `source` to `output`, by recipes without a budget. `stats` is the file of statistics for
+    the stages that take some; `origin` as in `run_one_pass`."""
+
+    verb: str
+    source: str
+    output: str
+    options: RunOptions
+    stats: str | None
+    origin: Identity | None = None
+
+    @property
+    def place(self) -> str:
+        """The output's path without a trailing slash."""
+        return self.output.rstrip("/")
+
+    def dry_run(self, recipe: Recipe, only: Sequence[str] | None = None) -> Report:
+        """What the recipe comes to, before any entropy coding; of `only` these tensors, where given."""
+        options = self.options
+        planning = RunOptions(
+            dry_run=True,
+            strict=options.strict,
+            requantize=options.requantize,
+            non_finite=options.non_finite,
+            workers=options.workers,
+            processes=options.processes,
+            stats=self._taken(recipe),
+        )
+        return run_one_pass(self.verb, self.source, self.output, recipe, planning, only=only)
+
+    def trial(self, recipe: Recipe, path: str) -> Report:
+        """Write the recipe's output to another path, to see what it becomes: no gate holds, and nobody is told."""
+        quiet = replace(
+            self.options,
+            force=False,
+            progress=None,
+            save_mask=None,
+            work=None,
+            keep_work=False,
+            gates=Gates(),
+            stats=self._taken(recipe),
+        )
+        return run_one_pass(self.verb, self.source, path, recipe, quiet, origin=self.origin)
+
+    def hidden_trial(self, recipe: Recipe) -> Report:
+        """Write the recipe's output beside its place, under a hidden name, and remove it again."""
+        staging = Staging(f"{self.place}.trial", folder=True, replace=False)
+        try:
+            return self.trial(recipe, os.path.join(staging.path, os.path.basename(self.place)))
+        finally:
+            staging.discard()
+
+    def carry_out(self, recipe: Recipe) -> Report:
+        """Write the output."""
+        options = replace(self.options, stats=self._taken(recipe))
+        return run_one_pass(self.verb, self.source, self.output, recipe, options, origin=self.origin)
+
+    def _taken(self, recipe: Recipe) -> str | None:
+        """The statistics, where a stage takes them."""
+        takes = any(
+            stage.stats is None and (stage.statistics or stage.method.with_statistics()) for stage in recipe.stages
+        )
+        return self.stats if takes else None

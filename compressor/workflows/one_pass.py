@@ -1,0 +1,428 @@
+"""One pass over a checkpoint, in five phases; each takes the frozen value that the one before it gives.
+
+open        places are checked, and every file is opened
+transform   experts, structured cuts, training and presets: the checkpoint and the recipe that are planned
+plan        what happens to each tensor, with exact sizes; surveys that sizes depend on; gates of sizes
+write       workers carry the plan out; gates of what was measured; the output gets its name
+after       what is made of the finished output: the mask of a pruning
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+from compressor.calibration.opening import files_of as statistics_files_of
+from compressor.calibration.opening import open_all
+from compressor.calibration.statistics import Statistics
+from compressor.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from compressor.checkpoint.experts import split_experts
+from compressor.checkpoint.pruning_masks import fold_masks
+from compressor.checkpoint.upright import upright
+from compressor.core.errors import InputError, UsageError
+from compressor.core.metrics import Change
+from compressor.core.parallel import forked
+from compressor.core.parallel.threads import available_workers, local
+from compressor.engine.execution import archive
+from compressor.engine.execution.runner import Runner, Surveyed
+from compressor.engine.execution.shards import Shards
+from compressor.engine.execution.worker import Worker
+from compressor.engine.plan.adapter import makes_adapter
+from compressor.engine.plan.experts import divided
+from compressor.engine.plan.pairing import check_model
+from compressor.engine.plan.plan import Plan
+from compressor.engine.plan.planner import make_plan, stores_packed, with_fingerprint
+from compressor.engine.plan.request import PlanRequest
+from compressor.files.destination import check_apart, container_of
+from compressor.files.identity import Identity, identity_of
+from compressor.files.layout import Container
+from compressor.files.output import Sink
+from compressor.files.staging import check_place
+from compressor.methods.registry import methods_of
+from compressor.networks.training.student import trained
+from compressor.recipe.archive_store import archive_store
+from compressor.recipe.model import Recipe, Stage
+from compressor.recipe.preset_rules import with_presets
+from compressor.recipe.statistics_files import with_statistics
+from compressor.surgery.students.make import files_of as cut_files_of
+from compressor.surgery.students.make import reshaped, resolved_cuts
+from compressor.workflows.awq import balanced, balances, scaled_note
+from compressor.workflows.gating import judge, judge_plan
+from compressor.workflows.inspect import non_finite_tensors
+from compressor.workflows.results import Report, ReportedGateFailed
+from compressor.workflows.run_options import RunOptions
+
+_LARGE = 128 << 20  # bytes of a model that are worth the start of processes
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is asked for: `recipe` (of one leg, without a budget) from the path `source` to the path `output`.
+    `only` these tensors go into the output, where given; `origin` is what the record calls the source, where that
+    is a step on the way."""
+
+    verb: str
+    source: str
+    output: str
+    recipe: Recipe
+    options: RunOptions
+    only: frozenset[str] | None = None
+    origin: Identity | None = None
+
+    @property
+    def teachers(self) -> list[str]:
+        """The paths of the stages' teachers."""
+        return sorted({stage.teacher for stage in self.recipe.stages if stage.teacher is not None})
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """The paths of everything that is read beside the source."""
+        recipe = self.recipe
+        examples = () if recipe.training is None else recipe.training.files
+        return (*self.teachers, *examples, *statistics_files_of(recipe), *cut_files_of(recipe.cuts))
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An order whose files are open: `order.recipe` knows its statistics and no word of archives. `undivided` is
+    the checkpoint with fused experts as the file has them; `teachers` are by path; `statistics` of layer inputs by
+    the number of the cut or stage that goes by them."""
+
+    order: Order
+    container: Container
+    archived: bool
+    checkpoint: Checkpoint
+    undivided: Checkpoint
+    teachers: Mapping[str, Checkpoint]
+    statistics: Mapping[int, Statistics]
+    workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Transformed:
+    """The checkpoint after cuts and training, and the recipe with its presets turned into rules for it."""
+
+    opened: Opened
+    recipe: Recipe
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The plan that is carried out, the request that gives it, and the methods that surveys before it concluded
+    with, by tensor and place of the step."""
+
+    opened: Opened
+    request: PlanRequest
+    plan: Plan
+    surveyed: Surveyed
+
+    @property
+    def report(self) -> Report:
+        """What a dry run tells."""
+        order = self.opened.order
+        return Report(order.verb, order.source, order.output, self.plan)
+
+
+def run_one_pass(
+    verb: str,
+    source: str,
+    output: str,
+    recipe: Recipe,
+    options: RunOptions,
+    *,
+    only: Sequence[str] | None = None,
+    origin: Identity | None = None,
+) -> Report:
+    """Run a recipe of one leg, whose budget is met already, from `source` to `output`.
+
+    Raises UsageError, InputError, OutputError, GateFailed: in each case nothing is written.
+    """
+    tensors = None if only is None else frozenset(only)
+    opened = open_inputs(Order(verb, source, output, recipe, options, tensors, origin))
+    transformed = transform(opened)
+    planned = make_final_plan(transformed)
+    if options.dry_run:
+        return planned.report
+    report = write(planned)
+    after(report, options)
+    return report
+
+
+# ---- open ----------------------------------------------------------------------------------------------
+
+
+def checked(order: Order) -> Order:
+    """The order whose stages know the statistics that they go by. UsageError or OutputError where what it writes
+    would be what it reads, or could not be written where it is to go."""
+    options = order.options
+    order = replace(order, recipe=with_statistics(order.recipe, options.stats))
+    check_apart(order.output, order.source, *order.beside)
+    mask = options.save_mask
+    if mask is not None:
+        if os.path.splitext(mask)[1] != ".safetensors":
+            raise UsageError("--save-mask writes a .safetensors", remedy="End its name so")
+        check_apart(mask, order.output, order.source, *order.beside)
+        check_place(mask, folder=False, replace=options.force or options.dry_run)
+    return order
+
+
+def open_inputs(order: Order) -> Opened:
+    """Open everything that is read. UsageError, InputError or OutputError for what cannot be read, or written."""
+    order = checked(order)
+    options, recipe = order.options, order.recipe
+    checkpoint = open_checkpoint(order.source)
+    container = container_of(order.output, checkpoint.source)
+    changes = bool(recipe.stages or recipe.cuts or recipe.training)
+    if changes and container != "npy" and not options.dry_run:  # else nothing records it
+        checkpoint = replace(checkpoint, identity=order.origin or identity_of(checkpoint.source))
+    recipe, archived = archive_store(recipe, options.store, container)
+    if archived and not changes:
+        checkpoint = archive.as_stored(checkpoint, container)
+    coding = [stage.store for stage in recipe.stages if stage.method.verb == "quantize"]
+    if container == "npz" and any(store in ("dense", "packed") for store in coding):
+        raise UsageError("an .npz output holds codes", remedy="Use --store codes, or end the output otherwise")
+    if not options.dry_run:
+        check_place(order.output, folder=container == "folder", replace=options.force)
+    statistics, undivided = open_all(recipe), checkpoint
+    if changes and not checkpoint.stored:
+        checkpoint = fold_masks(checkpoint)
+    checkpoint = divided(checkpoint, [stage for stage in recipe.stages if stores_packed(stage, container)])
+    teachers = {path: fold_masks(open_checkpoint(path)) for path in order.teachers}
+    if checkpoint.fused:
+        teachers = {path: split_experts(teacher) for path, teacher in teachers.items()}
+    if makes_adapter(recipe.stages):
+        checkpoint = upright(checkpoint)
+        teachers = {path: upright(teacher, like=checkpoint) for path, teacher in teachers.items()}
+    if recipe.training is not None:
+        teachers[recipe.training.teacher] = fold_masks(open_checkpoint(recipe.training.teacher))
+    for read in (checkpoint, *teachers.values()):  # links in a folder may lead to where the output would be
+        check_apart(order.output, *read.source.guarded)
+    return Opened(
+        replace(order, recipe=recipe),
+        container,
+        archived,
+        checkpoint,
+        undivided,
+        teachers,
+        statistics,
+        available_workers() if options.workers is None else options.workers,
+    )
+
+
+# ---- transform -----------------------------------------------------------------------------------------
+
+
+def transform(opened: Opened) -> Transformed:
+    """What changes the checkpoint as a whole: cuts, one by one, then a training. InputError for a model that is not
+    understood, or that statistics and teachers are not of; UsageError for what cannot be cut."""
+    order, checkpoint = opened.order, opened.checkpoint
+    options, training = order.options, order.recipe.training
+    cuts, notes = resolved_cuts(order.recipe.cuts, checkpoint)
+    for_cuts = [one for number, one in opened.statistics.items() if number < len(cuts)]
+    notes += check_model(for_cuts, checkpoint, opened.undivided)
+    if any(stage.teacher is not None and stage.method.verb == "distill" for stage in order.recipe.stages):
+        notes += scaled_note(checkpoint)
+    checkpoint = reshaped(
+        checkpoint,
+        cuts,
+        workers=opened.workers,
+        keep_non_finite=options.non_finite == "keep",
+        statistics=opened.statistics,
+    )
+    for_stages = [one for number, one in opened.statistics.items() if number >= len(cuts)]
+    notes += check_model(for_stages, checkpoint, checkpoint if cuts else opened.undivided)
+    checkpoint = replace(checkpoint, notes=tuple(dict.fromkeys((*checkpoint.notes, *notes))))
+    if training is not None:
+        checkpoint = trained(
+            checkpoint,
+            opened.teachers[training.teacher],
+            training,
+            workers=opened.workers,
+            dry=options.dry_run,
+            progress=options.progress,
+        )
+    recipe = with_presets(replace(order.recipe, cuts=cuts), list(checkpoint.tensors))
+    return Transformed(opened, recipe, checkpoint)
+
+
+# ---- plan ----------------------------------------------------------------------------------------------
+
+
+def make_final_plan(transformed: Transformed) -> Planned:
+    """The plan with exact sizes. Where those depend on data (scales of inputs, sparse layouts, tensors to hold
+    back) it is planned first, the data looked at, and planned again. ReportedGateFailed where sizes miss a
+    limit."""
+    opened = transformed.opened
+    order, options = opened.order, opened.order.options
+    request = PlanRequest(
+        checkpoint=transformed.checkpoint,
+        recipe=transformed.recipe,
+        container=opened.container,
+        output_name=os.path.basename(order.output.rstrip("/")),
+        teachers=opened.teachers,
+        statistics=opened.statistics,
+        only=order.only,
+        strict=options.strict,
+        requantize=options.requantize,
+    )
+    plan = make_plan(request)
+    if options.non_finite == "keep":
+        with local(opened.workers) as executor:
+            request = replace(request, hold=non_finite_tensors(request.checkpoint, plan, executor))
+        plan = make_plan(request)
+    if balances(plan):
+        importlib.import_module("numpy")
+        dry = options.dry_run and plan.sizes_known  # else sizes go by the scales
+        checkpoint, statistics = balanced(
+            request.checkpoint, plan, request.statistics, workers=opened.workers, dry=dry, strict=options.strict
+        )
+        request = replace(request, checkpoint=checkpoint, statistics=statistics)
+        plan = make_plan(request)
+    surveyed: Surveyed = {}
+    if not plan.sizes_known:
+        importlib.import_module("numpy")
+        worker = _worker(request, plan)
+        with _engine(opened, worker) as executor, _naming(order.source):
+            runner = Runner(worker, executor, 2 * opened.workers + 2)
+            request = replace(request, sizes_known=runner.count())
+        plan, surveyed = make_plan(request), runner.surveyed
+    return _judged(Planned(opened, request, plan, surveyed))
+
+
+def _judged(planned: Planned) -> Planned:
+    """The plan, where its sizes keep the gates; those of an archive are known when it is written."""
+    gates, plan = planned.opened.order.options.gates, planned.plan
+    if planned.opened.archived:
+        gates = replace(gates, min_ratio=None, max_size=None)
+        planned = replace(planned, plan=archive.noted(plan, dry=planned.opened.order.options.dry_run))
+    failures = judge_plan(gates, plan)
+    if failures:
+        raise ReportedGateFailed(replace(planned.report, failures=tuple(failures)))
+    return planned
+
+
+def _worker(request: PlanRequest, plan: Plan, sink: Sink | None = None, shards: Shards | None = None) -> Worker:
+    """Who treats the tensors of a plan; without a `sink` it only looks at them."""
+    teachers = {
+        number: request.teachers[stage.teacher]
+        for number, stage in enumerate(request.recipe.stages, len(request.recipe.cuts))
+        if stage.teacher is not None
+    }
+    return Worker(plan, request.checkpoint, teachers, sink, request.statistics, shards)
+
+
+def _engine(opened: Opened, worker: Worker) -> AbstractContextManager[Executor]:
+    """Processes where it pays to start them, else threads."""
+    allowed = opened.order.options.processes and forked.available and opened.workers > 1
+    if allowed and worker.plan.size_before >= _LARGE:
+        methods = [step.method for job in worker.plan.jobs for step in job.steps if step.method.verb == "store"]
+        return forked.forked(opened.workers, [worker, *worker.plan.jobs, *methods])
+    return local(opened.workers)
+
+
+@contextmanager
+def _naming(source: str) -> Iterator[None]:
+    """Name the file in what is refused: a method knows the tensor only."""
+    try:
+        yield
+    except InputError as error:
+        error.file = error.file or source
+        raise
+
+
+# ---- write ---------------------------------------------------------------------------------------------
+
+
+def write(planned: Planned) -> Report:
+    """Carry the plan out and give the output its name, unless a gate fails (ReportedGateFailed) or an input changed
+    meanwhile (InputError)."""
+    importlib.import_module("numpy")  # if that cannot be, then before anything is written
+    opened, request = planned.opened, planned.request
+    order, checkpoint = opened.order, request.checkpoint
+    plan = with_fingerprint(planned.plan, request)
+    layouts = [(file.name, file.layout) for file in plan.files]
+    sink = Sink(order.output, opened.container, layouts, replace=order.options.force)
+    try:
+        with ExitStack() as stack, _naming(order.source):  # workers must have stopped before their files go
+            shards = None
+            if order.options.work is not None:
+                shards = Shards.of(order.options.work, sink, plan, checkpoint, request.teachers.values())
+                stack.callback(shards.folder.release)
+            worker = _worker(request, plan, sink, shards)
+            plan, changes = _carried_out(planned, worker, sink, stack)
+            report = Report(order.verb, order.source, order.output, plan, changes)
+            gates = order.options.gates
+            failures = [*(judge_plan(gates, plan) if opened.archived else ()), *judge(gates, report)]
+            if failures:
+                raise ReportedGateFailed(replace(report, failures=tuple(failures)))
+            _finish(sink, plan, request)
+            if shards is not None and not order.options.keep_work:
+                shards.folder.clear()
+    except BaseException:
+        sink.discard()
+        raise
+    return report
+
+
+def _carried_out(planned: Planned, worker: Worker, sink: Sink, stack: ExitStack) -> tuple[Plan, Sequence[Change]]:
+    """Write all container files: the plan with the sizes that they have, and what happened to each of its jobs."""
+    opened, plan = planned.opened, worker.plan
+    options, checkpoint = opened.order.options, worker.checkpoint
+    window, advance = opened.workers + 2, _counting(plan, options.progress)
+    if checkpoint.stored:
+        coder = stack.enter_context(local(opened.workers))
+        return archive.archive_files(
+            sink, plan, options.effort, coder, window, checkpoint=checkpoint, progress=advance
+        )
+    executor = stack.enter_context(_engine(opened, worker))
+    runner = Runner(worker, executor, 2 * opened.workers + 2, advance, dict(planned.surveyed))
+    changes = runner.run()
+    if opened.archived:
+        coder = stack.enter_context(local(opened.workers))
+        plan, _ = archive.archive_files(sink, plan, options.effort, coder, window)
+    return plan, changes
+
+
+def _finish(sink: Sink, plan: Plan, request: PlanRequest) -> None:
+    """Small files, a last look at the inputs, then the name."""
+    for statistics in request.statistics.values():
+        statistics.file.check_unchanged()
+    for name in plan.carried:
+        sink.copy(name, request.checkpoint.source.carried[name])
+    for name, content in plan.texts:
+        sink.add_text(name, content)
+    for read in (request.checkpoint, *request.teachers.values()):
+        read.source.check_unchanged()
+    sink.publish()
+
+
+def _counting(plan: Plan, progress: Callable[[int, int], None] | None) -> Callable[[int], None]:
+    """Turn 'this many bytes more' into 'so many of so many'."""
+    total = sum(job.spec.nbytes for job in plan.jobs)
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress is not None:
+            progress(done, total)
+
+    return count
+
+
+# ---- after ---------------------------------------------------------------------------------------------
+
+
+def after(report: Report, options: RunOptions) -> None:
+    """Write the mask of what was pruned, where one is asked for."""
+    if options.save_mask is None:
+        return
+    pruned = [job.spec.name for job in report.plan.jobs if any(step.method.verb == "prune" for step in job.steps)]
+    stage = Stage(methods_of("store")["mask"](), include=("*",), store="packed")
+    settings = RunOptions(force=options.force, workers=options.workers)
+    run_one_pass("prune", report.output, options.save_mask, Recipe((stage,)), settings, only=pruned)

@@ -1,0 +1,85 @@
+"""How a run is carried out, whatever it does: one frozen value that every workflow takes and hands on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from compressor.core.errors import UsageError
+from compressor.core.text import printable
+from compressor.files.destination import check_apart
+from compressor.recipe.archive_store import Effort, StoreAs
+from compressor.recipe.gates import Gates
+
+Path = str | os.PathLike[str]
+NonFinite = Literal["error", "keep"]
+Progress = Callable[[int, int], None]  # bytes that are read, and of how many
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """Everything that a caller may say of a run beside its recipe.
+
+    `force` replaces an existing output; `dry_run` ends with the plan; `strict` refuses to leave weight matrices
+    alone by default; `requantize` quantizes a source that is quantized already; `non_finite="keep"` carries tensors
+    with NaN or Inf over; `gates` are limits that the result must keep.
+
+    `workers` is how many there are (one a processor where None); `processes` allows them to be forked for large
+    models, which a program with threads of its own had better not; `progress(done, total)` is called in bytes
+    read, and its `stage(text)`, if it has one, before each pass of several.
+
+    `store="archive"` entropy-codes all of the output, `effort="small"` slower and smaller. `stats` are statistics
+    of layer inputs, for stages that go by some and name none. `save_mask` is a .safetensors for the bits of which
+    pruned weights stay, written when the output is complete; `save_base` is where the base goes that an adapter is
+    for. `work` is a folder that keeps finished passes and shards when the run is stopped, and `keep_work` also when
+    it is not.
+    """
+
+    force: bool = False
+    dry_run: bool = False
+    strict: bool = False
+    requantize: bool = False
+    non_finite: NonFinite = "error"
+    gates: Gates = field(default_factory=Gates)
+    workers: int | None = None
+    processes: bool = False
+    progress: Progress | None = None
+    store: StoreAs = "stages"
+    effort: Effort = "fast"
+    stats: str | None = None
+    save_mask: str | None = None
+    save_base: str | None = None
+    work: str | None = None
+    keep_work: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choices in (("non_finite", NonFinite), ("store", StoreAs), ("effort", Effort)):
+            value = getattr(self, name)
+            if value not in get_args(choices):
+                said = f"--{name.replace('_', '-')} must be one of {', '.join(get_args(choices))}"
+                raise UsageError(f"{said}, not '{printable(str(value), 40)}'")
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> RunOptions:
+        """The options among a caller's keywords, paths as texts; None leaves one as it is by default."""
+        own = {one.name: given[one.name] for one in fields(cls) if given.get(one.name) is not None}
+        return cls(**{key: os.fspath(value) if key in _PATHS else value for key, value in own.items()})
+
+    def announce(self, text: str) -> None:
+        """Tell `progress` of a pass, where it has a `stage` to be told by."""
+        stage: Callable[[str], None] | None = getattr(self.progress, "stage", None)
+        if stage is not None:
+            stage(text)
+
+    def check_work(self, source: str, output: str) -> None:
+        """UsageError where the work folder is the input or the output, or is to be kept and none is given."""
+        if self.keep_work and self.work is None:
+            raise UsageError("--keep-work is for the folder that --work names, and none is given")
+        if self.work is not None:
+            check_apart(self.work, source, option="--work")
+            check_apart(self.work, output, option="--work", of="output")
+
+
+_PATHS = ("stats", "save_mask", "save_base", "work")
