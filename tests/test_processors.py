@@ -114,6 +114,7 @@ FREE = {
     "methods/unlisted/alternating.py",
     "methods/unlisted/refit_codes.py",
     "files/entropy/account.py",  # what `inspect --coding` tells
+    "methods/numerics/awq_search.py",
     "workflows/awq.py",
     "workflows/budget/survey.py",  # by grams
 }
