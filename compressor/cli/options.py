@@ -122,6 +122,11 @@ running = chain(
 show_recipe = click.option(
     "--show-recipe", is_flag=True, help="Print the recipe that does this, with all that was left open; run nothing."
 )
+allow_unmatched = click.option(
+    "--allow-unmatched",
+    is_flag=True,
+    help="Patterns that match no tensor are noted, not refused: for shared recipes.",
+)
 selecting = chain(
     click.option(
         "--include",
@@ -142,6 +147,7 @@ selecting = chain(
         metavar="GLOB:KEY=VALUE,...",
         help="Other options for these tensors; first match wins.",
     ),
+    allow_unmatched,
 )
 teacher = click.option("--teacher", metavar="PATH", help="The teacher: any container, tensors paired by name.")
 requantize = click.option(

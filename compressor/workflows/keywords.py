@@ -32,6 +32,7 @@ class RunKeywords(TypedDict, total=False):
     dry_run: bool
     strict: bool
     requantize: bool
+    allow_unmatched: bool
     non_finite: NonFinite
     gates: Gates | None
     workers: int | None

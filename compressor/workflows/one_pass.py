@@ -269,6 +269,7 @@ def make_final_plan(transformed: Transformed) -> Planned:
         only=order.only,
         strict=options.strict,
         requantize=options.requantize,
+        allow_unmatched=options.allow_unmatched,
     )
     plan = make_plan(request)
     if options.non_finite == "keep":

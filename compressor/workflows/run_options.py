@@ -23,7 +23,8 @@ class RunOptions:
     """Everything that a caller may say of a run beside its recipe.
 
     `force` replaces an existing output; `dry_run` ends with the plan; `strict` refuses to leave weight matrices
-    alone by default; `requantize` quantizes a source that is quantized already; `non_finite="keep"` carries tensors
+    alone by default; `requantize` quantizes a source that is quantized already; `allow_unmatched`
+    takes patterns that match no tensor, with a note; `non_finite="keep"` carries tensors
     with NaN or Inf over; `gates` are limits that the result must keep.
 
     `workers` is how many there are (one a processor where None); `processes` allows them to be forked for large
@@ -41,6 +42,7 @@ class RunOptions:
     dry_run: bool = False
     strict: bool = False
     requantize: bool = False
+    allow_unmatched: bool = False
     non_finite: NonFinite = "error"
     gates: Gates = field(default_factory=Gates)
     workers: int | None = None

@@ -16,6 +16,7 @@ from compressor.engine.plan.checks import check_container, check_dialects, check
 from compressor.engine.plan.notes import is_language_model, plan_notes
 from compressor.engine.plan.output_files import carried_over, lay_out
 from compressor.engine.plan.pairing import bias_left_alone, informed, partner_for
+from compressor.engine.plan.patterns import check_patterns
 from compressor.engine.plan.plan import Job, Plan, Step, dense_part, short_name
 from compressor.engine.plan.request import PlanRequest
 from compressor.engine.plan.sparse_store import SPARSE, with_layout
@@ -47,6 +48,8 @@ def make_plan(request: PlanRequest) -> Plan:
     check_stores(recipe.stages, container)
     if makes_adapter(recipe.stages):
         check_adapter(recipe.stages, container, checkpoint, cut=bool(recipe.cuts))
+    if not request.allow_unmatched:
+        raise_all(check_patterns(recipe.stages, len(recipe.cuts), request.specs))
     jobs = _jobs(request)
     without: tuple[str, ...] = ()
     if makes_adapter(recipe.stages):

@@ -39,6 +39,7 @@ class Errand:
             dry_run=True,
             strict=options.strict,
             requantize=options.requantize,
+            allow_unmatched=options.allow_unmatched,
             non_finite=options.non_finite,
             workers=options.workers,
             processes=options.processes,
