@@ -100,6 +100,13 @@ output_option = click.option(
 )
 writing = chain(input_argument, output_option)
 running = chain(
+    click.option(
+        "--component", metavar="NAME", default="", help="Of a pipeline of diffusers: which folder to treat."
+    ),
+    click.option("--strip-prefix", metavar="TEXT", help="Take this off the names of tensors, as in _orig_mod."),
+    click.option(
+        "--max-shard-size", type=Size(), help="Of an output folder: largest file of weights, such as 5GB."
+    ),
     click.option("--force", is_flag=True, help="Replace OUTPUT if it exists, whole and at the end."),
     click.option("--dry-run", is_flag=True, help="Show what would be done, with exact sizes; write nothing."),
     click.option("--strict", is_flag=True, help="Leaving a weight matrix alone by default is an error."),

@@ -33,6 +33,9 @@ class RunKeywords(TypedDict, total=False):
     strict: bool
     requantize: bool
     allow_unmatched: bool
+    strip_prefix: str | None
+    component: str
+    max_shard_size: int | None
     non_finite: NonFinite
     gates: Gates | None
     workers: int | None

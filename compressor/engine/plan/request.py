@@ -21,7 +21,8 @@ class PlanRequest:
     `statistics` those of layer inputs by the number of the cut or stage that goes by them. `hold` are tensors to
     leave untouched with the reason (found by an earlier scan); `sizes_known` are layouts whose sizes a survey has
     counted, by tensor: without them the plan may be one whose `sizes_known` is false; `only` these tensors are in
-    the output, where given. `strict`, `requantize` and `allow_unmatched` as in `RunOptions`.
+    the output, where given. `strict`, `requantize`, `allow_unmatched` and `max_shard_size` as in
+    `RunOptions`.
     """
 
     checkpoint: Checkpoint
@@ -36,6 +37,7 @@ class PlanRequest:
     strict: bool = False
     requantize: bool = False
     allow_unmatched: bool = False
+    max_shard_size: int | None = None
 
     @property
     def specs(self) -> Sequence[TensorSpec]:
