@@ -7,11 +7,12 @@ from typing import Any
 
 from compressor.checkpoint import dialects, record
 from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.core.errors import OutputError
 from compressor.engine.plan.adapter import adapter_files, makes_adapter
 from compressor.engine.plan.plan import Job, OutputFile
 from compressor.engine.plan.request import PlanRequest
 from compressor.engine.plan.sharding import shard_names
-from compressor.files import npy, npz, safetensors
+from compressor.files import growth, npy, npz, safetensors
 from compressor.files.folder import SINGLE, index_bytes, json_bytes
 from compressor.files.layout import Container, FileLayout
 from compressor.recipe.model import Recipe
@@ -50,7 +51,20 @@ def lay_out(
             metadata = _metadata(metadata, form) | _record(checkpoint, origins, own, stages, fingerprint)
         specs = [spec for job in own for spec in job.part_specs()]
         files.append(OutputFile(names[number], safetensors.layout(specs, metadata)))
+    _check_growth(stored, files)
     return tuple(files), _texts(jobs, files, checkpoint, index) if container == "folder" else ()
+
+
+def _check_growth(stored: dialects.Stored, files: Sequence[OutputFile]) -> None:
+    """OutputError where the parts would stand for more than readers believe that a file can."""
+    most = growth.most(sum(file.layout.size for file in files))
+    if sum(spec.nbytes for spec, _ in stored) > most:
+        raise OutputError(
+            f"would stand for more than {growth.FREE >> 20} MiB and {growth.GROWTH} times its own size, which no "
+            "reader here believes",
+            tensor=max(stored, key=lambda one: one[0].nbytes)[0].name,
+            remedy="Store it dense",
+        )
 
 
 def carried_over(
