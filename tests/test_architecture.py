@@ -18,9 +18,9 @@ from support import rules
 import compressor
 from compressor.core.tensor import DTYPES
 from compressor.methods.contract import Method, TensorMethod
+from compressor.methods.model_method import Reshape
 from compressor.methods.options import SELECTOR, VERBS
 from compressor.methods.registry import methods_of
-from compressor.recipe.model_method import Reshape
 
 PACKAGE = Path(compressor.__file__).parent
 Rule = Callable[[Path], list[str]]
@@ -41,10 +41,6 @@ RULES: list[Rule] = [
 
 # What broke a rule on 2026-11-30. Lists that may only shrink: a place that is mended has to be struck off here.
 KNOWN: dict[Rule, set[str]] = {
-    rules.imports_that_go_up: {
-        "methods/registry.py: compressor.surgery.students.depth",
-        "methods/registry.py: compressor.surgery.students.subclone",
-    },
     rules.asks_which_method: {
         "checkpoint/dialects/_compressed_tensors_reading.py: isinstance(e, Fp8)",
         "checkpoint/dialects/_compressed_tensors_reading.py: isinstance(decoder, Fp8)",

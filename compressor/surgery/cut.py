@@ -24,7 +24,7 @@ from compressor.core.workspace import Array
 from compressor.files.folder import CONFIG
 from compressor.files.input_file import InputFile
 from compressor.files.source import Source
-from compressor.recipe.structured_cut import StructuredCut
+from compressor.methods.structured_cut import StructuredCut
 from compressor.surgery.choose_units import choose, kept_counts
 from compressor.surgery.config_edit import edited, pooling
 from compressor.surgery.described import described
