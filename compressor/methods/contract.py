@@ -172,8 +172,8 @@ class Decoder(ABC):
         return False
 
     def levels(self, spec: TensorSpec, parts: Mapping[str, Array]) -> Levels | None:
-        """The numbers that the codes in `parts` (all rows, in storage types, by suffix) stand for; None where it has
-        none that could be changed while the codes stay."""
+        """The numbers that the codes in `parts` (all rows, in storage types, by suffix) stand for; None where there
+        are none that could be changed while the codes stay."""
         return None
 
     def has_levels(self, spec: TensorSpec) -> bool:
