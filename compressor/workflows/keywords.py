@@ -179,6 +179,9 @@ class _CodingKeywords(StageKeywords, total=False):
     sparsity: float
     fallback: bool
     preset: str
+    target_size: int | None
+    target_ratio: float | None
+    target_bits: float | None
     max_error: float | None
     min_sqnr: float | None
     candidates: Iterable[str]
@@ -189,9 +192,6 @@ class _CodingKeywords(StageKeywords, total=False):
 class QuantizeKeywords(_CodingKeywords, total=False):
     """`quantize`: options of its methods, or a budget."""
 
-    target_size: int | None
-    target_ratio: float | None
-    target_bits: float | None
     tell: Callable[[Allocation], None] | None
 
 

@@ -127,6 +127,7 @@ class Int(ReadableScheme):
 
     @property
     def group(self) -> int:
+        """Weights of a row that share a scale, where groups do."""
         return self.group_size or 128
 
     @property
@@ -270,6 +271,7 @@ class Int(ReadableScheme):
         self.form(spec).decode(parts, self.grouped(out), self.scale_dtype(spec), work)
 
     def form(self, spec: TensorSpec) -> CodeLayout:
+        """The layout of this tensor, for codes of this width."""
         return LAYOUTS[self.layout_of(spec)](self.bits, self.symmetric, self.grain == "tensor")
 
     def scaled_form(self, spec: TensorSpec) -> Scaled:
@@ -306,6 +308,7 @@ class Int(ReadableScheme):
         return matrix.reshape(rows, -1, self.group) if self.grain == "group" else matrix[:, None, :]
 
     def rule(self, spec: TensorSpec) -> Rule:
+        """What codes and scales of this tensor can be."""
         return Rule(self.bits, self.symmetric, self.signed_scales, self.scale_dtype(spec), spec.dtype)
 
     def grid(self, spec: TensorSpec) -> Grid:
