@@ -17,12 +17,12 @@ from compressor.core.text import size_of
 from compressor.methods.contract import Method
 from compressor.methods.options import SELECTOR, SHARED, Option, choices_of, describe, options_of, required_options
 from compressor.methods.registry import methods_of
+from compressor.methods.structured_cut import cut_options
 from compressor.recipe.gates import Gates
 from compressor.recipe.model import Recipe
 from compressor.recipe.presets import PRESETS
 from compressor.recipe.sequential_refit import METHOD as REFIT
 from compressor.recipe.sequential_refit import Sequential
-from compressor.recipe.structured_cut import cut_options
 from compressor.recipe.training import FILES, Training, is_training, training_of, training_options
 from compressor.recipe.training import METHOD as TRAINED
 from compressor.workflows.results import Report, ReportedGateFailed

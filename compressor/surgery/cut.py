@@ -23,7 +23,7 @@ from compressor.core.tensor import DTYPES
 from compressor.core.workspace import Array
 from compressor.files.input_file import InputFile
 from compressor.files.source import Source
-from compressor.recipe.structured_cut import StructuredCut
+from compressor.methods.structured_cut import StructuredCut
 from compressor.surgery.choose_units import choose, kept_counts
 from compressor.surgery.config_edit import edited, pooling
 from compressor.surgery.described import described

@@ -49,8 +49,8 @@ from compressor.recipe.archive_store import archive_store
 from compressor.recipe.model import Recipe, Stage
 from compressor.recipe.preset_rules import with_presets
 from compressor.recipe.statistics_files import with_statistics
-from compressor.surgery.students.make import files_of as cut_files_of
-from compressor.surgery.students.make import reshaped, resolved_cuts
+from compressor.surgery.make_student import files_of as cut_files_of
+from compressor.surgery.make_student import reshaped, resolved_cuts
 from compressor.workflows.awq import balanced, balances, scaled_note
 from compressor.workflows.gating import judge, judge_plan
 from compressor.workflows.inspect import non_finite_tensors
