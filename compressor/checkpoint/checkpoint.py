@@ -81,9 +81,10 @@ class Checkpoint:
         return self.source.path
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open an input and recognise what it stores. InputError when parts contradict what is said of them."""
-    source = open_source(path)
+def open_checkpoint(path: str | os.PathLike[str], component: str = "") -> Checkpoint:
+    """Open an input (of a pipeline of diffusers one component) and recognise what it stores. InputError when parts
+    contradict what is said of them."""
+    source = open_source(path, component)
     records = tuple(provenance.from_metadata(part.header.metadata, part.file.path) for part in source.files)
     stored: Sequence[tuple[TensorSpec, Decoder | Indexed]] = [pair for record in records for pair in record.tensors]
     own = bool(stored)

@@ -134,6 +134,7 @@ class Points:
 
     @property
     def size(self) -> float:
+        """How many weights there are."""
         return float(self.counts.sum())
 
     @property

@@ -70,6 +70,7 @@ class Scales:
     stem: bool = False
 
     def dtype_for(self, spec: TensorSpec) -> str:
+        """The dtype of the scales of this tensor."""
         return self.dtype or ("F32" if spec.dtype.startswith("F8") else spec.dtype)
 
 
@@ -93,6 +94,7 @@ class Fp8(ReadableScheme):
 
     @property
     def minifloat(self) -> Minifloat:
+        """The kind of float that a code is."""
         return E4M3 if self.element == "e4m3" else E5M2
 
     def parts(self, spec: TensorSpec) -> tuple[Part, ...]:

@@ -35,6 +35,7 @@ class Rule:
 
     @property
     def steps(self) -> int:
+        """Codes less one: from the least to the largest."""
         return 2 * self.half - 1
 
     def store(self, scale: Array, zero: Array | None) -> tuple[Array, Array]:

@@ -176,5 +176,6 @@ class Nested:
 
     @property
     def magnitudes(self) -> Array:
+        """The scale of every 256 scales, float32."""
         found: Array = np.frombuffer(self.magnitude_bytes, np.float32)
         return found
