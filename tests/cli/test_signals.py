@@ -172,6 +172,4 @@ def test_at_the_end_signals_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None
     set_to: dict[int, Any] = {}
     monkeypatch.setattr(signals.signal, "signal", set_to.__setitem__)
     signals.ignore()
-    assert set_to == dict.fromkeys(
-        (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU), signal.SIG_IGN
-    )
+    assert set_to == dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU), signal.SIG_IGN)
