@@ -52,6 +52,7 @@ class Tensor:
 
     @property
     def align(self) -> int:
+        """Blocks of the tensor begin at multiples of this many rows."""
         return 1 if self.encoder is None else max(part.every or 1 for part in self.encoder.parts(self.spec))
 
 
@@ -78,6 +79,7 @@ class Checkpoint:
 
     @property
     def path(self) -> str:
+        """The path that the user gave."""
         return self.source.path
 
 

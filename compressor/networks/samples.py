@@ -29,7 +29,7 @@ def choose(count: int, wanted: int | None, seed: int) -> list[int]:
 
 
 def is_whole(tensor: StoredTensor) -> bool:
-    """Whether it holds whole numbers."""
+    """Whether the stored array holds whole numbers."""
     return tensor.spec.dtype in _WHOLE
 
 
@@ -88,6 +88,7 @@ def check_shape(array: StoredTensor, made: Network) -> None:
 
 
 def scaling(array: StoredTensor, by: float, *, asked: bool, offered: float) -> str:
+    """How samples of the array's dtype are scaled, in words, where they are divided by `by`."""
     dtype = array.spec.dtype
     if asked:
         return f"{dtype}, divided by {by:g} as asked"

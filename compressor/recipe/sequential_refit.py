@@ -32,7 +32,7 @@ class Sequential:
 
     @property
     def label(self) -> str:
-        """What the method is called."""
+        """What notes and errors call the method."""
         return f"{METHOD} --sequential"
 
     @property

@@ -65,7 +65,7 @@ class Training:
 
     @property
     def label(self) -> str:
-        """What the method is called."""
+        """What notes and errors call the method."""
         return METHOD
 
     @property

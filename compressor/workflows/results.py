@@ -120,7 +120,7 @@ class Report:
 
 
 def merged(changes: Sequence[Change]) -> Change:
-    """The sum of several changes."""
+    """Several changes added up to one."""
     total = Change()
     for change in changes:
         total.merge(change)

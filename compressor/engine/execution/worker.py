@@ -56,6 +56,7 @@ class Worker:
     idle: deque[Workspace] = field(default_factory=deque)
 
     def cut(self, job: Job) -> Slice:
+        """How the tensor of a job is divided into chunks and blocks."""
         tensor = self.checkpoint.tensors[job.spec.name]
         partners = [
             self.teachers[step.stage].tensors[name] for step in job.steps for name in step.partners.values()

@@ -37,6 +37,7 @@ _TASKS = (
 
 
 def makes_adapter(stages: Sequence[Stage]) -> bool:
+    """Whether a stage of these stores an adapter."""
     return any(isinstance(stage.method, Scheme) and stage.method.adapter for stage in stages)
 
 
@@ -93,6 +94,7 @@ def adapter_files(
 
 
 def adapter_notes(jobs: Sequence[Job], checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What the user should know of an adapter: what its base is, and where it can be loaded."""
     notes = {job.encoder.remark(job.spec) for job in jobs if job.encoder is not None} - {""}
     if checkpoint.source.config is None:
         notes.add("without a config.json the adapter's task_type is left open: load it on the model that you build")
