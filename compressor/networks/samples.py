@@ -47,8 +47,8 @@ def check_samples(tensor: StoredTensor, name: str) -> None:
 
 
 def blocks(tensor: StoredTensor, work: Workspace, most: int = 1 << 30) -> Iterator[tuple[int, Array]]:
-    """All samples [n, numbers of one] in float32 with the number of the first; valid until the next. InputError
-    where any is NaN, infinite or beyond float32."""
+    """Blocks of samples [n, numbers of one] in float32, each with the number of its first; valid until the next.
+    InputError where any number is NaN, infinite or beyond float32."""
     shape = tensor.spec.shape
     columns = prod(shape[1:])
     step = max(1, min(most, _BLOCK // columns))

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from compressor.checkpoint import record as provenance
+from compressor.checkpoint import record
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.errors import InputError, UsageError
 from compressor.core.text import printable
@@ -86,7 +86,7 @@ def adapter_files(
     jobs: Sequence[Job], checkpoint: Checkpoint, stages: Sequence[Mapping[str, Any]], fingerprint: str
 ) -> tuple[tuple[OutputFile, ...], tuple[tuple[str, bytes], ...]]:
     """The file of the factors, which records the plan's `fingerprint`, and what stands beside it."""
-    metadata = {"format": "pt", **provenance.to_metadata(stages, (), checkpoint.identity, fingerprint)}
+    metadata = {"format": "pt", **record.to_metadata(stages, (), checkpoint.identity, fingerprint)}
     layout = safetensors.layout([spec for job in jobs for spec in job.part_specs()], metadata)
     if not all(job.sizes_known for job in jobs):
         return (OutputFile(_FILE, layout),), ()

@@ -42,7 +42,7 @@ class BitWriter:
         self.bits(other.held, other.count)
 
     def to_bytes(self) -> bytes:
-        """All of it, the last byte filled with zeros."""
+        """The bits that were collected, the last byte filled with zeros."""
         return bytes(self.done) + (bytes([self.held]) if self.count else b"")
 
 

@@ -76,7 +76,7 @@ class Epochs:
         return [future.result() for future in [self.executor.submit(_quietly, work, lane) for lane in range(LANES)]]
 
     def epoch(self, number: int, advance: Callable[[int], None]) -> None:
-        """One pass over the inputs, in an order of its own."""
+        """Train for one pass over the inputs, in an order of its own."""
         options = self.options
         random = np.random.default_rng([options.seed, number + 1])
         order = random.permutation(self.trained)

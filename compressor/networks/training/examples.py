@@ -40,7 +40,7 @@ class Examples:
         return self.array.spec.size * np.dtype(self.dtype).itemsize
 
     def read(self) -> Array:
-        """All of them, [samples, numbers of one]. InputError where any is NaN or infinite."""
+        """All samples, [samples, numbers of one]. InputError where any number is NaN or infinite."""
         held = np.empty((self.count, self.array.spec.size // self.count), self.dtype)
         for start, block in blocks(self.array, Workspace()):
             np.copyto(held[start : start + len(block)], block, casting="unsafe")

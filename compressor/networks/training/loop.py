@@ -21,8 +21,8 @@ from compressor.recipe.training import Training
 
 @dataclass(frozen=True)
 class Outcome:
-    """How it went: the loss and the share of inputs on which both choose alike (held out, or all), before and
-    after; `epoch` is the one that was kept of `epochs`."""
+    """How a training went: the loss and the share of inputs on which both networks choose alike (held out, or all),
+    before and after; `epoch` is the one that was kept of `epochs`."""
 
     before: Judged
     after: Judged
