@@ -15,6 +15,7 @@ from typing import Any
 from compressor.architectures.families import FAMILIES
 from compressor.architectures.groups import STRUCTURES
 from compressor.architectures.model import Known, Model, Sections
+from compressor.architectures.wrappers import wrappers_of
 from compressor.core.errors import InputError, MissingDescription
 from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
@@ -57,6 +58,14 @@ def recognise(config: Mapping[str, Any] | None, specs: Iterable[TensorSpec], pat
     understood or missing."""
     what = f"structure {kind}" if kind in STRUCTURES else f"method {kind}"
     model = sized(config, path, what)
+    specs = list(specs)
+    prefix = wrappers_of([spec.name for spec in specs])
+    if prefix:
+        raise MissingDescription(
+            f"{what}: all names begin with '{prefix}', which a wrapper put there",
+            file=path,
+            remedy=f"Use --strip-prefix {prefix}",
+        )
     unknown = _place(model, specs)
     inside = [name for name, block in unknown if block]
     bad = [name for name, _ in unknown] if kind == "hidden" else inside

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
-from compressor.checkpoint.rows import Rows
+from compressor.checkpoint.rows import Rows, check_computable
 from compressor.core.errors import InputError
 from compressor.core.floats import narrow, settle, widen
 from compressor.core.lazy import np
@@ -101,6 +101,12 @@ def gathered(tensor: Tensor, name: str, keep: Mapping[int, Array]) -> Tensor:
     renamed = TensorSpec(name, spec.dtype, shape)
     if not index:
         return replace(tensor, spec=renamed)
+    if not DTYPES[spec.dtype].storage:
+        raise InputError(
+            f"is {spec.dtype}, whose elements are no whole bytes: it cannot be cut",
+            file=next(iter(tensor.parts.values())).file.path,
+            tensor=spec.name,
+        )
     first = next(iter(tensor.parts.values()))
     placed = replace(first.placed, spec=renamed, fortran=False, big_endian=False, strides=None)
     return Tensor(renamed, {"": Gathered(first.file, placed, tensor, index)}, tensor.file)
@@ -125,6 +131,7 @@ class Multiplied(StoredTensor):
         return False
 
     def read_rows(self, columns: int, start: int, stop: int, work: Workspace, key: str) -> Array:
+        check_computable(self)
         dtype = self.spec.dtype
         raw = self.origin.read_rows(columns, start, stop, work, f"{key}.unscaled")
         held = widen(raw, dtype, work, f"{key}.wide")

@@ -8,8 +8,8 @@ from dataclasses import replace
 from functools import reduce
 
 from compressor.core.errors import UsageError
+from compressor.methods.structured_cut import StructuredCut
 from compressor.recipe.model import Recipe, Stage
-from compressor.recipe.structured_cut import StructuredCut
 
 
 def plan_legs(recipe: Recipe, source: str) -> list[Recipe]:

@@ -14,12 +14,12 @@ from typing import Any, Literal
 from compressor.core.errors import UsageError
 from compressor.core.tensor import TensorSpec
 from compressor.methods.contract import Method, Scheme
+from compressor.methods.model_method import Reshape
+from compressor.methods.structured_cut import StructuredCut
 from compressor.recipe.budget import Budget
 from compressor.recipe.gates import Gates
-from compressor.recipe.model_method import Reshape
 from compressor.recipe.selection import LeftAlone, left_alone, matches
 from compressor.recipe.sequential_refit import Sequential
-from compressor.recipe.structured_cut import StructuredCut
 from compressor.recipe.training import Training
 from compressor.recipe.when import Conditions
 

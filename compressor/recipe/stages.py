@@ -12,13 +12,13 @@ from compressor.architectures.groups import Description
 from compressor.core.errors import UsageError
 from compressor.core.text import printable
 from compressor.methods.contract import Method, Scheme
+from compressor.methods.model_method import Reshape
 from compressor.methods.options import SELECTOR, VERBS, flag, options_of
 from compressor.methods.registry import STAGE_KEYS, make_method, methods_of, with_scores
+from compressor.methods.structured_cut import is_structured_cut, make_structured_cut
 from compressor.recipe.model import Item, Stage, Store
-from compressor.recipe.model_method import Reshape
 from compressor.recipe.presets import PRESETS
 from compressor.recipe.selection import pattern
-from compressor.recipe.structured_cut import is_structured_cut, make_structured_cut
 from compressor.recipe.training import is_training, training_stage
 from compressor.recipe.when import Conditions
 

@@ -32,6 +32,10 @@ class RunKeywords(TypedDict, total=False):
     dry_run: bool
     strict: bool
     requantize: bool
+    allow_unmatched: bool
+    strip_prefix: str | None
+    component: str
+    max_shard_size: int | None
     non_finite: NonFinite
     gates: Gates | None
     workers: int | None

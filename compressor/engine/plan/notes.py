@@ -12,6 +12,7 @@ from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable, size_text
 from compressor.engine.plan.adapter import adapter_notes, makes_adapter
+from compressor.engine.plan.patterns import pattern_notes
 from compressor.engine.plan.plan import Job
 from compressor.engine.plan.request import PlanRequest
 from compressor.files.layout import Container
@@ -33,6 +34,7 @@ def plan_notes(request: PlanRequest, jobs: Sequence[Job], without_adapter: Seque
             *checkpoint.notes,
             *_loading(stored, request.container, checkpoint),
             *_input(checkpoint, request.recipe),
+            *pattern_notes(request.recipe.stages, len(request.recipe.cuts), request.specs),
             *_idle(jobs, request.recipe, checkpoint),
         ]
     return (*notes, *_wide_memory(jobs), *_statistics_memory(jobs, request.statistics))

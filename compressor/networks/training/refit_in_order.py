@@ -28,20 +28,17 @@ from compressor.core.floats import largest
 from compressor.core.layer_inputs import Gather, Layer
 from compressor.core.lazy import np
 from compressor.core.parallel.threads import local
-from compressor.core.tensor import TensorSpec
 from compressor.core.tensor_names import layer_of
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block, Coded, Decoder
+from compressor.methods.contract import Block, Coded
 from compressor.methods.numerics.hessian import ROWS, Conditioned, conditioned, conditioned_memory
 from compressor.methods.numerics.masked_least_squares import masked
-from compressor.methods.quantize.int import Int
 from compressor.methods.unlisted import refit_codes
 from compressor.networks.matching import read_network
 from compressor.networks.network import Network
 from compressor.networks.samples import blocks
 from compressor.networks.training.examples import Examples, open_examples
 from compressor.networks.training.network_ends import bare
-from compressor.networks.training.trained_codes import LAYOUTS
 from compressor.recipe.sequential_refit import Sequential
 
 _DEAD = 1e-6  # what an input that is never active weighs in mean diagonals, beside the damping
@@ -111,7 +108,7 @@ class _Run:
         self.roles = {layer_of(one["weight"]): one for one in student.fitted.roles if "weight" in one}
         for layer in student.linear:
             tensor = self.tensors[self.roles[layer]["weight"]]
-            if tensor.encoder is not None and _coded(tensor) and not _knows(tensor.encoder, tensor.spec):
+            if tensor.encoder is not None and _coded(tensor) and not tensor.encoder.has_levels(tensor.spec):
                 raise InputError(
                     f"is stored as {tensor.encoder.label}, whose parts cannot be refit in order",
                     file=checkpoint.path,
@@ -244,11 +241,6 @@ class _Run:
 def _coded(tensor: Tensor) -> bool:
     """Whether it is stored as codes; a sparse layout of floats is refit as numbers."""
     return tensor.encoder is not None and not tensor.encoder.exact
-
-
-def _knows(encoder: Decoder, spec: TensorSpec) -> bool:
-    """Whether its codes can stay while what they stand for is refit."""
-    return refit_codes.knows(encoder) and (not isinstance(encoder, Int) or encoder.layout_of(spec) in LAYOUTS)
 
 
 def _toward(teacher: Array, seen: _Seen, of: Conditioned, *, centred: bool) -> Array:

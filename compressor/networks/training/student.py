@@ -19,7 +19,7 @@ from compressor.networks.training.examples import Examples, open_examples
 from compressor.networks.training.loop import Outcome, train
 from compressor.networks.training.network_ends import bare
 from compressor.networks.training.refit_in_order import refitted
-from compressor.networks.training.trained_codes import Held, Levels
+from compressor.networks.training.trained_codes import Held, TrainedCodes
 from compressor.recipe.sequential_refit import Sequential
 from compressor.recipe.training import METHOD, Training
 
@@ -71,8 +71,8 @@ def trained(
         if held is None or name not in held.names:
             tensors[name] = holding(checkpoint, name, array)
     if held is not None:
-        for name, levels in held.levels.items():
-            tensors[name] = replace(tensors[name], parts={**tensors[name].parts, **_stored(levels)})
+        for name, codes in held.trained.items():
+            tensors[name] = replace(tensors[name], parts={**tensors[name].parts, **_stored(codes)})
         tensors = {name: replace(one, kept=one.encoder is not None) for name, one in tensors.items()}
     return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, *notes))
 
@@ -117,13 +117,13 @@ def _held(checkpoint: Checkpoint, student: Network, how: Literal["fixed", "scale
     return held
 
 
-def _stored(levels: Levels) -> dict[str, StoredTensor]:
+def _stored(codes: TrainedCodes) -> dict[str, StoredTensor]:
     """The parts that training changed, as if the file had held them. InputError where they hold them no more."""
     found: dict[str, StoredTensor] = {}
-    for suffix, numbers in levels.parts().items():
-        part = levels.tensor.parts[suffix]
+    for suffix, numbers in codes.parts().items():
+        part = codes.tensor.parts[suffix]
         if part.spec.is_float:
-            check_finite(numbers, part.spec.dtype, part.file.path, levels.tensor.spec.name)
+            check_finite(numbers, part.spec.dtype, part.file.path, codes.tensor.spec.name)
         placed = replace(part.placed, fortran=False, big_endian=False, strides=None)
         found[suffix] = Trained(part.file, placed, numbers)
     return found

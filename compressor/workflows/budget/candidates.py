@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from math import floor
 from typing import Any
@@ -26,8 +26,8 @@ from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
 from compressor.files.layout import Container
 from compressor.methods.contract import Scheme
+from compressor.methods.counted_scheme import CountedScheme
 from compressor.methods.options import options_of
-from compressor.methods.quantize.uniform import DEFAULT_BITS, Uniform
 from compressor.methods.registry import make_method, methods_of
 
 DENSE = "dense"
@@ -57,15 +57,14 @@ class Candidate:
         return f"{scheme}:" + ",".join(f"{name}={said[name]}" for name in sorted(said))
 
     @property
-    def even(self) -> Uniform | None:
-        """The encoder, where it is an even step."""
-        return self.encoder if isinstance(self.encoder, Uniform) else None
+    def even(self) -> CountedScheme | None:
+        """The encoder, where it is an even step, whose bits are chosen by counts."""
+        return self.encoder if isinstance(self.encoder, CountedScheme) else None
 
     @property
     def bits(self) -> float | None:
         """What an even step that is found aims at; None of anything else."""
-        even = self.even
-        return None if even is None or even.step is not None else even.bits or DEFAULT_BITS
+        return None if self.even is None else self.even.aimed_bits
 
     def moved(self, more: float) -> Candidate:
         """With so many more bits a weight, where it can be."""
@@ -73,13 +72,13 @@ class Candidate:
             return self
         bits = floor((self.bits + more) * 1e4) / 1e4
         zeros = f"s{self.even.sparsity * 100:.3g}" if self.even.sparsity else ""
-        return Candidate(f"uniform{bits:g}{zeros}", replace(self.even, bits=bits))
+        return Candidate(f"uniform{bits:g}{zeros}", self.even.aiming_at(bits))
 
     def akin(self, other: Candidate) -> bool:
         """Whether both are even steps that differ in their bits only."""
         if self.even is None or other.even is None or self.bits is None or other.bits is None:
             return False
-        return replace(self.even, bits=None) == replace(other.even, bits=None)
+        return self.even.aiming_at(None) == other.even.aiming_at(None)
 
     def size(self, spec: TensorSpec) -> int | None:
         """Stored bytes of a tensor before an archive; None where its shape does not allow the candidate."""
@@ -88,7 +87,7 @@ class Candidate:
         try:
             if self.encoder.skip(spec) is not None:
                 return None
-            scheme = self.encoder if self.even is None else replace(self.even, code_bytes=1)
+            scheme = self.encoder if self.even is None else self.even.in_bytes()
             decoder = scheme.decoder_for(spec)
             parts = () if decoder is None else decoder.parts(spec)
         except UsageError:
@@ -200,7 +199,7 @@ def check_readable(candidate: Candidate, spec: TensorSpec, *, archived: bool = F
                 f"candidate {printable(candidate.name, 60)} takes a byte or two a weight unless it is coded",
                 remedy="Give --store archive, or leave it out",
             )
-        if candidate.bits is None or even.step_rows is not None or even.scope == "model":
+        if candidate.bits is None or not even.one_step_each:
             raise UsageError(
                 f"candidate {printable(candidate.name, 60)}: a budget finds one step for each tensor by its bits",
                 remedy="Leave out step, step_rows and scope",

@@ -31,6 +31,7 @@ class CodeLayout(ABC):
     scale: ClassVar[str] = "_scale"
     dialect: ClassVar[str] = ""  # whose loaders take the layout, where compressed-tensors' do not
     matrices: ClassVar[bool] = True  # whether it holds matrices only
+    trains: ClassVar[bool] = False  # whether scales can be changed while the codes stay as they are
     plain: ClassVar[bool] = True  # whether loaders compute s·(q − z), unrounded
 
     @staticmethod
@@ -102,6 +103,8 @@ class CodeLayout(ABC):
 
 class Scaled(CodeLayout):
     """A layout of codes, scales and zero points that stand for s·(q − z)."""
+
+    trains: ClassVar[bool] = True
 
     @abstractmethod
     def unpack(self, parts: Mapping[str, Array], codes: Array, work: Workspace) -> Array | None:
