@@ -57,10 +57,10 @@ def refitted(
     """The student with its linear layers refit; `dry`: not refit, only looked at. InputError where the two are not
     of the same shapes, or the inputs are not theirs."""
     wide = any(tensor.spec.dtype == "F64" for tensor in checkpoint.tensors.values())
-    found = read_network(checkpoint, options.network, "<f8" if wide else "<f4")
-    mentor = read_network(teacher, options.network, found.network.dtype)
-    run = _Run(checkpoint, bare(found.network), bare(mentor.network), options)
-    notes = [f"network: {found.description}", f"inputs: {run.examples.count}, {run.examples.description}"]
+    student = read_network(checkpoint, options.network, "<f8" if wide else "<f4")
+    mentor = read_network(teacher, options.network, student.network.dtype)
+    run = _Run(checkpoint, bare(student.network), bare(mentor.network), options)
+    notes = [f"network: {student.description}", f"inputs: {run.examples.count}, {run.examples.description}"]
     notes.append(
         f"{options.label} holds both networks and products of a layer's inputs: about {run.nbytes / 1e6:.0f} MB"
     )
@@ -182,13 +182,13 @@ class _Run:
         both = Gather(width if alike else 2 * width, gram=True, name=layer)
         for ours, theirs in self._pairs(lambda x, network: network.entering(x, layer), executor, advance):
             both.add(ours if alike else np.concatenate([ours, theirs], axis=-1))
-        found = both.layer
-        assert found.gram is not None  # noqa: S101 - it was asked for
+        joint = both.layer
+        assert joint.gram is not None  # noqa: S101 - it was asked for
         if alike:
-            return _Seen(found, found.mean, None)
-        mine = Layer(found.count, found.mean[:width], found.square[:width], found.gram[:width, :width].copy())
-        apart = found.gram[width:, :width] - found.gram[:width, :width]
-        return _Seen(mine, found.mean[width:], apart)
+            return _Seen(joint, joint.mean, None)
+        mine = Layer(joint.count, joint.mean[:width], joint.square[:width], joint.gram[:width, :width].copy())
+        apart = joint.gram[width:, :width] - joint.gram[:width, :width]
+        return _Seen(mine, joint.mean[width:], apart)
 
     def _alike(self, layer: str) -> bool:
         """Whether the layer's inputs are the teacher's: all before it is."""
@@ -227,11 +227,11 @@ class _Run:
             self._settle(bias, self.teacher.tensors[bias] + shift)
         return of.remarks()
 
-    def _settle(self, name: str, found: Array) -> None:
+    def _settle(self, name: str, numbers: Array) -> None:
         """Numbers of the tensor's dtype, which the layers after it then see; +0 for −0."""
         top = largest(self.tensors[name].spec.dtype)
-        found = np.clip(found, -top, top) + 0.0
-        self._put(name, holding(self.checkpoint, name, found.reshape(self.student.tensors[name].shape)))
+        numbers = np.clip(numbers, -top, top) + 0.0
+        self._put(name, holding(self.checkpoint, name, numbers.reshape(self.student.tensors[name].shape)))
 
     def _put(self, name: str, tensor: Tensor) -> None:
         self.tensors[name] = tensor
@@ -254,8 +254,8 @@ def _toward(teacher: Array, seen: _Seen, of: Conditioned, *, centred: bool) -> A
         size = size - layer.mean * layer.mean
     apart[:, size <= 0] = 0
     apart /= np.maximum(size, 0).mean() or 1.0
-    found: Array = np.linalg.solve(of.gram, (teacher @ apart).T).T
-    return found
+    shift: Array = np.linalg.solve(of.gram, (teacher @ apart).T).T
+    return shift
 
 
 def _recoded(tensor: Tensor, wanted: Array, of: Conditioned) -> Tensor:
