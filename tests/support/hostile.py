@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import os
 import random
 import resource
@@ -120,8 +121,6 @@ class Rewrite:
     drop: bool
 
     def of(self, model: Model) -> Model:
-        import json
-
         texts = copy.deepcopy(dict(model.texts))
         record = json.loads(model.metadata["compressor"]) if "compressor" in model.metadata else None
         places = list(_places(texts))[len(texts) :] + list(_places({"": record}))[1:]
