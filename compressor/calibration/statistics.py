@@ -60,6 +60,7 @@ class Statistics:
 
     @property
     def path(self) -> str:
+        """The path of the file of statistics."""
         return self.file.path
 
     @property

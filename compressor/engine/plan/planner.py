@@ -12,7 +12,8 @@ from compressor.checkpoint.checkpoint import Tensor
 from compressor.core.errors import CompressorError, InputError, UsageError, problems_of, raise_all
 from compressor.core.tensor import TensorSpec
 from compressor.engine.plan.adapter import check_adapter, makes_adapter, with_adapters
-from compressor.engine.plan.checks import check_container, check_dialects, check_fused, check_names, check_stores
+from compressor.engine.plan.checks import check_container, check_dialects, check_names, check_stores
+from compressor.engine.plan.fused import agreed, check_fused
 from compressor.engine.plan.notes import is_language_model, plan_notes
 from compressor.engine.plan.output_files import carried_over, lay_out
 from compressor.engine.plan.pairing import bias_left_alone, informed, partner_for
@@ -60,6 +61,7 @@ def make_plan(request: PlanRequest) -> Plan:
     check_names(jobs, checkpoint)
     if container == "folder":
         check_dialects(jobs)
+        jobs = agreed(jobs, recipe)
         check_fused(jobs, checkpoint)
     stages = tuple(described(recipe, request.statistics))
     files, texts = lay_out(request, jobs, stages)

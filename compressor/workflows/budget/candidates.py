@@ -49,7 +49,8 @@ class Candidate:
 
     @cached_property
     def key(self) -> str:
-        """The same for the same numbers, however it was called: scheme and all options."""
+        """The scheme with all its options, as a text: the same for candidates that store the same, however they are
+        called."""
         if self.encoder is None:
             return DENSE
         said = {**self.encoder.describe()}
@@ -97,15 +98,11 @@ class Candidate:
     def fits(self, spec: TensorSpec, container: Container) -> bool:
         """Whether the tensor's shape allows it, and loaders of a folder would look for codes there."""
         looked_for = spec.name.endswith(".weight") or container != "folder"
-        if not looked_for and self._dialect(spec):
+        if not looked_for and self.dialect(spec):
             return False
         return self.size(spec) is not None
 
-    def shared(self, spec: TensorSpec) -> bool:
-        """Whether loaders want one scheme for what they fuse with this tensor, if it is stored so."""
-        return self._dialect(spec) == "compressed-tensors"
-
-    def _dialect(self, spec: TensorSpec) -> str:
+    def dialect(self, spec: TensorSpec) -> str:
         """The dialect whose loaders take the tensor, if it is stored so."""
         decoder = None if self.encoder is None else self.encoder.decoder_for(spec)
         return "" if decoder is None else decoder.dialect(spec)
