@@ -15,6 +15,7 @@ import random
 import resource
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -213,6 +214,7 @@ STRUCTURES: tuple[tuple[str, ...], ...] = (
     ("distill", "--method", "depth", "--count", "1"),
     ("distill", "--method", "subclone", "--shape", "hidden=16,intermediate=32"),
 )
+LINUX = sys.platform == "linux"
 MEMORY = 192 << 20  # bytes that a run may take beyond what the process has, whatever the file
 GROWTH = 40  # and for each byte of the file
 SECONDS = 60  # of processor time that a run of a small file may take: beyond it hangs
@@ -226,15 +228,24 @@ def _hangs(*_: Any) -> None:
     raise Hangs
 
 
+def _held() -> int:
+    """Bytes of address space that this process has; 0 where nothing tells."""
+    if not LINUX:
+        return 0
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        return int(statm.read().split()[0]) * resource.getpagesize()
+
+
 @contextlib.contextmanager
 def bounded(size: int) -> Iterator[None]:
     """Room for a run on a file of this many bytes, and so much time."""
-    with open("/proc/self/statm", encoding="ascii") as statm:
-        held = int(statm.read().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = _held() + MEMORY + GROWTH * size
+    least = [one for one in (soft, hard) if one != resource.RLIM_INFINITY]
     before = signal.signal(signal.SIGPROF, _hangs)
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
-    resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY + GROWTH * size, hard))
+    if LINUX:
+        resource.setrlimit(resource.RLIMIT_AS, (min([most, *least]), hard))
     try:
         yield
     finally:
