@@ -95,7 +95,8 @@ def _mismatch(one: Tensor, other: Tensor | None) -> str:
         return "only in A"
     if one.spec.shape != other.spec.shape:
         return f"shape {list(one.spec.shape)} in A, {list(other.spec.shape)} in B"
-    if not DTYPES[one.spec.dtype].storage or not DTYPES[other.spec.dtype].storage:
+    narrow = not DTYPES[one.spec.dtype].storage or not DTYPES[other.spec.dtype].storage
+    if narrow or "C64" in (one.spec.dtype, other.spec.dtype):  # nothing to subtract one from the other
         return "" if one.spec.dtype == other.spec.dtype else f"{one.spec.dtype} and {other.spec.dtype}"
     return ""
 
