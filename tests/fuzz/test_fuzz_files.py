@@ -377,7 +377,7 @@ def test_changed_files(target: str, data: st.DataObject) -> None:
 
 @pytest.mark.faults
 @EVERY
-@settings(max_examples=5000)
+@settings(max_examples=2000)
 @given(st.data())
 def test_many_changed_files(target: str, data: st.DataObject) -> None:
     TARGETS[target](data)

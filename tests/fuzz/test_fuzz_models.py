@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.hostile import CHANGES, COMMANDS, DAMAGE, STRUCTURES, check_model
+from support.hostile import CHANGES, COMMANDS, DAMAGE, STRUCTURES, Damage, check_model
 from support.small_models import KINDS, model_of
 
 EVERY = pytest.mark.parametrize("kind", KINDS)
@@ -23,8 +23,6 @@ def one(kind: str, data: st.DataObject) -> None:
 @EVERY
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_the_valid_model_is_taken(kind: str, command: tuple[str, ...]) -> None:
-    from support.hostile import Damage
-
     assert check_model(model_of(kind), (), Damage(None), command) == 0
 
 
@@ -37,7 +35,7 @@ def test_changed_models(kind: str, data: st.DataObject) -> None:
 
 @pytest.mark.faults
 @EVERY
-@settings(max_examples=2000)
+@settings(max_examples=1000)
 @given(st.data())
 def test_many_changed_models(kind: str, data: st.DataObject) -> None:
     one(kind, data)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import os
 import random
 import resource
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -120,8 +122,6 @@ class Rewrite:
     drop: bool
 
     def of(self, model: Model) -> Model:
-        import json
-
         texts = copy.deepcopy(dict(model.texts))
         record = json.loads(model.metadata["compressor"]) if "compressor" in model.metadata else None
         places = list(_places(texts))[len(texts) :] + list(_places({"": record}))[1:]
@@ -214,6 +214,7 @@ STRUCTURES: tuple[tuple[str, ...], ...] = (
     ("distill", "--method", "depth", "--count", "1"),
     ("distill", "--method", "subclone", "--shape", "hidden=16,intermediate=32"),
 )
+LINUX = sys.platform == "linux"
 MEMORY = 192 << 20  # bytes that a run may take beyond what the process has, whatever the file
 GROWTH = 40  # and for each byte of the file
 SECONDS = 60  # of processor time that a run of a small file may take: beyond it hangs
@@ -227,15 +228,24 @@ def _hangs(*_: Any) -> None:
     raise Hangs
 
 
+def _held() -> int:
+    """Bytes of address space that this process has; 0 where nothing tells."""
+    if not LINUX:
+        return 0
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        return int(statm.read().split()[0]) * resource.getpagesize()
+
+
 @contextlib.contextmanager
 def bounded(size: int) -> Iterator[None]:
     """Room for a run on a file of this many bytes, and so much time."""
-    with open("/proc/self/statm", encoding="ascii") as statm:
-        held = int(statm.read().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = _held() + MEMORY + GROWTH * size
+    least = [one for one in (soft, hard) if one != resource.RLIM_INFINITY]
     before = signal.signal(signal.SIGPROF, _hangs)
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
-    resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY + GROWTH * size, hard))
+    if LINUX:
+        resource.setrlimit(resource.RLIMIT_AS, (min([most, *least]), hard))
     try:
         yield
     finally:
