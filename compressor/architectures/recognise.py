@@ -34,13 +34,14 @@ class Line:
     reads: int | None  # the axis over which products are summed
 
     def fits(self, name: str) -> re.Match[str] | None:
+        """The match of a tensor's name where the line is for it, numbers of blocks being groups; else None."""
         pattern = re.escape(self.module).replace(r"\*", r"(0|[1-9][0-9]{0,5})")
         return re.fullmatch(rf"{pattern}(\.weight|\.bias)?", name)
 
 
 @cache
 def lines(table: str) -> tuple[Line, ...]:
-    """The lines of a table."""
+    """The lines of a family's table as it is written in `families.py`."""
     found = []
     for text in table.strip().splitlines():
         words = text.split()

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from compressor.architectures.groups import Coupled
-from compressor.checkpoint import dialects
-from compressor.checkpoint import record as provenance
+from compressor.checkpoint import dialects, record
 from compressor.core.errors import InputError, UsageError
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Workspace
@@ -52,6 +51,7 @@ class Tensor:
 
     @property
     def align(self) -> int:
+        """Blocks of the tensor begin at multiples of this many rows."""
         return 1 if self.encoder is None else max(part.every or 1 for part in self.encoder.parts(self.spec))
 
 
@@ -66,7 +66,7 @@ class Checkpoint:
 
     source: Source
     tensors: Mapping[str, Tensor]
-    records: tuple[provenance.Record, ...]
+    records: tuple[record.Record, ...]
     compression: str = ""
     cuts: tuple[Coupled, ...] = ()
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -78,6 +78,7 @@ class Checkpoint:
 
     @property
     def path(self) -> str:
+        """The path that the user gave."""
         return self.source.path
 
 
@@ -85,8 +86,8 @@ def open_checkpoint(path: str | os.PathLike[str], component: str = "") -> Checkp
     """Open an input (of a pipeline of diffusers one component) and recognise what it stores. InputError when parts
     contradict what is said of them."""
     source = open_source(path, component)
-    records = tuple(provenance.from_metadata(part.header.metadata, part.file.path) for part in source.files)
-    stored: Sequence[tuple[TensorSpec, Decoder | Indexed]] = [pair for record in records for pair in record.tensors]
+    records = tuple(record.from_metadata(part.header.metadata, part.file.path) for part in source.files)
+    stored: Sequence[tuple[TensorSpec, Decoder | Indexed]] = [pair for each in records for pair in each.tensors]
     own = bool(stored)
     compression, left = "packed by compressor" if own else "", frozenset[str]()
     if not own:

@@ -7,7 +7,8 @@ from typing import TypeGuard
 
 
 def is_number(found: object) -> TypeGuard[int | float]:
-    """Whether it is a number that float64 holds: no truth value, NaN, infinity, or integer beyond the range."""
+    """Whether `value` is a number that float64 holds: no truth value, NaN, infinity, or integer beyond the
+    range."""
     if isinstance(found, bool) or not isinstance(found, int | float):
         return False
     try:

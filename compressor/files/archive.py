@@ -54,7 +54,7 @@ class Entry:
 
     @property
     def coded(self) -> int:
-        """Bytes of its chunks."""
+        """Bytes of the tensor's chunks as they are coded."""
         return self.places[-1] - self.places[0]
 
 
@@ -80,7 +80,7 @@ def chunk_shape(spec: TensorSpec, number: int) -> tuple[int, int]:
 
 
 def chunks_of(spec: TensorSpec) -> int:
-    """How many chunks a tensor has."""
+    """How many chunks a tensor of this spec is divided into."""
     rows, _, each = rows_of(spec)
     return -(-rows // each)
 

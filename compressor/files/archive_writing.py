@@ -32,7 +32,7 @@ class ArchiveWriter:
         self.logical += spec.nbytes
 
     def add(self, name: str, chunk: bytes) -> None:
-        """The next chunk of a tensor."""
+        """Append the next coded chunk of a tensor to the archive."""
         self.tensors[name][3].append(len(chunk))
         self._append(chunk)
 
@@ -64,7 +64,7 @@ class ArchiveWriter:
         os.fsync(self.fd)
 
     def coded(self) -> dict[str, int]:
-        """Bytes of every tensor's chunks."""
+        """Bytes of the coded chunks, by tensor."""
         return {name: sum(sizes) for name, (_, _, _, sizes) in self.tensors.items()}
 
     def _append(self, data: bytes) -> None:

@@ -39,7 +39,7 @@ SINGLE = "model.safetensors"
 TORCH_SINGLE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 CONFIG = "config.json"
 PIPELINE = "model_index.json"  # of diffusers: what each sub-folder holds
-ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 
 # Weights in formats that we neither read nor carry: they would be the uncompressed model once more.
 _OTHER_WEIGHTS = re.compile(

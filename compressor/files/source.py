@@ -36,6 +36,7 @@ class StoredTensor:
 
     @property
     def spec(self) -> TensorSpec:
+        """Name, dtype and shape of the tensor."""
         return self.placed.spec
 
     @property

@@ -164,7 +164,8 @@ class _Unknown(Exception):
 
 
 class _Sealed:
-    """What a pickle gets in place of PyTorch's things, and may not set the state of (BUILD)."""
+    """What a pickle gets in place of PyTorch's things, and may not set the state of (BUILD). Not frozen: such data
+    classes get a `__setstate__` of their own."""
 
     __slots__ = ()
 
@@ -172,13 +173,13 @@ class _Sealed:
         raise _Unknown("a state of what has none")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Storage(_Sealed):
     dtype: str  # "" where only the tensor knows
     key: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Tensor(_Sealed):
     """A tensor of the pickle; `start`, `strides` in elements of the storage."""
 
@@ -189,14 +190,14 @@ class _Tensor(_Sealed):
     strides: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Kind(_Sealed):
     """A dtype, in the place of PyTorch's own object or of its type of storages."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Maker(_Sealed):
     """A function that a pickle may call."""
 

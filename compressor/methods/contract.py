@@ -276,7 +276,7 @@ class Survey(ABC, Generic[S]):
 
     @abstractmethod
     def start(self) -> S:
-        """Empty statistics."""
+        """Statistics of no blocks at all."""
 
     def wants(self, spec: TensorSpec) -> bool:
         """Whether this pass must see the tensor at all."""

@@ -29,11 +29,11 @@ class CountedScheme(Scheme):
 
     @abstractmethod
     def aiming_at(self, bits: float | None) -> Self:
-        """The same with other bits; None: its own default."""
+        """This scheme with other bits a weight; None: those that it aims at by default."""
 
     @abstractmethod
     def in_bytes(self) -> Self:
-        """The same with the narrowest codes that it can store outside of an archive."""
+        """This scheme with the narrowest codes that it stores outside of an archive."""
 
     @abstractmethod
     def forecasts(self, classes: Classes, spec: TensorSpec, bits: Sequence[float]) -> list[tuple[float, float]]:

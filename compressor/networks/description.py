@@ -39,7 +39,7 @@ class Description:
     divide: float = 1.0
 
     def place(self, number: int) -> str:
-        """A layer as errors call it."""
+        """What errors call the layer at this place."""
         layer = self.layers[number]
         name = getattr(layer, "name", "") or getattr(layer, "weight", "") or ""
         return f"layer[{number}] ({layer.kind}{' ' * bool(name)}{printable(name, 80)})"

@@ -62,7 +62,7 @@ def makes_adapter_of(legs: Sequence[Recipe]) -> bool:
 
 
 def rehearsal_of(leg: Recipe) -> Recipe:
-    """All of a leg but the training itself, so that sizes are exact."""
+    """A leg with everything but the training itself, so that its sizes are exact."""
     return leg if leg.training is None else replace(leg, training=replace(leg.training, rehearsal=True))
 
 

@@ -46,7 +46,7 @@ class Stage:
 
     @property
     def adapts(self) -> bool:
-        """Whether it makes an adapter for what the stages before it leave."""
+        """Whether the stage makes an adapter for what the stages before it leave."""
         return isinstance(self.method, Scheme) and self.method.adapter
 
     @property

@@ -198,6 +198,7 @@ def parse_stage(text: str, teacher: str | None = None) -> Item:
 def stage_from_table(
     table: dict[str, Any], where: str, teacher: str | None, described: Sequence[Description]
 ) -> Item:
+    """The stage that a `[[stage]]` table of a recipe describes, `where` being how errors call it. UsageError."""
     if is_training(table.get("kind"), table):
         options = {key: value for key, value in table.items() if key not in ("kind", "name")}
         return training_stage(options, teacher, where=where)

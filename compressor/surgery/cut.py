@@ -15,7 +15,7 @@ from compressor.architectures.model import Model
 from compressor.architectures.recognise import recognise
 from compressor.calibration.statistics import Statistics
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
-from compressor.checkpoint.views import Gathered, gathered
+from compressor.checkpoint.views import SelectedTensor, gathered
 from compressor.core.errors import InputError
 from compressor.core.lazy import np
 from compressor.core.parallel.threads import local
@@ -261,4 +261,4 @@ def _source(
     )
 
 
-__all__ = ["CutSource", "Gathered", "restructure"]
+__all__ = ["CutSource", "SelectedTensor", "restructure"]

@@ -95,7 +95,8 @@ def _mismatch(one: Tensor, other: Tensor | None) -> str:
         return "only in A"
     if one.spec.shape != other.spec.shape:
         return f"shape {list(one.spec.shape)} in A, {list(other.spec.shape)} in B"
-    if not DTYPES[one.spec.dtype].storage or not DTYPES[other.spec.dtype].storage:
+    narrow = not DTYPES[one.spec.dtype].storage or not DTYPES[other.spec.dtype].storage
+    if narrow or "C64" in (one.spec.dtype, other.spec.dtype):  # nothing to subtract one from the other
         return "" if one.spec.dtype == other.spec.dtype else f"{one.spec.dtype} and {other.spec.dtype}"
     return ""
 
@@ -163,5 +164,7 @@ def _compared(one: Tensor, other: Tensor) -> Comparison:
 
 
 def _numbers(block: Array) -> Array:
-    """Floats as they are, everything else as float64."""
+    """Floats as they are, everything else as float64; of a complex number both halves."""
+    if block.dtype.kind == "c":
+        return block.view(block.real.dtype).astype(np.float64)
     return block if block.dtype.kind == "f" else block.astype(np.float64)

@@ -81,8 +81,8 @@ def run_leg(
     tell: Tell | None = None,
     origin: Identity | None = None,
 ) -> Report:
-    """One leg: under a budget where it has one, on a base made anew where its adapter asks for that, else one
-    pass."""
+    """Run one leg: under a budget where the leg has one, on a base made anew where its adapter asks for that, else
+    as one pass."""
     if leg.budget is not None:
         return run_budget(verb, source, output, leg, options, tell=tell, origin=origin)
     if options.save_base is not None or any(stage.method.rounds for stage in leg.stages):

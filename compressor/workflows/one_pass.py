@@ -124,7 +124,7 @@ class Planned:
 
     @property
     def report(self) -> Report:
-        """What a dry run tells."""
+        """The report of a dry run: the plan, and nothing measured."""
         order = self.opened.order
         return Report(order.verb, order.source, order.output, self.plan)
 

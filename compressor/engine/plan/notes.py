@@ -25,7 +25,8 @@ _NAMED = 2  # dropped tensors that a note names
 
 
 def plan_notes(request: PlanRequest, jobs: Sequence[Job], without_adapter: Sequence[str]) -> tuple[str, ...]:
-    """All notes of a plan; `without_adapter` are those of tensors that an adapter leaves out."""
+    """What the user should know of a plan, in sentences; `without_adapter` are those on tensors that an adapter
+    leaves out."""
     checkpoint = request.checkpoint
     if makes_adapter(request.recipe.stages):
         notes = [*adapter_notes(jobs, checkpoint), *without_adapter]

@@ -65,7 +65,7 @@ class Codebook(ReadableScheme):
 
     @property
     def bits(self) -> int:
-        """Bits of a code."""
+        """Bits that a code takes as it is stored."""
         return (self.entries - 1).bit_length()
 
     @property

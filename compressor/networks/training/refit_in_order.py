@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
 from compressor.checkpoint.rows import Rows, read_whole
-from compressor.checkpoint.views import Trained, holding
+from compressor.checkpoint.views import ReplacedTensor, holding
 from compressor.core.errors import InputError
 from compressor.core.floats import largest
 from compressor.core.layer_inputs import Gather, Layer
@@ -48,7 +48,7 @@ T = TypeVar("T")
 def refitted(
     checkpoint: Checkpoint,
     teacher: Checkpoint,
-    said: Sequential,
+    options: Sequential,
     *,
     workers: int,
     dry: bool,
@@ -57,16 +57,16 @@ def refitted(
     """The student with its linear layers refit; `dry`: not refit, only looked at. InputError where the two are not
     of the same shapes, or the inputs are not theirs."""
     wide = any(tensor.spec.dtype == "F64" for tensor in checkpoint.tensors.values())
-    found = read_network(checkpoint, said.network, "<f8" if wide else "<f4")
-    mentor = read_network(teacher, said.network, found.network.dtype)
-    run = _Run(checkpoint, bare(found.network), bare(mentor.network), said)
-    notes = [f"network: {found.said}", f"inputs: {run.examples.count}, {run.examples.said}"]
+    found = read_network(checkpoint, options.network, "<f8" if wide else "<f4")
+    mentor = read_network(teacher, options.network, found.network.dtype)
+    run = _Run(checkpoint, bare(found.network), bare(mentor.network), options)
+    notes = [f"network: {found.description}", f"inputs: {run.examples.count}, {run.examples.description}"]
     notes.append(
-        f"{said.label} holds both networks and products of a layer's inputs: about {run.nbytes / 1e6:.0f} MB"
+        f"{options.label} holds both networks and products of a layer's inputs: about {run.nbytes / 1e6:.0f} MB"
     )
     if not run.bounded:
         notes.append("no weight of the student is zero or a code, so all are free, and become the teacher's")
-    if not dry and not said.rehearsal:
+    if not dry and not options.rehearsal:
         try:
             with local(workers) as executor:
                 notes += _quietly(run.all, executor, progress)
@@ -89,8 +89,8 @@ class _Seen:
 class _Run:
     """A student on its way to its teacher: `student` and `tensors` change layer by layer."""
 
-    def __init__(self, checkpoint: Checkpoint, student: Network, teacher: Network, said: Sequential) -> None:
-        self.checkpoint, self.student, self.teacher, self.said = checkpoint, student, teacher, said
+    def __init__(self, checkpoint: Checkpoint, student: Network, teacher: Network, options: Sequential) -> None:
+        self.checkpoint, self.student, self.teacher, self.options = checkpoint, student, teacher, options
         self.tensors = dict(checkpoint.tensors)
         for name, array in student.tensors.items():
             theirs = teacher.tensors.get(name)
@@ -104,7 +104,7 @@ class _Run:
                 )
             if self.tensors[name].encoder is not None and not _coded(self.tensors[name]):
                 self.tensors[name] = holding(checkpoint, name, array)
-        self.examples: Examples = open_examples(said.inputs, said.divide, student, teacher)
+        self.examples: Examples = open_examples(options.inputs, options.divide, student, teacher)
         self.roles = {layer_of(one["weight"]): one for one in student.fitted.roles if "weight" in one}
         for layer in student.linear:
             tensor = self.tensors[self.roles[layer]["weight"]]
@@ -207,7 +207,7 @@ class _Run:
         name, bias = roles["weight"], roles.get("bias")
         if bias is not None and _coded(self.tensors[bias]):
             bias = None  # it stays
-        of = conditioned(seen.layer, self.said.damp, name, centred=bias is not None, dead=_DEAD)
+        of = conditioned(seen.layer, self.options.damp, name, centred=bias is not None, dead=_DEAD)
         teacher = self.teacher.tensors[name].reshape(len(self.teacher.tensors[name]), -1).astype(np.float64)
         power = np.frexp(np.abs(teacher).max(axis=1, keepdims=True))[1]
         wanted = np.ldexp(teacher, -power)
@@ -273,7 +273,7 @@ def _recoded(tensor: Tensor, wanted: Array, of: Conditioned) -> Tensor:
     for suffix, numbers in made.items():
         part = tensor.parts[suffix]
         placed = replace(part.placed, fortran=False, big_endian=False, strides=None)
-        stored[suffix] = Trained(part.file, placed, numbers.reshape(part.spec.shape))
+        stored[suffix] = ReplacedTensor(part.file, placed, numbers.reshape(part.spec.shape))
     return replace(tensor, parts={**tensor.parts, **stored})
 
 

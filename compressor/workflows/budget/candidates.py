@@ -49,7 +49,8 @@ class Candidate:
 
     @cached_property
     def key(self) -> str:
-        """The same for the same numbers, however it was called: scheme and all options."""
+        """The scheme with all its options, as a text: the same for candidates that store the same, however they are
+        called."""
         if self.encoder is None:
             return DENSE
         said = {**self.encoder.describe()}

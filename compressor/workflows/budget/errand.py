@@ -73,7 +73,7 @@ class Errand:
             staging.discard()
 
     def carry_out(self, recipe: Recipe) -> Report:
-        """Write the output."""
+        """Run the chosen recipe and write the output."""
         options = replace(self.options, stats=self._taken(recipe))
         return run_one_pass(self.verb, self.source, self.output, recipe, options, origin=self.origin)
 

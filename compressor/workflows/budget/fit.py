@@ -79,12 +79,12 @@ class Fitting:
 
     @property
     def least(self) -> int:
-        """Bytes of the smallest choice."""
+        """Bytes of the smallest output that the candidates allow."""
         return self.bytes_of(smallest(self.options))
 
     @cached_property
     def weights(self) -> int:
-        """Weights of the decided tensors."""
+        """How many weights the tensors have that are decided on."""
         return sum(spec.size for unit in self.units for spec in unit.specs)
 
     def bytes_of(self, chosen: Sequence[int]) -> int:

@@ -31,6 +31,7 @@ class Rule:
 
     @property
     def half(self) -> int:
+        """2^(bits − 1): codes run from its negative to one below it."""
         return 1 << (self.bits - 1)
 
     @property
@@ -44,7 +45,7 @@ class Rule:
         return scales.store_scale(scale, reach, self.dtype, self.weight_dtype)
 
     def numbers(self, stored: Array) -> Array:
-        """What stored scales stand for."""
+        """The numbers that stored scales stand for."""
         return scales.wide_scale(stored, self.dtype)
 
     def absmax(self, low: Array, high: Array) -> tuple[Array, Array | None]:

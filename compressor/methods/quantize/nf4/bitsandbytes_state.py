@@ -166,12 +166,12 @@ class Nested:
             codes[high] -= np.uint8(1)
 
     def codes(self, first: int, count: int) -> Array:
-        """The codes of some scales."""
+        """The codes of some scales of blocks, U8."""
         found: Array = np.frombuffer(self.code_bytes, np.uint8, count, first)
         return found
 
     def decoded(self, first: int, count: int) -> Array:
-        """What they stand for, float32."""
+        """The scales that codes stand for, float32."""
         return decoded(self.codes(first, count), first, dynamic_map(), self.magnitudes, np.float32(self.offset))
 
     @property

@@ -50,7 +50,7 @@ class CodeLayout(ABC):
 
     @abstractmethod
     def parts(self, spec: TensorSpec, scale_dtype: str, scale_shape: tuple[int, ...]) -> tuple[Part, ...]:
-        """All parts of the tensor; `scale_shape` is [rows, groups] or [1]."""
+        """The parts that the layout stores of the tensor; `scale_shape` is [rows, groups] or [1]."""
 
     @abstractmethod
     def pack(
