@@ -23,6 +23,7 @@ class Role(Enum):
     HEAD = "output head"
     EMBEDDING = "embedding"
     ROUTER = "router"
+    TOWER = "vision or audio tower, or its projector"
     SPECULATIVE = "head that guesses tokens ahead"
     TOKEN = "learned token or query"  # noqa: S105 - no password
     POSITION = "position table or relative bias"
@@ -37,7 +38,7 @@ class Role(Enum):
     def is_weight(self) -> bool:
         """Whether a tensor of this role is a matrix that a model has for its own sake, so that a method may well
         treat it if asked to; tensors of other roles are no weights, whatever their shapes."""
-        return self in (Role.LAYER, Role.HEAD, Role.EMBEDDING, Role.ROUTER, Role.SPECULATIVE)
+        return self in (Role.LAYER, Role.TOWER, Role.HEAD, Role.EMBEDDING, Role.ROUTER, Role.SPECULATIVE)
 
 
 # Of modules, by the names of their `weight`
@@ -57,6 +58,11 @@ _ROUTER = re.compile(
 _SPECULATIVE = re.compile(
     r"(^|\.)((medusa|hydra|eagle|speculator|draft_head|mtp_head)[^.]*\..*|eh_proj\.|mtp\.fc\.)weight$",
     re.IGNORECASE,
+)
+# Parts of models that read more than text, which the field leaves dense: they are small and sensitive
+_TOWER = re.compile(
+    r"(^|\.)(vision_tower|visual|audio_tower|vpm|apm|multi_modal_projector|mm_projector|embed_vision|embed_audio)\."
+    r"|(^|\.)model\.(vision_model|connector)\."
 )
 _NORM = re.compile(r"(^|[._])([a-z_]*norm|ln|grn)_?\d*(\.scale|\.shift)?\.weight$", re.IGNORECASE)
 _TIME_STEP = re.compile(r"(^|\.)dt_proj\.weight$")
@@ -114,6 +120,7 @@ def _of_module(name: str, shape: tuple[int, ...]) -> Role:
         (_ROUTER, Role.ROUTER),
         (_TIME_STEP, Role.STATE_SPACE),
         (_NORM, Role.NORM),
+        (_TOWER, Role.TOWER),
     ):
         if pattern.search(name):
             return role

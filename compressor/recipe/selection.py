@@ -92,6 +92,6 @@ def _by_role(spec: TensorSpec, verb: str) -> LeftAlone | None:
     role = role_of(spec.name, spec.shape)
     if role is Role.VECTOR:
         return VECTOR
-    if verb == "distill" or role is Role.LAYER:
+    if verb == "distill" or role is Role.LAYER or (role is Role.TOWER and verb != "quantize"):
         return None
     return LeftAlone(f"{role.value} (--include treats it)", role, asked=not role.is_weight)

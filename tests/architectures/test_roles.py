@@ -86,6 +86,13 @@ ROLES: dict[Role, list[tuple[str, tuple[int, ...]]]] = {
         ("mlp.router.classifier.weight", (8, 64)),
         ("moe.moe_gate.weight", (8, 64)),
     ],
+    Role.TOWER: [
+        ("model.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight", (64, 64)),
+        ("visual.blocks.0.attn.qkv.weight", (192, 64)),
+        ("audio_tower.layers.0.fc1.weight", (64, 64)),
+        ("model.multi_modal_projector.linear_1.weight", (64, 64)),
+        ("model.connector.modality_projection.proj.weight", (64, 64)),
+    ],
     Role.SPECULATIVE: [
         ("medusa_head.0.0.linear.weight", (64, 64)),
         ("medusa_head.0.1.weight", (96, 64)),
@@ -181,6 +188,7 @@ def test_every_role_is_some_tensors() -> None:
 @pytest.mark.parametrize("verb", ["prune", "quantize"])
 def test_what_is_no_weight_is_left_alone_with_its_reason(tmp_path: Path, verb: str) -> None:
     cases = {name: (role, shape) for role, cases in ROLES.items() for name, shape in cases}
+    treated = (Role.LAYER,) if verb == "quantize" else (Role.LAYER, Role.TOWER)
     random = np.random.default_rng(0)
     save_file(
         {name: random.standard_normal(shape).astype(np.float32) for name, (_, shape) in cases.items()},
@@ -190,15 +198,15 @@ def test_what_is_no_weight_is_left_alone_with_its_reason(tmp_path: Path, verb: s
     report = getattr(compressor, verb)(tmp_path / "in.safetensors", tmp_path / "o.safetensors", **options)
     for job in report.plan.jobs:
         role = cases[job.spec.name][0]
-        assert bool(job.steps) == (role is Role.LAYER), job.spec.name
-        if role is not Role.LAYER:
+        assert bool(job.steps) == (role in treated), job.spec.name
+        if role not in treated:
             (why,) = job.left_alone
             assert why.role is role
             assert why.reason.startswith(role.value)
-            assert why.asked == (role not in (Role.HEAD, Role.EMBEDDING, Role.ROUTER, Role.SPECULATIVE))
+            assert why.asked == (not role.is_weight)
     before, after = load_file(tmp_path / "in.safetensors"), load_file(tmp_path / "o.safetensors")
     for name, (role, _) in cases.items():
-        if role is not Role.LAYER:
+        if role not in treated:
             np.testing.assert_array_equal(after[name], before[name])
     report = getattr(compressor, verb)(
         tmp_path / "in.safetensors", tmp_path / "all.safetensors", include=["*"], **options

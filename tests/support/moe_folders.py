@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ EXPERT = ("gate_proj", "up_proj", "down_proj")
 CONFIG: dict[str, Any] = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe"}
 
 
-def moe_folder(path: Path, *, inner: int = 64, config: dict[str, Any] = CONFIG) -> Path:
+def moe_folder(path: Path, *, inner: int = 64, more: Mapping[str, tuple[int, ...]] | None = None) -> Path:
+    """`inner` is the experts' width; `more` are shapes of further tensors by name."""
     random = np.random.default_rng(0)
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (96, HIDDEN),
@@ -30,8 +32,9 @@ def moe_folder(path: Path, *, inner: int = 64, config: dict[str, Any] = CONFIG) 
             part = f"{at}.mlp.experts.{expert}"
             shapes |= {f"{part}.{name}.weight": (inner, HIDDEN) for name in EXPERT[:2]}
             shapes[f"{part}.{EXPERT[2]}.weight"] = (HIDDEN, inner)
+    shapes |= more or {}
     path.mkdir()
     tensors = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
-    (path / "config.json").write_text(json.dumps(config))
+    (path / "config.json").write_text(json.dumps(CONFIG))
     return path

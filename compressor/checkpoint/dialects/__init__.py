@@ -56,6 +56,9 @@ _MODULES = (
     "deepseek",
 )
 
+# A valid scheme, so that vLLM too reads on to the format, which its message then names
+_KNOWN = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "tensor", "dynamic": False}
+
 __all__ = ["Stored", "check_read", "configure", "dialects", "metadata_format", "read", "without"]
 
 Stored = Sequence[tuple[TensorSpec, Decoder]]
@@ -179,7 +182,7 @@ def configure(config: Mapping[str, Any], packed: Stored, dense: Sequence[TensorS
             "quant_method": "compressed-tensors",
             "format": unknown,
             "quantization_status": "compressed",
-            "config_groups": {"compressor": {"targets": ["Linear"], "weights": None, "format": unknown}},
+            "config_groups": {"compressor": {"targets": ["Linear"], "weights": _KNOWN, "format": unknown}},
         },
     }
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from compressor.architectures.conv1d import is_conv1d
-from compressor.architectures.heads import heads_of
+from compressor.architectures.heads import heads_of, is_head
 from compressor.architectures.roles import is_embedding
 from compressor.checkpoint.dialects._compressed_tensors_reading import KEY, leftovers, stored_tensors
 from compressor.core.tensor import TensorSpec
@@ -55,9 +55,9 @@ def configure(
     for number, (scheme, names) in enumerate(ordered):
         modules = set(names)
         others = (all_packed | untouched) - modules
-        if len(ordered) == 1:  # as nearly all published models have it
-            embeddings = {_module(spec.name) for spec, _ in packed if is_embedding(spec.name)}
-            targets = ["Linear", *_patterns(embeddings, (modules - embeddings) | untouched, wrappers)]
+        if len(ordered) == 1:  # as nearly all published models have it; to vLLM heads and embeddings are no Linear
+            named = {_module(spec.name) for spec, _ in packed if is_embedding(spec.name) or is_head(spec.name)}
+            targets = ["Linear", *_patterns(named, (modules - named) | untouched, wrappers)]
         else:
             targets = _patterns(modules, others, wrappers)
         groups[f"group_{number}"] = {"targets": targets, **scheme}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from compressor.architectures.conv1d import is_conv1d
-from compressor.architectures.fused_layers import fused_group
+from compressor.architectures.fused_layers import experts_module, fused_group
 from compressor.architectures.roles import Role, is_embedding, role_of
 from compressor.checkpoint.dialects._stored import StoredCodes, integer, multiply, shape_of
 from compressor.core import bitpacking as bitstream
@@ -92,6 +92,9 @@ def _left_dense(spec: TensorSpec) -> bool:
 
 def _pattern(name: str) -> str:
     """What matches a module, with or without the names of models around it, and what it is fused into."""
+    experts = experts_module(name)
+    if experts is not None:
+        return rf"^(.*\.)?{re.escape(experts)}(\..*)?$"  # vLLM asks for the module, others for each expert
     *parents, last = name.removesuffix(".weight").split(".")
     whole = fused_group(name)
     ends = [last] if whole is None else [last, whole.rpartition(".")[2]]

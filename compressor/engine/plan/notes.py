@@ -12,6 +12,7 @@ from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable, size_text
 from compressor.engine.plan.adapter import adapter_notes, makes_adapter
+from compressor.engine.plan.loaders import expert_notes
 from compressor.engine.plan.patterns import pattern_notes
 from compressor.engine.plan.plan import Job
 from compressor.engine.plan.request import PlanRequest
@@ -71,6 +72,7 @@ def _loading(stored: Stored, container: Container, checkpoint: Checkpoint) -> It
             )
     if container == "folder" and spoken - {""}:
         yield from _hardly_loaded(checkpoint.source.config, [spec.name for spec, _ in stored], spoken)
+        yield from expert_notes(stored)
     yield from sorted({encoder.remark(spec) for spec, encoder in stored} - {""})
     if "" in spoken and container != "npz":
         yield "part of it is in this project's own layout, which only `compressor restore` reads"

@@ -14,6 +14,7 @@ from compressor.core.tensor import TensorSpec
 from compressor.engine.plan.adapter import check_adapter, makes_adapter, with_adapters
 from compressor.engine.plan.checks import check_container, check_dialects, check_names, check_stores
 from compressor.engine.plan.fused import agreed, check_fused
+from compressor.engine.plan.loaders import check_matrix, left_dense
 from compressor.engine.plan.notes import is_language_model, plan_notes
 from compressor.engine.plan.output_files import carried_over, lay_out
 from compressor.engine.plan.pairing import bias_left_alone, informed, partner_for
@@ -229,7 +230,7 @@ def _step(tensor: Tensor, number: int, stage: Stage, request: PlanRequest, *, ch
     if not isinstance(method, Scheme) or method.numbers_only:
         return Step(number, method, partners, instead=method.partial_treatment(spec))
     store = _DEFAULT_STORE[container] if stage.store == "auto" else stage.store
-    stored = _stored_form(method, spec, stage, store, container)
+    stored = _stored_form(method, spec, stage, store, request)
     if isinstance(stored, LeftAlone):
         return stored
     step = _checked(Step(number, stored, partners, dense=store == "dense"), stored, spec, stage)
@@ -241,7 +242,7 @@ def _step(tensor: Tensor, number: int, stage: Stage, request: PlanRequest, *, ch
 
 
 def _stored_form(
-    method: Scheme, spec: TensorSpec, stage: Stage, store: Store, container: Container
+    method: Scheme, spec: TensorSpec, stage: Stage, store: Store, request: PlanRequest
 ) -> Scheme | LeftAlone:
     """The scheme by which a stage stores a tensor, or why loaders would not find it."""
     if store == "codes" or (store in SPARSE and store != "smallest"):
@@ -249,11 +250,15 @@ def _stored_form(
         if plain is None:
             raise UsageError(f"scheme {method.id} has no integer codes", tensor=spec.name)
         return plain
-    if store in ("packed", "smallest") and container == "folder" and method.verb == "quantize":
+    if store in ("packed", "smallest") and request.container == "folder" and method.verb == "quantize":
         if len(spec.shape) != 2 and not stage.include:
             return LeftAlone(
-                "no matrix: loaders take codes of matrices only (--include stores it in our own layout)"
+                "no matrix: loaders take codes of matrices only (--include with --layout compressor stores it)"
             )
+        check_matrix(method, spec)
+        why = left_dense(method, spec, request.checkpoint)
+        if why:
+            return LeftAlone(why)
         decoder = method.decoder_for(spec)
         if decoder is not None and decoder.dialect(spec) and not spec.name.endswith(".weight"):
             return LeftAlone("no module's .weight, so loaders would not look for its codes")
