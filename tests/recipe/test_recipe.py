@@ -465,12 +465,12 @@ def test_containers_of_one_tensor(tmp_path: Path) -> None:
 
 
 def test_a_group_size_that_does_not_divide_names_sizes_that_would(tmp_path: Path) -> None:
-    done = compressor("quantize", TEACHER, "-o", tmp_path / "o.safetensors", "--bits", "4")
+    done = compressor("quantize", TEACHER, "-o", tmp_path / "o.safetensors", "--bits", "4", "--group-size", "128")
     assert done.code == 2
     first, second, third = done.err.splitlines()
     assert first == (
         "error: tensor 'fc1.weight': group size 128 does not divide the row of 784. These would: 392, 196, 112, "
-        "98, 56, 49, 28, 16; or use --granularity channel, or --exclude it"
+        "98, 56, 49, 28, 16; or use --fallback for the nearest, or --granularity channel, or --exclude it"
     )
     assert "fc2.weight" in second
     assert "fc3.weight" in third
