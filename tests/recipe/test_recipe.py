@@ -487,6 +487,23 @@ def test_generated_names_must_not_meet_names_that_are_there(tmp_path: Path) -> N
     assert "its part 'w.weight_scale' would have the name of one of 'w.weight'" in done.err
 
 
+def test_parts_must_not_have_the_name_of_a_tensor_that_is_stored_as_others(tmp_path: Path) -> None:
+    """Both are stored as codes, and a reader would take the scale of one for the other."""
+    tensors = {name: ("F32", store(np.ones((4, 4)), "F32")) for name in ("w.weight", "w.weight_scale")}
+    archives.write(tmp_path / "in.safetensors", tensors)
+    done = compressor("quantize", tmp_path / "in.safetensors", "-o", tmp_path / "o.safetensors", "--include", "*")
+    assert done.code == 3
+    assert "its part 'w.weight_scale' would have the name of one of 'w.weight_scale'" in done.err
+    assert not (tmp_path / "o.safetensors").exists()
+
+
+def test_a_mask_in_the_place_of_the_output_is_called_so(tmp_path: Path) -> None:
+    out = tmp_path / "o.safetensors"
+    done = compressor("prune", TEACHER, "-o", out, "--sparsity", "0.5", "--save-mask", out)
+    assert done.code == 2
+    assert f"--save-mask {out}: is the output itself" in done.err
+
+
 # ---- ready recipes -------------------------------------------------------------------------------------
 
 

@@ -18,8 +18,8 @@ Stored, for `NAME` [rows, columns] (codes offset to unsigned, rows packed as lit
 * `pack-quantized` (4, 8 bits): `NAME_packed` I32 [rows, ⌈columns·b/32⌉], `NAME_scale` [rows, groups] or [1],
   `NAME_shape` I64 [2]; asymmetric: `NAME_zero_point` I32 [⌈rows·b/32⌉, groups], packed along the rows
   (I8 [1] by tensor);
-* `int-quantized` (8 bits, symmetric, by tensor or channel; loaders quantize activations too): `NAME` I8 [rows, columns], `NAME_scale` [rows, 1]
-  or [1];
+* `int-quantized` (8 bits, symmetric, by tensor or channel; W8A8 for loaders): `NAME` I8 [rows, columns],
+  `NAME_scale` [rows, 1] or [1];
 * `compressor` (any): `NAME.codes` U8 [rows, ⌈columns·b/8⌉], `NAME.scale` [rows, groups] or [1]; asymmetric:
   `NAME.zero_point` U8 like the scale;
 * `mlx` (2, 3, 4, 5, 6, 8 bits; groups of 32, 64, 128): `NAME` U32 [rows, columns·b/32], and without `.weight` in
@@ -117,7 +117,7 @@ class Int(ReadableScheme):
             LAYOUTS[self.layout].check(self.bits, self.symmetric, self.grain, self.group)
 
     def completed_by(self, stage: Method) -> Method:
-        """A rule that changes the bits alone keeps the stage's granularity, where it has one before rows are known."""
+        """A rule that changes the bits alone keeps the stage's granularity, if it has one before rows are known."""
         if self.granularity is not None or self.group_size is not None or not isinstance(stage, Int) or stage.open:
             return self
         return replace(self, granularity=stage.grain, group_size=stage.group_size)
@@ -141,7 +141,7 @@ class Int(ReadableScheme):
         return self.bits == 8 and not asked and self.layout not in ("int-quantized", "gptq", "mlx")
 
     def settled(self, spec: TensorSpec) -> tuple[Int, str]:
-        """Groups of 128 or, where they do not divide the row, at 8 bits one scale a row, below it the nearest group.
+        """Groups of 128 or, where they do not divide the row, at 8 bits one scale a row, below the nearest group.
         Loaders of what comes of it leave activations alone."""
         if self.open:
             columns = spec.matrix[1]
