@@ -14,10 +14,10 @@ from typing import Any, Unpack
 
 from compressor.calibration import run as calibration
 from compressor.calibration.result import CalibrationReport
+from compressor.methods.structured_cut import is_structured_cut, make_structured_cut
 from compressor.recipe.budget import Budget, take_budget
 from compressor.recipe.model import Recipe, recipe_of
 from compressor.recipe.stages import make_stage
-from compressor.recipe.structured_cut import is_structured_cut, make_structured_cut
 from compressor.recipe.toml_file import recipe_for
 from compressor.recipe.training import FILES, is_training, training_of
 from compressor.workflows import compare as comparing

@@ -17,10 +17,10 @@ from compressor import api
 from compressor.calibration.run import Calibration
 from compressor.methods.options import SELECTOR, options_of
 from compressor.methods.registry import methods_of
+from compressor.methods.structured_cut import cut_options
 from compressor.recipe.budget import Budget
 from compressor.recipe.model import Recipe
 from compressor.recipe.sequential_refit import Sequential
-from compressor.recipe.structured_cut import cut_options
 from compressor.recipe.training import FILES, training_options
 from compressor.workflows import keywords
 from compressor.workflows.budget.choice import Allocation

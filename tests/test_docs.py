@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import os
 import re
@@ -139,6 +140,53 @@ def test_links_lead_somewhere() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+PLACEHOLDERS = ("NAME", "VERB", "…")
+
+
+def definitions() -> dict[str, set[str]]:
+    """What the package defines: its classes and functions, and of each class by its name what it defines."""
+    found: dict[str, set[str]] = {"": set()}
+    for path in (ROOT / "compressor").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                found[""].add(node.name)
+            if isinstance(node, ast.ClassDef):
+                mine = {inner.name for inner in node.body if isinstance(inner, ast.FunctionDef)}
+                found[node.name] = found.get(node.name, set()) | mine
+            if isinstance(node, ast.Assign):  # a type by another name
+                found[""] |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return found
+
+
+def misnamed(page: str) -> list[str]:
+    """Files and folders, classes and functions that a page has in backquotes and that are not there."""
+    known, bad = definitions(), []
+    for word in re.findall(r"`([^`\n]+)`", page.replace("```", "")):
+        if any(holder in word for holder in PLACEHOLDERS):
+            continue
+        if re.fullmatch(r"[\w./-]+(\.py|/)", word):
+            if not any((root / word).exists() for root in (ROOT, ROOT / "compressor")):
+                bad.append(word)
+        elif called := re.fullmatch(r"(?:(\w+)\.)?(\w+)\(\)", word):
+            if called[2] not in known.get(called[1] or "", set()):
+                bad.append(word)
+        elif re.fullmatch(r"[A-Z][a-z]+\w*", word) and word not in known[""]:
+            bad.append(word)
+    return bad
+
+
+def test_the_page_of_architecture_names_what_there_is() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert misnamed(page) == []
+    folders = re.findall(r"^  ([a-z]+)/ ", page, re.MULTILINE)
+    assert set(folders) == {entry.parent.name for entry in (ROOT / "compressor").glob("*/__init__.py")}
+
+
+@pytest.mark.parametrize("word", ["files/sink.py", "nowhere/", "run_nothing()", "Sink.run()", "Nothing"])
+def test_a_name_that_is_gone_is_found(word: str) -> None:
+    assert misnamed(f"As `{word}` says, and `Sink.write()` in `files/output.py`.") == [word]
 
 
 def test_recipe_page_example_is_valid() -> None:

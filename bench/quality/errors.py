@@ -94,22 +94,22 @@ def error(options: dict[str, Any], values: np.ndarray) -> tuple[float, float]:
     asked: Any = methods_of("quantize")[options.get("scheme", "int")](**given)
     spec, work = TensorSpec("w", "F32", values.shape), Workspace()
     blocks = [Block(values[row : row + ROWS], row, spec, work, {}) for row in range(0, len(values), ROWS)]
-    found: Any = asked.survey([spec])
-    while isinstance(found, Survey):
-        stats = found.start()
+    encoder: Any = asked.prepare([spec])
+    while isinstance(encoder, Survey):
+        stats = encoder.start()
         for block in blocks:
-            stats = found.observe(block, stats)
-        found = found.conclude(stats)
-    method = found or asked
-    assert isinstance(method, Encoder)
+            stats = encoder.observe(block, stats)
+        encoder = encoder.conclude(stats)
+    assert isinstance(encoder, Encoder)
     lost = 0.0
     for block in blocks:
         restored = np.empty_like(block.values)
-        method.encode(block, None, restored)
+        encoder.encode(block, None, restored)
         lost += float(np.square(block.values - restored, dtype=np.float64).sum())
     # scales of float32 weights are float32; a checkpoint's are mostly of 16 bits, and are counted so
     half = TensorSpec("w", "BF16", values.shape)
-    stored = sum(TensorSpec("", part.dtype, part.shape).nbytes for part in method.parts(half) if part.value is None)
+    parts = [part for part in encoder.decoder.parts(half) if part.value is None]
+    stored = sum(TensorSpec("", part.dtype, part.shape).nbytes for part in parts)
     return (lost / float(np.square(values, dtype=np.float64).sum())) ** 0.5, stored * 8 / values.size
 
 

@@ -36,6 +36,7 @@ def ours(values: np.ndarray) -> None:
     """Codes and scales as they are stored, on so many threads."""
     method: Any = methods_of("quantize")["int"](bits=4, group_size=128)
     spec = TensorSpec("w", "F32", values.shape)
+    encoder = method.prepare([spec])
     parts = {part.suffix: np.empty(part.shape, DTYPES[part.dtype].storage) for part in method.parts(spec)}
     every = {part.suffix: part.every for part in method.parts(spec)}
 
@@ -43,7 +44,7 @@ def ours(values: np.ndarray) -> None:
         rows = slice(start, start + ROWS)
         views = {suffix: part[rows] if every[suffix] else part.copy() for suffix, part in parts.items()}
         with np.errstate(all="ignore"):
-            method.measured(Block(values[rows], start, spec, Workspace(), {}), views)
+            encoder.measured(Block(values[rows], start, spec, Workspace(), {}), views)
 
     with threadpool_limits(1), ThreadPoolExecutor(THREADS) as executor:
         list(executor.map(encode, range(0, len(values), ROWS)))

@@ -31,7 +31,7 @@ class Chain:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """As of a model: how many layers there are."""
+        """The chain's sizes, as a model has them: `layers` is how many there are."""
         return {"layers": len(self.weights)}
 
     def find(self, kind: str) -> Structure:

@@ -7,6 +7,9 @@ has once for a tensor.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
+
 _WHOLES = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
     "qkv": ("query", "key", "value"),
@@ -29,3 +32,27 @@ def fused_group(name: str) -> str | None:
     if whole == "qkv" and not parent.endswith((".self", ".self_attn", ".attention.attention")):
         return None  # common words, which are an attention's there only
     return f"{parent}.{whole}"
+
+
+# The experts of a layer are one matrix to kernels and one module to loaders; shared experts are ordinary layers
+_EXPERT = re.compile(r"(?P<experts>(?:.*\.)?experts)\.[0-9]+\..*weight")
+_JOINING = ("compressed-tensors", "gptq")  # dialects whose loaders join projections
+
+
+def experts_module(name: str) -> str | None:
+    """The module of experts that this is a weight of, `model.layers.0.mlp.experts`; None where it is none's."""
+    found = _EXPERT.fullmatch(name)
+    return None if found is None else found["experts"]
+
+
+def one_scheme(name: str, spoken: Collection[str]) -> str | None:
+    """What the tensors that must have one scheme with this one are called together, where any of them is stored for
+    the loaders of the `spoken` dialects ("" is none); None where it may have a scheme of its own.
+
+    All projections of all experts of a layer are one such group to every loader; what else is joined (above) is one
+    to compressed-tensors' and GPTQ's.
+    """
+    experts = experts_module(name)
+    if experts is not None:
+        return experts if any(spoken) else None
+    return fused_group(name) if any(dialect in _JOINING for dialect in spoken) else None

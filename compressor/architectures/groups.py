@@ -91,7 +91,7 @@ class Coupled:
     places: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The group as JSON types."""
+        """The group of coupled dimensions as JSON types, as plans and records have it."""
         return {
             "structure": self.structure,
             "group": self.name,
@@ -116,6 +116,6 @@ class Description:
     config: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, Any]:
-        """The `[[structure]]` table."""
+        """The structure as the `[[structure]]` table of a recipe would give it."""
         axes = [f"{name}:{axis}:{block}" for name, axis, block in self.axes]
         return {"name": self.name, "axes": axes, **({"config": list(self.config)} if self.config else {})}

@@ -195,6 +195,7 @@ class Model:
         )
 
     def contradiction(self, said: str) -> InputError:
+        """The error for a model whose tensors are at odds with its config.json, in the words of `said`."""
         return InputError(f"config.json {said}", file=self.path, remedy="Fetch config and weights of one revision")
 
 

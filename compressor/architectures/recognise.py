@@ -15,6 +15,7 @@ from typing import Any
 from compressor.architectures.families import FAMILIES
 from compressor.architectures.groups import STRUCTURES
 from compressor.architectures.model import Known, Model, Sections
+from compressor.architectures.wrappers import wrappers_of
 from compressor.core.errors import InputError, MissingDescription
 from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
@@ -33,13 +34,14 @@ class Line:
     reads: int | None  # the axis over which products are summed
 
     def fits(self, name: str) -> re.Match[str] | None:
+        """The match of a tensor's name where the line is for it, numbers of blocks being groups; else None."""
         pattern = re.escape(self.module).replace(r"\*", r"(0|[1-9][0-9]{0,5})")
         return re.fullmatch(rf"{pattern}(\.weight|\.bias)?", name)
 
 
 @cache
 def lines(table: str) -> tuple[Line, ...]:
-    """The lines of a table."""
+    """The lines of a family's table as it is written in `families.py`."""
     found = []
     for text in table.strip().splitlines():
         words = text.split()
@@ -57,6 +59,14 @@ def recognise(config: Mapping[str, Any] | None, specs: Iterable[TensorSpec], pat
     understood or missing."""
     what = f"structure {kind}" if kind in STRUCTURES else f"method {kind}"
     model = sized(config, path, what)
+    specs = list(specs)
+    prefix = wrappers_of([spec.name for spec in specs])
+    if prefix:
+        raise MissingDescription(
+            f"{what}: all names begin with '{prefix}', which a wrapper put there",
+            file=path,
+            remedy=f"Use --strip-prefix {prefix}",
+        )
     unknown = _place(model, specs)
     inside = [name for name, block in unknown if block]
     bad = [name for name, _ in unknown] if kind == "hidden" else inside

@@ -35,8 +35,8 @@ class Role(Enum):
 
     @property
     def is_weight(self) -> bool:
-        """Whether it is a matrix that a model has for its own sake, so that a method may well treat it if asked to;
-        the others are no weights, whatever their shapes."""
+        """Whether a tensor of this role is a matrix that a model has for its own sake, so that a method may well
+        treat it if asked to; tensors of other roles are no weights, whatever their shapes."""
         return self in (Role.LAYER, Role.HEAD, Role.EMBEDDING, Role.ROUTER, Role.SPECULATIVE)
 
 

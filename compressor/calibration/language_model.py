@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from compressor.calibration.meta_model import ELSEWHERE, Hollow, foreign, libraries, quiet, tokenizer_of
+from compressor.calibration.meta_model import ELSEWHERE, MetaModel, foreign, libraries, quiet, tokenizer_of
 from compressor.calibration.result import Add, Task
 from compressor.calibration.tokens import read_windows
 from compressor.checkpoint.checkpoint import Checkpoint
@@ -35,8 +35,8 @@ def through_model(
     """Run a text through the model in a folder, and gather what enters its linear layers."""
     libraries()
     with quiet():
-        hollow = Hollow(checkpoint)
-        longest = getattr(hollow.config, "max_position_embeddings", None) or LENGTH
+        meta = MetaModel(checkpoint)
+        longest = getattr(meta.config, "max_position_embeddings", None) or LENGTH
         if length is not None and length > longest:
             raise UsageError(f"--length {length}: the model takes {longest} tokens at most")
         wanted = min(LENGTH, longest) if length is None else length
@@ -45,39 +45,39 @@ def through_model(
             task.note(note)
         name = printable(os.path.basename(text), 100)
         task.source = f"{len(windows.ids)} samples of {windows.length} tokens of {name} (seed {seed})"
-        _Run(task, hollow).run(windows.ids)
+        _Run(task, meta).run(windows.ids)
 
 
 class _Run:
     """One pass of all samples through the model."""
 
-    def __init__(self, task: Task, hollow: Hollow) -> None:
-        self.task, self.hollow, self.torch = task, hollow, hollow.torch
+    def __init__(self, task: Task, meta: MetaModel) -> None:
+        self.task, self.meta, self.torch = task, meta, meta.torch
         self.layers: dict[str, str] = {}  # a linear module's name → the layer's, for those that the checkpoint has
         self.widths: dict[str, int] = {}
-        for name, module in hollow.model.named_modules():
-            called = hollow.stored(f"{name}.weight") if isinstance(module, hollow.linear) else None
+        for name, module in meta.model.named_modules():
+            called = meta.stored(f"{name}.weight") if isinstance(module, meta.linear) else None
             if called is not None:
                 self.layers[name] = layer_of(called)
                 self.widths[layer_of(called)] = _width(module)
         self.done: set[int] = set()
         self.written: set[str] = set()
         self.buffer: Any = None
-        sizes = [sum(p.numel() for p in block.parameters()) for block in hollow.blocks]
+        sizes = [sum(p.numel() for p in block.parameters()) for block in meta.blocks]
         self.total, self.before = sum(sizes), [sum(sizes[:at]) for at in range(len(sizes) + 1)]
 
     def run(self, ids: list[list[int]]) -> None:
         """Run all samples; every layer's statistics are written as soon as they are complete."""
-        hollow, task = self.hollow, self.task
-        absent = hollow.fill_outside(ids)
+        meta, task = self.meta, self.task
+        absent = meta.fill_outside(ids)
         if absent:
             task.note(f"what comes after {printable(absent[0], 100)} did not run: the checkpoint lacks its weights")
         with task.writing(self.widths) as add:
             outside = self._watch_outside(absent)
-            for number, block in enumerate(hollow.blocks):
+            for number, block in enumerate(meta.blocks):
                 block.forward = self._stage(number, block, add)
-            with foreign("run the model on this text", hollow.path), self.torch.no_grad(), suppress(_Enough):
-                hollow.model(input_ids=self.torch.tensor(ids))
+            with foreign("run the model on this text", meta.path), self.torch.no_grad(), suppress(_Enough):
+                meta.model(input_ids=self.torch.tensor(ids))
             for layer, gather in outside.items():
                 self._write(add, layer, gather.layer)
             for layer in sorted(set(self.widths) - self.written):
@@ -106,23 +106,23 @@ class _Run:
 
             return hook
 
-        for name, module in self.hollow.model.named_modules():
-            inside = f"{name}.".startswith(f"{self.hollow.inside}.")
-            if isinstance(module, self.hollow.linear) and not inside:
-                last = module is self.hollow.head or name in absent
+        for name, module in self.meta.model.named_modules():
+            inside = f"{name}.".startswith(f"{self.meta.inside}.")
+            if isinstance(module, self.meta.linear) and not inside:
+                last = module is self.meta.head or name in absent
                 module.register_forward_pre_hook(watch(self.layers.get(name, ""), last=last))
         return gathers
 
     def _stage(self, number: int, block: Any, add: Add) -> Callable[..., Any]:
         """A block's forward for all samples: read, run in portions, write statistics, forget."""
-        prefix, forward = f"{self.hollow.inside}.{number}", block.forward
+        prefix, forward = f"{self.meta.inside}.{number}", block.forward
 
         def run(*args: Any, **kwargs: Any) -> Any:
             if number in self.done:
-                raise InputError("runs one block's weights several times", file=self.hollow.path, remedy=ELSEWHERE)
+                raise InputError("runs one block's weights several times", file=self.meta.path, remedy=ELSEWHERE)
             self.done.add(number)
             hidden = args[0] if args else kwargs["hidden_states"]
-            self.hollow.fill(prefix, block)
+            self.meta.fill(prefix, block)
             watcher = _Watcher(self, prefix, block)
             if self.buffer is None or self.buffer.shape != hidden.shape:
                 self.buffer = self.torch.empty_like(hidden, memory_format=self.torch.contiguous_format)
@@ -135,12 +135,12 @@ class _Run:
                 result = forward(*given[0], **given[1])
                 first = result[0] if isinstance(result, tuple) else result
                 if first.shape != hidden[start:stop].shape:
-                    raise InputError("has blocks that change the shape of what they pass on", file=self.hollow.path)
+                    raise InputError("has blocks that change the shape of what they pass on", file=self.meta.path)
                 self.buffer[start:stop] = first
                 watcher.settle()
                 part = (self.before[number + 1] - self.before[number]) * stop // count
                 self.task.progress(4 * (self.before[number] + part), 4 * self.total)
-            self.hollow.drop(prefix, block)
+            self.meta.drop(prefix, block)
             for layer, found in watcher.finish():
                 self._write(add, layer, found)
             return (self.buffer, *result[1:]) if isinstance(result, tuple) else self.buffer
@@ -159,7 +159,7 @@ class _Watcher:
         self.hooks = []
         for name, module in block.named_modules(prefix=prefix):
             layer = run.layers.get(name)
-            if layer is not None and isinstance(module, run.hollow.linear):
+            if layer is not None and isinstance(module, run.meta.linear):
                 self.layers.append(layer)
                 self.hooks.append(module.register_forward_pre_hook(self._hook(layer)))
 

@@ -61,13 +61,13 @@ def foreign(what: str, path: str) -> Iterator[None]:
 
 
 def tokenizer_of(path: str) -> Any:
-    """The folder's tokenizer."""
+    """The tokenizer that lies in the model's folder."""
     _, transformers = libraries()
     with foreign("read its tokenizer", path):
         return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
 
 
-class Hollow:
+class MetaModel:
     """A model of the class that config.json names. `blocks` is its list of layers, all of whose tensors are meta;
     what lies outside is filled by `fill_outside`."""
 
@@ -164,7 +164,7 @@ class Hollow:
         self.model.get_submodule(parent)._parameters[leaf] = parameter
 
     def fill(self, prefix: str, module: Any) -> None:
-        """Read the numbers of a module."""
+        """Read the numbers of a module from the checkpoint into it."""
         for name, parameter in module.named_parameters(prefix):
             self._put(name, self._numbers(name, parameter.shape))
         for name, buffer in module.named_buffers(prefix):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from compressor.calibration.scores import open_scores
 from compressor.calibration.statistics import Statistics, open_statistics
+from compressor.methods.structured_cut import StructuredCut
 from compressor.recipe.model import Recipe
-from compressor.recipe.structured_cut import StructuredCut
 
 
 def open_all(recipe: Recipe) -> dict[int, Statistics]:

@@ -14,10 +14,9 @@ _KINDS = (".npy", ".safetensors")
 
 
 def open_recorded(path: str | os.PathLike[str]) -> list[tuple[str, StoredTensor]]:
-    """All arrays with their names, in the order of files and then of names; a name may be in several files.
-
-    Hidden files are passed over. InputError when nothing is there, or something that is no such file.
-    """
+    """The recorded arrays of a file or folder with their names, in the order of files and then of names; a name may
+    be in several files. Hidden files are passed over. InputError when nothing is there, or when a file cannot be
+    read."""
     path = os.fspath(path)
     if not os.path.isdir(path):
         return _arrays(path)

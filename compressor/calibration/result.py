@@ -31,10 +31,11 @@ class Task:
     notes: list[str] = field(default_factory=list)
 
     def note(self, sentence: str) -> None:
-        """What the user should know."""
+        """Add a sentence of what the user should know."""
         self.notes.append(sentence)
 
     def wants_gram(self, width: int) -> bool:
+        """Whether a layer of this many inputs gets its gram."""
         return width <= WIDEST if self.gram is None else self.gram
 
     @contextmanager

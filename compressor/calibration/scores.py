@@ -23,7 +23,7 @@ from compressor.files.source import StoredTensor
 
 
 class Scores(Statistics):
-    """An opened file of scores."""
+    """An opened file of scores, which methods see as statistics."""
 
     noun = "scores"
 

@@ -46,7 +46,7 @@ def through_network(
     made, description = found.network, found.network.fitted.description
     check_shape(array, made)
     by = divide if divide is not None else description.divide if is_whole(array) else 1.0
-    task.note(f"network: {found.said}")
+    task.note(f"network: {found.description}")
     task.note(f"inputs: {scaling(array, by, asked=divide is not None, offered=description.divide)}")
     chosen = choose(array.spec.shape[0], samples, seed)
     if not chosen:

@@ -60,6 +60,7 @@ class Statistics:
 
     @property
     def path(self) -> str:
+        """The path of the file of statistics."""
         return self.file.path
 
     @property
@@ -99,7 +100,8 @@ class Statistics:
         return self.tensors[f"{layer}.{part}"].read_rows(self.widths[layer], start, stop, Workspace(), "raw")
 
     def _vector(self, layer: str, part: str) -> Array:
-        found: Array = self._raw(layer, part)[0].astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a signalling NaN, which is then found
+            found: Array = self._raw(layer, part)[0].astype(np.float64)
         self._finite(layer, part, found)
         return found
 
@@ -108,7 +110,8 @@ class Statistics:
         found = np.empty((width, width))
         for start in range(0, width, PANEL):
             rows = found[start : start + PANEL]
-            rows[...] = self._raw(layer, "gram", start, start + len(rows))
+            with np.errstate(invalid="ignore"):
+                rows[...] = self._raw(layer, "gram", start, start + len(rows))
             self._finite(layer, "gram", rows)
         # |x y| is at most the root of x² y², and sums of float32 products lose some digits
         root = np.sqrt(square)

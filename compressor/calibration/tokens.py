@@ -21,6 +21,7 @@ class Windows:
 
     @property
     def length(self) -> int:
+        """Tokens of a window."""
         return len(self.ids[0])
 
 

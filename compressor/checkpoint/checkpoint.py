@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from compressor.architectures.groups import Coupled
-from compressor.checkpoint import dialects
-from compressor.checkpoint import record as provenance
+from compressor.checkpoint import dialects, record
 from compressor.core.errors import InputError, UsageError
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Workspace
+from compressor.files.growth import FREE, GROWTH, most
 from compressor.files.identity import Identity, unknown
 from compressor.files.opening import open_source
 from compressor.files.source import Source, StoredTensor
@@ -51,6 +51,7 @@ class Tensor:
 
     @property
     def align(self) -> int:
+        """Blocks of the tensor begin at multiples of this many rows."""
         return 1 if self.encoder is None else max(part.every or 1 for part in self.encoder.parts(self.spec))
 
 
@@ -65,7 +66,7 @@ class Checkpoint:
 
     source: Source
     tensors: Mapping[str, Tensor]
-    records: tuple[provenance.Record, ...]
+    records: tuple[record.Record, ...]
     compression: str = ""
     cuts: tuple[Coupled, ...] = ()
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -77,14 +78,16 @@ class Checkpoint:
 
     @property
     def path(self) -> str:
+        """The path that the user gave."""
         return self.source.path
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open an input and recognise what it stores. InputError when parts contradict what is said of them."""
-    source = open_source(path)
-    records = tuple(provenance.from_metadata(part.header.metadata, part.file.path) for part in source.files)
-    stored: Sequence[tuple[TensorSpec, Decoder | Indexed]] = [pair for record in records for pair in record.tensors]
+def open_checkpoint(path: str | os.PathLike[str], component: str = "") -> Checkpoint:
+    """Open an input (of a pipeline of diffusers one component) and recognise what it stores. InputError when parts
+    contradict what is said of them."""
+    source = open_source(path, component)
+    records = tuple(record.from_metadata(part.header.metadata, part.file.path) for part in source.files)
+    stored: Sequence[tuple[TensorSpec, Decoder | Indexed]] = [pair for each in records for pair in each.tensors]
     own = bool(stored)
     compression, left = "packed by compressor" if own else "", frozenset[str]()
     if not own:
@@ -94,14 +97,16 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     }
     used = set(left)
     found: dict[str, Tensor] = {}
+    total = 0
     for spec, reader in stored:
         tensor = _stored_tensor(source, spec, reader)
+        total += spec.nbytes
+        _check_growth(source, spec, total)
         used |= {part.spec.name for part in tensor.parts.values()}
         if spec.name in found or (spec.name in source.tensors and "" not in tensor.parts):
             raise InputError("is there twice, as numbers and as codes", file=source.path, tensor=spec.name)
         found[spec.name] = tensor
-    if not own:
-        dialects.check_read(source, used)
+    dialects.check_read(source, used)
     tensors = {name: tensor for name, tensor in tensors.items() if name not in used} | found
     ordered = {name: tensors[name] for name in sorted(tensors)}
     return Checkpoint(
@@ -113,6 +118,18 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         dropped=tuple(sorted(left)),
         identity=unknown(source),
     )
+
+
+def _check_growth(source: Source, spec: TensorSpec, total: int) -> None:
+    """InputError where tensors of `total` bytes, of which this is the last, are more than a file can stand for."""
+    if total > most(source.nbytes):
+        raise InputError(
+            f"is said to be {spec.dtype} {list(spec.shape)}: no file stands for more than {FREE >> 20} MiB and "
+            f"{GROWTH} times its own size",
+            file=source.path,
+            tensor=spec.name,
+            remedy="Make or download it again",
+        )
 
 
 def _stored_tensor(source: Source, spec: TensorSpec, reader: Decoder | Indexed) -> Tensor:

@@ -7,14 +7,20 @@ from collections.abc import Iterator
 from compressor.checkpoint.checkpoint import Tensor
 from compressor.checkpoint.rows import BLOCK, CHUNK, Rows
 from compressor.core.lazy import np
+from compressor.core.tensor import DTYPES
 from compressor.core.workspace import Array, Workspace
 
 
 def blocks_of(tensor: Tensor, work: Workspace, align: int) -> Iterator[Array]:
-    """The numbers of a tensor, block by block; stored elements for types that are not computed with."""
+    """The numbers of a tensor, block by block; for types that are not computed with stored elements, or bytes where
+    these are narrower."""
     spec = tensor.spec
     rows, columns = spec.matrix
     if spec.size == 0:
+        return
+    if not DTYPES[spec.dtype].storage:
+        for start in range(0, spec.nbytes, CHUNK):
+            yield tensor.whole.read_bytes(start, min(start + CHUNK, spec.nbytes), work, "scan")
         return
     if not spec.is_float:
         step = max(CHUNK // columns, 1)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from compressor.checkpoint.checkpoint import Tensor
 from compressor.core.errors import InputError
-from compressor.core.floats import narrow, widen, widen_counted
+from compressor.core.floats import is_float, narrow, widen, widen_counted
 from compressor.core.tensor import DTYPES
 from compressor.core.workspace import Array, Workspace
+from compressor.files.source import StoredTensor
 from compressor.methods.parts import Part
 
 
@@ -48,6 +49,7 @@ class Rows:
         """Rows [start, stop) as numbers; read-only, valid until the next block."""
         spec, work = self.tensor.spec, self.work
         if self.tensor.encoder is None:
+            check_computable(self.tensor.whole)
             if self.tensor.seekable:
                 self.raw, self.first = self._raw(start, stop), start
             raw = self.raw[start - self.first : stop - self.first]
@@ -66,6 +68,14 @@ class Rows:
         settled = work.array(f"{self.key}.settled", numbers.shape, DTYPES[spec.dtype].storage)
         narrow(numbers, spec.dtype, settled)
         return widen(settled, spec.dtype, work, self.key)
+
+
+def check_computable(stored: StoredTensor) -> None:
+    """InputError for a tensor in whose place there should be floats."""
+    if not is_float(stored.spec.dtype):
+        raise InputError(
+            f"is {stored.spec.dtype}, where floats belong", file=stored.file.path, tensor=stored.spec.name
+        )
 
 
 def read_whole(tensor: Tensor) -> Array:

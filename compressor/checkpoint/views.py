@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
-from compressor.checkpoint.rows import Rows
+from compressor.checkpoint.rows import Rows, check_computable
 from compressor.core.errors import InputError
 from compressor.core.floats import narrow, settle, widen
 from compressor.core.lazy import np
@@ -20,7 +20,7 @@ _DECODED = 1 << 19  # elements decoded at a time
 
 
 @dataclass(frozen=True, eq=False)
-class Gathered(StoredTensor):
+class SelectedTensor(StoredTensor):
     """`origin` read through an index along some axes: new position → position in the origin, ascending."""
 
     origin: Tensor
@@ -101,13 +101,19 @@ def gathered(tensor: Tensor, name: str, keep: Mapping[int, Array]) -> Tensor:
     renamed = TensorSpec(name, spec.dtype, shape)
     if not index:
         return replace(tensor, spec=renamed)
+    if not DTYPES[spec.dtype].storage:
+        raise InputError(
+            f"is {spec.dtype}, whose elements are no whole bytes: it cannot be cut",
+            file=next(iter(tensor.parts.values())).file.path,
+            tensor=spec.name,
+        )
     first = next(iter(tensor.parts.values()))
     placed = replace(first.placed, spec=renamed, fortran=False, big_endian=False, strides=None)
-    return Tensor(renamed, {"": Gathered(first.file, placed, tensor, index)}, tensor.file)
+    return Tensor(renamed, {"": SelectedTensor(first.file, placed, tensor, index)}, tensor.file)
 
 
 @dataclass(frozen=True, eq=False)
-class Multiplied(StoredTensor):
+class ScaledTensor(StoredTensor):
     """`origin`, which need not be stored so, with other numbers, rounded to its dtype."""
 
     origin: StoredTensor
@@ -125,6 +131,7 @@ class Multiplied(StoredTensor):
         return False
 
     def read_rows(self, columns: int, start: int, stop: int, work: Workspace, key: str) -> Array:
+        check_computable(self)
         dtype = self.spec.dtype
         raw = self.origin.read_rows(columns, start, stop, work, f"{key}.unscaled")
         held = widen(raw, dtype, work, f"{key}.wide")
@@ -145,7 +152,7 @@ class Multiplied(StoredTensor):
 
 
 @dataclass(frozen=True, eq=False)
-class Trained(StoredTensor):
+class ReplacedTensor(StoredTensor):
     """A tensor with other numbers than the file's, already in its storage type."""
 
     numbers: Array
@@ -167,6 +174,7 @@ class Trained(StoredTensor):
 
 
 def holding(checkpoint: Checkpoint, name: str, array: Array) -> Tensor:
+    """The tensor `name` with the numbers of `array` [its shape] in the place of the file's."""
     tensor = checkpoint.tensors[name]
     spec = tensor.spec
     numbers = np.empty(spec.shape, DTYPES[spec.dtype].storage)
@@ -174,10 +182,11 @@ def holding(checkpoint: Checkpoint, name: str, array: Array) -> Tensor:
     check_finite(numbers, spec.dtype, checkpoint.path, name)
     first = next(iter(tensor.parts.values()))
     placed = replace(first.placed, spec=spec, fortran=False, big_endian=False, strides=None)
-    return Tensor(spec, {"": Trained(first.file, placed, numbers)}, tensor.file)
+    return Tensor(spec, {"": ReplacedTensor(first.file, placed, numbers)}, tensor.file)
 
 
 def check_finite(numbers: Array, dtype: str, path: str, tensor: str) -> None:
+    """InputError where training left numbers (stored, of this `dtype`) that are not finite."""
     if not np.isfinite(widen(numbers, dtype, Workspace(), "narrowed")).all():
         raise InputError(
             f"was trained to numbers beyond {dtype}", file=path, tensor=tensor, remedy="Lower --learning-rate"

@@ -17,12 +17,12 @@ from compressor.core.text import size_of
 from compressor.methods.contract import Method
 from compressor.methods.options import SELECTOR, SHARED, Option, choices_of, describe, options_of, required_options
 from compressor.methods.registry import methods_of
+from compressor.methods.structured_cut import cut_options
 from compressor.recipe.gates import Gates
 from compressor.recipe.model import Recipe
 from compressor.recipe.presets import PRESETS
 from compressor.recipe.sequential_refit import METHOD as REFIT
 from compressor.recipe.sequential_refit import Sequential
-from compressor.recipe.structured_cut import cut_options
 from compressor.recipe.training import FILES, Training, is_training, training_of, training_options
 from compressor.recipe.training import METHOD as TRAINED
 from compressor.workflows.results import Report, ReportedGateFailed
@@ -100,6 +100,13 @@ output_option = click.option(
 )
 writing = chain(input_argument, output_option)
 running = chain(
+    click.option(
+        "--component", metavar="NAME", default="", help="Of a pipeline of diffusers: which folder to treat."
+    ),
+    click.option("--strip-prefix", metavar="TEXT", help="Take this off the names of tensors, as in _orig_mod."),
+    click.option(
+        "--max-shard-size", type=Size(), help="Of an output folder: largest file of weights, such as 5GB."
+    ),
     click.option("--force", is_flag=True, help="Replace OUTPUT if it exists, whole and at the end."),
     click.option("--dry-run", is_flag=True, help="Show what would be done, with exact sizes; write nothing."),
     click.option("--strict", is_flag=True, help="Leaving a weight matrix alone by default is an error."),
@@ -122,6 +129,11 @@ running = chain(
 show_recipe = click.option(
     "--show-recipe", is_flag=True, help="Print the recipe that does this, with all that was left open; run nothing."
 )
+allow_unmatched = click.option(
+    "--allow-unmatched",
+    is_flag=True,
+    help="Patterns that match no tensor are noted, not refused: for shared recipes.",
+)
 selecting = chain(
     click.option(
         "--include",
@@ -142,6 +154,7 @@ selecting = chain(
         metavar="GLOB:KEY=VALUE,...",
         help="Other options for these tensors; first match wins.",
     ),
+    allow_unmatched,
 )
 teacher = click.option("--teacher", metavar="PATH", help="The teacher: any container, tensors paired by name.")
 requantize = click.option(

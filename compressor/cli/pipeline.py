@@ -48,6 +48,7 @@ def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 @options.store_archive
 @options.effort
 @options.requantize
+@options.allow_unmatched
 @options.show_recipe
 @options.running
 def command(input_path: str, output: str, **values: Any) -> int:

@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from compressor.cli import options
+from compressor.methods.structured_cut import make_structured_cut
 from compressor.recipe.model import Recipe
 from compressor.recipe.stages import make_stage
-from compressor.recipe.structured_cut import make_structured_cut
 
 
 @click.command()

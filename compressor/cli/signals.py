@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP: remove what is half-written and leave at once with 128+N.
+"""SIGINT, SIGTERM, SIGHUP and the limit of processor time: remove what is half-written, leave at once with 128+N.
 
 Nothing is raised into the program, so there is no place where a signal could be swallowed or half-handled.
 Once the finished output is being given its name, a first signal comes too late and is ignored: what is left
@@ -8,13 +8,15 @@ to do is to print the report. A second one cuts the report short; the exit code 
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 
 from compressor.core import cleanup
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)
 _SHOW_CURSOR = b"\r\x1b[2K\x1b[?25h"  # a progress bar hides it, and clears its own line
 
 _stopping = False
@@ -26,6 +28,15 @@ def install() -> None:
     for number in _SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _stop)
+    _be_told_of_the_limit()
+
+
+def _be_told_of_the_limit() -> None:
+    """Where `ulimit -t` kills at once, be stopped a second before, so that nothing half-written stays."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    if hard != resource.RLIM_INFINITY and soft in (hard, resource.RLIM_INFINITY) and hard > 1:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_CPU, (hard - 1, hard))
 
 
 def ignore() -> None:

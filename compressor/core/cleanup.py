@@ -32,7 +32,7 @@ class Entry:
         self.publishing = False
 
     def forget(self) -> None:
-        """It is done, or undone."""
+        """Strike the entry off: what it would undo is done, or undone already."""
         with suppress(ValueError):
             _entries.remove(self)
 

@@ -18,8 +18,8 @@ from compressor.core.workspace import Array, Workspace
 
 
 @cache
-def _type(dtype: str) -> Any:
-    """The NumPy or ml_dtypes scalar type of a float that is stored as bit patterns."""
+def _types() -> dict[str, Any]:
+    """The NumPy or ml_dtypes scalar types of floats that are stored as bit patterns."""
     return {
         "BF16": ml_dtypes.bfloat16,
         "F8_E4M3": ml_dtypes.float8_e4m3fn,
@@ -28,7 +28,12 @@ def _type(dtype: str) -> Any:
         "F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz,
         "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
         "F16": np.float16,
-    }[dtype]
+    }
+
+
+def is_float(dtype: str) -> bool:
+    """Whether `widen` takes a dtype: scales of others may be of any that it does."""
+    return dtype in ("F32", "F64") or dtype in _types()
 
 
 @cache
@@ -36,7 +41,7 @@ def _table(dtype: str) -> Array:
     codes = np.arange(1 << DTYPES[dtype].bits, dtype=DTYPES[dtype].storage)
     if dtype == "F16":
         codes = np.arange(1 << 16, dtype=np.uint16)
-    table: Array = codes.view(_type(dtype)).astype(np.float32)
+    table: Array = codes.view(_types()[dtype]).astype(np.float32)
     table.setflags(write=False)
     return table
 
@@ -76,7 +81,7 @@ def narrow(values: Array, dtype: str, out: Array) -> None:
     What exceeds the range becomes an infinity or NaN, as the casts of every framework do: who writes the
     result looks for it (the runner refuses it by name) rather than store a saturated number silently.
     """
-    target = out if dtype in ("F32", "F64") else out.view(_type(dtype))
+    target = out if dtype in ("F32", "F64") else out.view(_types()[dtype])
     with np.errstate(over="ignore", invalid="ignore"):
         np.copyto(target, values, casting="unsafe")
 
@@ -100,7 +105,7 @@ def settle(values: Array, dtype: str, out: Array, work: Workspace) -> Array:
 def _info(dtype: str) -> Any:
     if dtype in ("F32", "F64"):
         return np.finfo(DTYPES[dtype].compute)
-    return ml_dtypes.finfo(_type(dtype))  # type: ignore[no-untyped-call]  # ml_dtypes leaves it untyped
+    return ml_dtypes.finfo(_types()[dtype])  # type: ignore[no-untyped-call]  # ml_dtypes leaves it untyped
 
 
 @cache

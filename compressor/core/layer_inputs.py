@@ -27,6 +27,7 @@ class Layer:
 
     @property
     def width(self) -> int:
+        """How many inputs the layer has."""
         return len(self.mean)
 
     def merge(self, more: Layer) -> Layer:

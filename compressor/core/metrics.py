@@ -39,7 +39,7 @@ def dot(a: Array, b: Array) -> float:
 
 
 def count_zeros(values: Array, work: Workspace) -> int:
-    """Zeros of either sign."""
+    """How many of the numbers `values` are zero, of either sign."""
     mask = work.array("metrics.mask", values.shape, "|b1")
     np.equal(values, 0, out=mask)
     return int(np.count_nonzero(mask))
@@ -70,6 +70,7 @@ class Change:
     notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     def merge(self, more: Change) -> None:
+        """Add what happened to other elements of the same tensor."""
         if more.notes:
             self.notes = tuple(dict.fromkeys(self.notes + more.notes))
         self.size += more.size
@@ -85,10 +86,12 @@ class Change:
 
     @property
     def sparsity_before(self) -> float:
+        """Share of the elements that were zero before, 0 to 1."""
         return self.zeros_before / self.size if self.size else 0.0
 
     @property
     def sparsity_after(self) -> float:
+        """Share of the elements that are zero afterwards, 0 to 1."""
         return self.zeros_after / self.size if self.size else 0.0
 
 
@@ -161,6 +164,7 @@ class Moments:
             self.energy += dot(wide, wide)
 
     def merge(self, more: Moments) -> None:
+        """Add the moments of other elements."""
         self.size += more.size
         self.zeros += more.zeros
         self.non_finite += more.non_finite
@@ -171,6 +175,7 @@ class Moments:
 
     @property
     def mean(self) -> float:
+        """The mean of the finite elements; 0 where there are none."""
         count = self.size - self.non_finite
         return self.total / count if count else 0.0
 

@@ -25,6 +25,7 @@ class DType:
 
     @property
     def itemsize(self) -> float:
+        """Bytes of an element; less than 1 where several share one."""
         return self.bits / 8
 
 
@@ -70,6 +71,7 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the tensor as numbers, without padding."""
         return self.size * DTYPES[self.dtype].bits // 8
 
     @property

@@ -26,6 +26,7 @@ from compressor.files.entropy.account import Account
 from compressor.files.entropy.chunk import LEAST, decode_chunk
 from compressor.files.entropy.damage import Damaged, NeedsPackage
 from compressor.files.entropy.elements import Form, form_named
+from compressor.files.growth import most
 from compressor.files.input_file import InputFile
 from compressor.files.layout import Header, Placed
 from compressor.files.strict_json import parse_object
@@ -34,7 +35,6 @@ KEY = "compressor.archive"
 VERSION = "1"
 TENSOR = "archive"
 TRAILER = 8
-GROWTH, FREE = 4096, 64 << 20  # what an archive may stand for, in its own size, and beyond it
 _DIRECTORY = 100_000_000  # bytes of a directory, inflated
 _CHUNK = 1 << 20  # elements of a chunk, about
 _KEPT = 4  # decoded chunks that are kept, because the next read may want their other half
@@ -54,7 +54,7 @@ class Entry:
 
     @property
     def coded(self) -> int:
-        """Bytes of its chunks."""
+        """Bytes of the tensor's chunks as they are coded."""
         return self.places[-1] - self.places[0]
 
 
@@ -80,7 +80,7 @@ def chunk_shape(spec: TensorSpec, number: int) -> tuple[int, int]:
 
 
 def chunks_of(spec: TensorSpec) -> int:
-    """How many chunks a tensor has."""
+    """How many chunks a tensor of this spec is divided into."""
     rows, _, each = rows_of(spec)
     return -(-rows // each)
 
@@ -213,7 +213,7 @@ def _directory(file: InputFile, placed: Placed) -> tuple[list[Entry], Mapping[st
         place = places[-1]
         entries.append(Entry(spec, form_named(form, dtype), begin, tuple(places)))
         begin += spec.nbytes
-    if place > end - length or begin > FREE + GROWTH * size:
+    if place > end - length or begin > most(size):
         raise _damaged(file, "its tensors are larger than it can hold")
     return entries, found["metadata"]
 

@@ -9,7 +9,8 @@ import zlib
 from collections.abc import Mapping
 
 from compressor.core.tensor import TensorSpec
-from compressor.files.archive import FREE, GROWTH, KEY, TENSOR, TRAILER, VERSION
+from compressor.files.archive import KEY, TENSOR, TRAILER, VERSION
+from compressor.files.growth import FREE, GROWTH
 from compressor.files.safetensors import METADATA
 
 _HEADER = 128  # bytes before the first chunk
@@ -31,12 +32,13 @@ class ArchiveWriter:
         self.logical += spec.nbytes
 
     def add(self, name: str, chunk: bytes) -> None:
-        """The next chunk of a tensor."""
+        """Append the next coded chunk of a tensor to the archive."""
         self.tensors[name][3].append(len(chunk))
         self._append(chunk)
 
-    def finish(self, metadata: Mapping[str, str]) -> None:
-        """Write what comes behind the chunks and before them, and sync."""
+    def finish(self, metadata: Mapping[str, str], stands_for: int = 0) -> None:
+        """Write what comes behind the chunks and before them, and sync. `stands_for`: bytes of the numbers that the
+        tensors are parts of."""
         text = json.dumps(
             {"metadata": dict(sorted(metadata.items())), "tensors": self.tensors},
             separators=(",", ":"),
@@ -45,9 +47,8 @@ class ArchiveWriter:
         deflater = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
         directory = deflater.compress(text.encode()) + deflater.flush()
         size = self.end - _HEADER + len(directory) + TRAILER
-        lacking = (
-            -(-(self.logical - FREE) // GROWTH) - size
-        )  # what stands for more than an archive may, gets longer
+        # what stands for more than an archive may, gets longer
+        lacking = -(-(max(self.logical, stands_for) - FREE) // GROWTH) - size
         while lacking > 0:
             self._append(bytes(min(lacking, _ZEROS)))
             lacking -= _ZEROS
@@ -63,7 +64,7 @@ class ArchiveWriter:
         os.fsync(self.fd)
 
     def coded(self) -> dict[str, int]:
-        """Bytes of every tensor's chunks."""
+        """Bytes of the coded chunks, by tensor."""
         return {name: sum(sizes) for name, (_, _, _, sizes) in self.tensors.items()}
 
     def _append(self, data: bytes) -> None:

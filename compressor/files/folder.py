@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from compressor.core.errors import InputError
+from compressor.core.errors import InputError, UsageError
 from compressor.core.text import printable
 from compressor.files import archive, torch_state
 from compressor.files.input_file import InputFile
@@ -39,7 +39,7 @@ SINGLE = "model.safetensors"
 TORCH_SINGLE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 CONFIG = "config.json"
 PIPELINE = "model_index.json"  # of diffusers: what each sub-folder holds
-ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 
 # Weights in formats that we neither read nor carry: they would be the uncompressed model once more.
 _OTHER_WEIGHTS = re.compile(
@@ -72,28 +72,32 @@ class _Weights:
     notes: tuple[str, ...] = ()
 
 
-def open_folder(path: str) -> Source:
+def open_folder(path: str, component: str = "") -> Source:
     """Read the index (or the single file), every header, and the list of the other files.
 
-    InputError where there are no weights, a shard is missing, or a file is damaged.
+    Of a pipeline of diffusers `component` names the sub-folder whose weights are read; everything else goes along,
+    the weights of other components too. InputError where there are no weights, a shard is missing, or a file is
+    damaged; UsageError where there is no such component.
     """
-    try:
-        names = sorted(os.listdir(path))
-    except OSError as error:
-        raise InputError(f"cannot be listed: {error.strerror}", file=path) from error
-    weights = _weights(path, names)
+    names, inside = _names(path), ""
+    if component:
+        inside, place = _component(path, names, component), os.path.join(path, component)
+        names = _names(place)
+    weights = _weights(os.path.join(path, component) if component else path, names)
+    shards = {f"{inside}{shard}": shard for shard in weights.shards}
     files = []
-    for shard in weights.shards:
-        file = InputFile.open(os.path.join(path, shard))
-        if shard.endswith(".bin"):
-            files.append(SourceFile(_converted(shard), file, torch_state.read_header(file)))
+    for name in shards:
+        file = InputFile.open(os.path.join(path, name))
+        if name.endswith(".bin"):
+            files.append(SourceFile(_converted(name), file, torch_state.read_header(file)))
         else:
-            files.append(SourceFile(shard, *archive.opened(file, read_header(file))))
-    carried, left, linked = _others(path, {*weights.shards, weights.index, CONFIG})
+            files.append(SourceFile(name, *archive.opened(file, read_header(file))))
+    read = {*shards, f"{inside}{weights.index}", f"{inside}{CONFIG}"}
+    carried, left, linked = _others(path, read, component)
     config = None
     if CONFIG in names:
-        carried[CONFIG] = InputFile.open(os.path.join(path, CONFIG))
-        config = read_object(carried[CONFIG], lenient=True)
+        carried[f"{inside}{CONFIG}"] = InputFile.open(os.path.join(path, inside, CONFIG))
+        config = read_object(carried[f"{inside}{CONFIG}"], lenient=True)
     source = assemble(
         path,
         "folder",
@@ -101,14 +105,39 @@ def open_folder(path: str) -> Source:
         config=config,
         carried=carried,
         left=left,
-        index=_converted(weights.index),
+        index=f"{inside}{_converted(weights.index)}" if weights.index else "",
         index_metadata=weights.metadata,
         linked=linked,
+        inside=inside,
     )
     notes = weights.notes
     if weights.weight_map is not None:
-        notes += tuple(_compared(source, {name: _converted(shard) for name, shard in weights.weight_map.items()}))
+        told = {name: f"{inside}{_converted(shard)}" for name, shard in weights.weight_map.items()}
+        notes += tuple(_compared(source, told))
     return replace(source, notes=notes)
+
+
+def _names(path: str) -> list[str]:
+    try:
+        return sorted(os.listdir(path))
+    except OSError as error:
+        raise InputError(f"cannot be listed: {error.strerror}", file=path) from error
+
+
+def _components(path: str, names: Sequence[str]) -> list[str]:
+    """The sub-folders of a pipeline that are models."""
+    return [name for name in names if os.path.isfile(os.path.join(path, name, CONFIG))]
+
+
+def _component(path: str, names: Sequence[str], component: str) -> str:
+    """The sub-folder of this name, with a slash."""
+    known = _components(path, names) if PIPELINE in names else []
+    if component not in known:
+        there = (
+            f"There are {', '.join(map(printable, known))}" if known else "The input is no pipeline of diffusers"
+        )
+        raise UsageError(f"--component {printable(component, 60)}: there is none of this name", remedy=there)
+    return f"{component}/"
 
 
 def _converted(name: str) -> str:
@@ -272,7 +301,9 @@ def _shown(names: Sequence[str]) -> str:
     return f"{printable(names[0], 100)}{more}"
 
 
-def _others(path: str, known: set[str]) -> tuple[dict[str, InputFile], dict[str, str], tuple[str, ...]]:
+def _others(
+    path: str, known: set[str], component: str
+) -> tuple[dict[str, InputFile], dict[str, str], tuple[str, ...]]:
     """Files to carry over by their path within the folder, those left behind with the reason, and where links lead
     that are not followed."""
     linked: list[str] = []
@@ -297,6 +328,7 @@ def _others(path: str, known: set[str]) -> tuple[dict[str, InputFile], dict[str,
                     pending.append(f"{name}/")
             elif (
                 _OTHER_WEIGHTS.match(entry.name)
+                and not (component and not inside.startswith(f"{component}/"))
                 and not _MODULE.fullmatch(inside)
                 and not (adapted and _ADAPTERS.fullmatch(entry.name))
             ):
@@ -344,10 +376,8 @@ def _no_weights(path: str, names: Sequence[str]) -> InputError:
     other = [name for name in names if _OTHER_WEIGHTS.match(name)]
     remedy = "Give a folder with model.safetensors, or with shards and their index"
     if PIPELINE in names:
-        parts = [name for name in names if os.path.isfile(os.path.join(path, name, CONFIG))]
-        remedy = (
-            f"It is a pipeline of diffusers: give one of its components, {', '.join(map(printable, parts[:8]))}"
-        )
+        parts = ", ".join(map(printable, _components(path, names)[:8]))
+        remedy = f"It is a pipeline of diffusers: say which of its components, --component {parts}"
         return InputError("holds no weights itself", file=path, remedy=remedy)
     if len(lone) == 1:
         remedy = f"It holds {printable(lone[0], 60)} without an index: give that file itself"
@@ -356,6 +386,14 @@ def _no_weights(path: str, names: Sequence[str]) -> InputError:
     elif other:
         remedy = f"It holds {printable(other[0], 60)}: convert it to safetensors first"
     return InputError(f"is a folder without {SINGLE} or {INDEX}", file=path, remedy=remedy)
+
+
+def stem_of(name: str) -> str:
+    """What weights are called of which one file has this name (a path within the folder): `model` where it is none
+    that loaders look for."""
+    inside, _, file = name.rpartition("/")
+    stem = next((stem for stem in reversed(_STEMS) if file.startswith(stem)), _STEMS[0])
+    return f"{inside}/{stem}" if inside else stem
 
 
 def index_bytes(weight_map: Mapping[str, str], total_size: int, metadata: Mapping[str, Any] | None = None) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from compressor.core.errors import InputError
+from compressor.core.errors import InputError, UsageError
 from compressor.core.text import printable
 from compressor.files import archive, npy, npz, safetensors, torch_state
 from compressor.files.input_file import InputFile
@@ -20,8 +20,9 @@ def names_in(folder: str) -> list[str]:
         raise InputError(f"cannot be listed: {error.strerror}", file=folder) from error
 
 
-def open_source(path: str | os.PathLike[str]) -> Source:
-    """Open whatever `path` is. InputError when it is missing, unsupported or damaged."""
+def open_source(path: str | os.PathLike[str], component: str = "") -> Source:
+    """Open whatever `path` is; of a pipeline of diffusers one component. InputError when it is missing, unsupported
+    or damaged; UsageError where there is no such component."""
     path = os.fspath(path)
     try:
         mode = os.stat(path).st_mode
@@ -31,7 +32,9 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     if stat.S_ISDIR(mode):
         from compressor.files.folder import open_folder  # here because folder.py builds on this module
 
-        return open_folder(path)
+        return open_folder(path, component)
+    if component:
+        raise UsageError("--component is for folders that are pipelines of diffusers")
     file = InputFile.open(path)
     suffix = os.path.splitext(path)[1].lower()
     readers = {

@@ -162,7 +162,7 @@ class Sink:
         self.staging.publish()
 
     def discard(self) -> None:
-        """Leave nothing behind."""
+        """Remove everything that was written: nothing is left beside the output's place."""
         self.staging.discard()
         with suppress(OSError):
             self._close(None)

@@ -36,6 +36,7 @@ class StoredTensor:
 
     @property
     def spec(self) -> TensorSpec:
+        """Name, dtype and shape of the tensor."""
         return self.placed.spec
 
     @property
@@ -118,6 +119,7 @@ class Source:
     small files that a structured cut has changed, by name. `index` is the name of the file that tells loaders which
     shard holds what, "" where there is one file of weights; `index_metadata` what else it said. `notes`: what of
     the folder is otherwise than it should be, and how it was read. `linked`: where links lead that nobody follows.
+    `inside`: of a pipeline the folder of the component that is read, with a slash; names begin with it.
     """
 
     path: str
@@ -133,6 +135,7 @@ class Source:
     texts: Mapping[str, bytes] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     linked: tuple[str, ...] = ()
+    inside: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -143,6 +146,11 @@ class Source:
     def opened(self) -> tuple[InputFile, ...]:
         """Every file that is read, wherever links in the folder lead."""
         return (*(part.file for part in self.files), *self.carried.values())
+
+    @property
+    def config_name(self) -> str:
+        """What the config is called among the files of the folder."""
+        return f"{self.inside}config.json"
 
     @property
     def guarded(self) -> tuple[str, ...]:

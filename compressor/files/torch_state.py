@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import io
 import pickle
-import pickletools
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 from compressor.core.errors import InputError
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.text import printable
+from compressor.files import pickle_bounds
 from compressor.files.input_file import InputFile
 from compressor.files.layout import Header, Placed
 from compressor.files.zip_directory import Member, read_members, stored
@@ -30,7 +30,6 @@ from compressor.files.zip_directory import Member, read_members, stored
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 _MAX_PICKLE = 100_000_000
-_PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
 _BOUND = 2**63
 _STORAGES = {
     "DoubleStorage": "F64",
@@ -69,23 +68,6 @@ _NESTED = ("state_dict", "model_state_dict", "model", "module", "params", "param
 _RESAVE = "Load it in PyTorch, if you trust it, and save its state dict with safetensors.torch.save_file"
 
 
-@dataclass(frozen=True, slots=True)
-class _Storage:
-    dtype: str  # "" where only the tensor knows
-    key: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    """A tensor of the pickle; `start`, `strides` in elements of the storage."""
-
-    storage: _Storage
-    dtype: str
-    start: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
 def read_header(file: InputFile) -> Header:
     """The tensors of a state dict, in the order of their names. InputError where it is another kind of file, holds
     what is no state dict, or a tensor cannot be read by rows; nothing of the file is executed."""
@@ -119,7 +101,7 @@ def _unpickled(file: InputFile, member: Member) -> Any:
         raise InputError(f"has a pickle of {member.size} bytes; the limit is {_MAX_PICKLE}", file=file.path)
     raw = file.read(member.begin, member.size)
     try:
-        _check_memo(raw)
+        pickle_bounds.check(raw)
         return _Unpickler(io.BytesIO(raw)).load()
     except _Unknown as error:
         raise InputError(
@@ -131,16 +113,6 @@ def _unpickled(file: InputFile, member: Member) -> Any:
         raise InputError("has a pickle that takes too much memory", file=file.path, remedy=_RESAVE) from error
     except Exception as error:  # a damaged pickle fails in any way
         raise InputError("has a damaged pickle", file=file.path, remedy="Download it again") from error
-
-
-def _check_memo(raw: bytes) -> None:
-    """ValueError where places of the memo are not counted up: the unpickler makes room for the largest one."""
-    places = 0
-    for operation, argument, _ in pickletools.genops(raw):
-        if operation.name in _PUTS and isinstance(argument, int):
-            if argument > places + 1:
-                raise ValueError("a place of the memo that is too far")
-            places = max(places, argument)
 
 
 def _state_dict(found: Any, file: InputFile) -> dict[str, _Tensor]:
@@ -191,6 +163,50 @@ class _Unknown(Exception):
     """A name that the pickle asks for and that is no part of a state dict."""
 
 
+class _Sealed:
+    """What a pickle gets in place of PyTorch's things, and may not set the state of (BUILD). Not frozen: such data
+    classes get a `__setstate__` of their own."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        raise _Unknown("a state of what has none")
+
+
+@dataclass(slots=True)
+class _Storage(_Sealed):
+    dtype: str  # "" where only the tensor knows
+    key: str
+
+
+@dataclass(slots=True)
+class _Tensor(_Sealed):
+    """A tensor of the pickle; `start`, `strides` in elements of the storage."""
+
+    storage: _Storage
+    dtype: str
+    start: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _Kind(_Sealed):
+    """A dtype, in the place of PyTorch's own object or of its type of storages."""
+
+    name: str
+
+
+@dataclass(slots=True)
+class _Maker(_Sealed):
+    """A function that a pickle may call."""
+
+    make: Callable[..., Any]
+
+    def __call__(self, *given: Any) -> Any:
+        return self.make(*given)
+
+
 class _Unpickler(pickle.Unpickler):
     """Builds dicts and descriptions of tensors; finds nothing else."""
 
@@ -199,19 +215,19 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module == "torch._utils":
-            makers = {
+            makers: dict[str, Callable[..., Any]] = {
                 "_rebuild_tensor_v2": _tensor,
                 "_rebuild_tensor_v3": _tensor_v3,
                 "_rebuild_parameter": _parameter,
             }
             if name in makers:
-                return makers[name]
+                return _Maker(makers[name])
         if module in ("torch", "torch.storage") and name in _STORAGES:
             return _Kind(_STORAGES[name])
         if module == "torch" and name in _DTYPES:
             return _Kind(_DTYPES[name])
         if (module, name) == ("torch", "Size"):
-            return tuple
+            return _Maker(tuple)
         raise _Unknown(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -220,13 +236,6 @@ class _Unpickler(pickle.Unpickler):
         if kind != "storage" or not isinstance(dtype, _Kind) or not isinstance(key, str):
             raise _Unknown("a storage of an unknown kind")
         return _Storage(dtype.name, key)
-
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """A dtype, in the place of PyTorch's own object or of its type of storages."""
-
-    name: str
 
 
 def _tensor(storage: Any, start: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:

@@ -70,7 +70,7 @@ class WorkFolder:
         self._entry = cleanup.add(leftover=self.kept)  # also after its release: it stays as it is
 
     def release(self) -> None:
-        """Leave the folder to other runs."""
+        """Unlock the work folder, for other runs to use."""
         fd, self.lock = self.lock, None
         if fd is not None:
             _locks.discard(fd)
@@ -93,7 +93,7 @@ class WorkFolder:
         return path
 
     def said(self, name: str) -> dict[str, Any]:
-        """What was noted beside `name`."""
+        """What `note` put down beside the file `name`, as JSON types."""
         said = self.entries[name].get("said", {})
         if not isinstance(said, dict):
             raise self.damaged()

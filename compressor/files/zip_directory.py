@@ -104,7 +104,8 @@ def _wide(file: InputFile, extra: bytes, plain: int, coded: int, begin: int) -> 
     while _FULL in values and at + 4 <= len(extra):
         kind, length = struct.unpack_from("<2H", extra, at)
         if kind == 1:
-            wide = [number for (number,) in struct.iter_unpack("<Q", extra[at + 4 :][: length & ~7])]
+            held = extra[at + 4 :][:length]  # it may say that it is longer than what is there
+            wide = [number for (number,) in struct.iter_unpack("<Q", held[: len(held) & ~7])]
             values = [wide.pop(0) if value == _FULL and wide else value for value in values]
             break
         at += 4 + length

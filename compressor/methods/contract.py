@@ -52,6 +52,7 @@ from compressor.core.lazy import np
 from compressor.core.metrics import count_zeros, dot
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
+from compressor.methods.levels import Levels
 from compressor.methods.options import SELECTOR, choices_of, describe, options_of
 from compressor.methods.parts import Part
 
@@ -170,6 +171,15 @@ class Decoder(ABC):
         """Whether codes are counted from a stored zero point."""
         return False
 
+    def levels(self, spec: TensorSpec, parts: Mapping[str, Array]) -> Levels | None:
+        """The numbers that the codes in `parts` (all rows, in storage types, by suffix) stand for; None where there
+        are none that could be changed while the codes stay."""
+        return None
+
+    def has_levels(self, spec: TensorSpec) -> bool:
+        """Whether `levels` has some for the parts of this tensor."""
+        return False
+
     @property
     def base_name(self) -> str | None:
         """What an adapter names as the model that it is for; None: the student's folder."""
@@ -266,7 +276,7 @@ class Survey(ABC, Generic[S]):
 
     @abstractmethod
     def start(self) -> S:
-        """Empty statistics."""
+        """Statistics of no blocks at all."""
 
     def wants(self, spec: TensorSpec) -> bool:
         """Whether this pass must see the tensor at all."""
@@ -303,7 +313,7 @@ Prepared = Survey[Any] | ByTensor | Treatment
 @dataclass(frozen=True)
 class Method(ABC):
     """What a user asked for, by its options. Those that treat tensors are of the type below; others make models,
-    see `recipe/model_method.py`."""
+    see `methods/model_method.py`."""
 
     verb: ClassVar[str]
     id: ClassVar[str]

@@ -32,6 +32,7 @@ class Option:
     auto: bool = False  # of an option that may be unset: the word `auto` says that it is
 
     def holds(self, value: float) -> bool:
+        """Whether a number is finite and in the range."""
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
         return above and below and abs(value) != inf  # NaN passes no comparison

@@ -39,6 +39,7 @@ class Part:
 
     @property
     def size(self) -> int:
+        """Elements of the whole part."""
         return prod(self.shape)
 
     def rows(self, start: int, stop: int) -> tuple[int, int]:

@@ -12,24 +12,21 @@ from typing import Any
 
 from compressor.core.errors import UsageError
 from compressor.core.text import printable
-from compressor.methods.contract import Method
+from compressor.methods.contract import Method, TensorMethod
 from compressor.methods.options import SELECTOR, flag, options_of, parse_options, required_options
-
-# Methods that make a model of another one stand above the models that they know of
-MODEL_METHODS = {"distill": ("compressor.surgery.students.depth", "compressor.surgery.students.subclone")}
 
 
 @cache
 def methods_of(verb: str) -> dict[str, type[Method]]:
-    """Every method of a verb by its id: the modules of `compressor.methods.VERB`, then installed entry
-    points of the group `compressor.VERB`. Never code named by a data file."""
+    """Every method of a verb by its id: the modules of `compressor.methods.VERB`, those that treat tensors before
+    those that make models; then installed entry points of the group `compressor.VERB`. Never code named by a data
+    file."""
     package = importlib.import_module(f"compressor.methods.{verb}")
     found: dict[str, type[Method]] = {}
     for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name):
         if not info.name.startswith("_"):
             found[info.name.replace("_", "-")] = importlib.import_module(f"{package.__name__}.{info.name}").METHOD
-    for place in MODEL_METHODS.get(verb, ()):
-        found[place.rpartition(".")[2]] = importlib.import_module(place).METHOD
+    found = dict(sorted(found.items(), key=lambda item: not issubclass(item[1], TensorMethod)))
     for entry in entry_points(group=f"compressor.{verb}"):
         found.setdefault(entry.name, entry.load())
     return found

@@ -16,10 +16,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import resources
-from math import isfinite, prod
+from math import prod
 from typing import Any
 
 from compressor.core.errors import CompressorError, InputError, UsageError, problems_of, raise_all
+from compressor.core.plain_number import is_number
 from compressor.core.text import printable
 from compressor.files import strict_toml
 from compressor.networks.kinds import KINDS, Kind, Misfit, Shape, readers
@@ -38,7 +39,7 @@ class Description:
     divide: float = 1.0
 
     def place(self, number: int) -> str:
-        """A layer as errors call it."""
+        """What errors call the layer at this place."""
         layer = self.layers[number]
         name = getattr(layer, "name", "") or getattr(layer, "weight", "") or ""
         return f"layer[{number}] ({layer.kind}{' ' * bool(name)}{printable(name, 80)})"
@@ -95,7 +96,7 @@ def parse_description(text: str, where: str) -> Description:
     ):
         said = "input: must be the number of features, or channels, rows and columns: [1, 28, 28]"
         problems.append(UsageError(f"{where}: {said}"))
-    if isinstance(divide, bool) or not isinstance(divide, int | float) or not isfinite(divide) or divide <= 0:
+    if not is_number(divide) or divide <= 0:
         problems.append(UsageError(f"{where}: divide: must be a positive number"))
     if not isinstance(layers, list) or not layers or not all(isinstance(layer, dict) for layer in layers):
         problems.append(UsageError(f"{where}: has no [[layer]]"))

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, fields
-from math import isfinite, prod
+from math import prod
 from typing import Any, ClassVar
+
+from compressor.core.plain_number import is_number
 
 Shape = tuple[int, ...]
 Tensors = Mapping[str, Shape]  # shapes by role
@@ -62,7 +64,7 @@ def _pair(least: int) -> Callable[[Any], tuple[int, int]]:
 
 
 def _positive(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or value <= 0:
+    if not is_number(value) or value <= 0:
         raise ValueError("must be a positive number")
     return float(value)
 

@@ -32,7 +32,7 @@ class Layer:
         self.work = Workspace()
 
     def forward(self, x: Array, *, keep: bool = False, train: bool = False) -> Array:
-        """The result for a batch."""
+        """The layer's outputs for a batch of inputs, samples first."""
         raise NotImplementedError
 
     def backward(self, gradient: Array, *, inputs: bool = True) -> Array | None:
@@ -40,7 +40,7 @@ class Layer:
         raise NotImplementedError
 
     def array(self, key: str, *shape: int, dtype: str = "") -> Array:
-        """A buffer of this layer."""
+        """A buffer of this layer by its name, made once for each shape."""
         return self.work.array(key, shape, dtype or self.dtype)
 
 

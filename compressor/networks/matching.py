@@ -24,7 +24,7 @@ class Found:
     """A network and how it was found, in words."""
 
     network: Network
-    said: str
+    description: str
 
 
 def read_network(checkpoint: Checkpoint, name: str | None = None, dtype: str = "<f4") -> Found:

@@ -93,7 +93,7 @@ class Network:
 
     @property
     def input(self) -> Shape:
-        """The shape of a sample."""
+        """The shape of one sample, as the description gives it."""
         return self.fitted.description.input
 
     @property

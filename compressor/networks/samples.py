@@ -29,7 +29,7 @@ def choose(count: int, wanted: int | None, seed: int) -> list[int]:
 
 
 def is_whole(tensor: StoredTensor) -> bool:
-    """Whether it holds whole numbers."""
+    """Whether the stored array holds whole numbers."""
     return tensor.spec.dtype in _WHOLE
 
 
@@ -47,8 +47,8 @@ def check_samples(tensor: StoredTensor, name: str) -> None:
 
 
 def blocks(tensor: StoredTensor, work: Workspace, most: int = 1 << 30) -> Iterator[tuple[int, Array]]:
-    """All samples [n, numbers of one] in float32 with the number of the first; valid until the next. InputError
-    where any is NaN, infinite or beyond float32."""
+    """Blocks of samples [n, numbers of one] in float32, each with the number of its first; valid until the next.
+    InputError where any number is NaN, infinite or beyond float32."""
     shape = tensor.spec.shape
     columns = prod(shape[1:])
     step = max(1, min(most, _BLOCK // columns))
@@ -88,6 +88,7 @@ def check_shape(array: StoredTensor, made: Network) -> None:
 
 
 def scaling(array: StoredTensor, by: float, *, asked: bool, offered: float) -> str:
+    """How samples of the array's dtype are scaled, in words, where they are divided by `by`."""
     dtype = array.spec.dtype
     if asked:
         return f"{dtype}, divided by {by:g} as asked"

@@ -16,7 +16,7 @@ class Gates:
     min_sparsity: float | None = None
 
     def within(self, others: Gates) -> Gates:
-        """These limits, and the others' where there is none."""
+        """These limits, and where there is none that of `others`."""
         pairs = zip(_limits(self), _limits(others), strict=True)
         return Gates(*(theirs if mine is None else mine for mine, theirs in pairs))
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from functools import reduce
 
 from compressor.core.errors import UsageError
+from compressor.methods.structured_cut import StructuredCut
 from compressor.recipe.model import Recipe, Stage
-from compressor.recipe.structured_cut import StructuredCut
 
 
 def plan_legs(recipe: Recipe, source: str) -> list[Recipe]:
@@ -62,7 +62,7 @@ def makes_adapter_of(legs: Sequence[Recipe]) -> bool:
 
 
 def rehearsal_of(leg: Recipe) -> Recipe:
-    """All of a leg but the training itself, so that sizes are exact."""
+    """A leg with everything but the training itself, so that its sizes are exact."""
     return leg if leg.training is None else replace(leg, training=replace(leg.training, rehearsal=True))
 
 

@@ -14,12 +14,12 @@ from typing import Any, Literal
 from compressor.core.errors import UsageError
 from compressor.core.tensor import TensorSpec
 from compressor.methods.contract import Method, Scheme
+from compressor.methods.model_method import Reshape
+from compressor.methods.structured_cut import StructuredCut
 from compressor.recipe.budget import Budget
 from compressor.recipe.gates import Gates
-from compressor.recipe.model_method import Reshape
 from compressor.recipe.selection import LeftAlone, left_alone, matches
 from compressor.recipe.sequential_refit import Sequential
-from compressor.recipe.structured_cut import StructuredCut
 from compressor.recipe.training import Training
 from compressor.recipe.when import Conditions
 
@@ -46,7 +46,7 @@ class Stage:
 
     @property
     def adapts(self) -> bool:
-        """Whether it makes an adapter for what the stages before it leave."""
+        """Whether the stage makes an adapter for what the stages before it leave."""
         return isinstance(self.method, Scheme) and self.method.adapter
 
     @property

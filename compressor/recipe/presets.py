@@ -4,7 +4,7 @@ tensors' names are known; the rules are what a plan and a file's record show.
 `q4_mixed`: 4 bits, and more where they help most: value and down projections in the first and last eighth of the
 layers and in every third layer between (the rule of llama.cpp's Q4_K_M, which mlx-lm's mixed recipes follow).
 More is 8 bits in compressed-tensors' layouts, whose loaders fuse q, k and v, so that all three get them; 6 bits
-in MLX's.
+in MLX's. Experts have 4 bits throughout: those of a layer need one scheme, and transformers one for all layers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def rules(preset: str, names: Iterable[str], layout: str) -> list[tuple[str, dic
     lists = "|".join(sorted({match[1] for match in found}))
     mlx = layout == "mlx"
     kinds = f"{_VALUE if mlx else _FUSED}|{_DOWN}"
-    pattern = rf"re:(?:.*\.)?(?:{lists})\.(?:{'|'.join(map(str, chosen))})\.(?:.*\.)?(?:{kinds})\.weight"
+    layers = rf"(?:{lists})\.(?:{'|'.join(map(str, chosen))})"
+    pattern = rf"re:(?!.*\.experts\.[0-9])(?:.*\.)?{layers}\.(?:.*\.)?(?:{kinds})\.weight"
     return [(pattern, {"bits": 6 if mlx else 8})]
 
 

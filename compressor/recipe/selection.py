@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import translate
 from functools import cache
 
@@ -41,8 +42,33 @@ def pattern(text: str) -> re.Pattern[str]:
 
 
 def matches(name: str, patterns: Iterable[str]) -> str | None:
-    """The first of the patterns that matches the name."""
-    return next((text for text in patterns if pattern(text).fullmatch(name)), None)
+    """The first of the patterns that matches the name. A name with brackets in it, written out, matches itself."""
+    return next((text for text in patterns if text == name or pattern(text).fullmatch(name)), None)
+
+
+def unmatched(patterns: Iterable[str], names: Collection[str]) -> list[str]:
+    """Those of the patterns that match none of the names, in their order."""
+    return [text for text in dict.fromkeys(patterns) if not any(matches(name, (text,)) for name in names)]
+
+
+def meant(text: str, names: Collection[str]) -> str | None:
+    """The pattern that was likely meant by one that matches none of the names: with its pieces spelt as the likest
+    components of names, or with more before or after it. It matches some; None where nothing is near."""
+    parts = list(dict.fromkeys(part for name in names for part in name.split(".")))
+
+    def mended(piece: re.Match[str]) -> str:
+        close = get_close_matches(piece[0], parts, 1, cutoff=0.6)
+        return close[0] if close else piece[0]
+
+    sign = "re:" if text.startswith("re:") else ""
+    mend, anything = re.sub(r"[A-Za-z_]\w+", mended, text.removeprefix("re:")), ".*" if sign else "*"
+    for inner in dict.fromkeys((mend, f"{mend}{anything}", f"{anything}{mend}", f"{anything}{mend}{anything}")):
+        try:
+            if any(matches(name, (sign + inner,)) for name in names):
+                return sign + inner
+        except UsageError:  # what was mended is no expression any more
+            continue
+    return None
 
 
 def left_alone(spec: TensorSpec, verb: str, include: tuple[str, ...], exclude: tuple[str, ...]) -> LeftAlone | None:

@@ -32,7 +32,7 @@ class Sequential:
 
     @property
     def label(self) -> str:
-        """What the method is called."""
+        """What notes and errors call the method."""
         return f"{METHOD} --sequential"
 
     @property
@@ -63,8 +63,8 @@ def is_sequential(options: Mapping[str, Any]) -> bool:
 def make_sequential(
     options: Mapping[str, Any], paths: Mapping[str, str | None], *, text: bool = False, where: str = ""
 ) -> Sequential:
-    """It from a user's options and the `paths` of `teacher`, `inputs` and `network`; UsageError with all that is
-    wrong at once, each with `where` in front."""
+    """The refitting in order that a user's options ask for, with the `paths` of `teacher`, `inputs` and `network`;
+    UsageError with all that is wrong at once, each with `where` in front."""
     problems = list[CompressorError]()
     owner = f"method {METHOD} with {flag('sequential', where)}"
     problems += lacking(paths, f"{where}{owner}", where)

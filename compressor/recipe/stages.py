@@ -12,13 +12,13 @@ from compressor.architectures.groups import Description
 from compressor.core.errors import UsageError
 from compressor.core.text import printable
 from compressor.methods.contract import Method, Scheme
+from compressor.methods.model_method import Reshape
 from compressor.methods.options import SELECTOR, VERBS, flag, options_of
 from compressor.methods.registry import STAGE_KEYS, make_method, methods_of, with_scores
+from compressor.methods.structured_cut import is_structured_cut, make_structured_cut
 from compressor.recipe.model import Item, Stage, Store
-from compressor.recipe.model_method import Reshape
 from compressor.recipe.presets import PRESETS
 from compressor.recipe.selection import pattern
-from compressor.recipe.structured_cut import is_structured_cut, make_structured_cut
 from compressor.recipe.training import is_training, training_stage
 from compressor.recipe.when import Conditions
 
@@ -198,6 +198,7 @@ def parse_stage(text: str, teacher: str | None = None) -> Item:
 def stage_from_table(
     table: dict[str, Any], where: str, teacher: str | None, described: Sequence[Description]
 ) -> Item:
+    """The stage that a `[[stage]]` table of a recipe describes, `where` being how errors call it. UsageError."""
     if is_training(table.get("kind"), table):
         options = {key: value for key, value in table.items() if key not in ("kind", "name")}
         return training_stage(options, teacher, where=where)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from compressor.core.errors import CompressorError, UsageError, raise_all
+from compressor.methods.model_method import Reshape
+from compressor.methods.structured_cut import StructuredCut
 from compressor.recipe.model import Recipe, Stage
-from compressor.recipe.model_method import Reshape
-from compressor.recipe.structured_cut import StructuredCut
 
 
 def with_statistics(recipe: Recipe, stats: str | None) -> Recipe:

@@ -24,6 +24,7 @@ import msgspec
 from compressor.core.errors import CompressorError, UsageError, problems_of, raise_all
 from compressor.core.text import printable, size_of
 from compressor.files import strict_toml
+from compressor.methods.structured_cut import StructuredCut, parse_description
 from compressor.recipe.budget import parse_budget
 from compressor.recipe.extends import Tables, extended
 from compressor.recipe.gates import Gates
@@ -31,7 +32,6 @@ from compressor.recipe.legs import takes_teacher, with_inputs
 from compressor.recipe.model import Item, Recipe, recipe_of
 from compressor.recipe.repeat import unrolled
 from compressor.recipe.stages import parse_stage, plain, stage_from_table
-from compressor.recipe.structured_cut import StructuredCut, parse_description
 
 
 class _Gates(msgspec.Struct, forbid_unknown_fields=True):

@@ -65,7 +65,7 @@ class Training:
 
     @property
     def label(self) -> str:
-        """What the method is called."""
+        """What notes and errors call the method."""
         return METHOD
 
     @property
@@ -97,7 +97,8 @@ def is_training(kind: Any, options: Mapping[str, Any]) -> bool:
 def training_stage(
     table: Mapping[str, Any], teacher: str | None, *, text: bool = False, where: str = ""
 ) -> Training | Sequential:
-    """It from a stage of a recipe. Its teacher, else `teacher`, else what the pipeline begins with."""
+    """The training that a stage of a recipe asks for. Its teacher is the stage's, else `teacher`, else what the
+    pipeline begins with."""
     options = dict(table)
     paths = {key: options.pop(key) for key in ("teacher", *FILES) if key in options}
     for key, path in paths.items():

@@ -9,7 +9,7 @@ from compressor.checkpoint.checkpoint import Tensor
 from compressor.core.errors import UsageError
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
-from compressor.recipe.structured_cut import StructuredCut
+from compressor.methods.structured_cut import StructuredCut
 from compressor.surgery.importance import Sums, draw, energies_of, gains_of, weights_of
 
 

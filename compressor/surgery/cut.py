@@ -15,16 +15,15 @@ from compressor.architectures.model import Model
 from compressor.architectures.recognise import recognise
 from compressor.calibration.statistics import Statistics
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
-from compressor.checkpoint.views import Gathered, gathered
+from compressor.checkpoint.views import SelectedTensor, gathered
 from compressor.core.errors import InputError
 from compressor.core.lazy import np
 from compressor.core.parallel.threads import local
 from compressor.core.tensor import DTYPES
 from compressor.core.workspace import Array
-from compressor.files.folder import CONFIG
 from compressor.files.input_file import InputFile
 from compressor.files.source import Source
-from compressor.recipe.structured_cut import StructuredCut
+from compressor.methods.structured_cut import StructuredCut
 from compressor.surgery.choose_units import choose, kept_counts
 from compressor.surgery.config_edit import edited, pooling
 from compressor.surgery.described import described
@@ -247,16 +246,19 @@ def _source(
         file_of={called: place[tensor.file] for called, tensor in tensors.values()},
         config=config,
         # config.json is written anew, no longer carried
-        carried={name: file for name, file in source.carried.items() if config is None or name != CONFIG},
+        carried={
+            name: file for name, file in source.carried.items() if config is None or name != source.config_name
+        },
         texts={**source.texts, **pooling(source, structure, keep)},
         left=source.left,
         index=source.index,
         index_metadata=source.index_metadata,
         notes=source.notes,
         linked=source.linked,
+        inside=source.inside,
         original=source.original if isinstance(source, CutSource) else source,
         places=placed(_places(checkpoint), checkpoint.tensors, tensors),
     )
 
 
-__all__ = ["CutSource", "Gathered", "restructure"]
+__all__ = ["CutSource", "SelectedTensor", "restructure"]

@@ -53,7 +53,7 @@ def measure(
 
 
 def total_squares(tensor: Tensor, path: str, *, keep_non_finite: bool) -> float:
-    """Σ w² of a tensor."""
+    """Σ w² over all weights of a tensor, in float64."""
     return _sums(tensor, [], path, keep_non_finite).squares
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from compressor.architectures.groups import Group
 from compressor.calibration.statistics import Statistics
 from compressor.checkpoint.checkpoint import Tensor
-from compressor.checkpoint.views import Gathered
+from compressor.checkpoint.views import SelectedTensor
 from compressor.core.errors import CompressorError, InputError, UsageError, raise_all
 from compressor.core.tensor_names import layer_of
 from compressor.core.text import printable
@@ -33,7 +33,7 @@ def placed(
     for name, (called, tensor) in after.items():
         place = places.get(name) or Place(name)
         whole = tensor.parts.get("")
-        if isinstance(whole, Gathered) and whole.origin is before[name]:
+        if isinstance(whole, SelectedTensor) and whole.origin is before[name]:
             cut = {
                 axis: place.index[axis][index] if axis in place.index else index
                 for axis, index in whole.index.items()

@@ -16,7 +16,7 @@ from math import sqrt
 from compressor.architectures.chain import Chain
 from compressor.architectures.model import Model
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
-from compressor.checkpoint.views import Multiplied
+from compressor.checkpoint.views import ScaledTensor
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
 
@@ -24,8 +24,8 @@ _WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForPreTraining", "Do
 
 
 @dataclass(frozen=True, eq=False)
-class Scaled(Multiplied):
-    """Every number times `factor`."""
+class Scaled(ScaledTensor):
+    """A tensor of which every number is read times `factor`."""
 
     factor: float
 

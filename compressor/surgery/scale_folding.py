@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from compressor.architectures.model import Known, Model
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
-from compressor.checkpoint.views import Gathered, Multiplied
+from compressor.checkpoint.views import ScaledTensor, SelectedTensor
 from compressor.core.floats import widen
 from compressor.core.lazy import np
 from compressor.core.text import printable
@@ -146,7 +146,7 @@ def _obstacle(tensors: Sequence[Known], checkpoint: Checkpoint) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Balanced(Multiplied):
+class Balanced(ScaledTensor):
     """Every row times a factor and every column times one (float64, None for ones). `plus` is added before and
     taken off after."""
 
@@ -196,7 +196,7 @@ def folded(checkpoint: Checkpoint, chosen: Sequence[tuple[Fold, Array]]) -> tupl
 def _balanced(tensor: Tensor, rows: Array | None, columns: Array | None, plus: float = 0.0) -> Tensor:
     first = next(iter(tensor.parts.values()))
     placed = replace(first.placed, spec=tensor.spec, fortran=False, big_endian=False, strides=None)
-    origin = tensor.whole if tensor.encoder is None else Gathered(first.file, placed, tensor, {})
+    origin = tensor.whole if tensor.encoder is None else SelectedTensor(first.file, placed, tensor, {})
     parts = {"": Balanced(first.file, placed, origin, rows, columns, plus)}
     return Tensor(tensor.spec, parts, tensor.file)
 

@@ -35,7 +35,7 @@ class CodingGain:
 
     @property
     def plain(self) -> float:
-        """Bytes before coding."""
+        """Bytes of the tensor's parts before coding."""
         return (self.values[0] + self.positions[0] + self.beside[0]) / 8
 
     def each(self, bits: float) -> float | None:
@@ -44,7 +44,7 @@ class CodingGain:
 
 
 def summed(codings: Sequence[CodingGain]) -> CodingGain:
-    """All of them as one."""
+    """The coding gains of all tensors, added up as one."""
 
     def pairs(of: Callable[[CodingGain], tuple[int, float]]) -> tuple[int, float]:
         found = [of(one) for one in codings]

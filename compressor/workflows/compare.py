@@ -163,5 +163,7 @@ def _compared(one: Tensor, other: Tensor) -> Comparison:
 
 
 def _numbers(block: Array) -> Array:
-    """Floats as they are, everything else as float64."""
+    """Floats as they are, everything else as float64; of a complex number both halves."""
+    if block.dtype.kind == "c":
+        return block.view(block.real.dtype).astype(np.float64)
     return block if block.dtype.kind == "f" else block.astype(np.float64)

@@ -32,6 +32,10 @@ class RunKeywords(TypedDict, total=False):
     dry_run: bool
     strict: bool
     requantize: bool
+    allow_unmatched: bool
+    strip_prefix: str | None
+    component: str
+    max_shard_size: int | None
     non_finite: NonFinite
     gates: Gates | None
     workers: int | None
@@ -179,6 +183,9 @@ class _CodingKeywords(StageKeywords, total=False):
     sparsity: float
     fallback: bool
     preset: str
+    target_size: int | None
+    target_ratio: float | None
+    target_bits: float | None
     max_error: float | None
     min_sqnr: float | None
     candidates: Iterable[str]
@@ -189,9 +196,6 @@ class _CodingKeywords(StageKeywords, total=False):
 class QuantizeKeywords(_CodingKeywords, total=False):
     """`quantize`: options of its methods, or a budget."""
 
-    target_size: int | None
-    target_ratio: float | None
-    target_bits: float | None
     tell: Callable[[Allocation], None] | None
 
 

@@ -81,8 +81,8 @@ def run_leg(
     tell: Tell | None = None,
     origin: Identity | None = None,
 ) -> Report:
-    """One leg: under a budget where it has one, on a base made anew where its adapter asks for that, else one
-    pass."""
+    """Run one leg: under a budget where the leg has one, on a base made anew where its adapter asks for that, else
+    as one pass."""
     if leg.budget is not None:
         return run_budget(verb, source, output, leg, options, tell=tell, origin=origin)
     if options.save_base is not None or any(stage.method.rounds for stage in leg.stages):
@@ -180,6 +180,11 @@ def _way(verb: str, legs: Sequence[Recipe], source: str, output: str, options: R
     stats = options.stats or legs[-1].stats
     if stats is not None and not any(map(asks_for_statistics, legs)):
         raise UsageError("--stats: no stage takes it", remedy="Leave it out")
+    if options.component or options.strip_prefix is not None:
+        raise UsageError(
+            "--component and --strip-prefix are for recipes of one pass",
+            remedy="Give the component's own folder, or the output of `compressor restore --strip-prefix`",
+        )
     check_apart(output, source, *(path for leg in legs if leg.training for path in leg.training.files))
     opened = open_checkpoint(source).source
     if not options.dry_run:

@@ -21,6 +21,7 @@ from compressor.calibration.opening import open_all
 from compressor.calibration.statistics import Statistics
 from compressor.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from compressor.checkpoint.experts import split_experts
+from compressor.checkpoint.prefixes import strip_prefix
 from compressor.checkpoint.pruning_masks import fold_masks
 from compressor.checkpoint.upright import upright
 from compressor.core.errors import InputError, UsageError
@@ -48,8 +49,8 @@ from compressor.recipe.archive_store import archive_store
 from compressor.recipe.model import Recipe, Stage
 from compressor.recipe.preset_rules import with_presets
 from compressor.recipe.statistics_files import with_statistics
-from compressor.surgery.students.make import files_of as cut_files_of
-from compressor.surgery.students.make import reshaped, resolved_cuts
+from compressor.surgery.make_student import files_of as cut_files_of
+from compressor.surgery.make_student import reshaped, resolved_cuts
 from compressor.workflows.awq import balanced, balances, scaled_note
 from compressor.workflows.gating import judge, judge_plan
 from compressor.workflows.inspect import non_finite_tensors
@@ -123,7 +124,7 @@ class Planned:
 
     @property
     def report(self) -> Report:
-        """What a dry run tells."""
+        """The report of a dry run: the plan, and nothing measured."""
         order = self.opened.order
         return Report(order.verb, order.source, order.output, self.plan)
 
@@ -172,17 +173,24 @@ def checked(order: Order) -> Order:
     return order
 
 
+def open_input(source: str, options: RunOptions) -> Checkpoint:
+    """The input of a run, under the names and of the part of it that the options say."""
+    return strip_prefix(open_checkpoint(source, options.component), options.strip_prefix)
+
+
 def open_inputs(order: Order) -> Opened:
     """Open everything that is read. UsageError, InputError or OutputError for what cannot be read, or written."""
     order = checked(order)
     options, recipe = order.options, order.recipe
-    checkpoint = open_checkpoint(order.source)
+    checkpoint = open_input(order.source, options)
     container = container_of(order.output, checkpoint.source)
     changes = bool(recipe.stages or recipe.cuts or recipe.training)
     if changes and container != "npy" and not options.dry_run:  # else nothing records it
         checkpoint = replace(checkpoint, identity=order.origin or identity_of(checkpoint.source))
     recipe, archived = archive_store(recipe, options.store, container)
     if archived and not changes:
+        if options.strip_prefix is not None:
+            raise UsageError("--strip-prefix: an archive of a file has its names", remedy="Leave it out")
         checkpoint = archive.as_stored(checkpoint, container)
     coding = [stage.store for stage in recipe.stages if stage.method.verb == "quantize"]
     if container == "npz" and any(store in ("dense", "packed") for store in coding):
@@ -270,6 +278,8 @@ def make_final_plan(transformed: Transformed) -> Planned:
         only=order.only,
         strict=options.strict,
         requantize=options.requantize,
+        allow_unmatched=options.allow_unmatched,
+        max_shard_size=options.max_shard_size,
     )
     plan = make_plan(request)
     if options.non_finite == "keep":

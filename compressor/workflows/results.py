@@ -40,12 +40,12 @@ class Report:
 
     @cached_property
     def total(self) -> Change | None:
-        """All treated tensors together; None for a dry run."""
+        """What happened to all treated tensors together; None for a dry run."""
         return None if self.changes is None else merged([change for _, change in self.rows if change])
 
     @cached_property
     def everything(self) -> Change | None:
-        """All tensors together, those that were carried over included."""
+        """What happened to all tensors together, those that were carried over included."""
         return None if self.changes is None else merged(self.changes)
 
     @property
@@ -120,7 +120,7 @@ class Report:
 
 
 def merged(changes: Sequence[Change]) -> Change:
-    """The sum of several changes."""
+    """Several changes added up to one."""
     total = Change()
     for change in changes:
         total.merge(change)

@@ -23,8 +23,12 @@ class RunOptions:
     """Everything that a caller may say of a run beside its recipe.
 
     `force` replaces an existing output; `dry_run` ends with the plan; `strict` refuses to leave weight matrices
-    alone by default; `requantize` quantizes a source that is quantized already; `non_finite="keep"` carries tensors
+    alone by default; `requantize` quantizes a source that is quantized already; `allow_unmatched`
+    takes patterns that match no tensor, with a note; `non_finite="keep"` carries tensors
     with NaN or Inf over; `gates` are limits that the result must keep.
+
+    `strip_prefix` is taken off the names of tensors that begin with it; `component` is the sub-folder of a pipeline
+    of diffusers that is treated; `max_shard_size` is how many bytes of tensors a file of an output folder may hold.
 
     `workers` is how many there are (one a processor where None); `processes` allows them to be forked for large
     models, which a program with threads of its own had better not; `progress(done, total)` is called in bytes
@@ -41,6 +45,10 @@ class RunOptions:
     dry_run: bool = False
     strict: bool = False
     requantize: bool = False
+    allow_unmatched: bool = False
+    strip_prefix: str | None = None
+    component: str = ""
+    max_shard_size: int | None = None
     non_finite: NonFinite = "error"
     gates: Gates = field(default_factory=Gates)
     workers: int | None = None

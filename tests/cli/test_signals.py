@@ -129,7 +129,22 @@ def test_ignored_signals_stay_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals.signal, "getsignal", lambda n: signal.SIG_IGN if n == signal.SIGHUP else None)
     monkeypatch.setattr(signals.signal, "signal", lambda number, handler: taken.append(number))
     signals.install()
-    assert taken == [signal.SIGINT, signal.SIGTERM]
+    assert taken == [signal.SIGINT, signal.SIGTERM, signal.SIGXCPU]
+
+
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [((20, 20), [(19, 20)]), ((-1, 20), [(19, 20)]), ((5, 20), []), ((-1, -1), []), ((1, 1), [])],
+)
+def test_a_limit_of_processor_time_stops_a_second_early(
+    limits: tuple[int, int], told: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[tuple[int, int]] = []
+    monkeypatch.setattr(signals.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(signals.resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(signals.resource, "setrlimit", lambda _, both: taken.append(both))
+    signals.install()
+    assert taken == told
 
 
 def test_the_module_runs_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,4 +172,4 @@ def test_at_the_end_signals_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None
     set_to: dict[int, Any] = {}
     monkeypatch.setattr(signals.signal, "signal", set_to.__setitem__)
     signals.ignore()
-    assert set_to == dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), signal.SIG_IGN)
+    assert set_to == dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU), signal.SIG_IGN)

@@ -423,7 +423,7 @@ def test_a_pipeline_names_its_components(tmp_path: Path) -> None:
     put(folder / "transformer", "diffusion_pytorch_model.safetensors", "up.weight")
     (folder / "transformer" / CONFIG).write_text('{"_class_name": "FluxTransformer2DModel"}')
     (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    refused(folder, "It is a pipeline of diffusers: give one of its components, transformer")
+    refused(folder, "It is a pipeline of diffusers: say which of its components, --component transformer")
     (tmp_path / "out").mkdir()
     code, lines = invoke(
         ["prune", "--sparsity", "0.5", str(folder / "transformer"), "-o", str(tmp_path / "out" / "t")]

@@ -307,7 +307,7 @@ def test_shipped_networks_are_recognised(tmp_path: Path) -> None:
     assert set(shipped()) == {"lenet300", "lenet5"}
     for path in (TEACHER, STUDENT):
         found = read_network(open_checkpoint(path))
-        assert found.said == "lenet300 (recognised by its tensors)"
+        assert found.description == "lenet300 (recognised by its tensors)"
         assert found.network.fitted.description.divide == 255
     shapes = {
         "conv1.weight": (20, 1, 5, 5),
@@ -323,7 +323,7 @@ def test_shipped_networks_are_recognised(tmp_path: Path) -> None:
     arrays = {name: array.astype(np.float32) for name, array in tensors_of(shapes).items()}
     save_file(arrays | {"steps": np.array([3])}, path)
     found = read_network(open_checkpoint(path))
-    assert found.said.startswith("lenet5")
+    assert found.description.startswith("lenet5")
     assert found.network.forward(np.zeros((2, 1, 28, 28), np.float32)).shape == (2, 10)
     with pytest.raises(InputError, match=r"fc1.weight': takes 800 features.*784, in layer\[0\] \(dense fc1\)"):
         read_network(open_checkpoint(path), "lenet300")
@@ -335,7 +335,7 @@ def test_a_chain_is_recognised_and_nothing_else(tmp_path: Path) -> None:
     def tried(**shapes: tuple[int, ...]) -> str:
         names = {name.replace("__", "."): shape for name, shape in shapes.items()}
         save_file({name: np.ones(shape, np.float32) for name, shape in names.items()}, path)
-        return read_network(open_checkpoint(path)).said
+        return read_network(open_checkpoint(path)).description
 
     assert tried(fc1__weight=(5, 4)) == "a chain of 1 dense layers, taken to have ReLU between"
     assert "chain of 2" in tried(fc1__weight=(5, 4), fc1__bias=(5,), fc2__weight=(3, 5))

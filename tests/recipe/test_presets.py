@@ -52,7 +52,8 @@ def test_names_of_other_models() -> None:
     found = rules("q4_mixed", [f"h.{n}.attn.wv.weight" for n in range(8)], "auto")
     assert pattern(found[0][0]).fullmatch("h.0.attn.wv.weight")
     assert not pattern(found[0][0]).fullmatch("h.1.attn.wv.weight")
-    assert pattern(found[0][0]).fullmatch("h.7.mlp.experts.3.w2.weight")
+    assert pattern(found[0][0]).fullmatch("h.7.mlp.shared_experts.w2.weight")
+    assert not pattern(found[0][0]).fullmatch("h.7.mlp.experts.3.w2.weight")
     assert not rules("q4_mixed", ["fc1.weight", "fc2.weight"], "auto")
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,17 @@ def header_of(path: Path) -> dict[str, Any]:
 def metadata_of(path: Path) -> dict[str, str]:
     """The metadata of a safetensors file."""
     return dict(header_of(path).get("__metadata__", {}))
+
+
+def rewritten_directory(raw: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
+    """An archive with a directory that `change` was at, and a checksum that fits it."""
+    length = int.from_bytes(raw[-8:-4], "little")
+    found = json.loads(zlib.decompress(raw[-8 - length : -8], -15))
+    change(found)
+    deflater = zlib.compressobj(9, zlib.DEFLATED, -15)
+    directory = deflater.compress(json.dumps(found).encode()) + deflater.flush()
+    check = zlib.crc32(directory).to_bytes(4, "little")
+    content = raw[128 : -8 - length] + directory + len(directory).to_bytes(4, "little") + check
+    header = json.loads(raw[8:128])
+    header["archive"] |= {"shape": [len(content)], "data_offsets": [0, len(content)]}
+    return (120).to_bytes(8, "little") + json.dumps(header, separators=(",", ":")).encode().ljust(120) + content

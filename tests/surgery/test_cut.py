@@ -37,9 +37,9 @@ from compressor.checkpoint.views import gathered
 from compressor.cli.main import run
 from compressor.core.errors import InputError, UsageError
 from compressor.core.workspace import Workspace
+from compressor.methods.structured_cut import StructuredCut
 from compressor.recipe.gates import Gates
 from compressor.recipe.stages import parse_stage
-from compressor.recipe.structured_cut import StructuredCut
 from compressor.recipe.toml_file import load_recipe
 from compressor.surgery.cut import restructure
 from compressor.workflows.results import ReportedGateFailed

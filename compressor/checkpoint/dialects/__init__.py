@@ -33,7 +33,7 @@ from typing import Any
 
 from compressor.checkpoint.dialects import unread
 from compressor.checkpoint.dialects.unread import check as check_read
-from compressor.core.errors import InputError
+from compressor.core.errors import InputError, UsageError
 from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
 from compressor.files.source import Source
@@ -79,7 +79,10 @@ def read(source: Source) -> tuple[str, Stored, frozenset[str]]:
     module = _dialect(config, source)
     if module is None:
         return "", (), frozenset()
-    stored = module.stored_tensors(source)
+    try:
+        stored = module.stored_tensors(source)
+    except UsageError as error:  # a decoder of what a file says, not of what a user asked for
+        raise InputError(error.reason, file=source.path, tensor=error.tensor) from error
     left = frozenset(module.leftovers(source, stored)) if hasattr(module, "leftovers") else frozenset[str]()
     return getattr(module, "SAID", f"quantized ({module.NAME})"), stored, left
 

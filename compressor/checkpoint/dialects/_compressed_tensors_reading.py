@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 from compressor.checkpoint.dialects._scales import is_block, model_dtype, orphans, single
 from compressor.core.errors import CompressorError, InputError, UsageError
@@ -30,7 +31,17 @@ KEY = "quantization_config"
 _ACTIVATIONS = ("input_scale", "input_zero_point", "input_global_scale", "output_scale", "output_zero_point")
 _CACHE = ("k_scale", "v_scale", "q_scale", "k_zero_point", "v_zero_point", "k_global_scale", "v_global_scale")
 
-Found = Decoder | str  # the decoder of a group, or why there is none
+
+@dataclass(frozen=True)
+class _Group:
+    """How a config group stores its tensors: what reads one of a source, which may hang on how its scale lies
+    there. `block`: the rows and columns that share a scale, where these are blocks of a matrix."""
+
+    decoder_for: Callable[[TensorSpec, Source], Decoder]
+    block: tuple[int, int] | None = None
+
+
+Found = _Group | str  # how a group stores its tensors, or why that is not read here
 
 
 def stored_tensors(source: Source) -> list[tuple[TensorSpec, Decoder]]:
@@ -120,30 +131,19 @@ def _original(layout: str, name: str, source: Source) -> TensorSpec:
 
 def _choose(spec: TensorSpec, groups: Sequence[Found], source: Source) -> Decoder:
     """The decoder of the group that this tensor was stored by."""
-    known = [_as_stored(group, spec, source) for group in groups if not isinstance(group, str)]
+    known = [(group, group.decoder_for(spec, source)) for group in groups if not isinstance(group, str)]
     unknown = [group for group in groups if isinstance(group, str)]
-    fits = known if len(groups) == 1 else [decoder for decoder in known if _fits(spec, decoder, source)]
+    fits = known if len(groups) == 1 else [(group, made) for group, made in known if _fits(spec, made, source)]
     if not fits:
         reason = f"is stored in a way that is not read here: {unknown[0]}" if unknown else "fits no config group"
         raise InputError(reason, file=source.path, tensor=spec.name)
-    if len({decoder.label for decoder in fits}) > 1:
+    if len({made.label for _, made in fits}) > 1:
         raise InputError("is so narrow that it fits groups of 4 and of 8 bits", file=source.path, tensor=spec.name)
-    blocks = {e.scales.block for e in fits if isinstance(e, Fp8) and e.granularity == "block"}
-    if len(blocks) > 1:
+    if len({group.block for group, _ in fits if group.block is not None}) > 1:
         raise InputError(
             "is so small that it fits groups of several block sizes", file=source.path, tensor=spec.name
         )
-    return fits[0]
-
-
-def _as_stored(decoder: Decoder, spec: TensorSpec, source: Source) -> Decoder:
-    """The decoder with the dtype and shape of the scale as it lies there, where these may differ."""
-    if not isinstance(decoder, Fp8):
-        return decoder
-    scale = f"{spec.name}_scale"
-    shape = single(source, scale, spec.name) if decoder.granularity == "tensor" else (1,)
-    scales = Scales("_scale", source.tensors[scale].spec.dtype, shape, decoder.scales.block)
-    return Fp8(granularity=decoder.granularity, scales=scales)
+    return fits[0][1]
 
 
 def _fits(spec: TensorSpec, decoder: Decoder, source: Source) -> bool:
@@ -165,7 +165,7 @@ def _fits(spec: TensorSpec, decoder: Decoder, source: Source) -> bool:
 
 
 def _made(layout: _Layout, group: Mapping[str, Any], common: object) -> list[Found]:
-    """The decoder of a group for tensors of this layout, or why there is none; nothing if it is of another's."""
+    """How a group stores tensors of this layout, or why that is not read; nothing if it is of another's."""
     weights, form = group.get("weights"), group.get("format") or common
     if form not in layout.formats:
         others = {form for other in _LAYOUTS.values() for form in other.formats}
@@ -198,7 +198,7 @@ def _integers(weights: Mapping[str, Any], layout: str) -> Found:
         where="quantization_config ",
     )
     assert isinstance(made, Decoder)  # noqa: S101 - the scheme named above
-    return made
+    return _Group(lambda spec, source: made)
 
 
 def _floats(weights: Mapping[str, Any], layout: str) -> Found:
@@ -210,10 +210,24 @@ def _floats(weights: Mapping[str, Any], layout: str) -> Found:
     if strategy not in ("tensor", "channel", "block"):
         return f"its strategy is {printable(str(strategy), 40)!r}"
     if strategy != "block":
-        return Fp8(granularity=strategy)
+        return _Group(partial(_eight_bit_floats, strategy, None))
     if not isinstance(block, list) or not is_block(block):
         return f"its block_structure is {printable(str(block), 40)}"
-    return Fp8(granularity="block", scales=Scales(block=(block[0], block[1])))
+    size = (block[0], block[1])
+    return _Group(partial(_eight_bit_floats, strategy, size), size)
+
+
+def _eight_bit_floats(
+    granularity: Literal["tensor", "channel", "block"],
+    block: tuple[int, int] | None,
+    spec: TensorSpec,
+    source: Source,
+) -> Decoder:
+    """With the dtype and the shape that the scale has in the source, where these may differ."""
+    scale = f"{spec.name}_scale"
+    shape = single(source, scale, spec.name) if granularity == "tensor" else (1,)
+    scales = Scales("_scale", source.tensors[scale].spec.dtype, shape, block or Scales.block)
+    return Fp8(granularity=granularity, scales=scales)
 
 
 def _blocks(weights: Mapping[str, Any], layout: str) -> Found:
@@ -222,13 +236,13 @@ def _blocks(weights: Mapping[str, Any], layout: str) -> Found:
     said = tuple(weights.get(key) for key in ("num_bits", "group_size", "symmetric"))
     if said not in ((made.element.bits, made.size, True), (made.element.bits, made.size, None)):
         return f"its scheme is not {made.id}"
-    return made
+    return _Group(lambda spec, source: made)
 
 
 @dataclass(frozen=True)
 class _Layout:
     """A way of storing tensors: the `formats` by which configs call it, the `type` of weights, in words what these
-    are, and how the decoder of a group is made. `narrow`: the scale may be an exponent in a byte."""
+    are, and how a group of it is read. `narrow`: the scale may be an exponent in a byte."""
 
     name: str
     formats: tuple[str, ...]

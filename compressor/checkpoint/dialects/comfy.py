@@ -34,7 +34,13 @@ def speaks(config: Mapping[str, Any]) -> bool:
 
 def found_in(source: Source) -> bool:
     """Whether the names are this tool's, whatever a config says."""
-    return any(name.endswith((".scale_weight", ".comfy_quant")) for name in source.tensors)
+    return any(name.endswith(".scale_weight") or _describes(tensor) for name, tensor in source.tensors.items())
+
+
+def _describes(tensor: StoredTensor) -> bool:
+    """Whether a tensor is the description of a weight: some bytes of that name."""
+    spec = tensor.spec
+    return spec.name.endswith(".comfy_quant") and spec.dtype == "U8" and 0 < spec.size <= _LONGEST
 
 
 def stored_tensors(source: Source) -> list[tuple[TensorSpec, Decoder]]:
@@ -43,7 +49,7 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Decoder]]:
     for name, tensor in source.tensors.items():
         stem = name.removesuffix(".weight")
         described = source.tensors.get(f"{stem}.comfy_quant")
-        form = None if described is None else _format(described, source)
+        form = _format(described, source) if described is not None and _describes(described) else None
         suffix = ".scale_weight" if form is None else ".weight_scale"
         scale = source.tensors.get(stem + suffix)
         if not name.endswith(".weight") or scale is None:
@@ -74,8 +80,6 @@ def leftovers(source: Source, stored: Sequence[tuple[TensorSpec, Decoder]]) -> s
 def _format(described: StoredTensor, source: Source) -> str:
     """The dtype that a description names."""
     spec = described.spec
-    if spec.dtype != "U8" or spec.size > _LONGEST:
-        raise InputError("is no description of a reasonable length", file=source.path, tensor=spec.name)
     raw = described.read_rows(spec.size, 0, 1, Workspace(), "comfy").tobytes()
     form = parse_object(raw, source.path).get("format")
     if form not in _FORMATS:

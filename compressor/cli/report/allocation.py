@@ -92,7 +92,7 @@ def _point(point: Point, chosen: Point) -> Sequence[str]:
 
 
 def to_json(allocation: Allocation) -> dict[str, Any]:
-    """The choice for machines."""
+    """A budget's choice as JSON types, for machines."""
     return {
         "asked": allocation.asked,
         "weighted_by": allocation.weighted or None,

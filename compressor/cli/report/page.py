@@ -61,9 +61,11 @@ class Page:
         self.console.print(Text(text, style=style), soft_wrap=self.width >= _UNBOUNDED)
 
     def pair(self, before: str, after: str) -> str:
+        """Two texts with an arrow between them, as `before → after`."""
         return before if before == after else f"{before} {self.arrow} {after}"
 
     def shape(self, shape: Sequence[int]) -> str:
+        """A tensor's shape as a text."""
         return self.times.join(map(str, shape)) or "scalar"
 
     def table(
@@ -105,6 +107,7 @@ class Page:
         return shown, max(self.width - sum(widths[n] + GAP for n in shown[1:]), 8)
 
     def text(self) -> str:
+        """Everything that was put on the page."""
         found = self.console.file
         assert isinstance(found, _Encoded)  # noqa: S101 - set above
         lines = found.getvalue().splitlines()
@@ -162,4 +165,5 @@ def percent(share: float) -> str:
 
 
 def error_text(error: float) -> str:
+    """A relative error as tables print it."""
     return "0" if error == 0 else "inf" if isinf(error) else f"{error:.3g}"

@@ -23,6 +23,7 @@ class Bar:
             self.progress.update(self.task, completed=done, total=total)
 
     def stage(self, text: str) -> None:
+        """Say what is being done now."""
         if self.progress is not None and self.task is not None:
             self.progress.update(self.task, description=text, completed=0, total=None)
 

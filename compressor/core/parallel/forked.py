@@ -34,7 +34,7 @@ T = TypeVar("T")
 available = hasattr(os, "fork") and sys.platform == "linux"  # elsewhere system libraries may not survive a fork
 
 _LENGTH = struct.Struct("<Q")
-_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU}
 
 
 @contextmanager

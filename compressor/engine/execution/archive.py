@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
+from compressor.checkpoint import record
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
 from compressor.core.errors import UsageError
 from compressor.core.lazy import np
@@ -74,7 +75,8 @@ def archive_files(
                 for name, change in _archive(stored, writer, effort, executor, window):
                     changes.setdefault(name, Change()).merge(change)
                     progress(change.size * DTYPES[writer.tensors[name][0]].bits // 8)
-                writer.finish(metadata)
+                said = record.from_metadata(metadata, file.name).tensors
+                writer.finish(metadata, sum(spec.nbytes for spec, _ in said))
                 coded |= writer.coded()
             except NeedsPackage as error:
                 raise UsageError(

@@ -43,35 +43,47 @@ def join(
     `told` gives what is known of a job's steps by now.
     """
     held: list[Job] = []
-    size = 0
+    size, apt = 0, dict[tuple[int, ...], bool]()  # by what is told of a job: methods of a stage are one object
     for job in jobs:
-        if held and not (size + job.spec.size <= BLOCK and _follows(held[-1], job, plan, checkpoint, told)):
-            yield from _joint(held, told)
+        what = told(job)
+        key = tuple(map(id, what))
+        if key not in apt:
+            apt[key] = all(_takes_rows_alone(one, job.spec) for one in what)
+        fits = bool(held) and apt[key] and size + job.spec.size <= BLOCK
+        if held and not (fits and _follows(held[-1], job, plan, checkpoint, told)):
+            yield _joint(held, told)
             held, size = [], 0
+        if not apt[key]:
+            yield job
+            continue
         held.append(job)
         size += job.spec.size
-    yield from _joint(held, told)
+    if held:
+        yield _joint(held, told)
 
 
-def _joint(members: Sequence[Job], told: Callable[[Job], Sequence[Told]]) -> Iterator[Joined | Job]:
-    """The members as one, where what treats them takes each row alone; else each by itself."""
-    if len(members) < 2:
-        yield from members
-        return
+def _takes_rows_alone(one: Told, spec: TensorSpec) -> bool:
+    found = _treatment(one, spec)
+    return found is not None and found.rows_alone
+
+
+def _treatment(one: Told, spec: TensorSpec) -> Treatment | None:
+    """What treats a tensor, where nothing has to be looked at before."""
+    found = one.prepare([spec]) if isinstance(one, TensorMethod) and not isinstance(one, Treatment) else one
+    return found if isinstance(found, Treatment) else None
+
+
+def _joint(members: Sequence[Job], told: Callable[[Job], Sequence[Told]]) -> Joined | Job:
     first, starts, rows = members[0], [], 0
+    if len(members) == 1:
+        return first
     for job in members:
         starts.append(rows)
         rows += job.spec.shape[0]
     spec = TensorSpec(first.spec.name, first.spec.dtype, (rows, first.spec.shape[1]))
-    treatments = []
-    for one in told(first):
-        found = one.prepare([spec]) if isinstance(one, TensorMethod) and not isinstance(one, Treatment) else one
-        if not isinstance(found, Treatment) or not found.rows_alone:
-            yield from members
-            return
-        treatments.append(found)
+    treatments = [found for one in told(first) if (found := _treatment(one, spec)) is not None]
     parts = (dense_part(spec),) if first.encoder is None else first.encoder.parts(spec)
-    yield Joined(Job(spec, first.steps, parts, first.file), tuple(treatments), tuple(members), tuple(starts))
+    return Joined(Job(spec, first.steps, parts, first.file), tuple(treatments), tuple(members), tuple(starts))
 
 
 def _follows(

@@ -56,6 +56,7 @@ class Worker:
     idle: deque[Workspace] = field(default_factory=deque)
 
     def cut(self, job: Job) -> Slice:
+        """How the tensor of a job is divided into chunks and blocks."""
         tensor = self.checkpoint.tensors[job.spec.name]
         partners = [
             self.teachers[step.stage].tensors[name] for step in job.steps for name in step.partners.values()
@@ -86,7 +87,7 @@ class Worker:
         return [(job.spec.name, change, stop == cut.rows)]
 
     def joined(self, joined: Joined) -> list[Done]:
-        """Treat neighbours as one. InputError or UsageError that may name the wrong one of them."""
+        """Treat joined neighbours as one tensor. InputError or UsageError that may name the wrong one of them."""
         job, cut = joined.job, self.cut(joined.job)
         with Borrowed(self.idle) as work:
             ((block, after, _),) = self._treat(job, cut, joined.treatments, 0, cut.rows, work, whole=True)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from compressor.checkpoint import record as provenance
+from compressor.checkpoint import record
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.errors import InputError, UsageError
 from compressor.core.text import printable
@@ -37,6 +37,7 @@ _TASKS = (
 
 
 def makes_adapter(stages: Sequence[Stage]) -> bool:
+    """Whether a stage of these stores an adapter."""
     return any(isinstance(stage.method, Scheme) and stage.method.adapter for stage in stages)
 
 
@@ -85,7 +86,7 @@ def adapter_files(
     jobs: Sequence[Job], checkpoint: Checkpoint, stages: Sequence[Mapping[str, Any]], fingerprint: str
 ) -> tuple[tuple[OutputFile, ...], tuple[tuple[str, bytes], ...]]:
     """The file of the factors, which records the plan's `fingerprint`, and what stands beside it."""
-    metadata = {"format": "pt", **provenance.to_metadata(stages, (), checkpoint.identity, fingerprint)}
+    metadata = {"format": "pt", **record.to_metadata(stages, (), checkpoint.identity, fingerprint)}
     layout = safetensors.layout([spec for job in jobs for spec in job.part_specs()], metadata)
     if not all(job.sizes_known for job in jobs):
         return (OutputFile(_FILE, layout),), ()
@@ -93,6 +94,7 @@ def adapter_files(
 
 
 def adapter_notes(jobs: Sequence[Job], checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What the user should know of an adapter: what its base is, and where it can be loaded."""
     notes = {job.encoder.remark(job.spec) for job in jobs if job.encoder is not None} - {""}
     if checkpoint.source.config is None:
         notes.add("without a config.json the adapter's task_type is left open: load it on the model that you build")

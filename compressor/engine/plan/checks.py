@@ -1,12 +1,10 @@
-"""What the parts of a plan must be together: names that do not meet, one loader's layouts in a folder, one scheme
-for what loaders fuse."""
+"""What the parts of a plan must be together: a container that holds them, names that do not meet, one loader's
+layouts in a folder."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
-from compressor.architectures.fused_layers import fused_group
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.errors import CompressorError, InputError, OutputError, UsageError, raise_all
 from compressor.core.text import printable
@@ -83,35 +81,3 @@ def check_dialects(jobs: Sequence[Job]) -> None:
         raise UsageError(
             f"one folder cannot hold layouts of several loaders: {named}", remedy="Give all tensors one --layout"
         )
-
-
-def check_fused(jobs: Sequence[Job], checkpoint: Checkpoint) -> None:
-    """What compressed-tensors' loaders fuse into one layer has one scheme, or stays dense as a whole.
-
-    Looked at where any part is stored as codes. UsageError that names the parts and what each would be.
-    """
-    groups: dict[str, list[Job]] = {}
-    for job in jobs:
-        whole = fused_group(job.spec.name)
-        if whole is not None and len(job.spec.shape) == 2:
-            groups.setdefault(whole, []).append(job)
-    problems: list[CompressorError] = []
-    for whole, members in groups.items():
-        spoken = {job.encoder.dialect(job.spec) for job in members if job.encoder is not None}
-        if "compressed-tensors" not in spoken or len({_scheme(job) for job in members}) == 1:
-            continue
-        if any(job.stores_parts and job.steps[-1].method.verb == "store" for job in members):
-            continue  # no loader takes the folder
-        listed = ", ".join(f"'{printable(job.spec.name, 100)}' {job.dtype_after}" for job in members)
-        problems.append(
-            UsageError(
-                f"loaders fuse these into '{printable(whole.rpartition('.')[2])}', which has one scheme: {listed}",
-                file=checkpoint.path,
-                remedy="Give them the same options by one pattern for all, or exclude them all",
-            )
-        )
-    raise_all(problems)
-
-
-def _scheme(job: Job) -> str:
-    return "" if job.encoder is None else json.dumps(job.encoder.config(job.spec), sort_keys=True)

@@ -12,6 +12,7 @@ from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable, size_text
 from compressor.engine.plan.adapter import adapter_notes, makes_adapter
+from compressor.engine.plan.patterns import pattern_notes
 from compressor.engine.plan.plan import Job
 from compressor.engine.plan.request import PlanRequest
 from compressor.files.layout import Container
@@ -23,7 +24,8 @@ _NAMED = 2  # dropped tensors that a note names
 
 
 def plan_notes(request: PlanRequest, jobs: Sequence[Job], without_adapter: Sequence[str]) -> tuple[str, ...]:
-    """All notes of a plan; `without_adapter` are those of tensors that an adapter leaves out."""
+    """What the user should know of a plan, in sentences; `without_adapter` are those on tensors that an adapter
+    leaves out."""
     checkpoint = request.checkpoint
     if makes_adapter(request.recipe.stages):
         notes = [*adapter_notes(jobs, checkpoint), *without_adapter]
@@ -33,6 +35,7 @@ def plan_notes(request: PlanRequest, jobs: Sequence[Job], without_adapter: Seque
             *checkpoint.notes,
             *_loading(stored, request.container, checkpoint),
             *_input(checkpoint, request.recipe),
+            *pattern_notes(request.recipe.stages, len(request.recipe.cuts), request.specs),
             *_idle(jobs, request.recipe, checkpoint),
         ]
     return (*notes, *_wide_memory(jobs), *_statistics_memory(jobs, request.statistics))

@@ -7,11 +7,13 @@ from typing import Any
 
 from compressor.checkpoint import dialects, record
 from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.core.errors import OutputError
 from compressor.engine.plan.adapter import adapter_files, makes_adapter
 from compressor.engine.plan.plan import Job, OutputFile
 from compressor.engine.plan.request import PlanRequest
-from compressor.files import npy, npz, safetensors
-from compressor.files.folder import CONFIG, SINGLE, index_bytes, json_bytes
+from compressor.engine.plan.sharding import shard_names
+from compressor.files import growth, npy, npz, safetensors
+from compressor.files.folder import SINGLE, index_bytes, json_bytes
 from compressor.files.layout import Container, FileLayout
 from compressor.recipe.model import Recipe
 
@@ -35,20 +37,34 @@ def lay_out(
         return (OutputFile(request.output_name, npy.layout(jobs[0].part_specs()[0])),), ()
     if container == "npz":
         return (OutputFile(request.output_name, _npz_layout(jobs[0], stages, checkpoint, fingerprint)),), ()
-    count = len(checkpoint.source.files) if container == "folder" else 1
-    members: list[list[Job]] = [[] for _ in range(count)]
+    names, index = _names(request, jobs)
+    members: list[list[Job]] = [[] for _ in names]
     for job in jobs:
         members[job.file].append(job)
     stored = [(job.spec, job.encoder) for job in jobs if job.encoder is not None]
     form = dialects.metadata_format(stored)
     files = []
     for number, own in enumerate(members):
-        metadata = _kept_metadata(checkpoint, container, number)
+        origins = _origins(request, number)
+        metadata = _kept_metadata(checkpoint, origins)
         if not checkpoint.stored:
-            metadata = _metadata(metadata, form) | _record(checkpoint, container, number, own, stages, fingerprint)
+            metadata = _metadata(metadata, form) | _record(checkpoint, origins, own, stages, fingerprint)
         specs = [spec for job in own for spec in job.part_specs()]
-        files.append(OutputFile(_name(request, number), safetensors.layout(specs, metadata)))
-    return tuple(files), _texts(jobs, files, checkpoint) if container == "folder" else ()
+        files.append(OutputFile(names[number], safetensors.layout(specs, metadata)))
+    _check_growth(stored, files)
+    return tuple(files), _texts(jobs, files, checkpoint, index) if container == "folder" else ()
+
+
+def _check_growth(stored: dialects.Stored, files: Sequence[OutputFile]) -> None:
+    """OutputError where the parts would stand for more than readers believe that a file can."""
+    most = growth.most(sum(file.layout.size for file in files))
+    if sum(spec.nbytes for spec, _ in stored) > most:
+        raise OutputError(
+            f"would stand for more than {growth.FREE >> 20} MiB and {growth.GROWTH} times its own size, which no "
+            "reader here believes",
+            tensor=max(stored, key=lambda one: one[0].nbytes)[0].name,
+            remedy="Store it dense",
+        )
 
 
 def carried_over(
@@ -70,21 +86,26 @@ def carried_over(
     return carried, left
 
 
-def _origins(checkpoint: Checkpoint, container: Container, number: int) -> range:
+def _origins(request: PlanRequest, number: int) -> range:
     """The numbers of the input's files whose tensors go to a file of the output: one of a folder's, or all."""
-    return range(number, number + 1) if container == "folder" else range(len(checkpoint.source.files))
+    alike = request.container == "folder" and request.max_shard_size is None
+    return range(number, number + 1) if alike else range(len(request.checkpoint.source.files))
 
 
-def _name(request: PlanRequest, number: int) -> str:
+def _names(request: PlanRequest, jobs: Sequence[Job]) -> tuple[list[str], str]:
+    """What the files of weights are called, and the index ("" where there is none)."""
     source = request.checkpoint.source
     if request.container != "folder":
-        return request.output_name
-    return source.files[number].name if source.kind == "folder" else SINGLE
+        return [request.output_name], ""
+    own = [file.name for file in source.files] if source.kind == "folder" else [SINGLE]
+    if request.max_shard_size is None:
+        return own, source.index
+    return shard_names(1 + max((job.file for job in jobs), default=0), own)
 
 
-def _kept_metadata(checkpoint: Checkpoint, container: Container, number: int) -> dict[str, str]:
+def _kept_metadata(checkpoint: Checkpoint, origins: range) -> dict[str, str]:
     """What the input's own headers say."""
-    files = [checkpoint.source.files[one] for one in _origins(checkpoint, container, number)]
+    files = [checkpoint.source.files[one] for one in origins]
     return {key: value for file in files for key, value in file.header.metadata.items()}
 
 
@@ -98,10 +119,10 @@ def _metadata(metadata: Mapping[str, str], form: str | None) -> dict[str, str]:
 
 
 def _record(
-    checkpoint: Checkpoint, container: Container, number: int, jobs: Sequence[Job], stages: Stages, fingerprint: str
+    checkpoint: Checkpoint, origins: range, jobs: Sequence[Job], stages: Stages, fingerprint: str
 ) -> dict[str, str]:
     """What a file of these jobs says of how it was made."""
-    records = [checkpoint.records[one] for one in _origins(checkpoint, container, number)]
+    records = [checkpoint.records[one] for one in origins]
     earlier = next((one.stages for one in records if one.stages), ())
     if stages:
         stored = [(job.spec, job.encoder) for job in jobs if job.encoder is not None]
@@ -123,22 +144,24 @@ def _npz_layout(job: Job, stages: Stages, checkpoint: Checkpoint, fingerprint: s
     return npz.layout(members, said[record.KEY].encode(), texts)
 
 
-def _texts(jobs: Sequence[Job], files: Sequence[OutputFile], checkpoint: Checkpoint) -> Texts:
-    """config.json where it changes, then the index."""
+def _texts(jobs: Sequence[Job], files: Sequence[OutputFile], checkpoint: Checkpoint, index: str) -> Texts:
+    """config.json where it changes, then the index of that name."""
     source = checkpoint.source
     texts = list(source.texts.items())
     packed = [(job.spec, job.encoder) for job in jobs if job.encoder is not None]
-    changed = CONFIG not in source.carried  # by a structured cut
+    changed = source.config_name not in source.carried  # by a structured cut
     if source.config is not None and (packed or checkpoint.compression or changed):
         dense = [job.spec for job in jobs if job.encoder is None]
         config = dialects.configure(source.config, packed, dense) if packed else dialects.without(source.config)
-        texts.append((CONFIG, json_bytes(config)))
-    if source.index:
-        names = {spec.name: files[job.file].name for job in jobs for spec in job.part_specs()}
+        texts.append((source.config_name, json_bytes(config)))
+    if index:
+        names = {
+            spec.name: files[job.file].name.removeprefix(source.inside) for job in jobs for spec in job.part_specs()
+        }
         metadata = {
             key: value
             for key, value in source.index_metadata.items()
             if key != "total_parameters" or not checkpoint.cuts
         }
-        texts.append((source.index, index_bytes(names, sum(job.size_after for job in jobs), metadata)))
+        texts.append((index, index_bytes(names, sum(job.size_after for job in jobs), metadata)))
     return tuple(texts)

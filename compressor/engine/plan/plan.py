@@ -87,7 +87,7 @@ class Job:
 
     @property
     def size_before(self) -> int:
-        """Bytes in the input."""
+        """Bytes that the tensor takes in the input, as it is stored there."""
         return self.stored_bytes if self.stored_as else self.spec.nbytes
 
     @property
@@ -108,6 +108,7 @@ class Job:
 
     @property
     def elementwise(self) -> bool:
+        """Whether every step treats elements one by one, so that blocks may be cut anywhere."""
         return all(step.method.elementwise for step in self.steps)
 
     @property
@@ -122,17 +123,20 @@ class Job:
 
     @property
     def sizes_known(self) -> bool:
-        """Whether its parts are known."""
+        """Whether the tensor's parts are known, and have not to be counted first."""
         return bool(self.parts)
 
     def part_name(self, part: Part) -> str:
+        """What a part of the tensor is called in an output file."""
         return part.name(self.spec.name)
 
     def part_specs(self) -> list[TensorSpec]:
+        """Name, dtype and shape of each part that will be stored."""
         return [TensorSpec(self.part_name(part), part.dtype, part.shape) for part in self.parts]
 
     @property
     def size_after(self) -> int:
+        """Bytes of the parts that will be stored."""
         return sum(spec.nbytes for spec in self.part_specs()) if self.coded is None else self.coded
 
     @property

@@ -12,12 +12,15 @@ from compressor.checkpoint.checkpoint import Tensor
 from compressor.core.errors import CompressorError, InputError, UsageError, problems_of, raise_all
 from compressor.core.tensor import TensorSpec
 from compressor.engine.plan.adapter import check_adapter, makes_adapter, with_adapters
-from compressor.engine.plan.checks import check_container, check_dialects, check_fused, check_names, check_stores
+from compressor.engine.plan.checks import check_container, check_dialects, check_names, check_stores
+from compressor.engine.plan.fused import agreed, check_fused
 from compressor.engine.plan.notes import is_language_model, plan_notes
 from compressor.engine.plan.output_files import carried_over, lay_out
 from compressor.engine.plan.pairing import bias_left_alone, informed, partner_for
+from compressor.engine.plan.patterns import check_patterns
 from compressor.engine.plan.plan import Job, Plan, Step, dense_part, short_name
 from compressor.engine.plan.request import PlanRequest
+from compressor.engine.plan.sharding import resharded
 from compressor.engine.plan.sparse_store import SPARSE, with_layout
 from compressor.engine.plan.stage_records import described
 from compressor.files.layout import Container
@@ -47,13 +50,18 @@ def make_plan(request: PlanRequest) -> Plan:
     check_stores(recipe.stages, container)
     if makes_adapter(recipe.stages):
         check_adapter(recipe.stages, container, checkpoint, cut=bool(recipe.cuts))
+    if not request.allow_unmatched:
+        raise_all(check_patterns(recipe.stages, len(recipe.cuts), request.specs))
     jobs = _jobs(request)
     without: tuple[str, ...] = ()
     if makes_adapter(recipe.stages):
         jobs, without = with_adapters(jobs, checkpoint)
+    if request.max_shard_size is not None:
+        jobs = _sharded(jobs, request.max_shard_size, request)
     check_names(jobs, checkpoint)
     if container == "folder":
         check_dialects(jobs)
+        jobs = agreed(jobs, recipe)
         check_fused(jobs, checkpoint)
     stages = tuple(described(recipe, request.statistics))
     files, texts = lay_out(request, jobs, stages)
@@ -72,6 +80,15 @@ def make_plan(request: PlanRequest) -> Plan:
         cuts=checkpoint.cuts,
         language_model=is_language_model(checkpoint.source.config),
     )
+
+
+def _sharded(jobs: Sequence[Job], size: int, request: PlanRequest) -> list[Job]:
+    """The jobs in files of this size. UsageError for an output of one file, or one that takes files as they are."""
+    if request.container != "folder" or makes_adapter(request.recipe.stages):
+        raise UsageError("--max-shard-size is for folders, and this output is one file")
+    if request.checkpoint.stored:
+        raise UsageError("--max-shard-size: an archive of a folder has its files", remedy="Leave it out")
+    return resharded(jobs, size)
 
 
 def with_fingerprint(plan: Plan, request: PlanRequest) -> Plan:

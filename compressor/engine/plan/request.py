@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from compressor.calibration.statistics import Statistics
 from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.core.tensor import TensorSpec
 from compressor.engine.plan.plan import SizesKnown
 from compressor.files.layout import Container
 from compressor.recipe.model import Recipe
@@ -20,7 +21,8 @@ class PlanRequest:
     `statistics` those of layer inputs by the number of the cut or stage that goes by them. `hold` are tensors to
     leave untouched with the reason (found by an earlier scan); `sizes_known` are layouts whose sizes a survey has
     counted, by tensor: without them the plan may be one whose `sizes_known` is false; `only` these tensors are in
-    the output, where given. `strict` and `requantize` as in `RunOptions`.
+    the output, where given. `strict`, `requantize`, `allow_unmatched` and `max_shard_size` as in
+    `RunOptions`.
     """
 
     checkpoint: Checkpoint
@@ -34,3 +36,13 @@ class PlanRequest:
     only: frozenset[str] | None = None
     strict: bool = False
     requantize: bool = False
+    allow_unmatched: bool = False
+    max_shard_size: int | None = None
+
+    @property
+    def specs(self) -> Sequence[TensorSpec]:
+        """What the checkpoint holds, under the names that patterns are held against; fused experts that are treated
+        one by one under their own names too."""
+        specs = [tensor.spec for tensor in self.checkpoint.tensors.values()]
+        fused = [name for name in self.checkpoint.fused if name not in self.checkpoint.tensors]
+        return (*specs, *(TensorSpec(name, "F32", ()) for name in fused))

@@ -81,7 +81,7 @@ class _Library:
 
 
 class OwnDecoder:
-    """The same in Python: slow, and always there."""
+    """The decoder of an ANS stream in plain Python: slow, and there whatever is installed."""
 
     def __init__(self, words: Array) -> None:
         self.words: list[int] = words.tolist()
@@ -90,6 +90,7 @@ class OwnDecoder:
             self.state = self.state << _WORD | self.words.pop()
 
     def take(self, table: Table, count: int) -> Array:
+        """The places in `table` of the next `count` symbols."""
         begins = table.cumulative.tolist()
         shares = np.diff(table.cumulative).tolist()
         coarse = _coarse(table.cumulative)

@@ -8,14 +8,14 @@ _LONGEST = 40  # leading zeros of a number: none that a chunk holds is larger
 
 
 class BitWriter:
-    """Collects numbers."""
+    """Collects numbers as a stream of bits."""
 
     def __init__(self) -> None:
         self.done = bytearray()
         self.held, self.count = 0, 0
 
     def bits(self, value: int, count: int) -> None:
-        """A number below 2^count."""
+        """Append a number below 2^count as `count` bits."""
         self.held |= value << self.count
         self.count += count
         while self.count >= 8:
@@ -36,13 +36,13 @@ class BitWriter:
         self.number(2 * value if value >= 0 else -2 * value - 1, order)
 
     def extend(self, other: BitWriter) -> None:
-        """All that another one holds."""
+        """Append all bits of another writer."""
         for value in other.done:
             self.bits(value, 8)
         self.bits(other.held, other.count)
 
     def to_bytes(self) -> bytes:
-        """All of it, the last byte filled with zeros."""
+        """The bits that were collected, the last byte filled with zeros."""
         return bytes(self.done) + (bytes([self.held]) if self.count else b"")
 
 
@@ -54,6 +54,7 @@ class BitReader:
         self.left = 8 * len(raw)
 
     def bits(self, count: int) -> int:
+        """The next `count` bits as a number. Damaged where there are fewer."""
         if count > self.left:
             raise Damaged("its head is too short")
         value = self.raw & ((1 << count) - 1)
@@ -62,6 +63,7 @@ class BitReader:
         return value
 
     def number(self, order: int = 0) -> int:
+        """The next number of any size, as `BitWriter` writes it."""
         zeros = 0
         while not self.bits(1):
             zeros += 1
@@ -71,6 +73,7 @@ class BitReader:
         return (self.bits(length) | 1 << length) - (1 << order)
 
     def signed(self, order: int = 0) -> int:
+        """The next number with a sign."""
         value = self.number(order)
         return -(value + 1) // 2 if value & 1 else value // 2
 

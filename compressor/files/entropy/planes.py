@@ -33,7 +33,7 @@ _STEPS = {"spread": (0.75, 1.5), "level": (0.5, 1.0)}  # octaves of a class
 
 @dataclass
 class Output:
-    """A chunk that is being written."""
+    """A chunk while it is coded: the bits of its head, and its bodies."""
 
     effort: Effort
     head: BitWriter = field(default_factory=BitWriter)
@@ -43,7 +43,7 @@ class Output:
 
 @dataclass
 class Input:
-    """A chunk that is being read."""
+    """A coded chunk while it is read: the bits of its head, and its bodies."""
 
     head: BitReader
     rest: memoryview  # the bodies that are left
@@ -51,7 +51,7 @@ class Input:
     account: Account | None = None  # of what is read, where that is wanted
 
     def body(self, size: int) -> memoryview:
-        """The next bytes."""
+        """The next bytes of the chunk's bodies."""
         if size > len(self.rest):
             raise Damaged("its bodies are too short")
         found, self.rest = self.rest[:size], self.rest[size:]

@@ -49,7 +49,7 @@ def factor_dtype(spec: TensorSpec) -> str:
 
 
 def rank_bytes(spec: TensorSpec) -> int:
-    """What one more rank takes."""
+    """Bytes that the factors of a tensor take for one more rank."""
     return sum(spec.matrix) * DTYPES[factor_dtype(spec)].bits // 8
 
 

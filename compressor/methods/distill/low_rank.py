@@ -100,6 +100,7 @@ class LowRank(Factored):
         return svd.spectrum(small, self.gram(block), wide=wide), exponent
 
     def rank_all(self, seen: Mapping[str, tuple[Array, int]], specs: Sequence[TensorSpec]) -> RankByTensor:
+        """The rank of each tensor, from the singular values that were seen of it."""
         note = ""
         if self.energy is not None:
             found = {name: by_energy(values, self.energy) for name, (values, _) in seen.items()}

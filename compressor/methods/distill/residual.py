@@ -130,6 +130,7 @@ class Residual(Factored):
         return seen._replace(values=svd.spectrum(lost, gram, wide=wide), norm=sqrt(norm))
 
     def rank_all(self, seen: Mapping[str, Seen], specs: Sequence[TensorSpec]) -> AdapterByTensor:
+        """The rank of each adapter, from what was seen of what its tensor lost."""
         top = max((tensor.exponent for tensor in seen.values()), default=0)
         lost, energy = (
             sum(float(np.ldexp(getattr(tensor, key), 2 * (tensor.exponent - top))) for tensor in seen.values())

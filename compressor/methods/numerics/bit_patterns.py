@@ -38,7 +38,7 @@ class Patterns:
         return cls(13 if spec.dtype == "F16" else 14)
 
     def add(self, values: Array, work: Workspace) -> None:
-        """Count these floats."""
+        """Count the floats `values` by their bit patterns."""
         flat = values.reshape(-1)
         self.zeros += flat.size - int(np.count_nonzero(flat))
         bits = flat.view(f"<u{flat.itemsize}")
@@ -52,6 +52,7 @@ class Patterns:
         self._compact()
 
     def merge(self, more: Patterns) -> None:
+        """Add the counts of other floats of the same dtype."""
         self.tables += more.tables
         self.zeros += more.zeros
         self._compact()

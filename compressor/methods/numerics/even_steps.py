@@ -56,7 +56,7 @@ class Classes:
         return cls(16 if spec.dtype == "BF16" else 13, exact=True)
 
     def add(self, values: Array, work: Workspace) -> None:
-        """Count these floats, C-ordered."""
+        """Count the floats `values` (C-ordered) by their highest bits."""
         flat = values.reshape(-1)
         if not flat.size:
             return
@@ -77,6 +77,7 @@ class Classes:
         return _entropy(counts) + (0 if self.exact else self.dropped)
 
     def merge(self, more: Classes) -> None:
+        """Add the counts of other weights of the same tensor."""
         self.tables += more.tables
         self.top = max(self.top, more.top)
         self.settle()
@@ -134,6 +135,7 @@ class Points:
 
     @property
     def size(self) -> float:
+        """How many weights there are."""
         return float(self.counts.sum())
 
     @property

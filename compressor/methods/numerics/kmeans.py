@@ -51,6 +51,7 @@ class Sums:
 
     @classmethod
     def of(cls, points: Points, values: Array) -> Sums:
+        """Running sums of the points' counts, of their values times these, and of the squares."""
         counts = np.broadcast_to(points.counts, values.shape)
         weighted = counts * values
         return cls(*(_cumulative(term) for term in (counts, weighted, weighted * values)))

@@ -38,7 +38,7 @@ class Keys(Protocol):
         """The keys of a block's weights, of this unsigned type, in a buffer that may be overwritten."""
 
     def rank(self, size: int) -> int:
-        """How many of so many weights go."""
+        """How many of `size` weights become zero."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Smallest(TensorMethod):
 
     @abstractmethod
     def rank(self, size: int) -> int:
-        """How many of so many weights go."""
+        """How many of `size` weights become zero."""
 
     def key_type(self, specs: Sequence[TensorSpec]) -> str:
         """The unsigned type of the keys: wide enough for every tensor in reach."""

@@ -41,7 +41,8 @@ def scaled(matrix: Array) -> tuple[Array, int]:
 
 
 def spectrum(matrix: Array, gram: Array | None = None, *, wide: bool = False) -> Array:
-    """All singular values, or those of `matrix · gram^½`, descending; `wide`: not by way of the Gram matrix."""
+    """The singular values of a matrix [m, n], or those of `matrix · gram^½`, descending; `wide`: not by way of the
+    Gram matrix."""
     if gram is None and wide:
         found: Array = np.linalg.svd(matrix, compute_uv=False)
         return found

@@ -118,7 +118,7 @@ class InRows(Selection):
 
 
 def share_of(sparsity: float, size: int) -> int:
-    """How many of `size` weights go."""
+    """How many of `size` weights a `sparsity` (0 to 1) makes zero."""
     return round(sparsity * size)
 
 

@@ -39,10 +39,12 @@ class NM(PlainSelection):
 
     @property
     def n(self) -> int:
+        """How many weights of a group stay."""
         return parse_pattern(self.pattern)[0]
 
     @property
     def m(self) -> int:
+        """How many weights of a row are a group."""
         return parse_pattern(self.pattern)[1]
 
     def partial_treatment(self, spec: TensorSpec) -> str:

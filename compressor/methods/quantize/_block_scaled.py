@@ -55,6 +55,7 @@ class BlockScaled(ReadableScheme):
 
     @property
     def packed(self) -> bool:
+        """Whether two codes share a byte."""
         return self.element.bits == 4
 
     def parts(self, spec: TensorSpec) -> tuple[Part, ...]:

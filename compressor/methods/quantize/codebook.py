@@ -41,6 +41,7 @@ from compressor.core.lazy import np
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block, Encoder, ReadableScheme, Survey
+from compressor.methods.levels import Levels
 from compressor.methods.numerics.bit_patterns import FEW, Patterns
 from compressor.methods.numerics.kmeans import Points, centroids, sort_points
 from compressor.methods.numerics.nearest import nearest
@@ -64,7 +65,7 @@ class Codebook(ReadableScheme):
 
     @property
     def bits(self) -> int:
-        """Bits of a code."""
+        """Bits that a code takes as it is stored."""
         return (self.entries - 1).bit_length()
 
     @property
@@ -96,6 +97,20 @@ class Codebook(ReadableScheme):
         for number, first in enumerate(range(0, len(out), step)):
             books[number].take(codes[first : first + step], out=out[first : first + step], mode="clip")
 
+    def has_levels(self, spec: TensorSpec) -> bool:
+        return True
+
+    def levels(self, spec: TensorSpec, parts: Mapping[str, Array]) -> BookLevels:
+        (rows, columns), work = spec.matrix, Workspace()
+        codes = np.empty((rows, columns), np.uint8)
+        bitstream.unpack(parts[".codes"], self.bits, codes, work)
+        books = widen(np.array(parts[".codebook"]).reshape(-1, self.entries), spec.dtype, work, "levels")
+        which = np.arange(rows) // (self.rows or max(rows, 1))
+        places = codes + self.entries * which[:, None]
+        numbers = books.astype(np.float32).reshape(-1)
+        moving = (numbers != 0).astype(np.float32)
+        return BookLevels(places.reshape(-1), numbers, moving, None, self, spec)
+
     def fit(self, points: Points, spec: TensorSpec, pinned: bool, numbers: Array | int, buckets: int) -> Array:
         """Centroids of problems that have these numbers in the tensor."""
         which = np.atleast_1d(numbers)
@@ -105,6 +120,28 @@ class Codebook(ReadableScheme):
             return lambda draw: int.from_bytes(hashlib.sha256(f"{key}{draw}".encode()).digest()[:6]) / 2.0**48
 
         return centroids(points, self.entries, self.init, pinned, buckets, draws)
+
+
+@dataclass(frozen=True, eq=False)
+class BookLevels(Levels):
+    """The entries of a tensor's codebooks, one book after the other; an entry that is zero stays so."""
+
+    scheme: Codebook
+    spec: TensorSpec
+
+    def stored(self, numbers: Array) -> Mapping[str, Array]:
+        spec, scheme = self.spec, self.scheme
+        books = numbers.reshape(-1, scheme.entries)
+        order = np.argsort(books, axis=1, kind="stable")  # books ascend
+        stored = np.empty(books.shape, DTYPES[spec.dtype].storage)
+        ascending = np.take_along_axis(books, order, axis=1)
+        narrow(ascending.astype(DTYPES[spec.dtype].compute, copy=False), spec.dtype, stored)
+        # each code becomes its entry's new place
+        ranks = np.argsort(order, axis=1, kind="stable").astype(np.uint8).reshape(-1)
+        codes = ranks[self.places].reshape(spec.matrix)
+        packed = np.empty((len(codes), bitstream.row_bytes(codes.shape[1], scheme.bits)), np.uint8)
+        bitstream.pack(codes, scheme.bits, packed, Workspace())
+        return {".codes": packed, ".codebook": stored}
 
 
 @dataclass(frozen=True)

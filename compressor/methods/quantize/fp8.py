@@ -29,7 +29,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
-from compressor.core.floats import epsilon, smallest, widen
+from compressor.core.errors import UsageError
+from compressor.core.floats import epsilon, is_float, smallest, widen
 from compressor.core.floats import largest as limit
 from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
@@ -69,6 +70,7 @@ class Scales:
     stem: bool = False
 
     def dtype_for(self, spec: TensorSpec) -> str:
+        """The dtype of the scales of this tensor."""
         return self.dtype or ("F32" if spec.dtype.startswith("F8") else spec.dtype)
 
 
@@ -92,12 +94,15 @@ class Fp8(ReadableScheme):
 
     @property
     def minifloat(self) -> Minifloat:
+        """The kind of float that a code is."""
         return E4M3 if self.element == "e4m3" else E5M2
 
     def parts(self, spec: TensorSpec) -> tuple[Part, ...]:
         rows, columns = spec.matrix
         codes = Part("", f"F8_{self.element.upper()}", spec.shape)
         suffix, dtype = self.scales.suffix, self.scales.dtype_for(spec)
+        if not is_float(dtype):
+            raise UsageError(f"its scale is {dtype}, and only floats multiply", tensor=spec.name)
         if self.granularity == "tensor":
             return codes, Part(suffix, dtype, self.scales.single, every=0, stem=self.scales.stem)
         if self.granularity == "channel":

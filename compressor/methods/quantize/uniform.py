@@ -33,7 +33,8 @@ from compressor.core.floats import largest as limit
 from compressor.core.lazy import np
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block, ByTensor, Decoder, Encoder, Method, Scheme, Survey
+from compressor.methods.contract import Block, ByTensor, Decoder, Encoder, Method, Survey
+from compressor.methods.counted_scheme import CountedScheme
 from compressor.methods.numerics.even_steps import (
     FAR,
     LARGEST,
@@ -59,7 +60,7 @@ _BYTE, _WIDE = 127, 32_639  # the largest codes that one byte and two planes hol
 
 
 @dataclass(frozen=True)
-class Uniform(Scheme):
+class Uniform(CountedScheme):
     """An even step for a tensor, rounding by rate and error, codes for an archive."""
 
     verb: ClassVar[str] = "quantize"
@@ -150,13 +151,29 @@ class Uniform(Scheme):
             )
         return points.coding(step, by_rate=by_rate, zeroed=zeroed), self.code_bytes or (1 if most <= _BYTE else 2)
 
+    # ---- what counts alone tell --------------------------------------------------------------------
+
+    @property
+    def aimed_bits(self) -> float | None:
+        return None if self.step is not None else self.bits or DEFAULT_BITS
+
+    @property
+    def one_step_each(self) -> bool:
+        return self.step_rows is None and self.scope == "tensor"
+
+    def aiming_at(self, bits: float | None) -> Uniform:
+        return replace(self, bits=bits)
+
+    def in_bytes(self) -> Uniform:
+        return replace(self, code_bytes=1)
+
     def forecasts(self, classes: Classes, spec: TensorSpec, bits: Sequence[float]) -> list[tuple[float, float]]:
-        """For each of these `bits` what a tensor of such weights would take in an archive, bits a weight, and
-        Σ (w − w')² over the weights that were counted. Without the step that a user gave."""
         points = classes.points(DTYPES[spec.dtype].compute)
-        aims = [replace(self, bits=one).aim(spec) for one in bits]
-        found = forecast(points, aims, by_rate=self.rounding == "rate", sparsity=self.sparsity)
-        return [(entropy + one - aim, lost) for (entropy, lost), aim, one in zip(found, aims, bits, strict=True)]
+        aims = [self.aiming_at(each).aim(spec) for each in bits]
+        forecast_of = forecast(points, aims, by_rate=self.rounding == "rate", sparsity=self.sparsity)
+        return [
+            (entropy + each - aim, lost) for (entropy, lost), aim, each in zip(forecast_of, aims, bits, strict=True)
+        ]
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class CsrParts(SparseParts):
     values_suffix: ClassVar[str] = ".values"
 
     def column_dtype(self, spec: TensorSpec) -> str:
+        """The narrowest dtype that holds a column number."""
         columns = spec.matrix[1]
         return "U8" if columns <= 1 << 8 else "U16" if columns <= 1 << 16 else "U32"
 

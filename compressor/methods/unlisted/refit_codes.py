@@ -30,7 +30,7 @@ _SYSTEM = 1 << 21  # numbers of the equations of some rows at most
 
 
 def knows(decoder: Decoder) -> bool:
-    """Whether its parts can be refit."""
+    """Whether the parts that `decoder` reads can be refit while their codes stay."""
     return type(decoder) is Codebook or (type(decoder) is Int and decoder.layout != "mlx")
 
 

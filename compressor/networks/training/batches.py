@@ -23,14 +23,14 @@ class Batches:
 
     @property
     def width(self) -> int:
-        """Numbers of one sample."""
+        """How many numbers one sample has."""
         if not self.shift:
             return int(self.inputs.shape[1])
         _, channels, rows, columns = self.inputs.shape
         return int(channels * (rows - 2 * self.shift) * (columns - 2 * self.shift))
 
     def take(self, which: Array, work: Workspace, moves: Array | None = None) -> Array:
-        """These samples as numbers [n, numbers of one], moved by `moves` [n, 2] from 0 to 2 · shift, or not
+        """Some samples as numbers [n, numbers of one], moved by `moves` [n, 2] from 0 to 2 · shift, or not
         (`shift`); valid until the next of this workspace."""
         held = work.array("taken", (len(which), self.width), self.inputs.dtype.str)
         if not self.shift:

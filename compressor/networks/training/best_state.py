@@ -10,7 +10,7 @@ from compressor.core.workspace import Array
 Judged = tuple[float, float]  # the loss, and the share on which student and teacher choose alike
 
 
-class Best:
+class BestState:
     """The best state so far, by held-out inputs: the least loss among those that agree with the teacher as often as
     any, but for what may be chance (a standard error of the highest share)."""
 
@@ -32,6 +32,6 @@ class Best:
             self.epoch, self.judged, self.since = epoch, judged, 0
 
     def restore(self) -> None:
-        """Put the best state back."""
+        """Give the student's tensors the numbers of the best state again."""
         for name, array in self._kept.items():
             self._tensors[name][...] = array

@@ -15,7 +15,7 @@ from compressor.networks.network import Network
 from compressor.networks.pointwise import BatchNormLayer
 from compressor.networks.training.adam import Adam
 from compressor.networks.training.batches import Batches
-from compressor.networks.training.half_batch import Lane
+from compressor.networks.training.half_batch import HalfBatch
 from compressor.networks.training.start import Ties
 from compressor.networks.training.trained_codes import Held
 from compressor.recipe.training import Training
@@ -34,7 +34,7 @@ class Bonds:
     held: Held | None = None
 
 
-class Course:
+class Epochs:
     """A student, its inputs and what the teacher makes of them."""
 
     def __init__(
@@ -42,15 +42,15 @@ class Course:
         student: Network,
         teacher: Network,
         batches: Batches,
-        said: Training,
+        options: Training,
         bonds: Bonds,
         executor: Executor,
     ) -> None:
         held = bonds.held
-        self.said, self.ties, self.executor, self.held = said, bonds.ties, executor, held
+        self.options, self.ties, self.executor, self.held = options, bonds.ties, executor, held
         count = len(batches.inputs)
-        self.size = min(said.batch_size, count)
-        self.lanes = [Lane(student, teacher, batches, said) for _ in range(LANES)]
+        self.size = min(options.batch_size, count)
+        self.lanes = [HalfBatch(student, teacher, batches, options) for _ in range(LANES)]
         # norms go by the whole batch, which one lane then has
         self.apart = not any(isinstance(layer, BatchNormLayer) for layer in student.layers)
         parameters, gradients = student.parameters, [lane.student.gradients for lane in self.lanes]
@@ -59,14 +59,14 @@ class Course:
             gradients = [held.slopes(one) for one in gradients]
         self.gradients = gradients
         self.adam = Adam(parameters, gradients, bonds.masks)
-        order = np.random.default_rng(said.seed).permutation(count)
-        aside = int(count * said.holdout) if count > 1 else 0
+        order = np.random.default_rng(options.seed).permutation(count)
+        aside = int(count * options.holdout) if count > 1 else 0
         self.judged, self.trained = np.sort(order[:aside]), order[aside:]
         if not aside:
             self.judged = np.arange(count)
         self.moves: Array | None = None  # of all inputs in this epoch
         self.targets = np.empty((count, *student.outputs), np.float32)
-        rows = self._shared(np.arange(count) if not said.shift else self.judged)
+        rows = self._shared(np.arange(count) if not options.shift else self.judged)
         self._each(lambda lane: self.lanes[lane].teach(rows[lane], self.targets))
 
     def _shared(self, rows: Array) -> list[Array]:
@@ -76,25 +76,25 @@ class Course:
         return [future.result() for future in [self.executor.submit(_quietly, work, lane) for lane in range(LANES)]]
 
     def epoch(self, number: int, advance: Callable[[int], None]) -> None:
-        """One pass over the inputs, in an order of its own."""
-        said = self.said
-        random = np.random.default_rng([said.seed, number + 1])
+        """Train for one pass over the inputs, in an order of its own."""
+        options = self.options
+        random = np.random.default_rng([options.seed, number + 1])
         order = random.permutation(self.trained)
-        if said.shift:
-            self.moves = random.integers(0, 2 * said.shift, (len(self.targets), 2), endpoint=True)
+        if options.shift:
+            self.moves = random.integers(0, 2 * options.shift, (len(self.targets), 2), endpoint=True)
         steps = -(-len(order) // self.size)
         for step in range(steps):
             batch = order[step * self.size : (step + 1) * self.size]
             rows = self._shared(batch) if self.apart else [batch, batch[:0]]
             self._each(partial(self._slopes, rows, len(batch)))
-            done = (number * steps + step) / (said.epochs * steps)
+            done = (number * steps + step) / (options.epochs * steps)
             if self.ties is not None:
                 for lane in self.lanes:
                     self.ties.share(lane.student.gradients)
             if self.held is not None:
                 for lane, slopes in zip(self.lanes, self.gradients, strict=True):
                     self.held.gather(lane.student.gradients, slopes)
-            self.adam.begin(said.learning_rate * (1 + cos(pi * done)) / 2)
+            self.adam.begin(options.learning_rate * (1 + cos(pi * done)) / 2)
             self._each(self.adam.update)
             if self.held is not None:
                 self.held.spread()

@@ -16,16 +16,17 @@ from compressor.networks.samples import blocks, check_samples, check_shape, is_w
 
 @dataclass(frozen=True)
 class Examples:
-    """Inputs that fit the networks; `said` is how they are scaled, in words."""
+    """Inputs that fit both networks, in memory; `description` says in words how they are scaled."""
 
     source: Source
     array: StoredTensor
     by: float
-    said: str
+    description: str
     image: tuple[int, int, int] | None  # channels, rows, columns of a sample that is one
 
     @property
     def count(self) -> int:
+        """How many samples there are."""
         return self.array.spec.shape[0]
 
     @property
@@ -35,11 +36,11 @@ class Examples:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that they take in memory."""
+        """Bytes that the samples take in memory."""
         return self.array.spec.size * np.dtype(self.dtype).itemsize
 
     def read(self) -> Array:
-        """All of them, [samples, numbers of one]. InputError where any is NaN or infinite."""
+        """All samples, [samples, numbers of one]. InputError where any number is NaN or infinite."""
         held = np.empty((self.count, self.array.spec.size // self.count), self.dtype)
         for start, block in blocks(self.array, Workspace()):
             np.copyto(held[start : start + len(block)], block, casting="unsafe")

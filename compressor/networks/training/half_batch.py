@@ -13,11 +13,11 @@ from compressor.networks.training.loss import add_labels, cross, loss, slope, so
 from compressor.recipe.training import Training
 
 
-class Lane:
+class HalfBatch:
     """Networks on the same tensors as those of other lanes, with buffers and gradients of their own."""
 
-    def __init__(self, student: Network, teacher: Network, batches: Batches, said: Training) -> None:
-        self.student, self.teacher, self.batches, self.said = student.twin(), teacher.twin(), batches, said
+    def __init__(self, student: Network, teacher: Network, batches: Batches, options: Training) -> None:
+        self.student, self.teacher, self.batches, self.options = student.twin(), teacher.twin(), batches, options
         self._work = Workspace()
 
     def step(self, rows: Array, count: int, *, targets: Array | None = None, moves: Array | None = None) -> None:
@@ -31,19 +31,19 @@ class Lane:
         wanted = self.ask(x) if targets is None else targets
         outputs = self.student.forward(x.reshape(-1, *self.student.input), keep=True, train=True)
         found = slope(
-            outputs, wanted, self.said.temperature, count, self._work.array("slope", outputs.shape, "<f4")
+            outputs, wanted, self.options.temperature, count, self._work.array("slope", outputs.shape, "<f4")
         )
         if self.batches.labels is not None:
             work = self._work.array("labels", outputs.shape, "<f4")
-            add_labels(outputs, self.batches.labels[rows], self.said.label_weight, count, work, found)
+            add_labels(outputs, self.batches.labels[rows], self.options.label_weight, count, work, found)
         self.student.backward(found)
 
     def ask(self, x: Array) -> Array:
         """The teacher's softened outputs for inputs [n, numbers of one]."""
         outputs = self.teacher.forward(x.reshape(-1, *self.teacher.input))
         if not np.isfinite(outputs).all():
-            raise InputError("the teacher's outputs are not finite", file=self.said.teacher)
-        return soften(outputs, self.said.temperature, self._work.array("wanted", outputs.shape, "<f4"))
+            raise InputError("the teacher's outputs are not finite", file=self.options.teacher)
+        return soften(outputs, self.options.temperature, self._work.array("wanted", outputs.shape, "<f4"))
 
     def teach(self, rows: Array, targets: Array) -> None:
         """Fill the targets of these inputs."""
@@ -58,10 +58,10 @@ class Lane:
             x, wanted = self.batches.take(part, self._work), targets[part]
             outputs = self.student.forward(x.reshape(-1, *self.student.input))
             chosen = outputs.argmax(axis=1)
-            found = loss(outputs, wanted, self.said.temperature)
+            found = loss(outputs, wanted, self.options.temperature)
             alike = float(np.count_nonzero(chosen == wanted.argmax(axis=1)))
             if self.batches.labels is not None:
-                labels, weight = self.batches.labels[part], self.said.label_weight
+                labels, weight = self.batches.labels[part], self.options.label_weight
                 found += weight * (cross(outputs, labels) - found)
                 alike += weight * (np.count_nonzero(chosen == labels) - alike)
             total += found * len(part)

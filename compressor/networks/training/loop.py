@@ -11,8 +11,8 @@ from compressor.core.errors import InputError
 from compressor.core.lazy import np
 from compressor.networks.network import Network
 from compressor.networks.training.batches import Batches
-from compressor.networks.training.best_state import Best, Judged
-from compressor.networks.training.epochs import Bonds, Course
+from compressor.networks.training.best_state import BestState, Judged
+from compressor.networks.training.epochs import Bonds, Epochs
 from compressor.networks.training.gradual_pruning import Gradual
 from compressor.networks.training.start import Ties, masks_of, start_anew
 from compressor.networks.training.trained_codes import Held
@@ -21,8 +21,8 @@ from compressor.recipe.training import Training
 
 @dataclass(frozen=True)
 class Outcome:
-    """How it went: the loss and the share of inputs on which both choose alike (held out, or all), before and
-    after; `epoch` is the one that was kept of `epochs`."""
+    """How a training went: the loss and the share of inputs on which both networks choose alike (held out, or all),
+    before and after; `epoch` is the one that was kept of `epochs`."""
 
     before: Judged
     after: Judged
@@ -35,45 +35,45 @@ def train(
     student: Network,
     teacher: Network,
     batches: Batches,
-    said: Training,
+    options: Training,
     executor: Executor,
     advance: Callable[[int], None],
     held: Held | None = None,
 ) -> Outcome:
     """Change the student's tensors in place. InputError where its outputs grow beyond all numbers."""
-    masks = masks_of(student) if said.respect_zeros else {}
+    masks = masks_of(student) if options.respect_zeros else {}
     if held is not None:
         masks = held.free(masks) | held.masks
-    ties = Ties(student, masks) if said.tie == "shared" else None
-    if said.init == "random":
-        start_anew(student, said.seed)
+    ties = Ties(student, masks) if options.tie == "shared" else None
+    if options.init == "random":
+        start_anew(student, options.seed)
         for name, mask in masks.items():
             student.parameters[name] *= mask
     gradual = None
-    if said.sparsity is not None:
+    if options.sparsity is not None:
         matrices = {name: weight for name, weight in student.parameters.items() if weight.ndim > 1}
         masks |= {name: np.ones_like(weight) for name, weight in matrices.items() if name not in masks}
-        gradual = Gradual(matrices, masks, said.sparsity, said.prune_over, said.epochs)
-    course = Course(student, teacher, batches, said, Bonds(masks, ties, held), executor)
-    before, number, found = course.judge(), 0, (0.0, 0.0)
+        gradual = Gradual(matrices, masks, options.sparsity, options.prune_over, options.epochs)
+    epochs = Epochs(student, teacher, batches, options, Bonds(masks, ties, held), executor)
+    before, number, found = epochs.judge(), 0, (0.0, 0.0)
     beside = {} if held is None else {f"{name} numbers": array for name, array in held.numbers.items()}
-    best = Best(student.tensors | beside, len(course.judged))
-    for number in range(1, said.epochs + 1):
+    best = BestState(student.tensors | beside, len(epochs.judged))
+    for number in range(1, options.epochs + 1):
         if gradual is not None and gradual.prune(number - 1):
-            course.adam.forget()
-        course.epoch(number - 1, advance)
-        last = number == said.epochs
-        found = course.judge() if said.holdout or last else (0.0, 0.0)
+            epochs.adam.forget()
+        epochs.epoch(number - 1, advance)
+        last = number == options.epochs
+        found = epochs.judge() if options.holdout or last else (0.0, 0.0)
         if not isfinite(found[0]) or not all(np.isfinite(array).all() for array in student.tensors.values()):
             raise InputError(
                 f"the student's outputs grew beyond all numbers in epoch {number}",
-                remedy=f"Lower --learning-rate, which was {said.learning_rate:g}",
+                remedy=f"Lower --learning-rate, which was {options.learning_rate:g}",
             )
-        if said.holdout and (gradual is None or gradual.done(number - 1)):
+        if options.holdout and (gradual is None or gradual.done(number - 1)):
             best.offer(number, found)
-            if said.patience is not None and best.since >= said.patience:
+            if options.patience is not None and best.since >= options.patience:
                 break
-    if not said.holdout:
-        return Outcome(before, found, number, number, len(course.judged))
+    if not options.holdout:
+        return Outcome(before, found, number, number, len(epochs.judged))
     best.restore()
-    return Outcome(before, best.judged, best.epoch, number, len(course.judged))
+    return Outcome(before, best.judged, best.epoch, number, len(epochs.judged))

@@ -41,7 +41,7 @@ def add_labels(student: Array, labels: Array, weight: float, count: int, work: A
 
 
 def loss(student: Array, softened: Array, temperature: float) -> float:
-    """The loss itself, in float64."""
+    """The loss of a batch: the mean over its samples [n, outputs] of the divergence, times temperature²."""
     scaled = student.astype(np.float64) / temperature
     scaled -= scaled.max(axis=1, keepdims=True)
     scaled -= np.log(np.exp(scaled).sum(axis=1, keepdims=True))

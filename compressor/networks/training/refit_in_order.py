@@ -22,26 +22,23 @@ from typing import TypeVar
 
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
 from compressor.checkpoint.rows import Rows, read_whole
-from compressor.checkpoint.views import Trained, holding
+from compressor.checkpoint.views import ReplacedTensor, holding
 from compressor.core.errors import InputError
 from compressor.core.floats import largest
 from compressor.core.layer_inputs import Gather, Layer
 from compressor.core.lazy import np
 from compressor.core.parallel.threads import local
-from compressor.core.tensor import TensorSpec
 from compressor.core.tensor_names import layer_of
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block, Coded, Decoder
+from compressor.methods.contract import Block, Coded
 from compressor.methods.numerics.hessian import ROWS, Conditioned, conditioned, conditioned_memory
 from compressor.methods.numerics.masked_least_squares import masked
-from compressor.methods.quantize.int import Int
 from compressor.methods.unlisted import refit_codes
 from compressor.networks.matching import read_network
 from compressor.networks.network import Network
 from compressor.networks.samples import blocks
 from compressor.networks.training.examples import Examples, open_examples
 from compressor.networks.training.network_ends import bare
-from compressor.networks.training.trained_codes import LAYOUTS
 from compressor.recipe.sequential_refit import Sequential
 
 _DEAD = 1e-6  # what an input that is never active weighs in mean diagonals, beside the damping
@@ -51,7 +48,7 @@ T = TypeVar("T")
 def refitted(
     checkpoint: Checkpoint,
     teacher: Checkpoint,
-    said: Sequential,
+    options: Sequential,
     *,
     workers: int,
     dry: bool,
@@ -60,16 +57,16 @@ def refitted(
     """The student with its linear layers refit; `dry`: not refit, only looked at. InputError where the two are not
     of the same shapes, or the inputs are not theirs."""
     wide = any(tensor.spec.dtype == "F64" for tensor in checkpoint.tensors.values())
-    found = read_network(checkpoint, said.network, "<f8" if wide else "<f4")
-    mentor = read_network(teacher, said.network, found.network.dtype)
-    run = _Run(checkpoint, bare(found.network), bare(mentor.network), said)
-    notes = [f"network: {found.said}", f"inputs: {run.examples.count}, {run.examples.said}"]
+    found = read_network(checkpoint, options.network, "<f8" if wide else "<f4")
+    mentor = read_network(teacher, options.network, found.network.dtype)
+    run = _Run(checkpoint, bare(found.network), bare(mentor.network), options)
+    notes = [f"network: {found.description}", f"inputs: {run.examples.count}, {run.examples.description}"]
     notes.append(
-        f"{said.label} holds both networks and products of a layer's inputs: about {run.nbytes / 1e6:.0f} MB"
+        f"{options.label} holds both networks and products of a layer's inputs: about {run.nbytes / 1e6:.0f} MB"
     )
     if not run.bounded:
         notes.append("no weight of the student is zero or a code, so all are free, and become the teacher's")
-    if not dry and not said.rehearsal:
+    if not dry and not options.rehearsal:
         try:
             with local(workers) as executor:
                 notes += _quietly(run.all, executor, progress)
@@ -92,8 +89,8 @@ class _Seen:
 class _Run:
     """A student on its way to its teacher: `student` and `tensors` change layer by layer."""
 
-    def __init__(self, checkpoint: Checkpoint, student: Network, teacher: Network, said: Sequential) -> None:
-        self.checkpoint, self.student, self.teacher, self.said = checkpoint, student, teacher, said
+    def __init__(self, checkpoint: Checkpoint, student: Network, teacher: Network, options: Sequential) -> None:
+        self.checkpoint, self.student, self.teacher, self.options = checkpoint, student, teacher, options
         self.tensors = dict(checkpoint.tensors)
         for name, array in student.tensors.items():
             theirs = teacher.tensors.get(name)
@@ -107,11 +104,11 @@ class _Run:
                 )
             if self.tensors[name].encoder is not None and not _coded(self.tensors[name]):
                 self.tensors[name] = holding(checkpoint, name, array)
-        self.examples: Examples = open_examples(said.inputs, said.divide, student, teacher)
+        self.examples: Examples = open_examples(options.inputs, options.divide, student, teacher)
         self.roles = {layer_of(one["weight"]): one for one in student.fitted.roles if "weight" in one}
         for layer in student.linear:
             tensor = self.tensors[self.roles[layer]["weight"]]
-            if tensor.encoder is not None and _coded(tensor) and not _knows(tensor.encoder, tensor.spec):
+            if tensor.encoder is not None and _coded(tensor) and not tensor.encoder.has_levels(tensor.spec):
                 raise InputError(
                     f"is stored as {tensor.encoder.label}, whose parts cannot be refit in order",
                     file=checkpoint.path,
@@ -210,7 +207,7 @@ class _Run:
         name, bias = roles["weight"], roles.get("bias")
         if bias is not None and _coded(self.tensors[bias]):
             bias = None  # it stays
-        of = conditioned(seen.layer, self.said.damp, name, centred=bias is not None, dead=_DEAD)
+        of = conditioned(seen.layer, self.options.damp, name, centred=bias is not None, dead=_DEAD)
         teacher = self.teacher.tensors[name].reshape(len(self.teacher.tensors[name]), -1).astype(np.float64)
         power = np.frexp(np.abs(teacher).max(axis=1, keepdims=True))[1]
         wanted = np.ldexp(teacher, -power)
@@ -246,11 +243,6 @@ def _coded(tensor: Tensor) -> bool:
     return tensor.encoder is not None and not tensor.encoder.exact
 
 
-def _knows(encoder: Decoder, spec: TensorSpec) -> bool:
-    """Whether its codes can stay while what they stand for is refit."""
-    return refit_codes.knows(encoder) and (not isinstance(encoder, Int) or encoder.layout_of(spec) in LAYOUTS)
-
-
 def _toward(teacher: Array, seen: _Seen, of: Conditioned, *, centred: bool) -> Array:
     """V − T [out, in], in the units of the conditioned gram: T E[(x − y) yᵀ] H⁻¹."""
     layer = seen.layer
@@ -281,7 +273,7 @@ def _recoded(tensor: Tensor, wanted: Array, of: Conditioned) -> Tensor:
     for suffix, numbers in made.items():
         part = tensor.parts[suffix]
         placed = replace(part.placed, fortran=False, big_endian=False, strides=None)
-        stored[suffix] = Trained(part.file, placed, numbers.reshape(part.spec.shape))
+        stored[suffix] = ReplacedTensor(part.file, placed, numbers.reshape(part.spec.shape))
     return replace(tensor, parts={**tensor.parts, **stored})
 
 

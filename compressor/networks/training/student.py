@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from compressor.checkpoint.checkpoint import Checkpoint
-from compressor.checkpoint.views import Trained, check_finite, holding
+from compressor.checkpoint.views import ReplacedTensor, check_finite, holding
 from compressor.core.errors import InputError
 from compressor.core.parallel.threads import local
 from compressor.files.source import StoredTensor
@@ -19,7 +19,7 @@ from compressor.networks.training.examples import Examples, open_examples
 from compressor.networks.training.loop import Outcome, train
 from compressor.networks.training.network_ends import bare
 from compressor.networks.training.refit_in_order import refitted
-from compressor.networks.training.trained_codes import Held, Levels
+from compressor.networks.training.trained_codes import Held, TrainedCodes
 from compressor.recipe.sequential_refit import Sequential
 from compressor.recipe.training import METHOD, Training
 
@@ -27,7 +27,7 @@ from compressor.recipe.training import METHOD, Training
 def trained(
     checkpoint: Checkpoint,
     teacher: Checkpoint,
-    said: Training | Sequential,
+    options: Training | Sequential,
     *,
     workers: int,
     dry: bool,
@@ -35,11 +35,11 @@ def trained(
 ) -> Checkpoint:
     """The student after training, the teacher's outputs before it; `dry`: not trained, only looked at. InputError
     where the two do not pair, or the inputs are not theirs."""
-    if isinstance(said, Sequential):
-        return refitted(checkpoint, teacher, said, workers=workers, dry=dry, progress=progress)
-    found = read_network(checkpoint, said.network)
+    if isinstance(options, Sequential):
+        return refitted(checkpoint, teacher, options, workers=workers, dry=dry, progress=progress)
+    found = read_network(checkpoint, options.network)
     student = bare(found.network)
-    mentor = read_network(teacher, said.teacher_network or said.network)
+    mentor = read_network(teacher, options.teacher_network or options.network)
     master = bare(mentor.network)
     if student.outputs != master.outputs or len(student.outputs) != 1:
         raise InputError(
@@ -47,32 +47,32 @@ def trained(
             file=checkpoint.path,
             remedy="Student and teacher must give the same vector of outputs, of whatever shapes they are inside",
         )
-    examples = open_examples(said.inputs, said.divide, student, master, shift=said.shift)
-    held = None if said.codes == "numbers" else _held(checkpoint, student, said.codes)
+    examples = open_examples(options.inputs, options.divide, student, master, shift=options.shift)
+    held = None if options.codes == "numbers" else _held(checkpoint, student, options.codes)
     nbytes = sum(array.nbytes for array in student.tensors.values())
     # the student, its best state, masks, two moments and a gradient of each lane; the teacher
     size = (5 + LANES) * nbytes + sum(array.nbytes for array in master.tensors.values())
     size += 0 if held is None else held.nbytes
-    size += (2 if said.shift else 1) * examples.nbytes + 4 * examples.count * student.outputs[0]
+    size += (2 if options.shift else 1) * examples.nbytes + 4 * examples.count * student.outputs[0]
     notes = [
-        f"network: {found.said}; the teacher's: {mentor.said}",
-        f"inputs: {examples.count}, {examples.said}",
+        f"network: {found.description}; the teacher's: {mentor.description}",
+        f"inputs: {examples.count}, {examples.description}",
         f"{METHOD} holds both networks, Adam's moments and all inputs in memory: about {size / 1e6:.0f} MB",
     ]
-    if not dry and not said.rehearsal:
+    if not dry and not options.rehearsal:
         try:
-            outcome = _run(student, master, examples, said, workers, progress, held)
+            outcome = _run(student, master, examples, options, workers, progress, held)
         except InputError as error:
             error.file = error.file or checkpoint.path
             raise
-        notes.append(_told(outcome, said))
+        notes.append(_told(outcome, options))
     tensors = dict(checkpoint.tensors)
     for name, array in student.tensors.items():
         if held is None or name not in held.names:
             tensors[name] = holding(checkpoint, name, array)
     if held is not None:
-        for name, levels in held.levels.items():
-            tensors[name] = replace(tensors[name], parts={**tensors[name].parts, **_stored(levels)})
+        for name, codes in held.trained.items():
+            tensors[name] = replace(tensors[name], parts={**tensors[name].parts, **_stored(codes)})
         tensors = {name: replace(one, kept=one.encoder is not None) for name, one in tensors.items()}
     return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, *notes))
 
@@ -81,13 +81,13 @@ def _run(
     student: Network,
     teacher: Network,
     examples: Examples,
-    said: Training,
+    options: Training,
     workers: int,
     progress: Callable[[int, int], None] | None,
     held: Held | None,
 ) -> Outcome:
     inputs = examples.read()
-    total, done = examples.array.spec.nbytes * said.epochs, 0
+    total, done = examples.array.spec.nbytes * options.epochs, 0
 
     def advance(samples: int) -> None:
         nonlocal done
@@ -95,13 +95,13 @@ def _run(
         if progress is not None:
             progress(min(done, total), total)
 
-    if said.shift:
+    if options.shift:
         assert examples.image is not None  # noqa: S101 - looked at in open_examples
-        inputs = bordered(inputs, examples.image, said.shift)
-    labels = None if said.labels is None else examples.read_labels(said.labels, student.outputs[0])
-    batches = Batches(inputs, examples.by, said.shift, labels)
+        inputs = bordered(inputs, examples.image, options.shift)
+    labels = None if options.labels is None else examples.read_labels(options.labels, student.outputs[0])
+    batches = Batches(inputs, examples.by, options.shift, labels)
     with local(min(workers, LANES)) as executor:  # one thread of BLAS each, whose sums then are always the same
-        outcome = train(student, teacher, batches, said, executor, advance, held)
+        outcome = train(student, teacher, batches, options, executor, advance, held)
     examples.source.check_unchanged()
     return outcome
 
@@ -117,21 +117,21 @@ def _held(checkpoint: Checkpoint, student: Network, how: Literal["fixed", "scale
     return held
 
 
-def _stored(levels: Levels) -> dict[str, StoredTensor]:
+def _stored(codes: TrainedCodes) -> dict[str, StoredTensor]:
     """The parts that training changed, as if the file had held them. InputError where they hold them no more."""
     found: dict[str, StoredTensor] = {}
-    for suffix, numbers in levels.parts().items():
-        part = levels.tensor.parts[suffix]
+    for suffix, numbers in codes.parts().items():
+        part = codes.tensor.parts[suffix]
         if part.spec.is_float:
-            check_finite(numbers, part.spec.dtype, part.file.path, levels.tensor.spec.name)
+            check_finite(numbers, part.spec.dtype, part.file.path, codes.tensor.spec.name)
         placed = replace(part.placed, fortran=False, big_endian=False, strides=None)
-        found[suffix] = Trained(part.file, placed, numbers)
+        found[suffix] = ReplacedTensor(part.file, placed, numbers)
     return found
 
 
-def _told(outcome: Outcome, said: Training) -> str:
-    where = "held out" if said.holdout else "trained on"
-    alike = "student and teacher" if said.labels is None else "student and teacher, and labels by their share,"
+def _told(outcome: Outcome, options: Training) -> str:
+    where = "held out" if options.holdout else "trained on"
+    alike = "student and teacher" if options.labels is None else "student and teacher, and labels by their share,"
     return (
         f"{alike} choose alike on {100 * outcome.after[1]:.2f} % of {outcome.judged} inputs {where}, "
         f"before {100 * outcome.before[1]:.2f} %; loss {outcome.after[0]:.4g}, before {outcome.before[0]:.4g}; "

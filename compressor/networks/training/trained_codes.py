@@ -14,141 +14,90 @@ from typing import Literal
 
 from compressor.checkpoint.checkpoint import Tensor
 from compressor.checkpoint.rows import Rows
-from compressor.core import bitpacking as bitstream
 from compressor.core.errors import UsageError
-from compressor.core.floats import narrow, widen
 from compressor.core.lazy import np
-from compressor.core.tensor import DTYPES
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.quantize.codebook import Codebook
-from compressor.methods.quantize.int import Int
+from compressor.methods.levels import Levels
 from compressor.networks.network import Network
 
-LAYOUTS = ("pack-quantized", "int-quantized", "compressor", "plain")
 _LEAST = 1e-3  # of what it was, to which a scale may fall: it never changes its sign
 
 
 @dataclass(frozen=True, eq=False)
-class Levels:
-    """The numbers that one tensor's codes stand for, flat, float32: entries of its codebook, or factors of its
-    `scales`, with units."""
+class TrainedCodes:
+    """A `tensor` that stays codes, and its `weight` in the network [weights], which follows the `levels`."""
 
     tensor: Tensor
-    weight: Array  # of the network, flat, which they change
-    places: Array
-    numbers: Array
-    moving: Array  # 0 for an entry that is zero and stays so, else 1
-    scales: Array | None = None
-    units: Array | None = None
+    weight: Array
+    levels: Levels
 
     def gather(self, slopes: Array, out: Array) -> None:
-        """The slopes of single weights become those of the numbers; summed in float64."""
-        flat = slopes.reshape(-1)
-        weights = flat if self.units is None else flat * self.units
-        np.copyto(out, np.bincount(self.places, weights=weights, minlength=len(self.numbers)), casting="same_kind")
+        """From the loss's slopes by single weights [weights] those by the levels, into `out` [levels]; summed in
+        float64."""
+        levels, flat = self.levels, slopes.reshape(-1)
+        weights = flat if levels.units is None else flat * levels.units
+        np.copyto(
+            out, np.bincount(levels.places, weights=weights, minlength=len(levels.numbers)), casting="same_kind"
+        )
 
     def spread(self) -> None:
-        """The weights become what the numbers make of them."""
-        if self.units is not None:
-            np.maximum(self.numbers, np.float32(_LEAST), out=self.numbers)
-        np.take(self.numbers, self.places, out=self.weight, mode="clip")
-        if self.units is not None:
-            np.multiply(self.weight, self.units, out=self.weight)
+        """Make the weights what the levels now say."""
+        levels = self.levels
+        if levels.units is not None:
+            np.maximum(levels.numbers, np.float32(_LEAST), out=levels.numbers)
+        np.take(levels.numbers, levels.places, out=self.weight, mode="clip")
+        if levels.units is not None:
+            np.multiply(self.weight, levels.units, out=self.weight)
 
     def parts(self) -> dict[str, Array]:
-        """The parts that changed, as they are stored."""
-        encoder, spec = self.tensor.encoder, self.tensor.spec
-        if isinstance(encoder, Int):
-            assert self.scales is not None  # noqa: S101 - integer codes have some
-            form, rule = encoder.form(spec), encoder.rule(spec)
-            shape = self.tensor.parts[form.scale].spec.shape
-            wide = self.numbers.astype(DTYPES[spec.dtype].compute) * self.scales
-            zero = self._zero_points()
-            stored, _ = rule.store(wide.reshape(1 if encoder.grain == "tensor" else spec.matrix[0], -1), zero)
-            return {form.scale: stored.reshape(shape)}
-        assert isinstance(encoder, Codebook)  # noqa: S101 - there are no other kinds
-        books = self.numbers.reshape(-1, encoder.entries)
-        order = np.argsort(books, axis=1, kind="stable")  # books ascend
-        part = self.tensor.parts[".codebook"].spec
-        stored = np.empty(books.shape, DTYPES[part.dtype].storage)
-        sorted_books = np.take_along_axis(books, order, axis=1)
-        narrow(sorted_books.astype(DTYPES[part.dtype].compute, copy=False), part.dtype, stored)
-        # each code becomes its entry's new place
-        ranks = np.argsort(order, axis=1, kind="stable").astype(np.uint8).reshape(-1)
-        codes = ranks[self.places].reshape(spec.matrix)
-        packed = np.empty(self.tensor.parts[".codes"].spec.shape, np.uint8)
-        bitstream.pack(codes, encoder.bits, packed.reshape(len(codes), -1), Workspace())
-        return {".codes": packed, ".codebook": stored.reshape(part.shape)}
-
-    def _zero_points(self) -> Array | None:
-        encoder, spec = self.tensor.encoder, self.tensor.spec
-        assert isinstance(encoder, Int)  # noqa: S101 - who calls looked
-        codes = np.empty(spec.matrix, np.uint8)
-        found = encoder.scaled_form(spec).unpack(_views(self.tensor), codes, Workspace())
-        return None if found is None else found.astype(DTYPES[spec.dtype].compute)
+        """The stored parts that changed, by suffix, in their shapes and storage types."""
+        stored = self.levels.stored(self.levels.numbers)
+        return {suffix: array.reshape(self.tensor.parts[suffix].spec.shape) for suffix, array in stored.items()}
 
 
-def levels_of(tensor: Tensor, weight: Array) -> Levels:
-    """The levels of a stored tensor, whose numbers in the network are `weight`. UsageError where its parts hold no
-    scales or entries that can be trained."""
-    encoder, spec, work = tensor.encoder, tensor.spec, Workspace()
-    rows, columns = spec.matrix
-    codes = np.empty((rows, columns), np.uint8)
-    if isinstance(encoder, Codebook):
-        parts = _views(tensor)
-        bitstream.unpack(parts[".codes"], encoder.bits, codes, work)
-        books = widen(np.array(parts[".codebook"]).reshape(-1, encoder.entries), spec.dtype, work, "levels")
-        which = np.arange(rows) // (encoder.rows or max(rows, 1))
-        places = codes + encoder.entries * which[:, None]
-        numbers = books.astype(np.float32).reshape(-1)
-        return Levels(tensor, weight.reshape(-1), places.reshape(-1), numbers, (numbers != 0).astype(np.float32))
-    if not isinstance(encoder, Int) or encoder.layout_of(spec) not in LAYOUTS:
+def trained_codes(tensor: Tensor, weight: Array) -> TrainedCodes:
+    """A stored tensor on its way through training, whose numbers in the network are `weight` [out, …]. UsageError
+    where its parts hold no scales or entries that can be trained."""
+    decoder, spec = tensor.encoder, tensor.spec
+    levels = None if decoder is None or not decoder.has_levels(spec) else decoder.levels(spec, _all_parts(tensor))
+    if levels is None:
         raise UsageError(
-            f"is stored as {'numbers' if encoder is None else encoder.label}, whose scales cannot be trained",
+            f"is stored as {'numbers' if decoder is None else decoder.label}, whose scales cannot be trained",
             tensor=spec.name,
             remedy="Use --codes fixed; scales of scheme int (layouts pack-quantized, int-quantized, compressor and "
             "plain) and codebooks can",
         )
-    layout = encoder.scaled_form(spec)
-    parts = _views(tensor)
-    zero = layout.unpack(parts, codes, work)
-    grouped = encoder.grouped(codes).astype(np.float32)
-    grouped -= encoder.half if zero is None else zero.astype(np.float32)[..., None]
-    scales = encoder.rule(spec).numbers(np.array(layout.scales(parts))).reshape(-1)
-    shape = (1, 1, 1) if encoder.grain == "tensor" else (*grouped.shape[:2], 1)
-    grouped *= scales.astype(np.float32).reshape(shape)
-    places = np.broadcast_to(np.arange(len(scales)).reshape(shape), grouped.shape)
-    factors, ones = np.ones((2, len(scales)), np.float32)
-    return Levels(tensor, weight.reshape(-1), places.reshape(-1), factors, ones, scales, grouped.reshape(-1))
+    return TrainedCodes(tensor, weight.reshape(-1), levels)
 
 
 class Held:
-    """The tensors of a student that stay codes: `fixed`, or by their `scales` (and entries), which are trained."""
+    """The tensors of a student that stay codes: `fixed`, or with their `scales` (or entries) trained."""
 
     def __init__(self, student: Network, tensors: Mapping[str, Tensor], how: Literal["fixed", "scales"]) -> None:
         self.names = {name for name in student.parameters if tensors[name].encoder is not None}
         names = sorted(self.names) if how == "scales" else []
-        self.levels = {name: levels_of(tensors[name], student.parameters[name]) for name in names}
-        for levels in self.levels.values():
-            levels.spread()
+        self.trained = {name: trained_codes(tensors[name], student.parameters[name]) for name in names}
+        self.spread()
 
     @property
     def nbytes(self) -> int:
         """Bytes that places and units take."""
-        arrays = (array for one in self.levels.values() for array in (one.places, one.units))
+        levels = [codes.levels for codes in self.trained.values()]
+        arrays = (array for each in levels for array in (each.places, each.units))
         return sum(array.nbytes for array in arrays if array is not None)
 
     @property
     def numbers(self) -> dict[str, Array]:
         """What is trained in the place of weights, by tensor."""
-        return {name: levels.numbers for name, levels in self.levels.items()}
+        return {name: codes.levels.numbers for name, codes in self.trained.items()}
 
     @property
     def masks(self) -> dict[str, Array]:
-        return {name: levels.moving for name, levels in self.levels.items()}
+        """By tensor 1 for each of the `numbers` that is trained and 0 for one that stays."""
+        return {name: codes.levels.moving for name, codes in self.trained.items()}
 
     def free(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """Those of tensors that are not held."""
+        """The `arrays` of the tensors that do not stay codes, by name."""
         return {name: array for name, array in arrays.items() if name not in self.names}
 
     def slopes(self, gradients: Mapping[str, Array]) -> dict[str, Array]:
@@ -157,16 +106,16 @@ class Held:
 
     def gather(self, gradients: Mapping[str, Array], slopes: Mapping[str, Array]) -> None:
         """Fill the slopes of a lane from its gradients."""
-        for name, levels in self.levels.items():
-            levels.gather(gradients[name], slopes[name])
+        for name, codes in self.trained.items():
+            codes.gather(gradients[name], slopes[name])
 
     def spread(self) -> None:
         """The weights follow what was trained."""
-        for levels in self.levels.values():
-            levels.spread()
+        for codes in self.trained.values():
+            codes.spread()
 
 
-def _views(tensor: Tensor) -> Mapping[str, Array]:
-    """All rows of the parts, as encoders see them."""
+def _all_parts(tensor: Tensor) -> Mapping[str, Array]:
+    """All rows of a tensor's parts, by suffix, as its decoder takes them."""
     rows, columns = tensor.spec.matrix
     return Rows(tensor, columns, 0, rows, Workspace(), "levels").views(0, rows)

@@ -63,7 +63,7 @@ def _gain(options: Sequence[Option], before: int, after: int) -> float:
 
 
 def steps(units: Sequence[Sequence[Option]]) -> list[Step]:
-    """All moves of all hulls, the most gainful first; equal ones in the order of the units."""
+    """The moves along all units' hulls, the most gainful first; equal ones in the order of the units."""
     found = []
     for unit, options in enumerate(units):
         line = hull(options)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from math import floor
 from typing import Any
@@ -26,8 +26,8 @@ from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
 from compressor.files.layout import Container
 from compressor.methods.contract import Scheme
+from compressor.methods.counted_scheme import CountedScheme
 from compressor.methods.options import options_of
-from compressor.methods.quantize.uniform import DEFAULT_BITS, Uniform
 from compressor.methods.registry import make_method, methods_of
 
 DENSE = "dense"
@@ -51,7 +51,8 @@ class Candidate:
 
     @cached_property
     def key(self) -> str:
-        """The same for the same numbers, however it was called: scheme and all options."""
+        """The scheme with all its options, as a text: the same for candidates that store the same, however they are
+        called."""
         if self.encoder is None:
             return DENSE
         said = {**self.encoder.describe()}
@@ -59,15 +60,14 @@ class Candidate:
         return f"{scheme}:" + ",".join(f"{name}={said[name]}" for name in sorted(said))
 
     @property
-    def even(self) -> Uniform | None:
-        """The encoder, where it is an even step."""
-        return self.encoder if isinstance(self.encoder, Uniform) else None
+    def even(self) -> CountedScheme | None:
+        """The encoder, where it is an even step, whose bits are chosen by counts."""
+        return self.encoder if isinstance(self.encoder, CountedScheme) else None
 
     @property
     def bits(self) -> float | None:
         """What an even step that is found aims at; None of anything else."""
-        even = self.even
-        return None if even is None or even.step is not None else even.bits or DEFAULT_BITS
+        return None if self.even is None else self.even.aimed_bits
 
     def moved(self, more: float) -> Candidate:
         """With so many more bits a weight, where it can be."""
@@ -75,13 +75,13 @@ class Candidate:
             return self
         bits = floor((self.bits + more) * 1e4) / 1e4
         zeros = f"s{self.even.sparsity * 100:.3g}" if self.even.sparsity else ""
-        return Candidate(f"uniform{bits:g}{zeros}", replace(self.even, bits=bits))
+        return Candidate(f"uniform{bits:g}{zeros}", self.even.aiming_at(bits))
 
     def akin(self, other: Candidate) -> bool:
         """Whether both are even steps that differ in their bits only."""
         if self.even is None or other.even is None or self.bits is None or other.bits is None:
             return False
-        return replace(self.even, bits=None) == replace(other.even, bits=None)
+        return self.even.aiming_at(None) == other.even.aiming_at(None)
 
     def size(self, spec: TensorSpec) -> int | None:
         """Stored bytes of a tensor before an archive; None where its shape does not allow the candidate."""
@@ -90,7 +90,7 @@ class Candidate:
         try:
             if self.encoder.skip(spec) is not None:
                 return None
-            scheme = self.encoder if self.even is None else replace(self.even, code_bytes=1)
+            scheme = self.encoder if self.even is None else self.even.in_bytes()
             decoder = scheme.decoder_for(spec)
             parts = () if decoder is None else decoder.parts(spec)
         except UsageError:
@@ -100,15 +100,11 @@ class Candidate:
     def fits(self, spec: TensorSpec, container: Container) -> bool:
         """Whether the tensor's shape allows it, and loaders of a folder would look for codes there."""
         looked_for = spec.name.endswith(".weight") or container != "folder"
-        if not looked_for and self._dialect(spec):
+        if not looked_for and self.dialect(spec):
             return False
         return self.size(spec) is not None
 
-    def shared(self, spec: TensorSpec) -> bool:
-        """Whether loaders want one scheme for what they fuse with this tensor, if it is stored so."""
-        return self._dialect(spec) == "compressed-tensors"
-
-    def _dialect(self, spec: TensorSpec) -> str:
+    def dialect(self, spec: TensorSpec) -> str:
         """The dialect whose loaders take the tensor, if it is stored so."""
         decoder = None if self.encoder is None else self.encoder.decoder_for(spec)
         return "" if decoder is None else decoder.dialect(spec)
@@ -207,7 +203,7 @@ def check_readable(candidate: Candidate, spec: TensorSpec, *, archived: bool = F
                 f"candidate {printable(candidate.name, 60)} takes a byte or two a weight unless it is coded",
                 remedy="Give --store archive, or leave it out",
             )
-        if candidate.bits is None or even.step_rows is not None or even.scope == "model":
+        if candidate.bits is None or not even.one_step_each:
             raise UsageError(
                 f"candidate {printable(candidate.name, 60)}: a budget finds one step for each tensor by its bits",
                 remedy="Leave out step, step_rows and scope",

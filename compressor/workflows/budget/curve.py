@@ -58,7 +58,7 @@ def allocation_of(
 
 
 def curve_of(found: Fitting) -> tuple[Point, ...]:
-    """Every point of the hull."""
+    """The curve of error against size: every point of the lower hull of the units' choices."""
     least = found.points()[0]
     size, loss = found.bytes_of(least), found.loss_of(least)
     points = [_point(found, size, loss)]

@@ -39,6 +39,10 @@ class Errand:
             dry_run=True,
             strict=options.strict,
             requantize=options.requantize,
+            allow_unmatched=options.allow_unmatched,
+            strip_prefix=options.strip_prefix,
+            component=options.component,
+            max_shard_size=options.max_shard_size,
             non_finite=options.non_finite,
             workers=options.workers,
             processes=options.processes,
@@ -69,7 +73,7 @@ class Errand:
             staging.discard()
 
     def carry_out(self, recipe: Recipe) -> Report:
-        """Write the output."""
+        """Run the chosen recipe and write the output."""
         options = replace(self.options, stats=self._taken(recipe))
         return run_one_pass(self.verb, self.source, self.output, recipe, options, origin=self.origin)
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import count
 from math import fsum, inf
 
-from compressor.architectures.fused_layers import fused_group
+from compressor.architectures.fused_layers import one_scheme
 from compressor.calibration.statistics import open_statistics
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.elementary import power
@@ -79,12 +79,12 @@ class Fitting:
 
     @property
     def least(self) -> int:
-        """Bytes of the smallest choice."""
+        """Bytes of the smallest output that the candidates allow."""
         return self.bytes_of(smallest(self.options))
 
     @cached_property
     def weights(self) -> int:
-        """Weights of the decided tensors."""
+        """How many weights the tensors have that are decided on."""
         return sum(spec.size for unit in self.units for spec in unit.specs)
 
     def bytes_of(self, chosen: Sequence[int]) -> int:
@@ -387,9 +387,9 @@ def _groups(
     """Tensors that must have one scheme together: what loaders fuse, where any of the candidates is theirs."""
     groups: dict[str, list[TensorSpec]] = {}
     for spec in decided:
-        whole = fused_group(spec.name) if container == "folder" and len(spec.shape) == 2 else None
-        loaded = whole is not None and any(one.shared(spec) for one in candidates)
-        groups.setdefault(f"group {whole}" if loaded else f"tensor {spec.name}", []).append(spec)
+        loaded = container == "folder" and len(spec.shape) == 2
+        whole = one_scheme(spec.name, {one.dialect(spec) for one in candidates}) if loaded else None
+        groups.setdefault(f"tensor {spec.name}" if whole is None else f"group {whole}", []).append(spec)
     return list(groups.values())
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from compressor.calibration.fingerprint import fingerprint
-from compressor.checkpoint.checkpoint import open_checkpoint
 from compressor.core import cleanup
 from compressor.core.errors import UsageError
 from compressor.files.destination import check_apart, container_of
@@ -20,6 +19,7 @@ from compressor.workflows.budget.errand import Errand
 from compressor.workflows.budget.fit import Fitting, fitting
 from compressor.workflows.budget.meet_in_archive import met
 from compressor.workflows.budget.tune import Search, tuned, with_log
+from compressor.workflows.one_pass import open_input
 from compressor.workflows.results import Report
 from compressor.workflows.run_options import RunOptions
 
@@ -84,7 +84,7 @@ def run_tune(
     search = with_log(search, output)
     check_apart(search.log, output, option="--log", of="output")
     surveyed = _surveyed(_errand("tune", source, output, recipe, options), recipe, budget)
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_input(source, options)
     check_apart(search.log, source, option="--log")
     identity = [*fingerprint(checkpoint), [one.key for one in surveyed.candidates], surveyed.informed]
     chosen, tried = tuned(surveyed, search, identity, tell)
@@ -106,7 +106,7 @@ def _surveyed(errand: Errand, recipe: Recipe, budget: Budget) -> Fitting:
     options = errand.options
     if options.save_base is not None or any(stage.teacher is not None for stage in recipe.stages):
         raise UsageError("a budget is for recipes without a teacher")
-    checkpoint = open_checkpoint(errand.source)
+    checkpoint = open_input(errand.source, options)
     container = container_of(errand.output, checkpoint.source)
     check_apart(errand.output, errand.source)
     if not options.dry_run:

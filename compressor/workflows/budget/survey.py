@@ -29,8 +29,8 @@ from compressor.core.sums import dot, dots
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array
 from compressor.methods.contract import Block, ByTensor, Method, Scheme, Survey
+from compressor.methods.counted_scheme import CountedScheme
 from compressor.methods.numerics.even_steps import Classes
-from compressor.methods.quantize.uniform import DEFAULT_BITS, Uniform
 from compressor.methods.unlisted.dense import Dense
 from compressor.recipe.budget import SAMPLE
 from compressor.workflows.budget.candidates import DENSE, Candidate
@@ -216,7 +216,7 @@ class _Weighing:
 
 def counted(key: str, encoders: Mapping[str, Scheme]) -> bool:
     """Whether a candidate follows from counts of the weights: an even step, or dense."""
-    return key == DENSE or isinstance(encoders[key], Uniform)
+    return key == DENSE or isinstance(encoders[key], CountedScheme)
 
 
 def _forecast(
@@ -225,14 +225,14 @@ def _forecast(
     """What counts tell of these candidates."""
     _, plain, energy, _ = (float(value) for value in seen.sums[0])
     found = {DENSE: Measured(0.0, 0.0, 0.0, seen.classes.bits() or 1e-9)} if DENSE in keys else {}
-    groups: dict[tuple[str, float], list[tuple[str, Uniform]]] = {}
+    groups: dict[CountedScheme, dict[str, float]] = {}  # the bits of those that differ in nothing else, by key
     for key in keys:
         encoder = encoders.get(key)
-        if isinstance(encoder, Uniform):
-            groups.setdefault((encoder.rounding, encoder.sparsity), []).append((key, encoder))
-    for members in groups.values():
-        asked = [encoder.bits or DEFAULT_BITS for _, encoder in members]
-        for (key, _), (bits, lost) in zip(members, members[0][1].forecasts(seen.classes, spec, asked), strict=True):
+        if isinstance(encoder, CountedScheme) and encoder.aimed_bits is not None:
+            groups.setdefault(encoder.aiming_at(None), {})[key] = encoder.aimed_bits
+    for alike, aims in groups.items():
+        forecasts = alike.forecasts(seen.classes, spec, tuple(aims.values()))
+        for key, (bits, lost) in zip(aims, forecasts, strict=True):
             error = sqrt(lost / plain) if plain else 0.0
             found[key] = Measured(error, lost / energy if energy else 0.0, 0.0, bits)
     return found

@@ -21,6 +21,7 @@ from typing import Any
 from compressor.calibration.fingerprint import fingerprint
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.errors import InputError
+from compressor.core.plain_number import is_number
 from compressor.files.input_file import InputFile
 from compressor.files.strict_json import read_object
 from compressor.files.text_files import write_document
@@ -75,7 +76,7 @@ def _row(path: str, name: str, row: Any) -> dict[str, Measured]:
     for candidate, numbers in row.items():
         if not isinstance(numbers, list) or len(numbers) not in (3, 4):
             raise _damaged(path, name)
-        if not all(type(n) in (int, float) and n >= 0 and isfinite(n) for n in numbers):
+        if not all(is_number(n) and n >= 0 for n in numbers):
             raise _damaged(path, name)
         made[candidate] = Measured(*map(float, numbers))
     return made

@@ -14,10 +14,10 @@ import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import isfinite
 from typing import Any
 
 from compressor.core.errors import CommandFailed, InputError, NothingWritten, UsageError
+from compressor.core.plain_number import is_number
 from compressor.core.text import printable, size_text
 from compressor.files.input_file import InputFile
 from compressor.files.staging import Staging
@@ -123,7 +123,7 @@ def metric_of(printed: str, name: str) -> float:
             number = parse_object(text.encode(), "").get(name) if text.startswith("{") else float(text)
         except (ValueError, InputError):
             continue
-        if isinstance(number, int | float) and not isinstance(number, bool) and isfinite(number):
+        if is_number(number):
             return float(number)
     last = printed.strip().splitlines()[-1:] or ["nothing"]
     raise UsageError(
@@ -167,7 +167,7 @@ class _Log:
         for line in lines[1:-1]:
             row = parse_object(line, self.path) if line else {}
             point, size, metric = (row.get(name) for name in ("point", "size", "metric"))
-            if type(point) is int and type(size) is int and isinstance(metric, int | float) and isfinite(metric):
+            if type(point) is int and type(size) is int and is_number(metric):
                 self.known[point] = Evaluation(point, size, float(metric))
         if lines[-1]:
             append_line(self.path, "")  # so that the next one begins a line

@@ -21,7 +21,7 @@ from compressor.core.workspace import Workspace
 from compressor.networks.matching import read_network
 from compressor.networks.training.adam import Adam
 from compressor.networks.training.batches import Batches, bordered
-from compressor.networks.training.best_state import Best
+from compressor.networks.training.best_state import BestState
 from compressor.networks.training.gradual_pruning import Gradual
 from compressor.networks.training.loss import add_labels, cross, loss, slope, soften
 from compressor.recipe.toml_file import parse_recipe
@@ -351,7 +351,7 @@ def test_early_stop_and_the_best_state(pair: dict[str, Any]) -> None:
 
 def test_the_best_state_is_that_of_least_loss_among_those_that_agree_as_often() -> None:
     tensors = {"w": np.zeros(1)}
-    best = Best(tensors, 100)  # a standard error at 90 % is 3 %
+    best = BestState(tensors, 100)  # a standard error at 90 % is 3 %
     for epoch, loss_, agreed in ((1, 0.5, 0.80), (2, 0.6, 0.90), (3, 0.3, 0.88), (4, 0.2, 0.86), (5, 0.4, 0.9)):
         tensors["w"][0] = epoch
         best.offer(epoch, (loss_, agreed))

@@ -31,10 +31,12 @@ class Rule:
 
     @property
     def half(self) -> int:
+        """2^(bits − 1): codes run from its negative to one below it."""
         return 1 << (self.bits - 1)
 
     @property
     def steps(self) -> int:
+        """Codes less one: from the least to the largest."""
         return 2 * self.half - 1
 
     def store(self, scale: Array, zero: Array | None) -> tuple[Array, Array]:
@@ -43,7 +45,7 @@ class Rule:
         return scales.store_scale(scale, reach, self.dtype, self.weight_dtype)
 
     def numbers(self, stored: Array) -> Array:
-        """What stored scales stand for."""
+        """The numbers that stored scales stand for."""
         return scales.wide_scale(stored, self.dtype)
 
     def absmax(self, low: Array, high: Array) -> tuple[Array, Array | None]:

@@ -53,9 +53,10 @@ from compressor.core.floats import epsilon, smallest
 from compressor.core.floats import largest as limit
 from compressor.core.lazy import np
 from compressor.core.sums import dots
-from compressor.core.tensor import TensorSpec
+from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block, Encoder, Method, ReadableScheme, Survey
+from compressor.methods.levels import Levels
 from compressor.methods.numerics import scales
 from compressor.methods.numerics.hessian import compensation_memory
 from compressor.methods.numerics.scales import Chosen
@@ -132,6 +133,7 @@ class Int(ReadableScheme):
 
     @property
     def group(self) -> int:
+        """Weights of a row that share a scale, where groups do."""
         return self.group_size or _GROUP
 
     @property
@@ -305,6 +307,7 @@ class Int(ReadableScheme):
         self.form(spec).decode(parts, self.grouped(out), self.scale_dtype(spec), work)
 
     def form(self, spec: TensorSpec) -> CodeLayout:
+        """The layout of this tensor, for codes of this width."""
         return LAYOUTS[self.layout_of(spec)](self.bits, self.symmetric, self.grain == "tensor")
 
     def scaled_form(self, spec: TensorSpec) -> Scaled:
@@ -317,12 +320,31 @@ class Int(ReadableScheme):
     def scale_dtype(self, spec: TensorSpec) -> str:
         return LAYOUTS[self.layout_of(spec)].scale_dtype(spec)
 
+    def has_levels(self, spec: TensorSpec) -> bool:
+        return LAYOUTS[self.layout_of(spec)].trains
+
+    def levels(self, spec: TensorSpec, parts: Mapping[str, Array]) -> ScaleLevels | None:
+        if not self.has_levels(spec):
+            return None
+        layout = self.scaled_form(spec)
+        codes = np.empty(spec.matrix, np.uint8)
+        zero = layout.unpack(parts, codes, Workspace())
+        units = self.grouped(codes).astype(np.float32)
+        units -= self.half if zero is None else zero.astype(np.float32)[..., None]
+        scale = self.rule(spec).numbers(np.array(layout.scales(parts))).reshape(-1)
+        shape = (1, 1, 1) if self.grain == "tensor" else (*units.shape[:2], 1)
+        units *= scale.astype(np.float32).reshape(shape)
+        places = np.broadcast_to(np.arange(len(scale)).reshape(shape), units.shape)
+        factors, moving = np.ones((2, len(scale)), np.float32)
+        return ScaleLevels(places.reshape(-1), factors, moving, units.reshape(-1), self, spec, scale, zero)
+
     def grouped(self, matrix: Array) -> Array:
         """[rows, columns] as [rows, groups, size]."""
         rows = len(matrix)
         return matrix.reshape(rows, -1, self.group) if self.grain == "group" else matrix[:, None, :]
 
     def rule(self, spec: TensorSpec) -> Rule:
+        """What codes and scales of this tensor can be."""
         return Rule(self.bits, self.symmetric, self.signed_scales, self.scale_dtype(spec), spec.dtype)
 
     def grid(self, spec: TensorSpec) -> Grid:
@@ -332,6 +354,23 @@ class Int(ReadableScheme):
     def column(self, scale: Array) -> Array:
         """Scales in a shape that broadcasts over [rows, groups, size]."""
         return scale.reshape((1, 1, 1) if self.grain == "tensor" else (*scale.shape, 1))
+
+
+@dataclass(frozen=True, eq=False)
+class ScaleLevels(Levels):
+    """A tensor's scales, as factors of what they were: `scale` [levels]; zero points `zero` stay."""
+
+    scheme: Int
+    spec: TensorSpec
+    scale: Array
+    zero: Array | None
+
+    def stored(self, numbers: Array) -> Mapping[str, Array]:
+        kind = DTYPES[self.spec.dtype].compute
+        zero = None if self.zero is None else self.zero.astype(kind)
+        rows = 1 if self.scheme.grain == "tensor" else self.spec.matrix[0]
+        wide = (numbers.astype(kind) * self.scale).reshape(rows, -1)
+        return {self.scheme.form(self.spec).scale: self.scheme.rule(self.spec).store(wide, zero)[0]}
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ class Histogram(Survey[Array]):
 
     @property
     def peak(self) -> float:
+        """The largest magnitude."""
         return max(self.high, -self.low)
 
     @property

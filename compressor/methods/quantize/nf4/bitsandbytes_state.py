@@ -166,15 +166,16 @@ class Nested:
             codes[high] -= np.uint8(1)
 
     def codes(self, first: int, count: int) -> Array:
-        """The codes of some scales."""
+        """The codes of some scales of blocks, U8."""
         found: Array = np.frombuffer(self.code_bytes, np.uint8, count, first)
         return found
 
     def decoded(self, first: int, count: int) -> Array:
-        """What they stand for, float32."""
+        """The scales that codes stand for, float32."""
         return decoded(self.codes(first, count), first, dynamic_map(), self.magnitudes, np.float32(self.offset))
 
     @property
     def magnitudes(self) -> Array:
+        """The scale of every 256 scales, float32."""
         found: Array = np.frombuffer(self.magnitude_bytes, np.float32)
         return found

@@ -31,6 +31,7 @@ class CodeLayout(ABC):
     scale: ClassVar[str] = "_scale"
     dialect: ClassVar[str] = ""  # whose loaders take the layout, where compressed-tensors' do not
     matrices: ClassVar[bool] = True  # whether it holds matrices only
+    trains: ClassVar[bool] = False  # whether scales can be changed while the codes stay as they are
     plain: ClassVar[bool] = True  # whether loaders compute s·(q − z), unrounded
 
     @staticmethod
@@ -49,7 +50,7 @@ class CodeLayout(ABC):
 
     @abstractmethod
     def parts(self, spec: TensorSpec, scale_dtype: str, scale_shape: tuple[int, ...]) -> tuple[Part, ...]:
-        """All parts of the tensor; `scale_shape` is [rows, groups] or [1]."""
+        """The parts that the layout stores of the tensor; `scale_shape` is [rows, groups] or [1]."""
 
     @abstractmethod
     def pack(
@@ -102,6 +103,8 @@ class CodeLayout(ABC):
 
 class Scaled(CodeLayout):
     """A layout of codes, scales and zero points that stand for s·(q − z)."""
+
+    trains: ClassVar[bool] = True
 
     @abstractmethod
     def unpack(self, parts: Mapping[str, Array], codes: Array, work: Workspace) -> Array | None:

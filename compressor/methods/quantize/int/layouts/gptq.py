@@ -25,6 +25,7 @@ class Gptq(Scaled):
     name: ClassVar[str] = "gptq"
     scale: ClassVar[str] = ".scales"
     dialect: ClassVar[str] = "gptq"
+    trains: ClassVar[bool] = False  # scales are narrower than the weights
 
     @staticmethod
     def scale_dtype(spec: TensorSpec) -> str:

@@ -33,11 +33,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from compressor.architectures.chain import Chain
 from compressor.core.errors import UsageError
+from compressor.methods.distill._student_sizes import (
+    parse_shape,
+    parse_widths,
+    shape_of,
+    smaller_chain,
+    smaller_model,
+)
+from compressor.methods.distill.depth import spread, without
+from compressor.methods.model_method import Reshape
 from compressor.methods.options import option
-from compressor.recipe.model_method import Reshape
-from compressor.recipe.structured_cut import StructuredCut
-from compressor.surgery.students.depth import spread, without
-from compressor.surgery.students.shape import parse_shape, parse_widths, shape_of, smaller_chain, smaller_model
+from compressor.methods.structured_cut import StructuredCut
 
 if TYPE_CHECKING:
     from compressor.architectures.model import Model

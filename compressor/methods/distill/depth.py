@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from compressor.core.errors import UsageError
+from compressor.methods.model_method import Reshape
 from compressor.methods.options import option
-from compressor.recipe.model_method import Reshape
-from compressor.recipe.structured_cut import StructuredCut, numbered_layers
+from compressor.methods.structured_cut import StructuredCut, numbered_layers
 
 if TYPE_CHECKING:
     from compressor.architectures.chain import Chain

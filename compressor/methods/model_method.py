@@ -11,7 +11,7 @@ from compressor.methods.contract import Method
 if TYPE_CHECKING:
     from compressor.architectures.chain import Chain
     from compressor.architectures.model import Model
-    from compressor.recipe.structured_cut import StructuredCut
+    from compressor.methods.structured_cut import StructuredCut
 
 
 class Reshape(Method):

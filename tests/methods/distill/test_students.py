@@ -34,11 +34,11 @@ from compressor.architectures.families import FAMILIES
 from compressor.architectures.recognise import lines
 from compressor.cli.main import run
 from compressor.core.errors import CompressorError, InputError, UsageError
+from compressor.methods.distill.depth import Depth, spread
+from compressor.methods.distill.subclone import Subclone
 from compressor.recipe.model import recipe_of
 from compressor.recipe.stages import parse_stage
 from compressor.recipe.toml_file import load_recipe
-from compressor.surgery.students.depth import Depth, spread
-from compressor.surgery.students.subclone import Subclone
 
 Array = Any
 NORMS = ("input_layernorm", "post_attention_layernorm")

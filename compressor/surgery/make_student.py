@@ -11,8 +11,8 @@ from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.files.folder import CONFIG
 from compressor.files.input_file import InputFile
 from compressor.files.strict_json import read_object
-from compressor.recipe.model_method import Reshape
-from compressor.recipe.structured_cut import StructuredCut
+from compressor.methods.model_method import Reshape
+from compressor.methods.structured_cut import StructuredCut
 from compressor.surgery.cut import restructure, teacher_of
 from compressor.surgery.rescaling import factors, rescaled
 

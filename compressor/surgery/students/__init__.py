@@ -1,1 +1,0 @@
-"""Students made out of their teacher: fewer layers, or smaller ones."""
