@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -29,6 +30,9 @@ from compressor.files.strict_json import parse_object
 
 _RECORD, _VERSION, _BUFFER, _LARGEST = "work.json", 1, 1 << 22, 1 << 27
 
+
+# What `Staging` calls the temporaries of a record, a leg or a shard
+_TEMPORARY = re.compile(r"\.(?:work\.json|(?:shard-)?[0-9]+(?:\.safetensors)?)\.[0-9]+(?:\.[0-9]+)?\.tmp")
 
 _locks: set[int] = set()  # descriptors of folders that this process has to itself
 
@@ -46,7 +50,7 @@ class WorkFolder:
             with reporting(path):
                 os.makedirs(path, exist_ok=True)
                 self.lock = _lock(path)
-                names = set(os.listdir(path))
+                names = _without_temporaries(path)
         except OutputError:
             _check_folders(path)
             raise
@@ -58,6 +62,8 @@ class WorkFolder:
                     f"--work {printable(path)}: is not empty and no work folder",
                     remedy="Give a folder that is empty or does not exist",
                 )
+            else:
+                self._write()  # before anything else is here, so that a run that is stopped knows its own folder
         except BaseException:
             self.release()
             raise
@@ -108,6 +114,10 @@ class WorkFolder:
         """`name` is finished; its `content` is hashed unless it is given."""
         content = content or content_hash(_files(os.path.join(self.path, name)))
         self.entries[name] = {"key": key, "content": content, **({} if said is None else {"said": said})}
+        self._write()
+
+    def _write(self) -> None:
+        """Write the record anew."""
         text = json.dumps({"version": _VERSION, "finished": self.entries}, indent=1, sort_keys=True)
         staging = Staging(os.path.join(self.path, _RECORD), folder=False, replace=True, final=False)
         try:
@@ -140,6 +150,15 @@ class WorkFolder:
         beside = cleanup.beside()
         command = "the same command with --force" if beside else "the same command"  # for what is written already
         return f"{beside or 'no output was written'}; {kept} kept in {path}: {command} goes on from there"
+
+
+def _without_temporaries(path: str) -> set[str]:
+    """What lies in the folder, after what a killed run was writing there is removed: the caller has its lock."""
+    names = set(os.listdir(path))
+    left = {name for name in names if _TEMPORARY.fullmatch(name)}
+    for name in left:
+        remove(os.path.join(path, name))
+    return names - left
 
 
 def _lock(path: str) -> int | None:

@@ -444,6 +444,11 @@ class Scheme(TensorMethod):
         if decoder is not None:
             decoder.parts(spec)
 
+    def settled(self, spec: TensorSpec) -> tuple[Scheme, str]:
+        """This scheme with what its options leave open decided by the tensor's shape; and, in words, what its shape
+        did not allow of what is usual ("" where it allows that)."""
+        return self, ""
+
     def align(self, spec: TensorSpec) -> int:
         """Blocks begin at multiples of this many rows."""
         decoder = self.decoder_for(spec)

@@ -167,7 +167,8 @@ def checked(order: Order) -> Order:
     if mask is not None:
         if os.path.splitext(mask)[1] != ".safetensors":
             raise UsageError("--save-mask writes a .safetensors", remedy="End its name so")
-        check_apart(mask, order.output, order.source, *order.beside)
+        check_apart(mask, order.output, option="--save-mask", of="output")
+        check_apart(mask, order.source, *order.beside, option="--save-mask")
         check_place(mask, folder=False, replace=options.force or options.dry_run)
     return order
 

@@ -85,6 +85,8 @@ class RunOptions:
         """UsageError where the work folder is the input or the output, or is to be kept and none is given."""
         if self.keep_work and self.work is None:
             raise UsageError("--keep-work is for the folder that --work names, and none is given")
+        if self.work == "":
+            raise UsageError("--work names no folder", remedy="Give the path of one, or leave it out")
         if self.work is not None:
             check_apart(self.work, source, option="--work")
             check_apart(self.work, output, option="--work", of="output")

@@ -26,8 +26,8 @@ from compressor.files import identity
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The teacher with codes of two kinds."""
     path = tmp_path_factory.mktemp("packed") / "packed.safetensors"
-    rules = [("fc1*", {"bits": 3, "granularity": "channel"})]
-    api.quantize(TEACHER, path, bits=8, rules=rules)
+    rules = [("fc1*", {"bits": 3, "granularity": "channel", "layout": "compressor"})]
+    api.quantize(TEACHER, path, bits=8, layout="int-quantized", rules=rules)
     return path
 
 
@@ -285,7 +285,9 @@ def test_the_config_is_what_loaders_expect(tmp_path: Path) -> None:
     }
     assert {"lm_head", "model.embed_tokens"} <= set(config["ignore"])
     eight = quantized(tmp_path / "q8", bits=8)
-    assert eight["config_groups"]["group_0"]["input_activations"]["strategy"] == "token"
+    assert eight["config_groups"]["group_0"]["input_activations"] is None
+    rounded = quantized(tmp_path / "q8r", bits=8, layout="int-quantized")
+    assert rounded["config_groups"]["group_0"]["input_activations"]["strategy"] == "token"
     mixed = quantized(tmp_path / "qm", **CONFIGS["mixed"])
     assert len(mixed["config_groups"]) == 3
     assert mixed["format"] == "pack-quantized"

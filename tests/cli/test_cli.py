@@ -274,7 +274,7 @@ def test_inspect_names_what_is_stored_and_what_is_odd(tmp_path: Path) -> None:
     assert re.search(r"fc1\.weight +300×784 +F32 as int8 +236 kB", done.out)
     assert "safetensors, packed by compressor, 6 tensors" in done.out
     stored = json.loads(compressor("inspect", tmp_path / "q.safetensors", "--format", "json").out)["tensors"][1]
-    assert stored["stored_as"]["parts"] == ["fc1.weight", "fc1.weight_scale"]
+    assert stored["stored_as"]["parts"] == ["fc1.weight_packed", "fc1.weight_scale", "fc1.weight_shape"]
 
 
 def test_inspect_tells_what_else_lies_in_a_folder(tmp_path: Path) -> None:

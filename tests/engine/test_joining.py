@@ -77,7 +77,7 @@ def test_neighbours_are_joined_at_all(many: Path, tmp_path: Path, monkeypatch: p
     for stage in (
         "prune:sparsity=0.5,scope=global",
         "prune:sparsity=0.5,granularity=row",
-        "quantize:bits=8",
+        "quantize:bits=8,layout=int-quantized",
     ):
         joined.clear()
         api.pipeline(many, tmp_path / "out.safetensors", stages=[stage], force=True)

@@ -647,7 +647,7 @@ def test_a_config_that_nothing_changes_is_carried_to_the_byte(model: Path) -> No
 def foreign(model: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     """The folder quantized as compressed-tensors' own tools leave it, with a changed quantization_config."""
     out = model.parent / "packed"
-    quantize(model, out, bits=8)
+    quantize(model, out, bits=8, layout="int-quantized")
     for name in (FIRST, SECOND):
         raw = (out / name).read_bytes()
         length = int.from_bytes(raw[:8], "little")

@@ -182,6 +182,25 @@ def test_other_inputs_are_another_plan(files: dict[str, Path]) -> None:
         pipeline(files, "b", work=files["work"])
 
 
+@pytest.mark.parametrize("left", [".work.json.12.tmp", ".0.safetensors.12.1.tmp", ".shard-3.safetensors.7.tmp"])
+def test_what_a_killed_run_was_writing_is_removed(tmp_path: Path, left: str) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / left).write_bytes(b"half")
+    work_folder.WorkFolder(str(work)).release()
+    assert [path.name for path in work.iterdir()] == ["work.json"]
+    (work / "0.safetensors").write_bytes(b"published, not noted")
+    again = work_folder.WorkFolder(str(work))
+    assert again.finished("0.safetensors", "key") is None
+    again.clear()
+    assert not work.exists()
+
+
+def test_no_folder_is_none(files: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match="--work names no folder"):
+        api.prune(files["in"], files["work"].parent / "o.safetensors", sparsity=0.5, work="")
+
+
 def test_a_folder_with_other_things_is_left_alone(files: dict[str, Path]) -> None:
     files["work"].mkdir()
     (files["work"] / "thesis.txt").write_text("x")
@@ -297,7 +316,7 @@ def test_shards_are_kept_on_request(model: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_what_was_linked_and_not_noted_is_made_again(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = stopped_shards(model, monkeypatch, 0, workers=1)
-    assert [path.name for path in work.iterdir()] == ["shard-0.safetensors"]
+    assert sorted(path.name for path in work.iterdir()) == ["shard-0.safetensors", "work.json"]
     (work / "shard-0.safetensors").write_bytes(b"half")
     (work / "work.json").write_text('{"version": 1, "finished": {}}')
     shards(model, "b", work=work)

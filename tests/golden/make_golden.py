@@ -128,7 +128,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "quantize-int-dense-f32.npy": _ints(4, granularity="channel"),
     "quantize-int-codes-symmetric-f32.npz": _ints(8),
     "quantize-int-codes-asymmetric-f32.npz": _ints(5, symmetric=False, group_size=8),
-    "quantize-int-int-quantized-channel-bf16.safetensors": _ints(8, "BF16"),
+    "quantize-int-int-quantized-channel-bf16.safetensors": _ints(8, "BF16", layout="int-quantized"),
     "quantize-int-int-quantized-tensor-f16.safetensors": _ints(8, "F16", granularity="tensor"),
     "quantize-int-pack-quantized-4-group-bf16.safetensors": _ints(4, "BF16", group_size=8),
     "quantize-int-pack-quantized-4-asymmetric-f32.safetensors": _ints(4, symmetric=False, group_size=8),
@@ -172,7 +172,10 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"scheme": "ternary", "layout": "2bit", "group_size": 8},
     ),
     "quantize-int-search-4-group-bf16.safetensors": _ints(4, "BF16", group_size=8, method="search"),
-    "quantize-int-search-8-channel-f32.safetensors": _ints(8, method="search"),
+    "quantize-int-search-8-channel-f32.safetensors": _ints(8, layout="int-quantized", method="search"),
+    "quantize-int-default-8-f32.safetensors": ("quantize", "F32", {}),
+    "quantize-int-default-8-bf16.safetensors": ("quantize", "ROWS-BF16", {}),
+    "quantize-int-default-4-bf16.safetensors": ("quantize", "ROWS-BF16", {"bits": 4}),
     "quantize-int-search-3-asymmetric-f16.safetensors": _ints(
         3, "F16", symmetric=False, group_size=16, method="search"
     ),
@@ -236,7 +239,7 @@ def produce(name: str, folder: Path) -> Path:
 def needs_linear_algebra(name: str) -> bool:
     """Whether a case's bytes may depend on the processor."""
     verb, _, options = CASES[name]
-    if "bits" in options and "scheme" not in options:
+    if "method" in options and "bits" in options and "scheme" not in options:
         return Int(bits=options["bits"], method=options["method"]).linear_algebra
     method = every_method().get((verb, options.get("method", options.get("scheme", ""))))
     return method is not None and method.linear_algebra is True
@@ -259,7 +262,7 @@ def report(style: str, folder: Path) -> str:
     values = {"a.bias": [1, 2], "a.weight": [[1, 2, 3, 4], [0, -1, 0.5, 8]], "lm_head.weight": [[1]]}
     tensors = {name: ("F32", store(value, "F32")) for name, value in values.items()}
     source = archives.write(folder / "in.safetensors", {**tensors, "steps": ("I64", np.array([7], "<i8"))})
-    stages = ["--stage", "prune:sparsity=0.25", "--stage", "quantize:bits=8,method=absmax"]
+    stages = ["--stage", "prune:sparsity=0.25", "--stage", "quantize:bits=8,method=absmax,layout=int-quantized"]
     done = console.compressor("pipeline", source, "-o", folder / "out.safetensors", *stages, "--format", style)
     return done.out.replace(f"{folder}/", "").replace(f"compressor {__version__}", "compressor")
 
@@ -308,6 +311,18 @@ def chain_inputs() -> None:
         archives.write(path, {name: (dtype, store(values, dtype)) for name, values in tensors.items()})
 
 
+def rows_input() -> None:
+    """Rows that groups of 128 divide, that groups of 64 do, and that none does."""
+    random = np.random.default_rng(23)
+    tensors = {
+        f"{name}.weight": random.standard_normal((3, width))
+        for name, width in zip("abc", (256, 192, 13), strict=True)
+    }
+    tensors["a.weight"][1, :140] = 0
+    path = HERE / "input-rows-bf16.safetensors"
+    archives.write(path, {name: ("BF16", store(values, "BF16")) for name, values in tensors.items()})
+
+
 def statistics() -> None:
     """Of the inputs of that matrix, with one that is never active; and scores of them."""
     rows = np.random.default_rng(22).standard_normal((40, 16)) * np.arange(16) ** 2 / 50
@@ -330,6 +345,8 @@ def main() -> None:
         wide_input()
     if not (HERE / "input-chain-f32.safetensors").exists():
         chain_inputs()
+    if not (HERE / "input-rows-bf16.safetensors").exists():
+        rows_input()
     if not STATS["stats"].exists():
         statistics()
     for name in CASES:

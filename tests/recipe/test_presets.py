@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,14 +107,14 @@ def odd(path: Path) -> Path:
 
 def test_without_fallback_all_that_does_not_fit_is_named(tmp_path: Path) -> None:
     with pytest.raises(Problems) as caught:
-        api.quantize(odd(tmp_path / "in.safetensors"), tmp_path / "out.safetensors", bits=4)
+        api.quantize(odd(tmp_path / "in.safetensors"), tmp_path / "out.safetensors", bits=4, group_size=128)
     assert [problem.tensor for problem in caught.value.problems] == ["b.weight", "c.weight", "d.weight"]
     assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_fallback_takes_what_is_nearest_and_says_so(tmp_path: Path) -> None:
     source = odd(tmp_path / "in.safetensors")
-    report = api.quantize(source, tmp_path / "out.safetensors", bits=4, fallback=True)
+    report = api.quantize(source, tmp_path / "out.safetensors", bits=4, group_size=128, fallback=True)
     said = {job.spec.name: job.steps[0].instead for job, _ in report.rows}
     assert said == {
         "a.weight": "",
@@ -123,13 +124,73 @@ def test_fallback_takes_what_is_nearest_and_says_so(tmp_path: Path) -> None:
     }
     assert api.compare(source, tmp_path / "out.safetensors").total.error < 0.2
     text = render(report, "table")
-    assert "not as asked 1: groups of 96, since groups of 128 do not divide the row of 192: b.weight" in text
+    assert "instead 1: groups of 96, since groups of 128 do not divide the row of 192: b.weight" in text
     assert '"instead": "one scale a row' in render(report, "json")
 
 
 def test_what_no_fallback_helps_is_kept_with_its_reason(tmp_path: Path) -> None:
     source = odd(tmp_path / "in.safetensors")
-    report = api.quantize(source, tmp_path / "out.safetensors", scheme="nvfp4", fallback=True)
+    report = api.quantize(source, tmp_path / "out.safetensors", bits=4, layout="mlx", fallback=True)
     kept = {job.spec.name: job.left_alone[0].reason for job in report.plan.jobs if not job.steps}
-    assert list(kept) == ["c.weight"]
-    assert kept["c.weight"].endswith("--fallback knows nothing near it")
+    assert list(kept) == ["c.weight", "d.weight"]
+    assert all(reason.endswith("--fallback knows nothing near it") for reason in kept.values())
+
+
+# ---- rows that the usual does not fit, where nobody named a size ------------------------------------------------
+
+
+def test_without_a_named_size_the_nearest_that_fits_is_taken_and_said(tmp_path: Path) -> None:
+    source = odd(tmp_path / "in.safetensors")
+    report = api.quantize(source, tmp_path / "out.safetensors", bits=4)
+    assert {job.spec.name: job.steps[0].instead for job, _ in report.rows} == {
+        "a.weight": "",
+        "b.weight": "groups of 64, since groups of 128 do not divide the row of 192",
+        "c.weight": "one scale a row, since groups of 128 do not divide the row of 13",
+        "d.weight": "one scale a row, since groups of 128 do not divide the row of 48",
+    }
+    assert api.compare(source, tmp_path / "out.safetensors").total.error < 0.2
+
+
+@pytest.mark.parametrize("recipe", ["w4a16", "w8a16", "nvfp4"])
+def test_ready_recipes_take_any_rows(recipe: str, tmp_path: Path) -> None:
+    source = odd(tmp_path / "in.safetensors")
+    report = api.pipeline(source, tmp_path / "out.safetensors", recipe=recipe)
+    assert all(job.steps for job in report.plan.jobs)
+    api.restore(tmp_path / "out.safetensors", tmp_path / "back.safetensors")
+
+
+def test_integers_stand_in_where_blocks_do_not_divide_the_row(tmp_path: Path) -> None:
+    source = odd(tmp_path / "in.safetensors")
+    for scheme, bits in (("nvfp4", 4), ("mxfp4", 4), ("mxfp8", 8)):
+        report = api.quantize(source, tmp_path / "out.safetensors", scheme=scheme, force=True)
+        (made,) = [job for job, _ in report.rows if job.spec.name == "c.weight"]
+        assert made.dtype_after == f"int{bits}"
+        assert made.steps[0].instead.startswith(f"int{bits} with one scale a row, since blocks of ")
+
+
+def test_eight_bits_leave_activations_alone_unless_asked(tmp_path: Path) -> None:
+    source = odd(tmp_path / "in.safetensors")
+
+    def made(**options: Any) -> dict[str, tuple[str, Any]]:
+        report = api.quantize(source, tmp_path / "out.safetensors", force=True, **options)
+        configs = {job.spec.name: job.encoder.config(job.spec) for job, _ in report.rows if job.encoder}
+        weights = {name: one["weights"] for name, one in configs.items() if one}
+        assert {one["input_activations"] is None for one in configs.values() if one} == {"layout" not in options}
+        return {name: (one["strategy"], one["group_size"]) for name, one in weights.items()}
+
+    assert (
+        made()
+        == made(bits=8)
+        == {
+            "a.weight": ("group", 128),
+            **dict.fromkeys(("b.weight", "c.weight", "d.weight"), ("channel", None)),
+        }
+    )
+    assert set(made(layout="int-quantized").values()) == {("channel", None)}
+
+
+def test_a_rule_that_changes_the_bits_alone_leaves_the_rows_to_decide(tmp_path: Path) -> None:
+    source = odd(tmp_path / "in.safetensors")
+    report = api.quantize(source, tmp_path / "out.safetensors", rules=[("b.weight", {"bits": 4})])
+    (made,) = [job for job, _ in report.rows if job.spec.name == "b.weight"]
+    assert made.steps[0].instead.startswith("groups of 64")

@@ -465,12 +465,12 @@ def test_containers_of_one_tensor(tmp_path: Path) -> None:
 
 
 def test_a_group_size_that_does_not_divide_names_sizes_that_would(tmp_path: Path) -> None:
-    done = compressor("quantize", TEACHER, "-o", tmp_path / "o.safetensors", "--bits", "4")
+    done = compressor("quantize", TEACHER, "-o", tmp_path / "o.safetensors", "--bits", "4", "--group-size", "128")
     assert done.code == 2
     first, second, third = done.err.splitlines()
     assert first == (
         "error: tensor 'fc1.weight': group size 128 does not divide the row of 784. These would: 392, 196, 112, "
-        "98, 56, 49, 28, 16; or use --granularity channel, or --exclude it"
+        "98, 56, 49, 28, 16; or use --fallback for the nearest, or --granularity channel, or --exclude it"
     )
     assert "fc2.weight" in second
     assert "fc3.weight" in third
@@ -485,6 +485,23 @@ def test_generated_names_must_not_meet_names_that_are_there(tmp_path: Path) -> N
     )
     assert done.code == 3
     assert "its part 'w.weight_scale' would have the name of one of 'w.weight'" in done.err
+
+
+def test_parts_must_not_have_the_name_of_a_tensor_that_is_stored_as_others(tmp_path: Path) -> None:
+    """Both are stored as codes, and a reader would take the scale of one for the other."""
+    tensors = {name: ("F32", store(np.ones((4, 4)), "F32")) for name in ("w.weight", "w.weight_scale")}
+    archives.write(tmp_path / "in.safetensors", tensors)
+    done = compressor("quantize", tmp_path / "in.safetensors", "-o", tmp_path / "o.safetensors", "--include", "*")
+    assert done.code == 3
+    assert "its part 'w.weight_scale' would have the name of one of 'w.weight_scale'" in done.err
+    assert not (tmp_path / "o.safetensors").exists()
+
+
+def test_a_mask_in_the_place_of_the_output_is_called_so(tmp_path: Path) -> None:
+    out = tmp_path / "o.safetensors"
+    done = compressor("prune", TEACHER, "-o", out, "--sparsity", "0.5", "--save-mask", out)
+    assert done.code == 2
+    assert f"--save-mask {out}: is the output itself" in done.err
 
 
 # ---- ready recipes -------------------------------------------------------------------------------------

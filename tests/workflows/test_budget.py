@@ -16,7 +16,9 @@ from safetensors.numpy import load_file, save_file
 from support.clock import HANGS
 
 import compressor
+from compressor.calibration.fingerprint import fingerprint
 from compressor.calibration.statistics import write_statistics
+from compressor.checkpoint.checkpoint import open_checkpoint
 from compressor.cli.main import run as main
 from compressor.core.errors import UsageError
 from compressor.core.layer_inputs import Gather
@@ -24,6 +26,8 @@ from compressor.recipe.budget import parse_budget
 from compressor.recipe.gates import Gates
 from compressor.recipe.toml_file import parse_recipe
 from compressor.workflows.budget.allocate import Option, allocate, breakpoints, hull
+
+TEACHER = Path(__file__).parent.parent.parent / "sample_weights" / "lenet300_teacher.safetensors"
 
 TINY = Path(__file__).parents[2] / "sample_weights" / "tiny-llama"
 
@@ -260,7 +264,7 @@ def test_a_table_is_used_again(model: Path, tmp_path: Path, monkeypatch: pytest.
     compressor.quantize(
         model, tmp_path / "d.safetensors", target_bits=4.5, survey=str(table), candidates=["nf4", "int3c"]
     )
-    assert len(json.loads(table.read_text())["tensors"]["layer.0.weight"]) == 23  # 21, and what was missing
+    assert len(json.loads(table.read_text())["tensors"]["layer.0.weight"]) == 29  # 28, and what was missing
 
 
 def test_a_table_of_something_else_is_refused(model: Path, tmp_path: Path) -> None:
@@ -571,6 +575,34 @@ def test_wrong_searches(model: Path, tmp_path: Path, capsys: Any) -> None:
     said = capsys.readouterr()
     assert "f1 0.75" in said.err
     assert (tmp_path / "t.safetensors").exists()
+
+
+def test_small_networks_with_odd_rows_meet_a_budget(tmp_path: Path) -> None:
+    report = compressor.quantize(TEACHER, tmp_path / "o.safetensors", target_bits=4.5)
+    assert 4 < report.allocation.point.bits <= 4.5
+    assert len(report.allocation.chosen) == 3
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_candidates_that_go_by_inputs_need_statistics_of_them(method: str, tmp_path: Path) -> None:
+    candidates = [f"int:bits=4,granularity=channel,method={method}", "dense"]
+    with pytest.raises(UsageError, match="goes by statistics of layer inputs, and none are given"):
+        compressor.quantize(TEACHER, tmp_path / "o.safetensors", target_bits=9, candidates=candidates)
+    rows = np.random.default_rng(0).standard_normal((50, 300)).astype(np.float32)
+    gather = Gather(300, gram=True)
+    gather.add(rows)
+    stats = tmp_path / "stats.safetensors"
+    model, weights = fingerprint(open_checkpoint(TEACHER))
+    write_statistics(stats, [("fc2", gather.layer)], model=model, weights=weights, source="rows")
+    with pytest.raises(UsageError, match=r"fc1\.weight.*goes by statistics of layer inputs, and .* of its layer"):
+        compressor.quantize(TEACHER, tmp_path / "o.safetensors", target_bits=9, candidates=candidates, stats=stats)
+
+
+def test_a_log_in_the_place_of_the_output_is_refused(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o.safetensors"
+    with pytest.raises(UsageError, match=r"--log .* is the output itself"):
+        compressor.tune(model, out, evaluate="a {path}", min_metric=1, log=str(out))
+    assert not out.exists()
 
 
 def test_what_no_candidate_fits_stays_dense(tmp_path: Path) -> None:

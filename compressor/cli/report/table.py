@@ -71,7 +71,7 @@ def _report(page: Page, report: Report, top: int | None, quiet: bool) -> None:
     for reason, jobs in _partly(plan.jobs):
         page.line(f"left out of a stage {len(jobs)}: {reason}: {_names(page, jobs)}")
     for said, jobs in _instead(plan.jobs):
-        page.line(f"not as asked {len(jobs)}: {said}: {_names(page, jobs)}")
+        page.line(f"instead {len(jobs)}: {said}: {_names(page, jobs)}")
     for name, reason in plan.left:
         page.line(f"left behind: {printable(name, 60)}: {reason}")
     for note in plan.notes:

@@ -46,12 +46,16 @@ def check_stores(stages: Sequence[Stage], container: Container) -> None:
 
 
 def check_names(jobs: Sequence[Job], checkpoint: Checkpoint) -> None:
-    """A generated name must not meet one that is there."""
+    """A generated name must not meet one that is there, nor that of a tensor which is stored under other names: a
+    reader would take the part for that tensor."""
     owner: dict[str, str] = {}
+    gone = {job.spec.name for job in jobs if job.spec.name not in map(job.part_name, job.parts)}
     problems: list[CompressorError] = []
     for job in jobs:
         for part in job.parts:
             name = job.part_name(part)
+            if name in gone:
+                owner.setdefault(name, name)
             if name in owner:
                 problems.append(
                     InputError(

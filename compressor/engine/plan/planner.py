@@ -230,10 +230,11 @@ def _step(tensor: Tensor, number: int, stage: Stage, request: PlanRequest, *, ch
     if not isinstance(method, Scheme) or method.numbers_only:
         return Step(number, method, partners, instead=method.partial_treatment(spec))
     store = _DEFAULT_STORE[container] if stage.store == "auto" else stage.store
-    stored = _stored_form(method, spec, stage, store, request)
+    settled, instead = method.settled(spec)
+    stored = _stored_form(settled, spec, stage, store, request)
     if isinstance(stored, LeftAlone):
         return stored
-    step = _checked(Step(number, stored, partners, dense=store == "dense"), stored, spec, stage)
+    step = _checked(Step(number, stored, partners, store == "dense", instead), stored, spec, stage)
     counted = request.sizes_known.get(spec.name)
     if isinstance(step, LeftAlone) or counted is None or counted.stage != number or store in SPARSE:
         return step

@@ -21,10 +21,11 @@ from compressor.core.floats import largest as limit
 from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block, ReadableScheme
+from compressor.methods.contract import Block, ReadableScheme, Scheme
 from compressor.methods.numerics.minifloat import Minifloat
 from compressor.methods.options import option
 from compressor.methods.parts import Part
+from compressor.methods.quantize.int import Int
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,15 @@ class BlockScaled(ReadableScheme):
             )
         codes = Part("_packed", "U8", (rows, columns // 2)) if self.packed else Part("", "F8_E4M3", spec.shape)
         return codes, Part("_scale", self.scale_dtype, (rows, columns // self.size))
+
+    def settled(self, spec: TensorSpec) -> tuple[Scheme, str]:
+        """Integers of as many bits where the block does not divide the row."""
+        columns = spec.matrix[1]
+        if columns % self.size == 0:
+            return self, ""
+        nearest, _ = Int(bits=self.element.bits).settled(spec)
+        why = f"since blocks of {self.size} do not divide the row of {columns}"
+        return nearest, f"{nearest.label} with {nearest.shares}, {why}"
 
     def remark(self, spec: TensorSpec) -> str:
         if spec.dtype == "BF16" or not self.dialect(spec):

@@ -37,7 +37,9 @@ _EVEN = re.compile(r"uniform([0-9]{1,2}(?:\.[0-9]{1,4})?)(?:s([0-9]{1,2}))?")
 _LADDER = (*(n / 4 for n in range(2, 24)), *(n / 2 for n in range(12, 20)), 10.0, 12.0)
 _GROUPS = (128, 64, 32)
 _BITS: Mapping[str, Sequence[int]] = {"mlx": (2, 3, 4, 5, 6, 8), "gptq": (4, 8), "pack-quantized": (4, 8)}
-_LOADED = ("mxfp4", "int4g128", "nvfp4", "int4g64", "int4g32", "int8g128")  # by compressed-tensors' loaders, mixed
+_INT8C = "int:bits=8,granularity=channel,layout=pack-quantized"  # `int8c` is W8A8 for loaders
+# By compressed-tensors' loaders, mixed
+_LOADED = ("mxfp4", "int4g128", "nvfp4", "int4g64", "int4g32", "int8g128", "int4c", _INT8C)
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,8 @@ def _default(layout: str, container: Container) -> tuple[str, ...]:
     if layout == "auto" and container == "folder":
         return (*_LOADED, DENSE)
     widths = _BITS.get(layout, range(2, 9))
-    return (*(f"int{bits}g{group}" for bits in widths for group in _GROUPS), DENSE)
+    rows = () if layout == "mlx" else tuple(f"int{bits}c" for bits in widths)
+    return (*(f"int{bits}g{group}" for bits in widths for group in _GROUPS), *rows, DENSE)
 
 
 def _even() -> tuple[str, ...]:

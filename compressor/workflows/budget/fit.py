@@ -20,7 +20,7 @@ from compressor.core.elementary import power
 from compressor.core.errors import GateFailed, UsageError
 from compressor.core.tensor import TensorSpec
 from compressor.core.tensor_names import layer_of
-from compressor.core.text import size_text
+from compressor.core.text import printable, size_text
 from compressor.engine.plan.plan import Plan
 from compressor.files.layout import Container
 from compressor.methods.contract import Method, Scheme
@@ -262,6 +262,7 @@ def fitting(
     for spec in decided:
         for one in fits[spec.name]:
             check_readable(one, spec, archived=archived)
+    _check_statistics(candidates, decided, errand.stats)
     survey = _Survey(checkpoint, recipe, budget, errand, candidates, fits, archived)
     measured, informed = survey.measured(scout, decided)
     units = tuple(
@@ -271,6 +272,28 @@ def fitting(
     )
     size = scout.size_before
     return Fitting(recipe, budget, candidates, units, measured, errand, size, informed, tuple(alone), archived)
+
+
+def _check_statistics(candidates: Sequence[Candidate], decided: Sequence[TensorSpec], stats: str | None) -> None:
+    """UsageError where a candidate goes by statistics of inputs that are not given for all decided tensors."""
+    needing = next((one for one in candidates if one.encoder is not None and one.encoder.statistics), None)
+    if needing is None or needing.encoder is None:
+        return
+    said = f"candidate {printable(needing.name, 60)} goes by statistics of layer inputs"
+    if stats is None:
+        raise UsageError(
+            f"{said}, and none are given", remedy="Give --stats FILE, which `compressor calibrate` makes"
+        )
+    opened = open_statistics(stats)
+    grams = needing.encoder.statistics == "gram"
+    known = opened.grams if grams else opened.counts
+    missing = next((spec for spec in decided if layer_of(spec.name) not in known), None)
+    if missing is not None:
+        raise UsageError(
+            f"{said}, and {printable(stats, 60)} has {'no gram' if grams else 'none'} of its layer",
+            tensor=missing.name,
+            remedy="Exclude it, gather statistics of that layer too, or leave the candidate out",
+        )
 
 
 def _stage(recipe: Recipe, container: Container) -> Stage:

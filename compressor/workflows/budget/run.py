@@ -82,6 +82,7 @@ def run_tune(
     if options.dry_run:
         raise UsageError("a search has to write what it measures, so that there is no dry run of it")
     search = with_log(search, output)
+    check_apart(search.log, output, option="--log", of="output")
     surveyed = _surveyed(_errand("tune", source, output, recipe, options), recipe, budget)
     checkpoint = open_input(source, options)
     check_apart(search.log, source, option="--log")

@@ -99,10 +99,10 @@ def test_where_dense_is_smaller_the_report_says_so(tmp_path: Path) -> None:
         tmp_path / "in.safetensors", a_weight=("F32", gaussian(8, 8)), b_weight=("F32", np.zeros((64, 64)))
     )
     done = compressor("prune", source, "-o", tmp_path / "o.safetensors", "--sparsity", "0.01", "--store", "auto")
-    assert "not as asked 1: stored dense: no sparse layout is smaller: a.weight" in done.out
+    assert "instead 1: stored dense: no sparse layout is smaller: a.weight" in done.out
     done = compressor("quantize", source, "-o", tmp_path / "q.safetensors", "--bits", 4, "--group-size", 8,
                       "--store", "smallest")  # fmt: skip
-    assert "not as asked 1: codes stored packed: no sparse layout is smaller: a.weight" in done.out
+    assert "instead 1: codes stored packed: no sparse layout is smaller: a.weight" in done.out
     assert "F32 → int4 csr" in done.out or "F32 → int4 nm" in done.out or "F32 → int4 bitmask" in done.out
 
 

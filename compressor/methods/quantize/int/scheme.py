@@ -18,8 +18,8 @@ Stored, for `NAME` [rows, columns] (codes offset to unsigned, rows packed as lit
 * `pack-quantized` (4, 8 bits): `NAME_packed` I32 [rows, ⌈columns·b/32⌉], `NAME_scale` [rows, groups] or [1],
   `NAME_shape` I64 [2]; asymmetric: `NAME_zero_point` I32 [⌈rows·b/32⌉, groups], packed along the rows
   (I8 [1] by tensor);
-* `int-quantized` (8 bits, symmetric, by tensor or channel): `NAME` I8 [rows, columns], `NAME_scale` [rows, 1]
-  or [1];
+* `int-quantized` (8 bits, symmetric, by tensor or channel; W8A8 for loaders): `NAME` I8 [rows, columns],
+  `NAME_scale` [rows, 1] or [1];
 * `compressor` (any): `NAME.codes` U8 [rows, ⌈columns·b/8⌉], `NAME.scale` [rows, groups] or [1]; asymmetric:
   `NAME.zero_point` U8 like the scale;
 * `mlx` (2, 3, 4, 5, 6, 8 bits; groups of 32, 64, 128): `NAME` U32 [rows, columns·b/32], and without `.weight` in
@@ -68,6 +68,8 @@ from compressor.methods.quantize.int.tensor_range import Extent
 from compressor.methods.quantize.int.ways import CHOOSES_CODES, WAYS, Grid
 from compressor.methods.quantize.int.ways.gptq import REACH
 
+_GROUP = 128  # weights that share a scale, where the user names no number
+_PREFERRED = (64, 32)  # what kernels of loaders are made for, where that does not divide the row
 _OFF = ("signed_scales", "act_order")
 
 
@@ -81,9 +83,13 @@ class Int(ReadableScheme):
     bits: int = option(8, help="bits of a code", low=2, high=8)
     symmetric: bool = option(True, help="codes centred on zero, or with a zero point", off="asymmetric")
     granularity: Literal["tensor", "channel", "group"] | None = option(
-        None, help="what shares a scale; unset: group below 8 bits or with a group size, else channel"
+        None,
+        help="what shares a scale; unset: group; at 8 bits where 128 does not divide the row, and in layouts "
+        "int-quantized and gptq, channel",
     )
-    group_size: int | None = option(None, help="weights of a row that share a scale; unset: 128", low=1, high=2**31)
+    group_size: int | None = option(
+        None, help="weights of a row that share a scale; unset: 128, or the nearest that fits", low=1, high=2**31
+    )
     method: Literal["absmax", "search", "hqq", "gptq", "awq"] = option(
         "search",
         help="how scales are chosen: by the range, for least squared error, half-quadratic; by inputs: gptq, or "
@@ -112,14 +118,14 @@ class Int(ReadableScheme):
             LAYOUTS[self.layout].check(self.bits, self.symmetric, self.grain, self.group)
 
     def completed_by(self, stage: Method) -> Method:
-        """A rule that changes the bits alone keeps the stage's granularity."""
-        if self.granularity is not None or self.group_size is not None or not isinstance(stage, Int):
+        """A rule that changes the bits alone keeps the stage's granularity, if it has one before rows are known."""
+        if self.granularity is not None or self.group_size is not None or not isinstance(stage, Int) or stage.open:
             return self
         return replace(self, granularity=stage.grain, group_size=stage.group_size)
 
     @property
     def grain(self) -> Literal["tensor", "channel", "group"]:
-        """The granularity that holds when it was left unset."""
+        """The granularity that holds when it was left unset and `settled` chose none: as files record it."""
         if self.granularity is not None:
             return self.granularity
         grouped = self.bits < 8 or self.group_size is not None or self.layout == "mlx"
@@ -128,7 +134,26 @@ class Int(ReadableScheme):
     @property
     def group(self) -> int:
         """Weights of a row that share a scale, where groups do."""
-        return self.group_size or 128
+        return self.group_size or _GROUP
+
+    @property
+    def open(self) -> bool:
+        """Whether the rows decide what shares a scale of 8 bits."""
+        asked = self.granularity is not None or self.group_size is not None
+        return self.bits == 8 and not asked and self.layout not in ("int-quantized", "gptq", "mlx")
+
+    def settled(self, spec: TensorSpec) -> tuple[Int, str]:
+        """Groups of 128 or, where they do not divide the row, at 8 bits one scale a row, below the nearest group.
+        Loaders of what comes of it leave activations alone."""
+        if self.open:
+            columns = spec.matrix[1]
+            if columns and columns % _GROUP == 0:
+                return replace(self, granularity="group"), ""
+            w8a8 = self.layout_of(spec) == "int-quantized"
+            return replace(self, layout="pack-quantized") if w8a8 else self, ""
+        if self.group_size is not None:
+            return self, ""
+        return self._nearest(spec, _PREFERRED) or (self, "")
 
     @property
     def half(self) -> int:  # 2^(b−1): codes run from −half to half − 1, and are handled with half added
@@ -161,7 +186,7 @@ class Int(ReadableScheme):
                 f"group size {self.group} does not divide the row of {columns}",
                 tensor=spec.name,
                 remedy=f"These would: {', '.join(map(str, fits[:8])) or 'none from 8 up'}; "
-                "or use --granularity channel, or --exclude it",
+                "or use --fallback for the nearest, or --granularity channel, or --exclude it",
             )
         groups = columns // self.group if self.grain == "group" else 1
         shape = (1,) if self.grain == "tensor" else (rows, groups)
@@ -169,18 +194,29 @@ class Int(ReadableScheme):
 
     def fallback(self, spec: TensorSpec) -> tuple[Int, str] | None:
         """The largest smaller group that divides the row, of those that the layout holds; else one scale a row."""
+        return self._nearest(spec, ())
+
+    def _nearest(self, spec: TensorSpec, preferred: Sequence[int]) -> tuple[Int, str] | None:
+        """What `fallback` gives, but these sizes first where they divide the row."""
         columns = spec.matrix[1]
         if self.grain != "group" or columns % self.group == 0:
             return None
-        smaller = [size for size in self._sizes(columns) if size < self.group < columns]
-        for size in (*smaller, None):  # a row shorter than the group is the nearest there is
+        smaller = [size for size in self._sizes(columns) if size < self.group]
+        sizes: list[int | None] = [*(size for size in preferred if size in smaller), *smaller]
+        # a row shorter than the group is the nearest there is
+        sizes = [None, *sizes] if columns < self.group else [*sizes, None]
+        for size in sizes:
             with suppress(UsageError):
                 grain: Literal["channel", "group"] = "channel" if size is None else "group"
                 nearest = replace(self, granularity=grain, group_size=size)
                 nearest.parts(spec)
-                what = f"groups of {size}" if size is not None else "one scale a row"
-                return nearest, f"{what}, since groups of {self.group} do not divide the row of {columns}"
+                return nearest, f"{nearest.shares}, since groups of {self.group} do not divide the row of {columns}"
         return None
+
+    @property
+    def shares(self) -> str:
+        """What has one scale, in words."""
+        return {"tensor": "one scale", "channel": "one scale a row", "group": f"groups of {self.group}"}[self.grain]
 
     @staticmethod
     def _sizes(columns: int) -> list[int]:  # from 8 up that divide a row, the largest first
