@@ -2,10 +2,13 @@
 
 A line is a module (or a parameter) and the dimensions of its weight, as the file orders them:
 
-* `hidden` the residual width; `q`, `kv` heads of queries, and of keys and values; `neurons` of an MLP, `moe` those
-  of an expert, `shared` those of a shared expert; `experts`; `-` what is never cut;
+* `hidden` the residual width; `q`, `kv` heads of queries, and of keys and values, `heads` one number for each head of
+  queries; `neurons` of an MLP, `moe` those of an expert, `shared` those of a shared expert; `experts`; `-` what is
+  never cut;
 * `#` what is looked up and not summed over, nor ever cut: an embedding's rows;
-* `a+b` are sections one after the other in a fused projection; `a > b` is a weight [in, out], as GPT-2 has them.
+* `a+b` are sections one after the other in a fused projection; `2a` has twice as many indices to a unit of a, side by
+  side: a gate's and an up projection's of each neuron, the query and the gate of each head;
+* `a > b` is a weight [in, out], as GPT-2 has them; what stands before (`experts`) is neither.
 
 A `*` in a name is a number, the expert's. A bias has the weight's output dimension.
 """
@@ -17,11 +20,41 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
+class Kinds:
+    """How a library tells the kind of each block from its number: `period` is an entry of the config, `default`
+    what it is where that is silent. One block of each period is `full_attention`, the last or (`first`) the first;
+    the rest are of kind `others`."""
+
+    period: tuple[str, ...]
+    default: int
+    others: str = "sliding_attention"
+    first: bool = False
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Another part of the same files, which a cut leaves as it is: all tensors whose names begin so. `refuses` are
+    the structures that cannot be cut where it is there, with the reason."""
+
+    prefixes: tuple[str, ...]
+    refuses: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Family:
     """Models of one wiring. Names are given without `prefixes`; blocks are numbered after `stack`.
 
-    `keys`: what config.json calls the sizes, several names where versions differ. `bound_heads`: the width of a
-    head is the hidden size over the number of heads, and no entry of the config can say otherwise.
+    `keys`: what config.json calls the sizes, several names where versions differ; `defaults` are those that the
+    library has for a config that is silent, by symbol. `part` is the config within the config that has them.
+    `bound_heads`: the width of a head is the hidden size over the number of heads, and no entry of the config can
+    say otherwise. `many`: of each unit of that dimension so many indices, an entry of the config.
+
+    `beside` are the parts around the model. `refuses`: structures that cannot be cut, with the reason. `only`:
+    those that can where an entry of the config has this value, with the reason otherwise.
+
+    `fixed_blocks`: the first blocks, of which so many cannot go, or as many as a list in the config has entries
+    (its path), and why. `first_blocks`: entries that count the first blocks, which are of another kind, with the
+    library's defaults. `kinds`: how `layer_types` follow from a block's number where the config has none.
 
     `heads`: modules that give logits and whose weight may be that of the embedding; it is where the config says
     `tie_word_embeddings`, or is silent and `tied`. `last_norms`: norms whose outputs these heads read.
@@ -39,7 +72,16 @@ class Family:
     block: str
     prefixes: tuple[str, ...] = ("model.",)
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    defaults: Mapping[str, int] = field(default_factory=dict)
+    part: str = ""
     bound_heads: bool = False
+    many: Mapping[str, str] = field(default_factory=dict)
+    beside: tuple[Beside, ...] = ()
+    refuses: Mapping[str, str] = field(default_factory=dict)
+    only: Mapping[str, tuple[str, int, str]] = field(default_factory=dict)
+    fixed_blocks: tuple[int | tuple[str, ...], str] = (0, "")
+    first_blocks: Mapping[str, int] = field(default_factory=dict)
+    kinds: Kinds | None = None
     heads: tuple[str, ...] = ("lm_head",)
     last_norms: tuple[str, ...] = ("norm",)
     tied: bool = False
@@ -123,6 +165,49 @@ output.dense hidden neurons
 output.LayerNorm hidden
 """
 
+_SEES = "what sees writes into the width of the text model, and is not cut"
+_GEMMA = (
+    _ATTENTION
+    + _GATED
+    + """
+pre_feedforward_layernorm hidden
+post_feedforward_layernorm hidden
+"""
+)
+# gemma has no norm of that name, and in the others the one after attention goes into the residual stream
+_INTO_GEMMA = "pre_feedforward_layernorm mlp.gate_proj mlp.up_proj" + _INTO_ATTENTION + _INTO_GATED
+_GEMMA3 = {"heads": 8, "kv_heads": 4, "head_dim": 256}
+_GEMMA3_KINDS = Kinds(("sliding_window_pattern", "_sliding_window_pattern"), 6)
+_AHEAD = Beside(
+    ("mtp.",),
+    dict.fromkeys(
+        ("neurons", "heads", "hidden"), "layers that guess tokens ahead have the same size, and are not cut"
+    ),
+)
+_QWEN3_5 = (
+    _ATTENTION.replace("self_attn.q_proj q hidden", "self_attn.q_proj 2q hidden")
+    + _GATED
+    + """
+linear_attn.A_log -
+linear_attn.dt_bias -
+linear_attn.conv1d - - -
+linear_attn.in_proj_qkv - hidden
+linear_attn.in_proj_z - hidden
+linear_attn.in_proj_a - hidden
+linear_attn.in_proj_b - hidden
+linear_attn.norm -
+linear_attn.out_proj hidden -
+"""
+)
+_QWEN3_5_KINDS = Kinds(("full_attention_interval",), 4, "linear_attention")
+_INTO_QWEN3_5 = """
+input_layernorm self_attn.q_proj self_attn.k_proj self_attn.v_proj linear_attn.in_proj_qkv linear_attn.in_proj_z \
+ linear_attn.in_proj_a linear_attn.in_proj_b
+self_attn.v_proj self_attn.o_proj
+post_attention_layernorm mlp.gate_proj mlp.up_proj
+mlp.up_proj mlp.down_proj
+"""
+
 FAMILIES = (
     Family(
         types=("llama", "mistral", "qwen2", "qwen3"),
@@ -133,21 +218,180 @@ FAMILIES = (
         folds=_INTO_ATTENTION + _INTO_GATED,
     ),
     Family(
-        types=("gemma", "gemma2", "gemma3_text"),
+        types=("gemma", "gemma2"),
         stack="layers",
         outer=_OUTER,
-        block=_ATTENTION
-        + _GATED
-        + """
-        pre_feedforward_layernorm hidden
-        post_feedforward_layernorm hidden
-        """,
+        block=_GEMMA,
         keys=_KEYS,
         tied=True,
         grows=True,
         one_plus=True,
-        # gemma has no norm of that name, and in the others the one after attention goes into the residual stream
-        folds="pre_feedforward_layernorm mlp.gate_proj mlp.up_proj" + _INTO_ATTENTION + _INTO_GATED,
+        folds=_INTO_GEMMA,
+    ),
+    Family(
+        types=("gemma3_text",),
+        stack="layers",
+        outer=_OUTER,
+        block=_GEMMA,
+        keys=_KEYS,
+        defaults=_GEMMA3,
+        kinds=_GEMMA3_KINDS,
+        tied=True,
+        grows=True,
+        one_plus=True,
+        folds=_INTO_GEMMA,
+    ),
+    Family(
+        types=("gemma3",),
+        stack="layers",
+        outer=_OUTER,
+        block=_GEMMA,
+        prefixes=("language_model.model.", "model.language_model.", "language_model."),
+        keys=_KEYS,
+        defaults=_GEMMA3,
+        part="text_config",
+        beside=(
+            Beside(
+                ("vision_tower.", "model.vision_tower.", "multi_modal_projector.", "model.multi_modal_projector."),
+                {"hidden": _SEES},
+            ),
+        ),
+        kinds=_GEMMA3_KINDS,
+        tied=True,
+        grows=True,
+        one_plus=True,
+        folds=_INTO_GEMMA,
+    ),
+    Family(
+        types=("qwen3_vl",),
+        stack="layers",
+        outer=_OUTER,
+        block=_ATTENTION + _GATED,
+        prefixes=("model.language_model.",),
+        keys=_KEYS,
+        part="text_config",
+        beside=(Beside(("model.visual.", "visual."), {"hidden": _SEES}),),
+        fixed_blocks=(("vision_config", "deepstack_visual_indexes"), "the vision tower adds to what it gives"),
+        folds=_INTO_ATTENTION + _INTO_GATED,
+    ),
+    Family(
+        types=("qwen3_5_text",),
+        stack="layers",
+        outer=_OUTER,
+        block=_QWEN3_5,
+        keys=_KEYS,
+        defaults={"head_dim": 256},
+        beside=(_AHEAD,),
+        kinds=_QWEN3_5_KINDS,
+        one_plus=True,
+        folds=_INTO_QWEN3_5,
+    ),
+    Family(
+        types=("qwen3_5",),
+        stack="layers",
+        outer=_OUTER,
+        block=_QWEN3_5,
+        prefixes=("model.language_model.",),
+        keys=_KEYS,
+        defaults={"head_dim": 256},
+        part="text_config",
+        beside=(Beside(("model.visual.", "visual."), {"hidden": _SEES}), _AHEAD),
+        kinds=_QWEN3_5_KINDS,
+        one_plus=True,
+        folds=_INTO_QWEN3_5,
+    ),
+    Family(
+        types=("gpt_oss",),
+        stack="layers",
+        outer=_OUTER,
+        block=_ATTENTION
+        + """
+        self_attn.sinks heads
+        mlp.router experts hidden
+        mlp.experts.gate_up_proj experts hidden > 2moe
+        mlp.experts.gate_up_proj_bias experts 2moe
+        mlp.experts.down_proj experts moe > hidden
+        mlp.experts.down_proj_bias experts hidden
+        """,
+        keys={**_MOE, "moe": ("intermediate_size",), "experts": ("num_local_experts",)},
+        defaults={"head_dim": 64},
+        kinds=Kinds((), 2),
+        folds=_INTO_ATTENTION,
+    ),
+    Family(
+        types=("deepseek_v3",),
+        stack="layers",
+        outer=_OUTER,
+        block=_GATED
+        + _EXPERTS
+        + """
+        input_layernorm hidden
+        post_attention_layernorm hidden
+        self_attn.q_proj - hidden
+        self_attn.q_a_proj - hidden
+        self_attn.q_a_layernorm -
+        self_attn.q_b_proj - -
+        self_attn.kv_a_proj_with_mqa - hidden
+        self_attn.kv_a_layernorm -
+        self_attn.kv_b_proj - -
+        self_attn.o_proj hidden -
+        self_attn.rotary_emb.inv_freq -
+        mlp.gate.e_score_correction_bias experts
+        mlp.shared_experts.gate_proj shared hidden
+        mlp.shared_experts.up_proj shared hidden
+        mlp.shared_experts.down_proj hidden shared
+        """,
+        keys={
+            **{symbol: names for symbol, names in _MOE.items() if symbol != "head_dim"},
+            "shared": ("moe_intermediate_size",),
+            "experts": ("n_routed_experts", "num_local_experts"),
+        },
+        many={"shared": "n_shared_experts"},
+        refuses={"heads": "keys and values of all heads come out of one small matrix, and are not cut"},
+        only={"experts": ("n_group", 1, "experts are chosen group by group (n_group), and groups are not cut")},
+        first_blocks={"first_k_dense_replace": 3},
+        folds="""
+        input_layernorm self_attn.q_proj self_attn.q_a_proj self_attn.kv_a_proj_with_mqa
+        post_attention_layernorm mlp.gate_proj mlp.up_proj mlp.gate mlp.experts.*.gate_proj mlp.experts.*.up_proj \
+         mlp.experts.gate_up_proj mlp.shared_experts.gate_proj mlp.shared_experts.up_proj
+        mlp.up_proj mlp.down_proj
+        mlp.experts.*.up_proj mlp.experts.*.down_proj
+        mlp.shared_experts.up_proj mlp.shared_experts.down_proj
+        """,
+    ),
+    Family(
+        types=("modernbert",),
+        stack="layers",
+        outer="""
+        embeddings.tok_embeddings # hidden
+        embeddings.norm hidden
+        final_norm hidden
+        head.dense hidden hidden
+        head.norm hidden
+        decoder - hidden
+        classifier - hidden
+        """,
+        block="""
+        attn_norm hidden
+        attn.Wqkv q+q+q hidden
+        attn.Wo hidden q
+        mlp_norm hidden
+        mlp.Wi neurons+neurons hidden
+        mlp.Wo hidden neurons
+        """,
+        keys=_KEYS,
+        bound_heads=True,
+        heads=("decoder",),
+        last_norms=("head.norm",),
+        tied=True,
+        fixed_blocks=(1, "it has no norm before its attention, and the others have one"),
+        kinds=Kinds(("global_attn_every_n_layers",), 3, first=True),
+        folds="""
+        attn_norm attn.Wqkv
+        attn.Wqkv:2 attn.Wo
+        mlp_norm mlp.Wi
+        mlp.Wi:1 mlp.Wo
+        """,
     ),
     Family(
         types=("phi3",),

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from compressor.architectures.families import Family
-from compressor.architectures.groups import Group, Owned, Structure, Touch
+from compressor.architectures.families import Beside, Family
+from compressor.architectures.groups import STRUCTURES, Group, Owned, Structure, Touch
 from compressor.core.errors import InputError, UsageError
 from compressor.core.tensor import TensorSpec
 
-_MLP = ("neurons", "moe", "shared")  # dimensions that are neurons, each with an entry of its own in the config
-_INNER = ("q", *_MLP)  # what matrices read that write to the residual stream
+MLP = ("neurons", "moe", "shared")  # dimensions that are neurons, each with an entry of its own in the config
+_MANY = 1 << 10
+_INNER = ("q", *MLP)  # what matrices read that write to the residual stream
 
 Sections = tuple[str, ...]
 
@@ -42,14 +43,30 @@ class Model:
     config: Mapping[str, Any]
     sizes: dict[str, int] = field(default_factory=dict)
     known: list[Known] = field(default_factory=list)
+    beside: list[Beside] = field(default_factory=list)
+
+    @property
+    def part(self) -> Mapping[str, Any]:
+        """The config that has the sizes: config.json, or what stands in it."""
+        held = self.config.get(self.family.part) if self.family.part else self.config
+        return held if isinstance(held, Mapping) else {}
 
     def key(self, symbol: str) -> str:
         """The config's name for a size: the one that it uses, else the first."""
         names = self.family.keys.get(symbol, ())
-        return next((name for name in names if self.config.get(name) is not None), names[0] if names else "")
+        return next((name for name in names if self.part.get(name) is not None), names[0] if names else "")
+
+    def many(self, symbol: str) -> int:
+        """How many indices there are to a unit of a dimension."""
+        entry = self.family.many.get(symbol)
+        value = self.part.get(entry, 1) if entry else 1
+        if type(value) is not int or not 0 < value <= _MANY:
+            raise self.contradiction(f"says {entry} {value!r}, which is no number from 1 to {_MANY}")
+        return value
 
     def find(self, kind: str) -> Structure:
-        """The groups of a structure; UsageError where the model has none."""
+        """The groups of a structure; UsageError where the model has none, or where it cannot be cut."""
+        self._check_allowed(kind)
         makers = {
             "neurons": self._neurons,
             "heads": self._heads,
@@ -59,12 +76,30 @@ class Model:
         }
         return makers[kind]()
 
+    def _check_allowed(self, kind: str) -> None:
+        family = self.family
+        reasons = {what: why for one in self.beside for what, why in one.refuses.items()} | dict(family.refuses)
+        for what, (entry, wanted, why) in family.only.items():
+            if self.part.get(entry) != wanted:
+                reasons[what] = why
+        if kind in reasons:
+            others = [other for other in STRUCTURES if other not in reasons and self._has(other)]
+            raise UsageError(
+                f"structure {kind}: in this {self.config['model_type']} model {reasons[kind]}",
+                remedy=f"What can be cut is {', '.join(others)}" if others else "",
+            )
+
+    def _has(self, kind: str) -> bool:
+        if kind == "heads" and self.family.bound_heads:
+            return False
+        return kind != "experts" or any("experts" in sections for one in self.known for sections in one.axes)
+
     # ---- the structures ----------------------------------------------------------------------------
 
     def _neurons(self) -> Structure:
         groups = []
-        for symbol in _MLP:
-            groups += self._groups(symbol, ((self.key(symbol), 1),), {symbol: 1})
+        for symbol in MLP:
+            groups += self._groups(symbol, ((self.key(symbol), 1),), {symbol: self.many(symbol), f"2{symbol}": 2})
         if not groups:
             raise self._none("neurons")
         # a size that the config leaves to a default must be said
@@ -85,7 +120,8 @@ class Model:
         keys = [(self.key("heads"), each)]
         if self.key("kv_heads"):
             keys.append((self.key("kv_heads"), 1))
-        blocks = {"q": each * sizes["head_dim"], "kv": sizes["head_dim"]}
+        blocks = {"q": each * sizes["head_dim"], "2q": 2 * each * sizes["head_dim"], "kv": sizes["head_dim"]}
+        blocks["heads"] = each
         groups = self._groups("q", tuple(keys), blocks)
         if not groups:
             raise self._none("heads")
@@ -108,7 +144,7 @@ class Model:
                 groups.append(Group(name, self.sizes["experts"], touches, owned, keys, readers=readers))
         if not groups:
             raise self._none("experts")
-        used = self.config.get("num_experts_per_tok")
+        used = self.part.get("num_experts_per_tok")
         if type(used) is not int or not 0 < used <= self.sizes["experts"]:
             raise self.contradiction(f"says num_experts_per_tok {used!r} of {self.sizes['experts']} experts")
         return Structure(
@@ -123,7 +159,7 @@ class Model:
             )
 
     def _layers(self) -> Structure:
-        if self.config.get("scale_attn_by_inverse_layer_idx"):
+        if self.part.get("scale_attn_by_inverse_layer_idx"):
             raise UsageError(
                 "structure layers: scale_attn_by_inverse_layer_idx makes a block depend on its number, "
                 "so the others would compute something else"
@@ -135,8 +171,18 @@ class Model:
         }
         readers = _readers((one for one in self.known if one.layer is not None), _INNER)
         keys = ((self.key("layers"), 1),)
-        group = Group(self.family.stack, self.sizes["layers"], (), owned, keys, readers=readers)
+        group = Group(self.family.stack, self.sizes["layers"], (), owned, keys, self._fixed(), readers=readers)
         return Structure("layers", (group,), layers=True)
+
+    def _fixed(self) -> dict[int, str]:
+        """The blocks that cannot go, with the reason."""
+        count, why = self.family.fixed_blocks
+        if isinstance(count, tuple):
+            held: Any = self.config
+            for entry in count:
+                held = held.get(entry) if isinstance(held, Mapping) else None
+            count = len(held) if isinstance(held, list) else 0
+        return dict.fromkeys(range(min(count, self.sizes["layers"])), why)
 
     def _hidden(self) -> Structure:
         touches = tuple(_touches(self.known, {"hidden": 1}, self.sizes))
@@ -146,9 +192,9 @@ class Model:
         offset = int(self.family.one_plus)
         group = Group("hidden", self.sizes["hidden"], touches, {}, keys, {}, gains, offset, readers)
         pins = {}
-        if not self.family.bound_heads:
+        if not self.family.bound_heads and self.key("head_dim"):
             pins["head_dim"] = self.sizes["head_dim"]
-        if self.key("neurons") and self.config.get(self.key("neurons")) is None:
+        if self.key("neurons") and self.part.get(self.key("neurons")) is None:
             pins[self.key("neurons")] = self.sizes["neurons"]
         if self.config["model_type"] == "vit" and self.config.get("pooler_output_size") is None:
             pins["pooler_output_size"] = self.sizes["hidden"]
@@ -186,9 +232,7 @@ class Model:
         yield from sorted(layers.items(), key=lambda item: -1 if item[0] is None else item[0])
 
     def _none(self, kind: str) -> UsageError:
-        has = [other for other in ("neurons", "heads", "layers", "experts", "hidden") if other != kind]
-        if not any("experts" in sections for one in self.known for sections in one.axes):
-            has = [other for other in has if other != "experts"]
+        has = [other for other in STRUCTURES if other != kind and (other != "experts" or self._has(other))]
         return UsageError(
             f"structure {kind}: this {self.config['model_type']} model has no {kind}",
             remedy=f"It has {', '.join(has)}",

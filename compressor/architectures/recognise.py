@@ -14,13 +14,14 @@ from typing import Any
 
 from compressor.architectures.families import FAMILIES
 from compressor.architectures.groups import STRUCTURES
-from compressor.architectures.model import Known, Model, Sections
+from compressor.architectures.model import MLP, Known, Model, Sections
 from compressor.architectures.wrappers import wrappers_of
 from compressor.core.errors import InputError, MissingDescription
 from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
 
 _LARGEST = 1 << 31  # of any size in a config
+_UNITS = {"kv": "q", "2q": "q", "heads": "q", **{f"2{symbol}": symbol for symbol in MLP}}
 DESCRIBE = "Describe what belongs together in a recipe, under [[structure]]"
 
 
@@ -47,10 +48,11 @@ def lines(table: str) -> tuple[Line, ...]:
         words = text.split()
         if words:
             axes = tuple(tuple(word.replace("#", "-").split("+")) for word in words[1:] if word != ">")
-            turned = ">" in words
-            reads = None if "#" in words or len(axes) < 2 else 0 if turned else len(axes) - 1
+            turned = words.index(">") - 2 if ">" in words else None
+            summed = len(axes) - 1 if turned is None else turned
+            reads = None if "#" in words or len(axes) < 2 or words[0].endswith("bias") else summed
             reads = None if reads is None or axes[reads] == ("-",) else reads
-            found.append(Line(words[0], axes, len(axes) - 1 if turned else 0, reads))
+            found.append(Line(words[0], axes, 0 if turned is None else len(axes) - 1, reads))
     return tuple(found)
 
 
@@ -134,10 +136,13 @@ def _sizes(model: Model) -> dict[str, int]:
             raise model.contradiction(f"says a width of {hidden} for {heads} heads")
         head_dim = hidden // heads
     found |= {"head_dim": head_dim, "q": heads * head_dim, "kv": found["kv_heads"] * head_dim}
-    for symbol in ("neurons", "moe", "shared", "experts"):
+    for symbol in (*MLP, "experts"):
         value = _size(model, symbol)
         if value is not None:
-            found[symbol] = value
+            found[symbol] = value * model.many(symbol)
+    for symbol in ("q", *MLP):
+        if symbol in found:
+            found[f"2{symbol}"] = 2 * found[symbol]
     if model.key("neurons") == "n_inner":
         found.setdefault("neurons", 4 * hidden)
     return found
@@ -145,9 +150,9 @@ def _sizes(model: Model) -> dict[str, int]:
 
 def _size(model: Model, symbol: str) -> int | None:
     key = model.key(symbol)
-    value = model.config.get(key) if key else None
+    value = model.part.get(key) if key else None
     if value is None:
-        return None
+        return model.family.defaults.get(symbol)
     if type(value) is not int or not 0 < value < _LARGEST:
         raise model.contradiction(f"says {key} {printable(repr(value), 40)}, which is no size")
     return value
@@ -159,6 +164,11 @@ def _place(model: Model, specs: Iterable[TensorSpec]) -> list[tuple[str, bool]]:
     inside = re.compile(rf"{re.escape(family.stack)}\.(0|[1-9][0-9]{{0,5}})\.(.+)")
     unknown = []
     for spec in specs:
+        other = next((one for one in family.beside if spec.name.startswith(one.prefixes)), None)
+        if other is not None:
+            if other not in model.beside:
+                model.beside.append(other)
+            continue
         name = next((spec.name[len(p) :] for p in family.prefixes if spec.name.startswith(p)), spec.name)
         match = inside.fullmatch(name)
         layer = int(match[1]) if match else None
@@ -231,6 +241,12 @@ def _check_complete(model: Model) -> None:
     key = model.key("layers")
     if len(layers) != count or max(layers) != count - 1:
         absent = next((number for number in range(min(count, len(layers) + 1)) if number not in layers), None)
+        if absent is None and model.part.get("num_nextn_predict_layers"):
+            raise MissingDescription(
+                f"block {max(layers)} guesses tokens ahead (num_nextn_predict_layers), and is cut with no structure",
+                file=model.path,
+                remedy=DESCRIBE,
+            )
         said = f"there is a block {max(layers)}" if absent is None else f"block {absent} is missing"
         raise model.contradiction(f"says {key} {count}, and {said}")
     partners = _coupled_lines(model)
@@ -252,5 +268,5 @@ def _coupled_lines(model: Model) -> list[set[str]]:
         if one.layer is not None and one.line.endswith(".weight"):
             for sections in one.axes:
                 for symbol in set(sections) - {"-", "hidden", "experts"}:
-                    found.setdefault("q" if symbol == "kv" else symbol, set()).add(one.line)
+                    found.setdefault(_UNITS.get(symbol, symbol), set()).add(one.line)
     return list(found.values())

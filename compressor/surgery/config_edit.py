@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.architectures.families import FAMILIES
+from compressor.architectures.families import FAMILIES, Family
 from compressor.architectures.groups import Structure
 from compressor.architectures.model import Model
 from compressor.core.errors import InputError, UsageError
@@ -31,6 +31,19 @@ def edited(
     path: str,
 ) -> dict[str, Any]:
     """The config of the model that is left."""
+    if model is not None and model.family.part:
+        part = _edited(model.part, model, structure, keep, path)
+        return {**config, model.family.part: part}
+    return _edited(config, model, structure, keep, path)
+
+
+def _edited(
+    config: Mapping[str, Any],
+    model: Model | None,
+    structure: Structure,
+    keep: Mapping[str, Array],
+    path: str,
+) -> dict[str, Any]:
     found = dict(config)
     for group in (*structure.groups, *structure.followers):
         left = int(keep[group.name].sum())
@@ -41,7 +54,12 @@ def edited(
     found |= structure.pins
     if structure.layers:
         mask = keep[structure.groups[0].name]
-        found = _layers({**config, **_implied(config, len(mask))}, found, mask, path)
+        family = model.family if model is not None else None
+        found = _layers({**config, **_implied(config, len(mask), family)}, found, mask, path)
+        for key, default in (family.first_blocks if family is not None else {}).items():
+            limit = config.get(key, default)
+            limit = limit if type(limit) is int else default
+            found[key] = int(mask[: max(limit, 0)].sum())
     return found
 
 
@@ -97,17 +115,21 @@ def _dense_layers(config: Mapping[str, Any], count: int, path: str) -> set[int]:
     return set(named) | {number for number in range(count) if (number + 1) % step}
 
 
-def _implied(config: Mapping[str, Any], count: int) -> dict[str, list[str]]:
+def _implied(config: Mapping[str, Any], count: int, family: Family | None) -> dict[str, list[str]]:
     """The kind of attention of each block where the library would tell it from the block's number."""
     if config.get("layer_types") is not None:
         return {}
-    kind = config["model_type"]
-    pattern = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", 6))
+    if family is not None and family.kinds is not None:
+        kinds = family.kinds
+        said = next((config[key] for key in kinds.period if config.get(key) is not None), kinds.default)
+        period = said if type(said) is int and said > 0 else kinds.default
+        last = 0 if kinds.first else period - 1
+        full = [number % period == last for number in range(count)]
+        return {"layer_types": ["full_attention" if one else kinds.others for one in full]}
+    kind = config.get("model_type")
     slides = None
     if kind == "gemma2":
         slides = [bool((number + 1) % 2) for number in range(count)]
-    elif kind == "gemma3_text" and type(pattern) is int and pattern > 0:
-        slides = [bool((number + 1) % pattern) for number in range(count)]
     elif kind == "qwen2_moe" and config.get("use_sliding_window"):
         limit = config.get("max_window_layers", 28)
         limit = limit if type(limit) is int else 28
