@@ -378,8 +378,9 @@ def test_5_what_is_restored_is_what_dense_storage_holds(
 
 @pytest.mark.parametrize("name", ["int8", "int4 asymmetric", "int4 group", "int3", "factor"])
 def test_5_folders_are_restored_as_folders_and_as_files(name: str, folder: Path, tmp_path: Path) -> None:
-    # in a folder only matrices called .weight are packed, unless others are asked for
-    stage = f"{NAMES[name]},exclude=a name*,include=*.weight"
+    # in a folder only matrices called .weight are packed, unless others are asked for in our own layout
+    own = ",layout=compressor" if name.startswith("int") else ""
+    stage = f"{NAMES[name]}{own},exclude=a name*,include=*.weight"
     api.pipeline(folder, tmp_path / "packed", stages=[stage])
     api.restore(tmp_path / "packed", tmp_path / "back")
     api.restore(tmp_path / "packed", tmp_path / "back.safetensors")

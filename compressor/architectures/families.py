@@ -2,12 +2,12 @@
 
 A line is a module (or a parameter) and the dimensions of its weight, as the file orders them:
 
-* `hidden` the residual width; `q`, `kv` heads of queries, and of keys and values, `heads` one number for each head of
-  queries; `neurons` of an MLP, `moe` those of an expert, `shared` those of a shared expert; `experts`; `-` what is
-  never cut;
+* `hidden` the residual width; `q`, `kv` heads of queries, and of keys and values, `heads` one number for each head
+  of queries; `neurons` of an MLP, `moe` those of an expert, `shared` those of a shared expert; `experts`; `-` what
+  is never cut;
 * `#` what is looked up and not summed over, nor ever cut: an embedding's rows;
-* `a+b` are sections one after the other in a fused projection; `2a` has twice as many indices to a unit of a, side by
-  side: a gate's and an up projection's of each neuron, the query and the gate of each head;
+* `a+b` are sections one after the other in a fused projection; `2a` has twice as many indices to a unit of a, side
+  by side: a gate's and an up projection's of each neuron, the query and the gate of each head;
 * `a > b` is a weight [in, out], as GPT-2 has them; what stands before (`experts`) is neither.
 
 A `*` in a name is a number, the expert's. A bias has the weight's output dimension.
@@ -353,7 +353,8 @@ FAMILIES = (
         folds="""
         input_layernorm self_attn.q_proj self_attn.q_a_proj self_attn.kv_a_proj_with_mqa
         post_attention_layernorm mlp.gate_proj mlp.up_proj mlp.gate mlp.experts.*.gate_proj mlp.experts.*.up_proj \
-         mlp.experts.gate_up_proj mlp.shared_experts.gate_proj mlp.shared_experts.up_proj
+         mlp.experts.gate_up_proj mlp.shared_experts.gate_proj mlp.shared_experts.up_proj \
+         mlp.shared_expert.gate_proj mlp.shared_expert.up_proj mlp.shared_expert_gate
         mlp.up_proj mlp.down_proj
         mlp.experts.*.up_proj mlp.experts.*.down_proj
         mlp.shared_experts.up_proj mlp.shared_experts.down_proj

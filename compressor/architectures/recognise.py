@@ -243,7 +243,7 @@ def _check_complete(model: Model) -> None:
         absent = next((number for number in range(min(count, len(layers) + 1)) if number not in layers), None)
         if absent is None and model.part.get("num_nextn_predict_layers"):
             raise MissingDescription(
-                f"block {max(layers)} guesses tokens ahead (num_nextn_predict_layers), and is cut with no structure",
+                f"block {max(layers)} guesses tokens ahead (num_nextn_predict_layers), which no cut knows of",
                 file=model.path,
                 remedy=DESCRIBE,
             )

@@ -184,7 +184,9 @@ def _indexed(path: str, name: str) -> _Weights:
             )
     named = sorted(set(weight_map.values()))
     notes: tuple[str, ...] = ()
-    whole = sorted({*named, *_set_of(named)})
+    # of their set those that are not there were left out when the folder was written, as shards that a cut emptied
+    there = {shard for shard in _set_of(named) if os.path.lexists(os.path.join(path, shard))}
+    whole = sorted({*named, *there})
     if len(whole) > len(named):
         left_out = len(whole) - len(named)
         notes = (

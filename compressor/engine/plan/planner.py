@@ -256,7 +256,8 @@ def _stored_form(
             return LeftAlone(
                 "no matrix: loaders take codes of matrices only (--include with --layout compressor stores it)"
             )
-        check_matrix(method, spec)
+        if request.checkpoint.source.config is not None:  # without one no loader takes the folder for a model
+            check_matrix(method, spec)
         why = left_dense(method, spec, request.checkpoint)
         if why:
             return LeftAlone(why)

@@ -530,7 +530,7 @@ def test_a_saved_mask_is_bits_and_prunes_again(tmp_path: Path) -> None:
         (("--mask", "nowhere.safetensors"), "cannot be opened"),
         (("--sparsity", "0.5", "--save-mask", "m.npy"), "--save-mask writes a .safetensors"),
         (("--sparsity", "0.5", "--save-mask", "{mask}"), "exists"),
-        (("--sparsity", "0.5", "--save-mask", "{out}"), "is the input itself|Name another output"),
+        (("--sparsity", "0.5", "--save-mask", "{out}"), "is the output itself|Name another place"),
     ],
 )
 def test_masks_that_do_not_match(args: tuple[str, ...], said: str, tmp_path: Path) -> None:
