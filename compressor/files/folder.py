@@ -192,6 +192,8 @@ def _indexed(path: str, name: str) -> _Weights:
         notes = (
             f"the index leaves out {left_out} of the {len(whole)} shards that their names speak of; all are read",
         )
+    if any("/" in shard for shard in whole):
+        notes += ("the index names shards in sub-folders: they were read, as loaders do, and stay there",)
     metadata = index.get("metadata")
     return _Weights(tuple(whole), name, weight_map, metadata if isinstance(metadata, dict) else {}, notes)
 

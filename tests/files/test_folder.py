@@ -371,6 +371,7 @@ def test_shards_in_a_sub_folder(model: Path) -> None:
     weight_map = index_of(out)["weight_map"]
     assert {str(path.relative_to(out)) for path in out.rglob("*.safetensors")} == set(weight_map.values())
     assert set(weight_map.values()) == {f"parts/{FIRST}", f"parts/{SECOND}"}
+    assert any("in sub-folders" in note for note in open_folder(str(model)).notes)
     assert all(name in load_file(out / shard) for name, shard in weight_map.items())
 
 
