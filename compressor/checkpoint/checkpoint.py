@@ -120,6 +120,15 @@ def open_checkpoint(path: str | os.PathLike[str], component: str = "") -> Checkp
     )
 
 
+def open_as_stored(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open an input with its tensors as they lie in the file, whatever they are parts of: to be looked at only."""
+    source = open_source(path)
+    tensors = {
+        name: Tensor(tensor.spec, {"": tensor}, source.file_of[name]) for name, tensor in source.tensors.items()
+    }
+    return Checkpoint(source, tensors, (), notes=source.notes, stored=True, identity=unknown(source))
+
+
 def _check_growth(source: Source, spec: TensorSpec, total: int) -> None:
     """InputError where tensors of `total` bytes, of which this is the last, are more than a file can stand for."""
     if total > most(source.nbytes):

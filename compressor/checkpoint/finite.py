@@ -6,14 +6,15 @@ from collections.abc import Iterator
 
 from compressor.checkpoint.checkpoint import Tensor
 from compressor.checkpoint.rows import BLOCK, CHUNK, Rows
+from compressor.core.floats import widen
 from compressor.core.lazy import np
 from compressor.core.tensor import DTYPES
 from compressor.core.workspace import Array, Workspace
 
 
 def blocks_of(tensor: Tensor, work: Workspace, align: int) -> Iterator[Array]:
-    """The numbers of a tensor, block by block; for types that are not computed with stored elements, or bytes where
-    these are narrower."""
+    """The numbers of a tensor, block by block; of integers the stored elements, and bytes of types that are
+    narrower than one."""
     spec = tensor.spec
     rows, columns = spec.matrix
     if spec.size == 0:
@@ -25,7 +26,8 @@ def blocks_of(tensor: Tensor, work: Workspace, align: int) -> Iterator[Array]:
     if not spec.is_float:
         step = max(CHUNK // columns, 1)
         for start in range(0, rows, step):
-            yield tensor.whole.read_rows(columns, start, min(start + step, rows), work, "scan")
+            raw = tensor.whole.read_rows(columns, start, min(start + step, rows), work, "scan")
+            yield widen(raw, spec.dtype, work, "scan.numbers") if spec.dtype.startswith("F8") else raw
         return
     block = max(BLOCK // columns // align, 1) * align
     chunk = max(CHUNK // columns // block, 1) * block

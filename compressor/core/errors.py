@@ -62,6 +62,10 @@ class MissingDescription(InputError):
     """A model whose architecture is not known, which a description of its structures would make known."""
 
 
+class UnreadCodes(InputError):
+    """An input that stores codes which nobody here decodes."""
+
+
 class OutputError(CompressorError):
     """The output cannot be written, or writing it failed."""
 

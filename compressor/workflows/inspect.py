@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from compressor.checkpoint.checkpoint import Checkpoint, Tensor, open_checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint, Tensor, open_as_stored, open_checkpoint
 from compressor.checkpoint.finite import blocks_of
+from compressor.core.errors import UnreadCodes
 from compressor.core.lazy import np
 from compressor.core.metrics import Moments
 from compressor.core.parallel.threads import available_workers, in_order, local
@@ -38,7 +39,10 @@ class InspectReport:
 def inspect(path: Path, *, stats: bool = False, coding: bool = False, workers: int | None = None) -> InspectReport:
     """What the headers say of an input; with `stats` also range, moments and sparsity of every tensor, with
     `coding` what an archive's streams take (InputError where it is none)."""
-    checkpoint = open_checkpoint(path)
+    try:
+        checkpoint = open_checkpoint(path)
+    except UnreadCodes as error:  # what lies there can be shown all the same
+        checkpoint = replace(open_as_stored(path), compression=error.reason)
     tensors = list(checkpoint.tensors.values())
     moments: list[Moments | None] = [None] * len(tensors)
     coded: tuple[CodingGain, ...] = ()

@@ -14,6 +14,7 @@ import pytest
 from support import archives
 from support.fault_injection import invoke, is_one_line
 
+from compressor import api
 from compressor.checkpoint.checkpoint import open_checkpoint
 from compressor.checkpoint.rows import read_whole
 
@@ -301,6 +302,28 @@ def test_layers_that_a_config_does_not_tell_about(tmp_path: Path) -> None:
     }
     model = put(tmp_path / "in", stored, {"quantization_config": BLOCK_FP8})
     assert "tensor 'b.qweight': looks quantized" in refused(model)
+
+
+@pytest.mark.parametrize("kind", UNREAD)
+def test_they_can_be_looked_at(tmp_path: Path, kind: str) -> None:
+    stored, looks = UNREAD[kind]
+    model = put(tmp_path / "in.safetensors", stored)
+    report = api.inspect(model, stats=True)
+    assert looks in report.compression
+    assert {tensor.spec.name for tensor, _ in report.rows} == set(stored)
+
+
+def test_floats_of_eight_bits_are_shown_as_numbers(tmp_path: Path) -> None:
+    stored: Stored = {
+        "exponents": ("F8_E8M0", np.array([126, 127, 129], np.uint8)),
+        "fnuz": ("F8_E4M3FNUZ", np.array([1.5, -2.0], np.float32).astype(ml_dtypes.float8_e4m3fnuz).view(np.uint8)),
+    }
+    rows = {
+        tensor.spec.name: moments
+        for tensor, moments in api.inspect(put(tmp_path / "m.safetensors", stored), stats=True).rows
+    }
+    assert (rows["exponents"].low, rows["exponents"].high) == (0.5, 4.0)
+    assert (rows["fnuz"].low, rows["fnuz"].high) == (-2.0, 1.5)
 
 
 NO_CODES: dict[str, Callable[[], Stored]] = {

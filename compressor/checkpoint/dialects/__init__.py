@@ -33,7 +33,7 @@ from typing import Any
 
 from compressor.checkpoint.dialects import unread
 from compressor.checkpoint.dialects.unread import check as check_read
-from compressor.core.errors import InputError, UsageError
+from compressor.core.errors import InputError, UnreadCodes, UsageError
 from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
 from compressor.files.source import Source
@@ -102,7 +102,7 @@ def _dialect(config: Mapping[str, Any], source: Source) -> ModuleType | None:
     spoken = next((one for one in dialects().values() if one.speaks(config)), None)
     if spoken is None and declared is not None:
         method = printable(str(declared.get("quant_method", "unknown")), 60)
-        raise InputError(
+        raise UnreadCodes(
             f"is quantized by {method!r}, which is not read here",
             file=source.path,
             remedy="Give the unquantized model",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressor.checkpoint.dialects._scales import model_dtype, orphans, single
-from compressor.core.errors import InputError
+from compressor.core.errors import InputError, UnreadCodes
 from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
@@ -44,7 +44,7 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Decoder]]:
     config = source.config or {}
     algorithm = config[KEY].get("quant_algo", "NVFP4")
     if algorithm not in _ALGORITHMS:
-        raise InputError(
+        raise UnreadCodes(
             f"is quantized by ModelOpt's {printable(str(algorithm), 40)}, which is not read here",
             file=source.path,
             remedy=f"These are: {', '.join(_ALGORITHMS)}",

@@ -11,7 +11,7 @@ import re
 from collections.abc import Container, Mapping
 from typing import Any
 
-from compressor.core.errors import InputError
+from compressor.core.errors import UnreadCodes
 from compressor.core.text import printable
 from compressor.files.source import Source, StoredTensor
 
@@ -48,7 +48,7 @@ _TOOLS = tuple(
 
 
 def check(source: Source, taken: Container[str]) -> None:
-    """InputError where codes stand beside scales and are no part of a tensor that was read.
+    """UnreadCodes where codes stand beside scales and are no part of a tensor that was read.
 
     `taken`: the names of tensors that belong to one, or serve only those who quantize activations.
     """
@@ -65,7 +65,7 @@ def check(source: Source, taken: Container[str]) -> None:
             raise refusal(source, lone, scale)
 
 
-def refusal(source: Source, codes: str, scale: str) -> InputError:
+def refusal(source: Source, codes: str, scale: str) -> UnreadCodes:
     """What such a pair of names looks like, and the way on."""
     tool = next((tool for sign, tool in _TOOLS for name in (scale, codes) if sign.search(name)), "codes")
     if source.kind == "folder":
@@ -76,7 +76,7 @@ def refusal(source: Source, codes: str, scale: str) -> InputError:
         remedy = "Give the folder that it belongs to, with its config.json, or the model before it was quantized"
     if codes.endswith(".qweight"):
         remedy += '; of GPTQ a quantize_config.json with "bits" and "group_size" in the folder is enough'
-    return InputError(
+    return UnreadCodes(
         f"looks quantized: {tool} beside {printable(scale.rpartition('.')[2], 60)}, and {says}",
         file=source.path,
         tensor=codes,
