@@ -78,8 +78,7 @@ def make_stage(
     method = make_method(verb, options, text=text, where=where)
     include, exclude = tuple(says.get("include") or ()), tuple(says.get("exclude") or ())
     rules = tuple(says.get("rules") or ())
-    for glob in (*include, *exclude, *(glob for glob, _ in rules)):
-        pattern(glob)
+    _check_patterns((*include, *exclude, *(glob for glob, _ in rules)), where)
     made = tuple(_rules(verb, options, method, rules, text=text, where=where))
     if isinstance(method, Reshape):
         _check_whole(method, {**says, "rule": made}, where)
@@ -96,6 +95,16 @@ def make_stage(
         raise UsageError(f"{where}fallback has no meaning for {verb}")
     scored = scores is not None
     return Stage(method, include, exclude, made, store, teacher, fallback, preset, stats, scored, says.get("when"))
+
+
+def _check_patterns(patterns: Iterable[str], where: str) -> None:
+    """UsageError, with its place in the recipe, for what is no regular expression."""
+    for text in patterns:
+        try:
+            pattern(text)
+        except UsageError as error:
+            place = f"{where.rstrip('.')}: " if where else ""
+            raise UsageError(f"{place}{error.reason}", remedy=error.remedy) from error
 
 
 def _rules(

@@ -139,7 +139,7 @@ MISTAKES = [
     ),
     ("[[stage]]\nkind = 'quantize'\ninclude = 'fc1'", "stage[0].include: Expected `array`, got `str`"),
     ("[[stage]]\nkind = 'quantize'\ninclude = [1]", "stage[0].include[0]: Expected `str`, got `int`"),
-    ("[[stage]]\nkind = 'quantize'\ninclude = ['re:(']", "pattern 're:(' is not a regular expression"),
+    ("[[stage]]\nkind = 'quantize'\ninclude = ['re:(']", "stage[0]: pattern 're:(' is not a regular expression"),
     (
         "[[stage]]\nkind = 'quantize'\nstore = 'both'",
         "store: must be one of auto, dense, packed, codes, bitmask, csr, nm, smallest, archive, not 'both'",
