@@ -184,9 +184,9 @@ def test_the_page_of_architecture_names_what_there_is() -> None:
     assert set(folders) == {entry.parent.name for entry in (ROOT / "compressor").glob("*/__init__.py")}
 
 
-@pytest.mark.parametrize("word", ["files/sink.py", "nowhere/", "run_nothing()", "Sink.run()", "Nothing"])
+@pytest.mark.parametrize("word", ["files/sink.py", "nowhere/", "run_nothing()", "Output.run()", "Nothing"])
 def test_a_name_that_is_gone_is_found(word: str) -> None:
-    assert misnamed(f"As `{word}` says, and `Sink.write()` in `files/output.py`.") == [word]
+    assert misnamed(f"As `{word}` says, and `Output.write()` in `files/output.py`.") == [word]
 
 
 def test_recipe_page_example_is_valid() -> None:

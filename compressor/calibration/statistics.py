@@ -30,7 +30,7 @@ from compressor.files import safetensors
 from compressor.files.destination import check_apart
 from compressor.files.input_file import InputFile
 from compressor.files.layout import Header
-from compressor.files.output import Sink
+from compressor.files.output import Output
 from compressor.files.source import StoredTensor
 from compressor.files.staging import check_place
 
@@ -221,7 +221,7 @@ class Writer:
         said = {"format": FORMAT, "version": VERSION, "model": model, "weights": weights, "source": source}
         self.layout = safetensors.layout(specs, said)
         self.waiting = dict(declared)
-        self.sink = Sink(path, "safetensors", [(os.path.basename(path), self.layout)], replace=force)
+        self.sink = Output(path, "safetensors", [(os.path.basename(path), self.layout)], replace=force)
 
     def add(self, name: str, layer: Layer) -> None:
         """Write a layer that was declared."""

@@ -20,7 +20,7 @@ _LARGE = 64 << 20  # bytes of a file that is written past the page cache; a smal
 _IDLE = 8  # descriptors kept open between writes; a model may have more files than a process may open
 
 
-class Sink:
+class Output:
     """An output under construction. `layouts` are the container files by name; a single-file output has one."""
 
     def __init__(

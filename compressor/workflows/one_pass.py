@@ -41,7 +41,7 @@ from compressor.engine.plan.request import PlanRequest
 from compressor.files.destination import check_apart, container_of
 from compressor.files.identity import Identity, identity_of
 from compressor.files.layout import Container
-from compressor.files.output import Sink
+from compressor.files.output import Output
 from compressor.files.staging import check_place
 from compressor.methods.registry import methods_of
 from compressor.networks.training.student import trained
@@ -317,7 +317,7 @@ def _judged(planned: Planned) -> Planned:
     return planned
 
 
-def _worker(request: PlanRequest, plan: Plan, sink: Sink | None = None, shards: Shards | None = None) -> Worker:
+def _worker(request: PlanRequest, plan: Plan, sink: Output | None = None, shards: Shards | None = None) -> Worker:
     """Who treats the tensors of a plan; without a `sink` it only looks at them."""
     teachers = {
         number: request.teachers[stage.teacher]
@@ -357,7 +357,7 @@ def write(planned: Planned) -> Report:
     order, checkpoint = opened.order, request.checkpoint
     plan = with_fingerprint(planned.plan, request)
     layouts = [(file.name, file.layout) for file in plan.files]
-    sink = Sink(order.output, opened.container, layouts, replace=order.options.force)
+    sink = Output(order.output, opened.container, layouts, replace=order.options.force)
     try:
         with ExitStack() as stack, _naming(order.source):  # workers must have stopped before their files go
             shards = None
@@ -380,7 +380,7 @@ def write(planned: Planned) -> Report:
     return report
 
 
-def _carried_out(planned: Planned, worker: Worker, sink: Sink, stack: ExitStack) -> tuple[Plan, Sequence[Change]]:
+def _carried_out(planned: Planned, worker: Worker, sink: Output, stack: ExitStack) -> tuple[Plan, Sequence[Change]]:
     """Write all container files: the plan with the sizes that they have, and what happened to each of its jobs."""
     opened, plan = planned.opened, worker.plan
     options, checkpoint = opened.order.options, worker.checkpoint
@@ -399,7 +399,7 @@ def _carried_out(planned: Planned, worker: Worker, sink: Sink, stack: ExitStack)
     return plan, changes
 
 
-def _finish(sink: Sink, plan: Plan, request: PlanRequest) -> None:
+def _finish(sink: Output, plan: Plan, request: PlanRequest) -> None:
     """Small files, a last look at the inputs, then the name."""
     for statistics in request.statistics.values():
         statistics.file.check_unchanged()

@@ -17,7 +17,7 @@ from compressor.core.tensor import TensorSpec
 from compressor.files import npy, npz, safetensors
 from compressor.files.input_file import InputFile
 from compressor.files.layout import FileLayout
-from compressor.files.output import Sink
+from compressor.files.output import Output
 
 pytestmark = pytest.mark.usefixtures("unpublished")
 
@@ -25,13 +25,13 @@ SPEC = TensorSpec("weight", "F32", (2, 3))
 DATA = np.arange(6, dtype=np.float32).reshape(2, 3)
 
 
-def one_file(target: Path, container: str = "npy", **more: Any) -> Sink:
+def one_file(target: Path, container: str = "npy", **more: Any) -> Output:
     layouts = {"npy": npy.layout(SPEC), "safetensors": safetensors.layout([SPEC], {})}
     layouts["npz"] = npz.layout([("weight", SPEC)])
-    return Sink(str(target), container, [(target.name, layouts[container])], replace=False, **more)
+    return Output(str(target), container, [(target.name, layouts[container])], replace=False, **more)
 
 
-def write(sink: Sink, data: np.ndarray = DATA) -> None:
+def write(sink: Output, data: np.ndarray = DATA) -> None:
     sink.write(0, sink.layouts[0][1].offsets["weight"], data)
 
 
@@ -77,7 +77,7 @@ def test_a_file_that_does_not_read_back_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_reads_back_as_another_is_refused(tmp_path: Path) -> None:
     planned = safetensors.layout([SPEC], {})
     other = FileLayout(planned.size, planned.pieces, {"weight": planned.offsets["weight"] + 1})
-    sink = Sink(str(tmp_path / "x.safetensors"), "safetensors", [("x", other)], replace=False)
+    sink = Output(str(tmp_path / "x.safetensors"), "safetensors", [("x", other)], replace=False)
     write(sink, DATA[:, :])
     sink.write(0, planned.offsets["weight"], DATA)
     os.truncate(sink.path("x"), planned.size)
@@ -125,7 +125,7 @@ def test_a_temporary_that_became_a_link_is_not_written_through(tmp_path: Path) -
 
 def test_few_descriptors_are_kept_open(tmp_path: Path) -> None:
     plan = safetensors.layout([SPEC], {})
-    sink = Sink(str(tmp_path / "x"), "folder", [(f"{n}.safetensors", plan) for n in range(30)], replace=False)
+    sink = Output(str(tmp_path / "x"), "folder", [(f"{n}.safetensors", plan) for n in range(30)], replace=False)
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     for number in range(30):
         sink.write(number, plan.offsets["weight"], DATA)
@@ -143,7 +143,7 @@ def test_a_descriptor_that_cannot_be_closed_is_an_error(
     tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = safetensors.layout([SPEC], {})
-    sink = Sink(str(tmp_path / "x"), "folder", [(f"{n}.safetensors", plan) for n in range(9)], replace=False)
+    sink = Output(str(tmp_path / "x"), "folder", [(f"{n}.safetensors", plan) for n in range(9)], replace=False)
     close = os.close
 
     def failing(fd: int) -> None:
@@ -177,7 +177,7 @@ def test_carried_files_and_folders_are_copied_and_synced(tmp_path: Path, monkeyp
     synced: list[str] = []
     monkeypatch.setattr("compressor.files.output.sync_folder", lambda path: synced.append(Path(path).name))
     monkeypatch.setattr("compressor.files.output._CHUNK", 7)
-    sink = Sink(str(tmp_path / "out"), "folder", [], replace=False)
+    sink = Output(str(tmp_path / "out"), "folder", [], replace=False)
     for name in ("a/b/c.bin", "1_Pooling/config.json", "tokenizer.json"):
         sink.copy(name, InputFile.open(source / name))
     sink.copy("a/b/again", InputFile.open(deep))
@@ -193,7 +193,7 @@ def test_a_carried_file_that_changed_is_not_copied(tmp_path: Path) -> None:
     os.utime(tmp_path / "a.txt", (1, 1))
     source = InputFile.open(tmp_path / "a.txt")
     (tmp_path / "a.txt").write_bytes(b"two")
-    sink = Sink(str(tmp_path / "out"), "folder", [], replace=False)
+    sink = Output(str(tmp_path / "out"), "folder", [], replace=False)
     with pytest.raises(InputError, match="changed while it was read"):
         sink.copy("a.txt", source)
     sink.discard()

@@ -25,7 +25,7 @@ from compressor.core import cleanup
 from compressor.core.errors import CompressorError, OutputError, UsageError
 from compressor.engine.execution.shards import Shards
 from compressor.files import work_folder
-from compressor.files.output import Sink
+from compressor.files.output import Output
 from compressor.workflows import legs as relay
 
 RECIPE = """
@@ -292,8 +292,8 @@ def test_finished_shards_are_not_made_again(
     whole = shards(model, "a", **settings)
     work = stopped_shards(model, monkeypatch, after, **settings)
     written: list[str] = []
-    write = Sink.write
-    monkeypatch.setattr(Sink, "write", lambda self, file, *rest: written.append(file) or write(self, file, *rest))
+    write = Output.write
+    monkeypatch.setattr(Output, "write", lambda self, file, *rest: written.append(file) or write(self, file, *rest))
     report = shards(model, "b", work=work, **settings)
     assert len(set(written)) == 3 - after
     assert not work.exists()
@@ -307,7 +307,7 @@ def test_shards_are_kept_on_request(model: Path, monkeypatch: pytest.MonkeyPatch
     shards(model, "a", work=work, keep_work=True)
     assert {path.name for path in work.iterdir()} == {"work.json", *(f"shard-{n}.safetensors" for n in range(3))}
     written: list[str] = []
-    monkeypatch.setattr(Sink, "write", lambda self, *rest: written.append("x"))
+    monkeypatch.setattr(Output, "write", lambda self, *rest: written.append("x"))
     shards(model, "b", work=work)
     assert not written
     assert not work.exists()

@@ -30,6 +30,7 @@ _WORD = 8
 
 
 def speaks(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json, which may declare no quantization, is in this dialect."""
     declared = config.get(KEY)
     if not isinstance(declared, dict):
         return False

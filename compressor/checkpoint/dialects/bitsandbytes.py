@@ -41,6 +41,7 @@ def found_in(source: Source) -> bool:
 
 
 def speaks(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json, which may declare no quantization, is in this dialect."""
     declared = config.get(KEY)
     if not isinstance(declared, dict):
         return False

@@ -29,6 +29,7 @@ _WRAPPERS = ("model", "transformer", "language_model")
 
 
 def speaks(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json, which may declare no quantization, is in this dialect."""
     declared = config.get(KEY)
     return isinstance(declared, dict) and declared.get("quant_method") == NAME
 

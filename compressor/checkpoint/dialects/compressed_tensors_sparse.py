@@ -58,6 +58,7 @@ _FORMATS: Mapping[str, type[SparseBitmask]] = {kind.id: kind for kind in (Sparse
 
 
 def speaks(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json, which may declare no quantization, is in this dialect."""
     return _format(config) in _FORMATS
 
 

@@ -25,6 +25,7 @@ _ACTIVATIONS = ("activation_scale", "input_scale")
 
 
 def speaks(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json, which may declare no quantization, is in this dialect."""
     declared = config.get(KEY)
     return isinstance(declared, dict) and declared.get("quant_method") == NAME
 

@@ -38,6 +38,7 @@ _SHIFTS = {"gptq": 1, "gptq_v2": 0}  # what each format takes from zero points b
 
 
 def speaks(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json, which may declare no quantization, is in this dialect."""
     declared = config.get(KEY)
     if not isinstance(declared, dict):
         return False

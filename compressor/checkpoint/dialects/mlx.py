@@ -35,6 +35,7 @@ _BITS = (1, 2, 3, 4, 5, 6, 8)
 
 
 def speaks(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json, which may declare no quantization, is in this dialect."""
     return _declared(config) is not None
 
 

@@ -35,6 +35,7 @@ _CACHE = (".k_scale", ".v_scale")
 
 
 def speaks(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json, which may declare no quantization, is in this dialect."""
     declared = config.get(KEY)
     return isinstance(declared, dict) and declared.get("quant_method") in _METHODS
 

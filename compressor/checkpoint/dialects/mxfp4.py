@@ -29,6 +29,7 @@ _GROUP = 32  # weights that share a scale
 
 
 def speaks(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json, which may declare no quantization, is in this dialect."""
     declared = config.get(KEY)
     return isinstance(declared, dict) and declared.get("quant_method") == NAME
 

@@ -24,7 +24,7 @@ from compressor.files.entropy.chunk import encode_chunk
 from compressor.files.entropy.damage import NeedsPackage
 from compressor.files.entropy.elements import Form, likely_form, possible
 from compressor.files.layout import Container
-from compressor.files.output import Sink
+from compressor.files.output import Output
 from compressor.files.source import StoredTensor
 from compressor.recipe.archive_store import Effort
 
@@ -44,7 +44,7 @@ def as_stored(checkpoint: Checkpoint, container: Container) -> Checkpoint:
 
 
 def archive_files(
-    sink: Sink,
+    sink: Output,
     plan: Plan,
     effort: Effort,
     executor: Executor,

@@ -15,7 +15,7 @@ from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.errors import UsageError
 from compressor.core.metrics import Change
 from compressor.engine.plan.plan import Plan
-from compressor.files.output import Sink
+from compressor.files.output import Output
 from compressor.files.work_folder import WorkFolder
 
 
@@ -25,11 +25,13 @@ class Shards:
 
     folder: WorkFolder
     key: str
-    sink: Sink
+    sink: Output
     plan: Plan
 
     @classmethod
-    def of(cls, work: str, sink: Sink, plan: Plan, checkpoint: Checkpoint, mentors: Iterable[Checkpoint]) -> Shards:
+    def of(
+        cls, work: str, sink: Output, plan: Plan, checkpoint: Checkpoint, mentors: Iterable[Checkpoint]
+    ) -> Shards:
         """UsageError where the folder holds anything else, or where there is nothing to keep on the way."""
         if len(plan.files) < 2 or checkpoint.stored:
             raise UsageError("--work keeps finished passes and shards, and this run has one of each")

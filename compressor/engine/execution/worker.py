@@ -28,7 +28,7 @@ from compressor.engine.execution.cut import Slice, part_buffer, part_offset, par
 from compressor.engine.execution.joined import Joined, changes_by_rows
 from compressor.engine.execution.shards import Shards
 from compressor.engine.plan.plan import Job, Plan, Step
-from compressor.files.output import Sink
+from compressor.files.output import Output
 from compressor.methods.contract import Block, Coded, Encoder, Selection, Survey, Transform, Treatment, select
 
 Done = tuple[str, Change, bool]  # a tensor, what happened to some of its rows, and whether they were the last
@@ -50,7 +50,7 @@ class Worker:
     plan: Plan
     checkpoint: Checkpoint
     teachers: Mapping[int, Checkpoint]
-    sink: Sink | None
+    sink: Output | None
     statistics: Mapping[int, Statistics] = field(default_factory=dict)
     shards: Shards | None = None
     idle: deque[Workspace] = field(default_factory=deque)

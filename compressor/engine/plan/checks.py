@@ -15,6 +15,7 @@ from compressor.recipe.model import Stage
 
 
 def check_container(checkpoint: Checkpoint, container: Container) -> None:
+    """OutputError where the container holds one tensor, and the checkpoint has another number of them."""
     if container in ("npy", "npz") and len(checkpoint.tensors) != 1:
         raise OutputError(
             f"holds {len(checkpoint.tensors)} tensors, and an .{container} holds one",
