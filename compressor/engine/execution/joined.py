@@ -1,8 +1,8 @@
 """Neighbouring small tensors treated as one matrix whose rows are theirs.
 
 A checkpoint of a hundred thousand tiny tensors would spend its time in the interpreter. Where tensors of one
-dtype and row length lie next to each other in the input, are treated alike by what takes each row alone, and have
-their parts next to each other in the output, one job with all their rows does the same.
+dtype and row length lie next to each other in the input and are treated alike by what takes each row alone, one job
+with all their rows does the same.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ Told = TensorMethod | Survey[Any] | Treatment  # what is known of a step
 
 @dataclass(frozen=True)
 class Joined:
-    """A joint `job`, named after its first member, and what treats it; `starts` are the members' first rows."""
+    """A joint `job`, named after its first member, and what treats it; `starts` are the members' first rows. Parts
+    whose content the shape tells are not its, but each member's own."""
 
     job: Job
     treatments: tuple[Treatment, ...]
@@ -83,6 +84,7 @@ def _joint(members: Sequence[Job], told: Callable[[Job], Sequence[Told]]) -> Joi
     spec = TensorSpec(first.spec.name, first.spec.dtype, (rows, first.spec.shape[1]))
     treatments = [found for one in told(first) if (found := _treatment(one, spec)) is not None]
     parts = (dense_part(spec),) if first.encoder is None else first.encoder.parts(spec)
+    parts = tuple(part for part in parts if part.value is None)
     return Joined(Job(spec, first.steps, parts, first.file), tuple(treatments), tuple(members), tuple(starts))
 
 
@@ -110,11 +112,18 @@ def _follows(
         return False
     if ours.whole.placed.offset + spec.nbytes != theirs.whole.placed.offset:
         return False
-    offsets = plan.files[job.file].layout.offsets
-    return all(
-        part.every == 1 and not part.across and offsets[stored.name] + stored.nbytes == offsets[next_stored.name]
-        for part, stored, next_stored in zip(job.parts, job.part_specs(), after.part_specs(), strict=True)
-    )
+    return all((part.every == 1 or part.value is not None) and not part.across for part in job.parts)
+
+
+def runs_of(starts: Sequence[int], size: int, places: Sequence[int], width: int) -> Iterator[tuple[int, int, int]]:
+    """Which of `size` rows of `width` bytes can be written at once, and where to: first row, the row behind the
+    last, and the place. Each of the members begins at one of the rows `starts`, and belongs to one of `places`."""
+    first, begin = 0, places[0]
+    for start, place in zip(starts, places, strict=True):
+        if place != begin + (start - first) * width:
+            yield first, start, begin
+            first, begin = start, place
+    yield first, size, begin
 
 
 def changes_by_rows(before: Array, after: Array, starts: Array) -> list[Change]:

@@ -25,7 +25,7 @@ from compressor.core.metrics import Change, count_stored_zeros, count_zeros, dot
 from compressor.core.tensor import DTYPES
 from compressor.core.workspace import Array, Borrowed, Workspace
 from compressor.engine.execution.cut import Slice, part_buffer, part_offset, part_views, slice_tensor
-from compressor.engine.execution.joined import Joined, changes_by_rows
+from compressor.engine.execution.joined import Joined, changes_by_rows, runs_of
 from compressor.engine.execution.shards import Shards
 from compressor.engine.plan.plan import Job, Plan, Step
 from compressor.files.output import Output
@@ -90,11 +90,27 @@ class Worker:
         """Treat joined neighbours as one tensor. InputError or UsageError that may name the wrong one of them."""
         job, cut = joined.job, self.cut(joined.job)
         with Borrowed(self.idle) as work:
-            ((block, after, _),) = self._treat(job, cut, joined.treatments, 0, cut.rows, work, whole=True)
+            ((block, after, _),) = self._treat(job, cut, joined.treatments, 0, cut.rows, work, joined)
             assert not isinstance(after, Change)  # noqa: S101 - it was asked for the numbers
             rows = (-1, job.spec.shape[1])  # an element-wise cut is flat
             changes = changes_by_rows(block.values.reshape(rows), after.reshape(rows), np.array(joined.starts))
         return [(member.spec.name, change, True) for member, change in zip(joined.members, changes, strict=True)]
+
+    def _write_joint(self, joined: Joined, parts: Mapping[str, Array]) -> None:
+        """Write the parts of neighbours, each where it belongs, and those whose content the shapes tell."""
+        members, rows = joined.members, joined.job.spec.shape[0]
+        offsets = self.plan.files[members[0].file].layout.offsets
+        for number, part in enumerate(members[0].parts):
+            places = [offsets[member.part_name(member.parts[number])] for member in members]
+            starts: Sequence[int] = joined.starts
+            if part.value is None:
+                data = parts[part.suffix]  # flat, where rows do not matter
+                data = data.reshape(rows, data.size // rows)
+            else:
+                values = [np.reshape(np.asarray(member.parts[number].value), -1) for member in members]
+                data, starts = np.array(values, DTYPES[part.dtype].storage), range(len(members))
+            for start, stop, place in runs_of(starts, len(data), places, data[:1].nbytes):
+                self._write(members[0].file, place, data[start:stop])
 
     def finish(self, file: int) -> Finished:
         """Sync a container file whose tensors are all written."""
@@ -131,11 +147,10 @@ class Worker:
         start: int,
         stop: int,
         work: Workspace,
-        *,
-        whole: bool = False,
+        joined: Joined | None = None,
     ) -> Iterator[tuple[_Read, Array | Change, Array | None]]:
         """Each block with the numbers that the output stands for and, if it stores numbers, these as stored; the
-        output is written at the end. Unless `whole`, an encoder may tell the change instead of the numbers."""
+        output is written at the end. Unless neighbours are `joined`, an encoder may tell the change instead."""
         parts, offsets, origins = {}, {}, self.plan.files[job.file].layout.offsets
         for part in job.parts:
             offset = part_offset(part, job, cut, start, stop, origins[job.part_name(part)])
@@ -149,7 +164,7 @@ class Worker:
                     block.stored is not None
                     and len(treatments) == 1
                     and isinstance(treatments[0], Selection)
-                    and not whole
+                    and joined is None
                 ):
                     yield block, self._select(job, treatments[0], block, stored), None
                     continue
@@ -166,7 +181,7 @@ class Worker:
             encoder = treatments[-1]
             assert isinstance(encoder, Encoder)  # noqa: S101 - the planner composed it
             views = part_views(parts, job, rows, start)
-            if len(treatments) == 1 and not whole:
+            if len(treatments) == 1 and joined is None:
                 lost, zeros = encoder.measured(self._block(job, 0, block.values, block), views)
                 if np.isfinite(lost):  # else look at the numbers
                     yield block, _changed(job, block, zeros, lost), None
@@ -175,7 +190,10 @@ class Worker:
             result = work.array("run.restored", numbers.shape, numbers.dtype.str)
             encoder.encode(self._block(job, len(treatments) - 1, numbers, block), views, result)
             yield block, result, None
-        self._write_parts(job, parts, offsets, start)
+        if joined is None:
+            self._write_parts(job, parts, offsets, start)
+        else:
+            self._write_joint(joined, parts)
 
     def _select(self, job: Job, selection: Selection, block: _Read, out: Array) -> Change:
         """Write to `out` the stored weights that stay; what happened, from the bits of those that do not."""

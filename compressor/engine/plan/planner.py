@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from compressor.checkpoint.checkpoint import Tensor
 from compressor.core.errors import CompressorError, InputError, UsageError, problems_of, raise_all
@@ -230,7 +231,7 @@ def _step(tensor: Tensor, number: int, stage: Stage, request: PlanRequest, *, ch
     if not isinstance(method, Scheme) or method.numbers_only:
         return Step(number, method, partners, instead=method.partial_treatment(spec))
     store = _DEFAULT_STORE[container] if stage.store == "auto" else stage.store
-    settled, instead = method.settled(spec)
+    settled, instead = _settled(method, spec.dtype, spec.shape)
     stored = _stored_form(settled, spec, stage, store, request)
     if isinstance(stored, LeftAlone):
         return stored
@@ -240,6 +241,13 @@ def _step(tensor: Tensor, number: int, stage: Stage, request: PlanRequest, *, ch
         return step
     needless = counted.encoder.leaves(spec)
     return replace(step, found=counted.encoder) if needless is None else LeftAlone(needless.reason)
+
+
+@lru_cache(maxsize=4096)
+def _settled(method: Scheme, dtype: str, shape: tuple[int, ...]) -> tuple[Scheme, str]:
+    """What a scheme's options that were left open are for tensors of this shape: one object for all of them, by
+    which neighbours are known to be treated alike."""
+    return method.settled(TensorSpec("", dtype, shape))
 
 
 def _stored_form(
