@@ -533,7 +533,7 @@ def test_a_file_beside_the_config_that_says_nothing(text: str, tmp_path: Path) -
     folder = written(tmp_path / "in", modelopt_content(), None)
     (folder / "hf_quant_config.json").write_text(text)
     with pytest.raises(InputError):
-        api.inspect(folder)
+        api.restore(folder, tmp_path / "out")
 
 
 def test_a_minifloat_is_described() -> None:
