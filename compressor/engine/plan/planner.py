@@ -231,7 +231,7 @@ def _step(tensor: Tensor, number: int, stage: Stage, request: PlanRequest, *, ch
     if not isinstance(method, Scheme) or method.numbers_only:
         return Step(number, method, partners, instead=method.partial_treatment(spec))
     store = _DEFAULT_STORE[container] if stage.store == "auto" else stage.store
-    settled, instead = _settled(method, spec.dtype, spec.shape)
+    settled, instead = _settled(_This(method), spec.dtype, spec.shape)
     stored = _stored_form(settled, spec, stage, store, request)
     if isinstance(stored, LeftAlone):
         return stored
@@ -243,11 +243,24 @@ def _step(tensor: Tensor, number: int, stage: Stage, request: PlanRequest, *, ch
     return replace(step, found=counted.encoder) if needless is None else LeftAlone(needless.reason)
 
 
+class _This:
+    """A scheme as a key, equal to itself alone: some that are equal differ in what they know of a tensor's codes."""
+
+    def __init__(self, scheme: Scheme) -> None:
+        self.scheme = scheme
+
+    def __hash__(self) -> int:
+        return id(self.scheme)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _This) and other.scheme is self.scheme
+
+
 @lru_cache(maxsize=4096)
-def _settled(method: Scheme, dtype: str, shape: tuple[int, ...]) -> tuple[Scheme, str]:
+def _settled(this: _This, dtype: str, shape: tuple[int, ...]) -> tuple[Scheme, str]:
     """What a scheme's options that were left open are for tensors of this shape: one object for all of them, by
     which neighbours are known to be treated alike."""
-    return method.settled(TensorSpec("", dtype, shape))
+    return this.scheme.settled(TensorSpec("", dtype, shape))
 
 
 def _stored_form(
