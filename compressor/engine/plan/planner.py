@@ -244,7 +244,7 @@ def _step(tensor: Tensor, number: int, stage: Stage, request: PlanRequest, *, ch
 
 
 class _This:
-    """A scheme as a key, equal to itself alone: some that are equal differ in what they know of a tensor's codes."""
+    """A scheme as a key, equal to itself alone: some that are equal know different codes of a tensor."""
 
     def __init__(self, scheme: Scheme) -> None:
         self.scheme = scheme
