@@ -1,21 +1,28 @@
-"""What the loaders of a folder take as codes of a tensor, beside what its layout holds."""
+"""What the loaders of a folder take as codes of a tensor, beside what its layout holds: the table in
+`architectures/loaders.py`, held against a plan."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, get_args
 
 from compressor.architectures.decoder_layers import has_layers, not_in_a_layer
 from compressor.architectures.fused_layers import experts_module
+from compressor.architectures.loaders import READERS, Layer, Limit, Loader, layer_of, limits_of
 from compressor.checkpoint.checkpoint import Checkpoint
-from compressor.core.errors import UsageError
+from compressor.core.errors import CompressorError, UsageError, raise_all
 from compressor.core.tensor import TensorSpec
+from compressor.core.text import printable
+from compressor.engine.plan.plan import Job, dense_part
+from compressor.engine.plan.request import PlanRequest
+from compressor.files.layout import Container
 from compressor.methods.contract import Decoder, Scheme
 
+Config = Mapping[str, Any] | None
+Stored = Sequence[tuple[TensorSpec, Decoder]]
 _OWN = "compressor"
-# Of experts: formats of compressed-tensors that transformers 5.24 refuses, or loads as other numbers
-_REFUSED = ("int-quantized", "naive-quantized", "mxfp8-quantized")
-_MISREAD = ("nvfp4-pack-quantized",)
+_BNB_ROWS, _BNB_COLUMNS = 32, 64  # what bitsandbytes' kernels for processors work on
 
 
 def check_matrix(scheme: Scheme, spec: TensorSpec) -> None:
@@ -33,31 +40,193 @@ def check_matrix(scheme: Scheme, spec: TensorSpec) -> None:
         )
 
 
-def left_dense(scheme: Scheme, spec: TensorSpec, checkpoint: Checkpoint) -> str:
-    """Why a matrix stays dense, since the loaders of the scheme's layout make no module for its codes; "" where
-    they do. A file without any list of layers is no model of theirs, and is not judged."""
+def left_dense(scheme: Scheme, spec: TensorSpec, checkpoint: Checkpoint, loader: Loader | None) -> str:
+    """Why a matrix stays dense, since the loader that is named, or else every one, makes no module for its codes
+    and takes the rest of the model; "" where that is not so. A file without any list of layers is no model of
+    GPTQ's, and is not judged."""
     decoder = scheme.decoder_for(spec)
-    if decoder is None or decoder.dialect(spec) != "gptq" or not has_layers(checkpoint.tensors):
+    if decoder is None or not decoder.dialect(spec):
         return ""
-    return not_in_a_layer(spec.name)
+    if decoder.dialect(spec) == "gptq" and has_layers(checkpoint.tensors):
+        return not_in_a_layer(spec.name)
+    config = checkpoint.source.config
+    readers = (loader,) if loader is not None else tuple(_readers(decoder.dialect(spec)))
+    said = [next(limits_of(one, config, spec.name, form_of(spec, decoder)), None) for one in readers]
+    limits = [one for one in said if one is not None]
+    if config is None or len(limits) < len(readers) or not any(one.dense for one in limits):
+        return ""
+    named = next(reader for reader, limit in zip(readers, said, strict=True) if limit is not None and limit.dense)
+    return f"{READERS[named].name} {next(one.why for one in limits if one.dense)}"
 
 
-def expert_notes(stored: Sequence[tuple[TensorSpec, Decoder]]) -> Iterator[str]:
-    """What transformers does with codes of experts that it does not load as they are, and what it does load."""
-    experts = [(spec, decoder) for spec, decoder in stored if experts_module(spec.name) is not None]
-    said = [decoder.config(spec) or {} for spec, decoder in experts]
-    formats = {one.get("format") for one in said}
-    blocks = any((one.get("weights") or {}).get("strategy") == "block" for one in said)
-    better = "it loads int with groups (--granularity group), mxfp4, and fp8 by channel"
-    if formats & {*_REFUSED} or blocks:
-        yield f"experts as these codes: transformers 5.24 refuses to load them; {better}"
-    if formats & {*_MISREAD}:
-        yield (
-            "experts as nvfp4: transformers 5.24 takes no account of their global scale and computes with weights "
-            f"that are off by orders of magnitude; {better}"
+def form_of(spec: TensorSpec, decoder: Decoder) -> str:
+    """What the table calls the form of a tensor's codes: `pack-quantized int4 group asymmetric`; the dialect alone
+    where one form is all that it has, "" for a layout of our own."""
+    dialect, said = decoder.dialect(spec), decoder.config(spec) or {}
+    rows, columns = spec.matrix
+    if dialect == "bitsandbytes":
+        return "nf4 odd" if rows % _BNB_ROWS or columns % _BNB_COLUMNS else "nf4"
+    if dialect != "compressed-tensors":
+        return dialect
+    weights = said["weights"]
+    high, wide = weights.get("block_structure") or (1, 1)
+    words = [said["format"], f"{weights['type']}{weights['num_bits']}", weights["strategy"]]
+    words += ["asymmetric"] if not weights["symmetric"] else []
+    words += ["uneven"] if rows % high or columns % wide else []
+    return " ".join(words)
+
+
+# ---- a plan --------------------------------------------------------------------------------------------
+
+
+def check_loader(jobs: Sequence[Job], request: PlanRequest) -> None:
+    """What these jobs store must be something that the loader takes that the user names, or, of a model's folder,
+    any of them. UsageError with the nearest thing that it takes."""
+    config = request.checkpoint.source.config
+    stored = [(job.spec, job.encoder) for job in jobs if job.encoder is not None]
+    if request.loader is not None:
+        _check_container(request.loader, request.container, config)
+        raise_all([*_foreign(jobs, request), *_refusals(stored, request.loader, config)])
+    elif request.container == "folder" and config is not None:
+        raise_all(list(_taken_by_none(stored, config)))
+
+
+def _check_container(loader: Loader, container: Container, config: Config) -> None:
+    reader = READERS[loader]
+    if container != reader.container:
+        if reader.container not in get_args(Container):
+            raise UsageError(
+                f"--for {loader}: it loads .{reader.container} files, which are not written yet",
+                remedy="Give its convert_hf_to_gguf.py the folder as it is, or what `compressor restore` makes of "
+                "a quantized one",
+            )
+        wanted = "a folder: end OUTPUT without a suffix" if reader.container == "folder" else "OUTPUT.gguf"
+        raise UsageError(f"--for {loader}: it loads no .{container}", remedy=f"Write {wanted}")
+    if reader.container == "folder" and config is None:
+        raise UsageError(
+            f"--for {loader}: it loads folders with a config.json, and the input has none",
+            remedy="Give the model's folder, or leave --for out",
         )
-    if len({json.dumps(one, sort_keys=True) for one in said}) > 1:
-        yield (
-            "experts of some layers have another scheme than those of others: vLLM loads that, transformers 5.24 "
-            "computes with other weights; one scheme for all experts is right in both"
+
+
+def _foreign(jobs: Sequence[Job], request: PlanRequest) -> Iterator[CompressorError]:
+    """Codes in layouts that the loader does not read."""
+    assert request.loader is not None  # noqa: S101 - who calls looked
+    reader = READERS[request.loader]
+    found: dict[str, list[tuple[TensorSpec, Decoder]]] = {}
+    for job in jobs:
+        encoder = job.encoder
+        if encoder is None or encoder.dialect(job.spec) in reader.dialects or job.parts == (dense_part(job.spec),):
+            continue
+        asked = request.recipe.stages[job.steps[-1].stage - len(request.recipe.cuts)].method.verb
+        sparse = job.steps[-1].method.verb == "store"
+        way_on = "--store dense" if asked != "quantize" else "--store packed" if sparse else "--bits 4, or --bits 8"
+        found.setdefault(way_on, []).append((job.spec, encoder))
+    for way_on, tensors in found.items():
+        yield UsageError(
+            f"--for {request.loader}: {reader.name} reads no {tensors[0][1].label} as it would be stored here: "
+            f"{_named(tensors)}",
+            remedy=f"Use {way_on}",
         )
+
+
+def _refusals(stored: Stored, loader: Loader, config: Config) -> Iterator[CompressorError]:
+    """What keeps a loader from taking codes that lie in layouts of its own, a problem for each reason."""
+    reader = READERS[loader]
+    limited: dict[Limit, list[tuple[TensorSpec, Decoder]]] = {}
+    for spec, decoder in stored:
+        if decoder.dialect(spec) in reader.dialects:
+            for limit in limits_of(loader, config, spec.name, form_of(spec, decoder)):
+                limited.setdefault(limit, []).append((spec, decoder))
+                break
+    for limit, tensors in limited.items():
+        yield UsageError(
+            f"--for {loader}: {_what(tensors, config)}: {reader.name} {limit.why}: {_named(tensors)}",
+            remedy=_way_on(limit, tensors, config),
+        )
+    if loader == "transformers" and _differ(stored):
+        yield UsageError(
+            f"--for {loader}: experts of some layers have another scheme than those of others, and {reader.name} "
+            "computes with other weights then",
+            remedy="Give them one scheme, by --set '*.experts.*:…'",
+        )
+
+
+def _taken_by_none(stored: Stored, config: Config) -> Iterator[CompressorError]:
+    """Codes for loaders that none of them takes."""
+    found: dict[Limit, list[tuple[TensorSpec, Decoder]]] = {}
+    for spec, decoder in stored:
+        said = list(_said(spec, decoder, config))
+        if said and all(limit is not None and not limit.hint for _, limit in said):
+            limit = next(one for _, one in said if one is not None)
+            found.setdefault(limit, []).append((spec, decoder))
+    for limit, tensors in found.items():
+        yield UsageError(
+            f"{_what(tensors, config)}: no loader takes such a folder: {_named(tensors)}",
+            remedy=_way_on(limit, tensors, config),
+        )
+
+
+def loader_notes(stored: Stored, config: Config) -> Iterator[str]:
+    """Which loaders do not take some of the codes, what they do with them, and who takes them."""
+    found: dict[tuple[Loader, Limit], list[tuple[TensorSpec, Decoder]]] = {}
+    takers: dict[Limit, list[str]] = {}
+    for spec, decoder in stored:
+        said = list(_said(spec, decoder, config))
+        for loader, limit in said:
+            if limit is not None:
+                found.setdefault((loader, limit), []).append((spec, decoder))
+                takers[limit] = [READERS[one].name for one, other in said if other is None]
+    for (loader, limit), tensors in found.items():
+        also = f"; {' and '.join(takers[limit])} takes it" if takers[limit] else ""
+        better = f"; for {loader}: {limit.instead}" if limit.instead else ""
+        yield f"{_what(tensors, config)}: {READERS[loader].name} {limit.why}{also}{better}"
+    if _differ(stored):
+        yield (
+            "experts of some layers have another scheme than those of others: vLLM loads that, and "
+            f"{READERS['transformers'].name} computes with other weights; one scheme for all is right in both"
+        )
+
+
+def _said(spec: TensorSpec, decoder: Decoder, config: Config) -> Iterator[tuple[Loader, Limit | None]]:
+    """What each loader that reads the dialect says of a tensor."""
+    for loader in _readers(decoder.dialect(spec)):
+        yield loader, next(limits_of(loader, config, spec.name, form_of(spec, decoder)), None)
+
+
+def _readers(dialect: str) -> Iterator[Loader]:
+    return (loader for loader, reader in READERS.items() if dialect in reader.dialects)
+
+
+def _differ(stored: Stored) -> bool:
+    """Whether experts are stored in several schemes."""
+    experts = [decoder.config(spec) or {} for spec, decoder in stored if experts_module(spec.name) is not None]
+    return len({json.dumps(one, sort_keys=True) for one in experts}) > 1
+
+
+def _what(tensors: Stored, config: Config) -> str:
+    """`int8 of experts`: what codes of which layers they are."""
+    labels = sorted({decoder.label for _, decoder in tensors})
+    layers = sorted({layer_of(config, spec.name).value for spec, _ in tensors})
+    return f"{', '.join(labels)} of {' and '.join(layers)}"
+
+
+def _named(tensors: Stored) -> str:
+    more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""
+    return f"'{printable(tensors[0][0].name, 100)}'{more}"
+
+
+def _way_on(limit: Limit, tensors: Stored, config: Config) -> str:
+    """What to do about codes that are not taken."""
+    layers = {layer_of(config, spec.name) for spec, _ in tensors}
+    ways = [f"Use {limit.instead}"] if limit.instead else []
+    excluded = _pattern(layers, tensors)
+    ways += [f"leave them dense by --exclude '{excluded}'"] if excluded else []
+    return ", or ".join(ways) or "Leave them out of --include"
+
+
+def _pattern(layers: Iterable[Layer], tensors: Stored) -> str:
+    """A pattern of few layers among others; "" where they are the model's own."""
+    if set(layers) == {Layer.EXPERT}:
+        return "*.experts.*" if "." in tensors[0][0].name.split("experts.")[0] else "experts.*"
+    return ""
