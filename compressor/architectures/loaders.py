@@ -69,12 +69,14 @@ class Limit:
 @dataclass(frozen=True)
 class Reader:
     """A loader: its `name` with the version that was seen, the dialects whose codes it reads, and what of these it
-    does not take. `container` is what it loads; `splits`: it knows experts as single matrices in every family.
-    `options` are those of methods that it needs, where they are left as they are by default."""
+    does not take. `lacks` are types of models that it has not; `container` is what it loads; `splits`: it knows
+    experts as single matrices in every family. `options` are those of methods that it needs, where they are left as
+    they are by default."""
 
     name: str
     dialects: tuple[str, ...]
     limits: tuple[Limit, ...] = ()
+    lacks: tuple[str, ...] = ()
     container: str = "folder"
     splits: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -97,9 +99,22 @@ _READS_WEIGHTS = (
     *("groupvit_text_model", "xclip", "xclip_text_model"),
 )
 _SEQUENTIAL = ("llama4", "llama4_text")  # whose experts are linear layers in transformers, once they are quantized
+# That transformers has; others of them vLLM runs by transformers' own code
+_NOT_IN_VLLM = (
+    *("t5", "mt5", "umt5", "longt5", "switch_transformers", "bart", "marian", "t5gemma", "speecht5"),
+    *("wav2vec2", "hubert", "wavlm", "unispeech", "wav2vec2-conformer", "wav2vec2-bert", "data2vec-audio"),
+    *("distilbert", "deberta-v2", "electra", "albert", "xlnet", "funnel", "rwkv", "chinese_clip"),
+    *("vit", "deit", "beit", "swin", "swinv2", "dinov2", "dinov2_with_registers", "dinov3_vit", "convnext"),
+    *("segformer", "siglip_text_model", "siglip2_text_model", "clipseg_text_model", "owlvit_text_model"),
+)
 _T5 = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
 _PACKED = r"(pack-quantized|nvfp4-pack-quantized|mxfp4-pack-quantized) .*"
-_NO_CONV1D = Limit(".*", "takes no codes of them", (Layer.CONV1D,))
+_NO_CONV1D = Limit(
+    ".*",
+    "takes no codes of them",
+    (Layer.CONV1D,),
+    instead="--layout compressor, which `restore` reads, or --store dense",
+)
 
 _TRANSFORMERS = (
     _NO_CONV1D,
@@ -107,13 +122,6 @@ _TRANSFORMERS = (
     Limit(_PACKED, "takes packed codes of them when told to dequantize only", (Layer.EMBEDDING,), hint=True),
     # experts, which it joins while it loads
     Limit("int-quantized .*", "fails to join their codes", (Layer.EXPERT,), unless=_SEQUENTIAL, instead="--bits 8"),
-    Limit(
-        "pack-quantized .* asymmetric",
-        "fails to join their codes",
-        (Layer.EXPERT,),
-        unless=_SEQUENTIAL,
-        instead="--symmetric",
-    ),
     Limit(".* block.*", "fails to join their codes", (Layer.EXPERT,), unless=_SEQUENTIAL, instead="--scheme fp8"),
     Limit(
         "mxfp8-quantized .*",
@@ -159,6 +167,7 @@ _TRANSFORMERS = (
         "nf4 odd",
         "computes on a CPU with rows in multiples of 32 and columns in multiples of 64 only (bitsandbytes 0.50)",
         dense=True,
+        hint=True,
     ),
 )
 _VLLM = (
@@ -179,7 +188,7 @@ _VLLM = (
     Limit("naive-quantized .*", "has no scheme for them", (Layer.EXPERT,), instead="--scheme fp8"),
 )
 READERS: Mapping[Loader, Reader] = {
-    "vllm": Reader("vLLM 0.32", ("compressed-tensors", "gptq", "bitsandbytes"), _VLLM),
+    "vllm": Reader("vLLM 0.32", ("compressed-tensors", "gptq", "bitsandbytes"), _VLLM, _NOT_IN_VLLM),
     "transformers": Reader(
         "transformers 5.24", ("compressed-tensors", "bitsandbytes", "gptq"), _TRANSFORMERS, splits=False
     ),
@@ -199,6 +208,14 @@ def layer_of(config: Mapping[str, Any] | None, name: str) -> Layer:
     if is_embedding(name):
         return Layer.EMBEDDING
     return Layer.TOWER if role_of(name, (2, 2)) is Role.TOWER else Layer.LINEAR
+
+
+def readers_of(dialect: str, config: Mapping[str, Any] | None) -> Iterator[Loader]:
+    """The loaders that read a dialect, and have the model that config.json describes."""
+    types = model_types(config)[:1]
+    for loader, reader in READERS.items():
+        if dialect in reader.dialects and not set(reader.lacks).intersection(types):
+            yield loader
 
 
 def limits_of(loader: Loader, config: Mapping[str, Any] | None, name: str, form: str) -> Iterator[Limit]:

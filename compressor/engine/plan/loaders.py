@@ -9,7 +9,8 @@ from typing import Any, get_args
 
 from compressor.architectures.decoder_layers import has_layers, not_in_a_layer
 from compressor.architectures.fused_layers import experts_module
-from compressor.architectures.loaders import READERS, Layer, Limit, Loader, layer_of, limits_of
+from compressor.architectures.loaders import READERS, Layer, Limit, Loader, layer_of, limits_of, readers_of
+from compressor.architectures.model_types import model_types
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.errors import CompressorError, UsageError, raise_all
 from compressor.core.tensor import TensorSpec
@@ -50,13 +51,16 @@ def left_dense(scheme: Scheme, spec: TensorSpec, checkpoint: Checkpoint, loader:
     if decoder.dialect(spec) == "gptq" and has_layers(checkpoint.tensors):
         return not_in_a_layer(spec.name)
     config = checkpoint.source.config
-    readers = (loader,) if loader is not None else tuple(_readers(decoder.dialect(spec)))
-    said = [next(limits_of(one, config, spec.name, form_of(spec, decoder)), None) for one in readers]
-    limits = [one for one in said if one is not None]
-    if config is None or len(limits) < len(readers) or not any(one.dense for one in limits):
+    if config is None:
         return ""
-    named = next(reader for reader, limit in zip(readers, said, strict=True) if limit is not None and limit.dense)
-    return f"{READERS[named].name} {next(one.why for one in limits if one.dense)}"
+    readers = (loader,) if loader is not None else tuple(readers_of(decoder.dialect(spec), config))
+    reasons = []
+    for reader in readers:
+        limits = limits_of(reader, config, spec.name, form_of(spec, decoder))
+        dense = (one for one in limits if one.dense and (loader is not None or not one.hint))
+        limit = next(dense, None)
+        reasons.append("" if limit is None else f"{READERS[reader].name} {limit.why}")
+    return reasons[0] if reasons and all(reasons) else ""
 
 
 def form_of(spec: TensorSpec, decoder: Decoder) -> str:
@@ -102,6 +106,11 @@ def _check_container(loader: Loader, container: Container, config: Config) -> No
             )
         wanted = "a folder: end OUTPUT without a suffix" if reader.container == "folder" else "OUTPUT.gguf"
         raise UsageError(f"--for {loader}: it loads no .{container}", remedy=f"Write {wanted}")
+    lacking = set(reader.lacks).intersection(model_types(config)[:1])
+    if lacking:
+        raise UsageError(
+            f"--for {loader}: {reader.name} has no {printable(lacking.pop(), 40)}", remedy="Leave --for out"
+        )
     if reader.container == "folder" and config is None:
         raise UsageError(
             f"--for {loader}: it loads folders with a config.json, and the input has none",
@@ -190,12 +199,8 @@ def loader_notes(stored: Stored, config: Config) -> Iterator[str]:
 
 def _said(spec: TensorSpec, decoder: Decoder, config: Config) -> Iterator[tuple[Loader, Limit | None]]:
     """What each loader that reads the dialect says of a tensor."""
-    for loader in _readers(decoder.dialect(spec)):
+    for loader in readers_of(decoder.dialect(spec), config):
         yield loader, next(limits_of(loader, config, spec.name, form_of(spec, decoder)), None)
-
-
-def _readers(dialect: str) -> Iterator[Loader]:
-    return (loader for loader, reader in READERS.items() if dialect in reader.dialects)
 
 
 def _differ(stored: Stored) -> bool:

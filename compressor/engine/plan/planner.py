@@ -145,6 +145,7 @@ def _jobs(request: PlanRequest) -> list[Job]:
 def _refused_by_strict(jobs: Sequence[Job], request: PlanRequest) -> Iterator[CompressorError]:
     """What --strict refuses: weights that are left alone though nobody asked for that, and those that are treated
     otherwise than asked, unless --fallback asks for what is nearest."""
+    otherwise: dict[tuple[str, str], list[str]] = {}
     for job in jobs:
         for why in job.left_alone:
             if not why.asked:
@@ -156,12 +157,14 @@ def _refused_by_strict(jobs: Sequence[Job], request: PlanRequest) -> Iterator[Co
         for step in job.steps:
             stage = request.recipe.stages[step.stage - len(request.recipe.cuts)] if step.instead else None
             if stage is not None and not stage.fallback:
-                nearest = "use --fallback, which asks for that, " if stage.method.verb == "quantize" else ""
-                yield UsageError(
-                    f"would be treated otherwise than asked: {step.instead}",
-                    tensor=job.spec.name,
-                    remedy=f"Ask for what fits it, {nearest}exclude it, or drop --strict",
-                )
+                otherwise.setdefault((stage.method.verb, step.instead), []).append(job.spec.name)
+    for (verb, why), names in otherwise.items():
+        nearest = "use --fallback, which asks for that, " if verb == "quantize" else ""
+        yield UsageError(
+            f"would be treated otherwise than asked: {why}{f' ({len(names)} tensors)' if len(names) > 1 else ''}",
+            tensor=names[0],
+            remedy=f"Ask for what fits, {nearest}exclude {'them' if len(names) > 1 else 'it'}, or drop --strict",
+        )
 
 
 def _job(tensor: Tensor, request: PlanRequest) -> Job:
