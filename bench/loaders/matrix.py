@@ -2,8 +2,8 @@
 docs/loaders.md.
 
 A cell is what `--for LOADER` makes of a family and a scheme: it loads as it is, with nothing missing, and answers
-what the restored model answers; or it is refused at plan time. `--families` chooses some, and prints instead. vLLM is
-asked where VLLM_PYTHON names a Python that has it, mlx-lm where it is installed.
+what the restored model answers; or it is refused at plan time. `--families` chooses some, and prints instead. vLLM
+is asked where VLLM_PYTHON names a Python that has it, mlx-lm where it is installed.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "loaders.md"
 
 @dataclass(frozen=True)
 class Scheme:
-    """Options of `quantize`, and how far off answers may lie, relative to their length: hardly where a loader computes
-    with the restored numbers; more where it rounds activations too, or multiplies otherwise."""
+    """Options of `quantize`, and how far off answers may lie, relative to their length: hardly where a loader
+    computes with the restored numbers; more where it rounds activations too, or multiplies otherwise."""
 
     options: Mapping[str, Any]
     tolerance: float = 0.002

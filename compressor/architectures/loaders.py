@@ -44,7 +44,8 @@ class Limit:
     `forms` and `names` (of tensors) are regular expressions for what they hold of; without `layers` or `families`
     for all of them; it holds of no family that is among `unless`. `why` is what the loader does then. `dense`: they
     are few layers, which stay dense for that loader. `instead`: options with which it takes such a model. `hint`:
-    it takes them, if told how to load.
+    it takes them, if told how to load. `beside`: of experts, which it does not take either, dense or not, beside
+    other layers in such codes.
     """
 
     forms: str
@@ -53,6 +54,7 @@ class Limit:
     families: tuple[str, ...] = ()
     names: str = ""
     unless: tuple[str, ...] = ()
+    beside: bool = False
     instead: str = ""
     dense: bool = False
     hint: bool = False
@@ -85,20 +87,15 @@ class Reader:
 # Whose initialisation in transformers reads the weight of a layer, which packed layers have not
 _READS_WEIGHTS = (
     *("mamba", "mamba2", "falcon_mamba", "rwkv", "falcon", "gpt_bigcode", "modernbert", "modernbert-decoder"),
-    *("t5", "mt5", "umt5", "longt5", "switch_transformers", "speecht5", "data2vec-audio", "wavlm"),
-    *("wav2vec2", "wav2vec2-conformer", "wav2vec2-bert", "unispeech", "unispeech-sat", "dinov3_vit"),
-    *(
-        "siglip",
-        "siglip_text_model",
-        "siglip_vision_model",
-        "siglip2",
-        "siglip2_text_model",
-        "siglip2_vision_model",
-    ),
-    *("chinese_clip", "clipseg", "clipseg_text_model", "owlvit", "owlvit_text_model", "groupvit"),
-    *("groupvit_text_model", "xclip", "xclip_text_model"),
+    *("t5", "mt5", "umt5", "longt5", "switch_transformers", "speecht5", "wav2vec2-bert", "dinov3_vit"),
+    *("siglip", "siglip_text_model", "siglip_vision_model", "siglip2", "siglip2_text_model"),
+    *("siglip2_vision_model", "chinese_clip", "clipseg", "clipseg_text_model", "owlvit", "owlvit_text_model"),
+    *("groupvit", "groupvit_text_model", "xclip", "xclip_text_model"),
 )
-_SEQUENTIAL = ("llama4", "llama4_text")  # whose experts are linear layers in transformers, once they are quantized
+# The same, and weight norm keeps transformers from dequantizing while it loads
+_WEIGHT_NORM = ("wav2vec2", "wav2vec2-conformer", "wavlm", "unispeech", "unispeech-sat", "data2vec-audio")
+# Whose experts transformers does not join: with codes they are linear layers, or in files one tensor
+_APART = ("llama4", "llama4_text", "gpt_oss", "qwen3_vl_moe")
 # That transformers has; others of them vLLM runs by transformers' own code
 _NOT_IN_VLLM = (
     *("t5", "mt5", "umt5", "longt5", "switch_transformers", "bart", "marian", "t5gemma", "speecht5"),
@@ -121,24 +118,47 @@ _TRANSFORMERS = (
     Limit("nf4.*", "takes no codes of them", (Layer.EMBEDDING,), instead="--layout int-quantized"),
     Limit(_PACKED, "takes packed codes of them when told to dequantize only", (Layer.EMBEDDING,), hint=True),
     # experts, which it joins while it loads
-    Limit("int-quantized .*", "fails to join their codes", (Layer.EXPERT,), unless=_SEQUENTIAL, instead="--bits 8"),
-    Limit(".* block.*", "fails to join their codes", (Layer.EXPERT,), unless=_SEQUENTIAL, instead="--scheme fp8"),
+    Limit(
+        "int-quantized .*",
+        "fails to join experts in a model with such codes",
+        (Layer.EXPERT,),
+        unless=_APART,
+        instead="--bits 8",
+        beside=True,
+    ),
+    Limit(
+        "pack-quantized .* asymmetric",
+        "fails to join experts in a model with such codes",
+        (Layer.EXPERT,),
+        unless=_APART,
+        instead="--symmetric",
+        beside=True,
+    ),
+    Limit(".* block.*", "fails to join their codes", (Layer.EXPERT,), unless=_APART, instead="--scheme fp8"),
     Limit(
         "mxfp8-quantized .*",
         "fails to join their codes",
         (Layer.EXPERT,),
-        unless=_SEQUENTIAL,
+        unless=_APART,
         instead="--scheme mxfp4",
+        beside=True,
     ),
-    Limit("nf4.*", "takes no codes of them", (Layer.EXPERT,), unless=_SEQUENTIAL, instead="--bits 4"),
+    Limit("nf4.*", "takes no codes of them", (Layer.EXPERT,), unless=_APART, instead="--bits 4"),
     Limit(
         "nvfp4-pack-quantized .*",
-        "leaves out their global scale, so that weights are off by orders of magnitude",
+        "leaves the global scale of experts out, which are off by orders of magnitude, or fails to join dense ones",
         (Layer.EXPERT,),
-        unless=_SEQUENTIAL,
+        unless=_APART,
         instead="--scheme mxfp4",
+        beside=True,
     ),
     # whatever the layer
+    Limit(
+        _PACKED,
+        "fails where its own initialisation reads a weight that is packed",
+        families=_WEIGHT_NORM,
+        instead="--scheme fp8 --layout naive-quantized",
+    ),
     Limit(
         "pack-quantized .* asymmetric",
         "loads asymmetric codes with CompressedTensorsConfig(dequantize=True) only",
@@ -218,8 +238,13 @@ def readers_of(dialect: str, config: Mapping[str, Any] | None) -> Iterator[Loade
             yield loader
 
 
-def limits_of(loader: Loader, config: Mapping[str, Any] | None, name: str, form: str) -> Iterator[Limit]:
-    """What keeps a loader from taking the tensor of this name in this form."""
+def limits_of(
+    loader: Loader, config: Mapping[str, Any] | None, name: str, form: str, *, experts: bool = False
+) -> Iterator[Limit]:
+    """What keeps a loader from taking the tensor of this name in this form; `experts`: the model has some."""
     layer, types = layer_of(config, name), model_types(config)
     concerned = types if layer is Layer.TOWER else types[:1]  # what a tower is does not concern other layers
-    return (limit for limit in READERS[loader].limits if limit.holds(form, name, layer, concerned))
+    for limit in READERS[loader].limits:
+        beside = experts and limit.beside and limit.holds(form, name, Layer.EXPERT, types)
+        if beside or limit.holds(form, name, layer, concerned):
+            yield limit

@@ -110,8 +110,8 @@ W8A8: dict[str, Any] = {"bits": 8, "layout": "int-quantized"}
 @pytest.mark.parametrize(
     ("options", "said", "better"),
     [
-        (W8A8, "int8 of experts: transformers 5.24 fails to join their codes", "--bits 8"),
-        ({"scheme": "nvfp4"}, "off by orders of magnitude; vLLM 0.32 takes it", "--scheme mxfp4"),
+        (W8A8, "int8 of experts and linear layers: transformers 5.24 fails to join experts", "--bits 8"),
+        ({"scheme": "nvfp4"}, "fails to join dense ones; vLLM 0.32 takes it", "--scheme mxfp4"),
         ({"scheme": "mxfp8"}, "fails to join their codes; vLLM 0.32 takes it", "--scheme mxfp4"),
         (
             {"scheme": "fp8", "granularity": "tensor"},
@@ -148,9 +148,10 @@ def test_what_no_loader_takes_is_refused(tmp_path: Path, loader: Any) -> None:
 @pytest.mark.parametrize(
     ("loader", "options", "said"),
     [
-        ("transformers", W8A8, "transformers 5.24 fails to join their codes"),
+        ("transformers", W8A8, "transformers 5.24 fails to join experts"),
+        ("transformers", {**W8A8, "exclude": ["*.experts.*"]}, "transformers 5.24 fails to join experts"),
         ("transformers", {"scheme": "nvfp4"}, "off by orders of magnitude"),
-        ("transformers", {**BITS, "symmetric": False}, r"CompressedTensorsConfig\(dequantize=True\) only"),
+        ("transformers", {**BITS, "symmetric": False}, "transformers 5.24 fails to join experts"),
         ("transformers", {**BITS, "rules": [("*.1.mlp.experts.*", {"bits": 8})]}, "experts of some layers"),
         ("transformers", {"bits": 3, "group_size": 32}, "reads no int3 as it would be stored here"),
         ("transformers", {**BITS, "layout": "mlx"}, "reads no int4 as it would be stored here"),

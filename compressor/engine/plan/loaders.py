@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from compressor.architectures.decoder_layers import has_layers, not_in_a_layer
@@ -83,16 +84,61 @@ def form_of(spec: TensorSpec, decoder: Decoder) -> str:
 # ---- a plan --------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Model:
+    """What is stored of a model as codes, its config.json, and whether it has experts, dense ones too."""
+
+    stored: Stored
+    config: Config
+    experts: bool
+
+    def limit(self, loader: Loader, spec: TensorSpec, decoder: Decoder) -> Limit | None:
+        """The first thing that keeps a loader from taking a tensor; None where it takes it."""
+        form = form_of(spec, decoder)
+        return next(limits_of(loader, self.config, spec.name, form, experts=self.experts), None)
+
+    def said(self, spec: TensorSpec, decoder: Decoder) -> Iterator[tuple[Loader, Limit | None]]:
+        """What each loader that reads the dialect says of a tensor."""
+        for loader in readers_of(decoder.dialect(spec), self.config):
+            yield loader, self.limit(loader, spec, decoder)
+
+    def what(self, tensors: Stored) -> str:
+        """`int8 of experts`: what codes of which layers they are."""
+        labels = sorted({decoder.label for _, decoder in tensors})
+        layers = sorted({layer_of(self.config, spec.name).value for spec, _ in tensors})
+        return f"{', '.join(labels)} of {' and '.join(layers)}"
+
+    def way_on(self, limit: Limit, tensors: Stored) -> str:
+        """What to do about codes that are not taken."""
+        ways = [f"Use {limit.instead}"] if limit.instead else []
+        layers = {layer_of(self.config, spec.name) for spec, _ in tensors}
+        if layers == {Layer.EXPERT} and not limit.beside:
+            pattern = "*.experts.*" if "." in tensors[0][0].name.split("experts.")[0] else "experts.*"
+            ways.append(f"leave them dense by --exclude '{pattern}'")
+        return ", or ".join(ways) or "Leave them out of --include"
+
+    @property
+    def schemes_of_experts(self) -> int:
+        """In how many schemes experts are stored."""
+        experts = [decoder.config(spec) or {} for spec, decoder in self.stored if experts_module(spec.name)]
+        return len({json.dumps(one, sort_keys=True) for one in experts})
+
+
+def _model(jobs: Sequence[Job], config: Config) -> _Model:
+    stored = [(job.spec, job.encoder) for job in jobs if job.encoder is not None]
+    return _Model(stored, config, any(experts_module(job.spec.name) is not None for job in jobs))
+
+
 def check_loader(jobs: Sequence[Job], request: PlanRequest) -> None:
     """What these jobs store must be something that the loader takes that the user names, or, of a model's folder,
     any of them. UsageError with the nearest thing that it takes."""
     config = request.checkpoint.source.config
-    stored = [(job.spec, job.encoder) for job in jobs if job.encoder is not None]
+    model = _model(jobs, config)
     if request.loader is not None:
         _check_container(request.loader, request.container, config)
-        raise_all([*_foreign(jobs, request), *_refusals(stored, request.loader, config)])
+        raise_all([*_foreign(jobs, request), *_refusals(model, request.loader)])
     elif request.container == "folder" and config is not None:
-        raise_all(list(_taken_by_none(stored, config)))
+        raise_all(list(_taken_by_none(model)))
 
 
 def _check_container(loader: Loader, container: Container, config: Config) -> None:
@@ -139,21 +185,20 @@ def _foreign(jobs: Sequence[Job], request: PlanRequest) -> Iterator[CompressorEr
         )
 
 
-def _refusals(stored: Stored, loader: Loader, config: Config) -> Iterator[CompressorError]:
+def _refusals(model: _Model, loader: Loader) -> Iterator[CompressorError]:
     """What keeps a loader from taking codes that lie in layouts of its own, a problem for each reason."""
     reader = READERS[loader]
     limited: dict[Limit, list[tuple[TensorSpec, Decoder]]] = {}
-    for spec, decoder in stored:
-        if decoder.dialect(spec) in reader.dialects:
-            for limit in limits_of(loader, config, spec.name, form_of(spec, decoder)):
-                limited.setdefault(limit, []).append((spec, decoder))
-                break
+    for spec, decoder in model.stored:
+        limit = model.limit(loader, spec, decoder) if decoder.dialect(spec) in reader.dialects else None
+        if limit is not None:
+            limited.setdefault(limit, []).append((spec, decoder))
     for limit, tensors in limited.items():
         yield UsageError(
-            f"--for {loader}: {_what(tensors, config)}: {reader.name} {limit.why}: {_named(tensors)}",
-            remedy=_way_on(limit, tensors, config),
+            f"--for {loader}: {model.what(tensors)}: {reader.name} {limit.why}: {_named(tensors)}",
+            remedy=model.way_on(limit, tensors),
         )
-    if loader == "transformers" and _differ(stored):
+    if loader == "transformers" and model.schemes_of_experts > 1:
         yield UsageError(
             f"--for {loader}: experts of some layers have another scheme than those of others, and {reader.name} "
             "computes with other weights then",
@@ -161,27 +206,27 @@ def _refusals(stored: Stored, loader: Loader, config: Config) -> Iterator[Compre
         )
 
 
-def _taken_by_none(stored: Stored, config: Config) -> Iterator[CompressorError]:
+def _taken_by_none(model: _Model) -> Iterator[CompressorError]:
     """Codes for loaders that none of them takes."""
     found: dict[Limit, list[tuple[TensorSpec, Decoder]]] = {}
-    for spec, decoder in stored:
-        said = list(_said(spec, decoder, config))
-        if said and all(limit is not None and not limit.hint for _, limit in said):
-            limit = next(one for _, one in said if one is not None)
-            found.setdefault(limit, []).append((spec, decoder))
+    for spec, decoder in model.stored:
+        limits = [limit for _, limit in model.said(spec, decoder)]
+        if limits and all(limit is not None and not limit.hint for limit in limits):
+            found.setdefault(next(filter(None, limits)), []).append((spec, decoder))
     for limit, tensors in found.items():
         yield UsageError(
-            f"{_what(tensors, config)}: no loader takes such a folder: {_named(tensors)}",
-            remedy=_way_on(limit, tensors, config),
+            f"{model.what(tensors)}: no loader takes such a folder: {_named(tensors)}",
+            remedy=model.way_on(limit, tensors),
         )
 
 
-def loader_notes(stored: Stored, config: Config) -> Iterator[str]:
+def loader_notes(jobs: Sequence[Job], config: Config) -> Iterator[str]:
     """Which loaders do not take some of the codes, what they do with them, and who takes them."""
+    model = _model(jobs, config)
     found: dict[tuple[Loader, Limit], list[tuple[TensorSpec, Decoder]]] = {}
     takers: dict[Limit, list[str]] = {}
-    for spec, decoder in stored:
-        said = list(_said(spec, decoder, config))
+    for spec, decoder in model.stored:
+        said = list(model.said(spec, decoder))
         for loader, limit in said:
             if limit is not None:
                 found.setdefault((loader, limit), []).append((spec, decoder))
@@ -189,49 +234,14 @@ def loader_notes(stored: Stored, config: Config) -> Iterator[str]:
     for (loader, limit), tensors in found.items():
         also = f"; {' and '.join(takers[limit])} takes it" if takers[limit] else ""
         better = f"; for {loader}: {limit.instead}" if limit.instead else ""
-        yield f"{_what(tensors, config)}: {READERS[loader].name} {limit.why}{also}{better}"
-    if _differ(stored):
+        yield f"{model.what(tensors)}: {READERS[loader].name} {limit.why}{also}{better}"
+    if model.schemes_of_experts > 1:
         yield (
             "experts of some layers have another scheme than those of others: vLLM loads that, and "
             f"{READERS['transformers'].name} computes with other weights; one scheme for all is right in both"
         )
 
 
-def _said(spec: TensorSpec, decoder: Decoder, config: Config) -> Iterator[tuple[Loader, Limit | None]]:
-    """What each loader that reads the dialect says of a tensor."""
-    for loader in readers_of(decoder.dialect(spec), config):
-        yield loader, next(limits_of(loader, config, spec.name, form_of(spec, decoder)), None)
-
-
-def _differ(stored: Stored) -> bool:
-    """Whether experts are stored in several schemes."""
-    experts = [decoder.config(spec) or {} for spec, decoder in stored if experts_module(spec.name) is not None]
-    return len({json.dumps(one, sort_keys=True) for one in experts}) > 1
-
-
-def _what(tensors: Stored, config: Config) -> str:
-    """`int8 of experts`: what codes of which layers they are."""
-    labels = sorted({decoder.label for _, decoder in tensors})
-    layers = sorted({layer_of(config, spec.name).value for spec, _ in tensors})
-    return f"{', '.join(labels)} of {' and '.join(layers)}"
-
-
 def _named(tensors: Stored) -> str:
     more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""
     return f"'{printable(tensors[0][0].name, 100)}'{more}"
-
-
-def _way_on(limit: Limit, tensors: Stored, config: Config) -> str:
-    """What to do about codes that are not taken."""
-    layers = {layer_of(config, spec.name) for spec, _ in tensors}
-    ways = [f"Use {limit.instead}"] if limit.instead else []
-    excluded = _pattern(layers, tensors)
-    ways += [f"leave them dense by --exclude '{excluded}'"] if excluded else []
-    return ", or ".join(ways) or "Leave them out of --include"
-
-
-def _pattern(layers: Iterable[Layer], tensors: Stored) -> str:
-    """A pattern of few layers among others; "" where they are the model's own."""
-    if set(layers) == {Layer.EXPERT}:
-        return "*.experts.*" if "." in tensors[0][0].name.split("experts.")[0] else "experts.*"
-    return ""

@@ -32,7 +32,7 @@ def plan_notes(request: PlanRequest, jobs: Sequence[Job], without_adapter: Seque
         stored = [(job.spec, job.encoder) for job in jobs if job.encoder is not None]
         notes = [
             *checkpoint.notes,
-            *_loading(stored, request.container, checkpoint),
+            *_loading(jobs, stored, request.container, checkpoint),
             *_input(checkpoint, request.recipe),
             *pattern_notes(request.recipe.stages, len(request.recipe.cuts), request.specs),
             *_idle(jobs, request.recipe, checkpoint),
@@ -46,7 +46,7 @@ def is_language_model(config: Mapping[str, Any] | None) -> bool:
     return isinstance(named, list) and any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in named)
 
 
-def _loading(stored: Stored, container: Container, checkpoint: Checkpoint) -> Iterator[str]:
+def _loading(jobs: Sequence[Job], stored: Stored, container: Container, checkpoint: Checkpoint) -> Iterator[str]:
     """What loaders do with the codes."""
     layouts = {(encoder.config(spec) or {}).get("format") for spec, encoder in stored}
     spoken = {encoder.dialect(spec) for spec, encoder in stored}
@@ -64,7 +64,7 @@ def _loading(stored: Stored, container: Container, checkpoint: Checkpoint) -> It
         if spoken - {""} and checkpoint.source.config is None:
             yield "without a config.json nothing tells loaders that weights are quantized; `restore` knows"
     if container == "folder" and spoken - {""}:
-        yield from loader_notes(stored, checkpoint.source.config)
+        yield from loader_notes(jobs, checkpoint.source.config)
     yield from sorted({encoder.remark(spec) for spec, encoder in stored} - {""})
     if "" in spoken and container != "npz":
         yield "part of it is in this project's own layout, which only `compressor restore` reads"

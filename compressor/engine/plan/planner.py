@@ -158,10 +158,11 @@ def _refused_by_strict(jobs: Sequence[Job], request: PlanRequest) -> Iterator[Co
             stage = request.recipe.stages[step.stage - len(request.recipe.cuts)] if step.instead else None
             if stage is not None and not stage.fallback:
                 otherwise.setdefault((stage.method.verb, step.instead), []).append(job.spec.name)
-    for (verb, why), names in otherwise.items():
+    for (verb, instead), names in otherwise.items():
         nearest = "use --fallback, which asks for that, " if verb == "quantize" else ""
+        more = f" ({len(names)} tensors)" if len(names) > 1 else ""
         yield UsageError(
-            f"would be treated otherwise than asked: {why}{f' ({len(names)} tensors)' if len(names) > 1 else ''}",
+            f"would be treated otherwise than asked: {instead}{more}",
             tensor=names[0],
             remedy=f"Ask for what fits, {nearest}exclude {'them' if len(names) > 1 else 'it'}, or drop --strict",
         )
