@@ -66,7 +66,7 @@ def _loading(jobs: Sequence[Job], stored: Stored, container: Container, checkpoi
     if container == "folder" and spoken - {""}:
         yield from loader_notes(jobs, checkpoint.source.config)
     yield from sorted({encoder.remark(spec) for spec, encoder in stored} - {""})
-    if "" in spoken and container != "npz":
+    if "" in spoken and container not in ("npz", "gguf"):
         yield "part of it is in this project's own layout, which only `compressor restore` reads"
 
 
