@@ -8,16 +8,21 @@ is asked where VLLM_PYTHON names a Python that has it, mlx-lm where it is instal
 
 from __future__ import annotations
 
+import argparse
 import gc
 import importlib.metadata
 import importlib.util
+import string
+import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.loaders.families import Family, output_of, quietly
+from bench.loaders.families import FAMILIES, Family, output_of, quietly
+from bench.page import put
 from compressor import api
 from compressor.core.errors import CompressorError
 
@@ -63,7 +68,7 @@ class Cell:
     @property
     def right(self) -> bool:
         """Whether it loads and answers as it should, or was refused."""
-        return not self.wrong and (bool(self.refused) or (self.off is not None and self.off <= self.tolerance))
+        return bool(self.refused) or (self.off is not None and self.off <= self.tolerance)
 
 
 class Transformers:
@@ -71,6 +76,7 @@ class Transformers:
 
     name = "transformers"
     packages = ("transformers", "compressed-tensors", "bitsandbytes", "torch")
+    schemes = tuple(SCHEMES)
 
     def takes(self, family: Family) -> bool:
         """Whether it has models of the family."""
@@ -90,6 +96,7 @@ class Mlx:
 
     name = "mlx"
     packages = ("mlx-lm", "mlx")
+    schemes = ("int4", "int4 asymmetric", "int8")
 
     def takes(self, family: Family) -> bool:
         """Whether it has models of the family."""
@@ -143,3 +150,54 @@ def _cell(family: Family, loader: Any, scheme: Scheme, model: Path, options: Map
 def _plain(error: CompressorError) -> str:
     """Why a plan was refused, without the names of its tensors."""
     return error.reason.partition(": '")[0].partition(": ")[2] or error.reason
+
+
+# ---- the page ------------------------------------------------------------------------------------------
+
+
+def table(found: Mapping[str, Mapping[str, Cell]], tried: Sequence[str]) -> str:
+    """A table of families by schemes, with what the letters of refusals stand for."""
+    reasons: dict[str, str] = {}
+    lines = [f"| family | {' | '.join(tried)} |", f"|---|{'---|' * len(tried)}"]
+    for family, row in found.items():
+        shown = [_shown(row[name], reasons) for name in tried]
+        lines.append(f"| {family} | {' | '.join(shown)} |")
+    lines += ["", *(f"- {letter}: {reason}" for reason, letter in reasons.items())]
+    return "\n".join(lines)
+
+
+def _shown(cell: Cell, reasons: dict[str, str]) -> str:
+    if cell.refused:
+        reason = f"{cell.refused}. {cell.way_on}" if cell.way_on else cell.refused
+        return reasons.setdefault(reason, string.ascii_lowercase[len(reasons)])
+    if not cell.right or cell.off is None:
+        return f"**wrong** ({cell.wrong or f'{cell.off:.2g}'})"
+    return f"{'' if cell.treated else '='}{cell.off:.1g}" if cell.off else f"{'' if cell.treated else '='}0"
+
+
+def main() -> int:
+    """Try what is asked for; 1 where anything is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--families", nargs="*", choices=list(FAMILIES))
+    parser.add_argument("--loaders", nargs="*", choices=list(LOADERS), default=list(LOADERS))
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore")
+    made, right = [], True
+    for name in asked.loaders:
+        loader = LOADERS[name]
+        families = [FAMILIES[one] for one in asked.families or FAMILIES if loader.takes(FAMILIES[one])]
+        tried = [scheme for scheme in SCHEMES if scheme in loader.schemes]
+        found = {family.name: dict(cells(family, loader, tried, {"loader": name})) for family in families}
+        right &= all(cell.right for row in found.values() for cell in row.values())
+        versions = ", ".join(f"{one} {importlib.metadata.version(one)}" for one in loader.packages)
+        made.append(f"### {name}\n\nWith {versions}.\n\n{table(found, tried)}")
+    text = "\n\n".join(made)
+    if asked.families:
+        sys.stdout.write(f"{text}\n")
+    else:
+        put("loaders", "loaders/matrix.py", text, PAGE)
+    return 0 if right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

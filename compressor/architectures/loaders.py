@@ -31,7 +31,8 @@ class Layer(Enum):
 
     LINEAR = "linear layers"
     EXPERT = "experts"
-    CONV1D = "Conv1D layers, whose weights lie transposed,"
+    CONV1D = "transposed Conv1D layers"
+
     EMBEDDING = "embeddings"
     HEAD = "output heads"
     TOWER = "towers"
@@ -84,12 +85,16 @@ class Reader:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+_SIGLIP = (
+    *("siglip", "siglip_text_model", "siglip_vision_model"),
+    *("siglip2", "siglip2_text_model", "siglip2_vision_model"),
+)
 # Whose initialisation in transformers reads the weight of a layer, which packed layers have not
 _READS_WEIGHTS = (
     *("mamba", "mamba2", "falcon_mamba", "rwkv", "falcon", "gpt_bigcode", "modernbert", "modernbert-decoder"),
     *("t5", "mt5", "umt5", "longt5", "switch_transformers", "speecht5", "wav2vec2-bert", "dinov3_vit"),
-    *("siglip", "siglip_text_model", "siglip_vision_model", "siglip2", "siglip2_text_model"),
-    *("siglip2_vision_model", "chinese_clip", "clipseg", "clipseg_text_model", "owlvit", "owlvit_text_model"),
+    *_SIGLIP,
+    *("chinese_clip", "clipseg", "clipseg_text_model", "owlvit", "owlvit_text_model"),
     *("groupvit", "groupvit_text_model", "xclip", "xclip_text_model"),
 )
 # The same, and weight norm keeps transformers from dequantizing while it loads
@@ -110,7 +115,7 @@ _NO_CONV1D = Limit(
     ".*",
     "takes no codes of them",
     (Layer.CONV1D,),
-    instead="--layout compressor, which `restore` reads, or --store dense",
+    instead="--store dense, or, without --for, --scheme int --layout compressor, which `restore` reads",
 )
 
 _TRANSFORMERS = (
@@ -179,9 +184,15 @@ _TRANSFORMERS = (
         families=("dinov2", "dinov2_with_registers"),
         names=r"\.weights_in\.weight$",
         instead="--scheme fp8",
-        dense=True,
     ),
     Limit("nf4.*", "takes no codes of its layers", families=("falcon",), instead="--scheme fp8"),
+    Limit(
+        "nf4.*",
+        "takes no codes of an attention's output that torch computes",
+        families=_SIGLIP,
+        names=r"head\.attention\.out_proj\.weight$",
+        dense=True,
+    ),
     Limit("nf4.*", "keeps this layer in float32", families=_T5, names=r"\.wo\.weight$", dense=True),
     Limit(
         "nf4 odd",

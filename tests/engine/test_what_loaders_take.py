@@ -215,9 +215,11 @@ def test_a_conv1d_is_refused_for_loaders(tmp_path: Path) -> None:
     weight = np.random.default_rng(0).standard_normal((64, 192)).astype(np.float32)
     save_file({"transformer.h.0.attn.c_attn.weight": weight}, model / "model.safetensors")
     (model / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(UsageError, match="Conv1D layers, whose weights lie transposed") as caught:
+    with pytest.raises(UsageError, match="transposed Conv1D layers") as caught:
         api.quantize(model, tmp_path / "out", **BITS)
-    assert caught.value.remedy == "Use --layout compressor, which `restore` reads, or --store dense"
+    assert caught.value.remedy == (
+        "Use --store dense, or, without --for, --scheme int --layout compressor, which `restore` reads"
+    )
     api.quantize(model, tmp_path / "own", **BITS, layout="compressor")
     api.quantize(model, tmp_path / "dense", **BITS, store="dense")
     api.quantize(model, tmp_path / "dense too", **BITS, store="dense", loader="transformers")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from compressor.architectures.decoder_layers import has_layers, not_in_a_layer
 from compressor.architectures.fused_layers import experts_module
@@ -144,14 +144,15 @@ def check_loader(jobs: Sequence[Job], request: PlanRequest) -> None:
 def _check_container(loader: Loader, container: Container, config: Config) -> None:
     reader = READERS[loader]
     if container != reader.container:
-        if reader.container not in get_args(Container):
-            raise UsageError(
-                f"--for {loader}: it loads .{reader.container} files, which are not written yet",
-                remedy="Give its convert_hf_to_gguf.py the folder as it is, or what `compressor restore` makes of "
-                "a quantized one",
-            )
-        wanted = "a folder: end OUTPUT without a suffix" if reader.container == "folder" else "OUTPUT.gguf"
-        raise UsageError(f"--for {loader}: it loads no .{container}", remedy=f"Write {wanted}")
+        remedies = {
+            "folder": "Write a folder: end OUTPUT without a suffix",
+            "gguf": "End OUTPUT in .gguf, and give a .gguf of the model (its convert_hf_to_gguf.py makes one of a "
+            "folder)",
+        }
+        raise UsageError(
+            f"--for {loader}: it loads no {'folder' if container == 'folder' else f'.{container}'}",
+            remedy=remedies[reader.container],
+        )
     lacking = set(reader.lacks).intersection(model_types(config)[:1])
     if lacking:
         raise UsageError(
@@ -172,6 +173,8 @@ def _foreign(jobs: Sequence[Job], request: PlanRequest) -> Iterator[CompressorEr
     for job in jobs:
         encoder = job.encoder
         if encoder is None or encoder.dialect(job.spec) in reader.dialects or job.parts == (dense_part(job.spec),):
+            continue
+        if encoder.ggml is not None and reader.container == "gguf":
             continue
         asked = request.recipe.stages[job.steps[-1].stage - len(request.recipe.cuts)].method.verb
         sparse = job.steps[-1].method.verb == "store"
