@@ -146,9 +146,9 @@ def code_products(
 ) -> tuple[Array, Array] | None:
     """Σ c·u and Σ c² of groups u, float64, with c = clip(round(u/f), lowest, lowest + span), halves to even.
 
-    The groups are the rows of `units` [groups, size], or those at the places `chosen`, in their order; `factors` and
-    `lowest` have one number for each of them; `weights` [groups, size] count each term. All float32. Summed up as
-    `core/sums.py` says.
+    The groups are the rows of `units` [groups, size], or those at the places `chosen`, in their order; `factors`
+    and `lowest` have one number for each of them; `weights` [groups, size] count each term. All float32. Summed up
+    as `core/sums.py` says.
     """
     given = (units,) if weights is None else (units, weights)
     kernels = _takes(*given) if all(array.dtype == np.float32 for array in given) else None

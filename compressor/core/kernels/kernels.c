@@ -290,19 +290,23 @@ EACH_CPU void minifloat_codes(const float *restrict values, size_t runs, size_t 
                               uint8_t *restrict codes, float *restrict restored) {
     const Minifloat kind = minifloat(mantissa, lowest, largest);
     const uint32_t shift = 23 - mantissa, offset = (first >> shift) + first, sign = 1u << (bits - 1);
-    for (size_t run = 0; run < runs; run++) {
-        const float scale = scales[run];
-        for (size_t i = run * size; i < (run + 1) * size; i++) {
-            const uint32_t pattern = as_bits(values[i]);
-            float size_of = as_float(as_bits(values[i] / scale) & 0x7fffffffu);
-            size_of = size_of > kind.largest ? kind.largest : size_of;
-            const float anchor = anchor_of(size_of, kind), sum = size_of + anchor;
-            restored[i] = as_float(as_bits((sum - anchor) * scale) | (pattern & 0x80000000u));
+    uint32_t wide[RUN]; /* codes as wide as the floats: runs may be as short as a register */
+    for (size_t run = 0; run < runs; run++)
+        for (size_t start = run * size; start < (run + 1) * size; start += RUN) {
+            const size_t count = least(RUN, (run + 1) * size - start);
+            const float scale = scales[run], *own = values + start;
+            float *restrict out = restored + start;
+            for (size_t i = 0; i < count; i++) {
+                const uint32_t pattern = as_bits(own[i]);
+                float size_of = as_float(as_bits(own[i] / scale) & 0x7fffffffu);
+                size_of = size_of > kind.largest ? kind.largest : size_of;
+                const float anchor = anchor_of(size_of, kind), sum = size_of + anchor;
+                out[i] = as_float(as_bits((sum - anchor) * scale) | (pattern & 0x80000000u));
+                wide[i] = ((as_bits(anchor) >> shift) + as_bits(sum) - offset) | (pattern >> (32 - bits) & sign);
+            }
             if (codes)
-                codes[i] = (uint8_t)(((as_bits(anchor) >> shift) + as_bits(sum) - offset) |
-                                     (pattern >> (32 - bits) & sign));
+                for (size_t i = 0; i < count; i++) codes[start + i] = (uint8_t)wide[i];
         }
-    }
 }
 
 /* The best of some scales for each of `blocks` blocks of `size` (16 or 32) values, a number of the rising `ladder`
