@@ -20,10 +20,9 @@ from compressor.core.tensor import DTYPES
 from compressor.engine.execution.joined import Joined, join
 from compressor.engine.execution.worker import Done, Finished, Piece, Worker
 from compressor.engine.plan.plan import Counted, Job, SizesKnown
-from compressor.methods.contract import ByTensor, Encoder, Survey, TensorMethod, Transform, Treatment
+from compressor.methods.contract import SMALL, ByTensor, Encoder, Survey, TensorMethod, Transform, Treatment
 
 _BATCH = 1 << 19  # elements of small tensors that make one task
-_SMALL = _BATCH // 4  # elements of the largest of them
 
 T = TypeVar("T")
 Progress = Callable[[int], None]
@@ -48,7 +47,7 @@ class Runner:
         for job in self.worker.plan.jobs:
             if job.sizes_known:
                 continue
-            fold = _fold_here if job.spec.size <= _SMALL else self._fold
+            fold = _fold_here if job.spec.size <= SMALL else self._fold
             *before, last = self._treatments(job, fold)
             assert isinstance(last, Encoder)  # noqa: S101 - no other has parts that could be counted
             sizes[job.spec.name] = Counted(job.steps[-1].stage, last)
@@ -108,12 +107,12 @@ class Runner:
             for job in jobs:
                 while finish:
                     yield partial(self.worker.finish, finish.popleft())
-                if job.spec.size > _SMALL:
+                if job.spec.size > SMALL:
                     treatments = self._treatments(job, self._fold)
                     cut = self.worker.cut(job)
                     for start, stop in cut.chunks:
                         yield partial(self.worker.chunk, job, cut, treatments, start, stop)
-            yield from self._batches([job for job in jobs if job.spec.size <= _SMALL])
+            yield from self._batches([job for job in jobs if job.spec.size <= SMALL])
 
     def _batches(self, jobs: list[Job]) -> Iterator[Task[list[Done] | Finished]]:
         """Small tensors in the order in which they are stored, where those that are alike lie side by side."""
@@ -137,7 +136,7 @@ class Runner:
     def _small(self, jobs: Sequence[Job]) -> list[Done]:
         """Whole tensors, one after the other, surveys included; alike neighbours at once."""
         done: list[Done] = []
-        for item in join(jobs, self.worker.plan, self.worker.checkpoint, self._known):
+        for item in join(jobs, self.worker.checkpoint, self._known):
             if isinstance(item, Joined):
                 done += self._joined(item)
             else:
@@ -196,7 +195,7 @@ class Runner:
             if not survey.wants(job.spec):
                 continue
             before, cut = self._treatments(job, self._fold, before=place), self.worker.cut(job)
-            if job.spec.size > _SMALL:
+            if job.spec.size > SMALL:
                 for start, stop in cut.sampled(survey.sample):
                     yield partial(self.worker.observe, survey, [(job, cut, before, start, stop)])
                 continue
