@@ -180,11 +180,12 @@ def test_the_layout_is_the_loaders(tmp_path: Path) -> None:
     for loader in ("vllm", "transformers"):
         api.quantize(model, tmp_path / loader, **BITS, loader=loader)
         assert declared(tmp_path / loader)["quant_method"] == "compressed-tensors"
-    api.quantize(model, tmp_path / "mlx", **BITS, rules=[("*q_proj*", {"bits": 6})], loader="mlx")
+    dense: dict[str, Any] = {"exclude": ["*.experts.*"], "loader": "mlx"}
+    api.quantize(model, tmp_path / "mlx", **BITS, rules=[("*q_proj*", {"bits": 6})], **dense)
     said = json.loads((tmp_path / "mlx" / "config.json").read_text())["quantization"]
     assert (said["bits"], said["group_size"], said["mode"]) == (4, 32, "affine")
     assert said["model.layers.0.self_attn.q_proj"]["bits"] == 6
-    report = api.quantize(model, tmp_path / "budget", target_bits=5, loader="mlx")
+    report = api.quantize(model, tmp_path / "budget", target_bits=5, **dense)
     assert "quantization" in json.loads((tmp_path / "budget" / "config.json").read_text())
     assert report.total.error > 0
 
