@@ -33,8 +33,11 @@ _SIGNATURES = {
     ),
     "code_products": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_float, *(c_void_p,) * 3),
     "minifloat_codes": (
-        *(c_void_p, c_size_t, c_size_t, c_void_p, c_int, c_int, c_float, c_float, c_uint32),
+        *(c_void_p, c_size_t, c_size_t, c_size_t, c_void_p, c_size_t, c_int, c_int, c_float, c_float, c_uint32),
         *(c_void_p, c_void_p),
+    ),
+    "minifloat_errors": (
+        *(c_void_p, c_size_t, c_size_t, c_size_t, c_void_p, c_size_t, c_int, c_float, c_float, c_void_p),
     ),
     "best_rungs": (
         *(c_void_p, c_size_t, c_size_t, c_void_p, c_int64, c_void_p, c_size_t, c_int, c_float, c_float),
@@ -215,11 +218,12 @@ class Minifloat(NamedTuple):
 
 
 def minifloat_codes(
-    values: Array, scales: Array, kind: Minifloat, first: int, codes: Array | None, restored: Array
+    values: Array, scales: Array, size: int, kind: Minifloat, first: int, codes: Array | None, restored: Array
 ) -> bool | None:
-    """Codes (uint8, unless None) of values over scales, and the numbers code · scale in `restored`; float32.
+    """Codes (uint8, unless None) of values [rows, columns] over scales [rows or 1, segments], and the numbers
+    code · scale in `restored`; all float32.
 
-    Each scale is for a run of as many values; `first` is the pattern of the anchor of subnormals.
+    Each scale is for `size` values of a row; `first` is the pattern of the anchor of subnormals.
     """
     given = (values, scales, restored)
     kernels = _takes(*given) if all(array.dtype == np.float32 for array in given) else None
@@ -227,15 +231,39 @@ def minifloat_codes(
         return None
     kernels.minifloat_codes(
         values.ctypes.data,
-        scales.size,
-        values.size // max(scales.size, 1),
+        *values.shape,
+        size,
         scales.ctypes.data,
+        scales.shape[1] if len(scales) > 1 else 0,
         *kind,
         first,
         None if codes is None else codes.ctypes.data,
         restored.ctypes.data,
     )
     return True
+
+
+def minifloat_errors(values: Array, reciprocals: Array, size: int, kind: Minifloat) -> Array | None:
+    """Σ (w/s − q)² of values [rows, columns] over each `size` of a row, float64 [rows, segments], where
+    `reciprocals` [rows or 1, segments] are the 1/s; float32. Summed up as `core/sums.py` says."""
+    given = (values, reciprocals)
+    kernels = _takes(*given) if all(array.dtype == np.float32 for array in given) else None
+    if kernels is None:
+        return None
+    rows, columns = values.shape
+    segments = reciprocals.shape[1]
+    out: Array = np.empty((rows, segments), np.float64)
+    kernels.minifloat_errors(
+        values.ctypes.data,
+        rows,
+        columns,
+        size,
+        reciprocals.ctypes.data,
+        segments if len(reciprocals) > 1 else 0,
+        *kind[1:],
+        out.ctypes.data,
+    )
+    return out
 
 
 def best_rungs(

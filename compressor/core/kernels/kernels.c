@@ -268,44 +268,79 @@ EACH_CPU void code_products(const float *restrict units, const int64_t *restrict
         CODE_PRODUCTS(code)
 }
 
-/* What a small float can be: `mantissa` bits, the exponent of its lowest normal as that power of two, its largest
- * number. methods/numerics/minifloat.py has how numbers are rounded to it. */
+/* What a small float can be: its lowest normal, its largest number, and what raises a power of two to the anchor of
+ * numbers from there to the next. methods/numerics/minifloat.py has how numbers are rounded to it. */
 typedef struct { float lowest, largest, raise; } Minifloat;
 
 static inline Minifloat minifloat(int mantissa, float lowest, float largest) {
     return (Minifloat){lowest, largest, 1.5f * (float)(1u << (23 - mantissa))};
 }
 
-static inline float anchor_of(float magnitude, Minifloat kind) {
-    float anchor = as_float(as_bits(magnitude) & 0x7f800000u);
-    anchor = anchor < kind.lowest ? kind.lowest : anchor;
-    anchor = anchor > kind.largest ? kind.largest : anchor;
-    return anchor * kind.raise;
+/* Of a number that is no larger than the largest, of either sign. */
+static inline float anchor_of(float number, Minifloat kind) {
+    const float anchor = as_float(as_bits(number) & 0x7f800000u);
+    return (anchor < kind.lowest ? kind.lowest : anchor) * kind.raise;
 }
 
-/* Codes (uint8, or none) and numbers of values over their scales, of which each is for a run of `size` values.
+/* Values [rows, columns] over their scales, of which each is for `size` values of a row (the last of a row for what is
+ * left), and `stride` is from one row's scales to the next's: codes (uint8, or none), and the numbers they stand for.
  * `first` is the pattern of the anchor of subnormals. */
-EACH_CPU void minifloat_codes(const float *restrict values, size_t runs, size_t size, const float *restrict scales,
-                              int bits, int mantissa, float lowest, float largest, uint32_t first,
-                              uint8_t *restrict codes, float *restrict restored) {
+EACH_CPU void minifloat_codes(const float *restrict values, size_t rows, size_t columns, size_t size,
+                              const float *restrict scales, size_t stride, int bits, int mantissa, float lowest,
+                              float largest, uint32_t first, uint8_t *restrict codes, float *restrict restored) {
     const Minifloat kind = minifloat(mantissa, lowest, largest);
     const uint32_t shift = 23 - mantissa, offset = (first >> shift) + first, sign = 1u << (bits - 1);
     uint32_t wide[RUN]; /* codes as wide as the floats: runs may be as short as a register */
-    for (size_t run = 0; run < runs; run++)
-        for (size_t start = run * size; start < (run + 1) * size; start += RUN) {
-            const size_t count = least(RUN, (run + 1) * size - start);
-            const float scale = scales[run], *own = values + start;
-            float *restrict out = restored + start;
-            for (size_t i = 0; i < count; i++) {
-                const uint32_t pattern = as_bits(own[i]);
-                float size_of = as_float(as_bits(own[i] / scale) & 0x7fffffffu);
-                size_of = size_of > kind.largest ? kind.largest : size_of;
-                const float anchor = anchor_of(size_of, kind), sum = size_of + anchor;
-                out[i] = as_float(as_bits((sum - anchor) * scale) | (pattern & 0x80000000u));
-                wide[i] = ((as_bits(anchor) >> shift) + as_bits(sum) - offset) | (pattern >> (32 - bits) & sign);
+    for (size_t row = 0; row < rows; row++)
+        for (size_t begin = 0; begin < columns; begin += size) {
+            const float scale = scales[row * stride + begin / size];
+            for (size_t start = begin; start < least(begin + size, columns); start += RUN) {
+                const size_t count = least(RUN, least(begin + size, columns) - start);
+                const float *own = values + row * columns + start;
+                float *restrict out = restored + row * columns + start;
+                for (size_t i = 0; i < count; i++) {
+                    const uint32_t pattern = as_bits(own[i]);
+                    float size_of = as_float(as_bits(own[i] / scale) & 0x7fffffffu);
+                    size_of = size_of > kind.largest ? kind.largest : size_of;
+                    const float anchor = anchor_of(size_of, kind), sum = size_of + anchor;
+                    out[i] = as_float(as_bits((sum - anchor) * scale) | (pattern & 0x80000000u));
+                    wide[i] =
+                        ((as_bits(anchor) >> shift) + as_bits(sum) - offset) | (pattern >> (32 - bits) & sign);
+                }
+                if (codes) {
+                    uint8_t *restrict narrow = codes + row * columns + start;
+                    for (size_t i = 0; i < count; i++) narrow[i] = (uint8_t)wide[i];
+                }
             }
-            if (codes)
-                for (size_t i = 0; i < count; i++) codes[start + i] = (uint8_t)wide[i];
+        }
+}
+
+/* Squared errors of values [rows, columns] in units of their scales, where each is for `size` values of a row: sums
+ * over these, in the order above. `reciprocals` has one over each scale, `stride` from one row's to the next's. */
+EACH_CPU void minifloat_errors(const float *restrict values, size_t rows, size_t columns, size_t size,
+                               const float *restrict reciprocals, size_t stride, int mantissa, float lowest,
+                               float largest, double *restrict errors) {
+    const Minifloat kind = minifloat(mantissa, lowest, largest);
+    const size_t segments = (columns + size - 1) / size;
+    for (size_t row = 0; row < rows; row++)
+        for (size_t segment = 0; segment < segments; segment++) {
+            const float *own = values + row * columns + segment * size;
+            const float factor = reciprocals[row * stride + segment];
+            const size_t length = least(size, columns - segment * size);
+            double total = 0;
+            for (size_t begin = 0; begin < length; begin += RUN) {
+                const size_t stop = least(begin + RUN, length);
+                float lanes[LANES] = {0};
+                FOR_LANES(begin, stop, {
+                    const float ratio = own[i] * factor;
+                    float near = ratio > kind.largest ? kind.largest : ratio;
+                    near = near < -kind.largest ? -kind.largest : near;
+                    const float anchor = anchor_of(near, kind), apart = ratio - ((near + anchor) - anchor);
+                    lanes[lane] += apart * apart;
+                });
+                total += gathered(lanes);
+            }
+            errors[row * segments + segment] = total;
         }
 }
 
