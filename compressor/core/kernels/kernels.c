@@ -37,11 +37,34 @@ static inline double halved(double *lanes) {
     return lanes[0] + lanes[1];
 }
 
+#if defined(__GNUC__)
+typedef double Eight __attribute__((vector_size(64)));
+typedef double Four __attribute__((vector_size(32)));
+typedef double Two __attribute__((vector_size(16)));
+
+/* The same as `halved` in registers, which compilers do not find out. */
+static inline double gathered(const float *lanes) {
+    Eight wide[4];
+    for (int part = 0; part < 4; part++)
+        for (int lane = 0; lane < 8; lane++) wide[part][lane] = lanes[8 * part + lane];
+    const Eight eight = (wide[0] + wide[2]) + (wide[1] + wide[3]);
+    Four low, high;
+    memcpy(&low, &eight, sizeof low);
+    memcpy(&high, (const char *)&eight + sizeof low, sizeof high);
+    const Four four = low + high;
+    Two first, second;
+    memcpy(&first, &four, sizeof first);
+    memcpy(&second, (const char *)&four + sizeof first, sizeof second);
+    const Two two = first + second;
+    return two[0] + two[1];
+}
+#else
 static inline double gathered(const float *lanes) {
     double wide[LANES];
     for (int lane = 0; lane < LANES; lane++) wide[lane] = lanes[lane];
     return halved(wide);
 }
+#endif
 
 static inline int64_t counted(const uint16_t *lanes) {
     int64_t total = 0;
