@@ -26,7 +26,7 @@ from compressor.core.metrics import count_stored_zeros, dot
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Workspace
 from compressor.methods.contract import Block, Encoder, select
-from compressor.methods.numerics import scales
+from compressor.methods.numerics import nearest, scales
 from compressor.methods.numerics.minifloat import E2M1, E4M3
 from compressor.methods.prune.threshold import Threshold
 from compressor.methods.quantize.fp8 import Fp8, OneScale, OwnScales, Scales
@@ -35,6 +35,7 @@ from compressor.methods.quantize.int.group_units import Rule
 from compressor.methods.quantize.int.ways.search import Search
 from compressor.methods.quantize.mxfp4 import Mxfp4
 from compressor.methods.quantize.mxfp8 import Mxfp8
+from compressor.methods.quantize.nf4 import levels
 from compressor.methods.quantize.nvfp4 import Nvfp4
 
 Array = npt.NDArray[Any]
@@ -201,10 +202,12 @@ def test_what_a_compiler_makes_of_them_does_not_matter(
         scales = ladder[:9].reshape(9, 1)
         kernels.minifloat_codes(normal, scales, 32, E2M1.limits, E2M1.first_anchor("<f4"), eighth, written)
         errors = kernels.minifloat_errors(normal, scales, 32, E4M3.limits)
+        sizes_of = levels.fitted(normal, np.abs(normal).max(axis=1), 1e30, Workspace())
+        levels.nearest(normal, eighth, Workspace())
         assert products is not None
         assert errors is not None
         found = [
-            *(*products, rungs, eighth, written, errors),
+            *(*products, rungs, eighth, written, errors, sizes_of),
             elementary.log2(np.abs(a)),
             sums.dots(a, b),
             sums.dots(a.astype(np.float64), b.astype(np.float64)),
@@ -302,6 +305,41 @@ def test_small_floats(scheme: Mxfp4 | Mxfp8 | Nvfp4 | Fp8, rows: int, blocks: in
 
 
 @built
+@given(blocks=st.integers(1, 9), size=st.sampled_from([2, 32, 64, 70]), seed=st.integers(0, 99))
+def test_levels(blocks: int, size: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    values = (random.standard_normal((blocks, size)) * 2.0 ** random.integers(-9, 9, (blocks, 1))).astype("<f4")
+    values[random.random(blocks) < 0.2] = 0
+
+    def run() -> list[bytes]:
+        work = Workspace()
+        absmax = levels.magnitudes(values, work)
+        scale = levels.fitted(values, absmax, 1e30, work)
+        codes = np.empty(values.shape, np.uint8)
+        levels.nearest(values, codes, work)
+        return [absmax.tobytes(), scale.tobytes(), codes.tobytes()]
+
+    fast, slow = both(run)
+    assert fast == slow
+
+
+@built
+@given(rows=st.integers(1, 3), columns=st.integers(1, 80), entries=st.integers(2, 32), seed=st.integers(0, 99))
+def test_nearest(rows: int, columns: int, entries: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    values = random.standard_normal((rows, columns)).astype(np.float32)
+    books = np.sort(random.standard_normal((rows, entries)), axis=1).astype(np.float32)
+
+    def run() -> bytes:
+        codes = np.empty(values.shape, np.uint8)
+        nearest.nearest(values, books, codes, Workspace())
+        return codes.tobytes()
+
+    fast, slow = both(run)
+    assert fast == slow
+
+
+@built
 @given(st.lists(st.floats(5e-324, 1.7e308), max_size=20))
 def test_logarithms(found: list[float]) -> None:
     numbers = np.array([1.0, 5e-324, 2.0**-1022, 2.0**-1074 * 3, *found])
@@ -348,5 +386,7 @@ def test_other_memory_is_left_to_numpy() -> None:
     assert kernels.best_rungs(np.ones((1, 8), np.float32), half[0], 3, (0,), E2M1.limits, np.zeros(1, int)) is None
     assert kernels.minifloat_codes(np.ones((1, 2)), half, 2, E2M1.limits, 0, None, np.ones((1, 2))) is None
     assert kernels.minifloat_errors(np.ones((1, 2)), half, 2, E2M1.limits) is None
+    assert kernels.table_products(np.ones((1, 2)), None, half[0], half[0]) is None
+    assert kernels.count_below(np.ones((1, 2)), half, np.zeros((1, 2), np.uint8)) is None
     one = np.ones((1, 1, 1), np.float64)
     assert kernels.round_codes(one, one, one, 4, np.zeros((1, 1, 1), np.uint8)) is None

@@ -43,6 +43,8 @@ _SIGNATURES = {
         *(c_void_p, c_size_t, c_size_t, c_void_p, c_int64, c_void_p, c_size_t, c_int, c_float, c_float),
         c_void_p,
     ),
+    "table_products": (c_void_p, c_void_p, c_size_t, c_size_t, *(c_void_p,) * 4),
+    "count_below": (c_void_p, c_size_t, c_size_t, c_void_p, c_size_t, c_size_t, c_void_p),
     "pack_nibbles": (c_void_p, c_size_t, c_void_p),
     "adam": (*(c_void_p,) * 6, c_size_t, c_void_p, c_float, c_float),
     "dots_f32": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p),
@@ -175,6 +177,48 @@ def code_products(
         out[1].ctypes.data,
     )
     return out[0], out[1]
+
+
+def table_products(units: Array, chosen: Array | None, factors: Array, table: Array) -> tuple[Array, Array] | None:
+    """Σ u·t and Σ t² of rows u of `units` [rows, size], float64, t being entry round(u · f) of `table` [65536].
+
+    Negative places are two's complement of 16 bits. `chosen` are the rows that are meant, in their order; `factors`
+    has the f of each of them. All float32. Summed up as `core/sums.py` says.
+    """
+    given = (units, factors, table)
+    kernels = _takes(*given) if all(array.dtype == np.float32 for array in given) else None
+    if kernels is None:
+        return None
+    places = None if chosen is None else np.ascontiguousarray(chosen, np.int64)
+    out: Array = np.empty((2, len(factors)), np.float64)
+    kernels.table_products(
+        units.ctypes.data,
+        None if places is None else places.ctypes.data,
+        len(factors),
+        units.shape[1],
+        factors.ctypes.data,
+        table.ctypes.data,
+        out[0].ctypes.data,
+        out[1].ctypes.data,
+    )
+    return out[0], out[1]
+
+
+def count_below(values: Array, limits: Array, out: Array) -> bool | None:
+    """How many of the `limits` [rows or 1, at most 255] lie below each value [rows, columns], into `out`, uint8."""
+    kernels = _takes(values, limits, out) if values.dtype == limits.dtype == np.float32 else None
+    if kernels is None:
+        return None
+    count = limits.shape[1]
+    kernels.count_below(
+        values.ctypes.data,
+        *values.shape,
+        limits.ctypes.data,
+        count,
+        count if len(limits) > 1 else 0,
+        out.ctypes.data,
+    )
+    return True
 
 
 def dots(a: Array, b: Array) -> Array | None:

@@ -416,6 +416,54 @@ EACH_CPU void best_rungs(const float *restrict values, size_t blocks, size_t siz
     }
 }
 
+/* Σ u·t and Σ t² of each row of `size` units u, where t = table[round(u * factor)], a whole number's 16 lowest bits being
+ * its place. The r-th row is row chosen[r] of `units`, or row r where `chosen` is null. */
+EACH_CPU void table_products(const float *restrict units, const int64_t *restrict chosen, size_t rows, size_t size,
+                             const float *restrict factors, const float *restrict table, double *restrict by_units,
+                             double *restrict by_table) {
+    const float anchor = 12582912.0f;
+    for (size_t row = 0; row < rows; row++) {
+        const float *own = units + (chosen ? (size_t)chosen[row] : row) * size;
+        const float factor = factors[row];
+        double first_total = 0, second_total = 0;
+        for (size_t first = 0; first < size; first += RUN) {
+            const size_t stop = least(first + RUN, size);
+            float by_unit[LANES] = {0}, by_entry[LANES] = {0};
+            FOR_LANES(first, stop, {
+                const float entry = table[as_bits(own[i] * factor + anchor) & 0xffffu];
+                by_unit[lane] += own[i] * entry;
+                by_entry[lane] += entry * entry;
+            });
+            first_total += gathered(by_unit);
+            second_total += gathered(by_entry);
+        }
+        by_units[row] = first_total;
+        by_table[row] = second_total;
+    }
+}
+
+/* How many of `count` limits (at most 255) lie below each value [rows, columns]; `stride` is from one row's limits to
+ * the next's. */
+EACH_CPU void count_below(const float *restrict values, size_t rows, size_t columns, const float *restrict limits,
+                          size_t count, size_t stride, uint8_t *restrict out) {
+    for (size_t row = 0; row < rows; row++) {
+        const float *own = values + row * columns, *border = limits + row * stride;
+        uint8_t *restrict codes = out + row * columns;
+        size_t start = 0;
+        for (; start + LANES <= columns; start += LANES) {
+            int32_t below[LANES] = {0};
+            for (size_t number = 0; number < count; number++)
+                for (int lane = 0; lane < LANES; lane++) below[lane] += own[start + lane] > border[number];
+            for (int lane = 0; lane < LANES; lane++) codes[start + lane] = (uint8_t)below[lane];
+        }
+        for (; start < columns; start++) {
+            int32_t below = 0;
+            for (size_t number = 0; number < count; number++) below += own[start] > border[number];
+            codes[start] = (uint8_t)below;
+        }
+    }
+}
+
 /* Two codes below 16 to a byte, the first in the low half; `count` is even. */
 EACH_CPU void pack_nibbles(const uint8_t *restrict codes, size_t count, uint8_t *restrict out) {
     for (size_t i = 0; i < count / 2; i++) out[i] = (uint8_t)(codes[2 * i] | codes[2 * i + 1] << 4);
