@@ -106,12 +106,11 @@ def magnitudes(blocks: Array, work: Workspace) -> Array:
     scratch = work.array("nf4.scratch", blocks.shape, "<f4")
     found = kernels.largest_magnitudes(blocks[None])
     if found is not None:
-        largest: Array = found[0]
-        return largest
+        return found.reshape(-1)
     # as integers: non-negative floats sort like their bit patterns, and integers reduce ten times as fast
     patterns = np.abs(blocks, out=scratch).reshape(-1).view("<i4")
     starts = np.arange(0, blocks.size, blocks.shape[1])
-    largest = np.maximum.reduceat(patterns, starts).view(np.float32)
+    largest: Array = np.maximum.reduceat(patterns, starts).view(np.float32)
     return largest
 
 
