@@ -27,6 +27,9 @@ class StructuredCut:
     )
     count: int | None = option(None, help="units of the structure to remove, in each layer", low=1, high=2**31)
     layers: str | None = option(None, help="blocks to remove, such as 20-27 or 3,5,9-11")
+    stack: str | None = option(
+        None, help="of a model of several stacks the one to cut: encoder or decoder, text or vision", free=True
+    )
     multiple_of: int = option(1, help="keep a multiple of this many units", low=1, high=2**31)
     importance: Literal["auto", "l2", "l1", "gains", "inputs", "random", "index"] = option(
         "auto",

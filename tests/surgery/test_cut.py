@@ -740,10 +740,10 @@ def test_no_request_changes_nothing(model: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.types[0])
 def test_the_tables_are_sound(family: Any) -> None:
-    known = {"hidden", "neurons", "q", "kv", "moe", "shared", "experts", "heads", "-"}
+    known = {"hidden", "encoded", "embed", "neurons", "q", "kv", "cross", "moe", "shared", "experts", "heads", "-"}
     for line in (*lines(family.outer), *lines(family.block)):
         assert line.axes, line.module
-        assert {symbol.lstrip("2") for sections in line.axes for symbol in sections} <= known
+        assert {symbol.lstrip("23") for sections in line.axes for symbol in sections} <= known
     modules = [line.module for line in lines(family.block)]
     assert len(set(modules)) == len(modules)
     inside = {symbol for line in lines(family.block) for sections in line.axes for symbol in sections}

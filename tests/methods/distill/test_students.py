@@ -544,7 +544,16 @@ def test_what_the_tables_say_of_heads_is_there(family: Any) -> None:
     assert all(line.reads is None for name, line in modules.items() if "embed" in name or name in ("wte", "wpe"))
     for line in lines(family.block):
         if line.reads is not None:
-            assert line.axes[line.reads] in (("hidden",), ("q",), ("neurons",), ("moe",), ("shared",))
+            assert line.axes[line.reads] in (
+                ("hidden",),
+                ("encoded",),
+                ("embed",),
+                ("q",),
+                ("cross",),
+                ("neurons",),
+                ("moe",),
+                ("shared",),
+            )
     summed = [line for line in lines(family.block) if len(line.axes) in (2, 3) and ("-",) not in line.axes]
     assert all(line.reads is not None for line in summed if not line.module.endswith("bias"))
 
