@@ -238,7 +238,7 @@ class Model:
             "hidden",
             (group,),
             self._head_groups() if bound else (),
-            step=self.sizes["head_dim"] if bound else 1,
+            step=self.sizes["hidden"] // self.sizes["kv_heads"] if bound else 1,
             pins=pins,
         )
 

@@ -29,7 +29,7 @@ from compressor.surgery.choose_units import choose, kept_counts
 from compressor.surgery.config_edit import edited, pooling
 from compressor.surgery.described import described
 from compressor.surgery.importance import Sums, measure, total_squares, weights_of
-from compressor.surgery.input_energy import Place, energies, placed
+from compressor.surgery.input_energy import Place, energies, influences, placed
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,13 @@ def _cut(
     counts = kept_counts(request, structure)
     groups = (*structure.groups, *structure.followers)
     energy: Mapping[str, Array] = {}
-    if request.by == "inputs":
+    if request.by in ("inputs", "influence"):
         assert statistics is not None  # noqa: S101 - who asks for them gave them
-        energy = energies(groups, _places(checkpoint), checkpoint.tensors, statistics, structure.kind)
+        places = _places(checkpoint)
+        if request.by == "influence":
+            energy = influences(groups, places, statistics)
+        else:
+            energy = energies(groups, places, checkpoint.tensors, statistics, structure.kind)
     with local(workers) as executor:
         sums = measure(checkpoint.tensors, groups, executor, checkpoint.path, keep_non_finite=keep_non_finite)
     keep = choose(request, structure, counts, sums, checkpoint.tensors, energy)

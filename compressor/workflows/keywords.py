@@ -105,7 +105,7 @@ class PruneKeywords(StageKeywords, total=False):
     layers: str | None
     stack: str
     multiple_of: int
-    importance: Literal["auto", "l2", "l1", "gains", "inputs", "random", "index"]
+    importance: Literal["auto", "l2", "l1", "gains", "inputs", "influence", "spread", "random", "index"]
 
 
 class DistillKeywords(StageKeywords, total=False):
