@@ -1,8 +1,9 @@
 """Compiled inner loops, where they could be built; the callers have the same in NumPy.
 
-`kernels.c` and `ggml.c` are built when the package is installed and a C compiler is at hand (`hatch_build.py`). Without it, or
-with `COMPRESSOR_KERNELS=0` in the environment, everything works the same and more slowly. A function here returns
-None when its kernel cannot take the job: the caller then does it itself. docs/architecture.md has what it gains.
+`kernels.c` and `ggml.c` are built when the package is installed and a C compiler is at hand (`hatch_build.py`).
+Without it, or with `COMPRESSOR_KERNELS=0` in the environment, everything works the same and more slowly. A
+function here returns None when its kernel cannot take the job: the caller then does it itself.
+docs/architecture.md has what it gains.
 
 The interpreter lock is free while a kernel runs.
 """
@@ -19,7 +20,7 @@ from typing import Any
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
 
-VERSION = 6  # of the functions' arguments and meaning; goes up with any change of kernels.c
+VERSION = 6  # of the functions' arguments and meaning; goes up with any change of the C files
 LIBRARY = Path(__file__).with_name("_kernels.so")
 
 _SIGNATURES = {
@@ -184,8 +185,8 @@ def ggml_blocks(
 ) -> bool | None:
     """float32 [rows, columns] as blocks of the ggml type of this name, uint8, and as what they stand for.
 
-    `group` weights of a row share a scale; `importance` [columns] weighs their errors. methods/quantize/ggml/search.py
-    has what is searched.
+    `group` weights of a row share a scale; `importance` [columns] weighs their errors.
+    methods/quantize/ggml/search.py has what is searched.
     """
     given = (values, restored, *(() if importance is None else (importance,)))
     kernels = _takes(*given, blocks) if all(array.dtype == np.float32 for array in given) else None

@@ -87,7 +87,8 @@ typedef struct {
 } Source;
 
 /* The columns from group `first` on; those past the last are zero, with weights of 1. */
-EACH_CPU static void load(const Source *from, size_t first, int size, int weighted, Row *restrict x, Row *restrict w) {
+EACH_CPU static void load(const Source *from, size_t first, int size, int weighted, Row *restrict x, Row *restrict
+                          w) {
     const size_t left = from->groups - first;
     const int here = left < GROUPS ? (int)left : GROUPS;
     for (int g = 0; g < here; g++) {
@@ -108,7 +109,9 @@ EACH_CPU static void load(const Source *from, size_t first, int size, int weight
 /* ---- a scale: x = s q ---------------------------------------------------------------------------------- */
 
 /* product = sum of x q, square = sum of q q, with q the codes of x / s by s' inverse. */
-INLINE void project_as(const int weighted, const int uneven, const Row *restrict x, const Row *restrict w, int size, Codes codes, const float *restrict inverse, float *restrict product, float *restrict square) {
+INLINE void project_as(const int weighted, const int uneven, const Row *restrict x, const Row *restrict w, int size,
+                       Codes codes, const float *restrict inverse, float *restrict product, float *restrict square)
+                       {
     Row p = {0}, s = {0};
     CELLS {
         const float q = nearest(x[i][g] * inverse[g], codes, uneven);
@@ -120,7 +123,8 @@ INLINE void project_as(const int weighted, const int uneven, const Row *restrict
     memcpy(square, s, sizeof s);
 }
 
-EACH_CPU static void project(const Row *restrict x, const Row *restrict w, int size, int weighted, Codes codes, const float *restrict inverse, float *restrict product, float *restrict square) {
+EACH_CPU static void project(const Row *restrict x, const Row *restrict w, int size, int weighted, Codes codes,
+                             const float *restrict inverse, float *restrict product, float *restrict square) {
     if (codes.uneven && weighted) project_as(1, 1, x, w, size, codes, inverse, product, square);
     else if (codes.uneven) project_as(0, 1, x, w, size, codes, inverse, product, square);
     else if (weighted) project_as(1, 0, x, w, size, codes, inverse, product, square);
@@ -130,7 +134,7 @@ EACH_CPU static void project(const Row *restrict x, const Row *restrict w, int s
 /* Of candidates, codes that the weight of largest magnitude shall have, the scale that loses least once it is
  * refitted to its codes; and once more. */
 EACH_CPU static void search_scale(const Row *restrict x, const Row *restrict w, int size, int weighted, Codes codes,
-                         const float *candidates, int count, float *restrict scale) {
+                                  const float *candidates, int count, float *restrict scale) {
     Row high = {0}, low = {0}, top, best = {0}, inverse, product, square;
     CELLS {
         high[g] = x[i][g] > high[g] ? x[i][g] : high[g];
@@ -173,7 +177,9 @@ EACH_CPU static void fixed_sums(const Row *restrict x, const Row *restrict w, in
     else fixed_sums_as(0, x, w, size, sums);
 }
 
-INLINE void code_sums_as(const int weighted, const int uneven, const Row *restrict x, const Row *restrict w, int size, Codes codes, const float *restrict inverse, const float *restrict offset, Sums *sums) {
+INLINE void code_sums_as(const int weighted, const int uneven, const Row *restrict x, const Row *restrict w, int
+                         size, Codes codes, const float *restrict inverse, const float *restrict offset, Sums *sums)
+                         {
     Row a = {0}, b = {0}, c = {0};
     CELLS {
         const float q = nearest((x[i][g] + offset[g]) * inverse[g], codes, uneven);
@@ -187,7 +193,8 @@ INLINE void code_sums_as(const int weighted, const int uneven, const Row *restri
     memcpy(sums->xq, c, sizeof c);
 }
 
-EACH_CPU static void code_sums(const Row *restrict x, const Row *restrict w, int size, int weighted, Codes codes, const float *restrict inverse, const float *restrict offset, Sums *sums) {
+EACH_CPU static void code_sums(const Row *restrict x, const Row *restrict w, int size, int weighted, Codes codes,
+                               const float *restrict inverse, const float *restrict offset, Sums *sums) {
     if (codes.uneven && weighted) code_sums_as(1, 1, x, w, size, codes, inverse, offset, sums);
     else if (codes.uneven) code_sums_as(0, 1, x, w, size, codes, inverse, offset, sums);
     else if (weighted) code_sums_as(1, 0, x, w, size, codes, inverse, offset, sums);
@@ -196,7 +203,8 @@ EACH_CPU static void code_sums(const Row *restrict x, const Row *restrict w, int
 
 /* The scale and least value of least squares for these codes; where they tell none, those given. With `positive` no
  * least value is above zero. */
-EACH_CPU static void fit(const Sums *sums, int positive, float *restrict scale, float *restrict least, float *restrict gain) {
+EACH_CPU static void fit(const Sums *sums, int positive, float *restrict scale, float *restrict least, float
+                         *restrict gain) {
     COLUMNS {
         const float w = sums->w[g], x = sums->x[g], q = sums->q[g], qq = sums->qq[g], xq = sums->xq[g];
         const float apart = w * qq, spread = apart - q * q;
@@ -216,8 +224,8 @@ EACH_CPU static void fit(const Sums *sums, int positive, float *restrict scale, 
 /* Of candidates, pairs of codes that the least and the largest weight shall have, the pair that loses least once it
  * is refitted to its codes; and once more. */
 EACH_CPU static void search_range(const Row *restrict x, const Row *restrict w, int size, int weighted, Codes codes,
-                         int positive, const float (*candidates)[2], int count, float *restrict scale,
-                         float *restrict least) {
+                                  int positive, const float (*candidates)[2], int count, float *restrict scale,
+                                  float *restrict least) {
     Row high, low, best, inverse, offset, a, m, gain;
     Sums sums;
     COLUMNS high[g] = low[g] = x[0][g];
@@ -258,7 +266,8 @@ EACH_CPU static void search_range(const Row *restrict x, const Row *restrict w, 
 /* ---- codes by a scale that is settled ------------------------------------------------------------------ */
 
 /* The codes of x, and what they stand for: s q - n. */
-INLINE void settle_as(const int uneven, const Row *restrict x, int size, Codes codes, const float *restrict scale, const float *restrict under, Row *restrict q, Row *restrict restored) {
+INLINE void settle_as(const int uneven, const Row *restrict x, int size, Codes codes, const float *restrict scale,
+                      const float *restrict under, Row *restrict q, Row *restrict restored) {
     Row inverse;
     COLUMNS inverse[g] = scale[g] != 0 ? 1.0f / scale[g] : 0.0f;
     CELLS {
@@ -267,13 +276,15 @@ INLINE void settle_as(const int uneven, const Row *restrict x, int size, Codes c
     }
 }
 
-EACH_CPU static void settle(const Row *restrict x, int size, Codes codes, const float *restrict scale, const float *restrict under, Row *restrict q, Row *restrict restored) {
+EACH_CPU static void settle(const Row *restrict x, int size, Codes codes, const float *restrict scale, const float
+                            *restrict under, Row *restrict q, Row *restrict restored) {
     if (codes.uneven) settle_as(1, x, size, codes, scale, under, q, restored);
     else settle_as(0, x, size, codes, scale, under, q, restored);
 }
 
 /* sum of (s q - n - x)^2 with the codes that s and n give. */
-INLINE void misses_as(const int weighted, const int uneven, const Row *restrict x, const Row *restrict w, int size, Codes codes, const float *restrict scale, const float *restrict under, float *restrict out) {
+INLINE void misses_as(const int weighted, const int uneven, const Row *restrict x, const Row *restrict w, int size,
+                      Codes codes, const float *restrict scale, const float *restrict under, float *restrict out) {
     Row inverse, total = {0};
     COLUMNS inverse[g] = scale[g] != 0 ? 1.0f / scale[g] : 0.0f;
     CELLS {
@@ -284,7 +295,8 @@ INLINE void misses_as(const int weighted, const int uneven, const Row *restrict 
     memcpy(out, total, sizeof total);
 }
 
-EACH_CPU static void misses(const Row *restrict x, const Row *restrict w, int size, int weighted, Codes codes, const float *restrict scale, const float *restrict under, float *restrict out) {
+EACH_CPU static void misses(const Row *restrict x, const Row *restrict w, int size, int weighted, Codes codes, const
+                            float *restrict scale, const float *restrict under, float *restrict out) {
     if (codes.uneven && weighted) misses_as(1, 1, x, w, size, codes, scale, under, out);
     else if (codes.uneven) misses_as(0, 1, x, w, size, codes, scale, under, out);
     else if (weighted) misses_as(1, 0, x, w, size, codes, scale, under, out);
@@ -302,9 +314,9 @@ typedef struct { Row d, e, s, n; } Found;
 /* Small integers `s` (to `top`), and `n` where there are least values, for the scales wanted, and float16 numbers d
  * and e for each `subs` columns. s may be one more or less than the nearest, n too; and when the codes are known, d
  * and e are fitted to all of them, and it starts over; the better stays. */
-EACH_CPU static void search_block(const Row *restrict x, const Row *restrict w, int size, int weighted, Codes codes, int subs,
-                         float bottom, float top, int leasts, float *restrict scale, float *restrict least,
-                         Found *found) {
+EACH_CPU static void search_block(const Row *restrict x, const Row *restrict w, int size, int weighted, Codes codes,
+                                  int subs, float bottom, float top, int leasts, float *restrict scale, float
+                                  *restrict least, Found *found) {
     Row d, e, least_lost;
     Sums sums;
     fixed_sums(x, w, size, weighted, &sums);
@@ -322,7 +334,7 @@ EACH_CPU static void search_block(const Row *restrict x, const Row *restrict w, 
             e[g] = step;
         }
     }
-    for (int round = 0; round < ROUNDS; round++) {
+    for (int turn = 0; turn < ROUNDS; turn++) {
         Row s, n, near_s, near_n, best_s, best_n, fewest, inverse, offset;
         COLUMNS {
             near_s[g] = within(rounded(d[g] != 0 ? scale[g] / d[g] : 0.0f), bottom, top);
@@ -347,7 +359,7 @@ EACH_CPU static void search_block(const Row *restrict x, const Row *restrict w, 
         for (int first = 0; first < GROUPS; first += subs) {
             float lost = 0;
             for (int g = first; g < first + subs; g++) lost += fewest[g];
-            const int better = round == 0 || lost < least_lost[first];
+            const int better = turn == 0 || lost < least_lost[first];
             for (int g = first; g < first + subs; g++) {
                 least_lost[g] = better ? lost : least_lost[g];
                 found->d[g] = better ? d[g] : found->d[g];
@@ -356,7 +368,7 @@ EACH_CPU static void search_block(const Row *restrict x, const Row *restrict w, 
                 found->n[g] = better ? best_n[g] : found->n[g];
             }
         }
-        if (round + 1 == ROUNDS) break;
+        if (turn + 1 == ROUNDS) break;
         COLUMNS {
             const float a = d[g] * best_s[g];
             inverse[g] = a != 0 ? 1.0f / a : 0.0f;
@@ -531,9 +543,9 @@ OF_TYPE(ggml_q8_0) {
 }
 
 static const float RANGES_LEGACY[][2] = {{0, 0}, {-0.3f, 0.3f}, {-0.6f, 0.6f}, {0, 0.5f}, {-0.5f, 0}};
-static const float RANGES[][2] = {{-0.6f, 0.6f}, {-0.6f, 0.3f},  {-0.6f, 0},   {-0.6f, -0.3f}, {-0.3f, 0.6f}, {-0.3f, 0.3f},
-                                  {-0.3f, 0},    {-0.3f, -0.3f}, {0, 0.6f},    {0, 0.3f},      {0, 0},        {0, -0.3f},
-                                  {0.3f, 0.6f},  {0.3f, 0.3f},   {0.3f, 0},    {0.3f, -0.3f}};
+static const float RANGES[][2] = {{-0.6f, 0.6f},  {-0.6f, 0.3f}, {-0.6f, 0}, {-0.6f, -0.3f}, {-0.3f, 0.6f},
+                                  {-0.3f, 0.3f},  {-0.3f, 0},    {-0.3f, -0.3f}, {0, 0.6f}, {0, 0.3f},      {0, 0},        {0, -0.3f},
+                                  {0.3f, 0.6f},   {0.3f, 0.3f},  {0.3f, 0}, {0.3f, -0.3f}};
 
 /* A float16 scale and a float16 least value for 32 codes. */
 #define RANGED_32(CODES, BYTES, ...)                                                                            \
@@ -647,7 +659,8 @@ OF_TYPE(ggml_q6_k) {
                 const uint8_t *own = c + 128 * k + i;
                 to[64 * k + i] = (uint8_t)((own[0] & 15) | (own[64] & 15) << 4);
                 to[64 * k + 32 + i] = (uint8_t)((own[32] & 15) | (own[96] & 15) << 4);
-                to[128 + 32 * k + i] = (uint8_t)(own[0] >> 4 | own[32] >> 4 << 2 | own[64] >> 4 << 4 | own[96] >> 4 << 6);
+                to[128 + 32 * k + i] =
+                    (uint8_t)(own[0] >> 4 | own[32] >> 4 << 2 | own[64] >> 4 << 4 | own[96] >> 4 << 6);
             }
         for (int j = 0; j < 16; j++) to[192 + j] = (uint8_t)(s[j] - 128);
         put_half(to + 208, d);
@@ -713,6 +726,8 @@ INLINE float e2m1(float size) {
            (size > 5.0f ? 2.0f : 0.0f);
 }
 
+#define HIGHEST 252 /* with which 6 is a float */
+
 INLINE float power_of_two(int32_t biased) { return biased > 0 ? as_float((uint32_t)biased << 23) : 0x1p-127f; }
 
 OF_TYPE(ggml_mxfp4) {
@@ -726,6 +741,7 @@ OF_TYPE(ggml_mxfp4) {
             int32_t trial[GROUPS];
             COLUMNS {
                 trial[g] = suggested[g] + k > 0 ? suggested[g] + k : 0;
+                trial[g] = trial[g] < HIGHEST ? trial[g] : HIGHEST;
                 scale[g] = power_of_two(trial[g]);
                 inverse[g] = 1.0f / scale[g];
             }

@@ -37,7 +37,7 @@ def _fifth_bits(codes: Array) -> Array:
 
 def _scaled(columns: Columns, codes: Codes, candidates: tuple[float, ...]) -> tuple[Array, Array, Array]:
     scale = as_half(search_scale(columns, codes, candidates))
-    q, restored = settle(columns.x, codes, scale, np.float32(0))
+    q, restored = settle(columns.x, codes, scale, 0.0)
     return half_bytes(scale), as_bytes(q, codes.low), restored
 
 
@@ -75,5 +75,5 @@ def q5_1(columns: Columns) -> tuple[Array, Array]:
 def q8_0(columns: Columns) -> tuple[Array, Array]:
     """255 even steps around zero, the largest magnitude the last of them."""
     scale = as_half(np.abs(columns.x).max(axis=0) / np.float32(127))
-    q, restored = settle(columns.x, Codes(-127, 127), scale, np.float32(0))
+    q, restored = settle(columns.x, Codes(-127, 127), scale, 0.0)
     return np.hstack((half_bytes(scale), as_bytes(q, 0))), restored

@@ -15,17 +15,18 @@ _SCALES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.5, 7.5, 10.0)  # what the largest mag
 def _found(columns: Columns) -> tuple[Array, Array, Array]:
     """d as bytes, codes of 0, 1, 2, and what they restore, as the columns lie."""
     scale = as_half(np.abs(search_scale(columns, _TERNARY, _SCALES)))
-    q, restored = settle(columns.x, _TERNARY, scale, np.float32(0))
+    q, restored = settle(columns.x, _TERNARY, scale, 0.0)
     return half_bytes(scale), as_bytes(q, -1), restored
 
 
 def _thirds(codes: Array, count: int) -> Array:
     """Bytes of `count` digits in base 3, as fractions of 256; codes [blocks, count · bytes]."""
     digits = codes.reshape(len(codes), count, -1).astype(np.uint16)
-    number = np.zeros_like(digits[:, 0])
+    number = np.zeros(digits[:, 0].shape, np.uint32)
     for k in range(5):
-        number = number * 3 + (digits[:, k] if k < count else 0)
-    return ((number.astype(np.uint32) * 256 + 242) // 243).astype(np.uint8)
+        number *= 3
+        number += digits[:, k] if k < count else 0
+    return ((number * 256 + 242) // 243).astype(np.uint8)
 
 
 def tq1_0(columns: Columns) -> tuple[Array, Array]:

@@ -46,8 +46,8 @@ ENCODERS: Mapping[str, BlockEncoder] = {
 
 
 def encode_blocks(name: str, values: Array, importance: Array | None, blocks: Array, restored: Array) -> None:
-    """The weights `values` [rows, columns], float32 and C-ordered, in rows of whole blocks, as a type that is called
-    so: its bytes into `blocks`, uint8 [rows, bytes], and what they stand for into `restored`, as `values`.
+    """The weights `values` [rows, columns], float32 and C-ordered, in rows of whole blocks, as a type that is
+    called so: its bytes into `blocks`, uint8 [rows, bytes], and what they stand for into `restored`, as `values`.
 
     `importance` [columns], float32, weighs squared errors. All weights are finite, and none exceeds the encoder's
     `largest`.
@@ -59,11 +59,12 @@ def encode_blocks(name: str, values: Array, importance: Array | None, blocks: Ar
     step = max(_AT_ONCE // columns, 1)
     for first in range(0, rows, step):
         here = values[first : first + step]
-        weights = None if importance is None else np.broadcast_to(importance, here.shape)
-        found, back = own.encode(Columns(_upright(here, own.group), _upright(weights, own.group)))
+        weights = None if importance is None else _upright(np.broadcast_to(importance, here.shape), own.group)
+        found, back = own.encode(Columns(_upright(here, own.group), weights))
         blocks[first : first + step] = found.reshape(len(here), -1)
         restored[first : first + step] = back.T.reshape(here.shape)
 
 
-def _upright(values: Array | None, group: int) -> Array | None:
-    return None if values is None else np.ascontiguousarray(values.reshape(-1, group).T)
+def _upright(values: Array, group: int) -> Array:
+    """Groups of [rows, columns] as columns."""
+    return np.ascontiguousarray(values.reshape(-1, group).T)

@@ -1,16 +1,17 @@
 """ggml's types as schemes: what llama.cpp, Ollama and LM Studio read, written with searched scales.
 
 Weights of a row share a scale by 32 (Q4_0 … Q8_0, IQ4_NL, MXFP4) or lie in blocks of 256 with quantized scales for
-each 16 or 32 (K types, IQ4_XS) or without (TQ1_0, TQ2_0). `search.py` says how scales are found; where statistics of
-the layers' inputs are given, mean squares of the inputs weigh the errors of the columns, as llama.cpp's importance
-matrix does. F16 and BF16 are plain roundings.
+each 16 or 32 (K types, IQ4_XS) or without (TQ1_0, TQ2_0). `search.py` says how scales are found; where statistics
+of the layers' inputs are given, mean squares of the inputs weigh the errors of the columns, as llama.cpp's
+importance matrix does. F16 and BF16 are plain roundings.
 
-Stored: `NAME` U8 [.., bytes of a row's blocks], ggml's own layout (`ggml-common.h`), which a `.gguf` holds as it is;
-F16 and BF16: `NAME` in that dtype.
+Stored: `NAME` U8 [.., bytes of a row's blocks], ggml's own layout (`ggml-common.h`), which a `.gguf` holds as it
+is; F16 and BF16: `NAME` in that dtype.
 
-Error: on normally distributed weights, in the Frobenius norm, from 0.5 % (Q8_0) to 26 % (Q2_K) and 43 % (TQ1_0, TQ2_0);
-docs/gguf.md has a table. A block of n weights loses in the sum of squares no more than about what n of the largest
-would be, and so a weight at most 1.5 √n times the largest, which bounds it where nothing weighs errors.
+Error: on normally distributed weights, in the Frobenius norm, from 0.5 % (Q8_0) to 26 % (Q2_K) and 43 % (TQ1_0,
+TQ2_0); docs/methods.md has a table. A block of n weights loses in the sum of squares no more than about what n of
+the largest would be, and so a weight at most 1.5 √n times the largest, which bounds it where nothing weighs
+errors.
 
     compressor quantize model.gguf -o small.gguf --scheme q4_k
 """
@@ -20,14 +21,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, sqrt
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from compressor.core.errors import InputError, UsageError
 from compressor.core.floats import epsilon, narrow, smallest, widen
 from compressor.core.floats import largest as limit
 from compressor.core.ggml_types import BY_NAME, GgmlType
 from compressor.core.lazy import np
-from compressor.core.tensor import TensorSpec
+from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block, Decoder, Encoder, PlainEncoder, Prepared, Scheme
 from compressor.methods.parts import Part
@@ -84,19 +85,13 @@ class GgmlScheme(Scheme, Encoder):
         return self
 
     def check(self, spec: TensorSpec) -> None:
-        """UsageError where the block does not divide the row, or the weights are float64."""
+        """UsageError where the block does not divide the row."""
         columns = spec.shape[-1] if spec.shape else 1
         if columns % self.ggml_type.block:
             raise UsageError(
                 f"{self.id} has blocks of {self.ggml_type.block}, which do not divide the row of {columns}",
                 tensor=spec.name,
                 remedy=f"Use --scheme {self.other}, or --scheme f16, or --exclude it",
-            )
-        if spec.dtype == "F64":
-            raise UsageError(
-                f"is float64, and {self.id} stands for float32",
-                tensor=spec.name,
-                remedy="Use --scheme int, or --exclude it",
             )
 
     def settled(self, spec: TensorSpec) -> tuple[Scheme, str]:
@@ -121,20 +116,26 @@ class GgmlScheme(Scheme, Encoder):
                 tensor=spec.name,
                 remedy="Use --scheme bf16, or --exclude it",
             )
-        columns = spec.shape[-1]
+        columns, work = spec.shape[-1], block.work
         weights = None if block.inputs is None else importance(block.inputs.square)
         if parts is None:
             width = values.shape[1] // self.ggml_type.block * self.ggml_type.nbytes
-            blocks = block.work.array("ggml.blocks", (len(values), width), "|u1")
+            blocks = work.array("ggml.blocks", (len(values), width), "|u1")
         else:
             blocks = parts[""].reshape(len(values), -1)
+        found = restored
+        if values.dtype != np.float32:
+            values, found = values.astype(np.float32), work.array("ggml.restored", values.shape, "<f4")
+        rows = values.size // columns
         encode_blocks(
             self.type,
-            np.ascontiguousarray(values).reshape(-1, columns),
+            values.reshape(rows, columns),
             weights,
-            blocks.reshape(values.size // columns, -1),
-            restored.reshape(-1, columns),
+            blocks.reshape(rows, -1),
+            found.reshape(rows, columns),
         )
+        if found is not restored:
+            np.copyto(restored, found)
         if limit(spec.dtype) < limit("BF16") and float(np.abs(restored).max(initial=0)) > limit(spec.dtype):
             raise InputError(
                 f"holds weights at the end of {spec.dtype}'s range, beyond which {self.id} rounds them",
@@ -157,31 +158,31 @@ class GgmlScheme(Scheme, Encoder):
         return self.type
 
 
-class Q4_0(GgmlScheme):
+class Even4(GgmlScheme):
     """ggml's Q4_0: 4-bit integers, a float16 scale for 32."""
 
     id, type, other = "q4_0", "Q4_0", "f16"
 
 
-class Q4_1(GgmlScheme):
+class Range4(GgmlScheme):
     """ggml's Q4_1: 4-bit integers, a float16 scale and least value for 32."""
 
     id, type, other = "q4_1", "Q4_1", "f16"
 
 
-class Q5_0(GgmlScheme):
+class Even5(GgmlScheme):
     """ggml's Q5_0: 5-bit integers, a float16 scale for 32."""
 
     id, type, other = "q5_0", "Q5_0", "f16"
 
 
-class Q5_1(GgmlScheme):
+class Range5(GgmlScheme):
     """ggml's Q5_1: 5-bit integers, a float16 scale and least value for 32."""
 
     id, type, other = "q5_1", "Q5_1", "f16"
 
 
-class Q8_0(GgmlScheme):
+class Even8(GgmlScheme):
     """ggml's Q8_0: 8-bit integers, a float16 scale for 32."""
 
     id, type, other = "q8_0", "Q8_0", "f16"
@@ -270,9 +271,10 @@ class Rounded(PlainEncoder):
         stored = block.work.array("rounded.stored", block.values.shape, DTYPES[self.dtype].storage)
         narrow(block.values, self.dtype, stored)
         np.copyto(restored, widen(stored, self.dtype, block.work, "rounded.wide"))
-        if not np.isfinite(restored).all():
+        narrower = min(self.dtype, block.spec.dtype, key=limit)
+        if not float(np.abs(restored).max(initial=0)) <= limit(narrower):
             raise InputError(
-                f"holds weights beyond {self.dtype}'s range", tensor=block.spec.name, remedy="--exclude it"
+                f"holds weights beyond {narrower}'s range", tensor=block.spec.name, remedy="Use --exclude for it"
             )
         if parts is not None:
             np.copyto(parts[""].reshape(stored.shape), stored)
@@ -294,7 +296,7 @@ class BF16(Rounded):
 
 
 _SCHEMES: tuple[type[GgmlScheme | Rounded], ...] = (
-    *(Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K),
+    *(Even4, Range4, Even5, Range5, Even8, Q2K, Q3K, Q4K, Q5K, Q6K),
     *(Iq4Nl, Iq4Xs, GgmlMxfp4, Tq1, Tq2, F16, BF16),
 )
 BY_ID: Mapping[str, type[GgmlScheme | Rounded]] = {scheme.id: scheme for scheme in _SCHEMES}

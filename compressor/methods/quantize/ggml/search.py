@@ -1,18 +1,19 @@
-"""The searches for scales of ggml's types, in NumPy: what the compiled kernels do (core/kernels/ggml.c), bit for bit.
+"""The searches for scales of ggml's types, in NumPy: what the compiled kernels do (core/kernels/ggml.c), bit for
+bit.
 
 Weights that share a scale are a column of [size, groups], float32. All steps work on whole rows of that, and every
 sum goes down the columns from the first weight on, so that the bytes do not depend on the processor.
 
-A scale, x ≈ s·q: candidates say which code (not only whole numbers) the weight of largest magnitude has. Codes q of a
-candidate tell by two sums the scale of least squares, s = Σ x q / Σ q², and how much it explains, (Σ x q)² / Σ q²;
-the candidate that explains most wins, and its codes are rounded by s and refitted once more.
+A scale, x ≈ s·q: candidates say which code (not only whole numbers) the weight of largest magnitude has. Codes q
+of a candidate tell by two sums the scale of least squares, s = Σ x q / Σ q², and how much it explains, (Σ x q)² /
+Σ q²; the candidate that explains most wins, and its codes are rounded by s and refitted once more.
 
-A scale and a least value, x ≈ s·q + m: candidates are pairs of codes of the least and the largest weight, and the fit
-is that of a line. K types store −m and want it no less than zero.
+A scale and a least value, x ≈ s·q + m: candidates are pairs of codes of the least and the largest weight, and the
+fit is that of a line. K types store −m and want it no less than zero.
 
-Blocks of sub-blocks: s and −m are small integers times float16 numbers d and e of the block. Each sub-block tries the
-integers about the nearest ones by the error that they give; then d and e are fitted to all codes at once, and the
-integers tried again. The better of both rounds is stored.
+Blocks of sub-blocks: s and −m are small integers times float16 numbers d and e of the block. Each sub-block tries
+the integers about the nearest ones by the error that they give; then d and e are fitted to all codes at once, and
+the integers tried again. The better of both rounds is stored.
 
 Errors are Σ w (x − x')², with w the importance of columns where there is one, as llama.cpp's importance matrix.
 """
@@ -216,7 +217,7 @@ def search_range(
 # ---- what is settled -------------------------------------------------------------------------------------
 
 
-def settle(x: Array, codes: Codes, scale: Array, under: Array) -> tuple[Array, Array]:
+def settle(x: Array, codes: Codes, scale: Array, under: Array | float) -> tuple[Array, Array]:
     """The codes of x by s and −m, and what they stand for, s·q − (−m)."""
     q = nearest((x + under) * _inverse(scale), codes)
     return q, scale * q - under
@@ -232,8 +233,8 @@ def _misses(columns: Columns, codes: Codes, scale: Array, under: Array) -> Array
 
 @dataclass(frozen=True, slots=True)
 class SubBlocks:
-    """How a type stores scales: `subs` sub-blocks to a block, their integers from `bottom` to `top`, and whether there
-    are least values, from 0 to `top`."""
+    """How a type stores scales: `subs` sub-blocks to a block, their integers from `bottom` to `top`, and whether
+    there are least values, from 0 to `top`."""
 
     subs: int
     bottom: int
@@ -260,10 +261,7 @@ def search_block(columns: Columns, codes: Codes, kind: SubBlocks, scale: Array, 
         better = np.ones(total.shape, np.bool_) if turn == 0 else total < lost
         lost = np.where(better, total, lost)
         found = Found(
-            *(
-                np.where(better, new, old)
-                for new, old in ((d, found.d), (e, found.e), (s, found.s), (n, found.n))
-            )
+            *(np.where(better, new, old) for new, old in ((d, found.d), (e, found.e), (s, found.s), (n, found.n)))
         )
         if turn + 1 < _ROUNDS:
             q = nearest((columns.x + e * n) * _inverse(d * s), codes)
@@ -298,16 +296,13 @@ def _neighbours(
 ) -> tuple[Array, Array, Array]:
     """Of the integers about those that are `near` the ones that lose least, and what they lose."""
     best_s, best_n = near
-    fewest = None
+    fewest = np.full(near[0].shape, np.inf, np.float32)
     for step, other in _NEIGHBOURS if kind.leasts else _NEIGHBOURS[:3]:
         s = np.clip(near[0] + np.float32(step), np.float32(kind.bottom), np.float32(kind.top))
         n = np.zeros_like(s)
         if kind.leasts:
             n = np.clip(near[1] + np.float32(other), np.float32(0), np.float32(kind.top))
         missed = _misses(columns, codes, units[0] * s, units[1] * n)
-        if fewest is None:
-            best_s, best_n, fewest = s, n, missed
-            continue
         better = missed < fewest
         fewest = np.where(better, missed, fewest)
         best_s, best_n = np.where(better, s, best_s), np.where(better, n, best_n)
