@@ -72,9 +72,9 @@ def _check_part(part: SourceFile, number: int, count: int) -> None:
 
 def _source(path: str, parts: tuple[SourceFile, ...], first: GgufHeader) -> Source:
     fields = {key: value for key, value in first.fields.items() if key not in (NUMBER, COUNT, TENSORS)}
-    headers = [part.header for part in parts]
-    shapes = {
-        name: one for header in headers if isinstance(header, GgufHeader) for name, one in header.shapes.items()
-    }
+    shapes: dict[str, tuple[int, ...]] = {}
+    for part in parts:
+        assert isinstance(part.header, GgufHeader)  # noqa: S101 - as read above
+        shapes |= part.header.shapes
     check_agreement(fields, shapes, path)
     return assemble(path, "gguf", parts, fields=fields)
