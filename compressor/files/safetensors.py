@@ -41,6 +41,12 @@ _TEXT = re.compile(_STRING)
 _EMPTY = re.compile(rb"\{" + _SPACE + rb"\}")
 _NEXT = re.compile(_SPACE + rb"([,}])")
 _TAIL = re.compile(_SPACE)
+# An entry as the library writes it, of numbers that are surely short; any other is read by the JSON parser
+_NUMBER = rb"(?:0|[1-9][0-9]{0,17})"
+_ENTRY = re.compile(
+    rb'\{"dtype":"([A-Z0-9_]{1,12})","shape":\[((?:' + _NUMBER + rb"(?:," + _NUMBER + rb"){0,31})?)\],"
+    rb'"data_offsets":\[(' + _NUMBER + rb"),(" + _NUMBER + rb")\]\}"
+)
 
 # What else is found under the names of weight files. A length may begin like a magic; then zeros follow.
 _OTHERS = [
@@ -50,7 +56,7 @@ _OTHERS = [
         (rb"PK\x03\x04(?!\0{4})", "is a zip archive, as np.savez and PyTorch write", "Convert it first"),
         (rb"\x80[\x02-\x05](?!\0{6})", "is a Python pickle, which is never loaded", "Convert it first"),
         (rb"(?i)\s*<(?:!doctype|html|\?xml)", "is a web page, not the weights", "Download it again"),
-        (rb"GGUF(?!\0{4})", "is a GGUF file", "Give the model that it was made from"),
+        (rb"GGUF(?!\0{4})", "is a GGUF file", "Let its name end in .gguf"),
         (rb"\x1f\x8b(?!\0{6})", "is compressed with gzip", "Unpack it first"),
     )
 ]
@@ -179,6 +185,11 @@ class _Scanner:
         if name == METADATA:
             self.metadata, end = self._object(at, self._text)
             return None, end
+        usual = _ENTRY.match(self.raw, at)
+        if usual:
+            shape = [int(size) for size in usual[2].split(b",")] if usual[2] else []
+            self._tensor(name, usual[1].decode(), shape, [int(usual[3]), int(usual[4])])
+            return None, usual.end()
         end = self.raw.find(b"}", at, at + _MAX_ENTRY) + 1
         if not end:
             raise self._bad(name, f"its entry in the header does not end within {_MAX_ENTRY} bytes")
