@@ -47,6 +47,7 @@ from math import lcm
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar
 
 from compressor.core.errors import UsageError
+from compressor.core.ggml_types import GgmlType
 from compressor.core.layer_inputs import Layer
 from compressor.core.lazy import np
 from compressor.core.metrics import count_zeros, dot
@@ -90,6 +91,8 @@ class Skip:
     reason: str
 
 
+SMALL = 1 << 17  # weights: a tensor of no more is a single block
+
 # ---- what treats a tensor ------------------------------------------------------------------------------
 
 
@@ -97,6 +100,7 @@ class Transform(ABC):
     """Numbers to numbers of the same shape."""
 
     rows_alone: ClassVar[bool] = False  # a row is treated alike whatever tensor it belongs to, and wherever
+    flat_alone: ClassVar[bool] = False  # a tensor may be a row of a matrix of others of the same size
 
     @abstractmethod
     def apply(self, block: Block, out: Array) -> None:
@@ -159,6 +163,11 @@ class Decoder(ABC):
     def exact(self) -> bool:
         """Whether the parts stand for the very numbers of the tensor's dtype."""
         return False
+
+    @property
+    def ggml(self) -> GgmlType | None:
+        """The type of ggml whose blocks the one part is, under the tensor's own name; None where it is none."""
+        return None
 
     @property
     def code_bits_used(self) -> int | None:

@@ -18,6 +18,7 @@ from compressor.files.destination import check_apart, container_of
 from compressor.files.identity import Identity, identity_of
 from compressor.files.staging import Staging, check_place
 from compressor.files.work_folder import WorkFolder, content_hash
+from compressor.recipe.for_loader import for_loader
 from compressor.recipe.legs import (
     asks_for_statistics,
     count_of,
@@ -48,6 +49,7 @@ def run_legs(
     """
     cleanup.begin()
     options.check_work(source, output)
+    recipe = for_loader(recipe, options.loader)
     legs = plan_legs(recipe, source)
     if len(legs) == 1:
         return run_leg(verb, source, output, legs[0], options, tell=tell)
@@ -138,6 +140,14 @@ class _Way:
         return self.last.dry_run
 
     @property
+    def _suffix(self) -> str:
+        """Of what legs on the way write: a container that keeps what the output's needs."""
+        if not os.path.isfile(self.source):
+            return ""
+        kinds = {os.path.splitext(path)[1].lower() for path in (self.source, self.output)}
+        return ".gguf" if kinds == {".gguf"} else ".safetensors"
+
+    @property
     def base_leg(self) -> int | None:
         """The number of the leg that writes the base."""
         return None if self.base is None else len(self.legs) - 2
@@ -155,7 +165,7 @@ class _Way:
     def path(self, place: str | WorkFolder, number: int) -> str:
         """Where a leg on the way writes what it makes."""
         folder = place if isinstance(place, str) else place.path
-        return os.path.join(folder, f"{number}{'.safetensors' if os.path.isfile(self.source) else ''}")
+        return os.path.join(folder, f"{number}{self._suffix}")
 
     def announce(self, number: int) -> None:
         self.last.announce(f"pass {number + 1} of {len(self.legs)}: {words_of(self.legs[number])}")

@@ -1,8 +1,9 @@
 """Compiled inner loops, where they could be built; the callers have the same in NumPy.
 
-`kernels.c` is built when the package is installed and a C compiler is at hand (`hatch_build.py`). Without it, or
-with `COMPRESSOR_KERNELS=0` in the environment, everything works the same and more slowly. A function here returns
-None when its kernel cannot take the job: the caller then does it itself. docs/architecture.md has what it gains.
+`kernels.c` and `ggml.c` are built when the package is installed and a C compiler is at hand (`hatch_build.py`).
+Without it, or with `COMPRESSOR_KERNELS=0` in the environment, everything works the same and more slowly. A
+function here returns None when its kernel cannot take the job: the caller then does it itself.
+docs/architecture.md has what it gains.
 
 The interpreter lock is free while a kernel runs.
 """
@@ -11,15 +12,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from ctypes import CDLL, POINTER, byref, c_double, c_float, c_int, c_int64, c_size_t, c_void_p
+from ctypes import CDLL, POINTER, byref, c_double, c_float, c_int, c_int64, c_size_t, c_uint32, c_void_p
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
 
-VERSION = 5  # of the functions' arguments and meaning; goes up with any change of kernels.c
+VERSION = 7  # of the functions' arguments and meaning; goes up with any change of the C files
 LIBRARY = Path(__file__).with_name("_kernels.so")
 
 _SIGNATURES = {
@@ -31,12 +32,28 @@ _SIGNATURES = {
         *(c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_int, c_int, c_void_p, c_void_p),
         POINTER(c_int64),
     ),
+    "code_products": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_float, *(c_void_p,) * 3),
+    "minifloat_codes": (
+        *(c_void_p, c_size_t, c_size_t, c_void_p, c_int, c_int, c_float, c_float, c_uint32),
+        *(c_void_p, c_void_p),
+    ),
+    "best_rungs": (
+        *(c_void_p, c_size_t, c_size_t, c_void_p, c_int64, c_void_p, c_size_t, c_int, c_float, c_float),
+        c_void_p,
+    ),
     "pack_nibbles": (c_void_p, c_size_t, c_void_p),
     "adam": (*(c_void_p,) * 6, c_size_t, c_void_p, c_float, c_float),
     "dots_f32": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p),
     "dots_f64": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p),
     "logarithms": (c_void_p, c_size_t, c_void_p, c_size_t, c_void_p),
     "powers": (c_void_p, c_size_t, c_void_p, c_void_p, c_void_p),
+    **{
+        f"ggml_{name}": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p, c_void_p)
+        for name in (
+            *("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"),
+            *("iq4_nl", "iq4_xs", "mxfp4", "tq1_0", "tq2_0"),
+        )
+    },
 }
 
 
@@ -132,6 +149,39 @@ def round_codes(grouped: Array, scale: Array, zero: Array, levels: int, codes: A
     return lost, zeros.value
 
 
+def code_products(
+    units: Array, chosen: Array | None, factors: Array, lowest: Array, span: int, weights: Array | None
+) -> tuple[Array, Array] | None:
+    """Σ c·u and Σ c² of groups u, float64, with c = clip(round(u/f), lowest, lowest + span), halves to even.
+
+    The groups are the rows of `units` [groups, size], or those at the places `chosen`, in their order; `factors`
+    and `lowest` have one number for each of them; `weights` [groups, size] count each term. All float32. Summed up
+    as `core/sums.py` says.
+    """
+    given = (units,) if weights is None else (units, weights)
+    kernels = _takes(*given) if all(array.dtype == np.float32 for array in given) else None
+    if kernels is None:
+        return None
+    count = len(units) if chosen is None else len(chosen)
+    reciprocal = (1 / factors).astype(np.float32)
+    lowest = lowest.astype(np.float32)
+    places = None if chosen is None else np.ascontiguousarray(chosen, np.int64)
+    out: Array = np.empty((2, count), np.float64)
+    kernels.code_products(
+        units.ctypes.data,
+        None if places is None else places.ctypes.data,
+        count,
+        units.shape[1],
+        reciprocal.ctypes.data,
+        lowest.ctypes.data,
+        span,
+        None if weights is None else weights.ctypes.data,
+        out[0].ctypes.data,
+        out[1].ctypes.data,
+    )
+    return out[0], out[1]
+
+
 def dots(a: Array, b: Array) -> Array | None:
     """Σ a·b over each row of floats [rows, size] of one type, float64 [rows]; `core/sums.py` has the order."""
     kernels = _takes(a, b) if a.dtype == b.dtype and a.dtype in (np.float32, np.float64) else None
@@ -163,12 +213,89 @@ def powers(values: Array, table: Array, terms: Array, out: Array) -> bool | None
     return True
 
 
+class Minifloat(NamedTuple):
+    """A small float: its bits, those of its mantissa, its smallest normal number and its largest."""
+
+    bits: int
+    mantissa: int
+    lowest: float
+    largest: float
+
+
+def minifloat_codes(
+    values: Array, scales: Array, kind: Minifloat, first: int, codes: Array | None, restored: Array
+) -> bool | None:
+    """Codes (uint8, unless None) of values over scales, and the numbers code · scale in `restored`; float32.
+
+    Each scale is for a run of as many values; `first` is the pattern of the anchor of subnormals.
+    """
+    given = (values, scales, restored)
+    kernels = _takes(*given) if all(array.dtype == np.float32 for array in given) else None
+    if kernels is None or (codes is not None and not codes.flags.c_contiguous):
+        return None
+    kernels.minifloat_codes(
+        values.ctypes.data,
+        scales.size,
+        values.size // max(scales.size, 1),
+        scales.ctypes.data,
+        *kind,
+        first,
+        None if codes is None else codes.ctypes.data,
+        restored.ctypes.data,
+    )
+    return True
+
+
+def best_rungs(
+    blocks: Array, ladder: Array, top: int, tried: Sequence[int], kind: Minifloat, rungs: Array
+) -> bool | None:
+    """The rungs of a rising `ladder` (float32) that are the best scales for float32 `blocks` [blocks, 16 or 32].
+
+    `rungs` (int64, 0 to `top`) are where to begin, and become the best of those that are `tried` away.
+    """
+    given = (blocks, ladder)
+    kernels = _takes(*given, rungs) if all(array.dtype == np.float32 for array in given) else None
+    if kernels is None or rungs.dtype != np.int64 or blocks.shape[1] not in (16, 32):
+        return None
+    offsets = np.array(tried, np.int64)
+    kernels.best_rungs(
+        blocks.ctypes.data,
+        *blocks.shape,
+        ladder.ctypes.data,
+        top,
+        offsets.ctypes.data,
+        offsets.size,
+        *kind[1:],
+        rungs.ctypes.data,
+    )
+    return True
+
+
 def pack_nibbles(codes: Array, out: Array) -> bool | None:
     """Codes below 16 (uint8, an even number), two to a byte of `out`, the first in the low half."""
     kernels = _takes(codes, out)
     if kernels is None:
         return None
     kernels.pack_nibbles(codes.ctypes.data, codes.size, out.ctypes.data)
+    return True
+
+
+def ggml_blocks(
+    name: str, group: int, values: Array, importance: Array | None, blocks: Array, restored: Array
+) -> bool | None:
+    """float32 [rows, columns] as blocks of the ggml type of this name, uint8, and as what they stand for.
+
+    `group` weights of a row share a scale; `importance` [columns] weighs their errors.
+    methods/quantize/ggml/search.py has what is searched.
+    """
+    given = (values, restored, *(() if importance is None else (importance,)))
+    kernels = _takes(*given, blocks) if all(array.dtype == np.float32 for array in given) else None
+    if kernels is None:
+        return None
+    weights = None if importance is None else importance.ctypes.data
+    groups, per_row = values.size // group, values.shape[1] // group
+    run = getattr(kernels, f"ggml_{name}")
+    run(values.ctypes.data, weights, groups, per_row, blocks.ctypes.data, restored.ctypes.data)
     return True
 
 

@@ -35,6 +35,11 @@ _NOTE = "an archive: `compressor restore` gives its tensors back; loaders do not
 def as_stored(checkpoint: Checkpoint, container: Container) -> Checkpoint:
     """The input without an eye on what its tensors are parts of, for an archive of it as it is."""
     source = checkpoint.source
+    if source.kind == "gguf":
+        raise UsageError(
+            "an archive of a .gguf would lose its metadata and the types of its blocks",
+            remedy="Restore it to .safetensors, and archive that",
+        )
     if container != source.kind and checkpoint.compression and source.config is not None:
         raise UsageError("a single file would lose the config.json that tells of its codes", remedy="Name a folder")
     tensors = {
@@ -85,7 +90,7 @@ def archive_files(
                 ) from error
         with sink.reading(file.name) as finished:
             files.append(replace(file, layout=replace(file.layout, size=finished.size)))
-    jobs = (replace(job, coded=sum(coded[spec.name] for spec in job.part_specs())) for job in plan.jobs)
+    jobs = (replace(job, coded=sum(coded[spec.name] for spec in job.part_specs)) for job in plan.jobs)
     measured = [changes.get(job.spec.name, Change()) for job in plan.jobs]
     return replace(plan, files=tuple(files), jobs=tuple(jobs)), measured
 

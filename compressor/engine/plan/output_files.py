@@ -9,6 +9,7 @@ from compressor.checkpoint import dialects, record
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.errors import OutputError
 from compressor.engine.plan.adapter import adapter_files, makes_adapter
+from compressor.engine.plan.gguf_file import gguf_file
 from compressor.engine.plan.plan import Job, OutputFile
 from compressor.engine.plan.request import PlanRequest
 from compressor.engine.plan.sharding import shard_names
@@ -35,9 +36,12 @@ def lay_out(
     if makes_adapter(request.recipe.stages):
         return adapter_files(jobs, checkpoint, stages, fingerprint)
     if container == "npy":
-        return (OutputFile(request.output_name, npy.layout(jobs[0].part_specs()[0])),), ()
+        return (OutputFile(request.output_name, npy.layout(jobs[0].part_specs[0])),), ()
     if container == "npz":
         return (OutputFile(request.output_name, _npz_layout(jobs[0], stages, checkpoint, fingerprint)),), ()
+    if container == "gguf":
+        said = _record(checkpoint, _origins(request, 0), (), stages, fingerprint)
+        return (gguf_file(request.output_name, jobs, checkpoint.source, said.get(RECORD)),), ()
     names, index = _names(request, jobs)
     members: list[list[Job]] = [[] for _ in names]
     for job in jobs:
@@ -50,7 +54,7 @@ def lay_out(
         metadata = _kept_metadata(checkpoint, origins)
         if not checkpoint.stored:
             metadata = _metadata(metadata, form) | _record(checkpoint, origins, own, stages, fingerprint)
-        specs = [spec for job in own for spec in job.part_specs()]
+        specs = [spec for job in own for spec in job.part_specs]
         files.append(OutputFile(names[number], safetensors.layout(specs, metadata)))
     _check_growth(stored, files)
     return tuple(files), _texts(jobs, files, checkpoint, index) if container == "folder" else ()
@@ -89,8 +93,9 @@ def carried_over(
 
 def _origins(request: PlanRequest, number: int) -> range:
     """The numbers of the input's files whose tensors go to a file of the output: one of a folder's, or all."""
-    alike = request.container == "folder" and request.max_shard_size is None
-    return range(number, number + 1) if alike else range(len(request.checkpoint.source.files))
+    source = request.checkpoint.source
+    alike = request.container == source.kind == "folder" and request.max_shard_size is None
+    return range(number, number + 1) if alike else range(len(source.files))
 
 
 def _names(request: PlanRequest, jobs: Sequence[Job]) -> tuple[list[str], str]:
@@ -135,7 +140,7 @@ def _record(
 
 def _npz_layout(job: Job, stages: Stages, checkpoint: Checkpoint, fingerprint: str) -> FileLayout:
     members = [
-        (part.suffix.lstrip(".") or "weight", spec) for part, spec in zip(job.parts, job.part_specs(), strict=True)
+        (part.suffix.lstrip(".") or "weight", spec) for part, spec in zip(job.parts, job.part_specs, strict=True)
     ]
     listed = [[member, spec.name, spec.dtype, spec.shape] for member, spec in members]
     stored = [(job.spec, job.encoder)] if job.encoder is not None else []
@@ -157,7 +162,7 @@ def _texts(jobs: Sequence[Job], files: Sequence[OutputFile], checkpoint: Checkpo
         texts.append((source.config_name, json_bytes(config)))
     if index:
         names = {
-            spec.name: files[job.file].name.removeprefix(source.inside) for job in jobs for spec in job.part_specs()
+            spec.name: files[job.file].name.removeprefix(source.inside) for job in jobs for spec in job.part_specs
         }
         metadata = {
             key: value
