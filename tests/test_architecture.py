@@ -7,7 +7,7 @@ import pkgutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import ModuleType
@@ -269,11 +269,17 @@ def method_modules() -> list[tuple[str, str]]:
 def faults_of_a_method(verb: str, name: str) -> list[str]:
     """What is wrong with the file or the folder of a method: its id, its type, what it says of itself."""
     module: ModuleType = importlib.import_module(f"compressor.methods.{verb}.{name}")
+    family: Mapping[str, type[Method]] | None = getattr(module, "METHODS", None)
+    if family is not None:
+        return [fault for id_, method in family.items() for fault in faults_of(method, verb, id_)]
     method: type[Method] | None = getattr(module, "METHOD", None)
-    if method is None:
-        return ["has no METHOD"]
+    return ["has no METHOD"] if method is None else faults_of(method, verb, name.replace("_", "-"))
+
+
+def faults_of(method: type[Method], verb: str, id_: str) -> list[str]:
+    """What is wrong with a method that is to have this id."""
     bad = []
-    if (method.verb, method.id) != (verb, name.replace("_", "-")) or methods_of(verb).get(method.id) is not method:
+    if (method.verb, method.id) != (verb, id_) or methods_of(verb).get(method.id) is not method:
         bad.append(f"is registered as {method.verb} {method.id}")
     if not is_dataclass(method) or not method.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         bad.append("is no frozen dataclass")

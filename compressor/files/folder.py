@@ -387,6 +387,8 @@ def _no_weights(path: str, names: Sequence[str]) -> InputError:
         remedy = f"It holds {printable(lone[0], 60)} without an index: give that file itself"
     elif lone:
         remedy = f"It holds {printable(lone[0], 60)} and {len(lone) - 1} more without an index: give one of them"
+    elif other and other[0].lower().endswith(".gguf"):
+        remedy = f"It holds {printable(other[0], 60)}: give that file itself"
     elif other:
         remedy = f"It holds {printable(other[0], 60)}: convert it to safetensors first"
     return InputError(f"is a folder without {SINGLE} or {INDEX}", file=path, remedy=remedy)

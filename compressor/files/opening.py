@@ -8,6 +8,7 @@ import stat
 from compressor.core.errors import InputError, UsageError
 from compressor.core.text import printable
 from compressor.files import archive, npy, npz, safetensors, torch_state
+from compressor.files.gguf.split import open_model
 from compressor.files.input_file import InputFile
 from compressor.files.source import Source, SourceFile, assemble
 
@@ -35,8 +36,10 @@ def open_source(path: str | os.PathLike[str], component: str = "") -> Source:
         return open_folder(path, component)
     if component:
         raise UsageError("--component is for folders that are pipelines of diffusers")
-    file = InputFile.open(path)
     suffix = os.path.splitext(path)[1].lower()
+    if suffix == ".gguf":
+        return open_model(path)
+    file = InputFile.open(path)
     readers = {
         ".npy": npy.read_header,
         ".npz": npz.read_header,
@@ -47,7 +50,7 @@ def open_source(path: str | os.PathLike[str], component: str = "") -> Source:
         raise InputError(
             f"is not a container that is read here ({printable(suffix, 40) or 'no suffix'})",
             file=path,
-            remedy="Give a .safetensors, .npy, .npz or .pt, or a folder with model.safetensors",
+            remedy="Give a .safetensors, .gguf, .npy, .npz or .pt, or a folder with model.safetensors",
         )
     file, header = archive.opened(file, readers[suffix](file))
     return assemble(path, suffix[1:], (SourceFile(os.path.basename(path), file, header),))

@@ -50,7 +50,7 @@ _OTHERS = [
         (rb"PK\x03\x04(?!\0{4})", "is a zip archive, as np.savez and PyTorch write", "Convert it first"),
         (rb"\x80[\x02-\x05](?!\0{6})", "is a Python pickle, which is never loaded", "Convert it first"),
         (rb"(?i)\s*<(?:!doctype|html|\?xml)", "is a web page, not the weights", "Download it again"),
-        (rb"GGUF(?!\0{4})", "is a GGUF file", "Give the model that it was made from"),
+        (rb"GGUF(?!\0{4})", "is a GGUF file", "Let its name end in .gguf"),
         (rb"\x1f\x8b(?!\0{6})", "is compressed with gzip", "Unpack it first"),
     )
 ]

@@ -1,4 +1,4 @@
-"""Opening an input: one `.npy`, one `.safetensors`, or a Hugging Face folder of shards.
+"""Opening an input: one `.npy`, one `.safetensors`, a `.gguf` with its parts, or a Hugging Face folder of shards.
 
 All headers are read and checked here, before anything else happens. Data is read later, by rows.
 """
@@ -14,6 +14,7 @@ from compressor.core.errors import InputError
 from compressor.core.lazy import np
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array, Workspace
+from compressor.files.gguf.values import Value
 from compressor.files.input_file import InputFile
 from compressor.files.layout import Header, Placed
 
@@ -112,14 +113,15 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Source:
-    """An opened input. `tensors` are in the order of their names; `kind` is npy, safetensors or folder.
+    """An opened input. `tensors` are in the order of their names; `kind` is npy, safetensors, gguf or folder.
 
     `carried` are the other files of a folder that go along unchanged, by their path within it;
     `left` those that do not, with the reason. `config` is the folder's config.json, None without one. `texts` are
     small files that a structured cut has changed, by name. `index` is the name of the file that tells loaders which
     shard holds what, "" where there is one file of weights; `index_metadata` what else it said. `notes`: what of
     the folder is otherwise than it should be, and how it was read. `linked`: where links lead that nobody follows.
-    `inside`: of a pipeline the folder of the component that is read, with a slash; names begin with it.
+    `inside`: of a pipeline the folder of the component that is read, with a slash; names begin with it. `fields` is
+    the metadata of a GGUF model, or what it will be in one that is written.
     """
 
     path: str
@@ -136,6 +138,7 @@ class Source:
     notes: tuple[str, ...] = ()
     linked: tuple[str, ...] = ()
     inside: str = ""
+    fields: Mapping[str, Value] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:

@@ -20,12 +20,14 @@ from compressor.methods.options import SELECTOR, flag, options_of, parse_options
 def methods_of(verb: str) -> dict[str, type[Method]]:
     """Every method of a verb by its id: the modules of `compressor.methods.VERB`, those that treat tensors before
     those that make models; then installed entry points of the group `compressor.VERB`. Never code named by a data
-    file."""
+    file. A module has one `METHOD`, or is a family of them, `METHODS` by their ids."""
     package = importlib.import_module(f"compressor.methods.{verb}")
     found: dict[str, type[Method]] = {}
     for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name):
         if not info.name.startswith("_"):
-            found[info.name.replace("_", "-")] = importlib.import_module(f"{package.__name__}.{info.name}").METHOD
+            module = importlib.import_module(f"{package.__name__}.{info.name}")
+            family = getattr(module, "METHODS", None)
+            found |= {info.name.replace("_", "-"): module.METHOD} if family is None else family
     found = dict(sorted(found.items(), key=lambda item: not issubclass(item[1], TensorMethod)))
     for entry in entry_points(group=f"compressor.{verb}"):
         found.setdefault(entry.name, entry.load())

@@ -556,7 +556,7 @@ def test_a_folder_that_cannot_be_listed(model: Path, monkeypatch: pytest.MonkeyP
         (["config.json"], "Give a folder with model.safetensors, or with shards and their index"),
         (["other_model.bin", "config.json"], "It holds other_model.bin: convert it to safetensors first"),
         (["model.pt"], "It holds model.pt: convert it to safetensors first"),
-        (["model-Q4.gguf"], "It holds model-Q4.gguf: convert it to safetensors first"),
+        (["model-Q4.gguf"], "It holds model-Q4.gguf: give that file itself"),
         (["weights.npz"], "It holds weights.npz: convert it to safetensors first"),
         (["a.bin", "lora.safetensors"], "It holds lora.safetensors without an index: give that file itself"),
         (["x\x1b[31m.safetensors"], "It holds x\\x1b[31m.safetensors without an index"),
@@ -570,7 +570,7 @@ def test_folders_without_weights(tmp_path: Path, names: list[str], remedy: str) 
     refused(folder, f"is a folder without {SINGLE} or {INDEX}", remedy)
 
 
-@pytest.mark.parametrize("name", ["model.gguf", "model.onnx", "model", "model.safetensor"])
+@pytest.mark.parametrize("name", ["model.onnx", "model", "model.safetensor"])
 def test_files_that_are_no_container_of_ours(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(b"\x80\x04K\x01.")

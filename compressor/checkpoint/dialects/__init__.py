@@ -54,6 +54,7 @@ _MODULES = (
     "mxfp4",
     "comfy",
     "deepseek",
+    "gguf",
 )
 
 # A valid scheme, so that vLLM too reads on to the format, which its message then names

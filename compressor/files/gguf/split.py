@@ -1,0 +1,84 @@
+"""A GGUF model: one file, or the parts that `llama-gguf-split` made of it, which are one checkpoint.
+
+Parts are called `NAME-00001-of-00003.gguf`; each says `split.no` (from 0), `split.count` and `split.tensors.count`,
+the tensors of all parts together. The model's metadata stands in the first part.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from compressor.core.errors import InputError
+from compressor.files.gguf.reading import GgufHeader, read_header
+from compressor.files.gguf.values import Value
+from compressor.files.input_file import InputFile
+from compressor.files.source import Source, SourceFile, assemble
+
+NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
+_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
+_ALL = "Give the model with all of its parts, or join them with llama-gguf-split --merge"
+
+
+def open_model(path: str) -> Source:
+    """Open a file and, where it is one of several parts, the others beside it, whichever was named.
+
+    InputError where a part is missing or is not what its name says.
+    """
+    file = InputFile.open(path)
+    header = read_header(file)
+    count = _integer(header.fields, COUNT)
+    folder, name = os.path.split(path)
+    if count is None or count == 1:
+        return _source(path, (SourceFile(name, file, header),), header)
+    called = _PART.fullmatch(name)
+    if called is None or int(called["count"]) != count:
+        raise InputError(
+            f"is one of {count} parts of a model, and its name does not say which",
+            file=path,
+            remedy=f"Call the parts NAME-00001-of-{count:05d}.gguf and so on",
+        )
+    names = [
+        f"{called['stem']}-{number:05d}-of-{called['count']}{called['suffix']}" for number in range(1, count + 1)
+    ]
+    missing = [one for one in names if not os.path.lexists(os.path.join(folder, one))]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise InputError(f"is one of {count} parts; {missing[0]}{more} is missing", file=path, remedy=_ALL)
+    parts = []
+    for number, one in enumerate(names):
+        other = file if one == name else InputFile.open(os.path.join(folder, one))
+        parts.append(SourceFile(one, other, header if one == name else read_header(other)))
+        _check_part(parts[-1], number, count)
+    first = parts[0].header
+    assert isinstance(first, GgufHeader)  # noqa: S101 - as read above
+    said = _integer(first.fields, TENSORS)
+    found = sum(len(part.header.tensors) for part in parts)
+    if said is not None and said != found:
+        raise InputError(f"its parts hold {found} tensors, and {TENSORS} says {said}", file=path, remedy=_ALL)
+    return _source(path, tuple(parts), first)
+
+
+def _check_part(part: SourceFile, number: int, count: int) -> None:
+    assert isinstance(part.header, GgufHeader)  # noqa: S101 - who calls read it
+    said = _integer(part.header.fields, NUMBER), _integer(part.header.fields, COUNT)
+    if said != (number, count):
+        raise InputError(
+            f"says {NUMBER} {said[0]} and {COUNT} {said[1]}, where {number} and {count} belong",
+            file=part.file.path,
+            remedy=_ALL,
+        )
+
+
+def _integer(fields: Mapping[str, Value], key: str) -> int | None:
+    """A number of the metadata; None where there is none, or something else."""
+    value = fields.get(key)
+    found: Any = None if value is None or value.items is not None else value.python()
+    return found if type(found) is int else None
+
+
+def _source(path: str, parts: tuple[SourceFile, ...], first: GgufHeader) -> Source:
+    fields = {key: value for key, value in first.fields.items() if key not in (NUMBER, COUNT, TENSORS)}
+    return assemble(path, "gguf", parts, fields=fields)
