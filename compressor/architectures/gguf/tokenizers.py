@@ -295,7 +295,8 @@ def _special_tokens(files: TokenizerFiles, found: Mapping[str, Any]) -> dict[str
     named["eos"] = named["eos"] or named["sep"]
     first, last = _template_ends(files.tokenizer)
     count = len(found[f"{PREFIX}.tokens"])
-    numbers = {text: number for number, text, _ in _added(files)}
+    numbers = {text: number for number, text in enumerate(found[f"{PREFIX}.tokens"])}
+    numbers |= {text: number for number, text, _ in _added(files)}
     made: dict[str, Any] = {}
     for kind, key in _KEYS.items():
         number = numbers.get(named[kind] or "")
