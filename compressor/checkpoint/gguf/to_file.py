@@ -33,6 +33,11 @@ class Wishes:
     leave_out: tuple[str, ...] = ()
 
 
+def becomes_file(checkpoint: Checkpoint) -> bool:
+    """Whether the checkpoint is none of a GGUF file, and could be one."""
+    return not checkpoint.source.fields and checkpoint.source.kind == "folder"
+
+
 def as_file(checkpoint: Checkpoint, wishes: Wishes = Wishes()) -> Checkpoint:
     """The checkpoint with GGUF's names, layouts and metadata.
 
