@@ -262,7 +262,9 @@ def transform(opened: Opened) -> Transformed:
     if opened.container == "gguf" and becomes_file(checkpoint):
         wishes = Wishes(not options.no_tokenizer, options.leave_out)
         checkpoint = as_file(checkpoint, wishes)
-        teachers = {path: as_file(one, wishes) if becomes_file(one) else one for path, one in opened.teachers.items()}
+        teachers = {
+            path: as_file(one, wishes) if becomes_file(one) else one for path, one in opened.teachers.items()
+        }
         opened = replace(opened, teachers=teachers)
     recipe = with_presets(replace(order.recipe, cuts=cuts), list(checkpoint.tensors))
     return Transformed(opened, recipe, checkpoint)

@@ -99,7 +99,9 @@ def _head_norms(queries: str = "D", keys: str = "D", form: Form = "plain") -> tu
     )
 
 
-def _gated(layers: Layers = "all", at: str = "layers.{n}.mlp", to: str = "ffn", inner: str = "F") -> tuple[Rule, ...]:
+def _gated(
+    layers: Layers = "all", at: str = "layers.{n}.mlp", to: str = "ffn", inner: str = "F"
+) -> tuple[Rule, ...]:
     """`to`: what stands around gate, up and down in the file's names, `ffn` or `ffn shexp`."""
     start, _, end = to.partition(" ")
     end = f"_{end}" if end else ""
@@ -267,9 +269,7 @@ _DEEPSEEK = _rules(
     _layer("attn_output.weight", f"{_MLA}.o_proj.weight", "H O"),
     iter(_gated("dense")),
     _router("layers.{n}.mlp.gate"),
-    _layer(
-        "exp_probs_b.bias", "layers.{n}.mlp.gate.e_score_correction_bias", "E", optional=True, layers="sparse"
-    ),
+    _layer("exp_probs_b.bias", "layers.{n}.mlp.gate.e_score_correction_bias", "E", optional=True, layers="sparse"),
     iter(_experts("layers.{n}.mlp", "gate_proj", "up_proj", "down_proj")),
     iter(_gated("sparse", "layers.{n}.mlp.shared_experts", "ffn shexp", "S")),
 )
@@ -303,9 +303,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "qwen3", "qwen3", "Qwen3ForCausalLM", (*_ends(), *_two_norms(), *_attention(), *_head_norms(), *_gated())
     ),
-    Family(
-        "qwen3moe", "qwen3_moe", "Qwen3MoeForCausalLM", (*_ends(), *_attention(), *_head_norms(), *_QWEN_MOE)
-    ),
+    Family("qwen3moe", "qwen3_moe", "Qwen3MoeForCausalLM", (*_ends(), *_attention(), *_head_norms(), *_QWEN_MOE)),
     Family(
         "gemma",
         "gemma",

@@ -167,7 +167,8 @@ def sparse_from(config: Config, family: Family) -> int:
 
 
 def sizes(config: Config, family: Family) -> dict[str, int]:
-    """Sizes of the tensors' axes, by the letters of `families.py`, and `nope`: rows of a head that are not rotated."""
+    """Sizes of the tensors' axes, by the letters of `families.py`; of DeepSeek also `nope` and `value`, the rows of
+    a head of keys that are not rotated, and of values."""
     heads, width = _count(config, "attention.head_count"), _count(config, "embedding_length")
     head, inner = head_size(config), _count(config, "feed_forward_length")
     keys = _count(config, "attention.head_count_kv") or heads
@@ -240,8 +241,8 @@ def _gating(config: Config, family: Family) -> int:
 
 
 def rope_of(config: Config, kind: str = "full_attention") -> dict[str, Any]:
-    """How positions rotate, as newer configs say it (`rope_parameters`), whichever way this one does; of models with
-    two kinds of attention for one of them."""
+    """How positions rotate, as newer configs say it (`rope_parameters`), whichever way this one does; where there
+    are two kinds of attention, for one of them."""
     said = config.get("rope_parameters") or config.get("rope_scaling") or {}
     said = said if isinstance(said, dict) else {}
     found = dict(said.get(kind, said)) if isinstance(said.get(kind, said), dict) else {}
@@ -280,7 +281,9 @@ def _rope(config: Config, family: Family) -> Metadata:
     elif kind in ("longrope", "su"):
         found |= _longrope(config, rope)
     elif arch == "phi3":
-        found["rope.scaling.original_context_length"] = int(rope.get("original_max_position_embeddings") or 0) or None
+        found["rope.scaling.original_context_length"] = (
+            int(rope.get("original_max_position_embeddings") or 0) or None
+        )
     return found
 
 
@@ -342,9 +345,9 @@ def refusals(config: Config, family: Family) -> Iterator[str]:
         yield f"its activation is {act!r}, and llama.cpp computes {allowed[0]} for {arch}"
     yield from _rope_refusals(config, family)
     yield from _layer_refusals(config, family)
-    if arch in ("qwen2moe", "qwen3moe") and config.get("norm_topk_prob") is not None:
-        if bool(config["norm_topk_prob"]) != (arch == "qwen3moe"):
-            yield f"norm_topk_prob is {config['norm_topk_prob']}, and llama.cpp computes {arch} otherwise"
+    normed = config.get("norm_topk_prob")
+    if arch in ("qwen2moe", "qwen3moe") and normed is not None and bool(normed) != (arch == "qwen3moe"):
+        yield f"norm_topk_prob is {normed}, and llama.cpp computes {arch} otherwise"
     if arch in _WIDE:
         said, head = config.get("query_pre_attn_scalar"), head_size(config)
         wide = _count(config, "embedding_length") // max(_count(config, "attention.head_count"), 1)
@@ -402,6 +405,8 @@ def remarks(config: Config, family: Family) -> Iterator[str]:
     slides = config.get("use_sliding_window", True) and family.gguf not in (*_SWA_EVERY, "olmo2", "bert")
     if isinstance(window, int) and window and slides:
         yield f"llama.cpp has no sliding window for {family.gguf}: beyond {window} tokens it sees more"
+    if rope_of(config).get("truncate") is False:
+        yield "llama.cpp rounds the bounds between which frequencies are scaled (YaRN); this model does not"
     if config.get("topk_method") == "group_limited_greedy" and (config.get("n_group") or 1) > 1:
         yield "llama.cpp chooses groups of experts by their best two, where this model goes by the best one"
 
@@ -485,9 +490,7 @@ def _rope_config(said: Config, arch: str) -> dict[str, Any]:
             ("yarn_beta_fast", "beta_fast"),
             ("yarn_beta_slow", "beta_slow"),
         )
-        scaling |= {
-            name: said[f"rope.scaling.{key}"] for key, name in named if f"rope.scaling.{key}" in said
-        }
+        scaling |= {name: said[f"rope.scaling.{key}"] for key, name in named if f"rope.scaling.{key}" in said}
         if "rope.scaling.yarn_log_multiplier" in said:
             both = said["rope.scaling.yarn_log_multiplier"] / 0.1
             scaling |= {"mscale": both, "mscale_all_dim": both}

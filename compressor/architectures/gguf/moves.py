@@ -24,7 +24,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """For all indices below `sizes` an element of the folder's tensor is the one of the GGUF file's; `added` is added
+    """For all indices below `sizes` an element of the folder's tensor is one of the GGUF file's; `added` is added
     on the way there, and taken away on the way back."""
 
     sizes: Shape
@@ -71,7 +71,8 @@ def stacked(folder: Sequence[str], gguf: str, shape: Shape) -> list[Move]:
     """Tensors of one shape that are one tensor of the GGUF file, with a first axis more."""
     strides, size = contiguous(shape), prod(shape)
     return [
-        Move(shape, Side(name, 0, strides), Side(gguf, number * size, strides)) for number, name in enumerate(folder)
+        Move(shape, Side(name, 0, strides), Side(gguf, number * size, strides))
+        for number, name in enumerate(folder)
     ]
 
 
@@ -93,4 +94,3 @@ def halves(folder: str, gguf: Sequence[str], shape: Shape, *, axis: int, turns: 
         Move(sizes, Side(folder, number * first, tuple(strides)), Side(name, 0, back))
         for number, name in enumerate(gguf)
     ]
-

@@ -1,4 +1,4 @@
-"""Which tensor of a folder goes where in a GGUF file, and back: the rules of a family for a model of given sizes."""
+"""Which tensor of a folder goes where in a GGUF file, and back: the rules of a family for a model of some size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from compressor.architectures.gguf.families import Family, Form, Rule
-from compressor.architectures.gguf.moves import Move, Shape, Side, contiguous, halves, paired, plain, stacked, turned
+from compressor.architectures.gguf.moves import (
+    Move,
+    Shape,
+    Side,
+    contiguous,
+    halves,
+    paired,
+    plain,
+    stacked,
+    turned,
+)
 
 Sizes = Mapping[str, int]
 Shapes = Mapping[str, Shape]
@@ -225,9 +235,7 @@ def _latent(sources: Sequence[str], targets: Sequence[str], shape: Shape, sizes:
     heads, keys, values, rank = sizes["N"], sizes["nope"], sizes["value"], shape[1]
     unit, (to_keys, to_values) = (keys + values) * rank, targets
     moves = [
-        Move(
-            (heads, keys, rank), Side(sources[0], 0, (unit, rank, 1)), Side(to_keys, 0, (rank * keys, 1, keys))
-        ),
+        Move((heads, keys, rank), Side(sources[0], 0, (unit, rank, 1)), Side(to_keys, 0, (rank * keys, 1, keys))),
         Move(
             (heads, values, rank),
             Side(sources[0], keys * rank, (unit, rank, 1)),

@@ -39,7 +39,10 @@ def _cased(end: str) -> str:
 
 _THREES = rf"{_CONTRACTIONS}|{_LEAD}\p{{L}}+|\p{{N}}{{1,3}}|{_TAIL}"
 _ONES = rf"{_CONTRACTIONS}|{_LEAD}\p{{L}}+|\p{{N}}|{_TAIL}"
-_MARKS = rf"{_CONTRACTIONS}|{_LEAD}[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_MARKS = (
+    rf"{_CONTRACTIONS}|{_LEAD}[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _GPT4O = _cased(f"{_CONTRACTIONS}?") + rf"|\p{{N}}{{1,3}}|{_CASED_TAIL}"
 _TEKKEN = _cased("") + rf"|\p{{N}}|{_CASED_TAIL}"
 _DEEPSEEK3 = (
@@ -61,7 +64,15 @@ _NAMES: tuple[tuple[str, Signature, bool | None], ...] = (
     ("deepseek-v3", (_split(r"\p{N}{1,3}"), _split(_CJK), _split(_DEEPSEEK3), _BYTES), None),
     (
         "deepseek-llm",
-        (_split(r"[\r\n]"), _ALPHABETS, _split(_ASIAN_MARKS), _split(r"\s+$"), _split(_IDEOGRAPHS), _DIGITS, _BYTES),
+        (
+            _split(r"[\r\n]"),
+            _ALPHABETS,
+            _split(_ASIAN_MARKS),
+            _split(r"\s+$"),
+            _split(_IDEOGRAPHS),
+            _DIGITS,
+            _BYTES,
+        ),
         None,
     ),
     ("smollm", (_DIGITS, _WORDS), None),
@@ -72,15 +83,25 @@ _ALIASES: Mapping[str, str] = {
     **dict.fromkeys(("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"), "llama-bpe"),
     **dict.fromkeys(("smaug-bpe", "glm4", "chatglm-bpe"), "dbrx"),
     **dict.fromkeys(
-        ("stablelm2", "deepseek-r1-qwen", "hunyuan", "megrez", "kormo", "f2llmv2", "solar-open", "grok-2", "a.x-4.0"),
+        (
+            "stablelm2",
+            "deepseek-r1-qwen",
+            "hunyuan",
+            "megrez",
+            "kormo",
+            "f2llmv2",
+            "solar-open",
+            "grok-2",
+            "a.x-4.0",
+        ),
         "qwen2",
     ),
     **dict.fromkeys(("llama4", "kanana2", "minimax-m2"), "gpt-4o"),
     **dict.fromkeys(("hunyuan-dense", "joyai-llm"), "deepseek-v3"),
+    **dict.fromkeys(("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "smollm"), "smollm"),
     **dict.fromkeys(
-        ("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "smollm"), "smollm"
+        ("gpt2", "mpt", "olmo", "jais", "phi-2", "roberta-bpe", "modern-bert", "granite-docling"), "gpt-2"
     ),
-    **dict.fromkeys(("gpt2", "mpt", "olmo", "jais", "phi-2", "roberta-bpe", "modern-bert", "granite-docling"), "gpt-2"),
 }
 
 

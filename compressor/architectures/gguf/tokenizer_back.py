@@ -92,7 +92,7 @@ def _ends(said: Mapping[str, Any], special: Mapping[str, str | None], tokens: Se
 
 
 def _bpe(vocab: dict[str, int], merges: Sequence[Any], **more: Any) -> Json:
-    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
+    model: Json = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
     model |= {"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
     return {**model, "vocab": vocab, "merges": list(merges), **more}
 
@@ -121,9 +121,7 @@ def _sentencepiece(said: Mapping[str, Any], tokens: Sequence[str], types: Sequen
         steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     unknown = next((text for text, kind in zip(tokens, types, strict=True) if kind == TokenType.UNKNOWN), None)
     vocab = _vocabulary(tokens, types)
-    model = _bpe(
-        vocab, _merges(vocab, tokens, scores, types), unk_token=unknown, fuse_unk=True, byte_fallback=True
-    )
+    model = _bpe(vocab, _merges(vocab, tokens, scores, types), unk_token=unknown, fuse_unk=True, byte_fallback=True)
     return {
         "normalizer": normalizer if before else spaces,
         "pre_tokenizer": None,
@@ -149,14 +147,12 @@ def _merges(
 
 def _wordpiece(said: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> Json:
     texts = [_word(text, types[number]) for number, text in enumerate(tokens)]
-    first, last, unknown = (
-        _token(said, tokens, _NAMES[name]) for name in ("bos_token", "sep_token", "unk_token")
-    )
+    first, last, unknown = (_token(said, tokens, _NAMES[name]) for name in ("bos_token", "sep_token", "unk_token"))
     last = last or _token(said, tokens, _NAMES["eos_token"])
     if first is None or last is None or unknown is None:
         raise Unsupported("it does not say its [CLS], [SEP] and [UNK]")
     normalizer = {"clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True}
-    model = {"type": "WordPiece", "unk_token": unknown, "continuing_subword_prefix": "##"}
+    model: Json = {"type": "WordPiece", "unk_token": unknown, "continuing_subword_prefix": "##"}
     model |= {"max_input_chars_per_word": 100, "vocab": _vocabulary(texts, types)}
     both = {"sep": [last, tokens.index(last)], "cls": [first, tokens.index(first)]}
     return {

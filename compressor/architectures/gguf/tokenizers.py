@@ -1,7 +1,7 @@
 """A tokenizer as metadata of a GGUF file, from the files that transformers keeps it in.
 
-Three kinds are known to llama.cpp and here: byte-level BPE ("gpt2" there), BPE over spaces written as ▁ with bytes as
-a last resort, which is SentencePiece's ("llama"), and WordPiece ("bert"). What a file cannot hold is an error of
+Three kinds are known to llama.cpp and here: byte-level BPE ("gpt2" there), SentencePiece's BPE, which writes
+spaces as ▁ and has bytes as a last resort ("llama"), and WordPiece ("bert"). What a file cannot hold is
 `Unsupported`, whose text says what the tokenizer does that llama.cpp would not.
 """
 
@@ -67,7 +67,9 @@ class _Tokens:
 
     def put(self, number: object, text: object, kind: TokenType, score: float) -> None:
         if not isinstance(number, int) or not isinstance(text, str) or not 0 <= number < len(self.texts):
-            raise Unsupported(f"its token {text!r} has the number {number!r}, of {len(self.texts)} that the model has")
+            raise Unsupported(
+                f"its token {text!r} has the number {number!r}, of {len(self.texts)} that the model has"
+            )
         self.texts[number], self.types[number], self.scores[number] = text, kind, score
 
 
@@ -91,7 +93,9 @@ def remarks(files: TokenizerFiles) -> Iterator[str]:
     if files.tokenizer is not None and files.pieces is None:
         kinds = {one.get("type") for one in _normalizers(files.tokenizer.get("normalizer"))}
         if kinds & {"NFC", "NFKC"}:
-            yield "the tokenizer composes characters (NFC), and llama.cpp does not: texts that are not composed differ"
+            yield "the tokenizer composes characters (NFC), and llama.cpp does not: decomposed texts differ"
+        if "BertNormalizer" in kinds:
+            yield "llama.cpp takes Korean syllables apart otherwise than this tokenizer: texts with them differ"
 
 
 def _from_json(files: TokenizerFiles, tokenizer: Json, vocabulary: int) -> dict[str, Any]:
@@ -209,7 +213,9 @@ def _added(files: TokenizerFiles) -> Iterator[tuple[int, str, bool]]:
     for text, number in files.added.items():
         yield number, text, False
     decoder = files.config.get("added_tokens_decoder")
-    listed: list[Any] = [{"id": number, **one} for number, one in decoder.items()] if isinstance(decoder, dict) else []
+    listed: list[Any] = (
+        [{"id": number, **one} for number, one in decoder.items()] if isinstance(decoder, dict) else []
+    )
     if files.tokenizer is not None:
         listed += files.tokenizer.get("added_tokens") or []
     for one in listed:

@@ -9,7 +9,7 @@ from compressor.files.gguf.values import Kind, Value, array, scalar, text
 
 
 def fields_of(found: Mapping[str, Any]) -> dict[str, Value]:
-    """Values of the kinds that llama.cpp looks for: whole numbers as UINT32, in arrays as INT32, others as FLOAT32."""
+    """Values of the kinds that llama.cpp looks for: whole numbers as UINT32, in arrays as INT32; others FLOAT32."""
     return {key: _value(one) for key, one in found.items()}
 
 
@@ -30,8 +30,17 @@ def _value(one: Any) -> Value:
 def plain(fields: Mapping[str, Value], prefix: str) -> dict[str, Any]:
     """The numbers and texts among the values whose keys begin so, without arrays."""
     return {
-        key: value.python() for key, value in fields.items() if key.startswith(prefix) and value.kind is not Kind.ARRAY
+        key: _shortest(value.python()) if value.kind is Kind.FLOAT32 else value.python()
+        for key, value in fields.items()
+        if key.startswith(prefix) and value.kind is not Kind.ARRAY
     }
+
+
+def _shortest(number: float) -> float:
+    """The shortest decimal that is the same float32: 1e-05, and not 9.999999747378752e-06."""
+    exact = scalar(Kind.FLOAT32, number).raw
+    texts = (f"{number:.{digits}g}" for digits in range(1, 10))
+    return next((float(text) for text in texts if scalar(Kind.FLOAT32, float(text)).raw == exact), number)
 
 
 def said(fields: Mapping[str, Value], key: str) -> Any:

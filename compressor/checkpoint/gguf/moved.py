@@ -1,18 +1,19 @@
 """A tensor whose elements lie in other tensors, in another order: what GGUF and Hugging Face folders call alike.
 
-Rows are read where they lie, block by block; a transposed matrix along its columns. Nothing is held whole but what is
-small.
+Rows are read where they lie, block by block; a transposed matrix along its columns. Only small tensors are held
+whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from itertools import pairwise
 
 from compressor.architectures.gguf.moves import Move, Side
 from compressor.checkpoint.checkpoint import Tensor
 from compressor.checkpoint.rows import Rows
+from compressor.checkpoint.views import ReplacedTensor
 from compressor.core.floats import narrow, widen
 from compressor.core.lazy import np
 from compressor.core.tensor import DTYPES, TensorSpec
@@ -36,8 +37,8 @@ class _Step:
 
 @dataclass(frozen=True, slots=True)
 class _Loop:
-    """A step as rows of this tensor see it: `rows` are the sizes, strides here in rows and strides there of the axes
-    that go over rows; `columns` the size, stride here and stride there of the one that goes over columns."""
+    """A step as rows of this tensor see it: `rows` are size, stride here in rows and stride there of each axis that
+    goes over rows; `columns` the size, stride here and stride there of the one that goes over columns."""
 
     step: _Step
     first: int
@@ -126,7 +127,9 @@ class MovedTensor(StoredTensor):
 
     def _loops(self, width: int) -> Iterator[_Loop]:
         for step in self.steps:
-            axes = sorted(zip(step.sizes, step.here.strides, step.there.strides, strict=True), key=lambda one: -one[1])
+            axes = sorted(
+                zip(step.sizes, step.here.strides, step.there.strides, strict=True), key=lambda one: -one[1]
+            )
             over = [(size, here // width, there) for size, here, there in axes if here >= width and size > 1]
             across = [one for one in axes if one[1] < width and one[0] > 1]
             if len(across) > 1:
@@ -149,8 +152,10 @@ class MovedTensor(StoredTensor):
             return
         unit = places // width
         edges = [0, *(np.flatnonzero(np.diff(unit)) + 1).tolist(), len(unit)]
-        for begin, end in zip(edges, edges[1:], strict=False):
-            held = _turned(loop.step.origin, int(unit[begin]), count, places[begin:end] % width, there // width, work, key)
+        for begin, end in pairwise(edges):
+            held = _turned(
+                loop.step.origin, int(unit[begin]), count, places[begin:end] % width, there // width, work, key
+            )
             out[rows[begin:end], target] = self._converted(held, loop.step, work, f"{key}.as")
 
 
@@ -176,8 +181,9 @@ def read_origin(tensor: Tensor, start: int, stop: int, width: int, work: Workspa
     columns = tensor.spec.matrix[1]
     factor = max(columns // max(width, 1), 1)
     align = tensor.align
-    first = start // factor // align * align
-    last = min(-(-(-(-stop // factor)) // align) * align, tensor.spec.matrix[0])
+    unit = factor * align
+    first = start // unit * align
+    last = min((stop + unit - 1) // unit * align, tensor.spec.matrix[0])
     held = Rows(tensor, columns, first, last, work, key).block(first, last).reshape(-1, width)
     return held[start - first * factor : stop - first * factor]
 
@@ -222,8 +228,10 @@ def _turned(tensor: Tensor, row: int, count: int, columns: Array, every: int, wo
     return out
 
 
-def moved(name: str, dtype: str, shape: tuple[int, ...], moves: Sequence[Move], origins: Mapping[str, Tensor]) -> Tensor:
-    """The tensor that moves out of `origins` make; of one side of the moves or the other, whichever has its name."""
+def moved(
+    name: str, dtype: str, shape: tuple[int, ...], moves: Sequence[Move], origins: Mapping[str, Tensor]
+) -> Tensor:
+    """The tensor that moves out of `origins` make: on the side of the moves on which it has its name."""
     steps = tuple(_step(move, name, origins) for move in moves)
     first = next(iter(steps[0].origin.parts.values()))
     spec = TensorSpec(name, dtype, shape)
@@ -245,8 +253,6 @@ def _step(move: Move, name: str, origins: Mapping[str, Tensor]) -> _Step:
 
 def constant(name: str, numbers: Sequence[float], like: Tensor) -> Tensor:
     """A vector of float32 that is in no file; `like` lends it one to be named in messages."""
-    from compressor.checkpoint.views import ReplacedTensor
-
     first = next(iter(like.parts.values()))
     spec = TensorSpec(name, "F32", (len(numbers),))
     placed = replace(first.placed, spec=spec, fortran=False, big_endian=False, strides=None)

@@ -72,14 +72,18 @@ def as_file(checkpoint: Checkpoint, wishes: Wishes = Wishes()) -> Checkpoint:
     source = replace(
         checkpoint.source,
         fields=fields_of(metadata),
-        carried={name: file for name, file in checkpoint.source.carried.items() if os.path.basename(name) not in READ},
+        carried={
+            name: file for name, file in checkpoint.source.carried.items() if os.path.basename(name) not in READ
+        },
     )
     return replace(
         checkpoint,
         source=source,
         tensors={name: tensors[name] for name in sorted(tensors)},
         notes=(*checkpoint.notes, *notes),
-        lossy=any(tensor.encoder is not None and not tensor.encoder.exact for tensor in checkpoint.tensors.values()),
+        lossy=any(
+            tensor.encoder is not None and not tensor.encoder.exact for tensor in checkpoint.tensors.values()
+        ),
     )
 
 
