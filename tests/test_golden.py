@@ -109,11 +109,17 @@ def test_reports_are_what_they_were(style: str, tmp_path: Path, monkeypatch: pyt
     assert SCRIPT.report(style, tmp_path) == (GOLDEN / f"report.{style}").read_text(encoding="utf-8")
 
 
+def test_every_type_of_ggml_comes_back_as_it_did(tmp_path: Path) -> None:
+    found = SCRIPT.restore(SCRIPT.TYPES, tmp_path)
+    assert found.astype("<f4").tobytes() == np.load(SCRIPT.TYPES.with_suffix(".restored.npy")).tobytes()
+
+
 def test_there_is_nothing_else() -> None:
     cases = {name for case in SCRIPT.CASES for name in (case, f"{Path(case).stem}.restored.npy")}
     there = {path.name for path in GOLDEN.iterdir() if not path.name.startswith(("input-", "__"))}
+    types = {SCRIPT.TYPES.name, f"{SCRIPT.TYPES.stem}.restored.npy"}
     reports = {f"report.{style}" for style in SCRIPT.REPORTS}
-    assert there == cases | reports | {"make_golden.py", SCRIPT.OLD.name}
+    assert there == cases | reports | {"make_golden.py", SCRIPT.OLD.name, *types}
     old = {path.stem for path in SCRIPT.OLD.glob("*.safetensors")}
     assert {path.name for path in SCRIPT.OLD.iterdir()} == {
         f"{stem}.{end}" for stem in old for end in ("safetensors", "restored.npy")

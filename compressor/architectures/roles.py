@@ -4,7 +4,7 @@ Methods are made for the matrices and kernels that inputs are multiplied with. A
 tables whose rows are looked up, tokens that stand among the inputs, decays of a state, gains, biases of several
 axes. They are few numbers, models are sensitive to them, and loaders read them as numbers and never as codes. The
 words below are those of transformers 5.24 (`tests/interop/test_roles.py` compares them with every model that it can
-build) and of the files that people publish beside it: timm, Medusa, EAGLE, DeepSeek's extra layers.
+build) and of the files that people publish beside it: timm, Medusa, EAGLE, DeepSeek's extra layers, GGUF.
 """
 
 from __future__ import annotations
@@ -46,14 +46,15 @@ _TABLE = re.compile(  # rows that are looked up; and what stands right below suc
     r"(^|\.)(embed[^.]*|[^.]*_embed(ding)?s?|wte|wpe|relative_attention_bias)\.([^.]+\.)?weight$"
     r"|(^|\.)([^.]*_)?emb(\.\d+)?\.weight$|(^|\.)[^.]*_(embeds?_layers?(\.\d+)?|embeddings?_table)\.weight$"
     r"|(^|\.)(shared|codebook|query_feat|queries_[^.]+)\.weight$|^transformer\.w\.weight$"
+    r"|^(token_embd|token_types|per_layer_token_embd)\.weight$"
 )
 _POSITION_TABLE = re.compile(
     r"(^|[._])(pos|position|positional|rel_pos|relative_position)_(emb|embeds?|embeddings?|bias|encoding)(_table|_layer)?\.weight$"
-    r"|(^|\.)(wpe|relative_attention_bias|bias_values|rel_pos_bias|rel_pos_[xy]_bias)\.weight$"
+    r"|^([va]\.)?position_embd\.weight$|(^|\.)(wpe|relative_attention_bias|bias_values|rel_pos_bias|rel_pos_[xy]_bias)\.weight$"
 )
 _TOKENS = re.compile(r"(^|\.)([^.]*_)?(?<!embed_)tokens?\.weight$|^query\.weight$")
 _ROUTER = re.compile(
-    r"(^|\.)(gate|router|gating|[^.]*_router|(moe|router|shared_experts?|experts?)_gate|gate\.wg|router\.[^.]+)\.weight$"
+    r"(^|\.)(gate|router|gating|ffn_gate_inp(_shexp)?|[^.]*_router|(moe|router|shared_experts?|experts?)_gate|gate\.wg|router\.[^.]+)\.weight$"
 )
 _SPECULATIVE = re.compile(
     r"(^|\.)((medusa|hydra|eagle|speculator|draft_head|mtp_head)[^.]*\..*|eh_proj\.|mtp\.fc\.)weight$",
@@ -62,17 +63,17 @@ _SPECULATIVE = re.compile(
 # Parts of models that read more than text, which the field leaves dense: they are small and sensitive
 _TOWER = re.compile(
     r"(^|\.)(vision_tower|visual|audio_tower|vpm|apm|multi_modal_projector|mm_projector|embed_vision|embed_audio)\."
-    r"|(^|\.)model\.(vision_model|connector)\."
+    r"|(^|\.)model\.(vision_model|connector)\.|^[va]\.(blk|patch_embd)\.|^mm\.[\w.]*\d"
 )
 _NORM = re.compile(r"(^|[._])([a-z_]*norm|ln|grn)_?\d*(\.scale|\.shift)?\.weight$", re.IGNORECASE)
-_TIME_STEP = re.compile(r"(^|\.)dt_proj\.weight$")
+_TIME_STEP = re.compile(r"(^|\.)(dt_proj|ssm_dt)\.weight$")
 _STEPS = 8  # of a short convolution, at most
 _SHORT = re.compile(r"(^|[._])(conv1d|short_conv|conv\.conv)\.weight$")
 _WEIGHT = re.compile(r"(^|[._])(weight|weights|kernel)$")  # what layers call the thing itself
 
 # Parameters that belong to no layer, by words of their own name. The first that fits holds.
 _PARAMETERS = (
-    (r"a_log|a|d|dt_[a-z_]+|time_(mix|decay|first|maa|faaaa)([a-z_0-9]*)", Role.STATE_SPACE),
+    (r"a_log|a|d|ssm_[ad]|dt_[a-z_]+|time_(mix|decay|first|maa|faaaa)([a-z_0-9]*)", Role.STATE_SPACE),
     (r"(.*_)?(pos|position|positions|positional|rel|relative|absolute_pos|rotary)(_.*)?", Role.POSITION),
     (r"pe|(.*_)?pos(embed|emb)|attention_biases|r_[wrs]_bias", Role.POSITION),
     (r"inv_freq|freqs(_cis)?|(cos|sin)(_cached)?", Role.POSITION),

@@ -64,7 +64,7 @@ class LazyGroup(click.Group):
 )
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
-    """Make weight files smaller: .npy, .safetensors and Hugging Face folders.
+    """Make weight files smaller: .safetensors, .gguf, .npy and Hugging Face folders.
 
     Needs no deep-learning framework and no GPU, and holds a few rows in memory, not the model.
     """

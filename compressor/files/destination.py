@@ -10,12 +10,11 @@ from compressor.core.text import printable
 from compressor.files.layout import Container
 from compressor.files.source import Source
 
-_FILES = {".npy": "npy", ".safetensors": "safetensors", ".npz": "npz"}
+_FILES = {".npy": "npy", ".safetensors": "safetensors", ".npz": "npz", ".gguf": "gguf"}
 _OTHER = (
     ".bin",
     ".pt",
     ".pth",
-    ".gguf",
     ".onnx",
     ".h5",
     ".ckpt",
@@ -41,7 +40,9 @@ def container_of(output: str, source: Source) -> Container:
     if suffix in _OTHER or close or (suffix and source.kind != "folder" and not output.endswith("/")):
         raise UsageError(
             f"-o {printable(output)}: {suffix} is not a container that is written here",
-            remedy=f"Did you mean {close[0]}?" if close else "End it in .npy, .safetensors, .npz, or name a folder",
+            remedy=f"Did you mean {close[0]}?"
+            if close
+            else "End it in .safetensors, .gguf, .npy or .npz, or name a folder",
         )
     return "folder"
 

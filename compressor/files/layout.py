@@ -46,4 +46,4 @@ class FileLayout:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-Container = Literal["npy", "safetensors", "npz", "folder"]
+Container = Literal["npy", "safetensors", "npz", "gguf", "folder"]

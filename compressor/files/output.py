@@ -11,6 +11,7 @@ from threading import Lock
 from compressor.core.errors import InputError, OutputError
 from compressor.core.workspace import Array
 from compressor.files import npy, npz, safetensors, unbuffered
+from compressor.files.gguf import reading as gguf
 from compressor.files.input_file import InputFile
 from compressor.files.layout import FileLayout
 from compressor.files.staging import Staging, link_or_copy, reporting, sync_folder
@@ -84,6 +85,7 @@ class Output:
         readers = {
             "npy": npy.read_header,
             "safetensors": safetensors.read_header,
+            "gguf": gguf.read_header,
             "folder": safetensors.read_header,
         }
         if self.container not in readers:

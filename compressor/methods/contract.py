@@ -47,6 +47,7 @@ from math import lcm
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar
 
 from compressor.core.errors import UsageError
+from compressor.core.ggml_types import GgmlType
 from compressor.core.layer_inputs import Layer
 from compressor.core.lazy import np
 from compressor.core.metrics import count_zeros, dot
@@ -159,6 +160,11 @@ class Decoder(ABC):
     def exact(self) -> bool:
         """Whether the parts stand for the very numbers of the tensor's dtype."""
         return False
+
+    @property
+    def ggml(self) -> GgmlType | None:
+        """The type of ggml whose blocks the one part is, under the tensor's own name; None where it is none."""
+        return None
 
     @property
     def code_bits_used(self) -> int | None:

@@ -138,6 +138,14 @@ class _Way:
         return self.last.dry_run
 
     @property
+    def _suffix(self) -> str:
+        """Of what legs on the way write: a container that keeps what the output's needs."""
+        if not os.path.isfile(self.source):
+            return ""
+        kinds = {os.path.splitext(path)[1].lower() for path in (self.source, self.output)}
+        return ".gguf" if kinds == {".gguf"} else ".safetensors"
+
+    @property
     def base_leg(self) -> int | None:
         """The number of the leg that writes the base."""
         return None if self.base is None else len(self.legs) - 2
@@ -155,7 +163,7 @@ class _Way:
     def path(self, place: str | WorkFolder, number: int) -> str:
         """Where a leg on the way writes what it makes."""
         folder = place if isinstance(place, str) else place.path
-        return os.path.join(folder, f"{number}{'.safetensors' if os.path.isfile(self.source) else ''}")
+        return os.path.join(folder, f"{number}{self._suffix}")
 
     def announce(self, number: int) -> None:
         self.last.announce(f"pass {number + 1} of {len(self.legs)}: {words_of(self.legs[number])}")

@@ -22,6 +22,8 @@ ROLES: dict[Role, list[tuple[str, tuple[int, ...]]]] = {
         ("model.layers.0.mlp.experts.gate_up_proj", (4, 128, 64)),
         ("blocks.0.attn.in_proj_weight", (192, 64)),
         ("rnn.weight_hh_l0", (256, 64)),
+        ("blk.0.ffn_gate.weight", (256, 64)),
+        ("blk.0.ffn_gate_exps.weight", (4, 256, 64)),
         ("dense.kernel", (64, 32)),
         ("conv.weight_v", (32, 16, 3)),
         ("conv.parametrizations.weight.original1", (32, 16, 3)),
@@ -78,6 +80,8 @@ ROLES: dict[Role, list[tuple[str, tuple[int, ...]]]] = {
         ("queries_embedder.weight", (100, 64)),
         ("model.level_embed", (4, 64)),
         ("quantizer.0.codebook.weight", (96, 8)),
+        ("token_embd.weight", (96, 64)),
+        ("token_types.weight", (2, 64)),
     ],
     Role.ROUTER: [
         ("model.layers.3.mlp.gate.weight", (8, 64)),
@@ -85,6 +89,7 @@ ROLES: dict[Role, list[tuple[str, tuple[int, ...]]]] = {
         ("mlp.shared_expert_gate.weight", (1, 64)),
         ("mlp.router.classifier.weight", (8, 64)),
         ("moe.moe_gate.weight", (8, 64)),
+        ("blk.0.ffn_gate_inp.weight", (8, 64)),
     ],
     Role.TOWER: [
         ("model.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight", (64, 64)),
@@ -92,6 +97,8 @@ ROLES: dict[Role, list[tuple[str, tuple[int, ...]]]] = {
         ("audio_tower.layers.0.fc1.weight", (64, 64)),
         ("model.multi_modal_projector.linear_1.weight", (64, 64)),
         ("model.connector.modality_projection.proj.weight", (64, 64)),
+        ("v.blk.0.attn_q.weight", (64, 64)),
+        ("mm.0.weight", (64, 64)),
     ],
     Role.SPECULATIVE: [
         ("medusa_head.0.0.linear.weight", (64, 64)),
@@ -118,6 +125,7 @@ ROLES: dict[Role, list[tuple[str, tuple[int, ...]]]] = {
     ],
     Role.POSITION: [
         ("vit.pos_embed", (1, 197, 64)),
+        ("position_embd.weight", (512, 64)),
         ("pos_embed", (1, 197, 64)),
         ("embeddings.position_embeddings", (1, 17, 64)),
         ("embeddings.position_embeddings.weight", (512, 64)),
@@ -138,6 +146,8 @@ ROLES: dict[Role, list[tuple[str, tuple[int, ...]]]] = {
         ("layers.0.mixer.A_log", (64, 16)),
         ("layers.0.mixer.D", (2, 64)),
         ("layers.0.mamba.dt_proj.weight", (64, 4)),
+        ("blk.0.ssm_a", (64, 16)),
+        ("blk.0.ssm_dt.weight", (64, 4)),
         ("layers.0.mamba.dt_proj_weight", (2, 64, 4)),
         ("layers.0.mixer.dt_bias", (2, 64)),
         ("blocks.0.attention.time_mix_key", (1, 1, 64)),

@@ -510,9 +510,9 @@ def test_sizes_that_are_none(text: str) -> None:
     [
         ("o.safetensor", "Did you mean .safetensors?"),
         ("o.npyy", "Did you mean .npy?"),
-        ("o.bin", "End it in .npy, .safetensors, .npz, or name a folder"),
-        ("o.gguf", ".gguf is not a container that is written here"),
-        ("o.v2", "End it in .npy"),
+        ("o.bin", "End it in .safetensors, .gguf, .npy or .npz, or name a folder"),
+        ("o.onnx", ".onnx is not a container that is written here"),
+        ("o.v2", "End it in .safetensors"),
     ],
 )
 def test_suffixes_that_mean_something_else(name: str, said: str, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import random
 import tempfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import gguf_files
 from support.archives import rewritten_directory
 from support.fault_injection import damaged, make_folder, mutated
-from support.hostile import CHANGES, DAMAGE, HURT, NUMBERS, STRANGE, check_command, check_file, check_model
+from support.hostile import CHANGES, DAMAGE, HURT, NUMBERS, SIZES, STRANGE, check_command, check_file, check_model
 from support.small_models import Model, llama, mlp, read_model
 
 from compressor import api
@@ -123,6 +125,33 @@ def _redirected(raw: bytes, chance: random.Random) -> bytes:
         found.update(other if isinstance(other, dict) else {})
 
     return rewritten_directory(raw, change)
+
+
+def gguf(data: st.DataObject) -> None:
+    """A GGUF file whose table of tensors or metadata says something else, or whose bytes are changed."""
+    made = gguf_files.small_model()
+    lines, values = list(made.lines), dict(made.values)
+    for _ in range(data.draw(st.integers(0, 2))):
+        at = data.draw(st.integers(0, len(lines) - 1))
+        key = data.draw(st.sampled_from([*values, "general.alignment", "split.count", "compressor.record"]))
+        how = data.draw(st.sampled_from(["number", "axes", "offset", "shape", "type", "data", "kind", "value"]))
+        size = data.draw(st.sampled_from(SIZES))
+        if how in ("number", "axes", "offset"):
+            lines[at] = replace(lines[at], **{how: size % 2**32})
+        elif how == "shape":
+            shape = (*lines[at].shape[:-1], size) if size % 2 else (size, *lines[at].shape[1:])
+            lines[at] = replace(lines[at], shape=shape)
+        elif how == "type":
+            lines[at] = replace(lines[at], type=data.draw(st.sampled_from([*gguf_files.BLOCKS])))
+        elif how == "data":
+            lines[at] = replace(lines[at], data=data.draw(HURT).of(lines[at].data))
+        elif how == "kind":
+            old = values.get(key, bytes(8))
+            values[key] = size.to_bytes(8, "little")[:4] + old[4:]
+        else:
+            values[key] = data.draw(st.sampled_from([gguf_files.value(4, size % 2**32), gguf_files.value(8, "{}")]))
+    raw = data.draw(DAMAGE).of(gguf_files.GgufFile(lines, values).file())
+    check_file("in.gguf", raw, data.draw(READ))
 
 
 def torch_state(data: st.DataObject) -> None:
@@ -356,6 +385,7 @@ TARGETS: dict[str, Callable[[st.DataObject], None]] = {
         npy,
         npz,
         archive,
+        gguf,
         torch_state,
         folder_index,
         recipe,

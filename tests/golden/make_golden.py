@@ -22,8 +22,12 @@ from compressor.calibration.fingerprint import fingerprint
 from compressor.calibration.statistics import write_statistics
 from compressor.checkpoint import record as provenance
 from compressor.checkpoint.checkpoint import open_checkpoint
+from compressor.core.ggml_types import BY_NAME
 from compressor.core.layer_inputs import Gather
 from compressor.core.version import __version__
+from compressor.files.gguf.values import text
+from compressor.files.gguf.writing import GgufTensor, layout
+from compressor.methods.quantize.ggml.decoder import DECODE
 from compressor.methods.quantize.int import Int
 
 HERE = Path(__file__).resolve().parent
@@ -42,6 +46,7 @@ REPORTS = ("table", "json")
 OLD = HERE / "0.1.0"  # files of names below as they were before sums had a stated order: only read
 # OpenBLAS's name for the processor that the files of methods with `linear_algebra` were written on.
 PROCESSOR = "SkylakeX"
+TYPES = HERE / "ggml-types.gguf"  # only read
 STATS = {"stats": HERE / "input-stats.safetensors"}
 # Name of the output: verb, input, options.
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -236,6 +241,28 @@ def produce(name: str, folder: Path) -> Path:
     return folder / name
 
 
+def every_ggml_type(path: Path) -> None:
+    """A GGUF file of three blocks of each of ggml's types: random bytes that stand for finite numbers."""
+    random = np.random.default_rng(22)
+    data = {}
+    for name in DECODE:
+        blocks: list[np.ndarray] = []
+        found = np.empty((1, BY_NAME[name].block), np.float32)
+        while len(blocks) < 3:
+            raw = random.integers(0, 256, (1, BY_NAME[name].nbytes), np.uint8)
+            with np.errstate(all="ignore"):
+                DECODE[name](raw, found)
+                if np.abs(found).max() < 1e5:
+                    blocks.append(raw)
+        data[f"{name.lower()}.weight"] = np.concatenate(blocks).tobytes()
+    tensors = [GgufTensor(f"{name.lower()}.weight", BY_NAME[name], (3, BY_NAME[name].block)) for name in DECODE]
+    planned = layout(tensors, {"general.architecture": text("none")})
+    out = bytearray(planned.size)
+    for offset, piece in (*planned.pieces, *((planned.offsets[name], raw) for name, raw in data.items())):
+        out[offset : offset + len(piece)] = piece
+    path.write_bytes(out)
+
+
 def needs_linear_algebra(name: str) -> bool:
     """Whether a case's bytes may depend on the processor."""
     verb, _, options = CASES[name]
@@ -349,6 +376,10 @@ def main() -> None:
         rows_input()
     if not STATS["stats"].exists():
         statistics()
+    if not TYPES.exists():
+        every_ggml_type(TYPES)
+        np.save(TYPES.with_suffix(".restored.npy"), restore(TYPES, HERE).astype("<f4"))
+        (HERE / "restored.safetensors").unlink()
     for name in CASES:
         if not (HERE / name).exists():
             path = produce(name, HERE)

@@ -35,6 +35,11 @@ _NOTE = "an archive: `compressor restore` gives its tensors back; loaders do not
 def as_stored(checkpoint: Checkpoint, container: Container) -> Checkpoint:
     """The input without an eye on what its tensors are parts of, for an archive of it as it is."""
     source = checkpoint.source
+    if source.kind == "gguf":
+        raise UsageError(
+            "an archive of a .gguf would lose its metadata and the types of its blocks",
+            remedy="Restore it to .safetensors, and archive that",
+        )
     if container != source.kind and checkpoint.compression and source.config is not None:
         raise UsageError("a single file would lose the config.json that tells of its codes", remedy="Name a folder")
     tensors = {

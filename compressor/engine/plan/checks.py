@@ -34,6 +34,8 @@ def check_stores(stages: Sequence[Stage], container: Container) -> None:
             f"an .{container} holds no packed codes", remedy="Use --store dense, or write .safetensors"
         )
     sparse = [stage for stage in stages if stage.store in SPARSE]
+    if sparse and container == "gguf":
+        raise UsageError("a .gguf holds no sparse layout", remedy="Leave --store out, or write .safetensors")
     if sparse and container == "npy":
         raise UsageError(
             "an .npy holds no sparse layout",

@@ -74,7 +74,7 @@ def _loading(stored: Stored, container: Container, checkpoint: Checkpoint) -> It
         yield from _hardly_loaded(checkpoint.source.config, [spec.name for spec, _ in stored], spoken)
         yield from expert_notes(stored)
     yield from sorted({encoder.remark(spec) for spec, encoder in stored} - {""})
-    if "" in spoken and container != "npz":
+    if "" in spoken and container not in ("npz", "gguf"):
         yield "part of it is in this project's own layout, which only `compressor restore` reads"
 
 

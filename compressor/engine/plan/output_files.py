@@ -9,6 +9,7 @@ from compressor.checkpoint import dialects, record
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.errors import OutputError
 from compressor.engine.plan.adapter import adapter_files, makes_adapter
+from compressor.engine.plan.gguf_file import gguf_file
 from compressor.engine.plan.plan import Job, OutputFile
 from compressor.engine.plan.request import PlanRequest
 from compressor.engine.plan.sharding import shard_names
@@ -37,6 +38,9 @@ def lay_out(
         return (OutputFile(request.output_name, npy.layout(jobs[0].part_specs()[0])),), ()
     if container == "npz":
         return (OutputFile(request.output_name, _npz_layout(jobs[0], stages, checkpoint, fingerprint)),), ()
+    if container == "gguf":
+        said = _record(checkpoint, _origins(request, 0), (), stages, fingerprint)
+        return (gguf_file(request.output_name, jobs, checkpoint.source, said.get(record.KEY)),), ()
     names, index = _names(request, jobs)
     members: list[list[Job]] = [[] for _ in names]
     for job in jobs:
@@ -88,8 +92,9 @@ def carried_over(
 
 def _origins(request: PlanRequest, number: int) -> range:
     """The numbers of the input's files whose tensors go to a file of the output: one of a folder's, or all."""
-    alike = request.container == "folder" and request.max_shard_size is None
-    return range(number, number + 1) if alike else range(len(request.checkpoint.source.files))
+    source = request.checkpoint.source
+    alike = request.container == source.kind == "folder" and request.max_shard_size is None
+    return range(number, number + 1) if alike else range(len(source.files))
 
 
 def _names(request: PlanRequest, jobs: Sequence[Job]) -> tuple[list[str], str]:

@@ -14,6 +14,7 @@ from math import lcm
 from typing import Any, NamedTuple
 
 from compressor.architectures.groups import Coupled
+from compressor.core.ggml_types import OF_DTYPE, GgmlType
 from compressor.core.tensor import TensorSpec
 from compressor.files.layout import Container, FileLayout
 from compressor.methods.contract import Decoder, Encoder, Scheme, TensorMethod
@@ -133,6 +134,11 @@ class Job:
     def part_specs(self) -> list[TensorSpec]:
         """Name, dtype and shape of each part that will be stored."""
         return [TensorSpec(self.part_name(part), part.dtype, part.shape) for part in self.parts]
+
+    @property
+    def ggml(self) -> GgmlType | None:
+        """The type of ggml as which it is stored; None where it is none."""
+        return OF_DTYPE.get(self.spec.dtype) if self.encoder is None else self.encoder.ggml
 
     @property
     def size_after(self) -> int:

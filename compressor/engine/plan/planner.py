@@ -15,6 +15,7 @@ from compressor.core.tensor import TensorSpec
 from compressor.engine.plan.adapter import check_adapter, makes_adapter, with_adapters
 from compressor.engine.plan.checks import check_container, check_dialects, check_names, check_stores
 from compressor.engine.plan.fused import agreed, check_fused
+from compressor.engine.plan.gguf_file import check_ggml, stays_blocks
 from compressor.engine.plan.loaders import check_matrix, left_dense
 from compressor.engine.plan.notes import is_language_model, plan_notes
 from compressor.engine.plan.output_files import carried_over, lay_out
@@ -36,6 +37,7 @@ _DEFAULT_STORE: Mapping[Container, Store] = {
     "npy": "dense",
     "npz": "codes",
     "safetensors": "packed",
+    "gguf": "packed",
     "folder": "packed",
 }
 
@@ -61,6 +63,8 @@ def make_plan(request: PlanRequest) -> Plan:
     if request.max_shard_size is not None:
         jobs = _sharded(jobs, request.max_shard_size, request)
     check_names(jobs, checkpoint)
+    if container == "gguf":
+        check_ggml(jobs)
     if container == "folder":
         check_dialects(jobs)
         jobs = agreed(jobs, recipe)
@@ -168,9 +172,10 @@ def _job(tensor: Tensor, request: PlanRequest) -> Job:
                 continue
             why = step
         reasons.append(why)
-    if tensor.kept and tensor.encoder is not None and not steps:
+    if tensor.encoder is not None and not steps and (tensor.kept or stays_blocks(tensor.encoder, request)):
         steps.append(Step(len(request.recipe.cuts), Unmoved(tensor.encoder), {}, dense=False))
-    file = tensor.file if request.container == "folder" else 0
+    alike = request.container == "folder" and request.checkpoint.source.kind == "folder"
+    file = tensor.file if alike else 0
     stored_as = "" if tensor.encoder is None else short_name(tensor.encoder)
     parts = _parts(spec, steps, request.container)
     return Job(spec, tuple(steps), parts, file, tuple(reasons), stored_as, tensor.nbytes, grain)

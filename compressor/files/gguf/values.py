@@ -48,6 +48,7 @@ FORMATS: dict[Kind, str] = {
 SIZES: dict[Kind, int] = {kind: struct.calcsize(f"<{code}") for kind, code in FORMATS.items()}
 ARRAY_HEAD = struct.Struct("<IQ")  # the kind of the elements, and how many there are
 LENGTH = struct.Struct("<Q")
+_SHOWN = 16  # elements of an array that are shown one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,13 @@ class Value:
         """The value as an int, float, bool, str, or a list of such or of lists. Bytes of a text that are no UTF-8
         are lone surrogates, which writing turns back."""
         return _read(self.kind, self.raw, 0)[0]
+
+    @property
+    def shown(self) -> str:
+        """The value as a text; of a long array how many elements of which kind it has."""
+        if self.items is not None and len(self) > _SHOWN:
+            return f"{len(self)} × {self.items.name}"
+        return str(self.python())
 
 
 def _read(kind: Kind, raw: bytes, at: int) -> tuple[Any, int]:

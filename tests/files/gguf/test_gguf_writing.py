@@ -75,6 +75,8 @@ def test_values_are_kept_as_they_are() -> None:
     assert (nested.items, len(nested)) == (Kind.ARRAY, 2)
     assert values.text("\udcff").raw[-1:] == b"\xff"  # a byte that is no text, as reading gives it
     assert len(values.text("abc")) == 1
+    assert values.array(Kind.INT8, range(17)).shown == "17 × INT8"
+    assert values.scalar(Kind.BOOL, True).shown == "True"
 
 
 @pytest.mark.parametrize(

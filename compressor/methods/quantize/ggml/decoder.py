@@ -78,7 +78,6 @@ class GgmlBlocks(Decoder):
 
     @property
     def ggml(self) -> GgmlType:
-        """The row of the table of types."""
         return BY_NAME[self.type]
 
     def parts(self, spec: TensorSpec) -> tuple[Part, ...]:

@@ -1,0 +1,101 @@
+"""An output that is a GGUF file: what of a model may be in it, and what its metadata says.
+
+What the input's metadata said is kept. `general.file_type` is the type that most weights of matrices have, unless
+every tensor has the type that it had; `general.quantization_version` is there where blocks are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from compressor.core.errors import CompressorError, OutputError, UsageError, raise_all
+from compressor.core.ggml_types import FILE_TYPES, QUANTIZATION_VERSION, GgmlType
+from compressor.engine.plan.plan import Job, OutputFile
+from compressor.engine.plan.request import PlanRequest
+from compressor.files.gguf import values
+from compressor.files.gguf.reading import RECORD, GgufHeader
+from compressor.files.gguf.values import Kind, Value
+from compressor.files.gguf.writing import GgufTensor, layout
+from compressor.files.source import Source
+from compressor.methods.contract import Decoder
+
+FILE_TYPE, VERSION = "general.file_type", "general.quantization_version"
+
+
+def stays_blocks(decoder: Decoder, request: PlanRequest) -> bool:
+    """Whether a tensor to which nothing is done stays the blocks that it was: in a `.gguf` of a run that changes
+    others, and not where all are restored."""
+    recipe = request.recipe
+    changes = bool(recipe.stages or recipe.cuts or recipe.training)
+    return request.container == "gguf" and decoder.ggml is not None and changes
+
+
+def check_ggml(jobs: Sequence[Job]) -> None:
+    """UsageError or OutputError for tensors that would be stored as what is no type of ggml's, of those that would
+    be so alike the first."""
+    problems: dict[str, CompressorError] = {}
+    for job in jobs:
+        if job.ggml is not None or job.dtype_after in problems:
+            continue
+        if job.stores_parts:
+            problems[job.dtype_after] = UsageError(
+                f"would be stored as {job.dtype_after}, and a .gguf holds ggml's types",
+                tensor=job.spec.name,
+                remedy="Use --store dense, or write .safetensors",
+            )
+        else:
+            problems[job.dtype_after] = OutputError(
+                f"is {job.spec.dtype}, which is no type of ggml's",
+                tensor=job.spec.name,
+                remedy="Write .safetensors",
+            )
+    raise_all(list(problems.values()))
+
+
+def gguf_file(name: str, jobs: Sequence[Job], source: Source, record: str | None) -> OutputFile:
+    """The file of these jobs, with the metadata of the source and the `record` of what was done.
+
+    OutputError where nothing says what model it is, or for what the format does not hold.
+    """
+    if not source.fields:
+        raise OutputError(
+            "a .gguf has to say what model it is, and the input does not",
+            file=source.path,
+            remedy="Give a .gguf, or write .safetensors",
+        )
+    places = {tensor: number for number, tensor in enumerate(_in_order(source))}
+    ordered = sorted(jobs, key=lambda job: (places.get(job.spec.name, len(places)), job.spec.name))
+    tensors = [GgufTensor(job.spec.name, job.ggml, job.spec.shape) for job in ordered if job.ggml is not None]
+    fields = {key: value for key, value in source.fields.items() if key not in (RECORD, VERSION)}
+    fields[FILE_TYPE] = _file_type(tensors, source)
+    if any(not tensor.type.dtype for tensor in tensors):
+        fields[VERSION] = values.scalar(Kind.UINT32, QUANTIZATION_VERSION)
+    if record is not None:
+        fields[RECORD] = values.text(record)
+    return OutputFile(name, layout(tensors, fields))
+
+
+def _types(source: Source) -> Mapping[str, GgmlType]:
+    """What the tensors of a GGUF input are, in the order of its data."""
+    headers = [file.header for file in source.files]
+    return {
+        name: kind for header in headers if isinstance(header, GgufHeader) for name, kind in header.types.items()
+    }
+
+
+def _in_order(source: Source) -> Sequence[str]:
+    return list(_types(source))
+
+
+def _file_type(tensors: Sequence[GgufTensor], source: Source) -> Value:
+    """What the file is called by the types of its tensors: as before, where these are."""
+    said = source.fields.get(FILE_TYPE)
+    if said is not None and _types(source) == {tensor.name: tensor.type for tensor in tensors}:
+        return said
+    weights: dict[str, int] = {}
+    for tensor in tensors:
+        if len(tensor.shape) > 1 and tensor.type.name in FILE_TYPES:
+            size = tensor.nbytes // tensor.type.nbytes * tensor.type.block
+            weights[tensor.type.name] = weights.get(tensor.type.name, 0) + size
+    most = max(weights, key=lambda name: (weights[name], -FILE_TYPES[name]), default="F32")
+    return values.scalar(Kind.UINT32, FILE_TYPES[most])
