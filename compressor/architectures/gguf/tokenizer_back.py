@@ -47,10 +47,9 @@ def tokenizer_files(said: Mapping[str, Any], context: int | None) -> dict[str, J
     return {"tokenizer.json": made, "tokenizer_config.json": config}
 
 
-def special_numbers(said: Mapping[str, Any]) -> dict[str, int]:
-    """What a config.json says of special tokens."""
-    named = ("bos_token", "eos_token", "pad_token")
-    return {f"{name}_id": said[f"{PREFIX}.{_NAMES[name]}"] for name in named if f"{PREFIX}.{_NAMES[name]}" in said}
+def special_numbers(said: Mapping[str, Any]) -> dict[str, int | None]:
+    """What a config.json says of special tokens; None of those that there are not, so that no default counts."""
+    return {f"{name}_id": said.get(f"{PREFIX}.{_NAMES[name]}") for name in ("bos_token", "eos_token", "pad_token")}
 
 
 def _token(said: Mapping[str, Any], tokens: Sequence[str], key: str) -> str | None:
