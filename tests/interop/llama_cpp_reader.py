@@ -1,9 +1,9 @@
 """What llama.cpp makes of a GGUF file, in a process of its own: `llama_cpp_reader.py` with requests on its input.
 
-A request is a JSON object: `path`; `texts` to be turned into numbers of tokens; `prompts` of such numbers, for each of
-which it tells the logarithms of the probabilities of what comes next; `embed` the prompts instead; `complete` a text
-by so many `tokens`. Answers are a JSON list in a line that begins with ANSWERS. The server that answers listens on a
-port of the loopback that is free.
+A request is a JSON object: `path`; `texts` to be turned into numbers of tokens; `prompts` of such numbers, for each
+of which it tells the logarithms of the probabilities of what comes next; `embed` the prompts instead; `complete` a
+text by so many `tokens`. Answers are a JSON list in a line that begins with ANSWERS. The server that answers
+listens on a free port of the loopback.
 """
 
 from __future__ import annotations
@@ -37,13 +37,19 @@ def opened(path: str, *, embed: bool) -> Any:
 
 def ask(server: Any, place: str, content: dict[str, Any]) -> Any:
     headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(server.listening_address + place, json.dumps(content).encode(), headers)
-    with urllib.request.urlopen(request, timeout=300) as answer:
+    request = urllib.request.Request(server.listening_address + place, json.dumps(content).encode(), headers)  # noqa: S310 - our own server
+    with urllib.request.urlopen(request, timeout=300) as answer:  # noqa: S310
         return json.load(answer)
 
 
 def logprobs(server: Any, prompt: list[int]) -> dict[str, float]:
-    wanted = {"n_predict": 1, "n_probs": EVERY, "temperature": 0, "cache_prompt": False, "post_sampling_probs": False}
+    wanted = {
+        "n_predict": 1,
+        "n_probs": EVERY,
+        "temperature": 0,
+        "cache_prompt": False,
+        "post_sampling_probs": False,
+    }
     answer = ask(server, "/completion", {"prompt": prompt, **wanted})
     (step,) = answer["completion_probabilities"]
     return {str(one["id"]): one["logprob"] for one in step["top_logprobs"]}

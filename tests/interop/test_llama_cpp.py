@@ -61,7 +61,13 @@ COMMON: dict[str, Any] = {
     "eos_token_id": 1,
     "pad_token_id": None,
 }
-_LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 150000.0}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 _GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8}
@@ -97,7 +103,13 @@ MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
     "phi3": ("phi3", {"sliding_window": None}, "dbrx"),
     "gpt-oss": (
         "gpt_oss",
-        {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8, "rope_parameters": _YARN},
+        {
+            "head_dim": 16,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 8,
+            "rope_parameters": _YARN,
+        },
         "gpt-4o",
     ),
     "deepseek-v2": ("deepseek_v2", {**_LATENT, "topk_method": "greedy"}, "deepseek-v3"),
@@ -111,7 +123,12 @@ MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
     "starcoder2": ("starcoder2", {"sliding_window": None}, "smollm"),
     "granite": (
         "granite",
-        {"embedding_multiplier": 12.0, "logits_scaling": 2.0, "residual_multiplier": 0.5, "attention_multiplier": 0.2},
+        {
+            "embedding_multiplier": 12.0,
+            "logits_scaling": 2.0,
+            "residual_multiplier": 0.5,
+            "attention_multiplier": 0.2,
+        },
         "smollm",
     ),
     "olmo2": ("olmo2", {}, "dbrx"),
@@ -148,7 +165,12 @@ def model_of(kind: str, more: dict[str, Any]) -> Any:
 
 def corpus() -> list[str]:
     root = HERE.parents[1]
-    return [PAGE, KOREAN, PAGE, *((root / name).read_text("utf-8") for name in ("README.md", "compressor/core/text.py"))]
+    return [
+        PAGE,
+        KOREAN,
+        PAGE,
+        *((root / name).read_text("utf-8") for name in ("README.md", "compressor/core/text.py")),
+    ]
 
 
 def byte_level(name: str) -> Any:
@@ -160,7 +182,10 @@ def byte_level(name: str) -> Any:
     made = tokenizers.Tokenizer.from_str(json.dumps({**whole, "decoder": decoder, "model": model}))
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=VOCABULARY - 1, special_tokens=["<|bos|>", "<|eos|>"], initial_alphabet=alphabet, show_progress=False
+        vocab_size=VOCABULARY - 1,
+        special_tokens=["<|bos|>", "<|eos|>"],
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     made.train_from_iterator(corpus(), trainer)
     made.add_tokens(["::="])  # is no special token, and longer than what the pattern divides
@@ -168,12 +193,13 @@ def byte_level(name: str) -> Any:
         made.post_processor = tokenizers.processors.TemplateProcessing(
             single="<|bos|> $A", pair="<|bos|> $A <|bos|> $B", special_tokens=[("<|bos|>", 0)]
         )
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<|bos|>", eos_token="<|eos|>")
+    ends = dict(zip(("bos_token", "eos_token"), ("<|bos|>", "<|eos|>"), strict=True))
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, **ends)
 
 
 def wordpiece() -> Any:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    made = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
+    made = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token=special[1]))
     made.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
     made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     made.decoder = tokenizers.decoders.WordPiece()
@@ -248,7 +274,7 @@ def logits_of(model: Any, prompt: Sequence[int]) -> Any:
 
 
 def prompts_for(model: Any, tokenizer: Any, count: int = 3) -> list[list[int]]:
-    """Prompts after which the likeliest token is a text of its own: the server tells nothing of half a character."""
+    """Prompts after which the likeliest token is a text of its own: of half a character the server tells nothing."""
     random, found = np.random.default_rng(7), []
     while len(found) < count:
         prompt = random.integers(8, VOCABULARY - 8, 12).tolist()
@@ -313,7 +339,7 @@ def test_a_restored_folder_is_the_model_that_it_was(tmp_path: Path, name: str) -
     api.restore(folder, file)
     api.restore(file, back)
     before, after = load_file(folder / "model.safetensors"), load_file(back / "model.safetensors")
-    assert {name for name in before if not name.startswith("pooler.")} == set(after)
+    assert {one for one in before if not one.startswith("pooler.")} == set(after)
     for one, found in after.items():
         assert np.allclose(found, before[one], rtol=0, atol=2e-7), one  # norms went through 1 + w
     with warnings.catch_warnings():

@@ -227,9 +227,7 @@ def _special(config: Config, family: Family) -> Metadata:
         found["expert_feed_forward_length"] = _count(config, "feed_forward_length")
     if arch == "phi3":
         found["attention.sliding_window"] = config.get("sliding_window") or 0
-    elif arch != "granite":
-        found |= {"attention.key_length": head, "attention.value_length": head}
-    return found
+    return found | {"attention.key_length": head, "attention.value_length": head}
 
 
 def _gating(config: Config, family: Family) -> int:
@@ -354,6 +352,10 @@ def refusals(config: Config, family: Family) -> Iterator[str]:
         meant = wide if layers(config) == _WIDE[arch] else head
         if said is not None and said != meant:
             yield f"query_pre_attn_scalar is {said}, and llama.cpp computes with {meant}"
+    if arch == "phi3" and head_size(config) * _count(config, "attention.head_count") != _get(
+        config, "embedding_length"
+    ):
+        yield "its heads together are not as wide as the model, which llama.cpp wants of phi3"
     if arch == "gpt-oss" and config.get("swiglu_limit", 7.0) not in (7, 7.0):
         yield f"swiglu_limit is {config['swiglu_limit']}, and llama.cpp computes with 7"
     if arch == "bert" and config.get("position_embedding_type", "absolute") != "absolute":
@@ -441,6 +443,8 @@ def config_of(found: Config, family: Family, *, tied: bool) -> dict[str, Any]:
     if arch in _WIDE:
         wide = width // max(heads, 1) if config.get("num_hidden_layers") == _WIDE[arch] else head
         config["query_pre_attn_scalar"] = wide
+    if arch in ("qwen2moe", "qwen3moe"):
+        config["norm_topk_prob"] = arch == "qwen3moe"  # which llama.cpp need not be told
     if arch == "phi3" and not config.get("sliding_window"):
         config["sliding_window"] = None
     if arch not in _NO_ROPE:

@@ -97,7 +97,9 @@ class MovedTensor(StoredTensor):
 
     @property
     def _small(self) -> bool:
-        return self.spec.size <= _SMALL and all(step.origin.spec.size <= 4 * _SMALL for step in self.steps)
+        return len(self.spec.shape) < 2 or (
+            self.spec.size <= _SMALL and all(step.origin.spec.size <= 4 * _SMALL for step in self.steps)
+        )
 
     def _whole(self, work: Workspace, key: str) -> Array:
         """All of a small tensor."""
@@ -146,9 +148,11 @@ class MovedTensor(StoredTensor):
         count, here, there = loop.columns
         target = slice(loop.column, loop.column + (count - 1) * here + 1, here)
         width = loop.step.origin.spec.shape[-1]
-        if there == 1 and count == width:
+        if there < width:
+            column = int(places[0] % width)
+            source = slice(column, column + (count - 1) * there + 1, there)
             for begin, end, held in _runs(loop.step.origin, places // width, width, work, key):
-                out[rows[begin:end], target] = self._converted(held, loop.step, work, f"{key}.as")
+                out[rows[begin:end], target] = self._converted(held, loop.step, work, f"{key}.as")[:, source]
             return
         unit = places // width
         edges = [0, *(np.flatnonzero(np.diff(unit)) + 1).tolist(), len(unit)]

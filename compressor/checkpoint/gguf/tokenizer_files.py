@@ -16,7 +16,7 @@ _MOST_PIECES = 64 << 20  # bytes of a tokenizer.model; Gemma's has 5 million
 # Files that are read into the metadata, or say nothing that it does not
 READ = (
     *(TOKENIZER, CONFIG, PIECES, TEMPLATE, OLD_TEMPLATE, ADDED),
-    *("special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt"),
+    *("special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt", "config.json"),
 )
 
 
