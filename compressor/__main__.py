@@ -17,7 +17,7 @@ def main() -> None:
     # One worker is one thread: BLAS, when it is loaded, must not start its own beside ours.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # The plan of a model is millions of objects that live to the end: no use in looking for garbage among them.
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(200_000, 50, 1000)
     # Workers yield to each other where they compute and read; being interrupted costs more than it gives.
     sys.setswitchinterval(0.05)
     code = run(sys.argv[1:])

@@ -67,6 +67,17 @@ _TOWER = re.compile(
 )
 _NORM = re.compile(r"(^|[._])([a-z_]*norm|ln|grn)_?\d*(\.scale|\.shift)?\.weight$", re.IGNORECASE)
 _TIME_STEP = re.compile(r"(^|\.)(dt_proj|ssm_dt)\.weight$")
+_MODULES = (
+    (_SPECULATIVE, Role.SPECULATIVE),
+    (_POSITION_TABLE, Role.POSITION),
+    (_TABLE, Role.EMBEDDING),
+    (_TOKENS, Role.TOKEN),
+    (_ROUTER, Role.ROUTER),
+    (_TIME_STEP, Role.STATE_SPACE),
+    (_NORM, Role.NORM),
+    (_TOWER, Role.TOWER),
+)
+_ANY = re.compile("|".join(f"(?{'i' if p.flags & re.IGNORECASE else ''}:{p.pattern})" for p, _ in _MODULES))
 _STEPS = 8  # of a short convolution, at most
 _SHORT = re.compile(r"(^|[._])(conv1d|short_conv|conv\.conv)\.weight$")
 _WEIGHT = re.compile(r"(^|[._])(weight|weights|kernel)$")  # what layers call the thing itself
@@ -113,18 +124,8 @@ def _of_module(name: str, shape: tuple[int, ...]) -> Role:
     """What the `weight` of a module is."""
     if is_head(name):  # before embeddings: `embed_out` is a head
         return Role.HEAD
-    for pattern, role in (
-        (_SPECULATIVE, Role.SPECULATIVE),
-        (_POSITION_TABLE, Role.POSITION),
-        (_TABLE, Role.EMBEDDING),
-        (_TOKENS, Role.TOKEN),
-        (_ROUTER, Role.ROUTER),
-        (_TIME_STEP, Role.STATE_SPACE),
-        (_NORM, Role.NORM),
-        (_TOWER, Role.TOWER),
-    ):
-        if pattern.search(name):
-            return role
+    if _ANY.search(name):  # most names fit none, and one search is quicker than eight
+        return next(role for pattern, role in _MODULES if pattern.search(name))
     return Role.CONVOLUTION if _SHORT.search(name) and _is_short(shape) else Role.LAYER
 
 

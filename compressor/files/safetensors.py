@@ -41,6 +41,12 @@ _TEXT = re.compile(_STRING)
 _EMPTY = re.compile(rb"\{" + _SPACE + rb"\}")
 _NEXT = re.compile(_SPACE + rb"([,}])")
 _TAIL = re.compile(_SPACE)
+# An entry as the library writes it, of numbers that are surely short; any other is read by the JSON parser
+_NUMBER = rb"(?:0|[1-9][0-9]{0,17})"
+_ENTRY = re.compile(
+    rb'\{"dtype":"([A-Z0-9_]{1,12})","shape":\[((?:' + _NUMBER + rb"(?:," + _NUMBER + rb"){0,31})?)\],"
+    rb'"data_offsets":\[(' + _NUMBER + rb"),(" + _NUMBER + rb")\]\}"
+)
 
 # What else is found under the names of weight files. A length may begin like a magic; then zeros follow.
 _OTHERS = [
@@ -179,6 +185,11 @@ class _Scanner:
         if name == METADATA:
             self.metadata, end = self._object(at, self._text)
             return None, end
+        usual = _ENTRY.match(self.raw, at)
+        if usual:
+            shape = [int(size) for size in usual[2].split(b",")] if usual[2] else []
+            self._tensor(name, usual[1].decode(), shape, [int(usual[3]), int(usual[4])])
+            return None, usual.end()
         end = self.raw.find(b"}", at, at + _MAX_ENTRY) + 1
         if not end:
             raise self._bad(name, f"its entry in the header does not end within {_MAX_ENTRY} bytes")

@@ -91,6 +91,8 @@ class Skip:
     reason: str
 
 
+SMALL = 1 << 17  # weights: a tensor of no more is a single block
+
 # ---- what treats a tensor ------------------------------------------------------------------------------
 
 
@@ -98,6 +100,7 @@ class Transform(ABC):
     """Numbers to numbers of the same shape."""
 
     rows_alone: ClassVar[bool] = False  # a row is treated alike whatever tensor it belongs to, and wherever
+    flat_alone: ClassVar[bool] = False  # a tensor may be a row of a matrix of others of the same size
 
     @abstractmethod
     def apply(self, block: Block, out: Array) -> None:

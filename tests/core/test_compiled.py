@@ -27,8 +27,14 @@ from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Workspace
 from compressor.methods.contract import Block, Encoder, select
 from compressor.methods.numerics import scales
+from compressor.methods.numerics.minifloat import E2M1
 from compressor.methods.prune.threshold import Threshold
 from compressor.methods.quantize.int import Int
+from compressor.methods.quantize.int.group_units import Rule
+from compressor.methods.quantize.int.ways.search import Search
+from compressor.methods.quantize.mxfp4 import Mxfp4
+from compressor.methods.quantize.mxfp8 import Mxfp8
+from compressor.methods.quantize.nvfp4 import Nvfp4
 
 Array = npt.NDArray[Any]
 
@@ -180,12 +186,21 @@ def test_what_a_compiler_makes_of_them_does_not_matter(
     scale, zero = np.full((3, 50), 0.3, np.float32), np.full((3, 50), 8, np.float32)
 
     def run() -> list[Any]:
+        random = np.random.default_rng(6)
         out, wide, codes = np.empty_like(raw), np.empty(raw.shape, np.float32), np.empty(grouped.shape, np.uint8)
         told = [kernels.widen_bf16(raw, wide), kernels.select_bf16(raw, keep, out)]
         counted = kernels.round_codes(grouped, scale, zero, 16, codes)
         assert counted is not None
         sizes = elementary.power_into(np.abs(a) + np.float32(1e-6), -0.3, np.empty_like(a))
+        normal = random.standard_normal((9, 32)).astype(np.float32)
+        products = kernels.code_products(normal, None, np.full(9, 0.4), np.full(9, -8.0), 15, np.abs(normal))
+        rungs, eighth, written = np.full(9, 7), np.empty(normal.shape, np.uint8), np.empty_like(normal)
+        ladder = (2.0 ** np.arange(-9, 9)).astype(np.float32)
+        kernels.best_rungs(normal, ladder, 17, (-1, 0, 1, 2), E2M1.limits, rungs)
+        kernels.minifloat_codes(normal, ladder[:9], E2M1.limits, E2M1.first_anchor("<f4"), eighth, written)
+        assert products is not None
         found = [
+            *(*products, rungs, eighth, written),
             elementary.log2(np.abs(a)),
             sums.dots(a, b),
             sums.dots(a.astype(np.float64), b.astype(np.float64)),
@@ -224,6 +239,50 @@ def test_sums(dtype: str, rows: int, size: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     a, b = (random.standard_normal((rows, size)).astype(dtype) for _ in range(2))
     fast, slow = both(lambda: sums.dots(a, b).tobytes())
+    assert fast == slow
+
+
+@built
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("heeded", [True, False])
+@given(groups=st.integers(1, 5), size=st.integers(1, 140), width=st.integers(2, 8), seed=st.integers(0, 99))
+def test_searches(symmetric: bool, heeded: bool, groups: int, size: int, width: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    values = (random.standard_normal((groups, size)) * 2.0 ** random.integers(-9, 9, (groups, 1))).astype("<f4")
+    values[random.random(groups) < 0.2] = 0
+    heed = random.random(values.shape).astype(np.float32) if heeded else None
+    low, high = values.min(axis=1).astype(np.float64), values.max(axis=1).astype(np.float64)
+    if symmetric:
+        high = np.maximum(high, -low)
+        low = -high
+    rule = Rule(width, symmetric, symmetric and bool(seed % 2), "F32", "F32")
+
+    def run() -> list[Array | None]:
+        return list(Search(values, low, high, rule, Workspace(), heed=heed).run())
+
+    fast, slow = both(run)
+    for one, other in zip(fast, slow, strict=True):
+        assert (one is None and other is None) or one.tobytes() == other.tobytes()
+
+
+@built
+@pytest.mark.parametrize("scheme", [Mxfp4(), Mxfp8(), Nvfp4(), Nvfp4(method="absmax")])
+@given(rows=st.integers(1, 5), blocks=st.integers(1, 9), seed=st.integers(0, 99))
+def test_small_floats(scheme: Mxfp4 | Mxfp8 | Nvfp4, rows: int, blocks: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    values = random.standard_normal((rows, 32 * blocks)) * 2.0 ** random.integers(-40, 40, (rows, 1))
+    values = np.where(random.random(values.shape) < 0.1, -0.0, values).astype(np.float32)
+    spec = TensorSpec("w", "F32", values.shape)
+    largest = float(np.abs(values).max())
+    encoder = scheme.for_block(spec, largest) if isinstance(scheme, Nvfp4) else scheme
+
+    def run() -> list[bytes]:
+        parts = {part.suffix: np.zeros(part.shape, DTYPES[part.dtype].storage) for part in scheme.parts(spec)}
+        restored = np.empty_like(values)
+        encoder.encode(Block(values, 0, spec, Workspace(), {}), parts, restored)
+        return [restored.tobytes(), *(part.tobytes() for part in parts.values())]
+
+    fast, slow = both(run)
     assert fast == slow
 
 
@@ -268,5 +327,10 @@ def test_other_memory_is_left_to_numpy() -> None:
     assert kernels.widen_bf16(np.zeros(8, np.uint16)[::2], np.zeros(4, np.float32)) is None
     assert kernels.dots(values, values) is None
     assert kernels.dots(np.ones((1, 2), np.float32), np.ones((1, 2))) is None
+    half = np.ones((1, 16), np.float32)
+    assert kernels.code_products(np.ones((1, 2)), None, np.ones(1), np.ones(1), 15, None) is None
+    assert kernels.best_rungs(half, half[0], 3, (0,), E2M1.limits, np.zeros(1, np.int32)) is None
+    assert kernels.best_rungs(np.ones((1, 8), np.float32), half[0], 3, (0,), E2M1.limits, np.zeros(1, int)) is None
+    assert kernels.minifloat_codes(np.ones((1, 2)), half, E2M1.limits, 0, None, np.ones((1, 2))) is None
     one = np.ones((1, 1, 1), np.float64)
     assert kernels.round_codes(one, one, one, 4, np.zeros((1, 1, 1), np.uint8)) is None

@@ -82,7 +82,7 @@ def _tensor(job: Job, change: Change | None) -> dict[str, Any]:
         **({"stored_as": job.stored_as} if job.stored_as else {}),
         "size_before": job.size_before,
         "size_after": job.size_after,
-        "parts": [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in job.part_specs()],
+        "parts": [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in job.part_specs],
         "steps": [
             {"stage": step.stage, **step.method.describe(), **({"instead": step.instead} if step.instead else {})}
             for step in job.steps

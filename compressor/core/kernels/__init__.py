@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from ctypes import CDLL, POINTER, byref, c_double, c_float, c_int, c_int64, c_size_t, c_void_p
+from ctypes import CDLL, POINTER, byref, c_double, c_float, c_int, c_int64, c_size_t, c_uint32, c_void_p
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
 
-VERSION = 5  # of the functions' arguments and meaning; goes up with any change of kernels.c
+VERSION = 6  # of the functions' arguments and meaning; goes up with any change of kernels.c
 LIBRARY = Path(__file__).with_name("_kernels.so")
 
 _SIGNATURES = {
@@ -30,6 +30,15 @@ _SIGNATURES = {
     "round_codes": (
         *(c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_int, c_int, c_void_p, c_void_p),
         POINTER(c_int64),
+    ),
+    "code_products": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_float, *(c_void_p,) * 3),
+    "minifloat_codes": (
+        *(c_void_p, c_size_t, c_size_t, c_void_p, c_int, c_int, c_float, c_float, c_uint32),
+        *(c_void_p, c_void_p),
+    ),
+    "best_rungs": (
+        *(c_void_p, c_size_t, c_size_t, c_void_p, c_int64, c_void_p, c_size_t, c_int, c_float, c_float),
+        c_void_p,
     ),
     "pack_nibbles": (c_void_p, c_size_t, c_void_p),
     "adam": (*(c_void_p,) * 6, c_size_t, c_void_p, c_float, c_float),
@@ -132,6 +141,39 @@ def round_codes(grouped: Array, scale: Array, zero: Array, levels: int, codes: A
     return lost, zeros.value
 
 
+def code_products(
+    units: Array, chosen: Array | None, factors: Array, lowest: Array, span: int, weights: Array | None
+) -> tuple[Array, Array] | None:
+    """Σ c·u and Σ c² of groups u, float64, with c = clip(round(u/f), lowest, lowest + span), halves to even.
+
+    The groups are the rows of `units` [groups, size], or those at the places `chosen`, in their order; `factors`
+    and `lowest` have one number for each of them; `weights` [groups, size] count each term. All float32. Summed up
+    as `core/sums.py` says.
+    """
+    given = (units,) if weights is None else (units, weights)
+    kernels = _takes(*given) if all(array.dtype == np.float32 for array in given) else None
+    if kernels is None:
+        return None
+    count = len(units) if chosen is None else len(chosen)
+    reciprocal = (1 / factors).astype(np.float32)
+    lowest = lowest.astype(np.float32)
+    places = None if chosen is None else np.ascontiguousarray(chosen, np.int64)
+    out: Array = np.empty((2, count), np.float64)
+    kernels.code_products(
+        units.ctypes.data,
+        None if places is None else places.ctypes.data,
+        count,
+        units.shape[1],
+        reciprocal.ctypes.data,
+        lowest.ctypes.data,
+        span,
+        None if weights is None else weights.ctypes.data,
+        out[0].ctypes.data,
+        out[1].ctypes.data,
+    )
+    return out[0], out[1]
+
+
 def dots(a: Array, b: Array) -> Array | None:
     """Σ a·b over each row of floats [rows, size] of one type, float64 [rows]; `core/sums.py` has the order."""
     kernels = _takes(a, b) if a.dtype == b.dtype and a.dtype in (np.float32, np.float64) else None
@@ -160,6 +202,64 @@ def powers(values: Array, table: Array, terms: Array, out: Array) -> bool | None
     if kernels is None:
         return None
     kernels.powers(values.ctypes.data, values.size, table.ctypes.data, terms.ctypes.data, out.ctypes.data)
+    return True
+
+
+class Minifloat(NamedTuple):
+    """A small float: its bits, those of its mantissa, its smallest normal number and its largest."""
+
+    bits: int
+    mantissa: int
+    lowest: float
+    largest: float
+
+
+def minifloat_codes(
+    values: Array, scales: Array, kind: Minifloat, first: int, codes: Array | None, restored: Array
+) -> bool | None:
+    """Codes (uint8, unless None) of values over scales, and the numbers code · scale in `restored`; float32.
+
+    Each scale is for a run of as many values; `first` is the pattern of the anchor of subnormals.
+    """
+    given = (values, scales, restored)
+    kernels = _takes(*given) if all(array.dtype == np.float32 for array in given) else None
+    if kernels is None or (codes is not None and not codes.flags.c_contiguous):
+        return None
+    kernels.minifloat_codes(
+        values.ctypes.data,
+        scales.size,
+        values.size // max(scales.size, 1),
+        scales.ctypes.data,
+        *kind,
+        first,
+        None if codes is None else codes.ctypes.data,
+        restored.ctypes.data,
+    )
+    return True
+
+
+def best_rungs(
+    blocks: Array, ladder: Array, top: int, tried: Sequence[int], kind: Minifloat, rungs: Array
+) -> bool | None:
+    """The rungs of a rising `ladder` (float32) that are the best scales for float32 `blocks` [blocks, 16 or 32].
+
+    `rungs` (int64, 0 to `top`) are where to begin, and become the best of those that are `tried` away.
+    """
+    given = (blocks, ladder)
+    kernels = _takes(*given, rungs) if all(array.dtype == np.float32 for array in given) else None
+    if kernels is None or rungs.dtype != np.int64 or blocks.shape[1] not in (16, 32):
+        return None
+    offsets = np.array(tried, np.int64)
+    kernels.best_rungs(
+        blocks.ctypes.data,
+        *blocks.shape,
+        ladder.ctypes.data,
+        top,
+        offsets.ctypes.data,
+        offsets.size,
+        *kind[1:],
+        rungs.ctypes.data,
+    )
     return True
 
 

@@ -230,6 +230,134 @@ EACH_CPU void round_codes(const float *restrict values, size_t groups, size_t si
     *zeros = none;
 }
 
+/* Σ c·u and Σ c² of each group of `size` units u, with the codes c = clip(round(u * r), lowest, lowest + span), halves to
+ * even, `lowest` and `span` whole numbers below 2^22. The g-th group is row chosen[g] of `units`, or row g where `chosen`
+ * is null; `weights`, rows like those of `units`, multiply each term, or are null. */
+#define CODE_PRODUCTS(...)                                                            \
+    for (size_t group = 0; group < groups; group++) {                                 \
+        const size_t row = chosen ? (size_t)chosen[group] : group;                    \
+        const float *own = units + row * size;                                        \
+        const float factor = reciprocal[group], low = lowest[group], high = low + span; \
+        double first_total = 0, second_total = 0;                                     \
+        for (size_t first = 0; first < size; first += RUN) {                          \
+            const size_t stop = least(first + RUN, size);                          \
+            float by_unit[LANES] = {0}, by_code[LANES] = {0};                         \
+            FOR_LANES(first, stop, {                                                  \
+                float code = own[i] * factor;                                         \
+                code = code < low ? low : code;                                       \
+                code = code > high ? high : code;                                     \
+                code = (code + anchor) - anchor;                                      \
+                const float term = __VA_ARGS__;                                       \
+                by_unit[lane] += term * own[i];                                       \
+                by_code[lane] += term * code;                                         \
+            });                                                                       \
+            first_total += gathered(by_unit);                                         \
+            second_total += gathered(by_code);                                        \
+        }                                                                             \
+        by_units[group] = first_total;                                                \
+        by_codes[group] = second_total;                                               \
+    }
+
+EACH_CPU void code_products(const float *restrict units, const int64_t *restrict chosen, size_t groups, size_t size,
+                            const float *restrict reciprocal, const float *restrict lowest, float span,
+                            const float *restrict weights, double *restrict by_units, double *restrict by_codes) {
+    const float anchor = 12582912.0f;
+    if (weights)
+        CODE_PRODUCTS(code * weights[row * size + i])
+    else
+        CODE_PRODUCTS(code)
+}
+
+/* What a small float can be: `mantissa` bits, the exponent of its lowest normal as that power of two, its largest
+ * number. methods/numerics/minifloat.py has how numbers are rounded to it. */
+typedef struct { float lowest, largest, raise; } Minifloat;
+
+static inline Minifloat minifloat(int mantissa, float lowest, float largest) {
+    return (Minifloat){lowest, largest, 1.5f * (float)(1u << (23 - mantissa))};
+}
+
+static inline float anchor_of(float magnitude, Minifloat kind) {
+    float anchor = as_float(as_bits(magnitude) & 0x7f800000u);
+    anchor = anchor < kind.lowest ? kind.lowest : anchor;
+    anchor = anchor > kind.largest ? kind.largest : anchor;
+    return anchor * kind.raise;
+}
+
+/* Codes (uint8, or none) and numbers of values over their scales, of which each is for a run of `size` values.
+ * `first` is the pattern of the anchor of subnormals. */
+EACH_CPU void minifloat_codes(const float *restrict values, size_t runs, size_t size, const float *restrict scales,
+                              int bits, int mantissa, float lowest, float largest, uint32_t first,
+                              uint8_t *restrict codes, float *restrict restored) {
+    const Minifloat kind = minifloat(mantissa, lowest, largest);
+    const uint32_t shift = 23 - mantissa, offset = (first >> shift) + first, sign = 1u << (bits - 1);
+    uint32_t wide[RUN]; /* codes as wide as the floats: runs may be as short as a register */
+    for (size_t run = 0; run < runs; run++)
+        for (size_t start = run * size; start < (run + 1) * size; start += RUN) {
+            const size_t count = least(RUN, (run + 1) * size - start);
+            const float scale = scales[run], *own = values + start;
+            float *restrict out = restored + start;
+            for (size_t i = 0; i < count; i++) {
+                const uint32_t pattern = as_bits(own[i]);
+                float size_of = as_float(as_bits(own[i] / scale) & 0x7fffffffu);
+                size_of = size_of > kind.largest ? kind.largest : size_of;
+                const float anchor = anchor_of(size_of, kind), sum = size_of + anchor;
+                out[i] = as_float(as_bits((sum - anchor) * scale) | (pattern & 0x80000000u));
+                wide[i] = ((as_bits(anchor) >> shift) + as_bits(sum) - offset) | (pattern >> (32 - bits) & sign);
+            }
+            if (codes)
+                for (size_t i = 0; i < count; i++) codes[start + i] = (uint8_t)wide[i];
+        }
+}
+
+/* The best of some scales for each of `blocks` blocks of `size` (16 or 32) values, a number of the rising `ladder`
+ * up to `top`: of those that are `tried[0 .. trials]` rungs from rungs[block], the one of least squared error, of
+ * equals the first, into `rungs`. Squares are added up in float, the upper half of a block to the lower until one
+ * is left. TILE blocks stand beside each other, so that no sum runs along a register. */
+#define TILE 16
+EACH_CPU void best_rungs(const float *restrict values, size_t blocks, size_t size, const float *restrict ladder,
+                         int64_t top, const int64_t *restrict tried, size_t trials, int mantissa, float lowest,
+                         float largest, int64_t *restrict rungs) {
+    const Minifloat kind = minifloat(mantissa, lowest, largest);
+    float magnitudes[32][TILE], squares[32][TILE];
+    for (size_t start = 0; start < blocks; start += TILE) {
+        const size_t count = least(TILE, blocks - start);
+        float unit[TILE], scale[TILE], error[TILE];
+        int64_t best[TILE], trial[TILE];
+        for (size_t t = 0; t < TILE; t++) {
+            const size_t block = start + (t < count ? t : 0); /* a short tile ends in copies of its first */
+            best[t] = rungs[block];
+            unit[t] = ladder[best[t]];
+            error[t] = __builtin_inff();
+            for (size_t k = 0; k < size; k++)
+                magnitudes[k][t] = as_float(as_bits(values[block * size + k]) & 0x7fffffffu);
+        }
+        for (size_t number = 0; number < trials; number++) {
+            for (size_t t = 0; t < TILE; t++) {
+                int64_t at = rungs[start + (t < count ? t : 0)] + tried[number];
+                at = at < 0 ? 0 : at;
+                trial[t] = at > top ? top : at;
+                scale[t] = ladder[trial[t]];
+            }
+            for (size_t k = 0; k < size; k++)
+                for (size_t t = 0; t < TILE; t++) {
+                    const float quotient = magnitudes[k][t] / scale[t];
+                    const float held = quotient > kind.largest ? kind.largest : quotient;
+                    const float anchor = anchor_of(held, kind), apart = quotient - ((held + anchor) - anchor);
+                    squares[k][t] = apart * apart;
+                }
+            for (size_t half = size / 2; half > 0; half /= 2)
+                for (size_t k = 0; k < half; k++)
+                    for (size_t t = 0; t < TILE; t++) squares[k][t] += squares[k + half][t];
+            for (size_t t = 0; t < TILE; t++) {
+                const float ratio = scale[t] / unit[t], found = squares[0][t] * (ratio * ratio);
+                best[t] = found < error[t] ? trial[t] : best[t];
+                error[t] = found < error[t] ? found : error[t];
+            }
+        }
+        for (size_t t = 0; t < count; t++) rungs[start + t] = best[t];
+    }
+}
+
 /* Two codes below 16 to a byte, the first in the low half; `count` is even. */
 EACH_CPU void pack_nibbles(const uint8_t *restrict codes, size_t count, uint8_t *restrict out) {
     for (size_t i = 0; i < count / 2; i++) out[i] = (uint8_t)(codes[2 * i] | codes[2 * i + 1] << 4);

@@ -90,7 +90,7 @@ def archive_files(
                 ) from error
         with sink.reading(file.name) as finished:
             files.append(replace(file, layout=replace(file.layout, size=finished.size)))
-    jobs = (replace(job, coded=sum(coded[spec.name] for spec in job.part_specs())) for job in plan.jobs)
+    jobs = (replace(job, coded=sum(coded[spec.name] for spec in job.part_specs)) for job in plan.jobs)
     measured = [changes.get(job.spec.name, Change()) for job in plan.jobs]
     return replace(plan, files=tuple(files), jobs=tuple(jobs)), measured
 

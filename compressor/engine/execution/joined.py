@@ -1,15 +1,15 @@
-"""Neighbouring small tensors treated as one matrix whose rows are theirs.
+"""Neighbouring small tensors treated as one matrix whose rows are theirs, or they themselves.
 
 A checkpoint of a hundred thousand tiny tensors would spend its time in the interpreter. Where tensors of one
 dtype and row length lie next to each other in the input and are treated alike by what takes each row alone, one job
-with all their rows does the same.
+with all their rows does the same; and where they are of one size, what takes each tensor alone has them as rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.rows import BLOCK
@@ -19,10 +19,11 @@ from compressor.core.metrics import Change
 from compressor.core.sums import dots
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array
-from compressor.engine.plan.plan import Job, Plan, dense_part
-from compressor.methods.contract import Survey, TensorMethod, Treatment
+from compressor.engine.plan.plan import Job, dense_part
+from compressor.methods.contract import Survey, TensorMethod, Transform, Treatment
 
 Told = TensorMethod | Survey[Any] | Treatment  # what is known of a step
+Rows = Literal["rows", "tensors"]  # of tensors: what the rows of a joint matrix are
 
 
 @dataclass(frozen=True)
@@ -37,35 +38,44 @@ class Joined:
 
 
 def join(
-    jobs: Iterable[Job], plan: Plan, checkpoint: Checkpoint, told: Callable[[Job], Sequence[Told]]
+    jobs: Iterable[Job], checkpoint: Checkpoint, told: Callable[[Job], Sequence[Told]]
 ) -> Iterator[Joined | Job]:
     """The jobs in their order, neighbours that can be joined as one (at most a block of weights).
 
     `told` gives what is known of a job's steps by now.
     """
     held: list[Job] = []
-    size, apt = 0, dict[tuple[int, ...], bool]()  # by what is told of a job: methods of a stage are one object
+    alike: Rows | None = None  # what is held
+    size, ways = 0, dict[tuple[int, ...], Rows | None]()  # by what is told: methods of a stage are one object
     for job in jobs:
         what = told(job)
         key = tuple(map(id, what))
-        if key not in apt:
-            apt[key] = all(_takes_rows_alone(one, job.spec) for one in what)
-        fits = bool(held) and apt[key] and size + job.spec.size <= BLOCK
-        if held and not (fits and _follows(held[-1], job, plan, checkpoint, told)):
-            yield _joint(held, told)
+        if key not in ways:
+            ways[key] = _rows([_treatment(one, job.spec) for one in what])
+        rows = ways[key]
+        fits = bool(held) and size + job.spec.size <= BLOCK
+        if held and not (fits and _follows(held[-1], job, alike, checkpoint, told)):
+            yield _joint(held, alike, told)
             held, size = [], 0
-        if not apt[key]:
+        if rows is None:
             yield job
             continue
         held.append(job)
-        size += job.spec.size
+        alike, size = rows, size + job.spec.size
     if held:
-        yield _joint(held, told)
+        yield _joint(held, alike, told)
 
 
-def _takes_rows_alone(one: Told, spec: TensorSpec) -> bool:
-    found = _treatment(one, spec)
-    return found is not None and found.rows_alone
+def _rows(treatments: Sequence[Treatment | None]) -> Rows | None:
+    """What the rows of a joint matrix would be to these; None where they allow none."""
+    if all(one is not None and one.rows_alone for one in treatments):
+        return "rows"
+    return "tensors" if all(isinstance(one, Transform) and one.flat_alone for one in treatments) else None
+
+
+def _width(spec: TensorSpec, rows: Rows | None) -> int:
+    """Weights of a row of a joint matrix."""
+    return spec.size if rows == "tensors" else spec.matrix[1]
 
 
 def _treatment(one: Told, spec: TensorSpec) -> Treatment | None:
@@ -74,29 +84,28 @@ def _treatment(one: Told, spec: TensorSpec) -> Treatment | None:
     return found if isinstance(found, Treatment) else None
 
 
-def _joint(members: Sequence[Job], told: Callable[[Job], Sequence[Told]]) -> Joined | Job:
-    first, starts, rows = members[0], [], 0
+def _joint(members: Sequence[Job], rows: Rows | None, told: Callable[[Job], Sequence[Told]]) -> Joined | Job:
+    first, starts, count, width = members[0], [], 0, _width(members[0].spec, rows)
     if len(members) == 1:
         return first
     for job in members:
-        starts.append(rows)
-        rows += job.spec.shape[0]
-    spec = TensorSpec(first.spec.name, first.spec.dtype, (rows, first.spec.shape[1]))
-    treatments = [found for one in told(first) if (found := _treatment(one, spec)) is not None]
+        starts.append(count)
+        count += job.spec.size // width
+    spec = TensorSpec(first.spec.name, first.spec.dtype, (count, width))
+    treatments = [found for one in told(first) if (found := _treatment(one, first.spec)) is not None]
     parts = (dense_part(spec),) if first.encoder is None else first.encoder.parts(spec)
     parts = tuple(part for part in parts if part.value is None)
     return Joined(Job(spec, first.steps, parts, first.file), tuple(treatments), tuple(members), tuple(starts))
 
 
 def _follows(
-    job: Job, after: Job, plan: Plan, checkpoint: Checkpoint, told: Callable[[Job], Sequence[Told]]
+    job: Job, after: Job, rows: Rows | None, checkpoint: Checkpoint, told: Callable[[Job], Sequence[Told]]
 ) -> bool:
     """Whether `after` continues `job` in every respect."""
     spec, other = job.spec, after.spec
     if (
-        len(spec.shape) != 2
-        or len(other.shape) != 2
-        or (spec.dtype, spec.shape[1], job.file) != (other.dtype, other.shape[1], after.file)
+        (rows == "rows" and not len(spec.shape) == len(other.shape) == 2)
+        or (spec.dtype, _width(spec, rows), job.file) != (other.dtype, _width(other, rows), after.file)
         or DTYPES[spec.dtype].compute != "<f4"  # rows are measured in float64, which must be the wider type
         or not job.steps
         or len(job.steps) != len(after.steps)

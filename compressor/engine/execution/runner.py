@@ -20,7 +20,7 @@ from compressor.core.tensor import DTYPES
 from compressor.engine.execution.joined import Joined, join
 from compressor.engine.execution.worker import Done, Finished, Piece, Worker
 from compressor.engine.plan.plan import Counted, Job, SizesKnown
-from compressor.methods.contract import ByTensor, Encoder, Survey, TensorMethod, Transform, Treatment
+from compressor.methods.contract import SMALL, ByTensor, Encoder, Survey, TensorMethod, Transform, Treatment
 
 _BATCH = 1 << 19  # elements of small tensors that make one task
 
@@ -47,7 +47,7 @@ class Runner:
         for job in self.worker.plan.jobs:
             if job.sizes_known:
                 continue
-            fold = _fold_here if job.spec.size <= _BATCH // 4 else self._fold
+            fold = _fold_here if job.spec.size <= SMALL else self._fold
             *before, last = self._treatments(job, fold)
             assert isinstance(last, Encoder)  # noqa: S101 - no other has parts that could be counted
             sizes[job.spec.name] = Counted(job.steps[-1].stage, last)
@@ -98,34 +98,45 @@ class Runner:
         """Chunks of large tensors, batches of small ones, file by file but for those `taken`; files whose tensors
         are all written are synced between them, while other tensors are computed. Small ones are treated here, by
         who hands out the tasks: they are all interpreter, and two threads of that are slower than one."""
+        own: list[list[Job]] = [[] for _ in self.worker.plan.files]
+        for job in self.worker.plan.jobs:
+            own[job.file].append(job)
+        for number, jobs in enumerate(own):
+            if number in taken:
+                continue
+            for job in jobs:
+                while finish:
+                    yield partial(self.worker.finish, finish.popleft())
+                if job.spec.size > SMALL:
+                    treatments = self._treatments(job, self._fold)
+                    cut = self.worker.cut(job)
+                    for start, stop in cut.chunks:
+                        yield partial(self.worker.chunk, job, cut, treatments, start, stop)
+            yield from self._batches([job for job in jobs if job.spec.size <= SMALL])
+
+    def _batches(self, jobs: list[Job]) -> Iterator[Task[list[Done] | Finished]]:
+        """Small tensors in the order in which they are stored, where those that are alike lie side by side."""
+        tensors = self.worker.checkpoint.tensors
+
+        def place(job: Job) -> tuple[int, int]:
+            tensor = tensors[job.spec.name]
+            return tensor.file, tensor.whole.placed.offset if tensor.seekable else 0
+
         batch: list[Job] = []
         held = 0
-        for job in sorted(self.worker.plan.jobs, key=lambda job: job.file):
-            if job.file in taken:
-                continue
-            if batch and batch[-1].file != job.file:  # so that a file is finished before the next one
+        for job in sorted(jobs, key=place):
+            batch.append(job)
+            held += job.spec.size + 512
+            if held >= _BATCH:
                 yield _ready(self._small(batch))
                 batch, held = [], 0
-            while finish:
-                yield partial(self.worker.finish, finish.popleft())
-            if job.spec.size <= _BATCH // 4:
-                batch.append(job)
-                held += job.spec.size + 512
-                if held >= _BATCH:
-                    yield _ready(self._small(batch))
-                    batch, held = [], 0
-                continue
-            treatments = self._treatments(job, self._fold)
-            cut = self.worker.cut(job)
-            for start, stop in cut.chunks:
-                yield partial(self.worker.chunk, job, cut, treatments, start, stop)
         if batch:
             yield _ready(self._small(batch))
 
     def _small(self, jobs: Sequence[Job]) -> list[Done]:
         """Whole tensors, one after the other, surveys included; alike neighbours at once."""
         done: list[Done] = []
-        for item in join(jobs, self.worker.plan, self.worker.checkpoint, self._known):
+        for item in join(jobs, self.worker.checkpoint, self._known):
             if isinstance(item, Joined):
                 done += self._joined(item)
             else:
@@ -184,7 +195,7 @@ class Runner:
             if not survey.wants(job.spec):
                 continue
             before, cut = self._treatments(job, self._fold, before=place), self.worker.cut(job)
-            if job.spec.size > _BATCH // 4:
+            if job.spec.size > SMALL:
                 for start, stop in cut.sampled(survey.sample):
                     yield partial(self.worker.observe, survey, [(job, cut, before, start, stop)])
                 continue

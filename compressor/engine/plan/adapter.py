@@ -87,7 +87,7 @@ def adapter_files(
 ) -> tuple[tuple[OutputFile, ...], tuple[tuple[str, bytes], ...]]:
     """The file of the factors, which records the plan's `fingerprint`, and what stands beside it."""
     metadata = {"format": "pt", **record.to_metadata(stages, (), checkpoint.identity, fingerprint)}
-    layout = safetensors.layout([spec for job in jobs for spec in job.part_specs()], metadata)
+    layout = safetensors.layout([spec for job in jobs for spec in job.part_specs], metadata)
     if not all(job.sizes_known for job in jobs):
         return (OutputFile(_FILE, layout),), ()
     return (OutputFile(_FILE, layout),), ((_CONFIG, json_bytes(_config(jobs, checkpoint))),)

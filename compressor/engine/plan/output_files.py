@@ -35,7 +35,7 @@ def lay_out(
     if makes_adapter(request.recipe.stages):
         return adapter_files(jobs, checkpoint, stages, fingerprint)
     if container == "npy":
-        return (OutputFile(request.output_name, npy.layout(jobs[0].part_specs()[0])),), ()
+        return (OutputFile(request.output_name, npy.layout(jobs[0].part_specs[0])),), ()
     if container == "npz":
         return (OutputFile(request.output_name, _npz_layout(jobs[0], stages, checkpoint, fingerprint)),), ()
     if container == "gguf":
@@ -53,7 +53,7 @@ def lay_out(
         metadata = _kept_metadata(checkpoint, origins)
         if not checkpoint.stored:
             metadata = _metadata(metadata, form) | _record(checkpoint, origins, own, stages, fingerprint)
-        specs = [spec for job in own for spec in job.part_specs()]
+        specs = [spec for job in own for spec in job.part_specs]
         files.append(OutputFile(names[number], safetensors.layout(specs, metadata)))
     _check_growth(stored, files)
     return tuple(files), _texts(jobs, files, checkpoint, index) if container == "folder" else ()
@@ -140,7 +140,7 @@ def _record(
 
 def _npz_layout(job: Job, stages: Stages, checkpoint: Checkpoint, fingerprint: str) -> FileLayout:
     members = [
-        (part.suffix.lstrip(".") or "weight", spec) for part, spec in zip(job.parts, job.part_specs(), strict=True)
+        (part.suffix.lstrip(".") or "weight", spec) for part, spec in zip(job.parts, job.part_specs, strict=True)
     ]
     listed = [[member, spec.name, spec.dtype, spec.shape] for member, spec in members]
     stored = [(job.spec, job.encoder)] if job.encoder is not None else []
@@ -162,7 +162,7 @@ def _texts(jobs: Sequence[Job], files: Sequence[OutputFile], checkpoint: Checkpo
         texts.append((source.config_name, json_bytes(config)))
     if index:
         names = {
-            spec.name: files[job.file].name.removeprefix(source.inside) for job in jobs for spec in job.part_specs()
+            spec.name: files[job.file].name.removeprefix(source.inside) for job in jobs for spec in job.part_specs
         }
         metadata = {
             key: value

@@ -131,9 +131,10 @@ class Job:
         """What a part of the tensor is called in an output file."""
         return part.name(self.spec.name)
 
-    def part_specs(self) -> list[TensorSpec]:
+    @property
+    def part_specs(self) -> tuple[TensorSpec, ...]:
         """Name, dtype and shape of each part that will be stored."""
-        return [TensorSpec(self.part_name(part), part.dtype, part.shape) for part in self.parts]
+        return tuple(TensorSpec(self.part_name(part), part.dtype, part.shape) for part in self.parts)
 
     @property
     def ggml(self) -> GgmlType | None:
@@ -143,7 +144,7 @@ class Job:
     @property
     def size_after(self) -> int:
         """Bytes of the parts that will be stored."""
-        return sum(spec.nbytes for spec in self.part_specs()) if self.coded is None else self.coded
+        return sum(spec.nbytes for spec in self.part_specs) if self.coded is None else self.coded
 
     @property
     def dtype_after(self) -> str:
@@ -237,7 +238,7 @@ class Plan:
                     "file": self.files[job.file].name,
                     "offset": layout.offsets[spec.name],
                 }
-                for spec in job.part_specs()
+                for spec in job.part_specs
             ],
             "kept": [why.reason for why in job.left_alone],
         }
@@ -258,8 +259,11 @@ class Plan:
         return total.hexdigest()
 
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
 def _canonical(found: Mapping[str, Any]) -> bytes:
-    return json.dumps(found, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode() + b"\n"
+    return _ENCODER.encode(found).encode() + b"\n"
 
 
 def dense_part(spec: TensorSpec) -> Part:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from compressor.core import kernels
 from compressor.core.lazy import np
 from compressor.core.workspace import Array, Workspace
 
@@ -25,6 +26,11 @@ class Minifloat:
     mantissa: int
     lowest: int
     largest: float
+
+    @property
+    def limits(self) -> kernels.Minifloat:
+        """The format as kernels take it."""
+        return kernels.Minifloat(self.bits, self.mantissa, 2.0**self.lowest, self.largest)
 
     def nearest(self, magnitudes: Array, out: Array, work: Workspace) -> None:
         """Round magnitudes to the nearest number of the format, halves to even, those beyond its range to its
@@ -39,6 +45,14 @@ class Minifloat:
         `scale` broadcasts over `values`; a negative zero keeps its sign. `restored` is memory of its own.
         """
         p, _, unsigned = _layout(values.dtype.str)
+        if scale.shape == (len(values), 1):
+            first = self.first_anchor(values.dtype.str)
+            if kernels.minifloat_codes(values, scale, self.limits, first, codes, restored):
+                return
+            if values.shape[1] < 1024:  # NumPy takes its time over a scale for every few numbers
+                spread = work.array("minifloat.scale", values.shape, values.dtype.str)
+                np.copyto(spread, scale)
+                scale = spread
         np.divide(values, scale, out=restored)
         np.abs(restored, out=restored)
         anchor = self._prepare(restored, restored, work)

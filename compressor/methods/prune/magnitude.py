@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal
 from compressor.core.errors import UsageError
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array
-from compressor.methods.contract import Block, Method, Selection, Skip, Survey, Treatment
+from compressor.methods.contract import SMALL, Block, Method, Selection, Skip, Survey, Treatment
 from compressor.methods.numerics.largest_in_rows import keep_largest
 from compressor.methods.numerics.shares import Shares, check_floor
 from compressor.methods.numerics.smallest_keys import Smallest, key_type_of, magnitudes, scored
@@ -91,6 +91,8 @@ class Magnitude(Smallest):
             return InRows(self.sparsity, self.block_size, self.scored)
         if self.min_keep:
             return Shares(self, self.key_type(specs), self.min_keep)
+        if self.scope == "tensor" and len(specs) == 1 and specs[0].size <= SMALL:
+            return InTensor(self.sparsity, specs[0].size)
         return super().prepare(specs)
 
     def rank(self, size: int) -> int:
@@ -115,6 +117,21 @@ class InRows(Selection):
         keys = scored(block) if self.scored else magnitudes(block, key_type_of([block.spec]))
         cut = share_of(self.sparsity, size)
         keep_largest(keys.reshape(-1, size), size - cut, out.reshape(-1, size), block.work)
+
+
+@dataclass(frozen=True)
+class InTensor(Selection):
+    """Zeroes the `sparsity` share of smallest magnitude of a tensor of `size` weights, a single block."""
+
+    flat_alone: ClassVar[bool] = True
+
+    sparsity: float
+    size: int
+
+    def keep(self, block: Block, out: Array) -> None:
+        keys = magnitudes(block, key_type_of([block.spec]))
+        kept = self.size - share_of(self.sparsity, self.size)
+        keep_largest(keys.reshape(-1, self.size), kept, out.reshape(-1, self.size), block.work)
 
 
 def share_of(sparsity: float, size: int) -> int:

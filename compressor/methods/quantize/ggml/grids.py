@@ -88,7 +88,8 @@ def grid(name: str) -> Array:
     present = np.frombuffer(zlib.decompress(base64.b85decode(packed.patterns), -15), np.uint8)
     numbers = np.flatnonzero(np.unpackbits(present))
     base = len(packed.levels)
-    digits = numbers[:, None] // base ** np.arange(packed.width) % base
+    places = np.cumprod([1, *[base] * (packed.width - 1)])
+    digits = numbers[:, None] // places % base
     found: Array = np.array(packed.levels, np.float32)[digits]
     found.flags.writeable = False
     return found

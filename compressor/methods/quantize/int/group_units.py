@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from compressor.core import kernels
 from compressor.core.lazy import np
 from compressor.core.sums import dots
 from compressor.core.workspace import Array, Workspace
@@ -111,13 +112,23 @@ class Units(ABC):
         room = self.work.array("search.active", (len(groups), self.units.shape[1]), self.units.dtype.str)
         return np.take(self.units, groups, axis=0, out=room, mode="clip")
 
-    def ratio(self, units: Array, factor: Array | float) -> Array:
+    def products(self, factor: Array, zero: Array | None, groups: Array | None = None) -> tuple[Array, Array]:
+        """Σ c·u and Σ c² of the codes that factors and zero points give these groups, or all; float64."""
+        if self.counts is None:
+            lowest = np.full(factor.shape, -self.rule.half) if zero is None else -zero
+            found = kernels.code_products(self.units, groups, factor, lowest, self.rule.steps, self.heed)
+            if found is not None:
+                by_unit, by_code = found
+                return by_unit.astype(self.kind).astype(np.float64), by_code.astype(self.kind).astype(np.float64)
+        units = self.units if groups is None else self.gather(groups)
+        codes = self.ratio(units, factor)
+        self.clip(codes, codes, zero)
+        return self.dot(codes, units), self.dot(codes, codes)
+
+    def ratio(self, units: Array, factor: Array) -> Array:
         """round(u/f) into `codes`, as numbers."""
         codes = self.codes[: len(units)]
-        if isinstance(factor, float):
-            np.multiply(units, self.kind(1 / factor), out=codes)
-        else:
-            scales.apply(np.multiply, units, self.column(1 / factor), codes)
+        scales.apply(np.multiply, units, self.column(1 / factor), codes)
         return np.rint(codes, out=codes)
 
     def clip(self, codes: Array, out: Array, zero: Array | None) -> None:

@@ -101,7 +101,7 @@ class Search(Units):
     def _candidates(self) -> tuple[_Point, _Point]:
         """Absmax's own point, and the best of all."""
         ones = np.ones(len(self.units))
-        first = self._point(self.units, ones, self.first_zero, 1.0)
+        first = self._point(ones, self.first_zero)
         if self.units.shape[1] >= _LONG or self.counts is not None:
             return first, self._long(first)
         tried = [first]
@@ -110,9 +110,9 @@ class Search(Units):
         for number in range(start, start + _COUNT):
             factor = min(max(_whole_power(step, number), LEAST), MOST)
             if factor != 1:
-                tried.append(self._point(self.units, ones * factor, self._centred(factor), factor))
+                tried.append(self._point(ones * factor, self._centred(factor)))
             if self.rule.signed:
-                tried.append(self._point(self.units, ones * -factor, None, -factor))
+                tried.append(self._point(ones * -factor, None))
         return first, _best(tried)
 
     def _long(self, first: _Point) -> _Point:
@@ -132,9 +132,9 @@ class Search(Units):
 
     def _signs(self, factors: Iterable[Array]) -> Iterator[_Point]:
         for factor in factors:
-            yield self._point(self.units, factor, self._centred(factor), None)
+            yield self._point(factor, self._centred(factor))
             if self.rule.signed:
-                yield self._point(self.units, -factor, None, None)
+                yield self._point(-factor, None)
 
     def _centred(self, factor: Array | float) -> Array | None:
         """Zero points that lay the codes over the middle of the range."""
@@ -163,7 +163,7 @@ class Search(Units):
         still = 2.0 ** -(self.rule.bits + 7)  # a smaller step takes no ten-thousandth off the error
         for turn in range(_TURNS):
             zero = None if last.zero is None else last.zero[groups]
-            here = self._point(self.gather(groups), last.factor[groups], zero, None)
+            here = self._point(last.factor[groups], zero, groups)
             last.cu[groups], last.cc[groups] = here.cu, here.cc
             if turn == _TURNS - 1:
                 break
@@ -177,11 +177,10 @@ class Search(Units):
     def _beside(self, last: _Point, stored: Array, groups: Array) -> Array:
         """Move zero points by one where that is worth more; those of these groups that moved."""
         assert last.zero is not None  # noqa: S101 - asked by who calls
-        factor, zero, units = last.factor[groups], last.zero[groups], self.gather(groups)
+        factor, zero = last.factor[groups], last.zero[groups]
         here = _Point(factor, zero, last.cu[groups], last.cc[groups])
-        self.ratio(units, factor)
         beside = (np.minimum(np.maximum(zero + one, 0), self.rule.steps) for one in (-1, 1))
-        best = _best([here, *(self._clipped(units, factor, other) for other in beside)])
+        best = _best([here, *(self._point(factor, other, groups) for other in beside)])
         moves = np.flatnonzero(best.zero != zero)
         groups = groups[moves]
         if moves.size and best.zero is not None:
@@ -218,19 +217,9 @@ class Search(Units):
         np.subtract(apart, codes, out=apart)
         return np.square(factor) * self.dot(apart, apart)
 
-    def _point(self, units: Array, factor: Array, zero: Array | None, scalar: float | None) -> _Point:
-        """What factors [groups] give; `scalar`: all are this one."""
-        codes = self.ratio(units, factor if scalar is None else scalar)
-        if zero is not None:
-            return self._clipped(units, factor, zero)
-        self.clip(codes, codes, None)
-        return _Point(factor, None, self.dot(codes, units), self.dot(codes, codes))
-
-    def _clipped(self, units: Array, factor: Array, zero: Array) -> _Point:
-        """The same from the rounded ratios in `codes`, which stay."""
-        clipped = self.work.array("search.clipped", units.shape, units.dtype.str)
-        self.clip(self.codes[: len(units)], clipped, zero)
-        return _Point(factor, zero, self.dot(clipped, units), self.dot(clipped, clipped))
+    def _point(self, factor: Array, zero: Array | None, groups: Array | None = None) -> _Point:
+        """What factors and zero points give these groups, or all."""
+        return _Point(factor, zero, *self.products(factor, zero, groups))
 
 
 def choose(
