@@ -274,7 +274,7 @@ def logits_of(model: Any, prompt: Sequence[int]) -> Any:
 
 
 def prompts_for(model: Any, tokenizer: Any, count: int = 3) -> list[list[int]]:
-    """Prompts after which the likeliest token is a text of its own: of half a character the server tells nothing."""
+    """Prompts after which the likeliest token is a whole text: of half a character the server tells nothing."""
     random, found = np.random.default_rng(7), []
     while len(found) < count:
         prompt = random.integers(8, VOCABULARY - 8, 12).tolist()

@@ -122,6 +122,9 @@ _SWA_EVERY: Mapping[str, int] = {"gemma2": 2, "gemma3": 6, "gpt-oss": 2}  # each
 # Layers of the models whose queries are divided by the width of all heads and not by that of one
 _WIDE: Mapping[str, int] = {"gemma2": 46, "gemma3": 62}
 SIGMOID, SOFTMAX = 2, 1
+_MOST_EXPERTS = 4096
+# What reading a config or metadata of strangers may end in: values of other types than models have
+NONSENSE = (TypeError, ValueError, KeyError, AttributeError, ArithmeticError)
 
 
 def family_of(config: Config) -> Family | None:
@@ -188,6 +191,13 @@ def sizes(config: Config, family: Family) -> dict[str, int]:
         found |= {"B": heads * (plain + value), "O": heads * value}
         found["S"] = found["M"] * _count(config, "expert_shared_count")
     return found
+
+
+def possible(sizes: Mapping[str, int], layers: int, tensors: int) -> bool:
+    """Whether a model of these sizes and layers could have so many tensors: no more layers than tensors, and heads
+    that have rows."""
+    heads = min(sizes["N"], sizes["H"], sizes["D"]) > 0 and sizes["E"] <= _MOST_EXPERTS
+    return heads and 0 < layers <= tensors
 
 
 def metadata(config: Config, family: Family) -> Metadata:

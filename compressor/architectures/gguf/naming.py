@@ -120,6 +120,10 @@ def from_gguf(found: Shapes, family: Family, sizes: Sizes, layers: int, sparse_f
             continue
         if used.issuperset(targets):
             continue  # another rule for experts was first
+        if rule.form == "experts" and found[targets[0]][:1] != (sizes["E"],):
+            mapped.misfits[targets[0]] = f"is {list(found[targets[0]])}, of {sizes['E']} experts"
+            used.update(targets)
+            continue
         count = range(sizes["E"]) if rule.form == "experts" else range(1)
         sources = [_placed(rule, family.body).format(n=number, e=expert) for expert in count]
         shape = axes(rule.shape, sizes)

@@ -8,6 +8,7 @@ from typing import Any
 
 from compressor.architectures.gguf import hyperparameters
 from compressor.architectures.gguf.families import Family
+from compressor.architectures.gguf.hyperparameters import NONSENSE
 from compressor.architectures.gguf.naming import Mapped, from_gguf
 from compressor.architectures.gguf.tokenizer_back import special_numbers, tokenizer_files
 from compressor.architectures.gguf.tokenizers import PREFIX, Unsupported
@@ -44,19 +45,16 @@ def as_folder(checkpoint: Checkpoint) -> Checkpoint:
         return _unchanged(checkpoint, f"the architecture '{printable(arch, 60)}' is not known here")
     tensors = {name: one for name, one in checkpoint.tensors.items() if name not in _FACTORS}
     shapes = {name: tensor.spec.shape for name, tensor in tensors.items()}
-    config = hyperparameters.config_of(found, family, tied="output.weight" not in tensors)
-    config |= _from_tensors(shapes, fields, family)
-    mapped = from_gguf(
-        shapes,
-        family,
-        hyperparameters.sizes(config, family),
-        hyperparameters.layers(config),
-        hyperparameters.sparse_from(config, family),
-    )
+    try:
+        config = hyperparameters.config_of(found, family, tied="output.weight" not in tensors)
+        config |= _from_tensors(shapes, fields, family)
+        mapped = _mapped(shapes, config, family)
+        factors, notes = _factors(checkpoint, config)
+    except NONSENSE:  # metadata of strangers may say anything
+        return _unchanged(checkpoint, "its metadata does not describe such a model")
     why = _why_not(mapped, family)
     if why:
         return _unchanged(checkpoint, why)
-    factors, notes = _factors(checkpoint, config)
     config |= factors
     texts, more = _tokenizer(checkpoint, config)
     config |= special_numbers(plain(fields, PREFIX))
@@ -70,6 +68,14 @@ def as_folder(checkpoint: Checkpoint) -> Checkpoint:
         notes=(*checkpoint.notes, name, *notes, *more),
         lossy=any(tensor.encoder is not None for tensor in tensors.values()),
     )
+
+
+def _mapped(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], family: Family) -> Mapped:
+    """Where the tensors go. ValueError for sizes that no model has."""
+    sizes, layers = hyperparameters.sizes(config, family), hyperparameters.layers(config)
+    if not hyperparameters.possible(sizes, layers, len(shapes)):
+        raise ValueError("no sizes of a model")
+    return from_gguf(shapes, family, sizes, layers, hyperparameters.sparse_from(config, family))
 
 
 def _unchanged(checkpoint: Checkpoint, why: str) -> Checkpoint:
@@ -141,7 +147,7 @@ def _tokenizer(checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[dict[
     context = config.get("max_position_embeddings") or config.get("n_positions")
     try:
         made = tokenizer_files(known, context if isinstance(context, int) else None)
-    except Unsupported as error:
+    except (Unsupported, *NONSENSE) as error:
         return {}, [f"there is no tokenizer in the folder: {printable(str(error), 200)}"]
     return {name: json_bytes(content) for name, content in made.items()}, []
 

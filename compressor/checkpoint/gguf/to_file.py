@@ -48,27 +48,21 @@ def as_file(checkpoint: Checkpoint, wishes: Wishes = Wishes()) -> Checkpoint:
     family = _family(checkpoint)
     config = hyperparameters.text_config(checkpoint.source.config or {}, family)
     checkpoint = _without(checkpoint, wishes.leave_out)
-    mapped = to_gguf(
-        {name: tensor.spec.shape for name, tensor in checkpoint.tensors.items()},
-        family,
-        hyperparameters.sizes(config, family),
-        hyperparameters.layers(config),
-        hyperparameters.sparse_from(config, family),
-        tied=config.get("tie_word_embeddings"),
-    )
-    problems = [
-        InputError(reason, file=checkpoint.path, remedy="No GGUF file of it would give the same results")
-        for reason in hyperparameters.refusals(config, family)
-    ]
-    raise_all(problems + list(_problems(mapped, checkpoint, family)))
-    metadata = _general(checkpoint, family) | hyperparameters.metadata(config, family)
+    try:
+        mapped, found, factors, remarks = _described(checkpoint, config, family)
+    except hyperparameters.NONSENSE as error:
+        raise InputError(
+            f"its config.json does not describe a {family.model_type}: {printable(str(error), 100)}",
+            file=checkpoint.path,
+            remedy="Download it again",
+        ) from error
+    metadata = _general(checkpoint, family) | found
     vocabulary, notes = _tokenizer(checkpoint, family, config, wishes)
     metadata |= vocabulary | pooling_type(checkpoint.source, family)
     tensors = _tensors(checkpoint, mapped)
     like = next(iter(checkpoint.tensors.values()))
-    for name, factors in hyperparameters.frequency_factors(config, family).items():
-        tensors[name] = constant(name, factors, like)
-    notes += list(hyperparameters.remarks(config, family)) + list(_left(mapped))
+    tensors |= {name: constant(name, numbers, like) for name, numbers in factors.items()}
+    notes += [*remarks, *_left(mapped)]
     source = replace(
         checkpoint.source,
         fields=fields_of(metadata),
@@ -85,6 +79,35 @@ def as_file(checkpoint: Checkpoint, wishes: Wishes = Wishes()) -> Checkpoint:
             tensor.encoder is not None and not tensor.encoder.exact for tensor in checkpoint.tensors.values()
         ),
     )
+
+
+def _described(
+    checkpoint: Checkpoint, config: dict[str, Any], family: Family
+) -> tuple[Mapped, dict[str, Any], dict[str, list[float]], list[str]]:
+    """Where tensors go, the model's metadata, tensors of frequency factors and remarks. InputError for all that
+    keeps it from being a GGUF file."""
+    reasons = list(hyperparameters.refusals(config, family))
+    sizes, layers = hyperparameters.sizes(config, family), hyperparameters.layers(config)
+    if not reasons and not hyperparameters.possible(sizes, layers, len(checkpoint.tensors)):
+        reasons = [f"config.json tells of {layers} layers, and there are {len(checkpoint.tensors)} tensors"]
+    problems: list[CompressorError] = [
+        InputError(reason, file=checkpoint.path, remedy="No GGUF file of it would give the same results")
+        for reason in reasons
+    ]
+    if not hyperparameters.possible(sizes, layers, len(checkpoint.tensors)):
+        raise_all(problems)
+    mapped = to_gguf(
+        {name: tensor.spec.shape for name, tensor in checkpoint.tensors.items()},
+        family,
+        sizes,
+        layers,
+        hyperparameters.sparse_from(config, family),
+        tied=config.get("tie_word_embeddings"),
+    )
+    raise_all(problems + list(_problems(mapped, checkpoint, family)))
+    found = hyperparameters.metadata(config, family)
+    factors = hyperparameters.frequency_factors(config, family)
+    return mapped, found, factors, list(hyperparameters.remarks(config, family))
 
 
 def _family(checkpoint: Checkpoint) -> Family:
@@ -154,13 +177,14 @@ def _tokenizer(
     wordpiece = family.gguf in ("bert", "nomic-bert")
     try:
         found = tokenizers.tokenizer_metadata(files, vocabulary=size, wordpiece=wordpiece)
-    except tokenizers.Unsupported as error:
+        remarks = list(tokenizers.remarks(files))
+    except (tokenizers.Unsupported, *hyperparameters.NONSENSE) as error:
         raise InputError(
             f"its tokenizer cannot go into a GGUF file: {printable(str(error), 300)}",
             file=checkpoint.path,
             remedy="With --no-tokenizer the file has none, so that texts have to be turned into numbers elsewhere",
         ) from error
-    return found, list(tokenizers.remarks(files))
+    return found, remarks
 
 
 def _tensors(checkpoint: Checkpoint, mapped: Mapped) -> dict[str, Tensor]:
