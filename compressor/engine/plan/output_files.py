@@ -86,7 +86,8 @@ def carried_over(
         left += tuple((name, why) for name in carried if name in dialects.SIDECARS)
         carried = tuple(name for name in carried if name not in dialects.SIDECARS)
     if container != "folder":
-        left += tuple((name, f"a single .{container} holds tensors only") for name in carried)
+        why = "a .gguf has no place for it" if container == "gguf" else f"a single .{container} holds tensors only"
+        left += tuple((name, why) for name in carried)
         carried = ()
     return carried, left
 
