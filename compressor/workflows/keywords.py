@@ -38,6 +38,8 @@ class RunKeywords(TypedDict, total=False):
     strip_prefix: str | None
     component: str
     max_shard_size: int | None
+    no_tokenizer: bool
+    leave_out: Iterable[str]
     non_finite: NonFinite
     gates: Gates | None
     workers: int | None
