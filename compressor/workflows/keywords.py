@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, Literal, TypedDict
 
+from compressor.architectures.loaders import Loader
 from compressor.core.errors import UsageError
 from compressor.core.text import printable
 from compressor.methods.options import flag, options_of
@@ -30,12 +31,15 @@ class RunKeywords(TypedDict, total=False):
 
     force: bool
     dry_run: bool
+    loader: Loader | None
     strict: bool
     requantize: bool
     allow_unmatched: bool
     strip_prefix: str | None
     component: str
     max_shard_size: int | None
+    no_tokenizer: bool
+    leave_out: Iterable[str]
     non_finite: NonFinite
     gates: Gates | None
     workers: int | None
@@ -103,8 +107,9 @@ class PruneKeywords(StageKeywords, total=False):
     fraction: float | None
     count: int | None
     layers: str | None
+    stack: str
     multiple_of: int
-    importance: Literal["auto", "l2", "l1", "gains", "inputs", "random", "index"]
+    importance: Literal["auto", "l2", "l1", "gains", "inputs", "influence", "spread", "random", "index"]
 
 
 class DistillKeywords(StageKeywords, total=False):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from compressor.architectures.loaders import READERS, Loader
 from compressor.core.errors import UsageError
 from compressor.core.text import printable
 from compressor.files.destination import check_apart
@@ -27,8 +28,13 @@ class RunOptions:
     takes patterns that match no tensor, with a note; `non_finite="keep"` carries tensors
     with NaN or Inf over; `gates` are limits that the result must keep.
 
+    `loader` is who is to load the output: it chooses the layout, what is left dense and how experts are called, and
+    what that loader is known not to take is an error.
+
     `strip_prefix` is taken off the names of tensors that begin with it; `component` is the sub-folder of a pipeline
     of diffusers that is treated; `max_shard_size` is how many bytes of tensors a file of an output folder may hold.
+    Of a folder that becomes a GGUF file, `no_tokenizer` leaves its tokenizer out, and `leave_out` are patterns of
+    tensors that the file has no place for.
 
     `workers` is how many there are (one a processor where None); `processes` allows them to be forked for large
     models, which a program with threads of its own had better not; `progress(done, total)` is called in bytes
@@ -43,12 +49,15 @@ class RunOptions:
 
     force: bool = False
     dry_run: bool = False
+    loader: Loader | None = None
     strict: bool = False
     requantize: bool = False
     allow_unmatched: bool = False
     strip_prefix: str | None = None
     component: str = ""
     max_shard_size: int | None = None
+    no_tokenizer: bool = False
+    leave_out: tuple[str, ...] = ()
     non_finite: NonFinite = "error"
     gates: Gates = field(default_factory=Gates)
     workers: int | None = None
@@ -63,6 +72,8 @@ class RunOptions:
     keep_work: bool = False
 
     def __post_init__(self) -> None:
+        if self.loader not in (None, *READERS):
+            raise UsageError(f"--for must be one of {', '.join(READERS)}, not '{printable(str(self.loader), 40)}'")
         for name, choices in (("non_finite", NonFinite), ("store", StoreAs), ("effort", Effort)):
             value = getattr(self, name)
             if value not in get_args(choices):
@@ -73,7 +84,8 @@ class RunOptions:
     def of(cls, given: Mapping[str, Any]) -> RunOptions:
         """The options among a caller's keywords, paths as texts; None leaves one as it is by default."""
         own = {one.name: given[one.name] for one in fields(cls) if given.get(one.name) is not None}
-        return cls(**{key: os.fspath(value) if key in _PATHS else value for key, value in own.items()})
+        own |= {key: os.fspath(own[key]) for key in _PATHS if key in own}
+        return cls(**own | {key: tuple(own[key]) for key in _LISTS if key in own})
 
     def announce(self, text: str) -> None:
         """Tell `progress` of a pass, where it has a `stage` to be told by."""
@@ -93,3 +105,4 @@ class RunOptions:
 
 
 _PATHS = ("stats", "save_mask", "save_base", "work")
+_LISTS = ("leave_out",)

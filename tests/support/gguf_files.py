@@ -130,7 +130,7 @@ def small_model() -> GgufFile:
         (
             blocks("blk.0.attn_q.weight", "Q4_K", (8, 256)),
             blocks("blk.0.ffn_up.weight", "Q8_0", (4, 64), 2),
-            blocks("token_embd.weight", "Q6_K", (6, 256), 3),
+            blocks("token_embd.weight", "Q6_K", (3, 256), 3),
             numbers("output_norm.weight", (256,)),
             Line("rope.order", "I32", (3,), np.arange(3, dtype="<i4").tobytes()),
         ),

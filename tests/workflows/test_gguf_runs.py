@@ -225,3 +225,25 @@ def test_quantized_blocks_become_codes_of_others_where_asked(tmp_path: Path) -> 
     found = load_file(tmp_path / "back.safetensors")
     want = decoded(small_model().lines[1])
     assert np.abs(found["blk.0.ffn_up.weight"] - want).max() <= np.abs(want).max() / 100
+
+
+def test_experts_are_read_by_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = blocks("blk.0.ffn_up_exps.weight", "Q8_0", (2, 600, 512))
+    named = {"general.architecture": value(STRING, "x")}
+    source = write(tmp_path, GgufFile((line, numbers("blk.0.w.weight", (4, 32))), named))
+    most = 0
+
+    def watched(name: str, raw: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> None:
+        nonlocal most
+        most = max(most, raw.base.size if raw.base is not None else raw.size)
+        decode_blocks(name, raw, out)
+
+    monkeypatch.setattr("compressor.methods.quantize.ggml.decoder.decode_blocks", watched)
+    monkeypatch.setattr("compressor.engine.execution.cut.CHUNK", 1 << 16)
+    monkeypatch.setattr("compressor.engine.execution.cut.BLOCK", 1 << 15)
+    api.restore(source, tmp_path / "out.safetensors", workers=1)
+    assert np.array_equal(load_file(tmp_path / "out.safetensors")[str(line.name)], decoded(line))
+    assert most <= 1 << 17
+    api.prune(source, tmp_path / "out.gguf", sparsity=0.5, include=["blk.0.w*"], workers=1)
+    assert data_of(tmp_path / "out.gguf")[str(line.name)] == line.data
+    assert most <= 1 << 17

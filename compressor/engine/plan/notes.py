@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from compressor.architectures.conv1d import is_conv1d
-from compressor.architectures.roles import is_embedding
 from compressor.calibration.statistics import Statistics
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable, size_text
 from compressor.engine.plan.adapter import adapter_notes, makes_adapter
-from compressor.engine.plan.loaders import expert_notes
+from compressor.engine.plan.loaders import loader_notes
 from compressor.engine.plan.patterns import pattern_notes
 from compressor.engine.plan.plan import Job
 from compressor.engine.plan.request import PlanRequest
@@ -21,7 +19,7 @@ from compressor.methods.contract import Decoder
 from compressor.recipe.model import Recipe
 
 Stored = Sequence[tuple[TensorSpec, Decoder]]
-_NAMED = 2  # dropped tensors that a note names
+_NAMED = 2  # tensors that a note names
 
 
 def plan_notes(request: PlanRequest, jobs: Sequence[Job], without_adapter: Sequence[str]) -> tuple[str, ...]:
@@ -34,12 +32,12 @@ def plan_notes(request: PlanRequest, jobs: Sequence[Job], without_adapter: Seque
         stored = [(job.spec, job.encoder) for job in jobs if job.encoder is not None]
         notes = [
             *checkpoint.notes,
-            *_loading(stored, request.container, checkpoint),
+            *_loading(jobs, stored, request.container, checkpoint),
             *_input(checkpoint, request.recipe),
             *pattern_notes(request.recipe.stages, len(request.recipe.cuts), request.specs),
             *_idle(jobs, request.recipe, checkpoint),
         ]
-    return (*notes, *_wide_memory(jobs), *_statistics_memory(jobs, request.statistics))
+    return (*notes, *_unpaired(request), *_wide_memory(jobs), *_statistics_memory(jobs, request.statistics))
 
 
 def is_language_model(config: Mapping[str, Any] | None) -> bool:
@@ -48,7 +46,7 @@ def is_language_model(config: Mapping[str, Any] | None) -> bool:
     return isinstance(named, list) and any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in named)
 
 
-def _loading(stored: Stored, container: Container, checkpoint: Checkpoint) -> Iterator[str]:
+def _loading(jobs: Sequence[Job], stored: Stored, container: Container, checkpoint: Checkpoint) -> Iterator[str]:
     """What loaders do with the codes."""
     layouts = {(encoder.config(spec) or {}).get("format") for spec, encoder in stored}
     spoken = {encoder.dialect(spec) for spec, encoder in stored}
@@ -65,31 +63,17 @@ def _loading(stored: Stored, container: Container, checkpoint: Checkpoint) -> It
             )
         if spoken - {""} and checkpoint.source.config is None:
             yield "without a config.json nothing tells loaders that weights are quantized; `restore` knows"
-        if "pack-quantized" in layouts and any(encoder.zero_points for _, encoder in stored):
-            yield (
-                "asymmetric: transformers loads it with CompressedTensorsConfig(dequantize=True) only "
-                "(seen with 5.23 and compressed-tensors 0.20)"
-            )
     if container == "folder" and spoken - {""}:
-        yield from _hardly_loaded(checkpoint.source.config, [spec.name for spec, _ in stored], spoken)
-        yield from expert_notes(stored)
+        yield from loader_notes(jobs, checkpoint.source.config)
     yield from sorted({encoder.remark(spec) for spec, encoder in stored} - {""})
     if "" in spoken and container not in ("npz", "gguf"):
         yield "part of it is in this project's own layout, which only `compressor restore` reads"
 
 
-def _hardly_loaded(config: Mapping[str, Any] | None, packed: Sequence[str], spoken: Iterable[str]) -> Iterator[str]:
-    """What to know of packed tensors in layouts of `spoken` loaders that few of these take, or none."""
-    if "compressed-tensors" in spoken and any(map(is_embedding, packed)):
-        yield (
-            "embeddings are stored as codes: transformers loads those of int-quantized and float-quantized, packed "
-            "ones with CompressedTensorsConfig(dequantize=True); vLLM loads none"
-        )
-    if any(is_conv1d(config, name) for name in packed):
-        yield (
-            "Conv1D weights lie transposed, and no loader takes codes of them: only `compressor restore` reads the "
-            "folder"
-        )
+def _named(names: Sequence[str]) -> str:
+    """The first of these tensors, and how many more there are."""
+    shown = ", ".join(printable(name, 100) for name in names[:_NAMED])
+    return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown
 
 
 def _input(checkpoint: Checkpoint, recipe: Recipe) -> Iterator[str]:
@@ -97,9 +81,26 @@ def _input(checkpoint: Checkpoint, recipe: Recipe) -> Iterator[str]:
     if checkpoint.compression and (recipe.stages or checkpoint.cuts):
         yield f"the input is {checkpoint.compression}: what its codes stand for was taken as the weights"
     if checkpoint.dropped:
-        shown = ", ".join(printable(name, 100) for name in checkpoint.dropped[:_NAMED])
-        more = f" and {len(checkpoint.dropped) - _NAMED} more" if len(checkpoint.dropped) > _NAMED else ""
-        yield f"dropped, because it serves loaders of quantized weights only: {shown}{more}"
+        yield f"dropped, because it serves loaders of quantized weights only: {_named(checkpoint.dropped)}"
+
+
+def _unpaired(request: PlanRequest) -> Iterator[str]:
+    """What a student has and its teacher has not, of what is left alone; else it would be an error."""
+    student = request.checkpoint.tensors
+    for stage in request.recipe.stages:
+        if stage.teacher is None or stage.method.verb != "distill" or len(student) == 1:
+            continue
+        shapes = {name: tensor.spec.shape for name, tensor in request.teachers[stage.teacher].tensors.items()}
+        alone = [
+            name
+            for name, tensor in student.items()
+            if shapes.get(name) != tensor.spec.shape
+            and (why := stage.leaves(tensor.spec)) is not None
+            and why.role is not None
+        ]
+        if alone:
+            stays = "of that shape, which stays" if len(alone) == 1 else "of those shapes, which stay"
+            yield f"the teacher is of another structure: it has no {_named(alone)} {stays} as in the student"
 
 
 def _idle(jobs: Sequence[Job], recipe: Recipe, checkpoint: Checkpoint) -> Iterator[str]:
