@@ -16,7 +16,8 @@ from compressor.architectures.model_types import model_types
 @dataclass(frozen=True)
 class FusedExperts:
     """How models call an expert's matrices; `interleaved`: rows of gate and up take turns; `block`: what the module
-    around the experts is called in files, where transformers calls it `mlp`; `merges`: transformers loads them."""
+    around the experts is called in files, where transformers calls it `mlp`; `merges`: transformers makes the fused
+    tensors of them while it loads; `codes`: it takes codes of single matrices."""
 
     gate: str = "gate_proj"
     up: str = "up_proj"
@@ -24,9 +25,14 @@ class FusedExperts:
     interleaved: bool = False
     block: str = ""
     merges: bool = True
+    codes: bool = True
 
 
-LLAMA4, GPT_OSS = FusedExperts(merges=False), FusedExperts(interleaved=True, merges=False)
+LLAMA4 = FusedExperts(merges=False)
+_QWEN_VL, GPT_OSS = (
+    FusedExperts(merges=False, codes=False),
+    FusedExperts(interleaved=True, merges=False, codes=False),
+)
 _QWEN, _MIXTRAL = FusedExperts(), FusedExperts("w1", "w3", "w2", block="block_sparse_moe")
 # By model_type, as transformers 5.24 maps their checkpoints' names and vLLM those of codes
 _TYPES: Mapping[str, FusedExperts] = {
@@ -42,7 +48,8 @@ _TYPES: Mapping[str, FusedExperts] = {
     ),
     **dict.fromkeys(("mixtral", "minimax", "minimax_m2"), _MIXTRAL),
     "lfm2_moe": FusedExperts("w1", "w3", "w2"),
-    **dict.fromkeys(("llama4", "llama4_text", "qwen3_vl_moe", "qwen3_vl_moe_text"), LLAMA4),
+    **dict.fromkeys(("llama4", "llama4_text"), LLAMA4),
+    **dict.fromkeys(("qwen3_vl_moe", "qwen3_vl_moe_text"), _QWEN_VL),
     "gpt_oss": GPT_OSS,
 }
 

@@ -69,10 +69,10 @@ def split_experts(checkpoint: Checkpoint) -> Checkpoint:
             notes=(*checkpoint.notes, f"experts stay fused: their names as '{next(iter(made))}' are taken"),
         )
     tensors = made | others
-    loaders = "transformers and vLLM" if family.merges else "vLLM, and not transformers,"
+    loaders = "transformers and vLLM" if family.codes else "vLLM, and not transformers,"
     note = (
         f"{len(whole)} fused expert tensors are stored as {len(made)}, one for each expert and projection, "
-        f"as '{printable(next(iter(made)), 100)}': {loaders} look{'' if family.merges else 's'} for these names; "
+        f"as '{printable(next(iter(made)), 100)}': {loaders} look{'' if family.codes else 's'} for these names; "
         "`restore` gives them back so"
     )
     return replace(

@@ -28,6 +28,7 @@ from compressor.recipe.training import METHOD
 )
 @options.stats
 @options.selecting
+@options.for_loader
 @options.show_recipe
 @options.running
 def command(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from compressor.architectures.loaders import READERS
 from compressor.cli.streams import emit, say
 from compressor.core.errors import UsageError
 from compressor.core.text import size_of
@@ -125,6 +126,12 @@ running = chain(
     top,
     quiet,
     debug,
+)
+for_loader = click.option(
+    "--for",
+    "loader",
+    type=click.Choice(list(READERS)),
+    help="Write what this loader takes: its layout, its names, and dense what it wants so; else refuse.",
 )
 show_recipe = click.option(
     "--show-recipe", is_flag=True, help="Print the recipe that does this, with all that was left open; run nothing."
@@ -435,9 +442,11 @@ def gates_of(values: Mapping[str, Any]) -> Gates:
 
 
 def _show(recipe: Recipe, values: Mapping[str, Any]) -> int:
+    from compressor.recipe.for_loader import for_loader as recipe_for_loader
     from compressor.recipe.statistics_files import with_statistics
     from compressor.recipe.toml_file import effective
 
     gates = gates_of(values).within(recipe.gates)
-    shown = replace(with_statistics(recipe, values["stats"]), gates=gates)
+    chosen = recipe_for_loader(recipe, values["loader"])
+    shown = replace(with_statistics(chosen, values["stats"]), gates=gates)
     return 0 if emit(effective(shown), essential=True) else 4

@@ -49,6 +49,7 @@ def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 @options.effort
 @options.requantize
 @options.allow_unmatched
+@options.for_loader
 @options.show_recipe
 @options.running
 def command(input_path: str, output: str, **values: Any) -> int:

@@ -23,6 +23,7 @@ from compressor.recipe.stages import make_stage
 @options.fallback
 @options.requantize
 @options.selecting
+@options.for_loader
 @options.show_recipe
 @options.running
 def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any, **values: Any) -> int:

@@ -56,6 +56,7 @@ store = click.option(
 @options.effort
 @options.requantize
 @options.selecting
+@options.for_loader
 @options.running
 def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any, **values: Any) -> int:
     """Find the smallest output at which your own measure holds.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, Literal, TypedDict
 
+from compressor.architectures.loaders import Loader
 from compressor.core.errors import UsageError
 from compressor.core.text import printable
 from compressor.methods.options import flag, options_of
@@ -30,6 +31,7 @@ class RunKeywords(TypedDict, total=False):
 
     force: bool
     dry_run: bool
+    loader: Loader | None
     strict: bool
     requantize: bool
     allow_unmatched: bool

@@ -18,6 +18,7 @@ from compressor.files.destination import check_apart, container_of
 from compressor.files.identity import Identity, identity_of
 from compressor.files.staging import Staging, check_place
 from compressor.files.work_folder import WorkFolder, content_hash
+from compressor.recipe.for_loader import for_loader
 from compressor.recipe.legs import (
     asks_for_statistics,
     count_of,
@@ -48,6 +49,7 @@ def run_legs(
     """
     cleanup.begin()
     options.check_work(source, output)
+    recipe = for_loader(recipe, options.loader)
     legs = plan_legs(recipe, source)
     if len(legs) == 1:
         return run_leg(verb, source, output, legs[0], options, tell=tell)

@@ -21,6 +21,7 @@ from compressor.calibration.opening import open_all
 from compressor.calibration.statistics import Statistics
 from compressor.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from compressor.checkpoint.experts import split_experts
+from compressor.checkpoint.joined_experts import join_experts
 from compressor.checkpoint.prefixes import strip_prefix
 from compressor.checkpoint.pruning_masks import fold_masks
 from compressor.checkpoint.upright import upright
@@ -188,6 +189,8 @@ def open_inputs(order: Order) -> Opened:
     if changes and container != "npy" and not options.dry_run:  # else nothing records it
         checkpoint = replace(checkpoint, identity=order.origin or identity_of(checkpoint.source))
     recipe, archived = archive_store(recipe, options.store, container)
+    if archived and options.loader is not None:
+        raise UsageError(f"--for {options.loader}: it loads no archives", remedy="Leave --store archive out")
     if archived and not changes:
         if options.strip_prefix is not None:
             raise UsageError("--strip-prefix: an archive of a file has its names", remedy="Leave it out")
@@ -200,7 +203,10 @@ def open_inputs(order: Order) -> Opened:
     statistics, undivided = open_all(recipe), checkpoint
     if changes and not checkpoint.stored:
         checkpoint = fold_masks(checkpoint)
-    checkpoint = divided(checkpoint, [stage for stage in recipe.stages if stores_packed(stage, container)])
+    storing = [stage for stage in recipe.stages if stores_packed(stage, container)]
+    checkpoint = divided(checkpoint, storing, options.loader)
+    if not changes and not checkpoint.stored:
+        checkpoint = join_experts(checkpoint)
     teachers = {path: fold_masks(open_checkpoint(path)) for path in order.teachers}
     if checkpoint.fused:
         teachers = {path: split_experts(teacher) for path, teacher in teachers.items()}
@@ -276,6 +282,7 @@ def make_final_plan(transformed: Transformed) -> Planned:
         teachers=opened.teachers,
         statistics=opened.statistics,
         only=order.only,
+        loader=options.loader,
         strict=options.strict,
         requantize=options.requantize,
         allow_unmatched=options.allow_unmatched,

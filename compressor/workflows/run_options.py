@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from compressor.architectures.loaders import READERS, Loader
 from compressor.core.errors import UsageError
 from compressor.core.text import printable
 from compressor.files.destination import check_apart
@@ -27,6 +28,9 @@ class RunOptions:
     takes patterns that match no tensor, with a note; `non_finite="keep"` carries tensors
     with NaN or Inf over; `gates` are limits that the result must keep.
 
+    `loader` is who is to load the output: it chooses the layout, what is left dense and how experts are called, and
+    what that loader is known not to take is an error.
+
     `strip_prefix` is taken off the names of tensors that begin with it; `component` is the sub-folder of a pipeline
     of diffusers that is treated; `max_shard_size` is how many bytes of tensors a file of an output folder may hold.
 
@@ -43,6 +47,7 @@ class RunOptions:
 
     force: bool = False
     dry_run: bool = False
+    loader: Loader | None = None
     strict: bool = False
     requantize: bool = False
     allow_unmatched: bool = False
@@ -63,6 +68,8 @@ class RunOptions:
     keep_work: bool = False
 
     def __post_init__(self) -> None:
+        if self.loader not in (None, *READERS):
+            raise UsageError(f"--for must be one of {', '.join(READERS)}, not '{printable(str(self.loader), 40)}'")
         for name, choices in (("non_finite", NonFinite), ("store", StoreAs), ("effort", Effort)):
             value = getattr(self, name)
             if value not in get_args(choices):

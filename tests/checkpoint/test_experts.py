@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from support import archives
 from support.console import compressor
 from support.laws import Array, numbers, store
@@ -139,8 +140,47 @@ def test_fused_experts_are_stored_as_if_they_had_been_apart(tmp_path: Path, kind
     assert len([job for job, _ in report.rows if ".experts." in job.spec.name]) == 2 * 3 * EXPERTS
     assert not any("router" in job.spec.name or ".gate.w" in job.spec.name for job, _ in report.rows)
     api.restore(tmp_path / "a", tmp_path / "back")
+    back = {name: value for shard in contents(tmp_path / "back").values() for name, value in shard.items()}
+    model = fused if kind in ("llama4", "qwen3_vl_moe", "gpt_oss") else split  # as transformers looks for them
+    assert back.keys() == {name for shard in contents(model).values() for name in shard}
+    api.restore(tmp_path / "b", tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(tmp_path / "back")
+
+
+@pytest.mark.parametrize("kind", ["llama4", "qwen3_vl_moe", "gpt_oss"])
+def test_restored_experts_are_joined_as_they_were(tmp_path: Path, kind: str) -> None:
+    """Every number stands where the model had it: half of a gate taken for the other would be far off."""
+    fused, _ = both(tmp_path, kind, "F32")
+    api.quantize(fused, tmp_path / "q", bits=8, group_size=32)
+    report = api.restore(tmp_path / "q", tmp_path / "back")
+    assert sum("written as their layers' own" in note for note in report.plan.notes) == 1
+    before, after = (
+        {name: value for path in sorted(place.glob("*.safetensors")) for name, value in load_file(path).items()}
+        for place in (fused, tmp_path / "back")
+    )
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert after[name].shape == value.shape
+        assert np.linalg.norm(after[name] - value) <= 0.01 * np.linalg.norm(value), name
+    biases = [name for name in before if name.endswith("_bias")]
+    assert bool(biases) == (kind == "gpt_oss")
+    assert all(np.array_equal(before[name], after[name]) for name in biases)
+
+
+def test_experts_of_which_one_is_missing_stay_apart(tmp_path: Path) -> None:
+    _, split = both(tmp_path, "gpt_oss", "F32")
+    shard = load_file(split / "model-1.safetensors")
+    gone = "model.layers.0.mlp.experts.1.up_proj.weight"
+    del shard[gone]
+    save_file(shard, split / "model-1.safetensors")
+    index = json.loads((split / "model.safetensors.index.json").read_text())
+    del index["weight_map"][gone]
+    (split / "model.safetensors.index.json").write_text(json.dumps(index))
+    api.quantize(split, tmp_path / "q", **BITS)
+    api.restore(tmp_path / "q", tmp_path / "back")
     names = {name for shard in contents(tmp_path / "back").values() for name in shard}
-    assert names == {name for shard in contents(split).values() for name in shard}
+    assert "model.layers.0.mlp.experts.2.up_proj.weight" in names
+    assert "model.layers.1.mlp.experts.gate_up_proj" in names
 
 
 def test_matrices_that_are_left_dense_are_the_right_parts(tmp_path: Path) -> None:
@@ -160,7 +200,7 @@ def test_the_dry_run_and_the_report_show_the_matrices(tmp_path: Path) -> None:
     done = compressor("quantize", fused, "-o", tmp_path / "q", "--bits", 4, "--group-size", 32, "--dry-run")
     assert done.code == 0
     assert "model.layers.1.feed_forward.experts.2.up_proj.weight" in done.out
-    assert "vLLM, and not transformers, looks for these names" in done.out
+    assert "transformers and vLLM look for these names" in done.out
     assert not (tmp_path / "q").exists()
 
 
@@ -274,13 +314,6 @@ def test_split_experts_leaves_other_checkpoints_alone(tmp_path: Path) -> None:
     expected = store(experts(1)["up"][2], "BF16")
     assert np.array_equal(part.whole.read_rows(HIDDEN, 0, INNER, Workspace(), "x"), expected)
     assert np.isfinite(numbers(expected, "BF16")).all()
-
-
-def test_nf4_experts_are_remarked(tmp_path: Path) -> None:
-    fused, _ = both(tmp_path, "qwen3_moe")
-    report = api.quantize(fused, tmp_path / "q", scheme="nf4", group_size=32, double_quant=True)
-    assert sum("transformers 5 keeps experts as one tensor" in note for note in report.plan.notes) == 1
-    api.restore(tmp_path / "q", tmp_path / "back")
 
 
 @pytest.mark.parametrize(

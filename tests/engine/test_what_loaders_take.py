@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from support.moe_folders import moe_folder
 
 from compressor import api
 from compressor.architectures.fused_layers import experts_module
-from compressor.core.errors import UsageError
+from compressor.core.errors import CompressorError, UsageError, problems_of
 
 BITS: dict[str, Any] = {"bits": 4, "group_size": 32}
 MULTIMODAL = {
@@ -69,7 +69,7 @@ def test_towers_stay_dense_unless_included(tmp_path: Path, verb: str) -> None:
 def test_an_included_vector_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
     """It would make the folder one that no loader takes; each way on that the message names goes through."""
     model = moe_folder(tmp_path / "model", more={"model.layers.0.conv.weight": (64, 64, 3)})
-    include = ["model.layers.0.conv.weight", "*_proj.weight"]
+    include = ["model.layers.0.conv.weight", "*self_attn*_proj.weight"]
     with pytest.raises(UsageError, match="loaders take codes of matrices only") as caught:
         api.quantize(model, tmp_path / "out", include=include, **options)
     assert "--layout compressor" in caught.value.remedy
@@ -104,20 +104,135 @@ def test_a_quantized_head_is_named_in_the_targets(tmp_path: Path) -> None:
     assert experts_module("lm_head.weight") is None
 
 
+W8A8: dict[str, Any] = {"bits": 8, "layout": "int-quantized"}
+
+
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "said", "better"),
     [
-        ({"bits": 8, "layout": "int-quantized"}, "refuses to load them"),
-        ({"scheme": "nvfp4"}, "off by orders of magnitude"),
-        ({"scheme": "mxfp8"}, "refuses to load them"),
-        ({**BITS, "rules": [("*.1.mlp.experts.*", {"bits": 8})]}, "experts of some layers have another scheme"),
-        (BITS, ""),
-        ({"bits": 8, "granularity": "group", "group_size": 32}, ""),
-        ({"scheme": "mxfp4"}, ""),
-        ({"scheme": "fp8", "granularity": "channel"}, ""),
+        (W8A8, "int8 of experts and linear layers: transformers 5.24 fails to join experts", "--bits 8"),
+        ({"scheme": "nvfp4"}, "fails to join dense ones; vLLM 0.32 takes it", "--scheme mxfp4"),
+        ({"scheme": "mxfp8"}, "fails to join their codes; vLLM 0.32 takes it", "--scheme mxfp4"),
+        (
+            {"scheme": "fp8", "granularity": "tensor"},
+            "vLLM 0.32 has no scheme for them; transformers",
+            "--scheme fp8",
+        ),
+        ({**BITS, "rules": [("*.1.mlp.experts.*", {"bits": 8})]}, "experts of some layers have another scheme", ""),
+        (BITS, "", ""),
+        ({"bits": 8, "granularity": "group", "group_size": 32}, "", ""),
+        ({"scheme": "mxfp4"}, "", ""),
+        ({"scheme": "fp8", "granularity": "channel"}, "", ""),
     ],
 )
-def test_what_transformers_does_with_experts_is_said(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+def test_who_takes_experts_is_said(tmp_path: Path, options: dict[str, Any], said: str, better: str) -> None:
     report = api.quantize(moe_folder(tmp_path / "model"), tmp_path / "out", dry_run=True, **options)
-    notes = [note for note in report.plan.notes if note.startswith("experts ")]
-    assert any(said in note for note in notes) if said else not notes
+    notes = [note for note in report.plan.notes if "experts" in note]
+    assert any(said in note and better in note for note in notes) if said else not notes
+
+
+@pytest.mark.parametrize("loader", [None, "vllm", "transformers"])
+def test_what_no_loader_takes_is_refused(tmp_path: Path, loader: Any) -> None:
+    """nf4 of experts; each way on that the message names goes through, and is taken by somebody."""
+    model = moe_folder(tmp_path / "model")
+    with pytest.raises(CompressorError) as caught:
+        api.quantize(model, tmp_path / "out", scheme="nf4", loader=loader)
+    assert not (tmp_path / "out").exists()
+    (found,) = (one for one in problems_of(caught.value) if "nf4 of experts" in str(one))
+    assert found.remedy == "Use --bits 4, or leave them dense by --exclude '*.experts.*'"
+    api.quantize(model, tmp_path / "other", **BITS, loader=loader)
+    if loader != "vllm":
+        api.quantize(model, tmp_path / "dense", scheme="nf4", exclude=["*.experts.*"], loader=loader)
+
+
+@pytest.mark.parametrize(
+    ("loader", "options", "said"),
+    [
+        ("transformers", W8A8, "transformers 5.24 fails to join experts"),
+        ("transformers", {**W8A8, "exclude": ["*.experts.*"]}, "transformers 5.24 fails to join experts"),
+        ("transformers", {"scheme": "nvfp4"}, "off by orders of magnitude"),
+        ("transformers", {**BITS, "symmetric": False}, "transformers 5.24 fails to join experts"),
+        ("transformers", {**BITS, "rules": [("*.1.mlp.experts.*", {"bits": 8})]}, "experts of some layers"),
+        ("transformers", {"bits": 3, "group_size": 32}, "reads no int3 as it would be stored here"),
+        ("transformers", {**BITS, "layout": "mlx"}, "reads no int4 as it would be stored here"),
+        ("vllm", {"bits": 4, "granularity": "tensor"}, "no scheme for one scale a tensor"),
+        ("vllm", {"scheme": "fp8", "granularity": "block", "layout": "float-quantized"}, "blocks that divide"),
+        ("vllm", {"scheme": "fp8", "granularity": "block", "layout": "naive-quantized"}, "has no scheme for them"),
+        ("vllm", {"scheme": "nf4", "exclude": ["*.experts.*"]}, "needs vllm-bnb-plugin"),
+        ("vllm", {**BITS, "include": ["model.embed_tokens.weight"]}, "takes no codes of them"),
+        ("vllm", {"scheme": "binary"}, "reads no binary as it would be stored here"),
+        ("mlx", {"scheme": "nvfp4"}, "reads no nvfp4 as it would be stored here"),
+        ("mlx", {"bits": 7}, "layout mlx holds 2, 3, 4, 5, 6 or 8 bits"),
+    ],
+)
+def test_a_loader_that_is_named_takes_it_or_it_is_refused(
+    tmp_path: Path, loader: Any, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        api.quantize(moe_folder(tmp_path / "model"), tmp_path / "out", **options, loader=loader)
+    assert any(re.search(said, str(problem)) for problem in problems_of(caught.value))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_layout_is_the_loaders(tmp_path: Path) -> None:
+    model = moe_folder(tmp_path / "model")
+    for loader in ("vllm", "transformers"):
+        api.quantize(model, tmp_path / loader, **BITS, loader=loader)
+        assert declared(tmp_path / loader)["quant_method"] == "compressed-tensors"
+    api.quantize(model, tmp_path / "mlx", **BITS, rules=[("*q_proj*", {"bits": 6})], loader="mlx")
+    said = json.loads((tmp_path / "mlx" / "config.json").read_text())["quantization"]
+    assert (said["bits"], said["group_size"], said["mode"]) == (4, 32, "affine")
+    assert said["model.layers.0.self_attn.q_proj"]["bits"] == 6
+    report = api.quantize(model, tmp_path / "budget", target_bits=5, loader="mlx")
+    assert "quantization" in json.loads((tmp_path / "budget" / "config.json").read_text())
+    assert report.total.error > 0
+
+
+def test_what_is_stored_for_restore_alone_is_for_no_loader(tmp_path: Path) -> None:
+    """The way on of each message goes through."""
+    model = moe_folder(tmp_path / "model")
+    with pytest.raises(UsageError, match="reads no bitmask") as caught:
+        api.prune(model, tmp_path / "out", sparsity=0.5, store="bitmask", loader="vllm")
+    assert caught.value.remedy == "Use --store dense"
+    api.prune(model, tmp_path / "pruned", sparsity=0.5, store="dense", loader="vllm")
+    with pytest.raises(UsageError, match="reads no int4 bitmask") as caught:
+        api.quantize(model, tmp_path / "out", **BITS, store="bitmask", loader="vllm")
+    assert caught.value.remedy == "Use --store packed"
+    api.quantize(model, tmp_path / "packed", **BITS, store="packed", loader="vllm")
+    with pytest.raises(UsageError, match="it loads no archives") as caught:
+        api.quantize(model, tmp_path / "out", **BITS, store="archive", loader="vllm")
+    with pytest.raises(UsageError, match=r"it loads no \.safetensors") as caught:
+        api.quantize(model / "model.safetensors", tmp_path / "out.safetensors", **BITS, loader="transformers")
+    assert "end OUTPUT without a suffix" in caught.value.remedy
+    (model / "config.json").unlink()
+    with pytest.raises(UsageError, match=r"config\.json, and the input has none"):
+        api.quantize(model, tmp_path / "out", **BITS, loader="transformers")
+
+
+def test_a_conv1d_is_refused_for_loaders(tmp_path: Path) -> None:
+    model = tmp_path / "gpt2"
+    model.mkdir()
+    weight = np.random.default_rng(0).standard_normal((64, 192)).astype(np.float32)
+    save_file({"transformer.h.0.attn.c_attn.weight": weight}, model / "model.safetensors")
+    (model / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(UsageError, match="transposed Conv1D layers") as caught:
+        api.quantize(model, tmp_path / "out", **BITS)
+    assert caught.value.remedy == (
+        "Use --store dense, or, without --for, --scheme int --layout compressor, which `restore` reads"
+    )
+    api.quantize(model, tmp_path / "own", **BITS, layout="compressor")
+    api.quantize(model, tmp_path / "dense", **BITS, store="dense")
+    api.quantize(model, tmp_path / "dense too", **BITS, store="dense", loader="transformers")
+
+
+def test_strict_refuses_what_is_treated_otherwise(tmp_path: Path) -> None:
+    """One scale a row in the place of groups of 128; each way on goes through."""
+    model = moe_folder(tmp_path / "model")
+    weights = {"include": ["*_proj.weight"], "strict": True}
+    said = r"otherwise than asked: one scale a row, since groups of 128 .* row of 64 \(26 tensors\)"
+    with pytest.raises(UsageError, match=said):
+        api.quantize(model, tmp_path / "out", bits=4, **weights)
+    assert not (tmp_path / "out").exists()
+    api.quantize(model, tmp_path / "asked", bits=4, group_size=64, **weights)
+    api.quantize(model, tmp_path / "fallback", bits=4, fallback=True, **weights)
+    api.quantize(model, tmp_path / "lax", bits=4, include=weights["include"])

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from compressor.architectures.conv1d import is_conv1d
 from compressor.architectures.heads import heads_of
+from compressor.architectures.renamed_modules import renamed
 from compressor.architectures.roles import is_embedding
 from compressor.checkpoint.dialects import KEYS
 from compressor.checkpoint.dialects._scales import model_dtype
@@ -86,7 +87,7 @@ def _skipped(config: Mapping[str, Any], untouched: Iterable[str], packed: Iterab
     loader's modules may have another prefix than the file's tensors; and output heads, which may share the
     embedding's weight or be called otherwise in the file. Loaders also take an entry for the end or the beginning
     of a name; where it is that of a packed module, only a pattern will do."""
-    names = list(packed)
+    names = [name for one in packed for name in renamed(config, one)]
     taken = {part for module in names for part in _ends_and_beginnings(module)}
     found = set()
     for head in heads_of(config):
@@ -96,7 +97,7 @@ def _skipped(config: Mapping[str, Any], untouched: Iterable[str], packed: Iterab
             found.add(plain)
         elif not any(re.fullmatch(rf"(.*\.)?{head}", name) for name in names):
             found.add(rf"^(.*\.)?{head}$")
-    for module in untouched:
+    for module in dict.fromkeys(name for one in untouched for name in renamed(config, one)):
         tail = re.search(r"[^.]+\.\d+\..*", module)
         found.add(f"^{re.escape(module)}$" if module in taken else module)
         if tail and tail[0] not in taken:

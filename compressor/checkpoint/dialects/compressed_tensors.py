@@ -14,6 +14,7 @@ from typing import Any
 
 from compressor.architectures.conv1d import is_conv1d
 from compressor.architectures.heads import heads_of, is_head
+from compressor.architectures.renamed_modules import renamed
 from compressor.architectures.roles import is_embedding
 from compressor.checkpoint.dialects._compressed_tensors_reading import KEY, leftovers, stored_tensors
 from compressor.core.tensor import TensorSpec
@@ -58,12 +59,12 @@ def configure(
         others = (all_packed | untouched) - modules
         if len(ordered) == 1:  # as nearly all published models have it; to vLLM heads and embeddings are no Linear
             named = {_module(spec.name) for spec, _ in packed if is_embedding(spec.name) or is_head(spec.name)}
-            targets = ["Linear", *_patterns(named, (modules - named) | untouched, wrappers)]
+            targets = ["Linear", *_patterns(named, (modules - named) | untouched, wrappers, config)]
         else:
-            targets = _patterns(modules, others, wrappers)
+            targets = _patterns(modules, others, wrappers, config)
         groups[f"group_{number}"] = {"targets": targets, **scheme}
     formats = {scheme["format"] for scheme, _ in ordered}
-    ignore = sorted(untouched) + _patterns(untouched, all_packed, wrappers)
+    ignore = sorted(untouched) + _patterns(untouched, all_packed, wrappers, config)
     ignore += sorted(set(_heads(config, all_packed)) - untouched)
     declared = {
         "quant_method": NAME,
@@ -88,15 +89,28 @@ def _heads(config: Mapping[str, Any], packed: Iterable[str]) -> Iterator[str]:
         yield rf"re:(.*\.)?({'|'.join(heads)})$"
 
 
-def _patterns(modules: Iterable[str], others: Iterable[str], wrappers: Iterable[str]) -> list[str]:
-    """Targets that match these modules and none of the others, also where a loader calls them by another prefix.
+def _patterns(
+    modules: Iterable[str], others: Iterable[str], wrappers: Iterable[str], config: Mapping[str, Any]
+) -> list[str]:
+    """Targets that match these modules and none of the others, also where a loader calls them by another prefix, or
+    by another name altogether.
 
     A model that wraps a base model, and the base model alone, differ in what stands before `layers.0.…`; so a
     pattern begins there where it can. Numbers become `\\d+` where it can, which keeps the list as short as the
     model's layer is; a loader compares every module with every entry.
     """
-    lasts = {module.rpartition(".")[2] for module in modules}
-    rivals = [other.split(".") for other in others if other.rpartition(".")[2] in lasts]
+    own, rivals = list(modules), list(others)
+    found = _matching(own, rivals, wrappers)
+    called, calling = ([name for one in given for name in renamed(config, one)] for given in (own, rivals))
+    if called != own:
+        found |= _matching(called, [*calling, *rivals], wrappers)
+    return sorted(found)
+
+
+def _matching(modules: Iterable[str], others: Iterable[str], wrappers: Iterable[str]) -> set[str]:
+    """Entries for modules by one of their names."""
+    lasts = {_last(module) for module in modules}
+    rivals = [other.split(".") for other in others if _last(other) in lasts]
     taken = {name for parts in rivals for start in range(len(parts)) for name in _names(parts[start:])}
     found = set()
     for module in modules:
@@ -108,7 +122,12 @@ def _patterns(modules: Iterable[str], others: Iterable[str], wrappers: Iterable[
                 break
         else:
             found.add(module)
-    return sorted(found)
+    return found
+
+
+def _last(module: str) -> str | None:
+    """The last part of a module's name; None for a number, which patterns may not tell apart."""
+    return _names([module.rpartition(".")[2]])[0][0]
 
 
 _Name = tuple[str | None, ...]  # the parts of a module's name, None for any number

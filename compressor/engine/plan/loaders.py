@@ -1,21 +1,30 @@
-"""What the loaders of a folder take as codes of a tensor, beside what its layout holds."""
+"""What the loaders of a folder take as codes of a tensor, beside what its layout holds: the table in
+`architectures/loaders.py`, held against a plan."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from compressor.architectures.decoder_layers import has_layers, not_in_a_layer
 from compressor.architectures.fused_layers import experts_module
+from compressor.architectures.loaders import READERS, Layer, Limit, Loader, layer_of, limits_of, readers_of
+from compressor.architectures.model_types import model_types
 from compressor.checkpoint.checkpoint import Checkpoint
-from compressor.core.errors import UsageError
+from compressor.core.errors import CompressorError, UsageError, raise_all
 from compressor.core.tensor import TensorSpec
+from compressor.core.text import printable
+from compressor.engine.plan.plan import Job, dense_part
+from compressor.engine.plan.request import PlanRequest
+from compressor.files.layout import Container
 from compressor.methods.contract import Decoder, Scheme
 
+Config = Mapping[str, Any] | None
+Stored = Sequence[tuple[TensorSpec, Decoder]]
 _OWN = "compressor"
-# Of experts: formats of compressed-tensors that transformers 5.24 refuses, or loads as other numbers
-_REFUSED = ("int-quantized", "naive-quantized", "mxfp8-quantized")
-_MISREAD = ("nvfp4-pack-quantized",)
+_BNB_ROWS, _BNB_COLUMNS = 32, 64  # what bitsandbytes' kernels for processors work on
 
 
 def check_matrix(scheme: Scheme, spec: TensorSpec) -> None:
@@ -33,31 +42,209 @@ def check_matrix(scheme: Scheme, spec: TensorSpec) -> None:
         )
 
 
-def left_dense(scheme: Scheme, spec: TensorSpec, checkpoint: Checkpoint) -> str:
-    """Why a matrix stays dense, since the loaders of the scheme's layout make no module for its codes; "" where
-    they do. A file without any list of layers is no model of theirs, and is not judged."""
+def left_dense(scheme: Scheme, spec: TensorSpec, checkpoint: Checkpoint, loader: Loader | None) -> str:
+    """Why a matrix stays dense, since the loader that is named, or else every one, makes no module for its codes
+    and takes the rest of the model; "" where that is not so. A file without any list of layers is no model of
+    GPTQ's, and is not judged."""
     decoder = scheme.decoder_for(spec)
-    if decoder is None or decoder.dialect(spec) != "gptq" or not has_layers(checkpoint.tensors):
+    if decoder is None or not decoder.dialect(spec):
         return ""
-    return not_in_a_layer(spec.name)
+    if decoder.dialect(spec) == "gptq" and has_layers(checkpoint.tensors):
+        return not_in_a_layer(spec.name)
+    config = checkpoint.source.config
+    if config is None:
+        return ""
+    readers = (loader,) if loader is not None else tuple(readers_of(decoder.dialect(spec), config))
+    reasons = []
+    for reader in readers:
+        limits = limits_of(reader, config, spec.name, form_of(spec, decoder))
+        dense = (one for one in limits if one.dense and (loader is not None or not one.hint))
+        limit = next(dense, None)
+        reasons.append("" if limit is None else f"{READERS[reader].name} {limit.why}")
+    return reasons[0] if reasons and all(reasons) else ""
 
 
-def expert_notes(stored: Sequence[tuple[TensorSpec, Decoder]]) -> Iterator[str]:
-    """What transformers does with codes of experts that it does not load as they are, and what it does load."""
-    experts = [(spec, decoder) for spec, decoder in stored if experts_module(spec.name) is not None]
-    said = [decoder.config(spec) or {} for spec, decoder in experts]
-    formats = {one.get("format") for one in said}
-    blocks = any((one.get("weights") or {}).get("strategy") == "block" for one in said)
-    better = "it loads int with groups (--granularity group), mxfp4, and fp8 by channel"
-    if formats & {*_REFUSED} or blocks:
-        yield f"experts as these codes: transformers 5.24 refuses to load them; {better}"
-    if formats & {*_MISREAD}:
-        yield (
-            "experts as nvfp4: transformers 5.24 takes no account of their global scale and computes with weights "
-            f"that are off by orders of magnitude; {better}"
+def form_of(spec: TensorSpec, decoder: Decoder) -> str:
+    """What the table calls the form of a tensor's codes: `pack-quantized int4 group asymmetric`; the dialect alone
+    where one form is all that it has, "" for a layout of our own."""
+    dialect, said = decoder.dialect(spec), decoder.config(spec) or {}
+    rows, columns = spec.matrix
+    if dialect == "bitsandbytes":
+        return "nf4 odd" if rows % _BNB_ROWS or columns % _BNB_COLUMNS else "nf4"
+    if dialect != "compressed-tensors":
+        return dialect
+    weights = said["weights"]
+    high, wide = weights.get("block_structure") or (1, 1)
+    words = [said["format"], f"{weights['type']}{weights['num_bits']}", weights["strategy"]]
+    words += ["asymmetric"] if not weights["symmetric"] else []
+    words += ["uneven"] if rows % high or columns % wide else []
+    return " ".join(words)
+
+
+# ---- a plan --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What is stored of a model as codes, its config.json, and whether it has experts, dense ones too."""
+
+    stored: Stored
+    config: Config
+    experts: bool
+
+    def limit(self, loader: Loader, spec: TensorSpec, decoder: Decoder) -> Limit | None:
+        """The first thing that keeps a loader from taking a tensor; None where it takes it."""
+        form = form_of(spec, decoder)
+        return next(limits_of(loader, self.config, spec.name, form, experts=self.experts), None)
+
+    def said(self, spec: TensorSpec, decoder: Decoder) -> Iterator[tuple[Loader, Limit | None]]:
+        """What each loader that reads the dialect says of a tensor."""
+        for loader in readers_of(decoder.dialect(spec), self.config):
+            yield loader, self.limit(loader, spec, decoder)
+
+    def what(self, tensors: Stored) -> str:
+        """`int8 of experts`: what codes of which layers they are."""
+        labels = sorted({decoder.label for _, decoder in tensors})
+        layers = sorted({layer_of(self.config, spec.name).value for spec, _ in tensors})
+        return f"{', '.join(labels)} of {' and '.join(layers)}"
+
+    def way_on(self, limit: Limit, tensors: Stored) -> str:
+        """What to do about codes that are not taken."""
+        ways = [f"Use {limit.instead}"] if limit.instead else []
+        layers = {layer_of(self.config, spec.name) for spec, _ in tensors}
+        if layers == {Layer.EXPERT} and not limit.beside:
+            pattern = "*.experts.*" if "." in tensors[0][0].name.split("experts.")[0] else "experts.*"
+            ways.append(f"leave them dense by --exclude '{pattern}'")
+        return ", or ".join(ways) or "Leave them out of --include"
+
+    @property
+    def schemes_of_experts(self) -> int:
+        """In how many schemes experts are stored."""
+        experts = [decoder.config(spec) or {} for spec, decoder in self.stored if experts_module(spec.name)]
+        return len({json.dumps(one, sort_keys=True) for one in experts})
+
+
+def _model(jobs: Sequence[Job], config: Config) -> _Model:
+    stored = [(job.spec, job.encoder) for job in jobs if job.encoder is not None]
+    return _Model(stored, config, any(experts_module(job.spec.name) is not None for job in jobs))
+
+
+def check_loader(jobs: Sequence[Job], request: PlanRequest) -> None:
+    """What these jobs store must be something that the loader takes that the user names, or, of a model's folder,
+    any of them. UsageError with the nearest thing that it takes."""
+    config = request.checkpoint.source.config
+    model = _model(jobs, config)
+    if request.loader is not None:
+        _check_container(request.loader, request.container, config)
+        raise_all([*_foreign(jobs, request), *_refusals(model, request.loader)])
+    elif request.container == "folder" and config is not None:
+        raise_all(list(_taken_by_none(model)))
+
+
+def _check_container(loader: Loader, container: Container, config: Config) -> None:
+    reader = READERS[loader]
+    if container != reader.container:
+        remedies = {
+            "folder": "Write a folder: end OUTPUT without a suffix",
+            "gguf": "End OUTPUT in .gguf, and give a .gguf of the model (its convert_hf_to_gguf.py makes one of a "
+            "folder)",
+        }
+        raise UsageError(
+            f"--for {loader}: it loads no {'folder' if container == 'folder' else f'.{container}'}",
+            remedy=remedies[reader.container],
         )
-    if len({json.dumps(one, sort_keys=True) for one in said}) > 1:
-        yield (
-            "experts of some layers have another scheme than those of others: vLLM loads that, transformers 5.24 "
-            "computes with other weights; one scheme for all experts is right in both"
+    lacking = set(reader.lacks).intersection(model_types(config)[:1])
+    if lacking:
+        raise UsageError(
+            f"--for {loader}: {reader.name} has no {printable(lacking.pop(), 40)}", remedy="Leave --for out"
         )
+    if reader.container == "folder" and config is None:
+        raise UsageError(
+            f"--for {loader}: it loads folders with a config.json, and the input has none",
+            remedy="Give the model's folder, or leave --for out",
+        )
+
+
+def _foreign(jobs: Sequence[Job], request: PlanRequest) -> Iterator[CompressorError]:
+    """Codes in layouts that the loader does not read."""
+    assert request.loader is not None  # noqa: S101 - who calls looked
+    reader = READERS[request.loader]
+    found: dict[str, list[tuple[TensorSpec, Decoder]]] = {}
+    for job in jobs:
+        encoder = job.encoder
+        if encoder is None or encoder.dialect(job.spec) in reader.dialects or job.parts == (dense_part(job.spec),):
+            continue
+        if encoder.ggml is not None and reader.container == "gguf":
+            continue
+        asked = request.recipe.stages[job.steps[-1].stage - len(request.recipe.cuts)].method.verb
+        sparse = job.steps[-1].method.verb == "store"
+        way_on = "--store dense" if asked != "quantize" else "--store packed" if sparse else "--bits 4, or --bits 8"
+        found.setdefault(way_on, []).append((job.spec, encoder))
+    for way_on, tensors in found.items():
+        yield UsageError(
+            f"--for {request.loader}: {reader.name} reads no {tensors[0][1].label} as it would be stored here: "
+            f"{_named(tensors)}",
+            remedy=f"Use {way_on}",
+        )
+
+
+def _refusals(model: _Model, loader: Loader) -> Iterator[CompressorError]:
+    """What keeps a loader from taking codes that lie in layouts of its own, a problem for each reason."""
+    reader = READERS[loader]
+    limited: dict[Limit, list[tuple[TensorSpec, Decoder]]] = {}
+    for spec, decoder in model.stored:
+        limit = model.limit(loader, spec, decoder) if decoder.dialect(spec) in reader.dialects else None
+        if limit is not None:
+            limited.setdefault(limit, []).append((spec, decoder))
+    for limit, tensors in limited.items():
+        yield UsageError(
+            f"--for {loader}: {model.what(tensors)}: {reader.name} {limit.why}: {_named(tensors)}",
+            remedy=model.way_on(limit, tensors),
+        )
+    if loader == "transformers" and model.schemes_of_experts > 1:
+        yield UsageError(
+            f"--for {loader}: experts of some layers have another scheme than those of others, and {reader.name} "
+            "computes with other weights then",
+            remedy="Give them one scheme, by --set '*.experts.*:…'",
+        )
+
+
+def _taken_by_none(model: _Model) -> Iterator[CompressorError]:
+    """Codes for loaders that none of them takes."""
+    found: dict[Limit, list[tuple[TensorSpec, Decoder]]] = {}
+    for spec, decoder in model.stored:
+        limits = [limit for _, limit in model.said(spec, decoder)]
+        if limits and all(limit is not None and not limit.hint for limit in limits):
+            found.setdefault(next(filter(None, limits)), []).append((spec, decoder))
+    for limit, tensors in found.items():
+        yield UsageError(
+            f"{model.what(tensors)}: no loader takes such a folder: {_named(tensors)}",
+            remedy=model.way_on(limit, tensors),
+        )
+
+
+def loader_notes(jobs: Sequence[Job], config: Config) -> Iterator[str]:
+    """Which loaders do not take some of the codes, what they do with them, and who takes them."""
+    model = _model(jobs, config)
+    found: dict[tuple[Loader, Limit], list[tuple[TensorSpec, Decoder]]] = {}
+    takers: dict[Limit, list[str]] = {}
+    for spec, decoder in model.stored:
+        said = list(model.said(spec, decoder))
+        for loader, limit in said:
+            if limit is not None:
+                found.setdefault((loader, limit), []).append((spec, decoder))
+                takers[limit] = [READERS[one].name for one, other in said if other is None]
+    for (loader, limit), tensors in found.items():
+        also = f"; {' and '.join(takers[limit])} takes it" if takers[limit] else ""
+        better = f"; for {loader}: {limit.instead}" if limit.instead else ""
+        yield f"{model.what(tensors)}: {READERS[loader].name} {limit.why}{also}{better}"
+    if model.schemes_of_experts > 1:
+        yield (
+            "experts of some layers have another scheme than those of others: vLLM loads that, and "
+            f"{READERS['transformers'].name} computes with other weights; one scheme for all is right in both"
+        )
+
+
+def _named(tensors: Stored) -> str:
+    more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""
+    return f"'{printable(tensors[0][0].name, 100)}'{more}"

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from compressor.architectures.conv1d import is_conv1d
-from compressor.architectures.roles import is_embedding
 from compressor.calibration.statistics import Statistics
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable, size_text
 from compressor.engine.plan.adapter import adapter_notes, makes_adapter
-from compressor.engine.plan.loaders import expert_notes
+from compressor.engine.plan.loaders import loader_notes
 from compressor.engine.plan.patterns import pattern_notes
 from compressor.engine.plan.plan import Job
 from compressor.engine.plan.request import PlanRequest
@@ -34,7 +32,7 @@ def plan_notes(request: PlanRequest, jobs: Sequence[Job], without_adapter: Seque
         stored = [(job.spec, job.encoder) for job in jobs if job.encoder is not None]
         notes = [
             *checkpoint.notes,
-            *_loading(stored, request.container, checkpoint),
+            *_loading(jobs, stored, request.container, checkpoint),
             *_input(checkpoint, request.recipe),
             *pattern_notes(request.recipe.stages, len(request.recipe.cuts), request.specs),
             *_idle(jobs, request.recipe, checkpoint),
@@ -48,7 +46,7 @@ def is_language_model(config: Mapping[str, Any] | None) -> bool:
     return isinstance(named, list) and any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in named)
 
 
-def _loading(stored: Stored, container: Container, checkpoint: Checkpoint) -> Iterator[str]:
+def _loading(jobs: Sequence[Job], stored: Stored, container: Container, checkpoint: Checkpoint) -> Iterator[str]:
     """What loaders do with the codes."""
     layouts = {(encoder.config(spec) or {}).get("format") for spec, encoder in stored}
     spoken = {encoder.dialect(spec) for spec, encoder in stored}
@@ -65,31 +63,11 @@ def _loading(stored: Stored, container: Container, checkpoint: Checkpoint) -> It
             )
         if spoken - {""} and checkpoint.source.config is None:
             yield "without a config.json nothing tells loaders that weights are quantized; `restore` knows"
-        if "pack-quantized" in layouts and any(encoder.zero_points for _, encoder in stored):
-            yield (
-                "asymmetric: transformers loads it with CompressedTensorsConfig(dequantize=True) only "
-                "(seen with 5.23 and compressed-tensors 0.20)"
-            )
     if container == "folder" and spoken - {""}:
-        yield from _hardly_loaded(checkpoint.source.config, [spec.name for spec, _ in stored], spoken)
-        yield from expert_notes(stored)
+        yield from loader_notes(jobs, checkpoint.source.config)
     yield from sorted({encoder.remark(spec) for spec, encoder in stored} - {""})
     if "" in spoken and container not in ("npz", "gguf"):
         yield "part of it is in this project's own layout, which only `compressor restore` reads"
-
-
-def _hardly_loaded(config: Mapping[str, Any] | None, packed: Sequence[str], spoken: Iterable[str]) -> Iterator[str]:
-    """What to know of packed tensors in layouts of `spoken` loaders that few of these take, or none."""
-    if "compressed-tensors" in spoken and any(map(is_embedding, packed)):
-        yield (
-            "embeddings are stored as codes: transformers loads those of int-quantized and float-quantized, packed "
-            "ones with CompressedTensorsConfig(dequantize=True); vLLM loads none"
-        )
-    if any(is_conv1d(config, name) for name in packed):
-        yield (
-            "Conv1D weights lie transposed, and no loader takes codes of them: only `compressor restore` reads the "
-            "folder"
-        )
 
 
 def _input(checkpoint: Checkpoint, recipe: Recipe) -> Iterator[str]:

@@ -5,7 +5,7 @@ No tensor data is read here. Everything that can be wrong with a request is foun
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -16,7 +16,7 @@ from compressor.engine.plan.adapter import check_adapter, makes_adapter, with_ad
 from compressor.engine.plan.checks import check_container, check_dialects, check_names, check_stores
 from compressor.engine.plan.fused import agreed, check_fused
 from compressor.engine.plan.gguf_file import check_ggml, stays_blocks
-from compressor.engine.plan.loaders import check_matrix, left_dense
+from compressor.engine.plan.loaders import check_loader, check_matrix, left_dense
 from compressor.engine.plan.notes import is_language_model, plan_notes
 from compressor.engine.plan.output_files import carried_over, lay_out
 from compressor.engine.plan.pairing import bias_left_alone, informed, partner_for
@@ -69,6 +69,10 @@ def make_plan(request: PlanRequest) -> Plan:
         check_dialects(jobs)
         jobs = agreed(jobs, recipe)
         check_fused(jobs, checkpoint)
+    if request.strict:
+        raise_all(list(_refused_by_strict(jobs, request)))
+    if not makes_adapter(recipe.stages):
+        check_loader(jobs, request)
     stages = tuple(described(recipe, request.statistics))
     files, texts = lay_out(request, jobs, stages)
     carried, left = carried_over(checkpoint, container, texts, recipe)
@@ -138,19 +142,34 @@ def _jobs(request: PlanRequest) -> list[Job]:
             jobs.append(_job(tensor, request))
         except CompressorError as error:
             problems.extend(problems_of(error))
-    if request.strict:
-        problems += [
-            UsageError(
-                f"would be left alone: {why.reason}",
-                tensor=job.spec.name,
-                remedy="Exclude it, or drop --strict",
-            )
-            for job in jobs
-            for why in job.left_alone
-            if not why.asked
-        ]
     raise_all(problems)
     return jobs
+
+
+def _refused_by_strict(jobs: Sequence[Job], request: PlanRequest) -> Iterator[CompressorError]:
+    """What --strict refuses: weights that are left alone though nobody asked for that, and those that are treated
+    otherwise than asked, unless --fallback asks for what is nearest."""
+    otherwise: dict[tuple[str, str], list[str]] = {}
+    for job in jobs:
+        for why in job.left_alone:
+            if not why.asked:
+                yield UsageError(
+                    f"would be left alone: {why.reason}",
+                    tensor=job.spec.name,
+                    remedy="Exclude it, or drop --strict",
+                )
+        for step in job.steps:
+            stage = request.recipe.stages[step.stage - len(request.recipe.cuts)] if step.instead else None
+            if stage is not None and not stage.fallback:
+                otherwise.setdefault((stage.method.verb, step.instead), []).append(job.spec.name)
+    for (verb, instead), names in otherwise.items():
+        nearest = "use --fallback, which asks for that, " if verb == "quantize" else ""
+        more = f" ({len(names)} tensors)" if len(names) > 1 else ""
+        yield UsageError(
+            f"would be treated otherwise than asked: {instead}{more}",
+            tensor=names[0],
+            remedy=f"Ask for what fits, {nearest}exclude {'them' if len(names) > 1 else 'it'}, or drop --strict",
+        )
 
 
 def _job(tensor: Tensor, request: PlanRequest) -> Job:
@@ -284,7 +303,7 @@ def _stored_form(
             )
         if request.checkpoint.source.config is not None:  # without one no loader takes the folder for a model
             check_matrix(method, spec)
-        why = left_dense(method, spec, request.checkpoint)
+        why = left_dense(method, spec, request.checkpoint, request.loader)
         if why:
             return LeftAlone(why)
         decoder = method.decoder_for(spec)

@@ -37,6 +37,7 @@ class Errand:
         options = self.options
         planning = RunOptions(
             dry_run=True,
+            loader=options.loader,
             strict=options.strict,
             requantize=options.requantize,
             allow_unmatched=options.allow_unmatched,

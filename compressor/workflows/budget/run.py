@@ -12,6 +12,7 @@ from compressor.files.destination import check_apart, container_of
 from compressor.files.identity import Identity
 from compressor.files.staging import check_place
 from compressor.recipe.budget import Budget
+from compressor.recipe.for_loader import for_loader
 from compressor.recipe.model import Recipe
 from compressor.workflows.budget.choice import Allocation, Evaluation
 from compressor.workflows.budget.curve import allocation_of
@@ -76,6 +77,7 @@ def run_tune(
     """
     cleanup.begin()
     options.check_work(source, output)
+    recipe = for_loader(recipe, options.loader)
     budget = recipe.budget or Budget()
     if any(value is not None for value in (budget.target_size, budget.target_ratio, budget.target_bits)):
         raise UsageError("a search finds the size itself: give no target")

@@ -26,7 +26,6 @@ quantization, whose scales are rough, never more than the weight itself.
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +43,6 @@ from compressor.methods.parts import Part
 from compressor.methods.quantize.nf4 import bitsandbytes_state, levels
 
 _WHOLE = 1 << 21  # weights of a tensor that is taken whole
-_EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -114,11 +112,6 @@ class Nf4(ReadableScheme):
         return {"bnb_4bit_use_double_quant": self.double_quant}
 
     def remark(self, spec: TensorSpec) -> str:
-        if _EXPERT.search(spec.name):
-            return (
-                "experts as nf4: transformers 5 keeps experts as one tensor, which bitsandbytes does not pack, and "
-                "refuses to load them; --exclude '*experts*' leaves them dense"
-            )
         if spec.matrix[1] % self.group_size == 0:
             return ""
         return (

@@ -1,0 +1,203 @@
+"""Every family in every scheme, loaded by everybody who is there: `python -m bench.loaders.matrix` writes
+docs/loaders.md.
+
+A cell is what `--for LOADER` makes of a family and a scheme: it loads as it is, with nothing missing, and answers
+what the restored model answers; or it is refused at plan time. `--families` chooses some, and prints instead. vLLM
+is asked where VLLM_PYTHON names a Python that has it, mlx-lm where it is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.metadata
+import importlib.util
+import string
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.loaders.families import FAMILIES, Family, output_of, quietly
+from bench.page import put
+from compressor import api
+from compressor.core.errors import CompressorError
+
+PAGE = Path(__file__).parents[2] / "docs" / "loaders.md"
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Options of `quantize`, and how far off answers may lie, relative to their length: hardly where a loader
+    computes with the restored numbers; more where it rounds activations too, or multiplies otherwise."""
+
+    options: Mapping[str, Any]
+    tolerance: float = 0.002
+
+
+SCHEMES: dict[str, Scheme] = {
+    "int4": Scheme({"bits": 4}),
+    "int4 asymmetric": Scheme({"bits": 4, "symmetric": False}),
+    "int8": Scheme({"bits": 8}),
+    "int8 W8A8": Scheme({"bits": 8, "layout": "int-quantized"}, 0.15),
+    "fp8": Scheme({"scheme": "fp8"}, 0.35),
+    "fp8 weights": Scheme({"scheme": "fp8", "layout": "naive-quantized"}, 0.01),
+    "fp8 block": Scheme({"scheme": "fp8", "granularity": "block"}, 0.35),
+    "nvfp4": Scheme({"scheme": "nvfp4"}),
+    "mxfp4": Scheme({"scheme": "mxfp4"}),
+    "mxfp8": Scheme({"scheme": "mxfp8"}, 0.01),
+    "nf4": Scheme({"scheme": "nf4"}, 0.06),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What came of a family and a scheme for a loader: `off` is how far answers lie from the restored model's, None
+    where the plan was `refused`, with the way on, or `wrong`. `treated` counts matrices that became codes."""
+
+    off: float | None = None
+    tolerance: float = 0.0
+    treated: int = 0
+    refused: str = ""
+    way_on: str = ""
+    wrong: str = ""
+
+    @property
+    def right(self) -> bool:
+        """Whether it loads and answers as it should, or was refused."""
+        return bool(self.refused) or (self.off is not None and self.off <= self.tolerance)
+
+
+class Transformers:
+    """transformers, in this process."""
+
+    name = "transformers"
+    packages = ("transformers", "compressed-tensors", "bitsandbytes", "torch")
+    schemes = tuple(SCHEMES)
+
+    def takes(self, family: Family) -> bool:
+        """Whether it has models of the family."""
+        return True
+
+    def answers(self, folder: Path, family: Family) -> Any:
+        """What a folder's model answers. RuntimeError where something of it is missing, or left over."""
+        model, info = family.model.from_pretrained(folder, output_loading_info=True)
+        problems = {key: sorted(map(str, found))[:3] for key, found in info.items() if found}
+        if problems:
+            raise RuntimeError(f"loads with {problems}")
+        return output_of(model.eval(), family.given)
+
+
+class Mlx:
+    """mlx-lm, in this process."""
+
+    name = "mlx"
+    packages = ("mlx-lm", "mlx")
+    schemes = ("int4", "int4 asymmetric", "int8")
+
+    def takes(self, family: Family) -> bool:
+        """Whether it has models of the family."""
+        kind = family.model.config_class.model_type
+        found = importlib.util.find_spec("mlx_lm") and importlib.util.find_spec(f"mlx_lm.models.{kind}")
+        return found is not None and "input_ids" in family.given
+
+    def answers(self, folder: Path, family: Family) -> Any:
+        """The logits of a folder's model."""
+        import mlx.core as mx
+        import torch
+        from mlx_lm.utils import load_model
+
+        model, _ = load_model(folder, strict=True)
+        found = model(mx.array(family.given["input_ids"].tolist())).astype(mx.float32)
+        return torch.tensor(found.tolist()).flatten()
+
+
+LOADERS: dict[str, Any] = {"transformers": Transformers(), "mlx": Mlx()}
+
+
+def cells(
+    family: Family, loader: Any, names: Iterable[str], options: Mapping[str, Any]
+) -> Iterator[tuple[str, Cell]]:
+    """Each scheme's cell, the model made once. `options` are more of `quantize`, such as `loader`."""
+    with tempfile.TemporaryDirectory() as place, quietly():
+        model = Path(place) / "model"
+        family.make(model)
+        for name in names:
+            yield name, _cell(family, loader, SCHEMES[name], model, options)
+            gc.collect()
+
+
+def _cell(family: Family, loader: Any, scheme: Scheme, model: Path, options: Mapping[str, Any]) -> Cell:
+    with tempfile.TemporaryDirectory(dir=model.parent) as place:
+        packed, dense = Path(place) / "packed", Path(place) / "dense"
+        try:
+            report = api.quantize(model, packed, **scheme.options, **options)
+        except CompressorError as error:
+            return Cell(refused=_plain(error), way_on=error.remedy)
+        treated = sum(bool(job.steps) for job in report.plan.jobs)
+        api.restore(packed, dense)
+        try:
+            wanted, found = loader.answers(dense, family), loader.answers(packed, family)
+        except Exception as error:
+            return Cell(wrong=f"{type(error).__name__}: {error}", treated=treated)
+        off = float((found - wanted).norm() / wanted.norm())
+        return Cell(off, scheme.tolerance, treated)
+
+
+def _plain(error: CompressorError) -> str:
+    """Why a plan was refused, without the names of its tensors."""
+    return error.reason.partition(": '")[0].partition(": ")[2] or error.reason
+
+
+# ---- the page ------------------------------------------------------------------------------------------
+
+
+def table(found: Mapping[str, Mapping[str, Cell]], tried: Sequence[str]) -> str:
+    """A table of families by schemes, with what the letters of refusals stand for."""
+    reasons: dict[str, str] = {}
+    lines = [f"| family | {' | '.join(tried)} |", f"|---|{'---|' * len(tried)}"]
+    for family, row in found.items():
+        shown = [_shown(row[name], reasons) for name in tried]
+        lines.append(f"| {family} | {' | '.join(shown)} |")
+    lines += ["", *(f"- {letter}: {reason}" for reason, letter in reasons.items())]
+    return "\n".join(lines)
+
+
+def _shown(cell: Cell, reasons: dict[str, str]) -> str:
+    if cell.refused:
+        reason = f"{cell.refused}. {cell.way_on}" if cell.way_on else cell.refused
+        return reasons.setdefault(reason, string.ascii_lowercase[len(reasons)])
+    if not cell.right or cell.off is None:
+        return f"**wrong** ({cell.wrong or f'{cell.off:.2g}'})"
+    return f"{'' if cell.treated else '='}{cell.off:.1g}" if cell.off else f"{'' if cell.treated else '='}0"
+
+
+def main() -> int:
+    """Try what is asked for; 1 where anything is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--families", nargs="*", choices=list(FAMILIES))
+    parser.add_argument("--loaders", nargs="*", choices=list(LOADERS), default=list(LOADERS))
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore")
+    made, right = [], True
+    for name in asked.loaders:
+        loader = LOADERS[name]
+        families = [FAMILIES[one] for one in asked.families or FAMILIES if loader.takes(FAMILIES[one])]
+        tried = [scheme for scheme in SCHEMES if scheme in loader.schemes]
+        found = {family.name: dict(cells(family, loader, tried, {"loader": name})) for family in families}
+        right &= all(cell.right for row in found.values() for cell in row.values())
+        versions = ", ".join(f"{one} {importlib.metadata.version(one)}" for one in loader.packages)
+        made.append(f"### {name}\n\nWith {versions}.\n\n{table(found, tried)}")
+    text = "\n\n".join(made)
+    if asked.families:
+        sys.stdout.write(f"{text}\n")
+    else:
+        put("loaders", "loaders/matrix.py", text, PAGE)
+    return 0 if right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,261 @@
+"""What the loaders of folders make of codes: which dialects they read, and which codes of these they do not take.
+
+One table, by kinds: what codes lie in (`forms`), of which layers, in which families. A line is what was seen with
+the version that stands beside the loader's name; `python -m bench.loaders.matrix` tries it again and writes
+docs/loaders.md.
+
+A form is a text made of what a config says of the codes of a tensor, such as `pack-quantized int4 group asymmetric`
+(`form_of()` in `engine/plan/loaders.py`); `block uneven` are blocks that do not divide the matrix, `nf4 odd` is a
+matrix whose rows are no multiple of 32 or whose columns are none of 64.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal
+
+from compressor.architectures.conv1d import is_conv1d
+from compressor.architectures.fused_layers import experts_module
+from compressor.architectures.heads import is_head
+from compressor.architectures.model_types import model_types
+from compressor.architectures.roles import Role, is_embedding, role_of
+
+Loader = Literal["vllm", "transformers", "mlx", "llama.cpp"]
+
+
+class Layer(Enum):
+    """What a matrix is to a loader; the value is how messages call several of them."""
+
+    LINEAR = "linear layers"
+    EXPERT = "experts"
+    CONV1D = "transposed Conv1D layers"
+
+    EMBEDDING = "embeddings"
+    HEAD = "output heads"
+    TOWER = "towers"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Codes that a loader does not take as they are.
+
+    `forms` and `names` (of tensors) are regular expressions for what they hold of; without `layers` or `families`
+    for all of them; it holds of no family that is among `unless`. `why` is what the loader does then. `dense`: they
+    are few layers, which stay dense for that loader. `instead`: options with which it takes such a model. `hint`:
+    it takes them, if told how to load. `beside`: of experts, which it does not take either, dense or not, beside
+    other layers in such codes.
+    """
+
+    forms: str
+    why: str
+    layers: tuple[Layer, ...] = ()
+    families: tuple[str, ...] = ()
+    names: str = ""
+    unless: tuple[str, ...] = ()
+    beside: bool = False
+    instead: str = ""
+    dense: bool = False
+    hint: bool = False
+
+    def holds(self, form: str, name: str, layer: Layer, types: Sequence[str]) -> bool:
+        """Whether it holds of a tensor in this form, in a model of these types, the outermost first."""
+        of_family = not self.families or any(one in self.families for one in types)
+        of_family = of_family and not any(one in self.unless for one in types)
+        of_layer = not self.layers or layer in self.layers
+        of_name = not self.names or re.search(self.names, name) is not None
+        return of_family and of_layer and of_name and re.fullmatch(self.forms, form) is not None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A loader: its `name` with the version that was seen, the dialects whose codes it reads, and what of these it
+    does not take. `lacks` are types of models that it has not; `container` is what it loads; `splits`: it knows
+    experts as single matrices in every family. `options` are those of methods that it needs, where they are left as
+    they are by default."""
+
+    name: str
+    dialects: tuple[str, ...]
+    limits: tuple[Limit, ...] = ()
+    lacks: tuple[str, ...] = ()
+    container: str = "folder"
+    splits: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+_SIGLIP = (
+    *("siglip", "siglip_text_model", "siglip_vision_model"),
+    *("siglip2", "siglip2_text_model", "siglip2_vision_model"),
+)
+# Whose initialisation in transformers reads the weight of a layer, which packed layers have not
+_READS_WEIGHTS = (
+    *("mamba", "mamba2", "falcon_mamba", "rwkv", "falcon", "gpt_bigcode", "modernbert", "modernbert-decoder"),
+    *("t5", "mt5", "umt5", "longt5", "switch_transformers", "speecht5", "wav2vec2-bert", "dinov3_vit"),
+    *_SIGLIP,
+    *("chinese_clip", "clipseg", "clipseg_text_model", "owlvit", "owlvit_text_model"),
+    *("groupvit", "groupvit_text_model", "xclip", "xclip_text_model"),
+)
+# The same, and weight norm keeps transformers from dequantizing while it loads
+_WEIGHT_NORM = ("wav2vec2", "wav2vec2-conformer", "wavlm", "unispeech", "unispeech-sat", "data2vec-audio")
+# Whose experts transformers does not join: with codes they are linear layers, or in files one tensor
+_APART = ("llama4", "llama4_text", "gpt_oss", "qwen3_vl_moe")
+# That transformers has; others of them vLLM runs by transformers' own code
+_NOT_IN_VLLM = (
+    *("t5", "mt5", "umt5", "longt5", "switch_transformers", "bart", "marian", "t5gemma", "speecht5"),
+    *("wav2vec2", "hubert", "wavlm", "unispeech", "wav2vec2-conformer", "wav2vec2-bert", "data2vec-audio"),
+    *("distilbert", "deberta-v2", "electra", "albert", "xlnet", "funnel", "rwkv", "chinese_clip"),
+    *("vit", "deit", "beit", "swin", "swinv2", "dinov2", "dinov2_with_registers", "dinov3_vit", "convnext"),
+    *("segformer", "siglip_text_model", "siglip2_text_model", "clipseg_text_model", "owlvit_text_model"),
+)
+_T5 = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
+_PACKED = r"(pack-quantized|nvfp4-pack-quantized|mxfp4-pack-quantized) .*"
+_NO_CONV1D = Limit(
+    ".*",
+    "takes no codes of them",
+    (Layer.CONV1D,),
+    instead="--store dense, or, without --for, --scheme int --layout compressor, which `restore` reads",
+)
+
+_TRANSFORMERS = (
+    _NO_CONV1D,
+    Limit("nf4.*", "takes no codes of them", (Layer.EMBEDDING,), instead="--layout int-quantized"),
+    Limit(_PACKED, "takes packed codes of them when told to dequantize only", (Layer.EMBEDDING,), hint=True),
+    # experts, which it joins while it loads
+    Limit(
+        "int-quantized .*",
+        "fails to join experts in a model with such codes",
+        (Layer.EXPERT,),
+        unless=_APART,
+        instead="--bits 8",
+        beside=True,
+    ),
+    Limit(
+        "pack-quantized .* asymmetric",
+        "fails to join experts in a model with such codes",
+        (Layer.EXPERT,),
+        unless=_APART,
+        instead="--symmetric",
+        beside=True,
+    ),
+    Limit(".* block.*", "fails to join their codes", (Layer.EXPERT,), unless=_APART, instead="--scheme fp8"),
+    Limit(
+        "mxfp8-quantized .*",
+        "fails to join their codes",
+        (Layer.EXPERT,),
+        unless=_APART,
+        instead="--scheme mxfp4",
+        beside=True,
+    ),
+    Limit("nf4.*", "takes no codes of them", (Layer.EXPERT,), unless=_APART, instead="--bits 4"),
+    Limit(
+        "nvfp4-pack-quantized .*",
+        "leaves the global scale of experts out, which are off by orders of magnitude, or fails to join dense ones",
+        (Layer.EXPERT,),
+        unless=_APART,
+        instead="--scheme mxfp4",
+        beside=True,
+    ),
+    # whatever the layer
+    Limit(
+        _PACKED,
+        "fails where its own initialisation reads a weight that is packed",
+        families=_WEIGHT_NORM,
+        instead="--scheme fp8 --layout naive-quantized",
+    ),
+    Limit(
+        "pack-quantized .* asymmetric",
+        "loads asymmetric codes with CompressedTensorsConfig(dequantize=True) only",
+        instead="--symmetric",
+        hint=True,
+    ),
+    Limit(
+        _PACKED,
+        "fails where its own initialisation reads a weight that is packed, unless it is loaded with "
+        "CompressedTensorsConfig(dequantize=True)",
+        families=_READS_WEIGHTS,
+        instead="--scheme fp8 --layout naive-quantized",
+        hint=True,
+    ),
+    Limit(
+        "(?!(int-quantized|float-quantized|naive-quantized) .* (channel|tensor)).*",
+        "divides the layer in two, which goes wrong with such codes",
+        families=("dinov2", "dinov2_with_registers"),
+        names=r"\.weights_in\.weight$",
+        instead="--scheme fp8",
+    ),
+    Limit("nf4.*", "takes no codes of its layers", families=("falcon",), instead="--scheme fp8"),
+    Limit(
+        "nf4.*",
+        "takes no codes of an attention's output that torch computes",
+        families=_SIGLIP,
+        names=r"head\.attention\.out_proj\.weight$",
+        dense=True,
+    ),
+    Limit("nf4.*", "keeps this layer in float32", families=_T5, names=r"\.wo\.weight$", dense=True),
+    Limit(
+        "nf4 odd",
+        "computes on a CPU with rows in multiples of 32 and columns in multiples of 64 only (bitsandbytes 0.50)",
+        dense=True,
+        hint=True,
+    ),
+)
+_VLLM = (
+    _NO_CONV1D,
+    Limit("nf4.*", "takes no codes of them", (Layer.EXPERT,), instead="--bits 4"),
+    Limit(
+        "nf4.*",
+        "needs vllm-bnb-plugin for them, which quantizes layers that are dense in the file too",
+        instead="--bits 4",
+        hint=True,
+    ),
+    Limit(".*", "takes no codes of them", (Layer.EMBEDDING,)),
+    Limit("pack-quantized int4 tensor.*", "has no scheme for one scale a tensor", instead="--granularity channel"),
+    Limit("naive-quantized .* block.*", "has no scheme for them", instead="--scheme fp8"),
+    Limit(".* block uneven", "takes blocks that divide the matrix only", instead="--scheme fp8"),
+    Limit("(pack|int)-quantized int8 tensor", "has no scheme for them", (Layer.EXPERT,), instead="--bits 8"),
+    Limit("float-quantized .* tensor", "has no scheme for them", (Layer.EXPERT,), instead="--scheme fp8"),
+    Limit("naive-quantized .*", "has no scheme for them", (Layer.EXPERT,), instead="--scheme fp8"),
+)
+READERS: Mapping[Loader, Reader] = {
+    "vllm": Reader("vLLM 0.32", ("compressed-tensors", "gptq", "bitsandbytes"), _VLLM, _NOT_IN_VLLM),
+    "transformers": Reader(
+        "transformers 5.24", ("compressed-tensors", "bitsandbytes", "gptq"), _TRANSFORMERS, splits=False
+    ),
+    "mlx": Reader("mlx-lm 0.32", ("mlx",), (_NO_CONV1D,), splits=False, options={"layout": "mlx"}),
+    "llama.cpp": Reader("llama.cpp", (), container="gguf"),
+}
+
+
+def layer_of(config: Mapping[str, Any] | None, name: str) -> Layer:
+    """What the matrix of this name is to loaders, in the model that config.json describes."""
+    if experts_module(name) is not None:
+        return Layer.EXPERT
+    if is_conv1d(config, name):
+        return Layer.CONV1D
+    if is_head(name):
+        return Layer.HEAD
+    if is_embedding(name):
+        return Layer.EMBEDDING
+    return Layer.TOWER if role_of(name, (2, 2)) is Role.TOWER else Layer.LINEAR
+
+
+def readers_of(dialect: str, config: Mapping[str, Any] | None) -> Iterator[Loader]:
+    """The loaders that read a dialect, and have the model that config.json describes."""
+    types = model_types(config)[:1]
+    for loader, reader in READERS.items():
+        if dialect in reader.dialects and not set(reader.lacks).intersection(types):
+            yield loader
+
+
+def limits_of(
+    loader: Loader, config: Mapping[str, Any] | None, name: str, form: str, *, experts: bool = False
+) -> Iterator[Limit]:
+    """What keeps a loader from taking the tensor of this name in this form; `experts`: the model has some."""
+    layer, types = layer_of(config, name), model_types(config)
+    concerned = types if layer is Layer.TOWER else types[:1]  # what a tower is does not concern other layers
+    for limit in READERS[loader].limits:
+        beside = experts and limit.beside and limit.holds(form, name, Layer.EXPERT, types)
+        if beside or limit.holds(form, name, layer, concerned):
+            yield limit
