@@ -82,7 +82,7 @@ def _input(checkpoint: Checkpoint, recipe: Recipe) -> Iterator[str]:
 
 def _idle(jobs: Sequence[Job], recipe: Recipe, checkpoint: Checkpoint) -> Iterator[str]:
     """Where nothing is done to any tensor."""
-    if recipe.stages and not any(job.steps for job in jobs):
+    if recipe.stages and not any(job.treated for job in jobs):
         those = "what the cut left" if checkpoint.cuts else "those of the input"
         yield f"no tensor was selected: the output's tensors are {those}"
     changed = recipe.stages or recipe.training or checkpoint.compression or checkpoint.cuts or checkpoint.stored

@@ -189,13 +189,14 @@ def _job(tensor: Tensor, request: PlanRequest) -> Job:
                 continue
             why = step
         reasons.append(why)
-    if tensor.encoder is not None and not steps and (tensor.kept or stays_blocks(tensor.encoder, request)):
+    stays = tensor.encoder is not None and not steps and stays_blocks(tensor.encoder, request)
+    if tensor.encoder is not None and not steps and (tensor.kept or stays):
         steps.append(Step(len(request.recipe.cuts), Unmoved(tensor.encoder), {}, dense=False))
     alike = request.container == "folder" and request.checkpoint.source.kind == "folder"
     file = tensor.file if alike else 0
     stored_as = "" if tensor.encoder is None else short_name(tensor.encoder)
     parts = _parts(spec, steps, request.container)
-    return Job(spec, tuple(steps), parts, file, tuple(reasons), stored_as, tensor.nbytes, grain)
+    return Job(spec, tuple(steps), parts, file, tuple(reasons), stored_as, tensor.nbytes, grain, stays=stays)
 
 
 def _why_not(spec: TensorSpec, stage: Stage, request: PlanRequest) -> LeftAlone | None:
