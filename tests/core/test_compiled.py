@@ -22,6 +22,7 @@ from support.laws import resolve
 
 from compressor.core import bitpacking as bits
 from compressor.core import elementary, floats, kernels, sums
+from compressor.core.ggml_types import BY_NAME
 from compressor.core.metrics import count_stored_zeros, dot
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Workspace
@@ -29,6 +30,7 @@ from compressor.methods.contract import Block, Encoder, select
 from compressor.methods.numerics import scales
 from compressor.methods.numerics.minifloat import E2M1
 from compressor.methods.prune.threshold import Threshold
+from compressor.methods.quantize.ggml.encoder import ENCODERS, encode_blocks
 from compressor.methods.quantize.int import Int
 from compressor.methods.quantize.int.group_units import Rule
 from compressor.methods.quantize.int.ways.search import Search
@@ -184,6 +186,8 @@ def test_what_a_compiler_makes_of_them_does_not_matter(
     keep = random.random(raw.shape) < 0.5
     grouped = np.ascontiguousarray(a[:, :5000]).reshape(3, 50, 100)
     scale, zero = np.full((3, 50), 0.3, np.float32), np.full((3, 50), 8, np.float32)
+    matrix, importance = np.ascontiguousarray(a[:, :2048]).reshape(4, 1536), np.abs(b[0, :1536])
+    width = {name: 1536 // BY_NAME[name].block * BY_NAME[name].nbytes for name in ENCODERS}
 
     def run() -> list[Any]:
         random = np.random.default_rng(6)
@@ -207,6 +211,10 @@ def test_what_a_compiler_makes_of_them_does_not_matter(
             counted[0],
             sizes,
         ]
+        for name in ENCODERS:
+            blocks, restored = np.empty((4, width[name]), np.uint8), np.empty_like(matrix)
+            encode_blocks(name, matrix, importance, blocks, restored)
+            found += [blocks, restored]
         return [*told, counted[1], *(array.tobytes() for array in (*found, out, wide, codes))]
 
     expected = run()
@@ -219,7 +227,7 @@ def test_what_a_compiler_makes_of_them_does_not_matter(
         "-ffp-contract=off",
         *optimised,
     ]
-    command += [f"-DKERNELS_VERSION={kernels.VERSION}", "-o", str(library), str(folder / "kernels.c")]
+    command += [f"-DKERNELS_VERSION={kernels.VERSION}", "-o", str(library), *map(str, sorted(folder.glob("*.c")))]
     subprocess.run(command, check=True)
     monkeypatch.setattr(kernels, "LIBRARY", library)
     other = kernels.library.__wrapped__()

@@ -1,8 +1,9 @@
 """Compiled inner loops, where they could be built; the callers have the same in NumPy.
 
-`kernels.c` is built when the package is installed and a C compiler is at hand (`hatch_build.py`). Without it, or
-with `COMPRESSOR_KERNELS=0` in the environment, everything works the same and more slowly. A function here returns
-None when its kernel cannot take the job: the caller then does it itself. docs/architecture.md has what it gains.
+`kernels.c` and `ggml.c` are built when the package is installed and a C compiler is at hand (`hatch_build.py`).
+Without it, or with `COMPRESSOR_KERNELS=0` in the environment, everything works the same and more slowly. A
+function here returns None when its kernel cannot take the job: the caller then does it itself.
+docs/architecture.md has what it gains.
 
 The interpreter lock is free while a kernel runs.
 """
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
 
-VERSION = 6  # of the functions' arguments and meaning; goes up with any change of kernels.c
+VERSION = 7  # of the functions' arguments and meaning; goes up with any change of the C files
 LIBRARY = Path(__file__).with_name("_kernels.so")
 
 _SIGNATURES = {
@@ -46,6 +47,13 @@ _SIGNATURES = {
     "dots_f64": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p),
     "logarithms": (c_void_p, c_size_t, c_void_p, c_size_t, c_void_p),
     "powers": (c_void_p, c_size_t, c_void_p, c_void_p, c_void_p),
+    **{
+        f"ggml_{name}": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p, c_void_p)
+        for name in (
+            *("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"),
+            *("iq4_nl", "iq4_xs", "mxfp4", "tq1_0", "tq2_0"),
+        )
+    },
 }
 
 
@@ -269,6 +277,25 @@ def pack_nibbles(codes: Array, out: Array) -> bool | None:
     if kernels is None:
         return None
     kernels.pack_nibbles(codes.ctypes.data, codes.size, out.ctypes.data)
+    return True
+
+
+def ggml_blocks(
+    name: str, group: int, values: Array, importance: Array | None, blocks: Array, restored: Array
+) -> bool | None:
+    """float32 [rows, columns] as blocks of the ggml type of this name, uint8, and as what they stand for.
+
+    `group` weights of a row share a scale; `importance` [columns] weighs their errors.
+    methods/quantize/ggml/search.py has what is searched.
+    """
+    given = (values, restored, *(() if importance is None else (importance,)))
+    kernels = _takes(*given, blocks) if all(array.dtype == np.float32 for array in given) else None
+    if kernels is None:
+        return None
+    weights = None if importance is None else importance.ctypes.data
+    groups, per_row = values.size // group, values.shape[1] // group
+    run = getattr(kernels, f"ggml_{name}")
+    run(values.ctypes.data, weights, groups, per_row, blocks.ctypes.data, restored.ctypes.data)
     return True
 
 
