@@ -15,7 +15,7 @@ from compressor.core.tensor import TensorSpec
 from compressor.engine.plan.adapter import check_adapter, makes_adapter, with_adapters
 from compressor.engine.plan.checks import check_container, check_dialects, check_names, check_stores
 from compressor.engine.plan.fused import agreed, check_fused
-from compressor.engine.plan.gguf_file import check_ggml, stays_blocks
+from compressor.engine.plan.gguf_file import check_ggml, stays_blocks, stored_again
 from compressor.engine.plan.loaders import check_loader, check_matrix, left_dense
 from compressor.engine.plan.notes import is_language_model, plan_notes
 from compressor.engine.plan.output_files import carried_over, lay_out
@@ -189,6 +189,9 @@ def _job(tensor: Tensor, request: PlanRequest) -> Job:
                 continue
             why = step
         reasons.append(why)
+    again = stored_again(tensor.encoder, steps, request)
+    if again is not None:
+        steps.append(again)
     stays = tensor.encoder is not None and not steps and stays_blocks(tensor.encoder, request)
     if tensor.encoder is not None and not steps and (tensor.kept or stays):
         steps.append(Step(len(request.recipe.cuts), Unmoved(tensor.encoder), {}, dense=False))
