@@ -13,7 +13,7 @@ from support.console import compressor
 from support.gguf_files import STRING, UINT32, GgufFile, Line, blocks, numbers, small_model, value
 
 from compressor import api
-from compressor.core.errors import InputError, OutputError, UsageError
+from compressor.core.errors import InputError, UsageError
 from compressor.core.ggml_types import BY_NAME
 from compressor.files.gguf.reading import RECORD, GgufHeader, read_header
 from compressor.files.input_file import InputFile
