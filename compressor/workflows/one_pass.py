@@ -203,7 +203,7 @@ def open_inputs(order: Order) -> Opened:
     if container == "npz" and any(store in ("dense", "packed") for store in coding):
         raise UsageError("an .npz output holds codes", remedy="Use --store codes, or end the output otherwise")
     if not options.dry_run:
-        check_place(order.output, folder=container == "folder", replace=options.force)
+        check_place(order.output, folder=container == "folder", replace=options.force, recorded=changes)
     statistics, undivided = open_all(recipe), checkpoint
     if changes and not checkpoint.stored:
         checkpoint = fold_masks(checkpoint)
@@ -375,7 +375,7 @@ def write(planned: Planned) -> Report:
     order, checkpoint = opened.order, request.checkpoint
     plan = with_fingerprint(planned.plan, request)
     layouts = [(file.name, file.layout) for file in plan.files]
-    sink = Output(order.output, opened.container, layouts, replace=order.options.force)
+    sink = Output(order.output, opened.container, layouts, replace=order.options.force, recorded=bool(plan.stages))
     try:
         with ExitStack() as stack, _naming(order.source):  # workers must have stopped before their files go
             shards = None
