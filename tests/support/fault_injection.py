@@ -29,7 +29,7 @@ import numpy as np
 from safetensors.numpy import save, save_file
 
 from compressor.core import cleanup
-from compressor.files import folder, npz, source
+from compressor.files import folder, npz, ours, source
 from compressor.files import input_file as handle
 from compressor.files import output as sink
 from compressor.files import staging as atomic
@@ -179,7 +179,7 @@ _WATCHED = {
     *("open", "close", "pread", "preadv", "pwrite", "fsync", "fstat", "stat", "lstat", "listdir", "scandir"),
     *("rename", "link", "unlink", "mkdir", "makedirs", "chmod"),
 }
-_MODULES = (atomic, folder, handle, npz, sink, source)
+_MODULES = (atomic, folder, handle, npz, ours, sink, source)
 
 
 class FaultyOs:

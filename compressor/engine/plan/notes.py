@@ -19,7 +19,7 @@ from compressor.methods.contract import Decoder
 from compressor.recipe.model import Recipe
 
 Stored = Sequence[tuple[TensorSpec, Decoder]]
-_NAMED = 2  # dropped tensors that a note names
+_NAMED = 2  # tensors that a note names
 
 
 def plan_notes(request: PlanRequest, jobs: Sequence[Job], without_adapter: Sequence[str]) -> tuple[str, ...]:
@@ -37,7 +37,7 @@ def plan_notes(request: PlanRequest, jobs: Sequence[Job], without_adapter: Seque
             *pattern_notes(request.recipe.stages, len(request.recipe.cuts), request.specs),
             *_idle(jobs, request.recipe, checkpoint),
         ]
-    return (*notes, *_wide_memory(jobs), *_statistics_memory(jobs, request.statistics))
+    return (*notes, *_unpaired(request), *_wide_memory(jobs), *_statistics_memory(jobs, request.statistics))
 
 
 def is_language_model(config: Mapping[str, Any] | None) -> bool:
@@ -70,14 +70,37 @@ def _loading(jobs: Sequence[Job], stored: Stored, container: Container, checkpoi
         yield "part of it is in this project's own layout, which only `compressor restore` reads"
 
 
+def _named(names: Sequence[str]) -> str:
+    """The first of these tensors, and how many more there are."""
+    shown = ", ".join(printable(name, 100) for name in names[:_NAMED])
+    return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown
+
+
 def _input(checkpoint: Checkpoint, recipe: Recipe) -> Iterator[str]:
     """How the input was stored, and what of it serves nobody any more."""
     if checkpoint.compression and (recipe.stages or checkpoint.cuts):
         yield f"the input is {checkpoint.compression}: what its codes stand for was taken as the weights"
     if checkpoint.dropped:
-        shown = ", ".join(printable(name, 100) for name in checkpoint.dropped[:_NAMED])
-        more = f" and {len(checkpoint.dropped) - _NAMED} more" if len(checkpoint.dropped) > _NAMED else ""
-        yield f"dropped, because it serves loaders of quantized weights only: {shown}{more}"
+        yield f"dropped, because it serves loaders of quantized weights only: {_named(checkpoint.dropped)}"
+
+
+def _unpaired(request: PlanRequest) -> Iterator[str]:
+    """What a student has and its teacher has not, of what is left alone; else it would be an error."""
+    student = request.checkpoint.tensors
+    for stage in request.recipe.stages:
+        if stage.teacher is None or stage.method.verb != "distill" or len(student) == 1:
+            continue
+        shapes = {name: tensor.spec.shape for name, tensor in request.teachers[stage.teacher].tensors.items()}
+        alone = [
+            name
+            for name, tensor in student.items()
+            if shapes.get(name) != tensor.spec.shape
+            and (why := stage.leaves(tensor.spec)) is not None
+            and why.role is not None
+        ]
+        if alone:
+            stays = "of that shape, which stays" if len(alone) == 1 else "of those shapes, which stay"
+            yield f"the teacher is of another structure: it has no {_named(alone)} {stays} as in the student"
 
 
 def _idle(jobs: Sequence[Job], recipe: Recipe, checkpoint: Checkpoint) -> Iterator[str]:

@@ -118,7 +118,9 @@ def stores_packed(stage: Stage, container: Container) -> bool:
 def _check_requantized(request: PlanRequest) -> None:
     """InputError where codes that lost something would be quantized once more, and nobody asked for that."""
     checkpoint = request.checkpoint
-    lossy = any(tensor.encoder is not None and not tensor.encoder.exact for tensor in checkpoint.tensors.values())
+    lossy = checkpoint.lossy or any(
+        tensor.encoder is not None and not tensor.encoder.exact for tensor in checkpoint.tensors.values()
+    )
     quantizes = any(stage.method.verb == "quantize" for stage in request.recipe.stages)
     if lossy and quantizes and not request.requantize:
         raise InputError(
