@@ -25,11 +25,13 @@ help:
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
 	touch $@
 
-.venv/interop: .venv/dev tests/interop/gptqmodel.txt
+.venv/interop: .venv/dev tests/interop/gptqmodel.txt tests/interop/llama_cpp.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[interop]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --no-deps --target .venv/gptqmodel \
 		--requirement tests/interop/gptqmodel.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --no-deps --target .venv/llama_cpp \
+		--requirement tests/interop/llama_cpp.txt
 	touch $@
 
 demo: .venv/base

@@ -19,7 +19,7 @@ FLAGS = ["-O3", "-std=c11", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-
 
 
 class Kernels(BuildHookInterface):  # type: ignore[type-arg]
-    """Compiles kernels.c with `$CC`, or `cc`."""
+    """Compiles the C files with `$CC`, or `cc`."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel" or platform.system() not in ("Linux", "Darwin"):
@@ -32,7 +32,7 @@ class Kernels(BuildHookInterface):  # type: ignore[type-arg]
         command = [*shlex.split(os.environ.get("CC", "cc")), *FLAGS, f"-DKERNELS_VERSION={number[1]}"]
         try:
             subprocess.run(
-                [*command, "-o", built, FOLDER / "kernels.c"], check=True, capture_output=True, text=True
+                [*command, "-o", built, *sorted(FOLDER.glob("*.c"))], check=True, capture_output=True, text=True
             )
         except (OSError, subprocess.CalledProcessError) as error:
             library.unlink(missing_ok=True)

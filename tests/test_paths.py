@@ -117,7 +117,7 @@ def test_the_output_is_what_a_shard_of_the_input_is(place: Path, link: Callable[
 
 
 def test_the_output_would_replace_the_folder_that_a_link_of_the_input_leads_to(place: Path) -> None:
-    make_folder(place / "base")
+    accepted(place / "in", place / "base")
     (place / "in" / "tokenizer.json").unlink()
     (place / "in" / "tokenizer.json").symlink_to("../base/tokenizer.json")
     assert "holds the input" in refused(place, 2, place / "in", place / "base", "--force")
@@ -170,7 +170,7 @@ def test_force_replaces_whole(place: Path) -> None:
     (place / "out.npy").write_bytes(b"old")
     accepted(place / "in.npy", place / "out.npy", "--force")
     assert np.count_nonzero(np.load(place / "out.npy")) == 24 * 16
-    shutil.copytree(place / "in", place / "out")
+    accepted(place / "in", place / "out")
     (place / "out" / "leftover.txt").write_bytes(b"of the old one")
     accepted(place / "in", place / "out", "--force")
     assert not (place / "out" / "leftover.txt").exists()
@@ -206,6 +206,29 @@ def test_a_folder_that_is_no_model_is_not_replaced(place: Path) -> None:
     (place / "thesis" / "chapter1.tex").write_text("x")
     assert "exists already" in refused(place, 4, place / "in", place / "thesis")
     assert "no run of this tool has written" in refused(place, 4, place / "in", place / "thesis", "--force")
+
+
+def test_a_model_of_somebody_else_is_not_replaced(place: Path) -> None:
+    """By what its files say, not by their names."""
+    shutil.copytree(place / "in", place / "downloaded")
+    before = tree(place / "downloaded")
+    assert "by what its files say" in refused(place, 4, place / "in", place / "downloaded", "--force")
+    assert tree(place / "downloaded") == before
+
+
+def test_what_restore_wrote_is_replaced_by_what_restore_writes(place: Path) -> None:
+    """It carries no record, so it is known by having no other files than the new one has."""
+    accepted(place / "in", place / "pruned", "--store", "bitmask")
+    for force in ((), ("--force",)):
+        code, lines = invoke(["restore", str(place / "pruned"), "-o", str(place / "dense"), "--quiet", *force])
+        assert code == 0, lines
+    (place / "dense" / "notes.txt").touch()
+    command = ["restore", str(place / "pruned"), "-o", str(place / "dense"), "--quiet", "--force"]
+    before = tree(place)
+    code, lines = invoke(command)
+    assert code == 4
+    assert "notes.txt in it would be lost. Name another, or delete it yourself" in lines[0]
+    assert tree(place) == before
 
 
 def test_an_empty_folder_needs_force_and_is_replaced(place: Path) -> None:

@@ -75,6 +75,7 @@ class Checkpoint:
     identity: Identity = ("sha256", "0" * 64)  # what the input is known by; zeros as long as nobody has looked
     upright: frozenset[str] = frozenset()  # Conv1D weights that are [out, in] here and [in, out] in the file
     dropped: tuple[str, ...] = ()  # tensors of the source that mean nothing once its weights are numbers
+    lossy: bool = False  # whether numbers here are what codes of the source stand for, by tensors of other names
 
     @property
     def path(self) -> str:

@@ -23,11 +23,11 @@ from compressor.core.errors import CompressorError, InputError
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.version import __version__
 from compressor.files.identity import Identity
+from compressor.files.ours import RECORD
 from compressor.files.strict_json import parse_object
 from compressor.methods.contract import Decoder, Indexed, Scheme
 from compressor.methods.registry import make_method, methods_of
 
-KEY = "compressor"
 VERSION = 1
 NO_PLAN = "0" * 64  # as long as a fingerprint, which is of all offsets and so comes after the header's length
 
@@ -63,15 +63,15 @@ def to_metadata(
                 methods.append({"kind": decoder.verb, **decoder.describe()})
         record["methods"] = methods
         record["tensors"] = {spec.name: [spec.dtype, list(spec.shape), index[one]] for spec, one in stored}
-    return {KEY: json.dumps(record, separators=(",", ":"), ensure_ascii=False)}
+    return {RECORD: json.dumps(record, separators=(",", ":"), ensure_ascii=False)}
 
 
 def from_metadata(metadata: Mapping[str, str], path: str) -> Record:
     """Read the entry back; InputError when it is damaged or of a newer version. No entry: an empty record."""
-    if KEY not in metadata:
+    if RECORD not in metadata:
         return Record()
     try:
-        return _parse(parse_object(metadata[KEY].encode(), path))
+        return _parse(parse_object(metadata[RECORD].encode(), path))
     except InputError:
         raise
     except CompressorError as error:
@@ -133,4 +133,4 @@ def _sparse(layout: str, of: dict[str, Any] | None = None) -> Scheme:
 
 
 def _damaged(path: str, reason: str) -> InputError:
-    return InputError(f"its `{KEY}` metadata cannot be used: {reason}", file=path)
+    return InputError(f"its `{RECORD}` metadata cannot be used: {reason}", file=path)

@@ -26,8 +26,9 @@ class Rows:
                 self.raw, self.first = self._raw(start, stop), start
             return
         self.declared = tensor.encoder.parts(tensor.spec)
+        rows = tensor.spec.size // max(columns, 1)
         self.read = {
-            part.suffix: _read_part(tensor, part, start, stop, work, f"{key}.raw{part.suffix}")
+            part.suffix: _read_part(tensor, part, rows, (start, stop), work, f"{key}.raw{part.suffix}")
             for part in self.declared
         }
 
@@ -85,7 +86,9 @@ def read_whole(tensor: Tensor) -> Array:
     return found.reshape(tensor.spec.shape)
 
 
-def _read_part(tensor: Tensor, part: Part, start: int, stop: int, work: Workspace, key: str) -> Array:
+def _read_part(tensor: Tensor, part: Part, count: int, rows: tuple[int, int], work: Workspace, key: str) -> Array:
+    """What some of the `count` rows of the tensor have of a part."""
+    start, stop = rows
     stored = tensor.parts[part.suffix]
     if part.every == 0:
         return stored.read_rows(part.size, 0, 1, work, key).reshape(part.shape)
@@ -94,7 +97,7 @@ def _read_part(tensor: Tensor, part: Part, start: int, stop: int, work: Workspac
         return stored.read_rows(1, int(part.bounds[first]), int(part.bounds[last]), work, key).reshape(-1)
     if part.across:
         return stored.read_columns(first, last, work, key)
-    return stored.read_rows(part.width(tensor.spec), first, last, work, key)
+    return stored.read_rows(part.size // max(part.rows(0, count)[1], 1), first, last, work, key)
 
 
 CHUNK = 1 << 22  # elements written at a time: disks like long writes

@@ -74,8 +74,11 @@ def run(args: Sequence[str]) -> int:
     """Run the command line; the exit code. Nothing but `--debug` ever shows a traceback."""
     prepare_streams()
     debug = "--debug" in args
+    cleanup.doubts()  # those of an earlier run
     try:
         code = cli.main(list(args), prog_name="compressor", standalone_mode=False)
+        for said in cleanup.doubts():
+            say("warning", said)
         return int(code or 0)
     except click.exceptions.NoArgsIsHelpError as error:
         sys.stderr.write(f"{error.format_message()}\n")

@@ -108,6 +108,15 @@ running = chain(
     click.option(
         "--max-shard-size", type=Size(), help="Of an output folder: largest file of weights, such as 5GB."
     ),
+    click.option(
+        "--no-tokenizer", is_flag=True, help="Of a folder that becomes a .gguf: without the folder's tokenizer."
+    ),
+    click.option(
+        "--leave-out",
+        multiple=True,
+        metavar="PATTERN",
+        help="Of a folder that becomes a .gguf: tensors that are not to be in it.",
+    ),
     click.option("--force", is_flag=True, help="Replace OUTPUT if it exists, whole and at the end."),
     click.option("--dry-run", is_flag=True, help="Show what would be done, with exact sizes; write nothing."),
     click.option("--strict", is_flag=True, help="Leaving a weight matrix alone by default is an error."),
@@ -198,10 +207,9 @@ save_mask = click.option(
 store_pruned = click.option(
     "--store",
     type=click.Choice(["dense", "bitmask", "csr", "nm", "auto", "archive"]),
-    default="dense",
-    help="Zeros as they are, which all loaders take, or the non-zero weights only, for `restore`: a bit a weight, "
-    "column indices (.npz: SciPy's), two of four, or the smallest of all these tensor by tensor; archive: the "
-    "whole file entropy-coded.",
+    help="Zeros as they are (dense, the default), which all loaders take, or the non-zero weights only, for "
+    "`restore`: a bit a weight, column indices (.npz: SciPy's), two of four, or the smallest of all these tensor "
+    "by tensor; archive: the whole file entropy-coded.",
 )
 store_archive = click.option(
     "--store",

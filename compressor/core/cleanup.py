@@ -39,6 +39,7 @@ class Entry:
 
 _entries: list[Entry] = []
 _published = False  # whether the output that was begun last has its name
+_doubts: list[str] = []  # of what is written
 _beside = ""  # an output that is whole, for which another is being made: its path as the user may read it
 
 
@@ -79,6 +80,18 @@ def published(*, final: bool) -> None:
     global _published, _beside
     _published = final
     _beside = "" if final else _beside
+
+
+def doubt(said: str) -> None:
+    """What has its name is whole, but not all is as it should be: a sentence for the user."""
+    _doubts.append(said)
+
+
+def doubts() -> list[str]:
+    """What there is to say of finished outputs; each sentence is given once."""
+    said = list(dict.fromkeys(_doubts))
+    _doubts.clear()
+    return said
 
 
 def as_unfinished(beside: str = "") -> None:

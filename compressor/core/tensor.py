@@ -85,3 +85,8 @@ class TensorSpec:
         if len(self.shape) < 2:
             return 1, self.size
         return self.shape[0], prod(self.shape[1:])
+
+    @property
+    def lines(self) -> tuple[int, int]:
+        """The tensor as rows and columns where the last axis stays, and the others are flattened into rows."""
+        return (self.size // self.shape[-1], self.shape[-1]) if self.shape and self.shape[-1] else self.matrix

@@ -25,11 +25,18 @@ class Output:
     """An output under construction. `layouts` are the container files by name; a single-file output has one."""
 
     def __init__(
-        self, target: str, container: str, layouts: Sequence[tuple[str, FileLayout]], *, replace: bool
+        self,
+        target: str,
+        container: str,
+        layouts: Sequence[tuple[str, FileLayout]],
+        *,
+        replace: bool,
+        recorded: bool = True,
     ) -> None:
-        """Claim the temporary place and write every header. OutputError when that fails."""
+        """Claim the temporary place and write every header, which tell of the run if `recorded`. OutputError when
+        that fails."""
         self.target, self.container, self.layouts = target, container, layouts
-        self.staging = Staging(target, folder=container == "folder", replace=replace)
+        self.staging = Staging(target, folder=container == "folder", replace=replace, recorded=recorded)
         self.folders: set[str] = set()
         self.idle: list[tuple[tuple[str, int], int]] = []
         self.lock = Lock()

@@ -21,23 +21,27 @@ from typing import Any
 
 from compressor.core import cleanup
 from compressor.core.errors import NothingLeft, OutputError
+from compressor.core.text import printable
+from compressor.files.ours import foreign, has_record, may_be_replaced
 
 _NOREPLACE, _EXCHANGE = 1, 2  # flags of Linux's renameat2
-# One of them is in every folder that we write
-_MODEL = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 
 
 class Staging:
     """The place where one output is built before it is published. Not `final`: it only helps to make another."""
 
-    def __init__(self, target: str, *, folder: bool, replace: bool, final: bool = True) -> None:
-        """Claim a hidden temporary beside `target`. OutputError when the place cannot be written."""
+    def __init__(
+        self, target: str, *, folder: bool, replace: bool, final: bool = True, recorded: bool = True
+    ) -> None:
+        """Claim a hidden temporary beside `target`. OutputError when the place cannot be written. `recorded`: files
+        that are written will say so themselves."""
         cleanup.begin_output()
         self.target = target
         self.folder = folder
         self.replace = replace
         self.final = final
-        self.place = check_place(target, folder=folder, replace=replace)
+        self.recorded = recorded
+        self.place = check_place(target, folder=folder, replace=replace, recorded=recorded)
         self.parent, name = os.path.split(self.place)
         stem = os.fsdecode(os.fsencode(name)[:100])
         # what replaces something private is private while it is built; its mode is the old one's in the end
@@ -67,7 +71,7 @@ class Staging:
         """Put the finished temporary in its place, durably. From here on a signal no longer discards it."""
         with reporting(self.target):
             if self.replace:
-                check_place(self.target, folder=self.folder, replace=True)  # long ago, it was
+                self._check_again()
                 with suppress(FileNotFoundError):
                     os.chmod(self.path, stat.S_IMODE(os.stat(self.place).st_mode) & 0o777)
             if self.folder:
@@ -79,13 +83,32 @@ class Staging:
         except BaseException:
             self._entry.publishing = False
             raise
-        # the result stands; only its durability across a power cut is in doubt
-        with suppress(OSError):
+        try:
             sync_folder(self.parent)
+        except OSError as error:  # the result stands; only its durability across a power cut is in doubt
+            if self.final:
+                cleanup.doubt(
+                    f"{printable(self.target)} is complete, but the folder that it is in could not be synced "
+                    f"({error.strerror or error}): a power cut may take its name away"
+                )
         if self.folder and self.replace:
             remove(self.path)  # the old one, now that the exchange is durable
         cleanup.published(final=self.final)
         self._entry.forget()
+
+    def _check_again(self) -> None:
+        """OutputError where what is to be replaced became, since the run began, what must not be."""
+        check_place(self.target, folder=self.folder, replace=True, recorded=self.recorded)
+        if not self.folder or self.recorded or not os.path.isdir(self.place) or has_record(self.place):
+            return
+        lost = foreign(self.place, self.path)
+        if lost is not None:
+            raise OutputError(
+                f"is a folder that no run of this tool has written, by what its files say, and "
+                f"{printable(lost, 100)} in it would be lost",
+                file=self.target,
+                remedy="Name another, or delete it yourself",
+            )
 
     def _move(self) -> None:
         if self.replace and os.path.lexists(self.place):
@@ -127,10 +150,11 @@ def remove(path: str) -> None:
         return
 
 
-def check_place(target: str, *, folder: bool, replace: bool) -> str:
+def check_place(target: str, *, folder: bool, replace: bool, recorded: bool = True) -> str:
     """OutputError unless `target` is free, or may be replaced and is of the kind that will replace it.
 
-    Returns its path from the root on, without a trailing slash; folders on the way may be links.
+    `recorded`: what will be written carries a record of the run. Returns its path from the root on, without a
+    trailing slash; folders on the way may be links.
     """
     place = target.rstrip("/")
     if os.path.basename(place) in ("", ".", ".."):
@@ -149,7 +173,7 @@ def check_place(target: str, *, folder: bool, replace: bool) -> str:
         if kind == stat.S_IFLNK:
             with suppress(FileNotFoundError):
                 kind = stat.S_IFMT(os.stat(place).st_mode)
-        ours = kind == stat.S_IFDIR and _is_ours_to_replace(place)
+        ours = kind == stat.S_IFDIR and may_be_replaced(place, recorded=recorded)
     except FileNotFoundError:
         return place
     except (OSError, ValueError) as error:
@@ -161,27 +185,11 @@ def check_place(target: str, *, folder: bool, replace: bool) -> str:
         raise OutputError("exists already", file=target, remedy="Use --force to replace it")
     if folder and not ours:
         raise OutputError(
-            "is a folder that no run of this tool has written, and will not be replaced",
+            "is a folder that no run of this tool has written, by what its files say, and will not be replaced",
             file=target,
             remedy="Name another, or delete it yourself",
         )
     return place
-
-
-def _is_ours_to_replace(folder: str) -> bool:
-    """Whether a folder is empty, or holds a model and nothing that we never write: hidden folders such as
-    .git, other people's weights. What a link leads to is somebody else's."""
-    if os.path.islink(folder):
-        return False
-    with os.scandir(folder) as listed:
-        entries = list(listed)
-    names = {entry.name for entry in entries}
-    strange = any(
-        (entry.name.startswith(".") and entry.is_dir(follow_symlinks=False))
-        or entry.name.endswith((".bin", ".gguf", ".pt", ".pth"))
-        for entry in entries
-    )
-    return not names or (not strange and any(name in names for name in _MODEL))
 
 
 def _unwritable(target: str, error: Exception) -> OutputError:

@@ -15,24 +15,26 @@ from compressor.files.input_file import InputFile
 
 _LIMIT = 24_000_000  # bytes of a file; the index of a model of 10^12 weights has 13 million
 _BUDGET = 230_000_000  # bytes of memory for the parsed object
+_LARGER = 4  # times as much may have what is `large`: a tokenizer of 262,144 tokens takes 33 million bytes
 # what json makes of each: an empty container, an item's place, a string's object
 _COSTS = {b"[": 80, b"{": 80, b",": 80, b'"': 60}
 
 _HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def read_object(file: InputFile, *, lenient: bool = False) -> dict[str, Any]:
+def read_object(file: InputFile, *, lenient: bool = False, large: bool = False) -> dict[str, Any]:
     """The JSON object that a file holds; InputError when it is anything else."""
-    if file.size > _LIMIT:
-        raise InputError(f"has {file.size} bytes; the limit is {_LIMIT}", file=file.path)
-    return parse_object(file.read(0, file.size), file.path, lenient=lenient)
+    limit = _LIMIT * (_LARGER if large else 1)
+    if file.size > limit:
+        raise InputError(f"has {file.size} bytes; the limit is {limit}", file=file.path)
+    return parse_object(file.read(0, file.size), file.path, lenient=lenient, large=large)
 
 
-def parse_object(raw: bytes, path: str, *, lenient: bool = False) -> dict[str, Any]:
+def parse_object(raw: bytes, path: str, *, lenient: bool = False, large: bool = False) -> dict[str, Any]:
     """Parse bytes as one JSON object; `path` is for the message. InputError where it is none."""
     try:
         text = raw.decode("utf-8")
-        if sum(raw.count(sign) * cost for sign, cost in _COSTS.items()) > _BUDGET:
+        if sum(raw.count(sign) * cost for sign, cost in _COSTS.items()) > _BUDGET * (_LARGER if large else 1):
             raise ValueError("it has too many items")
         found = json.loads(text) if lenient else json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
         if not isinstance(found, dict):

@@ -79,12 +79,24 @@ class Budget:
     @property
     def words(self) -> str:
         """The request as a sentence has it: `--target-bits 4.5, --max-error 0.05`."""
-        shown = [
+        return self._words(*TARGETS, *LIMITS)
+
+    @property
+    def target_words(self) -> str:
+        """The target alone, as a sentence has it."""
+        return self._words(*TARGETS)
+
+    @property
+    def limit_words(self) -> str:
+        """The limits alone, as a sentence has them."""
+        return self._words(*LIMITS)
+
+    def _words(self, *names: str) -> str:
+        return ", ".join(
             f"--{name.replace('_', '-')} {size_text(value) if name == 'target_size' else f'{value:g}'}"
-            for name in (*TARGETS, *LIMITS)
+            for name in names
             if (value := getattr(self, name)) is not None
-        ]
-        return ", ".join(shown)
+        )
 
 
 KEYS = tuple(one.name for one in fields(Budget))

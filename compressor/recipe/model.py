@@ -18,7 +18,7 @@ from compressor.methods.model_method import Reshape
 from compressor.methods.structured_cut import StructuredCut
 from compressor.recipe.budget import Budget
 from compressor.recipe.gates import Gates
-from compressor.recipe.selection import LeftAlone, left_alone, matches
+from compressor.recipe.selection import LeftAlone, left_alone, matches, patterns
 from compressor.recipe.sequential_refit import Sequential
 from compressor.recipe.training import Training
 from compressor.recipe.when import Conditions
@@ -30,7 +30,8 @@ Store = Literal["auto", "dense", "packed", "codes", "bitmask", "csr", "nm", "sma
 class Stage:
     """One step of a recipe: a method, where it applies, and overrides by tensor name (first match wins). `store`
     auto is what suits the container: numbers of a transform, codes of an encoder. `stats` is the file of statistics
-    of layer inputs, or (`scored`) of their scores, that its methods go by."""
+    of layer inputs, or (`scored`) of their scores, that its methods go by. `kept` are names of tensors that a
+    budget leaves as they are, and why; a recipe gives them as excluded."""
 
     method: Method
     include: tuple[str, ...] = ()
@@ -43,6 +44,7 @@ class Stage:
     stats: str | None = None
     scored: bool = False
     when: Conditions | None = None
+    kept: Mapping[str, LeftAlone] = field(default_factory=dict, hash=False)
 
     @property
     def adapts(self) -> bool:
@@ -61,7 +63,7 @@ class Stage:
 
     def leaves(self, spec: TensorSpec) -> LeftAlone | None:
         """Why the stage leaves this tensor alone; None when it is to be treated."""
-        why = left_alone(spec, self.method.verb, self.include, self.exclude)
+        why = left_alone(spec, self.method.verb, self.include, self.exclude) or self.kept.get(spec.name)
         return self.when.leaves(spec) if why is None and self.when is not None else why
 
     def method_for(self, name: str) -> Method:
@@ -83,9 +85,11 @@ class Stage:
     def describe(self) -> dict[str, Any]:
         """The stage as a recipe would give it; paths of other files are not part of what was done."""
         found: dict[str, Any] = {"kind": self.method.verb, **self.method.describe()}
-        for key in ("include", "exclude"):
-            if getattr(self, key):
-                found[key] = list(getattr(self, key))
+        excluded = [*self.exclude, *patterns(list(self.kept))]
+        if self.include:
+            found["include"] = list(self.include)
+        if excluded:
+            found["exclude"] = excluded
         if self.store != "auto":
             found["store"] = self.store
         if self.fallback:

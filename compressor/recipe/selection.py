@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import translate
@@ -26,6 +26,7 @@ class LeftAlone:
     asked: bool = False
 
 
+_MANY = 256  # names of tensors that get a pattern each
 VECTOR = LeftAlone(Role.VECTOR.value, Role.VECTOR, asked=True)
 
 
@@ -44,6 +45,19 @@ def pattern(text: str) -> re.Pattern[str]:
 def matches(name: str, patterns: Iterable[str]) -> str | None:
     """The first of the patterns that matches the name. A name with brackets in it, written out, matches itself."""
     return next((text for text in patterns if text == name or pattern(text).fullmatch(name)), None)
+
+
+def exact(name: str) -> str:
+    """The pattern that matches this name alone."""
+    return f"re:{re.escape(name)}" if name.startswith("re:") or re.search(r"[*?\[]", name) else name
+
+
+def patterns(names: Sequence[str]) -> list[str]:
+    """Patterns that match these names alone: one each, or one for all where they are so many that every tensor
+    would be held against too many patterns."""
+    if len(names) <= _MANY:
+        return sorted(map(exact, names))
+    return ["re:" + "|".join(map(re.escape, sorted(names)))]
 
 
 def unmatched(patterns: Iterable[str], names: Collection[str]) -> list[str]:

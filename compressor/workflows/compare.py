@@ -11,6 +11,7 @@ from typing import Any
 from compressor.checkpoint.checkpoint import Tensor, open_checkpoint
 from compressor.checkpoint.experts import split_like
 from compressor.checkpoint.finite import blocks_of
+from compressor.checkpoint.gguf.from_file import as_folder, is_file_of_a_model
 from compressor.core.lazy import np
 from compressor.core.metrics import Comparison, count_zeros, dot
 from compressor.core.parallel.threads import available_workers, in_order, local
@@ -56,6 +57,8 @@ def compare(
     A tensor that only one side has, or that differs in shape, is a row with a problem, and fails any gate.
     """
     left, right = open_checkpoint(a), open_checkpoint(b)
+    if is_file_of_a_model(left) != is_file_of_a_model(right) and not left.tensors.keys() & right.tensors.keys():
+        left, right = (as_folder(one) if is_file_of_a_model(one) else one for one in (left, right))
     left, right = split_like(left, right), split_like(right, left)
     lone = len(left.tensors) == len(right.tensors) == 1
     pairs: list[tuple[Tensor, Tensor]] = []

@@ -38,6 +38,8 @@ class RunKeywords(TypedDict, total=False):
     strip_prefix: str | None
     component: str
     max_shard_size: int | None
+    no_tokenizer: bool
+    leave_out: Iterable[str]
     non_finite: NonFinite
     gates: Gates | None
     workers: int | None
@@ -105,8 +107,9 @@ class PruneKeywords(StageKeywords, total=False):
     fraction: float | None
     count: int | None
     layers: str | None
+    stack: str
     multiple_of: int
-    importance: Literal["auto", "l2", "l1", "gains", "inputs", "random", "index"]
+    importance: Literal["auto", "l2", "l1", "gains", "inputs", "influence", "spread", "random", "index"]
 
 
 class DistillKeywords(StageKeywords, total=False):

@@ -21,6 +21,8 @@ from compressor.calibration.opening import open_all
 from compressor.calibration.statistics import Statistics
 from compressor.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from compressor.checkpoint.experts import split_experts
+from compressor.checkpoint.gguf.from_file import as_folder, is_file_of_a_model
+from compressor.checkpoint.gguf.to_file import Wishes, as_file, becomes_file
 from compressor.checkpoint.joined_experts import join_experts
 from compressor.checkpoint.prefixes import strip_prefix
 from compressor.checkpoint.pruning_masks import fold_masks
@@ -54,6 +56,7 @@ from compressor.surgery.make_student import files_of as cut_files_of
 from compressor.surgery.make_student import reshaped, resolved_cuts
 from compressor.workflows.awq import balanced, balances, scaled_note
 from compressor.workflows.gating import judge, judge_plan
+from compressor.workflows.gguf_model import ggml_model
 from compressor.workflows.inspect import non_finite_tensors
 from compressor.workflows.results import Report, ReportedGateFailed
 from compressor.workflows.run_options import RunOptions
@@ -185,6 +188,8 @@ def open_inputs(order: Order) -> Opened:
     options, recipe = order.options, order.recipe
     checkpoint = open_input(order.source, options)
     container = container_of(order.output, checkpoint.source)
+    if container == "folder" and is_file_of_a_model(checkpoint):
+        checkpoint = as_folder(checkpoint)
     changes = bool(recipe.stages or recipe.cuts or recipe.training)
     if changes and container != "npy" and not options.dry_run:  # else nothing records it
         checkpoint = replace(checkpoint, identity=order.origin or identity_of(checkpoint.source))
@@ -199,11 +204,11 @@ def open_inputs(order: Order) -> Opened:
     if container == "npz" and any(store in ("dense", "packed") for store in coding):
         raise UsageError("an .npz output holds codes", remedy="Use --store codes, or end the output otherwise")
     if not options.dry_run:
-        check_place(order.output, folder=container == "folder", replace=options.force)
+        check_place(order.output, folder=container == "folder", replace=options.force, recorded=changes)
     statistics, undivided = open_all(recipe), checkpoint
     if changes and not checkpoint.stored:
         checkpoint = fold_masks(checkpoint)
-    storing = [stage for stage in recipe.stages if stores_packed(stage, container)]
+    storing = [stage for stage in recipe.stages if container != "gguf" and stores_packed(stage, container)]
     checkpoint = divided(checkpoint, storing, options.loader)
     if not changes and not checkpoint.stored:
         checkpoint = join_experts(checkpoint)
@@ -261,7 +266,15 @@ def transform(opened: Opened) -> Transformed:
             dry=options.dry_run,
             progress=options.progress,
         )
-    recipe = with_presets(replace(order.recipe, cuts=cuts), list(checkpoint.tensors))
+    if opened.container == "gguf" and becomes_file(checkpoint):
+        wishes = Wishes(not options.no_tokenizer, options.leave_out)
+        checkpoint = as_file(checkpoint, wishes)
+        teachers = {
+            path: as_file(one, wishes) if becomes_file(one) else one for path, one in opened.teachers.items()
+        }
+        opened = replace(opened, teachers=teachers)
+    specs = [tensor.spec for tensor in checkpoint.tensors.values()]
+    recipe = with_presets(replace(order.recipe, cuts=cuts), specs, ggml_model(checkpoint.source.fields))
     return Transformed(opened, recipe, checkpoint)
 
 
@@ -364,7 +377,7 @@ def write(planned: Planned) -> Report:
     order, checkpoint = opened.order, request.checkpoint
     plan = with_fingerprint(planned.plan, request)
     layouts = [(file.name, file.layout) for file in plan.files]
-    sink = Output(order.output, opened.container, layouts, replace=order.options.force)
+    sink = Output(order.output, opened.container, layouts, replace=order.options.force, recorded=bool(plan.stages))
     try:
         with ExitStack() as stack, _naming(order.source):  # workers must have stopped before their files go
             shards = None

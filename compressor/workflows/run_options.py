@@ -33,6 +33,8 @@ class RunOptions:
 
     `strip_prefix` is taken off the names of tensors that begin with it; `component` is the sub-folder of a pipeline
     of diffusers that is treated; `max_shard_size` is how many bytes of tensors a file of an output folder may hold.
+    Of a folder that becomes a GGUF file, `no_tokenizer` leaves its tokenizer out, and `leave_out` are patterns of
+    tensors that the file has no place for.
 
     `workers` is how many there are (one a processor where None); `processes` allows them to be forked for large
     models, which a program with threads of its own had better not; `progress(done, total)` is called in bytes
@@ -54,6 +56,8 @@ class RunOptions:
     strip_prefix: str | None = None
     component: str = ""
     max_shard_size: int | None = None
+    no_tokenizer: bool = False
+    leave_out: tuple[str, ...] = ()
     non_finite: NonFinite = "error"
     gates: Gates = field(default_factory=Gates)
     workers: int | None = None
@@ -80,7 +84,8 @@ class RunOptions:
     def of(cls, given: Mapping[str, Any]) -> RunOptions:
         """The options among a caller's keywords, paths as texts; None leaves one as it is by default."""
         own = {one.name: given[one.name] for one in fields(cls) if given.get(one.name) is not None}
-        return cls(**{key: os.fspath(value) if key in _PATHS else value for key, value in own.items()})
+        own |= {key: os.fspath(own[key]) for key in _PATHS if key in own}
+        return cls(**own | {key: tuple(own[key]) for key in _LISTS if key in own})
 
     def announce(self, text: str) -> None:
         """Tell `progress` of a pass, where it has a `stage` to be told by."""
@@ -100,3 +105,4 @@ class RunOptions:
 
 
 _PATHS = ("stats", "save_mask", "save_base", "work")
+_LISTS = ("leave_out",)

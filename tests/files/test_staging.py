@@ -9,10 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 from support.fault_injection import strays, tree
 from support.staged import fail, put
 
+from compressor.core import cleanup
 from compressor.core.errors import OutputError
 from compressor.files import staging as atomic
 from compressor.files.staging import Staging, check_place, remove, reporting, sync_folder
@@ -20,9 +23,16 @@ from compressor.files.staging import Staging, check_place, remove, reporting, sy
 pytestmark = pytest.mark.usefixtures("unpublished")
 
 
+def _weights(metadata: dict[str, str]) -> bytes:
+    return save({"a": np.zeros(3, np.float32)}, metadata=metadata)
+
+
+OLD = _weights({"compressor": '{"version": 1, "stages": []}'})  # by what a run says of itself there
+
+
 def old_model(path: Path) -> Path:
     path.mkdir()
-    (path / "model.safetensors").write_bytes(b"old")
+    (path / "model.safetensors").write_bytes(OLD)
     return path
 
 
@@ -185,12 +195,26 @@ def test_dangerous_mode_bits_are_not_kept(tmp_path: Path) -> None:
 
 
 def _model(path: Path) -> None:
-    (path / "model.safetensors").touch()
+    (path / "model.safetensors").write_bytes(OLD)
 
 
 def _sharded(path: Path) -> None:
     (path / "model.safetensors.index.json").touch()
     (path / "sub").mkdir()
+    (path / "sub" / "shard-1.safetensors").write_bytes(OLD)
+
+
+def _archive(path: Path) -> None:
+    (path / "model.safetensors").write_bytes(_weights({"compressor.archive": "1"}))
+
+
+def _others_model(path: Path) -> None:
+    (path / "model.safetensors").write_bytes(_weights({"format": "pt"}))
+    (path / "README.md").touch()
+
+
+def _damaged_model(path: Path) -> None:
+    (path / "model.safetensors").write_bytes(b"<html>")
 
 
 def _empty(path: Path) -> None:
@@ -221,6 +245,9 @@ def _only_lora(path: Path) -> None:
     [
         (_model, True),
         (_sharded, True),
+        (_archive, True),
+        (_others_model, False),
+        (_damaged_model, False),
         (_empty, True),
         (_git, False),
         (_other_weights, False),
@@ -383,7 +410,7 @@ def test_an_exchange_that_fails_leaves_the_old(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(OutputError, match="Input/output error"):
         staging.publish()
     staging.discard()
-    assert tree(tmp_path) == {"x": {"model.safetensors": {"": b"old"}}}
+    assert tree(tmp_path) == {"x": {"model.safetensors": {"": OLD}}}
 
 
 @pytest.mark.parametrize("failing", [1, 2, 3])
@@ -408,7 +435,7 @@ def test_an_exchange_in_steps_goes_back_where_it_can(
         with pytest.raises(OutputError, match="Input/output error"):
             staging.publish()
         staging.discard()
-        assert tree(tmp_path) == {"x": {"model.safetensors": {"": b"old"}}}
+        assert tree(tmp_path) == {"x": {"model.safetensors": {"": OLD}}}
     else:
         staging.publish()
         assert tree(target) == {"model.safetensors": {"": b"new"}}
@@ -434,7 +461,7 @@ def test_an_exchange_that_cannot_go_back_says_where_the_old_is(
         staging.publish()
     monkeypatch.undo()
     staging.discard()
-    assert tree(tmp_path / f".x.{os.getpid()}.tmp.old") == {"model.safetensors": {"": b"old"}}
+    assert tree(tmp_path / f".x.{os.getpid()}.tmp.old") == {"model.safetensors": {"": OLD}}
 
 
 def test_a_library_without_renameat2(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -447,16 +474,22 @@ def test_a_library_without_renameat2(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
-def test_a_parent_that_cannot_be_synced_does_not_undo_the_result(
+def test_a_parent_that_cannot_be_synced_does_not_undo_the_result_and_is_told(
     tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(atomic.os, "fsync", fail(number))
     staging = Staging(str(tmp_path / "x"), folder=False, replace=False)
+    cleanup.doubts()
     staging.publish()
     assert os.listdir(tmp_path) == ["x"]
+    doubts = cleanup.doubts()
+    assert not cleanup.doubts()
     if number == errno.EINVAL:
+        assert not doubts
         sync_folder(str(tmp_path))  # a file system that cannot do it
     else:
+        (said,) = doubts
+        assert "x is complete, but the folder that it is in could not be synced (Input/output error)" in said
         with pytest.raises(OSError, match="Input/output"):
             sync_folder(str(tmp_path))
 
@@ -519,4 +552,4 @@ def test_removal_of_a_link_leaves_what_it_leads_to(tmp_path: Path) -> None:
     old_model(tmp_path / "real")
     (tmp_path / "link").symlink_to("real")
     remove(str(tmp_path / "link"))
-    assert tree(tmp_path) == {"real": {"model.safetensors": {"": b"old"}}}
+    assert tree(tmp_path) == {"real": {"model.safetensors": {"": OLD}}}

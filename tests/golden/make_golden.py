@@ -15,7 +15,7 @@ from support import (
     archives,
     console,
 )
-from support.laws import every_method, numbers, store
+from support.laws import GGML_BLOCKS, every_method, numbers, store
 
 from compressor import api
 from compressor.calibration.fingerprint import fingerprint
@@ -219,6 +219,9 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "quantize-nvfp4-absmax-f32.safetensors": _floats("nvfp4", "F32", method="absmax"),
     **{f"quantize-{scheme}-wide.safetensors": _floats(scheme, "WIDE") for scheme in ("nvfp4", "mxfp4", "mxfp8")},
     "quantize-mxfp4-absmax-wide.safetensors": _floats("mxfp4", "WIDE", method="absmax"),
+    # rows of 256; of 192 and 13, which blocks of 256 and 32 do not divide
+    **{f"quantize-{scheme}-rows-bf16.safetensors": _floats(scheme, "ROWS-BF16") for scheme in GGML_BLOCKS},
+    **{f"quantize-{scheme}-f32.safetensors": _floats(scheme, "F32") for scheme in ("f16", "bf16")},
 }
 
 

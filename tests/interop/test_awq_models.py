@@ -36,7 +36,7 @@ def test_the_model_does_not_notice_scales(tmp_path: Path, name: str) -> None:
     source = make(tmp_path / "source", name)
     checkpoint = split_experts(open_checkpoint(source))
     specs = [tensor.spec for tensor in checkpoint.tensors.values()]
-    folds, why = folds_of(recognise(checkpoint.source.config, specs, str(source), "awq"), checkpoint)
+    folds, why = folds_of(recognise(checkpoint.source.config, specs, str(source), "awq").parts, checkpoint)
     random = np.random.default_rng(3)
     chosen = [(fold, np.exp(random.normal(0, 1, fold.channels))) for fold in folds]
     scaled = {key: read_whole(tensor) for key, tensor in folded(checkpoint, chosen)[0].tensors.items()}

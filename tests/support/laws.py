@@ -55,6 +55,11 @@ _INTS: tuple[dict[str, Any], ...] = (
     {"bits": 8, "granularity": "channel", "layout": "plain"},
     {"bits": 5, "symmetric": False, "group_size": 8, "layout": "plain"},
 )
+# ggml's schemes of blocks, and how many weights these have
+GGML_BLOCKS = {
+    **dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "ggml-mxfp4"), 32),
+    **dict.fromkeys(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs", "tq1_0", "tq2_0"), 256),
+}
 OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
     ("prune", "threshold"): ({"threshold": 0.01}, {"threshold": 0.0}, {"threshold": 1e300}),
     ("prune", "magnitude"): (
@@ -176,6 +181,9 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
         if (grain, method) != ("tensor", "absmax")
     ),
     **{("quantize", name): ({"method": "absmax"}, {}) for name in ("nvfp4", "mxfp4", "mxfp8")},
+    **{("quantize", name): ({}, {"informed": True}) for name in GGML_BLOCKS},
+    ("quantize", "f16"): ({},),
+    ("quantize", "bf16"): ({},),
     **{
         ("store", layout): (
             {},
@@ -194,6 +202,8 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
 MAY_REFUSE = {("quantize", "factor"), ("quantize", "step"), ("distill", "reweight"), ("store", "nm")}
 # An even step that was given, and codes that two bytes do not hold.
 GIVEN_STEP = ("quantize", "uniform")
+# float16 scales, and float16 itself.
+IN_FLOAT16 = {("quantize", name) for name in (*GGML_BLOCKS, "f16", "bf16")}
 # What keeps float32 scales, as its layout wants them, may say no to a float64 beyond their range.
 IN_FLOAT32 = {("quantize", name) for name in ("nf4", "nvfp4", "mxfp4", "mxfp8")}
 
@@ -277,10 +287,14 @@ def edges(dtype: str) -> dict[str, Array]:
 
 def fitting(method: Method, raw: Array) -> Array:
     """The array repeated to a matrix of whole groups and words, for layouts that hold nothing else."""
-    if getattr(getattr(method, "stored", None) or method, "layout", "") not in ("mlx", "gptq"):
+    if method.id in GGML_BLOCKS:
+        sizes = (1, GGML_BLOCKS[method.id])
+    elif getattr(getattr(method, "stored", None) or method, "layout", "") in ("mlx", "gptq"):
+        sizes = (8, 32)
+    else:
         return raw
     matrix = raw.reshape(TensorSpec("", "F32", raw.shape).matrix)
-    return np.tile(matrix, [size // gcd(size, length) for size, length in zip((8, 32), matrix.shape, strict=True)])
+    return np.tile(matrix, [size // gcd(size, length) for size, length in zip(sizes, matrix.shape, strict=True)])
 
 
 # ---- running a method ----------------------------------------------------------------------------------
@@ -410,6 +424,8 @@ def run(
         matrix = codes.settled
     ranges = cut(len(matrix), size, align_of(method, spec))
     treatment = resolve(method, spec, matrix, partners, ranges, work, inputs)
+    if isinstance(treatment, Transform) and treatment.flat_alone:  # a small tensor is a single block
+        ranges = [(0, len(matrix))]
     restored = np.full(matrix.shape, np.nan, matrix.dtype)
     parts = None
     if isinstance(treatment, Encoder) and store_parts:
@@ -563,8 +579,10 @@ def check_laws(method: Method, name: str, dtype: str, raw: Array) -> bool:
     outcomes: list[Outcome] = []
     no = refusal(lambda: outcomes.append(run(method, spec, raw)))
     if no is not None:
-        beyond = dtype == "F64" and largest("F32") < np.max(np.abs(numbers(raw, dtype)))
+        high = np.max(np.abs(numbers(raw, dtype)))
+        beyond = dtype == "F64" and largest("F32") < high
         may = MAY_REFUSE | (IN_FLOAT32 if beyond else set())
+        may |= IN_FLOAT16 if high > 0.9 * min(largest(dtype), largest("F16")) else set()
         may |= {GIVEN_STEP} if getattr(method, "step", None) is not None else set()
         assert (method.verb, method.id) in may, f"{name}: {no}"
         assert isinstance(no, InputError)

@@ -168,7 +168,7 @@ def test_bits_and_ratios_are_met(model: Path, tmp_path: Path) -> None:
 
 def test_many_names_are_one_rule(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = compressor.quantize(model, tmp_path / "a.safetensors", target_bits=5.3)
-    monkeypatch.setattr("compressor.workflows.budget.fit._MANY", 1)
+    monkeypatch.setattr("compressor.recipe.selection._MANY", 1)
     many = compressor.quantize(model, tmp_path / "b.safetensors", target_bits=5.3)
     assert [job.steps for job, _ in one.rows] == [job.steps for job, _ in many.rows]
     assert len(many.plan.stages[-1]["rule"]) <= len({job.steps[-1].method for job, _ in many.rows})
@@ -381,7 +381,7 @@ def test_nvfp4_is_measured_nearly_as_it_will_be(model: Path, tmp_path: Path) -> 
         ({"target_bits": 4.5, "candidates": ["int:bits=4,nonsense=1"]}, "not known"),
         ({"target_bits": 4.5, "candidates": ["dense"]}, "smaller than dense"),
         ({"target_bits": 4.5, "candidates": ["int:bits=8,granularity=tensor"]}, "reads each tensor once"),
-        ({"target_bits": 4.5, "candidates": ["int4g60"]}, "nothing to decide"),
+        ({"target_bits": 4.5, "candidates": ["int4g60"]}, "int4g60 fits none .* is 96×256.*--fallback"),
         ({"target_bits": 4.5, "bits": 4}, "chooses bits itself"),
         ({"target_bits": 4.5, "scheme": "nf4"}, "chooses scheme itself"),
         ({"target_bits": 4.5, "target_size": 100}, "two targets"),
@@ -614,8 +614,67 @@ def test_what_no_candidate_fits_stays_dense(tmp_path: Path) -> None:
         report = compressor.quantize(source, out, target_bits=9, candidates=candidates, force=True)
         assert [one.name for one in report.allocation.chosen] == ["a.weight"]
         assert np.array_equal(load_file(out)["b.weight"], odd)
+        assert _kept(report) == {
+            "b.weight": "no candidate of the budget fits its shape (--fallback takes the nearest)"
+        }
+        assert report.plan.stages[-1]["exclude"] == ["b.weight"]  # as an ordinary recipe has it
+    report = compressor.quantize(source, out, target_bits=9, candidates=["int4g128"], force=True, fallback=True)
+    assert {one.name: one.choice for one in report.allocation.chosen} == {
+        "a.weight": "int4g128",
+        "b.weight": "int4g128 with granularity=channel",
+    }
+    assert not _kept(report)
+    with pytest.raises(UsageError, match="candidate int4g96 fits none of the tensors"):
+        compressor.quantize(source, out, target_bits=9, candidates=["int4g96", "int4g128"], force=True)
     with pytest.raises(UsageError, match="nothing to decide"):
-        compressor.quantize(source, out, target_bits=9, candidates=["int4g96"], force=True)
+        compressor.quantize(source, out, target_bits=9, candidates=["int4g96"], force=True, allow_unmatched=True)
+    with pytest.raises(UsageError, match="fits none of the tensors"):  # MLX has no group that fits, nor any rows
+        compressor.quantize(TEACHER, out, target_bits=9, candidates=["int4g32"], layout="mlx", force=True)
+
+
+def _kept(report: compressor.Report) -> dict[str, str]:
+    return {job.spec.name: why for why, jobs in report.kept for job in jobs}
+
+
+def test_what_the_budget_chose_to_leave_is_not_called_excluded(model: Path, tmp_path: Path) -> None:
+    report = compressor.quantize(
+        model, tmp_path / "o.safetensors", target_bits=9, candidates=["int2g64", "dense"], exclude=["layer.0.*"]
+    )
+    kept = _kept(report)
+    assert kept["layer.0.weight"] == "excluded by layer.0.*"
+    dense = [row.name for row in report.allocation.chosen if row.choice == "dense"]
+    assert {kept[name] for name in dense} == {"dense is what the budget chose"}
+    assert report.plan.stages[-1]["exclude"] == ["layer.0.*", *dense]
+
+
+def test_the_way_on_that_a_message_names_makes_the_target_possible(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o.safetensors"
+
+    def tried(source: Path, said: str, asked: dict[str, Any], change: dict[str, Any], out: Path = out) -> None:
+        with pytest.raises(compressor.GateFailed, match=f"cannot be met.*{said}"):
+            compressor.quantize(source, out, **asked)
+        assert compressor.quantize(source, out, **{**asked, **change}, dry_run=True).allocation is not None
+
+    tried(model, "leave out --max-error 0.1", {"target_bits": 4, "max_error": 0.1}, {"max_error": None})
+    tried(model, "leave out --candidate", {"target_bits": 4, "candidates": ["int8c"]}, {"candidates": []})
+    folder = tmp_path / "folder"
+    tried(TINY, "give --layout compressor", {"target_bits": 3}, {"layout": "compressor"}, folder)
+    tried(
+        TINY,
+        "--include more tensors",
+        {"target_ratio": 3.4},
+        {"include": ["*proj.weight", "*embed*", "lm_head*"]},
+        folder,
+    )
+    tried(model, "give --store archive", {"target_bits": 1}, {"store": "archive"})
+
+
+def test_a_target_above_the_input_says_so(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for asked, said in (("--target-size 2MB", "of 788 kB"), ("--target-bits 40", "of 32 bits a weight")):
+        command = ["quantize", str(model), "-o", str(tmp_path / "o.safetensors"), *asked.split(), "--dry-run"]
+        assert main(command) == 0
+        assert f"note: the input, {said}, is within {asked.split()[0]}" in capsys.readouterr().out
+    assert compressor.quantize(model, tmp_path / "o.safetensors", target_ratio=4).allocation.note == ""
 
 
 def test_what_is_fused_stays_dense_where_no_candidate_fits_all_of_it(tmp_path: Path) -> None:

@@ -60,6 +60,8 @@ def render_allocation(allocation: Allocation, *, top: int | None = None, quiet: 
         f"error {error_text(allocation.point.error)}",
         style="bold",
     )
+    if allocation.note:
+        page.line(f"note: {allocation.note}")
     return page.text()
 
 
@@ -96,6 +98,7 @@ def to_json(allocation: Allocation) -> dict[str, Any]:
     return {
         "asked": allocation.asked,
         "weighted_by": allocation.weighted or None,
+        **({"note": allocation.note} if allocation.note else {}),
         "size_after": allocation.size_after,
         "point": _numbers(allocation.point),
         "tensors": [

@@ -13,9 +13,10 @@ from mmap import PAGESIZE
 from compressor.checkpoint.checkpoint import Tensor
 from compressor.checkpoint.rows import BLOCK, CHUNK
 from compressor.core.lazy import np
-from compressor.core.tensor import DTYPES
+from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array, Workspace
 from compressor.engine.plan.plan import Job
+from compressor.methods.contract import Encoder, Transform
 from compressor.methods.parts import Part
 
 
@@ -55,14 +56,26 @@ def slice_tensor(job: Job, tensor: Tensor, partners: Sequence[Tensor]) -> Slice:
         return Slice(nbytes, 1, 1 << 22, 1 << 22, bytes=True)
     if not job.stores_parts and job.elementwise and tensor.seekable and not partners and not job.grain:
         return Slice(spec.size, 1, CHUNK, BLOCK)
-    if not job.steps and tensor.encoder is None and len(spec.shape) > 2 and not tensor.whole.placed.fortran:
-        # only copied, as seekable ones are, so that a row need not be a whole expert
-        rows, columns = spec.size // max(spec.shape[-1], 1), spec.shape[-1]
-    else:
-        rows, columns = spec.matrix
+    rows, columns = spec.lines if _by_lines(job, tensor) else spec.matrix
     align = max(job.align, job.grain, tensor.align, *(partner.align for partner in partners))
     block = max(max(BLOCK, job.at_once) // max(columns, 1) // align, 1) * align
     return Slice(rows, columns, max(CHUNK // max(columns, 1) // block, 1) * block, block)
+
+
+def _by_lines(job: Job, tensor: Tensor) -> bool:
+    """Whether rows are lines of the last axis, and not whole experts: of more than two axes, where what reads the
+    tensor can read such, and it is only copied or restored, or it is large and stored by such lines too."""
+    read = not tensor.whole.placed.fortran if tensor.encoder is None else tensor.encoder.ggml is not None
+    if len(job.spec.shape) < 3 or not read:
+        return False
+    if not job.steps:
+        return True
+    free = all(
+        isinstance(step.method, Encoder | Transform) and step.method.rows_alone and not step.partners
+        for step in job.steps
+    )
+    stored = job.encoder is not None and job.encoder.ggml is not None
+    return free and stored and job.spec.matrix[1] > BLOCK
 
 
 def part_buffer(part: Part, job: Job, cut: Slice, start: int, stop: int, offset: int, work: Workspace) -> Array:
@@ -76,7 +89,9 @@ def part_buffer(part: Part, job: Job, cut: Slice, start: int, stop: int, offset:
 
 def part_shape(part: Part, job: Job, cut: Slice, start: int, stop: int) -> tuple[int, ...]:
     """The shape of what the rows [start, stop) have of a part."""
-    return (stop - start, cut.columns) if not job.stores_parts else part.held(job.spec, start, stop)
+    if not job.stores_parts:
+        return stop - start, cut.columns
+    return part.held(TensorSpec(job.spec.name, job.spec.dtype, (cut.rows, cut.columns)), start, stop)
 
 
 def part_offset(part: Part, job: Job, cut: Slice, start: int, stop: int, origin: int) -> int:

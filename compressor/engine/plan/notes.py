@@ -10,6 +10,7 @@ from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable, size_text
 from compressor.engine.plan.adapter import adapter_notes, makes_adapter
+from compressor.engine.plan.gguf_file import again_notes
 from compressor.engine.plan.loaders import loader_notes
 from compressor.engine.plan.patterns import pattern_notes
 from compressor.engine.plan.plan import Job
@@ -19,7 +20,7 @@ from compressor.methods.contract import Decoder
 from compressor.recipe.model import Recipe
 
 Stored = Sequence[tuple[TensorSpec, Decoder]]
-_NAMED = 2  # dropped tensors that a note names
+_NAMED = 2  # tensors that a note names
 
 
 def plan_notes(request: PlanRequest, jobs: Sequence[Job], without_adapter: Sequence[str]) -> tuple[str, ...]:
@@ -35,9 +36,10 @@ def plan_notes(request: PlanRequest, jobs: Sequence[Job], without_adapter: Seque
             *_loading(jobs, stored, request.container, checkpoint),
             *_input(checkpoint, request.recipe),
             *pattern_notes(request.recipe.stages, len(request.recipe.cuts), request.specs),
+            *again_notes(jobs, request.container),
             *_idle(jobs, request.recipe, checkpoint),
         ]
-    return (*notes, *_wide_memory(jobs), *_statistics_memory(jobs, request.statistics))
+    return (*notes, *_unpaired(request), *_wide_memory(jobs), *_statistics_memory(jobs, request.statistics))
 
 
 def is_language_model(config: Mapping[str, Any] | None) -> bool:
@@ -70,19 +72,42 @@ def _loading(jobs: Sequence[Job], stored: Stored, container: Container, checkpoi
         yield "part of it is in this project's own layout, which only `compressor restore` reads"
 
 
+def _named(names: Sequence[str]) -> str:
+    """The first of these tensors, and how many more there are."""
+    shown = ", ".join(printable(name, 100) for name in names[:_NAMED])
+    return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown
+
+
 def _input(checkpoint: Checkpoint, recipe: Recipe) -> Iterator[str]:
     """How the input was stored, and what of it serves nobody any more."""
     if checkpoint.compression and (recipe.stages or checkpoint.cuts):
         yield f"the input is {checkpoint.compression}: what its codes stand for was taken as the weights"
     if checkpoint.dropped:
-        shown = ", ".join(printable(name, 100) for name in checkpoint.dropped[:_NAMED])
-        more = f" and {len(checkpoint.dropped) - _NAMED} more" if len(checkpoint.dropped) > _NAMED else ""
-        yield f"dropped, because it serves loaders of quantized weights only: {shown}{more}"
+        yield f"dropped, because it serves loaders of quantized weights only: {_named(checkpoint.dropped)}"
+
+
+def _unpaired(request: PlanRequest) -> Iterator[str]:
+    """What a student has and its teacher has not, of what is left alone; else it would be an error."""
+    student = request.checkpoint.tensors
+    for stage in request.recipe.stages:
+        if stage.teacher is None or stage.method.verb != "distill" or len(student) == 1:
+            continue
+        shapes = {name: tensor.spec.shape for name, tensor in request.teachers[stage.teacher].tensors.items()}
+        alone = [
+            name
+            for name, tensor in student.items()
+            if shapes.get(name) != tensor.spec.shape
+            and (why := stage.leaves(tensor.spec)) is not None
+            and why.role is not None
+        ]
+        if alone:
+            stays = "of that shape, which stays" if len(alone) == 1 else "of those shapes, which stay"
+            yield f"the teacher is of another structure: it has no {_named(alone)} {stays} as in the student"
 
 
 def _idle(jobs: Sequence[Job], recipe: Recipe, checkpoint: Checkpoint) -> Iterator[str]:
     """Where nothing is done to any tensor."""
-    if recipe.stages and not any(job.steps for job in jobs):
+    if recipe.stages and not any(job.treated for job in jobs):
         those = "what the cut left" if checkpoint.cuts else "those of the input"
         yield f"no tensor was selected: the output's tensors are {those}"
     changed = recipe.stages or recipe.training or checkpoint.compression or checkpoint.cuts or checkpoint.stored

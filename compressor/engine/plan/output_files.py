@@ -16,6 +16,7 @@ from compressor.engine.plan.sharding import shard_names
 from compressor.files import growth, npy, npz, safetensors
 from compressor.files.folder import SINGLE, index_bytes, json_bytes
 from compressor.files.layout import Container, FileLayout
+from compressor.files.ours import RECORD
 from compressor.recipe.model import Recipe
 
 Stages = Sequence[Mapping[str, Any]]
@@ -40,7 +41,7 @@ def lay_out(
         return (OutputFile(request.output_name, _npz_layout(jobs[0], stages, checkpoint, fingerprint)),), ()
     if container == "gguf":
         said = _record(checkpoint, _origins(request, 0), (), stages, fingerprint)
-        return (gguf_file(request.output_name, jobs, checkpoint.source, said.get(record.KEY)),), ()
+        return (gguf_file(request.output_name, jobs, checkpoint.source, said.get(RECORD)),), ()
     names, index = _names(request, jobs)
     members: list[list[Job]] = [[] for _ in names]
     for job in jobs:
@@ -85,7 +86,8 @@ def carried_over(
         left += tuple((name, why) for name in carried if name in dialects.SIDECARS)
         carried = tuple(name for name in carried if name not in dialects.SIDECARS)
     if container != "folder":
-        left += tuple((name, f"a single .{container} holds tensors only") for name in carried)
+        why = "a .gguf has no place for it" if container == "gguf" else f"a single .{container} holds tensors only"
+        left += tuple((name, why) for name in carried)
         carried = ()
     return carried, left
 
@@ -117,7 +119,7 @@ def _kept_metadata(checkpoint: Checkpoint, origins: range) -> dict[str, str]:
 def _metadata(metadata: Mapping[str, str], form: str | None) -> dict[str, str]:
     """The input's metadata without its record, and the `format` that loaders of the codes go by, else the
     input's."""
-    kept = {key: value for key, value in metadata.items() if key != record.KEY}
+    kept = {key: value for key, value in metadata.items() if key != RECORD}
     kept.setdefault("format", "pt")
     kept["format"] = form or kept["format"]
     return kept
@@ -146,7 +148,7 @@ def _npz_layout(job: Job, stages: Stages, checkpoint: Checkpoint, fingerprint: s
     texts = {} if job.encoder is None else {name: text.decode() for name, text in job.encoder.members.items()}
     more = {"texts": texts} if texts else {}
     said = record.to_metadata(stages, stored, checkpoint.identity, fingerprint, members=listed, **more)
-    return npz.layout(members, said[record.KEY].encode(), texts)
+    return npz.layout(members, said[RECORD].encode(), texts)
 
 
 def _texts(jobs: Sequence[Job], files: Sequence[OutputFile], checkpoint: Checkpoint, index: str) -> Texts:

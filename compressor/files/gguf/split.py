@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from compressor.core.errors import InputError
+from compressor.files.gguf.agreement import check_agreement, integer
 from compressor.files.gguf.reading import GgufHeader, read_header
-from compressor.files.gguf.values import Value
 from compressor.files.input_file import InputFile
 from compressor.files.source import Source, SourceFile, assemble
 
@@ -29,7 +27,7 @@ def open_model(path: str) -> Source:
     """
     file = InputFile.open(path)
     header = read_header(file)
-    count = _integer(header.fields, COUNT)
+    count = integer(header.fields, COUNT)
     folder, name = os.path.split(path)
     if count is None or count == 1:
         return _source(path, (SourceFile(name, file, header),), header)
@@ -54,7 +52,7 @@ def open_model(path: str) -> Source:
         _check_part(parts[-1], number, count)
     first = parts[0].header
     assert isinstance(first, GgufHeader)  # noqa: S101 - as read above
-    said = _integer(first.fields, TENSORS)
+    said = integer(first.fields, TENSORS)
     found = sum(len(part.header.tensors) for part in parts)
     if said is not None and said != found:
         raise InputError(f"its parts hold {found} tensors, and {TENSORS} says {said}", file=path, remedy=_ALL)
@@ -63,7 +61,7 @@ def open_model(path: str) -> Source:
 
 def _check_part(part: SourceFile, number: int, count: int) -> None:
     assert isinstance(part.header, GgufHeader)  # noqa: S101 - who calls read it
-    said = _integer(part.header.fields, NUMBER), _integer(part.header.fields, COUNT)
+    said = integer(part.header.fields, NUMBER), integer(part.header.fields, COUNT)
     if said != (number, count):
         raise InputError(
             f"says {NUMBER} {said[0]} and {COUNT} {said[1]}, where {number} and {count} belong",
@@ -72,13 +70,11 @@ def _check_part(part: SourceFile, number: int, count: int) -> None:
         )
 
 
-def _integer(fields: Mapping[str, Value], key: str) -> int | None:
-    """A number of the metadata; None where there is none, or something else."""
-    value = fields.get(key)
-    found: Any = None if value is None or value.items is not None else value.python()
-    return found if type(found) is int else None
-
-
 def _source(path: str, parts: tuple[SourceFile, ...], first: GgufHeader) -> Source:
     fields = {key: value for key, value in first.fields.items() if key not in (NUMBER, COUNT, TENSORS)}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for part in parts:
+        assert isinstance(part.header, GgufHeader)  # noqa: S101 - as read above
+        shapes |= part.header.shapes
+    check_agreement(fields, shapes, path)
     return assemble(path, "gguf", parts, fields=fields)

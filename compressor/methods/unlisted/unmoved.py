@@ -18,6 +18,7 @@ class Unmoved(Scheme, Encoder):
 
     verb: ClassVar[str] = "distill"
     id: ClassVar[str] = "soft-targets"
+    rows_alone: ClassVar[bool] = True
 
     stored: Decoder
 

@@ -194,6 +194,47 @@ def _made(name: str, shared: Mapping[str, Any], where: str) -> Candidate:
     return Candidate(name, method)
 
 
+def with_nearest(
+    candidates: Sequence[Candidate], specs: Iterable[TensorSpec], container: Container
+) -> tuple[Candidate, ...]:
+    """The candidates, with what is nearest to each of them in shape for tensors that none of them fits."""
+    found = {one.key: one for one in candidates}
+    for spec in specs:
+        if any(one.encoder is not None and one.fits(spec, container) for one in candidates):
+            continue
+        for one in candidates:
+            near = _nearest(one, spec)
+            if near is not None and near.fits(spec, container):
+                found.setdefault(near.key, near)
+    return tuple(found.values())
+
+
+def _nearest(one: Candidate, spec: TensorSpec) -> Candidate | None:
+    """What the scheme of a candidate takes for a tensor whose shape contradicts its options."""
+    near = None if one.encoder is None else one.encoder.fallback(spec)
+    if near is None or one.encoder is None:
+        return None
+    before = one.encoder.describe()
+    said = ",".join(f"{key}={value}" for key, value in near[0].describe().items() if before.get(key) != value)
+    return Candidate(f"{one.name} with {said}", near[0])
+
+
+def check_of_use(candidates: Iterable[Candidate], specs: Sequence[TensorSpec], container: Container) -> None:
+    """UsageError where the shape of no tensor allows a candidate that the user named."""
+    for one in candidates:
+        if one.encoder is None or not specs or any(one.fits(spec, container) for spec in specs):
+            continue
+        largest = max(specs, key=lambda spec: spec.size)
+        near = _nearest(one, largest)
+        raise UsageError(
+            f"candidate {printable(one.name, 60)} fits none of the tensors that are decided on; "
+            f"'{printable(largest.name, 60)}' is {'×'.join(map(str, largest.shape))}",
+            remedy="Leave it out"
+            + ("" if near is None else ", or give --fallback, which takes the nearest that fits")
+            + ", or --allow-unmatched",
+        )
+
+
 def check_readable(candidate: Candidate, spec: TensorSpec, *, archived: bool = False) -> None:
     """UsageError where a candidate cannot be measured block by block, in one pass."""
     encoder, even = candidate.encoder, candidate.even

@@ -46,6 +46,7 @@ class Allocation:
     uniform: tuple[Point, ...]
     size_after: int
     tried: tuple[Evaluation, ...] = ()  # outputs that `tune` measured, in order
+    note: str = ""  # what is odd about the target
 
 
 @dataclass(frozen=True)

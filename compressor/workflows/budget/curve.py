@@ -54,6 +54,7 @@ def allocation_of(
         curve_of(found),
         _uniform(found),
         size_after,
+        note=found.note,
     )
 
 

@@ -1,17 +1,17 @@
 """From a budget to an ordinary recipe: survey what the candidates cost, choose, and check with the planner.
 
 The planner is asked by dry runs, so that sizes are those of the files to the byte. The recipe that comes of it has
-the stage's own rules first, then one for each tensor by its exact name; what stays dense is excluded by name.
+the stage's own rules first, then one for each tensor by its exact name; what stays dense is named with the reason.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
 from math import fsum, inf
+from typing import Any
 
 from compressor.architectures.fused_layers import one_scheme
 from compressor.calibration.statistics import open_statistics
@@ -28,15 +28,23 @@ from compressor.methods.options import defaults_of
 from compressor.methods.registry import make_method
 from compressor.recipe.budget import CHOSEN, Budget
 from compressor.recipe.model import Recipe, Stage
-from compressor.recipe.selection import matches
+from compressor.recipe.selection import LeftAlone, matches, patterns
 from compressor.workflows.budget.allocate import Option, allocate, breakpoints, smallest
-from compressor.workflows.budget.candidates import DENSE, Candidate, check_readable, make_candidates
+from compressor.workflows.budget.candidates import (
+    DENSE,
+    Candidate,
+    check_of_use,
+    check_readable,
+    make_candidates,
+    with_nearest,
+)
 from compressor.workflows.budget.errand import Errand
 from compressor.workflows.budget.survey import Measured, Probe, Probed, measure_of, size_of
 from compressor.workflows.budget.survey_file import key_of, read_table, write_table
+from compressor.workflows.budget.way_on import way_on
 
 _STORES = ("auto", "packed", "archive")
-_MANY = 256  # names of tensors that get a rule each
+_CHOSEN_DENSE = LeftAlone("dense is what the budget chose", asked=True)
 _ROUNDS = 4  # in which sizes of headers settle; after that larger strides are taken
 
 
@@ -63,8 +71,10 @@ class Fitting:
     measured: dict[str, dict[str, Measured]]
     errand: Errand
     size_before: int
+    alone: Mapping[str, LeftAlone]  # tensors that no candidate fits, which stay as they are, and why
+    container: Container
+    shared: Mapping[str, Any]  # options of the stage that hold for all candidates
     informed: str  # by which statistics errors are weighted: "", "square", "gram"
-    alone: tuple[str, ...] = ()  # tensors whose shape no candidate allows, which stay as they are
     archived: bool = False  # sizes are those in an archive, and estimates
     more: float = 0.0  # bits a weight that every even step gets beyond its candidate's
 
@@ -117,13 +127,11 @@ class Fitting:
 
     def choice(self) -> list[int]:
         """The options that meet the budget. GateFailed where none do."""
-        if self.budget.target_bits is not None:
-            limit = int(self.budget.target_bits * self.weights / 8)
-            return self._within(limit, lambda chosen: self.bytes_of(chosen))
-        target = self.budget.file_size(self.size_before)
-        if target is None:
+        if self.by_bits:
+            return self._within(self.target or 0, lambda chosen: self.bytes_of(chosen))
+        if self.target is None:
             return smallest(self.options)
-        return self._within(target, lambda chosen: self.plan(chosen).size_after)
+        return self._within(self.target, lambda chosen: self.plan(chosen).size_after)
 
     def _within(self, target: int, measure: Callable[[Sequence[int]], int]) -> list[int]:
         """Choices are made by the parts' sizes; what else the files have depends a little on them."""
@@ -142,6 +150,24 @@ class Fitting:
             limit = self.bytes_of(chosen) - (over << max(number - _ROUNDS, 0))  # a header rarely jumps about
         return least
 
+    @property
+    def target(self) -> int | None:
+        """Bytes at most: of the decided tensors where bits are asked for, else of the files. None: no target."""
+        if self.budget.target_bits is not None:
+            return int(self.budget.target_bits * self.weights / 8)
+        return self.budget.file_size(self.size_before)
+
+    @property
+    def note(self) -> str:
+        """What is odd about the target: that the input is within it already."""
+        before = self.size_before
+        if self.by_bits:
+            before = sum(spec.nbytes for unit in self.units for spec in unit.specs)
+        if self.target is None or self.target < before:
+            return ""
+        shown = f"{before * 8 / self.weights:.4g} bits a weight" if self.by_bits else size_text(before)
+        return f"the input, of {shown}, is within {self.budget.target_words} already"
+
     def refuse(self, size: int) -> None:
         """GateFailed for a budget below the smallest `size`: of the decided tensors, or of the files."""
         if self.by_bits:
@@ -150,8 +176,12 @@ class Fitting:
             shown = f"{size} bytes ({size_text(size)}, {self.size_before / size:.4g} times smaller)"
         raise GateFailed(
             f"{self.budget.words}: cannot be met; the smallest that the candidates allow is {shown}",
-            remedy="Ask for no less, add smaller candidates (--candidate), or --include more tensors",
+            remedy="Ask for no less, or --include more tensors" if self.archived else self._way_on(size),
         )
+
+    def _way_on(self, size: int) -> str:
+        groups, rest = [unit.specs for unit in self.units], size - self.least
+        return way_on(self.budget, groups, self.candidates, self.shared, self.container, (self.target or 0) - rest)
 
     def plan(self, chosen: Sequence[int]) -> Plan:
         return self.errand.dry_run(self.recipe_for(chosen)).plan
@@ -163,7 +193,7 @@ class Fitting:
         for number, unit in enumerate(self.units):
             names = by_encoder.setdefault(self.candidate(number, chosen).encoder, [])
             names += [spec.name for spec in unit.specs]
-        dense = [*by_encoder.pop(None, []), *self.alone]
+        kept = {**self.alone, **dict.fromkeys(by_encoder.pop(None, []), _CHOSEN_DENSE)}
         base = _base({encoder: len(names) for encoder, names in by_encoder.items() if encoder}, stage)
         rules = [
             (text, encoder)
@@ -172,7 +202,7 @@ class Fitting:
             for text in patterns(names)
         ]
         rules.sort(key=_first)
-        made = replace(stage, method=base, rules=(*stage.rules, *rules), exclude=(*stage.exclude, *patterns(dense)))
+        made = replace(stage, method=base, rules=(*stage.rules, *rules), kept=kept)
         return replace(self.recipe, stages=(*before, made), budget=None)
 
     def points(self) -> list[list[int]]:
@@ -182,19 +212,6 @@ class Fitting:
 
 def _first(pair: tuple[str, Method]) -> str:
     return pair[0]
-
-
-def exact(name: str) -> str:
-    """The pattern that matches this name alone."""
-    return f"re:{re.escape(name)}" if name.startswith("re:") or re.search(r"[*?\[]", name) else name
-
-
-def patterns(names: Sequence[str]) -> list[str]:
-    """Patterns that match these names alone: one each, or one for all where they are so many that every tensor
-    would be held against too many patterns."""
-    if len(names) <= _MANY:
-        return sorted(map(exact, names))
-    return ["re:" + "|".join(map(re.escape, sorted(names)))]
 
 
 def _base(counts: Mapping[Scheme, int], stage: Stage) -> Scheme:
@@ -253,12 +270,24 @@ def fitting(
         and isinstance(job.steps[-1].method, Probe)
         and not matches(job.spec.name, map(_first, stage.rules))
     ]
+    if stage.fallback:
+        candidates = with_nearest(candidates, decided, container)
     fits = {spec.name: [one for one in candidates if one.fits(spec, container)] for spec in decided}
+    if budget.candidates and not errand.options.allow_unmatched:
+        check_of_use(candidates, decided, container)
     groups = _groups(decided, candidates, container)
-    alone = [spec.name for members in groups if not _common(members, fits) for spec in members]
-    decided = [spec for spec in decided if spec.name not in set(alone)]
+    alone = {
+        spec.name: _why_alone(members, fits, candidates, container)
+        for members in groups
+        if not _common(members, fits)
+        for spec in members
+    }
+    decided = [spec for spec in decided if spec.name not in alone]
     if not decided:
-        raise UsageError("there is nothing to decide: no tensor is selected whose shape a candidate allows")
+        raise UsageError(
+            "there is nothing to decide: no tensor is selected whose shape a candidate allows",
+            remedy="--layout compressor holds rows of any length, and kernels" if "layout" in shared else "",
+        )
     for spec in decided:
         for one in fits[spec.name]:
             check_readable(one, spec, archived=archived)
@@ -268,10 +297,12 @@ def fitting(
     units = tuple(
         _unit(members, candidates, fits, measured, budget.limit)
         for members in groups
-        if members[0].name not in set(alone)
+        if members[0].name not in alone
     )
     size = scout.size_before
-    return Fitting(recipe, budget, candidates, units, measured, errand, size, informed, tuple(alone), archived)
+    return Fitting(
+        recipe, budget, candidates, units, measured, errand, size, alone, container, shared, informed, archived
+    )
 
 
 def _check_statistics(candidates: Sequence[Candidate], decided: Sequence[TensorSpec], stats: str | None) -> None:
@@ -391,6 +422,22 @@ def _groups(
         whole = one_scheme(spec.name, {one.dialect(spec) for one in candidates}) if loaded else None
         groups.setdefault(f"tensor {spec.name}" if whole is None else f"group {whole}", []).append(spec)
     return list(groups.values())
+
+
+def _why_alone(
+    members: Sequence[TensorSpec],
+    fits: Mapping[str, Sequence[Candidate]],
+    candidates: Sequence[Candidate],
+    container: Container,
+) -> LeftAlone:
+    """Why these tensors, which no candidate fits together, stay as they are."""
+    if container == "folder" and not all(spec.name.endswith(".weight") for spec in members):
+        return LeftAlone("no module's .weight, so loaders would not look for its codes")
+    if all(any(one.encoder for one in fits[spec.name]) for spec in members):
+        return LeftAlone("no candidate of the budget fits all that loaders fuse with it")
+    nearest = with_nearest(candidates, members, container)
+    way = " (--fallback takes the nearest)" if len(nearest) > len(candidates) else ""
+    return LeftAlone(f"no candidate of the budget fits its shape{way}")
 
 
 def _common(members: Sequence[TensorSpec], fits: Mapping[str, Sequence[Candidate]]) -> bool:

@@ -36,7 +36,7 @@ class Met:
 def met(found: Fitting, *, trials: bool) -> Met:
     """The choice that meets the budget, by estimates where there are to be no `trials`. GateFailed where none
     does."""
-    target = _target(found)
+    target = inf if found.target is None else found.target
     units = sum(spec.nbytes for unit in found.units for spec in unit.specs)
     rest = int((found.size_before - units) * _REST)
     if not trials or target == inf:
@@ -68,14 +68,6 @@ def met(found: Fitting, *, trials: bool) -> Met:
             found.refuse(reached)
         return Met(found, chosen, plan.size_after, _sizes(found, plan))
     return best[1]
-
-
-def _target(found: Fitting) -> float:
-    """Bytes: of what is decided where bits are asked for, else of the files; infinite where only errors count."""
-    if found.by_bits:
-        return int((found.budget.target_bits or 0) * found.weights / 8)
-    size = found.budget.file_size(found.size_before)
-    return inf if size is None else size
 
 
 def _choose(found: Fitting, limit: float) -> tuple[Fitting, list[int]]:

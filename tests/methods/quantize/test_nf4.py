@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -414,3 +415,25 @@ def test_folders_of_the_8_bit_form_are_refused(tmp_path: Path, config: dict[str,
     assert done.code == 3
     assert "has no quant_state beside it" in done.err
     shutil.rmtree(source)
+
+
+def test_quantizing_the_scales_of_a_large_tensor_takes_little_beside_them() -> None:
+    """Eight bytes a scale beside the scales themselves, and what one of the pieces takes."""
+    random = np.random.default_rng(0)
+    wanted = np.abs(random.standard_normal(1 << 21)).astype(np.float32)
+    wanted[::1000] = 0
+    bitsandbytes_state.dynamic_map()
+    tracemalloc.start()
+    try:
+        nested = bitsandbytes_state.Nested.of(wanted, 3e38)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * len(wanted) + (10 << 20)
+    # piece by piece it is what it is for all of them at once
+    offset = np.float32(wanted[wanted > 0].mean(dtype=np.float64))
+    difference = np.where(wanted > 0, wanted - offset, 0).reshape(-1, bitsandbytes_state.BLOCK)
+    assert nested.offset == offset
+    assert np.array_equal(nested.magnitudes, np.abs(difference).max(axis=1))
+    error = np.abs(nested.decoded(0, len(wanted)) - np.where(wanted > 0, wanted, offset)).reshape(difference.shape)
+    assert (error <= nested.magnitudes[:, None] * 0.04 + 1e-6).all()

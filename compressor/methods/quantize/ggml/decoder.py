@@ -89,7 +89,8 @@ class GgmlBlocks(Decoder):
 
     def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
         blocks = parts[""].reshape(-1, self.ggml.nbytes)
-        numbers = out.reshape(-1, self.ggml.block)
+        found = out if out.dtype == np.float32 else work.array("ggml.numbers", out.shape, "<f4")
+        numbers = found.reshape(-1, self.ggml.block)
         step = max(_AT_ONCE // self.ggml.block, 1)
         for first in range(0, len(blocks), step):
             try:
@@ -97,13 +98,15 @@ class GgmlBlocks(Decoder):
             except InputError as error:
                 error.tensor = spec.name
                 raise
+        if found is not out:
+            np.copyto(out, found)
 
     def bound(self, largest: float, spec: TensorSpec) -> float:
         """Nobody knows what they stand for."""
         return inf
 
     def describe(self) -> dict[str, Any]:
-        return {"scheme": self.type.lower()}
+        return {"scheme": "ggml-mxfp4" if self.type == "MXFP4" else self.type.lower()}  # mxfp4 stores otherwise
 
     @property
     def label(self) -> str:

@@ -20,6 +20,7 @@ from compressor.core.workspace import Array
 
 SUFFIX = ".quant_state.bitsandbytes__nf4"
 BLOCK = 256  # scales that share a magnitude
+_PIECE = 1024 * BLOCK  # scales that are quantized at once
 LONGEST = 4096  # bytes of a JSON that is read
 _OFFSET = 24  # characters of the longest float
 # What bitsandbytes restores to. It knows three dtypes; the others come back in one that holds their numbers.
@@ -135,6 +136,25 @@ def decoded(codes: Array, first: int, table: Array, magnitudes: Array, offset: n
     return scales
 
 
+def _quantize(wanted: Array, offset: np.float32, limit: float, codes: Array, magnitudes: Array) -> None:
+    """The codes and shared magnitudes of scales that begin with a block of them."""
+    difference = np.where(wanted > 0, wanted - offset, np.float32(0))
+    filled = np.zeros(len(magnitudes) * BLOCK, np.float32)
+    filled[: len(wanted)] = np.abs(difference)
+    magnitudes[...] = filled.reshape(-1, BLOCK).max(axis=1)
+    magnitudes[magnitudes == 0] = 1
+    table = dynamic_map()
+    middles = (table[:-1] + table[1:]) / 2
+    codes[...] = np.searchsorted(middles, difference / magnitudes[np.arange(len(wanted)) // BLOCK])
+    while True:  # the code for the offset itself is always fit
+        scales = decoded(codes, 0, table, magnitudes, offset)
+        low, high = scales <= 0, scales > limit
+        if not low.any() and not high.any():
+            return
+        codes[low] += np.uint8(1)
+        codes[high] -= np.uint8(1)
+
+
 @dataclass(frozen=True)
 class Nested:
     """A tensor's scales in 8 bits. Arrays are held as bytes, so that methods stay comparable values."""
@@ -146,24 +166,16 @@ class Nested:
     @classmethod
     def of(cls, wanted: Array, limit: float) -> Nested:
         """Quantize scales; a 0 counts for nothing. What they then stand for is above 0 and at most `limit`."""
-        some = wanted[wanted > 0]
+        some = wanted if (wanted > 0).all() else wanted[wanted > 0]
         offset = np.float32(some.mean(dtype=np.float64)) if some.size else np.float32(1)
-        difference = np.where(wanted > 0, wanted - offset, np.float32(0))
-        filled = np.zeros(-(-len(wanted) // BLOCK) * BLOCK, np.float32)
-        filled[: len(wanted)] = np.abs(difference)
-        magnitudes = filled.reshape(-1, BLOCK).max(axis=1)
-        magnitudes[magnitudes == 0] = 1
-        table = dynamic_map()
-        middles = (table[:-1] + table[1:]) / 2
-        share = difference / magnitudes[np.arange(len(wanted)) // BLOCK]
-        codes = np.searchsorted(middles, share).astype(np.uint8)
-        while True:  # the code for the offset itself is always fit
-            scales = decoded(codes, 0, table, magnitudes, offset)
-            low, high = scales <= 0, scales > limit
-            if not low.any() and not high.any():
-                return cls(codes.tobytes(), magnitudes.tobytes(), float(offset))
-            codes[low] += np.uint8(1)
-            codes[high] -= np.uint8(1)
+        del some
+        codes = np.empty(len(wanted), np.uint8)
+        magnitudes = np.empty(-(-len(wanted) // BLOCK), np.float32)
+        for start in range(0, len(wanted), _PIECE):
+            piece = slice(start, start + _PIECE)
+            shared = magnitudes[start // BLOCK : (start + _PIECE) // BLOCK]
+            _quantize(wanted[piece], offset, limit, codes[piece], shared)
+        return cls(codes.tobytes(), magnitudes.tobytes(), float(offset))
 
     def codes(self, first: int, count: int) -> Array:
         """The codes of some scales of blocks, U8."""

@@ -274,7 +274,11 @@ class BlockScales(Survey[dict[int, Array]]):
         return stats | more
 
     def conclude(self, stats: dict[int, Array]) -> NestedScales:
-        wanted = np.concatenate([stats[start] for start in sorted(stats)])
+        wanted, place = np.empty(sum(map(len, stats.values())), np.float32), 0
+        for start in sorted(stats):
+            scales = stats.pop(start)  # so that all scales are not there twice
+            wanted[place : place + len(scales)] = scales
+            place += len(scales)
         return NestedScales(self.method, bitsandbytes_state.Nested.of(wanted, self.limit))
 
 

@@ -1,0 +1,368 @@
+"""A tokenizer as metadata of a GGUF file, from the files that transformers keeps it in.
+
+Three kinds are known to llama.cpp and here: byte-level BPE ("gpt2" there), SentencePiece's BPE, which writes
+spaces as ▁ and has bytes as a last resort ("llama"), and WordPiece ("bert"). What a file cannot hold is
+`Unsupported`, whose text says what the tokenizer does that llama.cpp would not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+from compressor.architectures.gguf.pretokenizers import name_of
+from compressor.architectures.gguf.sentencepiece import Piece, SentencePiece
+
+Json = Mapping[str, Any]
+PREFIX = "tokenizer.ggml"
+SPACE = "▁"
+NONE: Mapping[str, Any] = {f"{PREFIX}.model": "none"}
+_MOST = 1 << 22  # tokens; the largest vocabularies have a quarter of a million
+
+
+class TokenType(IntEnum):
+    """What a token is to llama.cpp (and a piece to SentencePiece)."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+class Unsupported(ValueError):
+    """A tokenizer that llama.cpp would not do the same with, or that is of no kind it knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFiles:
+    """What a folder has of a tokenizer, parsed: `tokenizer` is tokenizer.json, `config` tokenizer_config.json,
+    `model` config.json, `pieces` tokenizer.model, `template` chat_template.jinja or the text in
+    chat_template.json, `added` added_tokens.json."""
+
+    tokenizer: Json | None = None
+    config: Json = field(default_factory=dict)
+    model: Json = field(default_factory=dict)
+    pieces: SentencePiece | None = None
+    template: str | None = None
+    added: Json = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Tokens:
+    """The vocabulary as lists of one entry a token; what no token has is unused."""
+
+    texts: list[str]
+    types: list[int]
+    scores: list[float]
+
+    @classmethod
+    def empty(cls, count: int) -> _Tokens:
+        if not 0 < count <= _MOST:
+            raise Unsupported(f"its vocabulary has {count} tokens")
+        return cls([f"[PAD{n}]" for n in range(count)], [TokenType.UNUSED] * count, [-10000.0] * count)
+
+    def put(self, number: object, text: object, kind: TokenType, score: float) -> None:
+        if not isinstance(number, int) or not isinstance(text, str) or not 0 <= number < len(self.texts):
+            raise Unsupported(
+                f"its token {text!r} has the number {number!r}, of {len(self.texts)} that the model has"
+            )
+        self.texts[number], self.types[number], self.scores[number] = text, kind, score
+
+
+def tokenizer_metadata(files: TokenizerFiles, *, vocabulary: int, wordpiece: bool) -> dict[str, Any]:
+    """The keys that describe the tokenizer to llama.cpp, for a model of so many tokens. Unsupported where that
+    cannot be; `wordpiece`: whether the model is one of those whose tokenizer has to be WordPiece (BERT)."""
+    if files.pieces is not None and not wordpiece:
+        found = _sentencepiece(files, files.pieces, vocabulary)
+    elif files.tokenizer is not None:
+        found = _from_json(files, files.tokenizer, vocabulary)
+    else:
+        raise Unsupported("it has neither tokenizer.json nor tokenizer.model")
+    if wordpiece != (found[f"{PREFIX}.model"] == "bert"):
+        raise Unsupported(f"llama.cpp wants {'WordPiece' if wordpiece else 'BPE or SentencePiece'} of this model")
+    found |= _special_tokens(files, found)
+    return found | _templates(files)
+
+
+def remarks(files: TokenizerFiles) -> Iterator[str]:
+    """What llama.cpp does otherwise with texts of some kind."""
+    if files.tokenizer is not None and files.pieces is None:
+        kinds = {one.get("type") for one in _normalizers(files.tokenizer.get("normalizer"))}
+        if kinds & {"NFC", "NFKC"}:
+            yield "the tokenizer composes characters (NFC), and llama.cpp does not: decomposed texts differ"
+        if "BertNormalizer" in kinds:
+            yield "llama.cpp takes Korean syllables apart otherwise than this tokenizer: texts with them differ"
+
+
+def _from_json(files: TokenizerFiles, tokenizer: Json, vocabulary: int) -> dict[str, Any]:
+    model = tokenizer.get("model")
+    kind = model.get("type") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or kind not in ("BPE", "WordPiece"):
+        raise Unsupported(f"its kind is {kind!r}, and BPE, SentencePiece's BPE and WordPiece are known")
+    if kind == "WordPiece":
+        return _wordpiece(files, tokenizer, model, vocabulary)
+    if model.get("byte_fallback"):
+        return _bpe_with_spaces(files, tokenizer, model, vocabulary)
+    return _byte_level(files, tokenizer, model, vocabulary)
+
+
+# ---- the three kinds -----------------------------------------------------------------------------------
+
+
+def _byte_level(files: TokenizerFiles, tokenizer: Json, model: Json, vocabulary: int) -> dict[str, Any]:
+    for one in _normalizers(tokenizer.get("normalizer")):
+        if one.get("type") not in ("NFC", "NFKC"):
+            raise Unsupported(f"its normalizer {one.get('type')!r} is none that llama.cpp has for byte-level BPE")
+    name = name_of(tokenizer.get("pre_tokenizer"), ignore_merges=bool(model.get("ignore_merges")))
+    if name is None:
+        raise Unsupported("its pre_tokenizer divides texts in a way that llama.cpp has no name for")
+    tokens = _vocabulary(model, vocabulary)
+    _add_tokens(tokens, files)
+    merges = [_merge(one) for one in model.get("merges") or ()]
+    return {
+        f"{PREFIX}.model": "gpt2",
+        f"{PREFIX}.pre": name,
+        f"{PREFIX}.tokens": tokens.texts,
+        f"{PREFIX}.token_type": tokens.types,
+        f"{PREFIX}.merges": merges,
+    }
+
+
+def _bpe_with_spaces(files: TokenizerFiles, tokenizer: Json, model: Json, vocabulary: int) -> dict[str, Any]:
+    """SentencePiece's BPE out of tokenizer.json. It merges the pair whose piece has the best score, which is the
+    order in which the merges stand."""
+    prefix = _space_before(tokenizer)
+    tokens = _vocabulary(model, vocabulary)
+    ranks: dict[str, float] = {}
+    for rank, merge in enumerate(model.get("merges") or ()):
+        ranks.setdefault("".join(_pair(merge)), -float(rank))
+    last = -float(len(ranks) + 1)
+    for number, text in enumerate(tokens.texts):
+        if tokens.types[number] == TokenType.NORMAL:
+            tokens.scores[number] = ranks.get(text, last)
+            if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+                tokens.types[number], tokens.scores[number] = TokenType.BYTE, 0.0
+    unknown = (model.get("vocab") or {}).get(model.get("unk_token"))
+    _add_tokens(tokens, files)
+    if isinstance(unknown, int) and 0 <= unknown < vocabulary:
+        tokens.types[unknown] = TokenType.UNKNOWN
+    return _spm(tokens, space=prefix)
+
+
+def _sentencepiece(files: TokenizerFiles, pieces: SentencePiece, vocabulary: int) -> dict[str, Any]:
+    if not pieces.bpe:
+        raise Unsupported("its tokenizer.model is no BPE but another kind of SentencePiece's")
+    tokens = _Tokens.empty(vocabulary)
+    for number, piece in enumerate(pieces.pieces):
+        if number < vocabulary:
+            tokens.put(number, piece.text, TokenType(piece.kind), piece.score)
+    _add_tokens(tokens, files)
+    return _spm(tokens, space=pieces.space_before)
+
+
+def _spm(tokens: _Tokens, *, space: bool) -> dict[str, Any]:
+    return {
+        f"{PREFIX}.model": "llama",
+        f"{PREFIX}.pre": "default",
+        f"{PREFIX}.tokens": tokens.texts,
+        f"{PREFIX}.scores": tokens.scores,
+        f"{PREFIX}.token_type": tokens.types,
+        f"{PREFIX}.add_space_prefix": space,
+    }
+
+
+def _wordpiece(files: TokenizerFiles, tokenizer: Json, model: Json, vocabulary: int) -> dict[str, Any]:
+    normalizer = tokenizer.get("normalizer") or {}
+    lowers = normalizer.get("type") == "BertNormalizer" and normalizer.get("lowercase") is True
+    if not lowers or normalizer.get("strip_accents") is False:
+        raise Unsupported("it keeps capitals or accents, and llama.cpp's WordPiece does not")
+    if model.get("continuing_subword_prefix", "##") != "##":
+        raise Unsupported(f"it continues words with {model['continuing_subword_prefix']!r} and not with '##'")
+    tokens = _vocabulary(model, vocabulary)
+    _add_tokens(tokens, files)
+    for number, text in enumerate(tokens.texts):
+        if tokens.types[number] != TokenType.CONTROL:
+            tokens.texts[number] = text[2:] if text.startswith("##") else f"{SPACE}{text}"
+    return {
+        f"{PREFIX}.model": "bert",
+        f"{PREFIX}.pre": "default",
+        f"{PREFIX}.tokens": tokens.texts,
+        f"{PREFIX}.token_type": tokens.types,
+        f"{PREFIX}.token_type_count": int(files.model.get("type_vocab_size") or 1),
+    }
+
+
+# ---- their parts ---------------------------------------------------------------------------------------
+
+
+def _vocabulary(model: Json, count: int) -> _Tokens:
+    tokens, found = _Tokens.empty(count), model.get("vocab")
+    if not isinstance(found, dict):
+        raise Unsupported("its vocabulary is missing")
+    for text, number in found.items():
+        tokens.put(number, text, TokenType.NORMAL, 0.0)
+    return tokens
+
+
+def _added(files: TokenizerFiles) -> Iterator[tuple[int, str, bool]]:
+    """Added tokens: their number, text and whether they are special."""
+    for text, number in files.added.items():
+        yield number, text, False
+    decoder = files.config.get("added_tokens_decoder")
+    listed: list[Any] = (
+        [{"id": number, **one} for number, one in decoder.items()] if isinstance(decoder, dict) else []
+    )
+    if files.tokenizer is not None:
+        listed += files.tokenizer.get("added_tokens") or []
+    for one in listed:
+        if isinstance(one, dict) and str(one.get("id")).isdecimal():
+            yield int(one["id"]), one.get("content", ""), bool(one.get("special"))
+
+
+def _add_tokens(tokens: _Tokens, files: TokenizerFiles) -> None:
+    for number, text, special in _added(files):
+        if isinstance(text, str) and (special or _looks_special(text)):
+            tokens.put(number, text, TokenType.CONTROL, -1000.0)
+        else:
+            tokens.put(number, text.replace(SPACE, " "), TokenType.USER_DEFINED, -1000.0)
+
+
+def _looks_special(text: str) -> bool:
+    """Whether a token that is not marked as special is one by its looks, as llama.cpp's converter has it."""
+    return (
+        text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+        or (text.startswith("<|") and text.endswith("|>"))
+        or (text.startswith("<｜") and text.endswith("｜>"))
+        or (text.startswith("<unused") and text.endswith(">"))
+    )
+
+
+def _pair(merge: object) -> tuple[str, str]:
+    """The two halves of a merge, written as one text or as two."""
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+        raise Unsupported(f"its merge {merge!r} is no pair")
+    return parts[0], parts[1]
+
+
+def _merge(merge: object) -> str:
+    return " ".join(part.replace(" ", "Ġ") for part in _pair(merge))
+
+
+def _normalizers(one: Json | None) -> Iterator[Json]:
+    if one is not None and one.get("type") == "Sequence":
+        for inner in one.get("normalizers") or ():
+            yield from _normalizers(inner)
+    elif one is not None:
+        yield one
+
+
+def _space_before(tokenizer: Json) -> bool:
+    """Whether a space is put before texts. Unsupported where the text is changed in other ways."""
+    before, spaces = False, False
+    for one in _normalizers(tokenizer.get("normalizer")):
+        kind, pattern = one.get("type"), one.get("pattern") or {}
+        if kind == "Prepend" and one.get("prepend") == SPACE:
+            before = True
+        elif kind == "Replace" and pattern.get("String") == " " and one.get("content") == SPACE:
+            spaces = True
+        else:
+            raise Unsupported(f"its normalizer {kind!r} is none of SentencePiece's as llama.cpp has them")
+    divide = tokenizer.get("pre_tokenizer")
+    if divide is not None:
+        if divide.get("type") == "Metaspace" and divide.get("replacement") == SPACE:
+            spaces, before = True, before or divide.get("prepend_scheme", "always") != "never"
+        elif divide.get("type") != "Split":  # of Gemma, whose spaces are ▁ by then
+            raise Unsupported(f"its pre_tokenizer {divide.get('type')!r} is none of SentencePiece's")
+    if not spaces:
+        raise Unsupported("it does not write spaces as ▁, as SentencePiece does")
+    return before
+
+
+# ---- special tokens and templates ----------------------------------------------------------------------
+
+_KEYS: Mapping[str, str] = {
+    "bos": "bos_token_id",
+    "eos": "eos_token_id",
+    "unk": "unknown_token_id",
+    "sep": "seperator_token_id",
+    "pad": "padding_token_id",
+    "mask": "mask_token_id",
+}
+
+
+def _special_tokens(files: TokenizerFiles, found: Mapping[str, Any]) -> dict[str, Any]:
+    named = {kind: _content(files.config.get(f"{kind}_token")) for kind in (*_KEYS, "cls")}
+    named["bos"] = named["bos"] or named["cls"]
+    named["eos"] = named["eos"] or named["sep"]
+    first, last = _template_ends(files.tokenizer)
+    count = len(found[f"{PREFIX}.tokens"])
+    numbers = {text: number for number, text in enumerate(found[f"{PREFIX}.tokens"])}
+    numbers |= {text: number for number, text, _ in _added(files)}
+    made: dict[str, Any] = {}
+    for kind, key in _KEYS.items():
+        number = numbers.get(named[kind] or "")
+        if number is None:
+            number = _own_number(files.model.get(f"{kind}_token_id"))
+        if number is not None and 0 <= number < count:
+            made[f"{PREFIX}.{key}"] = number
+    starts = first is not None and first in (named["bos"], named["cls"], None)
+    ends = last is not None and last in (named["eos"], named["sep"])
+    for kind, template in (("bos", starts), ("eos", ends)):
+        said = files.config.get(f"add_{kind}_token")
+        known = first is not None or last is not None
+        made[f"{PREFIX}.add_{kind}_token"] = template if known or not isinstance(said, bool) else said
+    if first is None and last is None and files.tokenizer is None:  # SentencePiece alone: as LlamaTokenizer does
+        said = files.config.get("add_bos_token")
+        made[f"{PREFIX}.add_bos_token"] = said if isinstance(said, bool) else True
+    return made
+
+
+def _own_number(said: object) -> int | None:
+    """A token's number in config.json, which may list several."""
+    if isinstance(said, list):
+        said = said[0] if said else None
+    return said if isinstance(said, int) and not isinstance(said, bool) else None
+
+
+def _content(token: object) -> str | None:
+    """The text of a token, which may stand as an object."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
+
+
+def _template_ends(tokenizer: Json | None) -> tuple[str | None, str | None]:
+    """The special tokens that the post-processor puts before and behind a text."""
+    processor = (tokenizer or {}).get("post_processor") or {}
+    first = last = None
+    for one in processor.get("processors") or [processor]:
+        if one.get("type") in ("RobertaProcessing", "BertProcessing"):
+            first, last = (one.get("cls") or [None])[0], (one.get("sep") or [None])[0]
+        single = one.get("single") if one.get("type") == "TemplateProcessing" else None
+        if isinstance(single, list) and len(single) > 1:
+            first = single[0].get("SpecialToken", {}).get("id", first)
+            last = single[-1].get("SpecialToken", {}).get("id", last)
+    return first, last
+
+
+def _templates(files: TokenizerFiles) -> dict[str, Any]:
+    found = files.config.get("chat_template") or files.template
+    if isinstance(found, str):
+        return {"tokenizer.chat_template": found}
+    made: dict[str, Any] = {}
+    for one in found if isinstance(found, list) else ():
+        name, text = one.get("name"), one.get("template")
+        if isinstance(name, str) and isinstance(text, str):
+            made["tokenizer.chat_template" + ("" if name == "default" else f".{name}")] = text
+    others = [key.removeprefix("tokenizer.chat_template.") for key in made if key != "tokenizer.chat_template"]
+    return made | ({"tokenizer.chat_templates": others} if others else {})
+
+
+def pieces_of(tokens: Sequence[str], scores: Sequence[float], types: Sequence[int]) -> list[Piece]:
+    """A vocabulary of SentencePiece's out of the lists of a GGUF file."""
+    return [Piece(text, score, kind) for text, score, kind in zip(tokens, scores, types, strict=True)]

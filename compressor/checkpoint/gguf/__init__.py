@@ -1,0 +1,1 @@
+"""Checkpoints of Hugging Face folders seen as those of GGUF files, and back."""

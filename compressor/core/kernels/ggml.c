@@ -1,0 +1,775 @@
+/* Encoders of ggml's block types (ggml-common.h has the layouts): searched scales, codes and bytes in one go.
+ *
+ * GROUPS groups of weights that share a scale stand side by side, as columns of a tile [size][GROUPS], so that every
+ * step is a loop over columns, which any compiler vectorises, and every sum goes down a column from the first weight
+ * on. The NumPy twin, methods/quantize/ggml/search.py, works on more columns in the same order and says what is
+ * searched; constants stand under the same names there. Floats are IEEE numbers without contraction.
+ */
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define EACH_CPU
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+#define GROUPS 16
+#define BLOCK 256 /* weights of a K type's block */
+#define ANCHOR 12582912.0f /* 1.5 * 2^23: adding it rounds to whole numbers, halves to even */
+#define NOTHING 1e-15f /* groups without a larger weight are zero */
+#define FLAT 1e-5f /* codes whose variance is a smaller part of their mean square tell no slope */
+#define LARGEST_HALF 65504.0f
+
+typedef float Row[GROUPS];
+#define COLUMNS for (int g = 0; g < GROUPS; g++)
+#define CELLS for (int i = 0; i < size; i++) COLUMNS
+
+INLINE float as_float(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
+INLINE uint32_t as_bits(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
+INLINE float magnitude(float value) { return as_float(as_bits(value) & 0x7fffffffu); }
+INLINE float rounded(float value) { return (value + ANCHOR) - ANCHOR; }
+INLINE float within(float value, float low, float high) {
+    value = value < low ? low : value;
+    return value > high ? high : value;
+}
+
+/* The float16 pattern nearest to a number, halves to even; those out of range are its largest. */
+INLINE uint32_t half_bits(float value) {
+    const uint32_t sign = as_bits(value) >> 16 & 0x8000u;
+    const float size = within(magnitude(value), 0, LARGEST_HALF);
+    const uint32_t bits = as_bits(size);
+    const uint32_t normal = ((bits + 0xfffu + (bits >> 13 & 1u)) >> 13) - (112u << 10);
+    const uint32_t small = as_bits(size + 0.5f) - 0x3f000000u; /* in steps of 2^-24 */
+    return sign | (size < 0x1p-14f ? small : normal);
+}
+
+/* The number that it stands for. */
+INLINE float as_half(float value) {
+    const uint32_t sign = as_bits(value) & 0x80000000u;
+    const float size = within(magnitude(value), 0, LARGEST_HALF);
+    const uint32_t bits = as_bits(size);
+    const uint32_t normal = (bits + 0xfffu + (bits >> 13 & 1u)) & ~0x1fffu;
+    const uint32_t small = as_bits((size + 0.5f) - 0.5f);
+    return as_float(sign | (size < 0x1p-14f ? small : normal));
+}
+
+INLINE void put_half(uint8_t *out, float value) {
+    const uint32_t bits = half_bits(value);
+    out[0] = (uint8_t)bits;
+    out[1] = (uint8_t)(bits >> 8);
+}
+
+/* ---- what codes are ------------------------------------------------------------------------------------ */
+
+/* Codes are whole numbers from `low` to `high`, or one of 16 uneven `LEVELS` where `uneven`. */
+typedef struct { float low, high; int uneven; } Codes;
+
+static const float LEVELS[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+
+INLINE float nearest(float value, Codes codes, const int uneven) {
+    if (!uneven) return within(rounded(value), codes.low, codes.high);
+    float found = LEVELS[0];
+#pragma GCC unroll 15
+    for (int k = 1; k < 16; k++)
+        found += value > (LEVELS[k - 1] + LEVELS[k]) * 0.5f ? LEVELS[k] - LEVELS[k - 1] : 0.0f;
+    return found;
+}
+
+/* ---- tiles --------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    const float *values, *weights; /* of weights a row, or null */
+    size_t groups, per_row;        /* in all, and of one row */
+} Source;
+
+/* The columns from group `first` on; those past the last are zero, with weights of 1. */
+EACH_CPU static void load(const Source *from, size_t first, int size, int weighted, Row *restrict x, Row *restrict
+                          w) {
+    const size_t left = from->groups - first;
+    const int here = left < GROUPS ? (int)left : GROUPS;
+    for (int g = 0; g < here; g++) {
+        const float *own = from->values + (first + g) * size;
+        for (int i = 0; i < size; i++) x[i][g] = own[i];
+        if (weighted) {
+            const float *importance = from->weights + (first + g) % from->per_row * size;
+            for (int i = 0; i < size; i++) w[i][g] = importance[i];
+        }
+    }
+    for (int g = here; g < GROUPS; g++)
+        for (int i = 0; i < size; i++) x[i][g] = 0;
+    if (weighted)
+        for (int g = here; g < GROUPS; g++)
+            for (int i = 0; i < size; i++) w[i][g] = 1;
+}
+
+/* ---- a scale: x = s q ---------------------------------------------------------------------------------- */
+
+/* product = sum of x q, square = sum of q q, with q the codes of x / s by s' inverse. */
+INLINE void project_as(const int weighted, const int uneven, const Row *restrict x, const Row *restrict w, int size,
+                       Codes codes, const float *restrict inverse, float *restrict product, float *restrict square)
+                       {
+    Row p = {0}, s = {0};
+    CELLS {
+        const float q = nearest(x[i][g] * inverse[g], codes, uneven);
+        const float wq = weighted ? w[i][g] * q : q;
+        p[g] += wq * x[i][g];
+        s[g] += wq * q;
+    }
+    memcpy(product, p, sizeof p);
+    memcpy(square, s, sizeof s);
+}
+
+EACH_CPU static void project(const Row *restrict x, const Row *restrict w, int size, int weighted, Codes codes,
+                             const float *restrict inverse, float *restrict product, float *restrict square) {
+    if (codes.uneven && weighted) project_as(1, 1, x, w, size, codes, inverse, product, square);
+    else if (codes.uneven) project_as(0, 1, x, w, size, codes, inverse, product, square);
+    else if (weighted) project_as(1, 0, x, w, size, codes, inverse, product, square);
+    else project_as(0, 0, x, w, size, codes, inverse, product, square);
+}
+
+/* Of candidates, codes that the weight of largest magnitude shall have, the scale that loses least once it is
+ * refitted to its codes; and once more. */
+EACH_CPU static void search_scale(const Row *restrict x, const Row *restrict w, int size, int weighted, Codes codes,
+                                  const float *candidates, int count, float *restrict scale) {
+    Row high = {0}, low = {0}, top, best = {0}, inverse, product, square;
+    CELLS {
+        high[g] = x[i][g] > high[g] ? x[i][g] : high[g];
+        low[g] = x[i][g] < low[g] ? x[i][g] : low[g];
+    }
+    COLUMNS top[g] = high[g] >= -low[g] ? high[g] : low[g];
+    COLUMNS scale[g] = 0;
+    for (int c = 0; c <= count; c++) {
+        if (c < count)
+            COLUMNS inverse[g] = magnitude(top[g]) < NOTHING ? 0.0f : candidates[c] / top[g];
+        else
+            COLUMNS inverse[g] = scale[g] != 0 ? 1.0f / scale[g] : 0.0f;
+        project(x, w, size, weighted, codes, inverse, product, square);
+        COLUMNS {
+            const float fitted = product[g] / (square[g] > 0 ? square[g] : 1.0f);
+            const float gain = product[g] * fitted;
+            const int better = gain > best[g];
+            best[g] = better ? gain : best[g];
+            scale[g] = better ? fitted : scale[g];
+        }
+    }
+}
+
+/* ---- a scale and a least value: x = s q + m ------------------------------------------------------------ */
+
+typedef struct { Row w, x, q, qq, xq; } Sums; /* of weights, times x, times codes, … */
+
+INLINE void fixed_sums_as(const int weighted, const Row *restrict x, const Row *restrict w, int size, Sums *sums) {
+    Row a = {0}, b = {0};
+    CELLS {
+        a[g] += weighted ? w[i][g] : 1.0f;
+        b[g] += weighted ? w[i][g] * x[i][g] : x[i][g];
+    }
+    memcpy(sums->w, a, sizeof a);
+    memcpy(sums->x, b, sizeof b);
+}
+
+EACH_CPU static void fixed_sums(const Row *restrict x, const Row *restrict w, int size, int weighted, Sums *sums) {
+    if (weighted) fixed_sums_as(1, x, w, size, sums);
+    else fixed_sums_as(0, x, w, size, sums);
+}
+
+INLINE void code_sums_as(const int weighted, const int uneven, const Row *restrict x, const Row *restrict w, int
+                         size, Codes codes, const float *restrict inverse, const float *restrict offset, Sums *sums)
+                         {
+    Row a = {0}, b = {0}, c = {0};
+    CELLS {
+        const float q = nearest((x[i][g] + offset[g]) * inverse[g], codes, uneven);
+        const float wq = weighted ? w[i][g] * q : q;
+        a[g] += wq;
+        b[g] += wq * q;
+        c[g] += wq * x[i][g];
+    }
+    memcpy(sums->q, a, sizeof a);
+    memcpy(sums->qq, b, sizeof b);
+    memcpy(sums->xq, c, sizeof c);
+}
+
+EACH_CPU static void code_sums(const Row *restrict x, const Row *restrict w, int size, int weighted, Codes codes,
+                               const float *restrict inverse, const float *restrict offset, Sums *sums) {
+    if (codes.uneven && weighted) code_sums_as(1, 1, x, w, size, codes, inverse, offset, sums);
+    else if (codes.uneven) code_sums_as(0, 1, x, w, size, codes, inverse, offset, sums);
+    else if (weighted) code_sums_as(1, 0, x, w, size, codes, inverse, offset, sums);
+    else code_sums_as(0, 0, x, w, size, codes, inverse, offset, sums);
+}
+
+/* The scale and least value of least squares for these codes; where they tell none, those given. With `positive` no
+ * least value is above zero. */
+EACH_CPU static void fit(const Sums *sums, int positive, float *restrict scale, float *restrict least, float
+                         *restrict gain) {
+    COLUMNS {
+        const float w = sums->w[g], x = sums->x[g], q = sums->q[g], qq = sums->qq[g], xq = sums->xq[g];
+        const float apart = w * qq, spread = apart - q * q;
+        const int told = spread > FLAT * apart;
+        const float by = told ? spread : 1.0f;
+        float a = told ? (w * xq - x * q) / by : scale[g];
+        float m = told ? (qq * x - q * xq) / by : least[g];
+        const int above = positive && m > 0;
+        a = above ? (qq > 0 ? xq / (qq > 0 ? qq : 1.0f) : 0.0f) : a;
+        m = above ? 0.0f : m;
+        scale[g] = a;
+        least[g] = m;
+        gain[g] = a > 0 ? a * ((2.0f * xq - a * qq) - 2.0f * m * q) + m * (2.0f * x - m * w) : -1.0f;
+    }
+}
+
+/* Of candidates, pairs of codes that the least and the largest weight shall have, the pair that loses least once it
+ * is refitted to its codes; and once more. */
+EACH_CPU static void search_range(const Row *restrict x, const Row *restrict w, int size, int weighted, Codes codes,
+                                  int positive, const float (*candidates)[2], int count, float *restrict scale,
+                                  float *restrict least) {
+    Row high, low, best, inverse, offset, a, m, gain;
+    Sums sums;
+    COLUMNS high[g] = low[g] = x[0][g];
+    CELLS {
+        high[g] = x[i][g] > high[g] ? x[i][g] : high[g];
+        low[g] = x[i][g] < low[g] ? x[i][g] : low[g];
+    }
+    fixed_sums(x, w, size, weighted, &sums);
+    COLUMNS {
+        low[g] = positive && low[g] > 0 ? 0.0f : low[g];
+        const float mean = sums.x[g] / (sums.w[g] > 0 ? sums.w[g] : 1.0f);
+        least[g] = positive && mean > 0 ? 0.0f : mean;
+        best[g] = least[g] * (2.0f * sums.x[g] - least[g] * sums.w[g]);
+        scale[g] = 0;
+    }
+    for (int c = 0; c <= count; c++) {
+        COLUMNS {
+            const float span = high[g] - low[g];
+            const int searched = c < count;
+            a[g] = searched ? span / ((codes.high + candidates[c][1]) - candidates[c][0]) : scale[g];
+            a[g] = span < NOTHING ? 0.0f : a[g];
+            m[g] = searched ? low[g] - candidates[c][0] * a[g] : least[g];
+            m[g] = positive && m[g] > 0 ? 0.0f : m[g];
+            inverse[g] = a[g] > 0 ? 1.0f / a[g] : 0.0f;
+            offset[g] = -m[g];
+        }
+        code_sums(x, w, size, weighted, codes, inverse, offset, &sums);
+        fit(&sums, positive, a, m, gain);
+        COLUMNS {
+            const int better = gain[g] > best[g];
+            best[g] = better ? gain[g] : best[g];
+            scale[g] = better ? a[g] : scale[g];
+            least[g] = better ? m[g] : least[g];
+        }
+    }
+}
+
+/* ---- codes by a scale that is settled ------------------------------------------------------------------ */
+
+/* The codes of x, and what they stand for: s q - n. */
+INLINE void settle_as(const int uneven, const Row *restrict x, int size, Codes codes, const float *restrict scale,
+                      const float *restrict under, Row *restrict q, Row *restrict restored) {
+    Row inverse;
+    COLUMNS inverse[g] = scale[g] != 0 ? 1.0f / scale[g] : 0.0f;
+    CELLS {
+        q[i][g] = nearest((x[i][g] + under[g]) * inverse[g], codes, uneven);
+        restored[i][g] = scale[g] * q[i][g] - under[g];
+    }
+}
+
+EACH_CPU static void settle(const Row *restrict x, int size, Codes codes, const float *restrict scale, const float
+                            *restrict under, Row *restrict q, Row *restrict restored) {
+    if (codes.uneven) settle_as(1, x, size, codes, scale, under, q, restored);
+    else settle_as(0, x, size, codes, scale, under, q, restored);
+}
+
+/* sum of (s q - n - x)^2 with the codes that s and n give. */
+INLINE void misses_as(const int weighted, const int uneven, const Row *restrict x, const Row *restrict w, int size,
+                      Codes codes, const float *restrict scale, const float *restrict under, float *restrict out) {
+    Row inverse, total = {0};
+    COLUMNS inverse[g] = scale[g] != 0 ? 1.0f / scale[g] : 0.0f;
+    CELLS {
+        const float q = nearest((x[i][g] + under[g]) * inverse[g], codes, uneven);
+        const float off = (scale[g] * q - under[g]) - x[i][g];
+        total[g] += weighted ? (w[i][g] * off) * off : off * off;
+    }
+    memcpy(out, total, sizeof total);
+}
+
+EACH_CPU static void misses(const Row *restrict x, const Row *restrict w, int size, int weighted, Codes codes, const
+                            float *restrict scale, const float *restrict under, float *restrict out) {
+    if (codes.uneven && weighted) misses_as(1, 1, x, w, size, codes, scale, under, out);
+    else if (codes.uneven) misses_as(0, 1, x, w, size, codes, scale, under, out);
+    else if (weighted) misses_as(1, 0, x, w, size, codes, scale, under, out);
+    else misses_as(0, 0, x, w, size, codes, scale, under, out);
+}
+
+/* ---- blocks of sub-blocks: x = (d s) q - (e n) --------------------------------------------------------- */
+
+static const float NEIGHBOURS[7][2] = {{0, 0}, {-1, 0}, {1, 0}, {0, -1}, {0, 1}, {1, 1}, {-1, -1}};
+#define ROUNDS 2
+
+/* What is found of a tile: for each column the block's d and e (float16 numbers) and its own s and n. */
+typedef struct { Row d, e, s, n; } Found;
+
+/* Small integers `s` (to `top`), and `n` where there are least values, for the scales wanted, and float16 numbers d
+ * and e for each `subs` columns. s may be one more or less than the nearest, n too; and when the codes are known, d
+ * and e are fitted to all of them, and it starts over; the better stays. */
+EACH_CPU static void search_block(const Row *restrict x, const Row *restrict w, int size, int weighted, Codes codes,
+                                  int subs, float bottom, float top, int leasts, float *restrict scale, float
+                                  *restrict least, Found *found) {
+    Row d, e, least_lost;
+    Sums sums;
+    fixed_sums(x, w, size, weighted, &sums);
+    for (int first = 0; first < GROUPS; first += subs) {
+        float high = 0, low = 0, deep = 0;
+        for (int g = first; g < first + subs; g++) {
+            high = scale[g] > high ? scale[g] : high;
+            low = scale[g] < low ? scale[g] : low;
+            deep = -least[g] > deep ? -least[g] : deep;
+        }
+        const float unit = as_half(high >= -low ? (bottom < 0 ? high / bottom : high / top) : low / bottom);
+        const float step = as_half(deep / top);
+        for (int g = first; g < first + subs; g++) {
+            d[g] = unit;
+            e[g] = step;
+        }
+    }
+    for (int turn = 0; turn < ROUNDS; turn++) {
+        Row s, n, near_s, near_n, best_s, best_n, fewest, inverse, offset;
+        COLUMNS {
+            near_s[g] = within(rounded(d[g] != 0 ? scale[g] / d[g] : 0.0f), bottom, top);
+            near_n[g] = within(rounded(e[g] != 0 ? -least[g] / e[g] : 0.0f), 0, top);
+        }
+        for (int k = 0; k < (leasts ? 7 : 3); k++) {
+            Row a, b, lost;
+            COLUMNS {
+                s[g] = within(near_s[g] + NEIGHBOURS[k][0], bottom, top);
+                n[g] = leasts ? within(near_n[g] + NEIGHBOURS[k][1], 0, top) : 0.0f;
+                a[g] = d[g] * s[g];
+                b[g] = e[g] * n[g];
+            }
+            misses(x, w, size, weighted, codes, a, b, lost);
+            COLUMNS {
+                const int better = k == 0 || lost[g] < fewest[g];
+                fewest[g] = better ? lost[g] : fewest[g];
+                best_s[g] = better ? s[g] : best_s[g];
+                best_n[g] = better ? n[g] : best_n[g];
+            }
+        }
+        for (int first = 0; first < GROUPS; first += subs) {
+            float lost = 0;
+            for (int g = first; g < first + subs; g++) lost += fewest[g];
+            const int better = turn == 0 || lost < least_lost[first];
+            for (int g = first; g < first + subs; g++) {
+                least_lost[g] = better ? lost : least_lost[g];
+                found->d[g] = better ? d[g] : found->d[g];
+                found->e[g] = better ? e[g] : found->e[g];
+                found->s[g] = better ? best_s[g] : found->s[g];
+                found->n[g] = better ? best_n[g] : found->n[g];
+            }
+        }
+        if (turn + 1 == ROUNDS) break;
+        COLUMNS {
+            const float a = d[g] * best_s[g];
+            inverse[g] = a != 0 ? 1.0f / a : 0.0f;
+            offset[g] = e[g] * best_n[g];
+        }
+        code_sums(x, w, size, weighted, codes, inverse, offset, &sums);
+        for (int first = 0; first < GROUPS; first += subs) {
+            float uu = 0, vv = 0, uv = 0, ux = 0, vx = 0;
+            for (int g = first; g < first + subs; g++) {
+                uu += best_s[g] * best_s[g] * sums.qq[g];
+                ux += best_s[g] * sums.xq[g];
+                vv += best_n[g] * best_n[g] * sums.w[g];
+                uv += best_s[g] * best_n[g] * sums.q[g];
+                vx += best_n[g] * sums.x[g];
+            }
+            float unit = d[first], step = e[first];
+            if (!leasts || vv == 0) {
+                unit = uu > 0 ? ux / uu : unit;
+            } else {
+                const float apart = uu * vv, spread = apart - uv * uv;
+                const int told = spread > FLAT * apart;
+                const float by = told ? spread : 1.0f;
+                const float one = (vv * ux - uv * vx) / by, other = (uv * ux - uu * vx) / by;
+                const int good = told && one > 0 && other > 0;
+                unit = good ? one : unit;
+                step = good ? other : step;
+            }
+            for (int g = first; g < first + subs; g++) {
+                d[g] = as_half(unit);
+                e[g] = as_half(step);
+            }
+        }
+        if (leasts) {
+            Row a, m, gain;
+            COLUMNS {
+                a[g] = scale[g];
+                m[g] = least[g];
+            }
+            fit(&sums, 1, a, m, gain);
+            COLUMNS {
+                scale[g] = gain[g] > 0 ? a[g] : scale[g];
+                least[g] = gain[g] > 0 ? m[g] : least[g];
+            }
+        } else {
+            COLUMNS scale[g] = sums.qq[g] > 0 ? sums.xq[g] / sums.qq[g] : scale[g];
+        }
+    }
+}
+
+/* ---- out of tiles -------------------------------------------------------------------------------------- */
+
+/* Codes of one column less `low`, as bytes. */
+INLINE void take_codes(const Row *restrict q, int size, int column, float low, uint8_t *restrict out) {
+    for (int i = 0; i < size; i++) out[i] = (uint8_t)(int)(q[i][column] - low);
+}
+
+EACH_CPU static void take_restored(const Row *restrict restored, int size, int columns, float *restrict out) {
+    if (!out) return;
+    for (int g = 0; g < columns; g++)
+        for (int i = 0; i < size; i++) out[(size_t)g * size + i] = restored[i][g];
+}
+
+/* The numbers of levels, in the place of levels. */
+EACH_CPU static void numbered(Row *restrict q, int size) {
+    CELLS {
+        float number = 0;
+#pragma GCC unroll 15
+        for (int k = 1; k < 16; k++) number += q[i][g] >= LEVELS[k] ? 1.0f : 0.0f;
+        q[i][g] = number;
+    }
+}
+
+/* 32 codes: low halves of bytes the first 16, high ones the others. */
+INLINE void put_nibbles(const uint8_t *restrict codes, int half, uint8_t *restrict out) {
+    for (int i = 0; i < half; i++) out[i] = (uint8_t)((codes[i] & 15) | codes[i + half] << 4);
+}
+
+INLINE void put_fifth_bits(const uint8_t *restrict codes, uint8_t *restrict out) {
+    uint32_t bits = 0;
+    for (int i = 0; i < 32; i++) bits |= (uint32_t)(codes[i] >> 4 & 1) << i;
+    for (int i = 0; i < 4; i++) out[i] = (uint8_t)(bits >> 8 * i);
+}
+
+/* Two bits of each of 256 codes: 32 bytes hold 128 of them. */
+INLINE void put_pairs(const uint8_t *restrict codes, uint8_t *restrict out) {
+    for (int n = 0; n < 2; n++)
+        for (int i = 0; i < 32; i++) {
+            const uint8_t *own = codes + 128 * n + i;
+            out[32 * n + i] = (uint8_t)((own[0] & 3) | (own[32] & 3) << 2 | (own[64] & 3) << 4 | (own[96] & 3) << 6);
+        }
+}
+
+/* Eight scales and least values of 6 bits in 12 bytes. */
+INLINE void put_sixes(const uint8_t *s, const uint8_t *n, uint8_t *out) {
+    for (int j = 0; j < 4; j++) {
+        out[j] = (uint8_t)(s[j] | s[j + 4] >> 4 << 6);
+        out[j + 4] = (uint8_t)(n[j] | n[j + 4] >> 4 << 6);
+        out[j + 8] = (uint8_t)((s[j + 4] & 15) | (n[j + 4] & 15) << 4);
+    }
+}
+
+/* ---- the types ----------------------------------------------------------------------------------------- */
+
+#define OF_TYPE(name)                                                                                          \
+    EACH_CPU static void name##_of(const Source *from, int weighted, uint8_t *restrict out, float *restored);  \
+    void name(const float *values, const float *weights, size_t groups, size_t per_row, uint8_t *out,          \
+              float *restored) {                                                                               \
+        const Source from = {values, weights, groups, per_row};                                                \
+        name##_of(&from, weights != 0, out, restored);                                                         \
+    }                                                                                                          \
+    EACH_CPU static void name##_of(const Source *from, int weighted, uint8_t *restrict out, float *restored)
+
+/* For each tile of columns of `size` weights: BODY, with `here` columns of it in use from group `first` on. */
+#define EACH_TILE(SIZE, ...)                                                                          \
+    enum { size = SIZE };                                                                             \
+    Row x[size], w[size], q[size], back[size];                                                        \
+    for (size_t first = 0; first < from->groups; first += GROUPS) {                                   \
+        const int here = from->groups - first < GROUPS ? (int)(from->groups - first) : GROUPS;        \
+        load(from, first, size, weighted, x, w);                                                      \
+        __VA_ARGS__                                                                                   \
+        take_restored(back, size, here, restored ? restored + first * size : 0);                      \
+    }
+
+#define COUNT(array) (int)(sizeof(array) / sizeof *(array))
+
+static const float SCALES_4[] = {-9.0f, -8.5f, -8.0f, -7.5f, -7.0f};
+static const float SCALES_5[] = {-17.0f, -16.5f, -16.0f, -15.5f, -15.0f, -14.0f};
+static const float SCALES_3[] = {-5.5f, -5.0f, -4.5f, -4.0f, -3.75f, -3.5f, -3.25f, -3.0f, -2.5f, 3.0f, 3.5f};
+static const float SCALES_6[] = {-33.0f, -32.5f, -32.0f, -31.5f, -31.0f, -30.5f, -30.0f, -29.5f, -29.0f, -28.0f};
+static const float SCALES_UNEVEN[] = {-136.0f, -127.0f, -118.0f, -110.0f, -103.0f, 120.0f, 113.0f, 106.0f};
+static const float SCALES_TERNARY[] = {1.0f, 1.5f, 2.0f, 2.5f, 3.0f, 4.0f, 5.5f, 7.5f, 10.0f};
+
+static const float NONE[GROUPS] = {0};
+
+/* A float16 scale for 32 codes. */
+#define SCALED_32(CODES, CANDIDATES, BYTES, ...)                                                     \
+    EACH_TILE(32, {                                                                                   \
+        const Codes codes = CODES;                                                                    \
+        Row scale;                                                                                    \
+        search_scale(x, w, size, weighted, codes, CANDIDATES, COUNT(CANDIDATES), scale);              \
+        COLUMNS scale[g] = as_half(scale[g]);                                                         \
+        settle(x, size, codes, scale, NONE, q, back);                                                 \
+        if (codes.uneven) numbered(q, size);                                                          \
+        for (int g = 0; g < here; g++) {                                                              \
+            uint8_t c[32], *to = out + (first + g) * BYTES;                                           \
+            take_codes(q, size, g, codes.uneven ? 0 : codes.low, c);                                  \
+            put_half(to, scale[g]);                                                                   \
+            __VA_ARGS__                                                                               \
+        }                                                                                             \
+    })
+
+OF_TYPE(ggml_q4_0) { SCALED_32(((Codes){-8, 7, 0}), SCALES_4, 18, put_nibbles(c, 16, to + 2);) }
+
+OF_TYPE(ggml_q5_0) {
+    SCALED_32(((Codes){-16, 15, 0}), SCALES_5, 22, put_fifth_bits(c, to + 2); put_nibbles(c, 16, to + 6);)
+}
+
+OF_TYPE(ggml_iq4_nl) { SCALED_32(((Codes){-127, 113, 1}), SCALES_UNEVEN, 18, put_nibbles(c, 16, to + 2);) }
+
+OF_TYPE(ggml_q8_0) {
+    EACH_TILE(32, {
+        Row scale = {0};
+        CELLS scale[g] = magnitude(x[i][g]) > scale[g] ? magnitude(x[i][g]) : scale[g];
+        COLUMNS scale[g] = as_half(scale[g] / 127.0f);
+        settle(x, size, (Codes){-127, 127, 0}, scale, NONE, q, back);
+        for (int g = 0; g < here; g++) {
+            uint8_t *to = out + (first + g) * 34;
+            put_half(to, scale[g]);
+            for (int i = 0; i < size; i++) to[2 + i] = (uint8_t)(int8_t)q[i][g];
+        }
+    })
+}
+
+static const float RANGES_LEGACY[][2] = {{0, 0}, {-0.3f, 0.3f}, {-0.6f, 0.6f}, {0, 0.5f}, {-0.5f, 0}};
+static const float RANGES[][2] = {{-0.6f, 0.6f},  {-0.6f, 0.3f}, {-0.6f, 0}, {-0.6f, -0.3f}, {-0.3f, 0.6f},
+                                  {-0.3f, 0.3f},  {-0.3f, 0},    {-0.3f, -0.3f}, {0, 0.6f}, {0, 0.3f},      {0, 0},        {0, -0.3f},
+                                  {0.3f, 0.6f},   {0.3f, 0.3f},  {0.3f, 0}, {0.3f, -0.3f}};
+
+/* A float16 scale and a float16 least value for 32 codes. */
+#define RANGED_32(CODES, BYTES, ...)                                                                            \
+    EACH_TILE(32, {                                                                                            \
+        const Codes codes = CODES;                                                                             \
+        Row scale, least, under;                                                                               \
+        if (weighted) search_range(x, w, size, 1, codes, 0, RANGES, COUNT(RANGES), scale, least);              \
+        else search_range(x, w, size, 0, codes, 0, RANGES_LEGACY, COUNT(RANGES_LEGACY), scale, least);         \
+        COLUMNS {                                                                                              \
+            scale[g] = as_half(scale[g]);                                                                      \
+            least[g] = as_half(least[g]);                                                                      \
+            under[g] = -least[g];                                                                              \
+        }                                                                                                      \
+        settle(x, size, codes, scale, under, q, back);                                                         \
+        for (int g = 0; g < here; g++) {                                                                       \
+            uint8_t c[32], *to = out + (first + g) * BYTES;                                                    \
+            take_codes(q, size, g, 0, c);                                                                      \
+            put_half(to, scale[g]);                                                                            \
+            put_half(to + 2, least[g]);                                                                        \
+            __VA_ARGS__                                                                                        \
+        }                                                                                                      \
+    })
+
+OF_TYPE(ggml_q4_1) { RANGED_32(((Codes){0, 15, 0}), 20, put_nibbles(c, 16, to + 4);) }
+
+OF_TYPE(ggml_q5_1) { RANGED_32(((Codes){0, 31, 0}), 24, put_fifth_bits(c, to + 4); put_nibbles(c, 16, to + 8);) }
+
+/* Blocks of 256 in sub-blocks of SIZE; BODY for each block `to`, with the codes `c` from 0 on and integers `s`, `n` of
+ * its sub-blocks less `bottom`. */
+#define IN_BLOCKS(SIZE, CODES, BOTTOM, TOP, LEASTS, SEARCH, BYTES, ...)                                             \
+    EACH_TILE(SIZE, {                                                                                           \
+        enum { subs = BLOCK / SIZE };                                                                           \
+        const Codes codes = CODES;                                                                              \
+        Row scale, least = {0}, a, b;                                                                           \
+        Found found;                                                                                            \
+        SEARCH;                                                                                                 \
+        search_block(x, w, size, weighted, codes, subs, BOTTOM, TOP, LEASTS, scale, least, &found);             \
+        COLUMNS {                                                                                               \
+            a[g] = found.d[g] * found.s[g];                                                                     \
+            b[g] = found.e[g] * found.n[g];                                                                     \
+        }                                                                                                       \
+        settle(x, size, codes, a, b, q, back);                                                                  \
+        if (codes.uneven) numbered(q, size);                                                                    \
+        for (int column = 0; column < here; column += subs) {                                                   \
+            uint8_t c[BLOCK], s[subs], n[subs], *to = out + (first + column) / subs * BYTES;                    \
+            for (int j = 0; j < subs; j++) {                                                                    \
+                take_codes(q, size, column + j, codes.uneven ? 0 : codes.low, c + j * size);                    \
+                s[j] = (uint8_t)(int)(found.s[column + j] - (BOTTOM));                                          \
+                n[j] = (uint8_t)(int)found.n[column + j];                                                       \
+            }                                                                                                   \
+            const float d = found.d[column], e = found.e[column];                                               \
+            (void)e, (void)n;                                                                                   \
+            __VA_ARGS__                                                                                         \
+        }                                                                                                       \
+    })
+
+#define BY_RANGE search_range(x, w, size, weighted, codes, 1, RANGES, COUNT(RANGES), scale, least)
+#define BY_SCALE(CANDIDATES) search_scale(x, w, size, weighted, codes, CANDIDATES, COUNT(CANDIDATES), scale)
+
+OF_TYPE(ggml_q2_k) {
+    IN_BLOCKS(16, ((Codes){0, 3, 0}), 0, 15, 1, BY_RANGE, 84, {
+        for (int j = 0; j < 16; j++) to[j] = (uint8_t)(s[j] | n[j] << 4);
+        put_pairs(c, to + 16);
+        put_half(to + 80, d);
+        put_half(to + 82, e);
+    })
+}
+
+OF_TYPE(ggml_q3_k) {
+    IN_BLOCKS(16, ((Codes){-4, 3, 0}), -32, 31, 0, BY_SCALE(SCALES_3), 110, {
+        for (int i = 0; i < 32; i++) {
+            uint32_t bits = 0;
+            for (int k = 0; k < 8; k++) bits |= (uint32_t)(c[32 * k + i] >> 2) << k;
+            to[i] = (uint8_t)bits;
+        }
+        put_pairs(c, to + 32);
+        for (int j = 0; j < 8; j++) to[96 + j] = (uint8_t)((s[j] & 15) | (s[j + 8] & 15) << 4);
+        for (int j = 0; j < 4; j++)
+            to[104 + j] = (uint8_t)(s[j] >> 4 | s[j + 4] >> 4 << 2 | s[j + 8] >> 4 << 4 | s[j + 12] >> 4 << 6);
+        put_half(to + 108, d);
+    })
+}
+
+OF_TYPE(ggml_q4_k) {
+    IN_BLOCKS(32, ((Codes){0, 15, 0}), 0, 63, 1, BY_RANGE, 144, {
+        put_half(to, d);
+        put_half(to + 2, e);
+        put_sixes(s, n, to + 4);
+        for (int k = 0; k < 4; k++) put_nibbles(c + 64 * k, 32, to + 16 + 32 * k);
+    })
+}
+
+OF_TYPE(ggml_q5_k) {
+    IN_BLOCKS(32, ((Codes){0, 31, 0}), 0, 63, 1, BY_RANGE, 176, {
+        put_half(to, d);
+        put_half(to + 2, e);
+        put_sixes(s, n, to + 4);
+        for (int i = 0; i < 32; i++) {
+            uint32_t bits = 0;
+            for (int k = 0; k < 8; k++) bits |= (uint32_t)(c[32 * k + i] >> 4) << k;
+            to[16 + i] = (uint8_t)bits;
+        }
+        for (int k = 0; k < 4; k++) put_nibbles(c + 64 * k, 32, to + 48 + 32 * k);
+    })
+}
+
+OF_TYPE(ggml_q6_k) {
+    IN_BLOCKS(16, ((Codes){-32, 31, 0}), -128, 127, 0, BY_SCALE(SCALES_6), 210, {
+        for (int k = 0; k < 2; k++)
+            for (int i = 0; i < 32; i++) {
+                const uint8_t *own = c + 128 * k + i;
+                to[64 * k + i] = (uint8_t)((own[0] & 15) | (own[64] & 15) << 4);
+                to[64 * k + 32 + i] = (uint8_t)((own[32] & 15) | (own[96] & 15) << 4);
+                to[128 + 32 * k + i] =
+                    (uint8_t)(own[0] >> 4 | own[32] >> 4 << 2 | own[64] >> 4 << 4 | own[96] >> 4 << 6);
+            }
+        for (int j = 0; j < 16; j++) to[192 + j] = (uint8_t)(s[j] - 128);
+        put_half(to + 208, d);
+    })
+}
+
+OF_TYPE(ggml_iq4_xs) {
+    IN_BLOCKS(32, ((Codes){-127, 113, 1}), -32, 31, 0, BY_SCALE(SCALES_UNEVEN), 136, {
+        uint32_t high = 0;
+        put_half(to, d);
+        for (int j = 0; j < 8; j++) high |= (uint32_t)(s[j] >> 4) << 2 * j;
+        to[2] = (uint8_t)high;
+        to[3] = (uint8_t)(high >> 8);
+        for (int j = 0; j < 4; j++) to[4 + j] = (uint8_t)((s[2 * j] & 15) | (s[2 * j + 1] & 15) << 4);
+        for (int j = 0; j < 8; j++) put_nibbles(c + 32 * j, 16, to + 8 + 16 * j);
+    })
+}
+
+/* ---- ternary -------------------------------------------------------------------------------------------- */
+
+/* BODY for each block `to` with its codes `c` of 0, 1, 2. */
+#define TERNARY(BYTES, ...)                                                                                     \
+    EACH_TILE(BLOCK, {                                                                                          \
+        const Codes codes = {-1, 1, 0};                                                                         \
+        Row scale;                                                                                              \
+        search_scale(x, w, size, weighted, codes, SCALES_TERNARY, COUNT(SCALES_TERNARY), scale);                \
+        COLUMNS scale[g] = as_half(magnitude(scale[g]));                                                        \
+        settle(x, size, codes, scale, NONE, q, back);                                                           \
+        for (int g = 0; g < here; g++) {                                                                        \
+            uint8_t c[BLOCK], *to = out + (first + g) * BYTES;                                                  \
+            take_codes(q, size, g, -1, c);                                                                      \
+            __VA_ARGS__                                                                                         \
+            put_half(to + BYTES - 2, scale[g]);                                                                 \
+        }                                                                                                       \
+    })
+
+/* `bytes` bytes of `digits` digits each, digit k of byte i at i + k * bytes, as fractions of 256 in base 3. */
+INLINE void put_thirds(const uint8_t *restrict codes, int bytes, int digits, uint8_t *restrict out) {
+    for (int i = 0; i < bytes; i++) {
+        uint32_t number = 0;
+        for (int k = 0; k < digits; k++) number = number * 3 + codes[i + k * bytes];
+        for (int k = digits; k < 5; k++) number *= 3;
+        out[i] = (uint8_t)((number * 256 + 242) / 243);
+    }
+}
+
+OF_TYPE(ggml_tq1_0) {
+    TERNARY(54, {
+        put_thirds(c, 32, 5, to);
+        put_thirds(c + 160, 16, 5, to + 32);
+        put_thirds(c + 240, 4, 4, to + 48);
+    })
+}
+
+OF_TYPE(ggml_tq2_0) { TERNARY(66, put_pairs(c, to);) }
+
+/* ---- 4-bit floats by a power of two ---------------------------------------------------------------------- */
+
+/* The number of the E2M1 magnitude nearest to a magnitude, halves to the lower, and that magnitude. */
+INLINE float e2m1(float size) {
+    return (size > 0.25f ? 0.5f : 0.0f) + (size > 0.75f ? 0.5f : 0.0f) + (size > 1.25f ? 0.5f : 0.0f) +
+           (size > 1.75f ? 0.5f : 0.0f) + (size > 2.5f ? 1.0f : 0.0f) + (size > 3.5f ? 1.0f : 0.0f) +
+           (size > 5.0f ? 2.0f : 0.0f);
+}
+
+#define HIGHEST 252 /* with which 6 is a float */
+
+INLINE float power_of_two(int32_t biased) { return biased > 0 ? as_float((uint32_t)biased << 23) : 0x1p-127f; }
+
+OF_TYPE(ggml_mxfp4) {
+    EACH_TILE(32, {
+        Row high = {0}, fewest, scale;
+        int32_t suggested[GROUPS], best[GROUPS];
+        CELLS high[g] = magnitude(x[i][g]) > high[g] ? magnitude(x[i][g]) : high[g];
+        COLUMNS suggested[g] = (int32_t)(as_bits(high[g]) >> 23) - 2;
+        for (int k = 0; k < 2; k++) {
+            Row lost = {0}, inverse;
+            int32_t trial[GROUPS];
+            COLUMNS {
+                trial[g] = suggested[g] + k > 0 ? suggested[g] + k : 0;
+                trial[g] = trial[g] < HIGHEST ? trial[g] : HIGHEST;
+                scale[g] = power_of_two(trial[g]);
+                inverse[g] = 1.0f / scale[g];
+            }
+            CELLS {
+                const float size_ = magnitude(x[i][g]) * inverse[g];
+                const float off = e2m1(size_) - size_;
+                lost[g] += weighted ? (w[i][g] * off) * off : off * off;
+            }
+            COLUMNS {
+                const float unit = scale[g] / power_of_two(suggested[g] > 0 ? suggested[g] : 0);
+                const float sum = lost[g] * (unit * unit);
+                const int better = k == 0 || sum < fewest[g];
+                fewest[g] = better ? sum : fewest[g];
+                best[g] = better ? trial[g] : best[g];
+            }
+        }
+        COLUMNS scale[g] = power_of_two(best[g]);
+        CELLS {
+            const float found = e2m1(magnitude(x[i][g]) / scale[g]);
+            back[i][g] = x[i][g] < 0 && found > 0 ? -found * scale[g] : found * scale[g];
+            q[i][g] = (x[i][g] < 0 && found > 0 ? 8.0f : 0.0f) +
+                      (found > 2 ? (found > 3 ? (found > 4 ? 7.0f : 6.0f) : 5.0f) : found * 2.0f);
+        }
+        for (int g = 0; g < here; g++) {
+            uint8_t c[32], *to = out + (first + g) * 17;
+            take_codes(q, size, g, 0, c);
+            to[0] = (uint8_t)best[g];
+            put_nibbles(c, 16, to + 1);
+        }
+    })
+}

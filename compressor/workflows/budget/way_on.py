@@ -1,0 +1,61 @@
+"""With what a budget that cannot be met becomes possible, by sizes that are known before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from compressor.core.errors import UsageError
+from compressor.core.tensor import TensorSpec
+from compressor.files.layout import Container
+from compressor.recipe.budget import Budget
+from compressor.workflows.budget.candidates import Candidate, make_candidates
+
+_SURE = 0.99  # of a target, within which headers that another layout makes longer are too
+
+
+def way_on(
+    budget: Budget,
+    groups: Sequence[Sequence[TensorSpec]],
+    candidates: Sequence[Candidate],
+    shared: Mapping[str, Any],
+    container: Container,
+    target: int,
+) -> str:
+    """What to do about a budget that may take `target` bytes for these tensors (of each group all in one scheme),
+    and that no choice of the `candidates` meets. `shared` are options of the stage."""
+    for way, wider in _wider(budget, candidates, shared, container).items():
+        if wider and _least(groups, wider, container) <= target * _SURE:
+            return f"Ask for no less, or {way}, which makes it possible"
+    return "Ask for no less, --include more tensors, or give --store archive, whose steps go down to half a bit"
+
+
+def _wider(
+    budget: Budget, candidates: Sequence[Candidate], shared: Mapping[str, Any], container: Container
+) -> dict[str, Sequence[Candidate]]:
+    """More candidates than there were, by what gives them."""
+    found: dict[str, Sequence[Candidate]] = {}
+    if budget.limit_words:
+        found[f"leave out {budget.limit_words}"] = candidates
+    with suppress(UsageError):  # an option of the stage that none of them has
+        if budget.candidates:
+            layout = str(shared.get("layout", "auto"))
+            found["leave out --candidate"] = make_candidates((), shared, layout, container)
+    with suppress(UsageError):
+        if shared.get("layout") != "compressor":
+            rest = {**shared, "layout": "compressor"}
+            way = "give --layout compressor (widths from 2 bits up, for `compressor restore`)"
+            found[way] = make_candidates((), rest, "compressor", container)
+    return found
+
+
+def _least(groups: Sequence[Sequence[TensorSpec]], candidates: Sequence[Candidate], container: Container) -> int:
+    """Bytes of the smallest choice among these, of tensors that lie dense where none fits."""
+    return sum(
+        min(
+            sum(one.size(spec) or 0 if one.fits(spec, container) else spec.nbytes for spec in group)
+            for one in candidates
+        )
+        for group in groups
+    )

@@ -1,0 +1,234 @@
+"""Folders of Hugging Face written as GGUF files and restored from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from support.console import LLAMA, compressor
+from support.gguf_models import NAMES, config_named, folder_named, tensors_named, tokenizer
+
+from compressor import api
+from compressor.architectures.gguf.hyperparameters import llama3_factors
+from compressor.checkpoint.checkpoint import open_checkpoint
+from compressor.core.errors import InputError, Problems, UsageError
+from compressor.files.gguf.reading import GgufHeader, read_header
+from compressor.files.input_file import InputFile
+
+
+def header_of(path: Path) -> GgufHeader:
+    return read_header(InputFile.open(path))
+
+
+def said(path: Path) -> dict[str, Any]:
+    return {key: value.python() for key, value in header_of(path).fields.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_there_and_back(tmp_path: Path, name: str) -> None:
+    folder, file, back = folder_named(tmp_path / "model", name), tmp_path / "model.gguf", tmp_path / "back"
+    api.restore(folder, file)
+    report = api.restore(file, back)
+    assert any("with the names of transformers" in note for note in report.plan.notes)
+    before, after = load_file(folder / "model.safetensors"), load_file(back / "model.safetensors")
+    assert set(before) == set(after)
+    for one, array in before.items():
+        assert np.allclose(after[one], array, rtol=0, atol=1e-6), one
+    config, again = config_named(name), json.loads((back / "config.json").read_text())
+    for key in ("vocab_size", "num_key_value_heads", "head_dim", "rms_norm_eps"):
+        if key in again:
+            assert again[key] == config[key]
+    assert api.compare(folder, file).total.error < 1e-6
+    second = tmp_path / "again.gguf"
+    api.restore(back, second)
+    first_said, second_said = said(file), said(second)
+    for found in (first_said, second_said):
+        del found["general.name"]
+    if name != "mistral":  # which is a llama to llama.cpp
+        assert first_said == second_said
+
+
+def test_what_llama_cpp_reads(tmp_path: Path) -> None:
+    file = tmp_path / "m.gguf"
+    api.restore(folder_named(tmp_path / "some model", "llama", dtype=np.float16), file)
+    header, found = header_of(file), said(file)
+    assert {kind.name for kind in header.types.values()} == {"F32", "F16"}
+    assert all(
+        header.types[name].name == "F32" for name in header.types if name.endswith(("_norm.weight", ".bias"))
+    )
+    assert found["general.architecture"] == "llama"
+    assert found["general.name"] == "some model"
+    assert found["general.file_type"] == 1
+    assert found["llama.attention.head_count_kv"] == 2
+    assert found["llama.context_length"] == 16
+    assert found["llama.rope.dimension_count"] == 4
+    assert found["tokenizer.ggml.tokens"][0] == "<s>"
+
+
+def test_factors_of_llama_3(tmp_path: Path) -> None:
+    rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope["original_max_position_embeddings"] = 8192
+    config = config_named("llama") | {"rope_theta": 1e7, "rope_scaling": rope}
+    folder = folder_named(tmp_path / "model", "llama", config=config)
+    api.restore(folder, tmp_path / "m.gguf")
+    assert "rope_freqs.weight" in header_of(tmp_path / "m.gguf").types
+    api.restore(tmp_path / "m.gguf", tmp_path / "back")
+    again = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert again["rope_scaling"] == rope
+    assert again["rope_theta"] == 1e7
+    assert llama3_factors({**rope, "rope_theta": 1e7}, 4)[0] == 1.0
+
+
+def test_factors_that_no_config_can_say(tmp_path: Path) -> None:
+    rope = {"rope_type": "llama3", "factor": 7.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope["original_max_position_embeddings"] = 16
+    config = config_named("llama") | {"rope_scaling": rope}
+    api.restore(folder_named(tmp_path / "model", "llama", config=config), tmp_path / "m.gguf")
+    report = api.restore(tmp_path / "m.gguf", tmp_path / "back")
+    assert any("'rope_freqs.weight' stays behind" in note for note in report.plan.notes)
+
+
+def test_longrope_of_phi3(tmp_path: Path) -> None:
+    rope = {"type": "longrope", "long_factor": [2.0], "short_factor": [1.5]}
+    config = config_named("phi3") | {"rope_scaling": rope, "original_max_position_embeddings": 8}
+    api.restore(folder_named(tmp_path / "model", "phi3", config=config), tmp_path / "m.gguf")
+    assert said(tmp_path / "m.gguf")["phi3.rope.scaling.attn_factor"] == pytest.approx((1 + 1 / 3) ** 0.5)
+    api.restore(tmp_path / "m.gguf", tmp_path / "back")
+    again = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert again["rope_scaling"]["long_factor"] == [2.0]
+    assert again["original_max_position_embeddings"] == 8
+
+
+def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
+    folder = folder_named(tmp_path / "model", "llama", files={})
+    with pytest.raises(InputError, match=r"neither tokenizer\.json nor tokenizer\.model") as caught:
+        api.restore(folder, tmp_path / "m.gguf")
+    assert "--no-tokenizer" in caught.value.remedy
+    assert not (tmp_path / "m.gguf").exists()
+    report = api.restore(folder, tmp_path / "m.gguf", no_tokenizer=True)
+    assert said(tmp_path / "m.gguf")["tokenizer.ggml.model"] == "none"
+    assert any("has no tokenizer" in note for note in report.plan.notes)
+    report = api.restore(tmp_path / "m.gguf", tmp_path / "back")
+    assert any("there is no tokenizer in the folder" in note for note in report.plan.notes)
+
+
+def test_a_tokenizer_of_another_kind(tmp_path: Path) -> None:
+    files = tokenizer()
+    files["tokenizer.json"]["model"] = {"type": "Unigram"}
+    folder = folder_named(tmp_path / "model", "llama", files=files)
+    with pytest.raises(InputError, match="its kind is 'Unigram'"):
+        api.restore(folder, tmp_path / "m.gguf")
+
+
+def test_a_model_that_is_not_known(tmp_path: Path) -> None:
+    folder = folder_named(tmp_path / "model", "llama")
+    (folder / "config.json").write_text(json.dumps(config_named("llama") | {"model_type": "strange"}))
+    with pytest.raises(InputError, match="is a strange, a model that is not known here as GGUF") as caught:
+        api.restore(folder, tmp_path / "m.gguf")
+    assert "qwen3_moe" in caught.value.remedy
+    (folder / "config.json").unlink()
+    with pytest.raises(InputError, match=r"has no config\.json that says which model it is"):
+        api.restore(folder, tmp_path / "m.gguf")
+
+
+def test_tensors_that_have_no_place_are_named(tmp_path: Path) -> None:
+    tensors = tensors_named("llama") | {"vision_tower.patch.weight": np.zeros((3, 4), np.float32)}
+    tensors["model.layers.2.mlp.up_proj.weight"] = np.zeros((12, 8), np.float32)  # a layer that guesses further
+    folder = folder_named(tmp_path / "model", "llama", tensors=tensors)
+    with pytest.raises(InputError, match="has no place for 2 of its tensors") as caught:
+        api.restore(folder, tmp_path / "m.gguf")
+    assert "vision_tower.patch.weight" in str(caught.value)
+    assert "--leave-out" in str(caught.value)
+    done = compressor(
+        *("restore", folder, "-o", tmp_path / "m.gguf", "--leave-out", "vision_tower.*"),
+        *("--leave-out", "model.layers.2.*"),
+    )
+    assert done.code == 0
+    assert "2 tensors of 37 are left out" in done.out
+    with pytest.raises(UsageError, match="--leave-out 'nothing' matches no tensor"):
+        api.restore(folder, tmp_path / "o.gguf", leave_out=["nothing"])
+
+
+def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
+    tensors = tensors_named("llama")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    tensors["model.norm.weight"] = np.zeros(9, np.float32)
+    folder = folder_named(tmp_path / "model", "llama", tensors=tensors)
+    with pytest.raises(Problems) as caught:
+        api.restore(folder, tmp_path / "m.gguf")
+    assert "is [9], where [8] was expected by config.json" in str(caught.value)
+    assert "'model.layers.1.mlp.up_proj.weight' would be needed" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "reason"),
+    [
+        ("llama", {"hidden_act": "relu"}, "its activation is 'relu'"),
+        ("qwen2", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "its rope_type is 'llama3'"),
+        ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "do not say low_freq_factor"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "its no_rope_layers are not every fourth"),
+        ("gemma2", {"layer_types": ["full_attention"] * 2}, "its layer_types are not those of gemma2"),
+        ("gemma2", {"query_pre_attn_scalar": 7}, "query_pre_attn_scalar is 7"),
+        ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob is False"),
+        ("qwen2_moe", {"mlp_only_layers": [0]}, "some of its layers have no experts"),
+        ("deepseek_v3", {"rope_interleave": False}, "rope_interleave is false"),
+        ("gpt_oss", {"swiglu_limit": 5.0}, "swiglu_limit is 5.0"),
+    ],
+)
+def test_what_llama_cpp_would_compute_otherwise(
+    tmp_path: Path, name: str, more: dict[str, Any], reason: str
+) -> None:
+    folder = folder_named(tmp_path / "model", name, config=config_named(name) | more)
+    with pytest.raises((InputError, Problems), match=reason):
+        api.restore(folder, tmp_path / "m.gguf")
+
+
+def test_where_it_computes_the_same_up_to_some_length(tmp_path: Path) -> None:
+    config = config_named("mistral") | {"sliding_window": 4}
+    report = api.restore(folder_named(tmp_path / "model", "mistral", config=config), tmp_path / "m.gguf")
+    assert any("no sliding window for llama: beyond 4 tokens" in note for note in report.plan.notes)
+
+
+def test_codes_are_not_quantized_again_unasked(tmp_path: Path) -> None:
+    folder = folder_named(tmp_path / "model", "llama")
+    api.quantize(folder, tmp_path / "codes", bits=4, layout="compressor", group_size=4)
+    report = api.restore(tmp_path / "codes", tmp_path / "m.gguf")
+    assert report.plan.container == "gguf"
+    with pytest.raises(InputError, match="is already"):
+        api.quantize(tmp_path / "codes", tmp_path / "o.gguf", bits=8, store="dense")
+
+
+def test_stages_see_the_names_of_the_file(tmp_path: Path) -> None:
+    folder = folder_named(tmp_path / "model", "llama")
+    api.prune(folder, tmp_path / "m.gguf", sparsity=0.5, include=["blk.*.ffn_up.weight"])
+    api.restore(tmp_path / "m.gguf", tmp_path / "back")
+    found = load_file(tmp_path / "back" / "model.safetensors")
+    up, down = (found[f"model.layers.0.mlp.{name}_proj.weight"] for name in ("up", "down"))
+    assert np.mean(up == 0) == pytest.approx(0.5, abs=0.02)
+    assert np.mean(down == 0) == 0
+
+
+def test_an_architecture_that_is_not_known_keeps_its_names(tmp_path: Path) -> None:
+    folder = folder_named(tmp_path / "model", "qwen2")
+    api.restore(folder, tmp_path / "m.gguf")
+    raw = (tmp_path / "m.gguf").read_bytes().replace(b"qwen2", b"qwenX")
+    (tmp_path / "m.gguf").write_bytes(raw)
+    report = api.restore(tmp_path / "m.gguf", tmp_path / "back")
+    assert any("'qwenX' is not known here" in note for note in report.plan.notes)
+    assert "blk.0.attn_q.weight" in load_file(tmp_path / "back" / "model.safetensors")
+
+
+def test_two_shards_and_any_number_of_workers(tmp_path: Path) -> None:
+    for workers in (1, 3):
+        api.restore(LLAMA, tmp_path / f"{workers}.gguf", no_tokenizer=True, workers=workers)
+    assert (tmp_path / "1.gguf").read_bytes() == (tmp_path / "3.gguf").read_bytes()
+    assert api.compare(LLAMA, tmp_path / "1.gguf").total.error == 0
+    api.restore(tmp_path / "1.gguf", tmp_path / "back")
+    before = {name: one.spec.shape for name, one in open_checkpoint(LLAMA).tensors.items()}
+    after = {name: one.spec.shape for name, one in open_checkpoint(tmp_path / "back").tensors.items()}
+    assert before == after
