@@ -207,7 +207,7 @@ def open_inputs(order: Order) -> Opened:
     statistics, undivided = open_all(recipe), checkpoint
     if changes and not checkpoint.stored:
         checkpoint = fold_masks(checkpoint)
-    storing = [stage for stage in recipe.stages if stores_packed(stage, container)]
+    storing = [stage for stage in recipe.stages if container != "gguf" and stores_packed(stage, container)]
     checkpoint = divided(checkpoint, storing, options.loader)
     if not changes and not checkpoint.stored:
         checkpoint = join_experts(checkpoint)

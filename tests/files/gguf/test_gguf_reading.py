@@ -170,6 +170,7 @@ LIES: dict[str, tuple[GgufFile, str]] = {
     "text": (ONE.but(values={"a": struct.pack("<IQ", 8, 2**62)}), "'a' claims 4611686018427387904 bytes"),
     "elements": (ONE.but(values={"a": struct.pack("<IIQ", 9, 0, 2**62)}), "'a' claims .* elements"),
     "texts": (ONE.but(values={"a": struct.pack("<IIQ", 9, 8, 2**40)}), "'a' claims .* elements"),
+    "text in an array": (ONE.but(values={"a": struct.pack("<IIQQ", 9, 8, 1, 2**40)}), "'a' claims .* bytes"),
     "arrays": (ONE.but(values={"a": struct.pack("<IIQ", 9, 9, 2**40)}), "'a' claims .* elements"),
     "depth": (
         ONE.but(values={"a": struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 6}),

@@ -300,3 +300,11 @@ _SCHEMES: tuple[type[GgmlScheme | Rounded], ...] = (
     *(Iq4Nl, Iq4Xs, GgmlMxfp4, Tq1, Tq2, F16, BF16),
 )
 BY_ID: Mapping[str, type[GgmlScheme | Rounded]] = {scheme.id: scheme for scheme in _SCHEMES}
+_BY_TYPE: Mapping[str, type[GgmlScheme]] = {one.type: one for one in _SCHEMES if issubclass(one, GgmlScheme)}
+
+
+def scheme_again(kind: GgmlType, *, zeros: bool) -> Scheme:
+    """What stores a tensor that was stored as this type once it was changed: the scheme of the same type, or Q8_0
+    where none is written here or, with `zeros` that were made and have to stay, where it has no zero."""
+    own = _BY_TYPE.get(kind.name)
+    return _BY_TYPE["Q8_0"]() if own is None or (zeros and not own().keeps_zeros) else own()
