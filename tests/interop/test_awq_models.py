@@ -53,7 +53,8 @@ def scaled(source: Path, out: Path) -> tuple[int, set[str]]:
     moved = {key for key in made if not np.array_equal(made[key], before[key])}
     assert not moved & set(why) - {one.tensor for fold in folds for one in fold.writers}
     out.mkdir()
-    tensors = {key: torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape)) for key, array in made.items()}
+    whole = {key: np.ascontiguousarray(array).reshape(array.shape) for key, array in made.items()}  # also scalars
+    tensors = {key: torch.from_numpy(array) for key, array in whole.items()}
     save_file(tensors, out / "model.safetensors", {"format": "pt"})
     (out / "config.json").write_text((source / "config.json").read_text())
     return len(folds), {reader for fold in folds for reader in fold.readers} - moved
