@@ -335,6 +335,9 @@ class Method(ABC):
     at_once: ClassVar[int] = 0  # weights that a block has at least, if there are so many, where calls are dear
     biases: ClassVar[bool] = False  # of the layers whose weights it treats it treats the biases too
     linear_algebra: ClassVar[bool] = False  # its last bits are those of the processor's products of matrices
+    inputs_by_expert: ClassVar[bool] = (
+        False  # of experts in one tensor [experts, out, in] it takes each one's inputs
+    )
     balances: ClassVar[bool] = False  # the model's inputs of these layers are scaled first, see `workflows/awq.py`
 
     def __post_init__(self) -> None:

@@ -7,9 +7,6 @@ llama.cpp rounds (GELU through a table of float16) is what its logits may differ
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llama_cpp_reader import FOLDER, answers
 from safetensors.numpy import load_file
 from support.console import SAMPLES
 
@@ -29,7 +27,6 @@ tokenizers = pytest.importorskip("tokenizers")
 
 pytestmark = pytest.mark.interop
 HERE = Path(__file__).parent
-FOLDER = Path(os.environ.get("LLAMA_CPP_FOLDER", Path(sys.prefix) / "llama_cpp"))
 VOCABULARY = 512
 
 PAGE = """def greet(name: str) -> None:
@@ -249,23 +246,6 @@ def with_tokenizer(folder: Path, kind: str) -> Any:
 
 
 # ---- asking both ---------------------------------------------------------------------------------------
-
-
-def answers(*requests: dict[str, Any]) -> list[dict[str, Any]]:
-    done = subprocess.run(
-        [sys.executable, str(HERE / "llama_cpp_reader.py")],
-        input=json.dumps(requests),
-        env={**os.environ, "PYTHONPATH": str(FOLDER)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("ANSWERS ")]
-    assert lines, done.stderr[-3000:]
-    found: list[dict[str, Any]] = json.loads(lines[0].removeprefix("ANSWERS "))
-    assert not [one["error"] for one in found if "error" in one], done.stderr[-3000:]
-    return found
 
 
 def logits_of(model: Any, prompt: Sequence[int]) -> Any:

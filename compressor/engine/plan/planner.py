@@ -16,7 +16,7 @@ from compressor.core.tensor import TensorSpec
 from compressor.engine.plan.adapter import check_adapter, makes_adapter, with_adapters
 from compressor.engine.plan.checks import check_container, check_dialects, check_names, check_stores
 from compressor.engine.plan.fused import agreed, check_fused
-from compressor.engine.plan.gguf_file import check_ggml, stays_blocks
+from compressor.engine.plan.gguf_file import check_ggml, stays_blocks, stored_again
 from compressor.engine.plan.loaders import check_loader, check_matrix, left_dense
 from compressor.engine.plan.notes import is_language_model, plan_notes
 from compressor.engine.plan.output_files import carried_over, lay_out
@@ -192,13 +192,17 @@ def _job(tensor: Tensor, request: PlanRequest) -> Job:
                 continue
             why = step
         reasons.append(why)
-    if tensor.encoder is not None and not steps and (tensor.kept or stays_blocks(tensor.encoder, request)):
+    again = stored_again(tensor.encoder, steps, request)
+    if again is not None:
+        steps.append(again)
+    stays = tensor.encoder is not None and not steps and stays_blocks(tensor.encoder, request)
+    if tensor.encoder is not None and not steps and (tensor.kept or stays):
         steps.append(Step(len(request.recipe.cuts), Unmoved(tensor.encoder), {}, dense=False))
     alike = request.container == "folder" and request.checkpoint.source.kind == "folder"
     file = tensor.file if alike else 0
     stored_as = "" if tensor.encoder is None else short_name(tensor.encoder)
     parts = _parts(spec, steps, request.container)
-    return Job(spec, tuple(steps), parts, file, tuple(reasons), stored_as, tensor.nbytes, grain)
+    return Job(spec, tuple(steps), parts, file, tuple(reasons), stored_as, tensor.nbytes, grain, stays=stays)
 
 
 def _why_not(spec: TensorSpec, stage: Stage, request: PlanRequest) -> LeftAlone | None:
