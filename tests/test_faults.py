@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save
+from support import gguf_files
 from support.clock import HANGS, at_most
 from support.fault_injection import (
     KINDS,
@@ -585,7 +586,17 @@ def test_claims_are_refused_by_arithmetic(tmp_path: Path, server: Server) -> Non
     (tmp_path / "g.safetensors").write_bytes((10**8).to_bytes(8, "little") + b"{" + b" " * 1000)
     os.truncate(tmp_path / "g.safetensors", 10**8 + 7)
     os.truncate(tmp_path / "f.npy", 5 * 10**9)
+    lying = {
+        "h": gguf_files.GgufFile((gguf_files.Line("w", "F32", (2**40,)),)),
+        "i": gguf_files.GgufFile(tensors=2**62),
+        "j": gguf_files.GgufFile(values={"a": gguf_files.value(9, (8, []))[:8] + (2**29).to_bytes(8, "little")}),
+        "k": gguf_files.GgufFile(values={"a": gguf_files.value(8, "")[:4] + (2**34).to_bytes(8, "little")}),
+    }
+    for name, made in lying.items():
+        (tmp_path / f"{name}.gguf").write_bytes(made.file())
+        os.truncate(tmp_path / f"{name}.gguf", 10**9 if name in "ijk" else 10**6)
     files += [str(tmp_path / name) for name in ("e.npy", "f.npy", "g.safetensors")]
+    files += [str(tmp_path / f"{name}.gguf") for name in lying]
     for file in files:
         run = server.run(
             ["prune", "--sparsity", "0.5", file, "-o", f"{file}.safetensors"], limits={"RLIMIT_AS": 1 << 30}

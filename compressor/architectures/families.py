@@ -1,159 +1,25 @@
-"""What is known of architectures, as data: which dimension of each tensor is which dimension of the model.
-
-A line is a module (or a parameter) and the dimensions of its weight, as the file orders them:
-
-* `hidden` the residual width; `q`, `kv` heads of queries, and of keys and values, `heads` one number for each head
-  of queries; `neurons` of an MLP, `moe` those of an expert, `shared` those of a shared expert; `experts`; `-` what
-  is never cut;
-* `#` what is looked up and not summed over, nor ever cut: an embedding's rows;
-* `a+b` are sections one after the other in a fused projection; `2a` has twice as many indices to a unit of a, side
-  by side: a gate's and an up projection's of each neuron, the query and the gate of each head;
-* `a > b` is a weight [in, out], as GPT-2 has them; what stands before (`experts`) is neither.
-
-A `*` in a name is a number, the expert's. A bias has the weight's output dimension.
-"""
+"""The families that are known, each a table in the language of `family.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from compressor.architectures.encoder_decoders import ENCODER_DECODERS
+from compressor.architectures.family import Beside, Family, Kinds
+from compressor.architectures.language_models import LANGUAGE_MODELS
+from compressor.architectures.towers import TOWERS
+from compressor.architectures.usual_tables import (
+    ATTENTION,
+    EXPERTS,
+    GATED,
+    INTO_ATTENTION,
+    INTO_EXPERTS,
+    INTO_GATED,
+    KEYS,
+    MOE,
+    OUTER,
+    SEES,
+)
+from compressor.architectures.with_vision import WITH_VISION
 
-
-@dataclass(frozen=True)
-class Kinds:
-    """How a library tells the kind of each block from its number: `period` is an entry of the config, `default`
-    what it is where that is silent. One block of each period is `full_attention`, the last or (`first`) the first;
-    the rest are of kind `others`."""
-
-    period: tuple[str, ...]
-    default: int
-    others: str = "sliding_attention"
-    first: bool = False
-
-
-@dataclass(frozen=True)
-class Beside:
-    """Another part of the same files, which a cut leaves as it is: all tensors whose names begin so. `refuses` are
-    the structures that cannot be cut where it is there, with the reason."""
-
-    prefixes: tuple[str, ...]
-    refuses: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Family:
-    """Models of one wiring. Names are given without `prefixes`; blocks are numbered after `stack`.
-
-    `keys`: what config.json calls the sizes, several names where versions differ; `defaults` are those that the
-    library has for a config that is silent, by symbol. `part` is the config within the config that has them.
-    `bound_heads`: the width of a head is the hidden size over the number of heads, and no entry of the config can
-    say otherwise. `many`: of each unit of that dimension so many indices, an entry of the config.
-
-    `beside` are the parts around the model. `refuses`: structures that cannot be cut, with the reason. `only`:
-    those that can where an entry of the config has this value, with the reason otherwise.
-
-    `fixed_blocks`: the first blocks, of which so many cannot go, or as many as a list in the config has entries
-    (its path), and why. `first_blocks`: entries that count the first blocks, which are of another kind, with the
-    library's defaults. `kinds`: how `layer_types` follow from a block's number where the config has none.
-
-    `heads`: modules that give logits and whose weight may be that of the embedding; it is where the config says
-    `tie_word_embeddings`, or is silent and `tied`. `last_norms`: norms whose outputs these heads read.
-    `grows`: embeddings are multiplied by the root of the width; `one_plus`: norms multiply by 1 + weight.
-
-    `folds`: where a scale of single inputs can go without changing what the model computes: a line is a module
-    whose outputs go nowhere but into the modules after it, with nothing between that would not pass a factor on.
-    `:2` is the third section of a fused projection. Of two lines for the same readers the first one that a block
-    has holds.
-    """
-
-    types: tuple[str, ...]
-    stack: str
-    outer: str
-    block: str
-    prefixes: tuple[str, ...] = ("model.",)
-    keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    defaults: Mapping[str, int] = field(default_factory=dict)
-    part: str = ""
-    bound_heads: bool = False
-    many: Mapping[str, str] = field(default_factory=dict)
-    beside: tuple[Beside, ...] = ()
-    refuses: Mapping[str, str] = field(default_factory=dict)
-    only: Mapping[str, tuple[str, int, str]] = field(default_factory=dict)
-    fixed_blocks: tuple[int | tuple[str, ...], str] = (0, "")
-    first_blocks: Mapping[str, int] = field(default_factory=dict)
-    kinds: Kinds | None = None
-    heads: tuple[str, ...] = ("lm_head",)
-    last_norms: tuple[str, ...] = ("norm",)
-    tied: bool = False
-    grows: bool = False
-    one_plus: bool = False
-    folds: str = ""
-
-
-_KEYS = {
-    "hidden": ("hidden_size",),
-    "neurons": ("intermediate_size",),
-    "heads": ("num_attention_heads",),
-    "kv_heads": ("num_key_value_heads",),
-    "head_dim": ("head_dim",),
-    "layers": ("num_hidden_layers",),
-}
-_MOE = {
-    **_KEYS,
-    "moe": ("moe_intermediate_size",),
-    "shared": ("shared_expert_intermediate_size",),
-    "experts": ("num_experts", "num_local_experts"),
-}
-_OUTER = """
-embed_tokens # hidden
-norm hidden
-lm_head - hidden
-score - hidden
-rotary_emb.inv_freq -
-"""
-_ATTENTION = """
-input_layernorm hidden
-post_attention_layernorm hidden
-self_attn.q_proj q hidden
-self_attn.k_proj kv hidden
-self_attn.v_proj kv hidden
-self_attn.o_proj hidden q
-self_attn.q_norm -
-self_attn.k_norm -
-self_attn.rotary_emb.inv_freq -
-"""
-_GATED = """
-mlp.gate_proj neurons hidden
-mlp.up_proj neurons hidden
-mlp.down_proj hidden neurons
-"""
-_EXPERTS = """
-mlp.gate experts hidden
-mlp.experts.*.gate_proj moe hidden
-mlp.experts.*.up_proj moe hidden
-mlp.experts.*.down_proj hidden moe
-mlp.experts.gate_up_proj experts moe+moe hidden
-mlp.experts.down_proj experts hidden moe
-mlp.shared_expert.gate_proj shared hidden
-mlp.shared_expert.up_proj shared hidden
-mlp.shared_expert.down_proj hidden shared
-mlp.shared_expert_gate - hidden
-"""
-_INTO_ATTENTION = """
-input_layernorm self_attn.q_proj self_attn.k_proj self_attn.v_proj
-self_attn.v_proj self_attn.o_proj
-"""
-_INTO_GATED = """
-post_attention_layernorm mlp.gate_proj mlp.up_proj
-mlp.up_proj mlp.down_proj
-"""
-_INTO_EXPERTS = """
-post_attention_layernorm mlp.gate_proj mlp.up_proj mlp.gate mlp.experts.*.gate_proj mlp.experts.*.up_proj \
- mlp.experts.gate_up_proj mlp.shared_expert.gate_proj mlp.shared_expert.up_proj mlp.shared_expert_gate
-mlp.up_proj mlp.down_proj
-mlp.experts.*.up_proj mlp.experts.*.down_proj
-mlp.shared_expert.up_proj mlp.shared_expert.down_proj
-"""
 _BERT = """
 attention.self.query q hidden
 attention.self.key q hidden
@@ -165,17 +31,16 @@ output.dense hidden neurons
 output.LayerNorm hidden
 """
 
-_SEES = "what sees writes into the width of the text model, and is not cut"
 _GEMMA = (
-    _ATTENTION
-    + _GATED
+    ATTENTION
+    + GATED
     + """
 pre_feedforward_layernorm hidden
 post_feedforward_layernorm hidden
 """
 )
 # gemma has no norm of that name, and in the others the one after attention goes into the residual stream
-_INTO_GEMMA = "pre_feedforward_layernorm mlp.gate_proj mlp.up_proj" + _INTO_ATTENTION + _INTO_GATED
+_INTO_GEMMA = "pre_feedforward_layernorm mlp.gate_proj mlp.up_proj" + INTO_ATTENTION + INTO_GATED
 _GEMMA3 = {"heads": 8, "kv_heads": 4, "head_dim": 256}
 _GEMMA3_KINDS = Kinds(("sliding_window_pattern", "_sliding_window_pattern"), 6)
 _AHEAD = Beside(
@@ -185,8 +50,8 @@ _AHEAD = Beside(
     ),
 )
 _QWEN3_5 = (
-    _ATTENTION.replace("self_attn.q_proj q hidden", "self_attn.q_proj 2q hidden")
-    + _GATED
+    ATTENTION.replace("self_attn.q_proj q hidden", "self_attn.q_proj 2q hidden")
+    + GATED
     + """
 linear_attn.A_log -
 linear_attn.dt_bias -
@@ -210,19 +75,19 @@ mlp.up_proj mlp.down_proj
 
 FAMILIES = (
     Family(
-        types=("llama", "mistral", "qwen2", "qwen3"),
+        types=("llama", "mistral", "qwen2", "qwen3", "granite"),
         stack="layers",
-        outer=_OUTER,
-        block=_ATTENTION + _GATED,
-        keys=_KEYS,
-        folds=_INTO_ATTENTION + _INTO_GATED,
+        outer=OUTER,
+        block=ATTENTION + GATED,
+        keys=KEYS,
+        folds=INTO_ATTENTION + INTO_GATED,
     ),
     Family(
         types=("gemma", "gemma2"),
         stack="layers",
-        outer=_OUTER,
+        outer=OUTER,
         block=_GEMMA,
-        keys=_KEYS,
+        keys=KEYS,
         tied=True,
         grows=True,
         one_plus=True,
@@ -231,9 +96,9 @@ FAMILIES = (
     Family(
         types=("gemma3_text",),
         stack="layers",
-        outer=_OUTER,
+        outer=OUTER,
         block=_GEMMA,
-        keys=_KEYS,
+        keys=KEYS,
         defaults=_GEMMA3,
         kinds=_GEMMA3_KINDS,
         tied=True,
@@ -244,16 +109,16 @@ FAMILIES = (
     Family(
         types=("gemma3",),
         stack="layers",
-        outer=_OUTER,
+        outer=OUTER,
         block=_GEMMA,
         prefixes=("language_model.model.", "model.language_model.", "language_model."),
-        keys=_KEYS,
+        keys=KEYS,
         defaults=_GEMMA3,
         part="text_config",
         beside=(
             Beside(
                 ("vision_tower.", "model.vision_tower.", "multi_modal_projector.", "model.multi_modal_projector."),
-                {"hidden": _SEES},
+                {"hidden": SEES},
             ),
         ),
         kinds=_GEMMA3_KINDS,
@@ -265,21 +130,21 @@ FAMILIES = (
     Family(
         types=("qwen3_vl",),
         stack="layers",
-        outer=_OUTER,
-        block=_ATTENTION + _GATED,
+        outer=OUTER,
+        block=ATTENTION + GATED,
         prefixes=("model.language_model.",),
-        keys=_KEYS,
+        keys=KEYS,
         part="text_config",
-        beside=(Beside(("model.visual.", "visual."), {"hidden": _SEES}),),
+        beside=(Beside(("model.visual.", "visual."), {"hidden": SEES}),),
         fixed_blocks=(("vision_config", "deepstack_visual_indexes"), "the vision tower adds to what it gives"),
-        folds=_INTO_ATTENTION + _INTO_GATED,
+        folds=INTO_ATTENTION + INTO_GATED,
     ),
     Family(
         types=("qwen3_5_text",),
         stack="layers",
-        outer=_OUTER,
+        outer=OUTER,
         block=_QWEN3_5,
-        keys=_KEYS,
+        keys=KEYS,
         defaults={"head_dim": 256},
         beside=(_AHEAD,),
         kinds=_QWEN3_5_KINDS,
@@ -289,13 +154,13 @@ FAMILIES = (
     Family(
         types=("qwen3_5",),
         stack="layers",
-        outer=_OUTER,
+        outer=OUTER,
         block=_QWEN3_5,
         prefixes=("model.language_model.",),
-        keys=_KEYS,
+        keys=KEYS,
         defaults={"head_dim": 256},
         part="text_config",
-        beside=(Beside(("model.visual.", "visual."), {"hidden": _SEES}), _AHEAD),
+        beside=(Beside(("model.visual.", "visual."), {"hidden": SEES}), _AHEAD),
         kinds=_QWEN3_5_KINDS,
         one_plus=True,
         folds=_INTO_QWEN3_5,
@@ -303,8 +168,8 @@ FAMILIES = (
     Family(
         types=("gpt_oss",),
         stack="layers",
-        outer=_OUTER,
-        block=_ATTENTION
+        outer=OUTER,
+        block=ATTENTION
         + """
         self_attn.sinks heads
         mlp.router experts hidden
@@ -313,17 +178,17 @@ FAMILIES = (
         mlp.experts.down_proj experts moe > hidden
         mlp.experts.down_proj_bias experts hidden
         """,
-        keys={**_MOE, "moe": ("intermediate_size",), "experts": ("num_local_experts",)},
+        keys={**MOE, "moe": ("intermediate_size",), "experts": ("num_local_experts",)},
         defaults={"head_dim": 64},
         kinds=Kinds((), 2),
-        folds=_INTO_ATTENTION,
+        folds=INTO_ATTENTION,
     ),
     Family(
         types=("deepseek_v3",),
         stack="layers",
-        outer=_OUTER,
-        block=_GATED
-        + _EXPERTS
+        outer=OUTER,
+        block=GATED
+        + EXPERTS
         + """
         input_layernorm hidden
         post_attention_layernorm hidden
@@ -342,7 +207,7 @@ FAMILIES = (
         mlp.shared_experts.down_proj hidden shared
         """,
         keys={
-            **{symbol: names for symbol, names in _MOE.items() if symbol != "head_dim"},
+            **{symbol: names for symbol, names in MOE.items() if symbol != "head_dim"},
             "shared": ("moe_intermediate_size",),
             "experts": ("n_routed_experts", "num_local_experts"),
         },
@@ -380,7 +245,7 @@ FAMILIES = (
         mlp.Wi neurons+neurons hidden
         mlp.Wo hidden neurons
         """,
-        keys=_KEYS,
+        keys=KEYS,
         bound_heads=True,
         heads=("decoder",),
         last_norms=("head.norm",),
@@ -397,7 +262,7 @@ FAMILIES = (
     Family(
         types=("phi3",),
         stack="layers",
-        outer=_OUTER,
+        outer=OUTER,
         block="""
         input_layernorm hidden
         post_attention_layernorm hidden
@@ -406,7 +271,7 @@ FAMILIES = (
         mlp.gate_up_proj neurons+neurons hidden
         mlp.down_proj hidden neurons
         """,
-        keys=_KEYS,
+        keys=KEYS,
         folds="""
         input_layernorm self_attn.qkv_proj
         self_attn.qkv_proj:2 self_attn.o_proj
@@ -417,7 +282,7 @@ FAMILIES = (
     Family(
         types=("phi",),
         stack="layers",
-        outer=_OUTER + "final_layernorm hidden",
+        outer=OUTER + "final_layernorm hidden",
         block="""
         input_layernorm hidden
         self_attn.q_proj q hidden
@@ -427,7 +292,7 @@ FAMILIES = (
         mlp.fc1 neurons hidden
         mlp.fc2 hidden neurons
         """,
-        keys=_KEYS,
+        keys=KEYS,
         last_norms=("final_layernorm",),
         folds="""
         input_layernorm self_attn.q_proj self_attn.k_proj self_attn.v_proj mlp.fc1
@@ -437,8 +302,8 @@ FAMILIES = (
     Family(
         types=("mixtral",),
         stack="layers",
-        outer=_OUTER,
-        block=_ATTENTION
+        outer=OUTER,
+        block=ATTENTION
         + """
         block_sparse_moe.gate experts hidden
         block_sparse_moe.experts.*.w1 moe hidden
@@ -448,8 +313,8 @@ FAMILIES = (
         mlp.experts.gate_up_proj experts moe+moe hidden
         mlp.experts.down_proj experts hidden moe
         """,
-        keys={**_MOE, "moe": ("intermediate_size",), "experts": ("num_local_experts",)},
-        folds=_INTO_ATTENTION
+        keys={**MOE, "moe": ("intermediate_size",), "experts": ("num_local_experts",)},
+        folds=INTO_ATTENTION
         + """
         post_attention_layernorm block_sparse_moe.gate block_sparse_moe.experts.*.w1 block_sparse_moe.experts.*.w3 \
          mlp.gate mlp.experts.gate_up_proj
@@ -459,10 +324,10 @@ FAMILIES = (
     Family(
         types=("qwen2_moe", "qwen3_moe"),
         stack="layers",
-        outer=_OUTER,
-        block=_ATTENTION + _GATED + _EXPERTS,
-        keys=_MOE,
-        folds=_INTO_ATTENTION + _INTO_EXPERTS,
+        outer=OUTER,
+        block=ATTENTION + GATED + EXPERTS,
+        keys=MOE,
+        folds=INTO_ATTENTION + INTO_EXPERTS,
     ),
     Family(
         types=("gpt2",),
@@ -491,6 +356,7 @@ FAMILIES = (
             "heads": ("n_head",),
             "layers": ("n_layer",),
         },
+        times={"neurons": 4},
         bound_heads=True,
         last_norms=("ln_f",),
         tied=True,
@@ -522,7 +388,7 @@ FAMILIES = (
         """,
         block=_BERT,
         prefixes=("bert.", "roberta."),
-        keys=_KEYS,
+        keys=KEYS,
         bound_heads=True,
         heads=("cls.predictions.decoder", "lm_head.decoder"),
         last_norms=("cls.predictions.transform.LayerNorm", "lm_head.layer_norm"),
@@ -584,7 +450,8 @@ FAMILIES = (
         layernorm_after hidden
         """,
         prefixes=("vit.",),
-        keys=_KEYS,
+        keys=KEYS,
+        implied=("pooler_output_size",),
         heads=(),
         last_norms=(),
         folds="""
@@ -593,4 +460,8 @@ FAMILIES = (
         layernorm_after intermediate.dense
         """,
     ),
+    *LANGUAGE_MODELS,
+    *WITH_VISION,
+    *ENCODER_DECODERS,
+    *TOWERS,
 )

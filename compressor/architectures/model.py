@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from compressor.architectures.families import Beside, Family
+from compressor.architectures.family import Beside, Family
 from compressor.architectures.groups import STRUCTURES, Group, Owned, Structure, Touch
 from compressor.core.errors import InputError, UsageError
 from compressor.core.tensor import TensorSpec
 
 MLP = ("neurons", "moe", "shared")  # dimensions that are neurons, each with an entry of its own in the config
 _MANY = 1 << 10
-_INNER = ("q", *MLP)  # what matrices read that write to the residual stream
+_NORM = re.compile(r"(norm|(^|\.)ln_)[^.]*\.weight$", re.IGNORECASE)
+HEADS = ("q", "cross")  # dimensions that are heads of queries
+WIDTH = ("hidden", "encoded")  # dimensions that are the residual width
+_INNER = (*HEADS, *MLP)  # what matrices read that write to the residual stream
 
 Sections = tuple[str, ...]
 
@@ -49,7 +52,17 @@ class Model:
     def part(self) -> Mapping[str, Any]:
         """The config that has the sizes: config.json, or what stands in it."""
         held = self.config.get(self.family.part) if self.family.part else self.config
-        return held if isinstance(held, Mapping) else {}
+        return held if isinstance(held, Mapping) else self.config
+
+    @property
+    def parts(self) -> tuple[Model, ...]:
+        """The stacks of the model: this one."""
+        return (self,)
+
+    @property
+    def called(self) -> str:
+        """What is said before the names of groups that another stack of the model may have too."""
+        return f"{self.family.name}." if self.family.name else ""
 
     def key(self, symbol: str) -> str:
         """The config's name for a size: the one that it uses, else the first."""
@@ -77,17 +90,25 @@ class Model:
         return makers[kind]()
 
     def _check_allowed(self, kind: str) -> None:
+        reasons = self._reasons()
+        if kind in reasons:
+            raise UsageError(
+                f"structure {kind}: in this {self.config['model_type']} model {reasons[kind]}",
+                remedy=self._others(reasons),
+            )
+
+    def _others(self, reasons: Mapping[str, str]) -> str:
+        others = [other for other in STRUCTURES if other not in reasons and self._has(other)]
+        return f"What can be cut is {', '.join(others)}" if others else ""
+
+    def _reasons(self) -> dict[str, str]:
+        """The structures that cannot be cut, with the reason."""
         family = self.family
         reasons = {what: why for one in self.beside for what, why in one.refuses.items()} | dict(family.refuses)
         for what, (entry, wanted, why) in family.only.items():
-            if self.part.get(entry) != wanted:
+            if (self.part.get(entry) or 0) != wanted:
                 reasons[what] = why
-        if kind in reasons:
-            others = [other for other in STRUCTURES if other not in reasons and self._has(other)]
-            raise UsageError(
-                f"structure {kind}: in this {self.config['model_type']} model {reasons[kind]}",
-                remedy=f"What can be cut is {', '.join(others)}" if others else "",
-            )
+        return reasons
 
     def _has(self, kind: str) -> bool:
         if kind == "heads" and self.family.bound_heads:
@@ -99,7 +120,9 @@ class Model:
     def _neurons(self) -> Structure:
         groups = []
         for symbol in MLP:
-            groups += self._groups(symbol, ((self.key(symbol), 1),), {symbol: self.many(symbol), f"2{symbol}": 2})
+            if self.key(symbol):
+                blocks = {symbol: self.many(symbol), f"2{symbol}": 2}
+                groups += self._groups(symbol, ((self.key(symbol), 1),), blocks)
         if not groups:
             raise self._none("neurons")
         # a size that the config leaves to a default must be said
@@ -110,7 +133,9 @@ class Model:
             raise UsageError(
                 f"structure heads: in a {self.config['model_type']} config.json a head's width is "
                 f"{self.key('hidden')} / {self.key('heads')}, so no loader could be told of fewer heads",
-                remedy="--structure hidden cuts heads and width together",
+                remedy=self._others(self._reasons())
+                if "hidden" in self._reasons()
+                else "--structure hidden cuts heads and width together",
             )
         return Structure("heads", self._head_groups(), pins={"head_dim": self.sizes["head_dim"]})
 
@@ -120,9 +145,12 @@ class Model:
         keys = [(self.key("heads"), each)]
         if self.key("kv_heads"):
             keys.append((self.key("kv_heads"), 1))
-        blocks = {"q": each * sizes["head_dim"], "2q": 2 * each * sizes["head_dim"], "kv": sizes["head_dim"]}
-        blocks["heads"] = each
+        width = each * sizes["head_dim"]
+        blocks = {"q": width, "2q": 2 * width, "3q": 3 * width, "kv": sizes["head_dim"], "heads": each}
         groups = self._groups("q", tuple(keys), blocks)
+        if self.family.same_heads and groups:
+            groups = [joined(f"{_prefix([one.name for one in groups])}.attention", groups)]
+        groups += self._groups("cross", tuple(keys), {"cross": width})
         if not groups:
             raise self._none("heads")
         return tuple(groups)
@@ -171,7 +199,8 @@ class Model:
         }
         readers = _readers((one for one in self.known if one.layer is not None), _INNER)
         keys = ((self.key("layers"), 1),)
-        group = Group(self.family.stack, self.sizes["layers"], (), owned, keys, self._fixed(), readers=readers)
+        name = f"{self.called}{self.family.stack}"
+        group = Group(name, self.sizes["layers"], (), owned, keys, self._fixed(), readers=readers)
         return Structure("layers", (group,), layers=True)
 
     def _fixed(self) -> dict[int, str]:
@@ -185,25 +214,31 @@ class Model:
         return dict.fromkeys(range(min(count, self.sizes["layers"])), why)
 
     def _hidden(self) -> Structure:
-        touches = tuple(_touches(self.known, {"hidden": 1}, self.sizes))
-        gains = tuple(one.spec.name for one in self.known if one.axes == (("hidden",),) and ".bias" not in one.line)
-        keys = ((self.key("hidden"), 1),)
+        keys = [(self.key("hidden"), 1)]
+        blocks = dict.fromkeys(WIDTH, 1)
+        if self.sizes.get("embed") == self.sizes["hidden"]:  # then there is no projection between them
+            blocks["embed"] = 1
+            keys.append((self.key("embed"), 1))
+        touches = tuple(_touches(self.known, blocks, self.sizes))
+        gains = tuple(
+            one.spec.name
+            for one in self.known
+            if len(one.axes) == 1 and one.axes[0][0] in blocks and _NORM.search(one.line)
+        )
         readers = _readers((one for one in self.known if one.layer is not None), ("hidden",))
         offset = int(self.family.one_plus)
-        group = Group("hidden", self.sizes["hidden"], touches, {}, keys, {}, gains, offset, readers)
-        pins = {}
+        group = Group("hidden", self.sizes["hidden"], touches, {}, tuple(keys), {}, gains, offset, readers)
+        pins = {entry: self.sizes["hidden"] for entry in self.family.implied if self.part.get(entry) is None}
         if not self.family.bound_heads and self.key("head_dim"):
             pins["head_dim"] = self.sizes["head_dim"]
         if self.key("neurons") and self.part.get(self.key("neurons")) is None:
             pins[self.key("neurons")] = self.sizes["neurons"]
-        if self.config["model_type"] == "vit" and self.config.get("pooler_output_size") is None:
-            pins["pooler_output_size"] = self.sizes["hidden"]
         bound = self.family.bound_heads
         return Structure(
             "hidden",
             (group,),
             self._head_groups() if bound else (),
-            step=self.sizes["head_dim"] if bound else 1,
+            step=self.sizes["hidden"] // self.sizes["kv_heads"] if bound else 1,
             pins=pins,
         )
 
@@ -241,6 +276,18 @@ class Model:
     def contradiction(self, said: str) -> InputError:
         """The error for a model whose tensors are at odds with its config.json, in the words of `said`."""
         return InputError(f"config.json {said}", file=self.path, remedy="Fetch config and weights of one revision")
+
+
+def joined(name: str, groups: Sequence[Group]) -> Group:
+    """One group of what these have, unit by unit; they have as many units and the same keys."""
+    return replace(
+        groups[0],
+        name=name,
+        touches=tuple(touch for one in groups for touch in one.touches),
+        owned={key: owned for one in groups for key, owned in one.owned.items()},
+        gains=tuple(gain for one in groups for gain in one.gains),
+        readers={key: axis for one in groups for key, axis in one.readers.items()},
+    )
 
 
 def _touches(members: Iterable[Known], blocks: Mapping[str, int], sizes: Mapping[str, int]) -> Iterator[Touch]:

@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from compressor.architectures.assembly import Assembly
 from compressor.architectures.families import FAMILIES
+from compressor.architectures.family import Family
 from compressor.architectures.groups import STRUCTURES
-from compressor.architectures.model import MLP, Known, Model, Sections
+from compressor.architectures.model import MLP, WIDTH, Known, Model, Sections
 from compressor.architectures.wrappers import wrappers_of
 from compressor.core.errors import InputError, MissingDescription
 from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
 
 _LARGEST = 1 << 31  # of any size in a config
-_UNITS = {"kv": "q", "2q": "q", "heads": "q", **{f"2{symbol}": symbol for symbol in MLP}}
+_UNITS = {"kv": "q", "2q": "q", "3q": "q", "heads": "q", **{f"2{symbol}": symbol for symbol in MLP}}
 DESCRIBE = "Describe what belongs together in a recipe, under [[structure]]"
 
 
@@ -56,11 +58,13 @@ def lines(table: str) -> tuple[Line, ...]:
     return tuple(found)
 
 
-def recognise(config: Mapping[str, Any] | None, specs: Iterable[TensorSpec], path: str, kind: str) -> Model:
+def recognise(
+    config: Mapping[str, Any] | None, specs: Iterable[TensorSpec], path: str, kind: str
+) -> Model | Assembly:
     """The model that these tensors are, for a structure or a method that cuts; InputError that lists what is not
     understood or missing."""
     what = f"structure {kind}" if kind in STRUCTURES else f"method {kind}"
-    model = sized(config, path, what)
+    models = sized(config, path, what)
     specs = list(specs)
     prefix = wrappers_of([spec.name for spec in specs])
     if prefix:
@@ -69,26 +73,29 @@ def recognise(config: Mapping[str, Any] | None, specs: Iterable[TensorSpec], pat
             file=path,
             remedy=f"Use --strip-prefix {prefix}",
         )
-    unknown = _place(model, specs)
+    unknown = _place(models, specs)
     inside = [name for name, block in unknown if block]
     bad = [name for name, _ in unknown] if kind == "hidden" else inside
     if bad:
         more = f" and {len(bad) - 2} more" if len(bad) > 2 else ""
         raise MissingDescription(
-            f"{what}: a {model.config['model_type']} model has no "
+            f"{what}: a {models[0].config['model_type']} model has no "
             + ", ".join(f"'{printable(name, 100)}'" for name in bad[:2])
             + more
             + ", so what belongs together is not known",
             file=path,
             remedy=DESCRIBE,
         )
-    _check_shapes(model)
-    _check_complete(model)
-    return model
+    # a file may have one stack only: T5's encoder
+    there = [one for one in models if any(known.layer is not None for known in one.known)] or models[:1]
+    for one in there:
+        _check_shapes(one)
+        _check_complete(one)
+    return there[0] if len(models) == 1 else Assembly(tuple(there))
 
 
-def sized(config: Mapping[str, Any] | None, path: str, what: str) -> Model:
-    """The model that a config describes: its family and its sizes, and no tensors yet."""
+def sized(config: Mapping[str, Any] | None, path: str, what: str) -> list[Model]:
+    """The stacks of the model that a config describes, most have one: their families and sizes, no tensors yet."""
     if config is None:
         raise MissingDescription(
             f"{what}: the architecture cannot be recognised: a config.json with model_type is missing",
@@ -96,9 +103,9 @@ def sized(config: Mapping[str, Any] | None, path: str, what: str) -> Model:
             remedy=f"Give the model's folder. {DESCRIBE}",
         )
     named = config.get("model_type")
-    family = next((one for one in FAMILIES if named in one.types), None) if isinstance(named, str) else None
-    if family is None:
-        known = ", ".join(name for one in FAMILIES for name in one.types)
+    families = [one for one in FAMILIES if named in one.types] if isinstance(named, str) else []
+    if not families:
+        known = ", ".join(dict.fromkeys(name for one in FAMILIES for name in one.types))
         said = (
             "config.json has no model_type"
             if named is None
@@ -109,9 +116,18 @@ def sized(config: Mapping[str, Any] | None, path: str, what: str) -> Model:
             file=path,
             remedy=DESCRIBE,
         )
-    model = Model(family, path, config)
-    model.sizes = _sizes(model)
-    return model
+    models = [Model(family, path, config) for family in families]
+    for model in models:
+        inner = model.part.get("model_type")
+        if model.family.inner and inner not in model.family.inner:
+            raise MissingDescription(
+                f"{what}: in a {named} model {model.family.part} of model_type {printable(repr(inner), 40)} is not "
+                f"known; known are {', '.join(model.family.inner)}",
+                file=path,
+                remedy=DESCRIBE,
+            )
+        model.sizes = _sizes(model)
+    return models
 
 
 def _sizes(model: Model) -> dict[str, int]:
@@ -136,53 +152,69 @@ def _sizes(model: Model) -> dict[str, int]:
             raise model.contradiction(f"says a width of {hidden} for {heads} heads")
         head_dim = hidden // heads
     found |= {"head_dim": head_dim, "q": heads * head_dim, "kv": found["kv_heads"] * head_dim}
-    for symbol in (*MLP, "experts"):
+    found |= {"cross": found["q"], "encoded": hidden, "3q": 3 * found["q"]}
+    for symbol in (*MLP, "experts", "embed"):
         value = _size(model, symbol)
+        if value is None and symbol in model.family.times:
+            value = model.family.times[symbol] * hidden
         if value is not None:
             found[symbol] = value * model.many(symbol)
     for symbol in ("q", *MLP):
         if symbol in found:
             found[f"2{symbol}"] = 2 * found[symbol]
-    if model.key("neurons") == "n_inner":
-        found.setdefault("neurons", 4 * hidden)
     return found
 
 
 def _size(model: Model, symbol: str) -> int | None:
     key = model.key(symbol)
     value = model.part.get(key) if key else None
+    default = model.family.defaults.get(symbol)
+    if value is None and isinstance(default, str):
+        key, value, default = default, model.part.get(default), None
     if value is None:
-        return model.family.defaults.get(symbol)
+        assert not isinstance(default, str)  # noqa: S101 - just replaced
+        return default
     if type(value) is not int or not 0 < value < _LARGEST:
         raise model.contradiction(f"says {key} {printable(repr(value), 40)}, which is no size")
     return value
 
 
-def _place(model: Model, specs: Iterable[TensorSpec]) -> list[tuple[str, bool]]:
+def _place(models: Iterable[Model], specs: Iterable[TensorSpec]) -> list[tuple[str, bool]]:
     """Put every tensor in its place; the names of those without one, and whether they are within a block."""
-    family = model.family
-    inside = re.compile(rf"{re.escape(family.stack)}\.(0|[1-9][0-9]{{0,5}})\.(.+)")
     unknown = []
     for spec in specs:
-        other = next((one for one in family.beside if spec.name.startswith(one.prefixes)), None)
-        if other is not None:
-            if other not in model.beside:
-                model.beside.append(other)
-            continue
-        name = next((spec.name[len(p) :] for p in family.prefixes if spec.name.startswith(p)), spec.name)
-        match = inside.fullmatch(name)
-        layer = int(match[1]) if match else None
-        found = _line(family.block if match else family.outer, match[2] if match else name)
-        if found is None:
-            unknown.append((spec.name, match is not None))
-            continue
-        line, expert, bias = found
-        axes, reads = line.axes, line.reads
-        if bias and len(axes) > 1:
-            axes, reads = (axes[line.out],), None
-        called = f"{line.module}{'.bias' if bias else '.weight'}"
-        model.known.append(Known(spec, axes, called, reads, layer, expert))
+        inside = False
+        for model in models:
+            other = next((one for one in model.family.beside if spec.name.startswith(one.prefixes)), None)
+            if other is not None:
+                if other not in model.beside:
+                    model.beside.append(other)
+                break
+            known, within = _placed(model.family, spec)
+            inside |= within
+            if known is not None:
+                model.known.append(known)
+                break
+        else:
+            unknown.append((spec.name, inside))
     return unknown
+
+
+def _placed(family: Family, spec: TensorSpec) -> tuple[Known | None, bool]:
+    """A tensor in its place in a family, None where it has none; and whether it is within a block."""
+    inside = re.compile(rf"{re.escape(family.stack)}\.(0|[1-9][0-9]{{0,5}})\.(.+)")
+    name = next((spec.name[len(p) :] for p in family.prefixes if spec.name.startswith(p)), spec.name)
+    match = inside.fullmatch(name)
+    layer = int(match[1]) if match else None
+    found = _line(family.block if match else family.outer, match[2] if match else name)
+    if found is None:
+        return None, match is not None
+    line, expert, bias = found
+    axes, reads = line.axes, line.reads
+    if bias and len(axes) > 1:
+        axes, reads = (axes[line.out],), None
+    called = f"{line.module}{'.bias' if bias else '.weight'}"
+    return Known(spec, axes, called, reads, layer, expert), True
 
 
 def _line(table: str, name: str) -> tuple[Line, int | None, bool] | None:
@@ -264,9 +296,10 @@ def _check_complete(model: Model) -> None:
 def _coupled_lines(model: Model) -> list[set[str]]:
     """For each dimension of a block, the weights that have it in some block: one without the others is a damage."""
     found: dict[str, set[str]] = {}
+    apart = {"-", *WIDTH, "embed", "experts"} | ({"heads"} if model.family.same_heads else set())
     for one in model.known:
         if one.layer is not None and one.line.endswith(".weight"):
             for sections in one.axes:
-                for symbol in set(sections) - {"-", "hidden", "experts"}:
+                for symbol in set(sections) - apart:
                     found.setdefault(_UNITS.get(symbol, symbol), set()).add(one.line)
     return list(found.values())

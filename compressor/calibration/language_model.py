@@ -14,6 +14,7 @@ from typing import Any
 
 from compressor.calibration.meta_model import ELSEWHERE, MetaModel, foreign, libraries, quiet, tokenizer_of
 from compressor.calibration.result import Add, Task
+from compressor.calibration.statistics import influence_of
 from compressor.calibration.tokens import read_windows
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.errors import InputError, UsageError
@@ -60,6 +61,7 @@ class _Run:
             if called is not None:
                 self.layers[name] = layer_of(called)
                 self.widths[layer_of(called)] = _width(module)
+        self.influences = [self._influence(number, block) for number, block in enumerate(meta.blocks)]
         self.done: set[int] = set()
         self.written: set[str] = set()
         self.buffer: Any = None
@@ -72,7 +74,7 @@ class _Run:
         absent = meta.fill_outside(ids)
         if absent:
             task.note(f"what comes after {printable(absent[0], 100)} did not run: the checkpoint lacks its weights")
-        with task.writing(self.widths) as add:
+        with task.writing(self.widths, [one for one in self.influences if one]) as add:
             outside = self._watch_outside(absent)
             for number, block in enumerate(meta.blocks):
                 block.forward = self._stage(number, block, add)
@@ -84,6 +86,17 @@ class _Run:
                 self._write(
                     add, layer, Gather(self.widths[layer], task.wants_gram(self.widths[layer]), layer).layer
                 )
+            for name in self.influences:
+                if name and name not in self.written:
+                    self._write(add, name, Gather(1, name=name).layer)
+
+    def _influence(self, number: int, block: Any) -> str:
+        """Under what the influence of a block is kept; "" where the checkpoint calls none of its tensors alike."""
+        for name, _ in block.named_parameters():
+            called = self.meta.stored(f"{self.meta.inside}.{number}.{name}") or ""
+            if called.endswith(f".{name}"):
+                return influence_of(called.removesuffix(f".{name}"))
+        return ""
 
     def _write(self, add: Add, layer: str, found: Layer) -> None:
         add(layer, found)
@@ -124,6 +137,7 @@ class _Run:
             hidden = args[0] if args else kwargs["hidden_states"]
             self.meta.fill(prefix, block)
             watcher = _Watcher(self, prefix, block)
+            influence = Gather(1, name=self.influences[number])
             if self.buffer is None or self.buffer.shape != hidden.shape:
                 self.buffer = self.torch.empty_like(hidden, memory_format=self.torch.contiguous_format)
             count = hidden.shape[0]
@@ -136,6 +150,8 @@ class _Run:
                 first = result[0] if isinstance(result, tuple) else result
                 if first.shape != hidden[start:stop].shape:
                     raise InputError("has blocks that change the shape of what they pass on", file=self.meta.path)
+                turned = self.torch.cosine_similarity(hidden[start:stop].float(), first.float(), dim=-1)
+                influence.add((1 - turned).clamp(min=0).unsqueeze(-1).numpy())
                 self.buffer[start:stop] = first
                 watcher.settle()
                 part = (self.before[number + 1] - self.before[number]) * stop // count
@@ -143,6 +159,8 @@ class _Run:
             self.meta.drop(prefix, block)
             for layer, found in watcher.finish():
                 self._write(add, layer, found)
+            if self.influences[number]:
+                self._write(add, self.influences[number], influence.layer)
             return (self.buffer, *result[1:]) if isinstance(result, tuple) else self.buffer
 
         return run

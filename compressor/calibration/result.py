@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -39,9 +39,11 @@ class Task:
         return width <= WIDEST if self.gram is None else self.gram
 
     @contextmanager
-    def writing(self, widths: Mapping[str, int]) -> Iterator[Add]:
-        """A function that writes the statistics of a layer; all of `widths` must come, in any order."""
+    def writing(self, widths: Mapping[str, int], influences: Collection[str] = ()) -> Iterator[Add]:
+        """A function that writes the statistics of a layer; all of `widths` must come, in any order, and the
+        `influences` of blocks, which are written as layers of one input and are no layers of the report."""
         declared = {layer: (width, self.wants_gram(width)) for layer, width in widths.items()}
+        declared |= dict.fromkeys(influences, (1, False))
         with Writer(
             self.output,
             declared,
@@ -53,7 +55,8 @@ class Task:
 
             def add(name: str, layer: Layer) -> None:
                 writer.add(name, layer)
-                self.layers.append(gathered(name, layer.count, layer.width, gram=layer.gram is not None))
+                if name in widths:
+                    self.layers.append(gathered(name, layer.count, layer.width, gram=layer.gram is not None))
 
             yield add
             if not any(layer.rows for layer in self.layers):

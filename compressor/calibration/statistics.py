@@ -7,6 +7,9 @@ For a linear layer `y = W x` and the rows x [in] that entered it, all of them to
     square   Σ x² / count         [in]
     gram     Σ x xᵀ / count       [in, in], symmetric, its diagonal `square`; optional
 
+What a block of a language model does to the residual stream, its influence (arXiv 2403.03853), is kept as a layer
+of one input, `influence_of(block)`, whose x is 1 − cos(what enters the block, what leaves it) at each token.
+
 They merge: the statistics of two samples give those of both together (`Layer.merge`, `merge_statistics`), so
 samples may be taken in any pieces. A layer is named as its weight without the final `.weight`. Files are
 safetensors files (docs/formats.md), read as strangers' files are, one layer at a time.
@@ -35,9 +38,15 @@ from compressor.files.source import StoredTensor
 from compressor.files.staging import check_place
 
 FORMAT, VERSION = "compressor-statistics", "1"
+_INFLUENCE = ".influence"
 _ALIKE = 1e-3  # to which a gram must be symmetric, and its diagonal `square`
 _SOURCES = 20  # that a merged file names
 _AGAIN = "Make it again with `compressor calibrate`"
+
+
+def influence_of(block: str) -> str:
+    """The name under which a block's influence is kept: `model.layers.3.influence`."""
+    return f"{block}{_INFLUENCE}"
 
 
 # ---- files -----------------------------------------------------------------------------------------------------
@@ -65,8 +74,13 @@ class Statistics:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The layers' names, in order."""
-        return tuple(self.widths)
+        """The layers' names, in order, without the influences of blocks."""
+        return tuple(layer for layer in self.widths if not layer.endswith(_INFLUENCE))
+
+    def fits(self, layer: str, spec: TensorSpec, *, by_expert: bool) -> bool:
+        """Whether the layer has as many inputs as this weight takes; `by_expert`: experts that are stacked in one
+        tensor may have some each."""
+        return self.widths[layer] == spec.matrix[1]
 
     def read(self, layer: str, gram: bool = False) -> Layer:
         """The statistics of a layer; its gram only where asked for. InputError when they are none."""

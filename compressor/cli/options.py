@@ -207,10 +207,9 @@ save_mask = click.option(
 store_pruned = click.option(
     "--store",
     type=click.Choice(["dense", "bitmask", "csr", "nm", "auto", "archive"]),
-    default="dense",
-    help="Zeros as they are, which all loaders take, or the non-zero weights only, for `restore`: a bit a weight, "
-    "column indices (.npz: SciPy's), two of four, or the smallest of all these tensor by tensor; archive: the "
-    "whole file entropy-coded.",
+    help="Zeros as they are (dense, the default), which all loaders take, or the non-zero weights only, for "
+    "`restore`: a bit a weight, column indices (.npz: SciPy's), two of four, or the smallest of all these tensor "
+    "by tensor; archive: the whole file entropy-coded.",
 )
 store_archive = click.option(
     "--store",

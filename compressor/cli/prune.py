@@ -37,7 +37,7 @@ def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any
     store, mask, scores = (values.pop(key) for key in ("store", "mask", "scores"))
     cut = options.given_structure(values)
     if cut:
-        written = ("store", store != "dense"), ("mask", mask), ("save-mask", values["save_mask"])
+        written = ("store", store not in (None, "dense")), ("mask", mask), ("save-mask", values["save_mask"])
         stage_only = ("include", include), ("exclude", exclude), ("set", rules), *written, ("scores", scores)
         besides = [key for key, value in stage_only if value]
         recipe = Recipe((), cuts=(make_structured_cut(cut, text=True, stage_keys=besides),))
@@ -48,7 +48,7 @@ def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any
         include=include,
         exclude=exclude,
         rules=options.parse_rules(rules),
-        store=None if store == "dense" else store,
+        store=store,
         mask=mask,
         scores=scores,
         text=True,

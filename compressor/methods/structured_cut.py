@@ -27,12 +27,16 @@ class StructuredCut:
     )
     count: int | None = option(None, help="units of the structure to remove, in each layer", low=1, high=2**31)
     layers: str | None = option(None, help="blocks to remove, such as 20-27 or 3,5,9-11")
+    stack: str | None = option(
+        None, help="of a model of several stacks the one to cut: encoder or decoder, text or vision", free=True
+    )
     multiple_of: int = option(1, help="keep a multiple of this many units", low=1, high=2**31)
-    importance: Literal["auto", "l2", "l1", "gains", "inputs", "random", "index"] = option(
+    importance: Literal["auto", "l2", "l1", "gains", "inputs", "influence", "middle", "random", "index"] = option(
         "auto",
         help="the least important go: by norm of the coupled weights, for hidden by the gains of its norms, by "
-        "what --stats says of the inputs, at random, or the last; auto: inputs with --stats, gains for hidden, "
-        "else l2",
+        "what --stats says of the inputs, for layers by what --stats says of their influence or those in the "
+        "middle, at random, or the last; auto: for layers influence with --stats, else middle; gains for hidden; "
+        "for the others inputs with --stats, else l2",
     )
     seed: int = option(0, help="of the random numbers", low=0, high=2**63)
     described: Description | None = None
@@ -43,7 +47,14 @@ class StructuredCut:
         given = [name for name in ("fraction", "count", "layers", "keep") if getattr(self, name) is not None]
         if self.importance == "gains" and self.structure != "hidden":
             raise UsageError(f"importance gains is for structure hidden, not {self.structure}")
-        if self.stats is not None and self.importance not in ("auto", "inputs"):
+        if self.importance in ("influence", "middle") and self.structure != "layers":
+            raise UsageError(f"importance {self.importance} is for structure layers, not {self.structure}")
+        if self.importance == "inputs" and self.structure == "layers":
+            raise UsageError(
+                "importance inputs picks the very layers that carry everything",
+                remedy="Use influence, or auto, which takes it where statistics are given",
+            )
+        if self.stats is not None and self.importance not in ("auto", "inputs", "influence"):
             raise UsageError(f"importance {self.importance} goes by no statistics: drop stats")
         if self.layers is not None and self.structure != "layers":
             raise UsageError(f"layers are for structure layers, not {self.structure}")
@@ -62,9 +73,16 @@ class StructuredCut:
             return ""
         if self.importance != "auto":
             return self.importance
-        if self.stats is not None:
-            return "inputs"
-        return "gains" if self.structure == "hidden" and self.described is None else "l2"
+        if self.structure == "layers":
+            return "middle" if self.stats is None else "influence"
+        if self.structure == "hidden" and self.described is None:
+            return "gains"
+        return "l2" if self.stats is None else "inputs"
+
+    @property
+    def takes_statistics(self) -> bool:
+        """Whether statistics would decide where the user leaves open what does."""
+        return self.importance == "auto" and (self.structure != "hidden" or self.described is not None)
 
     def removed_layers(self) -> tuple[int, ...]:
         """The numbers in `layers`, in order; UsageError when it is no list of ranges."""

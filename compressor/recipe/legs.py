@@ -40,7 +40,7 @@ def asks_for_statistics(leg: Recipe) -> bool:
     """Whether a stage of it takes statistics that it does not name, or a cut may."""
     cuts = [cut for cut in leg.cuts if isinstance(cut, StructuredCut) and cut.stats is None and cut.layers is None]
     return any(stage.statistics and stage.stats is None for stage in leg.stages) or any(
-        cut.importance in ("inputs", "auto") for cut in cuts
+        cut.importance in ("inputs", "influence") or cut.takes_statistics for cut in cuts
     )
 
 

@@ -5,6 +5,9 @@ tensors' names are known; the rules are what a plan and a file's record show.
 layers and in every third layer between (the rule of llama.cpp's Q4_K_M, which mlx-lm's mixed recipes follow).
 More is 8 bits in compressed-tensors' layouts, whose loaders fuse q, k and v, so that all three get them; 6 bits
 in MLX's. Experts have 4 bits throughout: those of a layer need one scheme, and transformers one for all layers.
+
+`q4_k_m` and others of llama.cpp's: mixtures of ggml's types by its own rules (`architectures/ggml_mixtures.py`),
+for models whose metadata a `.gguf` has.
 """
 
 from __future__ import annotations
@@ -13,7 +16,17 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {"q4_mixed": {"scheme": "int", "bits": 4}}
+MIXTURES: Mapping[str, str] = {  # presets of llama.cpp's, with the scheme of most tensors
+    **{name: name for name in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k")},
+    "q2_k_s": "q2_k",
+    **{f"q{bits}_k_{size}": f"q{bits}_k" for bits, sizes in ((3, "sml"), (4, "sm"), (5, "sm")) for size in sizes},
+    **{name: name for name in ("q6_k", "iq4_nl", "iq4_xs", "tq1_0", "tq2_0")},
+    "mxfp4_moe": "ggml-mxfp4",
+}
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "q4_mixed": {"scheme": "int", "bits": 4},
+    **{preset: {"scheme": scheme} for preset, scheme in MIXTURES.items()},
+}
 
 _LAYER = re.compile(r"(?:^|\.)(layers|layer|h|blocks)\.([0-9]{1,6})\.")
 _DOWN = "down_proj|w2|fc2|output\\.dense"

@@ -32,10 +32,10 @@ def with_statistics(recipe: Recipe, stats: str | None) -> Recipe:
     cuts: list[StructuredCut | Reshape] = []
     for cut in recipe.cuts:
         if isinstance(cut, StructuredCut) and cut.stats is None and cut.layers is None:
-            asked = cut.importance == "inputs"
+            asked = cut.importance in ("inputs", "influence")
             if asked and common is None:
-                problems.append(_lacking("importance inputs"))
-            elif common is not None and (asked or (cut.importance == "auto" and not taken)):
+                problems.append(_lacking(f"importance {cut.importance}"))
+            elif common is not None and (asked or (cut.takes_statistics and not taken)):
                 cut, used = replace(cut, stats=common), True
         cuts.append(cut)
     taken = taken or used

@@ -62,17 +62,21 @@ def choose(
     energy: Mapping[str, Array],
 ) -> dict[str, Array]:
     """For each group which units stay [bool, units]: the most important, of equal ones the first. `tensors` are all
-    of the checkpoint, `energy` Σ x² of the inputs of the groups' readers where the request goes by those."""
+    of the checkpoint, `energy` Σ x² of the inputs of the groups' readers where the request goes by those, or by
+    group the influence of its blocks. The first and the last block of a model stay where anything else can go,
+    unless blocks are named, or taken without a measure."""
     found = {}
+    ends = structure.layers and request.by not in ("random", "index")
     for group in (*structure.groups, *structure.followers):
         keep = np.zeros(group.units, bool)
         if request.layers is not None:
             keep[:] = True
             keep[list(request.removed_layers())] = False
         else:
-            order = np.argsort(_order(request, group, sums, tensors, energy), kind="stable")
-            stays = np.isin(order, list(group.fixed))
-            keep[np.concatenate([order[stays], order[~stays]])[: counts[group.name]]] = True
+            first = dict.fromkeys([*group.fixed, *((0, group.units - 1) if ends else ())])
+            order = _order(request, group, counts[group.name], tuple(first), sums, tensors, energy)
+            rest = [unit for unit in np.argsort(order, kind="stable").tolist() if unit not in first]
+            keep[[*first, *rest][: counts[group.name]]] = True
         for unit, why in group.fixed.items():
             if not keep[unit]:
                 raise UsageError(f"structure {structure.kind}: number {unit} of {group.units} cannot go: {why}")
@@ -83,11 +87,14 @@ def choose(
 def _order(
     request: StructuredCut,
     group: Group,
+    count: int,
+    stay: tuple[int, ...],
     sums: Mapping[str, Sums],
     tensors: Mapping[str, Tensor],
     energy: Mapping[str, Array],
 ) -> Array:
-    """Numbers that are smallest for what must stay. Gains that are alike, or none, tell nothing: then l2 does."""
+    """Numbers that are smallest for what must stay. Gains that are alike, or none, tell nothing: then l2 does.
+    `count` units will be kept, and those that `stay` among them in any case."""
     found: Array
     if request.by == "index":
         found = np.arange(group.units)
@@ -95,6 +102,14 @@ def _order(
         found = draw(request.seed, group.name, group.units)
     elif request.by == "inputs":
         found = -energies_of(group, sums, energy)
+    elif request.by == "influence":
+        found = -energy[group.name]
+    elif request.by == "middle":
+        free = [unit for unit in range(group.units) if unit not in stay]
+        gone = min(group.units - count, len(free))
+        found = np.zeros(group.units)
+        first = (len(free) - gone) // 2
+        found[free[first : first + gone]] = 1
     else:
         found = -gains_of(group, tensors) if request.by == "gains" and group.gains else np.zeros(1)
         if np.ptp(found) == 0:

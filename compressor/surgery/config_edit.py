@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.architectures.families import FAMILIES, Family
+from compressor.architectures.family import Family
 from compressor.architectures.groups import Structure
 from compressor.architectures.model import Model
 from compressor.core.errors import InputError, UsageError
@@ -17,10 +17,18 @@ from compressor.files.source import Source
 from compressor.files.strict_json import parse_object, read_object
 
 # Lists that have as many entries as the model has blocks by chance only
-_NO_LAYERS = ("architectures", "_ids", "_id", "label2id", "id2label", "languages", "keys_to_ignore_at_inference")
+_NO_LAYERS = (
+    "architectures",
+    "_ids",
+    "_id",
+    "_tokens",
+    "label2id",
+    "id2label",
+    "languages",
+    "keys_to_ignore_at_inference",
+)
 _MODULE = re.compile(r"[0-9]+_\w+/config\.json")  # of sentence-transformers
 _WEIGHTS = re.compile(r"[0-9]+_\w+/.*\.(safetensors|bin)")
-_COUNTS = tuple({names for family in FAMILIES for names in family.keys.get("experts", ())})
 
 
 def edited(
@@ -31,10 +39,15 @@ def edited(
     path: str,
 ) -> dict[str, Any]:
     """The config of the model that is left."""
-    if model is not None and model.family.part:
-        part = _edited(model.part, model, structure, keep, path)
-        return {**config, model.family.part: part}
-    return _edited(config, model, structure, keep, path)
+    if model is None or model.part is config:
+        return _edited(config, model, structure, keep, path)
+    name, part = model.family.part, _edited(model.part, model, structure, keep, path)
+    found = {**config, name: part}
+    twin = config.get(f"{name}_dict")  # of older CLIP models, which counts where both say something
+    if isinstance(twin, Mapping):
+        changed = {key: value for key, value in part.items() if value != model.part.get(key)}
+        found[f"{name}_dict"] = {**twin, **changed}
+    return found
 
 
 def _edited(
@@ -48,7 +61,7 @@ def _edited(
     for group in (*structure.groups, *structure.followers):
         left = int(keep[group.name].sum())
         for key, each in group.keys:
-            for name in _COUNTS if key in _COUNTS else (key,):
+            for name in _names(model, key):
                 if name == key or name in config:
                     found[name] = left * each
     found |= structure.pins
@@ -61,6 +74,12 @@ def _edited(
             limit = limit if type(limit) is int else default
             found[key] = int(mask[: max(limit, 0)].sum())
     return found
+
+
+def _names(model: Model | None, key: str) -> tuple[str, ...]:
+    """What a size is called in configs, of which this is one."""
+    known = model.family.keys.values() if model is not None else ()
+    return next((names for names in known if key in names), (key,))
 
 
 def pooling(source: Source, structure: Structure, keep: Mapping[str, Array]) -> dict[str, bytes]:
@@ -115,17 +134,17 @@ def _dense_layers(config: Mapping[str, Any], count: int, path: str) -> set[int]:
     return set(named) | {number for number in range(count) if (number + 1) % step}
 
 
-def _implied(config: Mapping[str, Any], count: int, family: Family | None) -> dict[str, list[str]]:
+def _implied(config: Mapping[str, Any], count: int, family: Family | None) -> dict[str, list[Any]]:
     """The kind of attention of each block where the library would tell it from the block's number."""
-    if config.get("layer_types") is not None:
+    kinds = family.kinds if family is not None else None
+    if config.get(kinds.entry if kinds is not None else "layer_types") is not None:
         return {}
-    if family is not None and family.kinds is not None:
-        kinds = family.kinds
+    if kinds is not None:
         said = next((config[key] for key in kinds.period if config.get(key) is not None), kinds.default)
         period = said if type(said) is int and said > 0 else kinds.default
         last = 0 if kinds.first else period - 1
         full = [number % period == last for number in range(count)]
-        return {"layer_types": ["full_attention" if one else kinds.others for one in full]}
+        return {kinds.entry: [kinds.full if one else kinds.others for one in full]}
     kind = config.get("model_type")
     slides = None
     if kind == "gemma2":

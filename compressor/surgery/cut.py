@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import Any
 
+from compressor.architectures.assembly import Assembly, several_stacks
 from compressor.architectures.chain import Chain, find_chain
 from compressor.architectures.groups import Coupled, Group, Structure
 from compressor.architectures.model import Model
@@ -16,7 +17,7 @@ from compressor.architectures.recognise import recognise
 from compressor.calibration.statistics import Statistics
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
 from compressor.checkpoint.views import SelectedTensor, gathered
-from compressor.core.errors import InputError
+from compressor.core.errors import InputError, UsageError
 from compressor.core.lazy import np
 from compressor.core.parallel.threads import local
 from compressor.core.tensor import DTYPES
@@ -28,7 +29,7 @@ from compressor.surgery.choose_units import choose, kept_counts
 from compressor.surgery.config_edit import edited, pooling
 from compressor.surgery.described import described
 from compressor.surgery.importance import Sums, measure, total_squares, weights_of
-from compressor.surgery.input_energy import Place, energies, placed
+from compressor.surgery.input_energy import Place, energies, influences, placed
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,33 @@ def restructure(
     are for those that go by some. UsageError for what cannot be cut, InputError for a model that is not understood;
     all weights that a cut concerns are read once."""
     for request in requests:
-        checkpoint = _cut(checkpoint, request, workers, keep_non_finite, statistics)
+        for run in _runs(checkpoint, request):
+            checkpoint = _cut(checkpoint, request, run, workers, keep_non_finite, statistics)
     return checkpoint
 
 
+def _runs(checkpoint: Checkpoint, request: StructuredCut) -> tuple[tuple[str, ...], ...]:
+    """The stacks of a model of several that are cut one after the other; one run without names where it has one."""
+    found = None if request.described is not None else model_of(checkpoint, request.structure)
+    if isinstance(found, Assembly):
+        runs = found.cuts(request.structure, request.stack)
+        return tuple(tuple(part.family.name for part in run) for run in runs)
+    if request.stack is not None:
+        raise UsageError(
+            f"structure {request.structure}: a stack is named, and this model has only one", remedy="Drop the stack"
+        )
+    return ((),)
+
+
 def teacher_of(checkpoint: Checkpoint, kind: str) -> Model | Chain:
+    """What a student is cut out of. UsageError for a model of several stacks, InputError for what is unknown."""
+    found = model_of(checkpoint, kind)
+    if isinstance(found, Assembly):
+        raise several_stacks(found.config, kind, found.names)
+    return found
+
+
+def model_of(checkpoint: Checkpoint, kind: str) -> Model | Assembly | Chain:
     """What the checkpoint is, as far as cuts know: a recognised model or a plain chain. InputError for others."""
     specs = {name: tensor.spec for name, tensor in checkpoint.tensors.items()}
     config = checkpoint.source.config
@@ -80,18 +103,23 @@ def teacher_of(checkpoint: Checkpoint, kind: str) -> Model | Chain:
 def _cut(
     checkpoint: Checkpoint,
     request: StructuredCut,
+    run: tuple[str, ...],
     workers: int,
     keep_non_finite: bool,
     statistics: Statistics | None,
 ) -> Checkpoint:
-    structure, model = _find(checkpoint, request)
+    structure, model = _find(checkpoint, request, run)
     _check_tensors(checkpoint, structure)
     counts = kept_counts(request, structure)
     groups = (*structure.groups, *structure.followers)
     energy: Mapping[str, Array] = {}
-    if request.by == "inputs":
+    if request.by in ("inputs", "influence"):
         assert statistics is not None  # noqa: S101 - who asks for them gave them
-        energy = energies(groups, _places(checkpoint), checkpoint.tensors, statistics, structure.kind)
+        places = _places(checkpoint)
+        if request.by == "influence":
+            energy = influences(groups, places, statistics)
+        else:
+            energy = energies(groups, places, checkpoint.tensors, statistics, structure.kind)
     with local(workers) as executor:
         sums = measure(checkpoint.tensors, groups, executor, checkpoint.path, keep_non_finite=keep_non_finite)
     keep = choose(request, structure, counts, sums, checkpoint.tensors, energy)
@@ -116,12 +144,15 @@ def _cut(
     )
 
 
-def _find(checkpoint: Checkpoint, request: StructuredCut) -> tuple[Structure, Model | None]:
-    """The structure that the request names, as the user describes it, or as it is recognised."""
+def _find(checkpoint: Checkpoint, request: StructuredCut, run: tuple[str, ...]) -> tuple[Structure, Model | None]:
+    """The structure that the request names, as the user describes it, or as it is recognised, in these stacks."""
     if request.described is not None:
         specs = {name: tensor.spec for name, tensor in checkpoint.tensors.items()}
         return described(request.described, specs, checkpoint.source.config, checkpoint.path), None
-    found = teacher_of(checkpoint, request.structure)
+    found = model_of(checkpoint, request.structure)
+    if isinstance(found, Assembly):
+        parts = tuple(part for part in found.parts if part.family.name in run)
+        return found.find(request.structure, parts), parts[0]
     return found.find(request.structure), found if isinstance(found, Model) else None
 
 

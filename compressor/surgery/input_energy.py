@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from compressor.architectures.groups import Group
-from compressor.calibration.statistics import Statistics
+from compressor.calibration.statistics import Statistics, influence_of
 from compressor.checkpoint.checkpoint import Tensor
 from compressor.checkpoint.views import SelectedTensor
 from compressor.core.errors import CompressorError, InputError, UsageError, raise_all
+from compressor.core.lazy import np
 from compressor.core.tensor_names import layer_of
 from compressor.core.text import printable
 from compressor.core.workspace import Array
@@ -68,6 +69,28 @@ def energies(
                 except InputError as error:
                     problems.append(error)
     raise_all(problems)
+    return found
+
+
+def influences(groups: Iterable[Group], places: Mapping[str, Place], statistics: Statistics) -> dict[str, Array]:
+    """The mean of 1 − cos between what enters and what leaves each block [units], by the name of its group.
+    InputError for a block of which the statistics say nothing."""
+    found: dict[str, Array] = {}
+    for group in groups:
+        names = {owned.unit: (places.get(name) or Place(name)).name for name, owned in group.owned.items()}
+        ends = {owned.unit: owned.after for owned in group.owned.values()}
+        by_unit = np.zeros(group.units)
+        for unit, name in names.items():
+            layer = influence_of(name.removesuffix(ends[unit]))
+            if not statistics.counts.get(layer):
+                raise InputError(
+                    "there is no influence of this block",
+                    file=statistics.path,
+                    tensor=name.removesuffix(ends[unit]),
+                    remedy="`calibrate --text` notes it for language models; else use --importance middle",
+                )
+            by_unit[unit] = statistics.read(layer).mean[0]
+        found[group.name] = by_unit
     return found
 
 

@@ -61,30 +61,36 @@ class Fold:
         return found
 
 
-def folds_of(model: Model, checkpoint: Checkpoint) -> tuple[tuple[Fold, ...], dict[str, str]]:
-    """The places for scales in a model, and of every other matrix in it why it has none, by its name."""
+def folds_of(models: Sequence[Model], checkpoint: Checkpoint) -> tuple[tuple[Fold, ...], dict[str, str]]:
+    """The places for scales in the stacks of a model, and of every other matrix in it why it has none, by name."""
+    found: list[Fold] = []
+    why: dict[str, str] = {}
+    for model in models:
+        for held in _by_layer(model):
+            taken: set[str] = set()
+            for line in filter(str.strip, model.family.folds.splitlines()):
+                writer, *readers = line.split()
+                for fold, reason in _folds(model, held, writer, readers, checkpoint):
+                    if not taken & set(fold.readers):
+                        taken |= set(fold.readers)
+                        if reason:
+                            why |= dict.fromkeys(fold.readers, reason)
+                        else:
+                            found.append(fold)
+    folded = {name for fold in found for name in fold.readers}
+    for one in (known for model in models for known in model.known):
+        if one.spec.name not in folded and len(one.spec.shape) > 1:
+            why.setdefault(one.spec.name, _reason(one))
+    return tuple(found), why
+
+
+def _by_layer(model: Model) -> Iterator[dict[str, list[Known]]]:
+    """The tensors of each block, by line."""
     layers: dict[int, dict[str, list[Known]]] = {}
     for one in model.known:
         if one.layer is not None:
             layers.setdefault(one.layer, {}).setdefault(one.line, []).append(one)
-    found: list[Fold] = []
-    why: dict[str, str] = {}
-    for _, held in sorted(layers.items()):
-        taken: set[str] = set()
-        for line in filter(str.strip, model.family.folds.splitlines()):
-            writer, *readers = line.split()
-            for fold, reason in _folds(model, held, writer, readers, checkpoint):
-                if not taken & set(fold.readers):
-                    taken |= set(fold.readers)
-                    if reason:
-                        why |= dict.fromkeys(fold.readers, reason)
-                    else:
-                        found.append(fold)
-    folded = {name for fold in found for name in fold.readers}
-    for one in model.known:
-        if one.spec.name not in folded and len(one.spec.shape) > 1:
-            why.setdefault(one.spec.name, _reason(one))
-    return tuple(found), why
+    yield from (held for _, held in sorted(layers.items()))
 
 
 def _reason(one: Known) -> str:
@@ -115,7 +121,7 @@ def _folds(
         sections = weight.axes[0]
         place = int(section or 0)
         offset = sum(model.sizes[symbol] for symbol in sections[:place])
-        channels, heads = model.sizes[sections[place]], sections[place] in ("q", "kv")
+        channels, heads = model.sizes[sections[place]], sections[place] in ("q", "kv", "cross")
         plus = float(norm and model.family.one_plus)
         fold = Fold(
             weight.spec.name.removesuffix(".weight"),

@@ -126,7 +126,7 @@ def balanced(
             raise
         note = f"awq: nothing can be scaled, errors are only weighed by the inputs ({error.reason})"
         return replace(checkpoint, notes=(*checkpoint.notes, note)), dict(statistics)
-    folds, why = folds_of(model, checkpoint)
+    folds, why = folds_of(model.parts, checkpoint)
     wanted = [fold for fold in folds if judged.keys() & set(fold.readers)]
     notes = _unscaled([(name, why[name]) for name in judged if name in why])
     if dry:

@@ -107,8 +107,9 @@ class PruneKeywords(StageKeywords, total=False):
     fraction: float | None
     count: int | None
     layers: str | None
+    stack: str
     multiple_of: int
-    importance: Literal["auto", "l2", "l1", "gains", "inputs", "random", "index"]
+    importance: Literal["auto", "l2", "l1", "gains", "inputs", "influence", "middle", "random", "index"]
 
 
 class DistillKeywords(StageKeywords, total=False):

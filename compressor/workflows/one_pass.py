@@ -56,6 +56,7 @@ from compressor.surgery.make_student import files_of as cut_files_of
 from compressor.surgery.make_student import reshaped, resolved_cuts
 from compressor.workflows.awq import balanced, balances, scaled_note
 from compressor.workflows.gating import judge, judge_plan
+from compressor.workflows.gguf_model import ggml_model
 from compressor.workflows.inspect import non_finite_tensors
 from compressor.workflows.results import Report, ReportedGateFailed
 from compressor.workflows.run_options import RunOptions
@@ -207,7 +208,7 @@ def open_inputs(order: Order) -> Opened:
     statistics, undivided = open_all(recipe), checkpoint
     if changes and not checkpoint.stored:
         checkpoint = fold_masks(checkpoint)
-    storing = [stage for stage in recipe.stages if stores_packed(stage, container)]
+    storing = [stage for stage in recipe.stages if container != "gguf" and stores_packed(stage, container)]
     checkpoint = divided(checkpoint, storing, options.loader)
     if not changes and not checkpoint.stored:
         checkpoint = join_experts(checkpoint)
@@ -272,7 +273,8 @@ def transform(opened: Opened) -> Transformed:
             path: as_file(one, wishes) if becomes_file(one) else one for path, one in opened.teachers.items()
         }
         opened = replace(opened, teachers=teachers)
-    recipe = with_presets(replace(order.recipe, cuts=cuts), list(checkpoint.tensors))
+    specs = [tensor.spec for tensor in checkpoint.tensors.values()]
+    recipe = with_presets(replace(order.recipe, cuts=cuts), specs, ggml_model(checkpoint.source.fields))
     return Transformed(opened, recipe, checkpoint)
 
 

@@ -35,7 +35,9 @@ class Report:
         """The tensors that were treated, with their changes."""
         changes: Sequence[Change | None] = self.changes or [None] * len(self.plan.jobs)
         return [
-            (job, change) for job, change in zip(self.plan.jobs, changes, strict=True) if job.steps or job.stored_as
+            (job, change)
+            for job, change in zip(self.plan.jobs, changes, strict=True)
+            if job.treated or (job.stored_as and not job.stays)
         ]
 
     @cached_property
@@ -64,7 +66,7 @@ class Report:
         """Tensors that no stage treated, by their reason."""
         groups: dict[str, list[Job]] = {}
         for job in self.plan.jobs:
-            if not job.steps and job.left_alone:
+            if not job.treated and job.left_alone:
                 groups.setdefault("; ".join(dict.fromkeys(why.reason for why in job.left_alone)), []).append(job)
         return sorted(groups.items(), key=lambda item: -len(item[1]))
 

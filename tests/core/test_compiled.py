@@ -27,15 +27,17 @@ from compressor.core.metrics import count_stored_zeros, dot
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Workspace
 from compressor.methods.contract import Block, Encoder, select
-from compressor.methods.numerics import scales
-from compressor.methods.numerics.minifloat import E2M1
+from compressor.methods.numerics import nearest, scales
+from compressor.methods.numerics.minifloat import E2M1, E4M3
 from compressor.methods.prune.threshold import Threshold
+from compressor.methods.quantize.fp8 import Fp8, OneScale, OwnScales, Scales
 from compressor.methods.quantize.ggml.encoder import ENCODERS, encode_blocks
 from compressor.methods.quantize.int import Int
 from compressor.methods.quantize.int.group_units import Rule
 from compressor.methods.quantize.int.ways.search import Search
 from compressor.methods.quantize.mxfp4 import Mxfp4
 from compressor.methods.quantize.mxfp8 import Mxfp8
+from compressor.methods.quantize.nf4 import levels
 from compressor.methods.quantize.nvfp4 import Nvfp4
 
 Array = npt.NDArray[Any]
@@ -201,10 +203,15 @@ def test_what_a_compiler_makes_of_them_does_not_matter(
         rungs, eighth, written = np.full(9, 7), np.empty(normal.shape, np.uint8), np.empty_like(normal)
         ladder = (2.0 ** np.arange(-9, 9)).astype(np.float32)
         kernels.best_rungs(normal, ladder, 17, (-1, 0, 1, 2), E2M1.limits, rungs)
-        kernels.minifloat_codes(normal, ladder[:9], E2M1.limits, E2M1.first_anchor("<f4"), eighth, written)
+        scales = ladder[:9].reshape(9, 1)
+        kernels.minifloat_codes(normal, scales, 32, E2M1.limits, E2M1.first_anchor("<f4"), eighth, written)
+        errors = kernels.minifloat_errors(normal, scales, 32, E4M3.limits)
+        sizes_of = levels.fitted(normal, np.abs(normal).max(axis=1), 1e30, Workspace())
+        levels.nearest(normal, eighth, Workspace())
         assert products is not None
+        assert errors is not None
         found = [
-            *(*products, rungs, eighth, written),
+            *(*products, rungs, eighth, written, errors, sizes_of),
             elementary.log2(np.abs(a)),
             sums.dots(a, b),
             sums.dots(a.astype(np.float64), b.astype(np.float64)),
@@ -274,21 +281,67 @@ def test_searches(symmetric: bool, heeded: bool, groups: int, size: int, width: 
 
 
 @built
-@pytest.mark.parametrize("scheme", [Mxfp4(), Mxfp8(), Nvfp4(), Nvfp4(method="absmax")])
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        *(Mxfp4(), Mxfp8(), Nvfp4(), Nvfp4(method="absmax"), Fp8(), Fp8(element="e5m2"), Fp8(granularity="block")),
+        *(Fp8(granularity="tensor"), Fp8(granularity="block", scales=Scales(block=(2, 24)))),
+    ],
+)
 @given(rows=st.integers(1, 5), blocks=st.integers(1, 9), seed=st.integers(0, 99))
-def test_small_floats(scheme: Mxfp4 | Mxfp8 | Nvfp4, rows: int, blocks: int, seed: int) -> None:
+def test_small_floats(scheme: Mxfp4 | Mxfp8 | Nvfp4 | Fp8, rows: int, blocks: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     values = random.standard_normal((rows, 32 * blocks)) * 2.0 ** random.integers(-40, 40, (rows, 1))
     values = np.where(random.random(values.shape) < 0.1, -0.0, values).astype(np.float32)
     spec = TensorSpec("w", "F32", values.shape)
     largest = float(np.abs(values).max())
-    encoder = scheme.for_block(spec, largest) if isinstance(scheme, Nvfp4) else scheme
+    encoder: Any = scheme
+    if isinstance(scheme, Nvfp4):
+        encoder = scheme.for_block(spec, largest)
+    if isinstance(scheme, Fp8):
+        encoder = OneScale(scheme, {"w": largest}) if scheme.granularity == "tensor" else OwnScales(scheme)
 
     def run() -> list[bytes]:
         parts = {part.suffix: np.zeros(part.shape, DTYPES[part.dtype].storage) for part in scheme.parts(spec)}
+        parts = {suffix: part.view("|u1") if part.itemsize == 1 else part for suffix, part in parts.items()}
         restored = np.empty_like(values)
         encoder.encode(Block(values, 0, spec, Workspace(), {}), parts, restored)
         return [restored.tobytes(), *(part.tobytes() for part in parts.values())]
+
+    fast, slow = both(run)
+    assert fast == slow
+
+
+@built
+@given(blocks=st.integers(1, 9), size=st.sampled_from([2, 32, 64, 70]), seed=st.integers(0, 99))
+def test_levels(blocks: int, size: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    values = (random.standard_normal((blocks, size)) * 2.0 ** random.integers(-9, 9, (blocks, 1))).astype("<f4")
+    values[random.random(blocks) < 0.2] = 0
+
+    def run() -> list[bytes]:
+        work = Workspace()
+        absmax = levels.magnitudes(values, work)
+        scale = levels.fitted(values, absmax, 1e30, work)
+        codes = np.empty(values.shape, np.uint8)
+        levels.nearest(values, codes, work)
+        return [absmax.tobytes(), scale.tobytes(), codes.tobytes()]
+
+    fast, slow = both(run)
+    assert fast == slow
+
+
+@built
+@given(rows=st.integers(1, 3), columns=st.integers(1, 80), entries=st.integers(2, 32), seed=st.integers(0, 99))
+def test_nearest(rows: int, columns: int, entries: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    values = random.standard_normal((rows, columns)).astype(np.float32)
+    books = np.sort(random.standard_normal((rows, entries)), axis=1).astype(np.float32)
+
+    def run() -> bytes:
+        codes = np.empty(values.shape, np.uint8)
+        nearest.nearest(values, books, codes, Workspace())
+        return codes.tobytes()
 
     fast, slow = both(run)
     assert fast == slow
@@ -339,6 +392,9 @@ def test_other_memory_is_left_to_numpy() -> None:
     assert kernels.code_products(np.ones((1, 2)), None, np.ones(1), np.ones(1), 15, None) is None
     assert kernels.best_rungs(half, half[0], 3, (0,), E2M1.limits, np.zeros(1, np.int32)) is None
     assert kernels.best_rungs(np.ones((1, 8), np.float32), half[0], 3, (0,), E2M1.limits, np.zeros(1, int)) is None
-    assert kernels.minifloat_codes(np.ones((1, 2)), half, E2M1.limits, 0, None, np.ones((1, 2))) is None
+    assert kernels.minifloat_codes(np.ones((1, 2)), half, 2, E2M1.limits, 0, None, np.ones((1, 2))) is None
+    assert kernels.minifloat_errors(np.ones((1, 2)), half, 2, E2M1.limits) is None
+    assert kernels.table_products(np.ones((1, 2)), None, half[0], half[0]) is None
+    assert kernels.count_below(np.ones((1, 2)), half, np.zeros((1, 2), np.uint8)) is None
     one = np.ones((1, 1, 1), np.float64)
     assert kernels.round_codes(one, one, one, 4, np.zeros((1, 1, 1), np.uint8)) is None

@@ -7,9 +7,6 @@ llama.cpp rounds (GELU through a table of float16) is what its logits may differ
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llama_cpp_reader import FOLDER, answers
 from safetensors.numpy import load_file
 from support.console import SAMPLES
 
@@ -29,7 +27,6 @@ tokenizers = pytest.importorskip("tokenizers")
 
 pytestmark = pytest.mark.interop
 HERE = Path(__file__).parent
-FOLDER = Path(os.environ.get("LLAMA_CPP_FOLDER", Path(sys.prefix) / "llama_cpp"))
 VOCABULARY = 512
 
 PAGE = """def greet(name: str) -> None:
@@ -251,23 +248,6 @@ def with_tokenizer(folder: Path, kind: str) -> Any:
 # ---- asking both ---------------------------------------------------------------------------------------
 
 
-def answers(*requests: dict[str, Any]) -> list[dict[str, Any]]:
-    done = subprocess.run(
-        [sys.executable, str(HERE / "llama_cpp_reader.py")],
-        input=json.dumps(requests),
-        env={**os.environ, "PYTHONPATH": str(FOLDER)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("ANSWERS ")]
-    assert lines, done.stderr[-3000:]
-    found: list[dict[str, Any]] = json.loads(lines[0].removeprefix("ANSWERS "))
-    assert not [one["error"] for one in found if "error" in one], done.stderr[-3000:]
-    return found
-
-
 def logits_of(model: Any, prompt: Sequence[int]) -> Any:
     with torch.no_grad():
         return model(torch.tensor([list(prompt)])).logits[0, -1].double().numpy()
@@ -379,6 +359,54 @@ def test_a_model_as_its_makers_converted_it(tmp_path: Path) -> None:
     assert prompt + ours["completed"] == text
     assert theirs["tokens"] == ours["tokens"] == [tokenizer(PAGE + KOREAN)["input_ids"]]
     assert api.compare(smollm2(), file).total.error == 0
+
+
+# Of every way in which experts, latents and turned weights come together
+CODED = ("llama", "mixtral", "qwen2-moe", "gemma2", "phi3", "gpt-oss", "deepseek-v3", "gpt2", "starcoder2")
+
+
+@pytest.mark.parametrize("name", CODED)
+def test_codes_are_made_of_a_folder_in_one_go(tmp_path: Path, name: str) -> None:
+    """A folder quantized into a file, which llama.cpp loads: as the file with the numbers that its codes stand for,
+    but for what its dot products round."""
+    kind, more, tokens = MODELS[name]
+    folder, coded, dense = tmp_path / "model", tmp_path / "coded.gguf", tmp_path / "dense.gguf"
+    folder.mkdir()
+    model = model_of(kind, more)
+    model.save_pretrained(folder)
+    tokenizer = with_tokenizer(folder, tokens)
+    report = api.quantize(folder, coded, scheme="q8_0")
+    treated = [job.spec.name for job in report.plan.jobs if job.stores_parts]
+    assert any("exps" in one for one in treated) == (name in ("mixtral", "qwen2-moe", "gpt-oss", "deepseek-v3"))
+    api.restore(coded, dense)
+    asked = {"prompts": prompts_for(model, tokenizer)}
+    one, other = answers({"path": str(coded), **asked}, {"path": str(dense), **asked})
+    for ours, theirs in zip(one["logprobs"], other["logprobs"], strict=True):
+        apart = np.array([ours[token] - theirs[token] for token in theirs])
+        print(name, "mean distance", np.abs(apart).mean(), "largest", np.abs(apart).max())
+        assert np.abs(apart).mean() <= 0.05  # an expert may be another one where two are nearly as good
+    assert api.compare(dense, folder).total.error <= 0.01
+
+
+def test_the_model_quantized_again(tmp_path: Path) -> None:
+    """Mean Kullback-Leibler divergence of what comes next, after pieces of a text, from the restored model's."""
+    dense = tmp_path / "dense.gguf"
+    api.restore(smollm2(), dense)
+    for scheme in ("q8_0", "q5_k"):
+        api.quantize(smollm2(), tmp_path / f"{scheme}.gguf", scheme=scheme, requantize=True)
+    text = (HERE.parents[1] / "README.md").read_text("utf-8")
+    (numbers,) = answers({"path": str(dense), "texts": [text]})
+    tokens = numbers["tokens"][0]
+    asked = {"prompts": [tokens[:end] for end in range(20, 200, 30)]}
+    paths = (dense, tmp_path / "q8_0.gguf", tmp_path / "q5_k.gguf")
+    exact, *coded = answers(*({"path": str(path), **asked} for path in paths))
+    for scheme, found, limit in zip(("q8_0", "q5_k"), coded, (0.005, 0.05), strict=True):
+        apart = []
+        for ours, theirs in zip(found["logprobs"], exact["logprobs"], strict=True):
+            both = theirs.keys() & ours.keys()
+            apart.append(sum(np.exp(theirs[one]) * (theirs[one] - ours[one]) for one in both))
+        print(scheme, "mean divergence", np.mean(apart), "nats")
+        assert np.mean(apart) <= limit
 
 
 def test_the_sample_folder(tmp_path: Path) -> None:

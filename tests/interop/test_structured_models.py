@@ -23,7 +23,7 @@ transformers = pytest.importorskip("transformers", minversion="5.0", reason="nee
 from safetensors.torch import load_file, save_file
 
 import compressor
-from compressor.core.errors import UsageError
+from compressor.core.errors import MissingDescription, UsageError
 
 pytestmark = pytest.mark.interop
 transformers.utils.logging.disable_progress_bar()
@@ -171,6 +171,12 @@ QWEN3_5 = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
 }
+SEES_2_5 = {"hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48}
+COHERE = {**GROUPED, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+GLM = {**GROUPED, "head_dim": 16, "pad_token_id": 0, "eos_token_id": 1}
+DENSE = ("dense_h_to_4h.weight", 0, "dense_4h_to_h.weight", 1)
+FALCON = {key: SIZES[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
+OPT = {**{key: SIZES[key] for key in SIZES if key != "intermediate_size"}, "ffn_dim": 48, "word_embed_proj_dim": 32}
 # more of them, whose other uses (students of a config, scales) are not tried in other modules
 CUTS = {
     **MODELS,
@@ -237,9 +243,138 @@ CUTS = {
         ("Wi.weight", 0, "Wo.weight", 1),
         None,
     ),
+    "granite": (
+        "GraniteConfig",
+        {**GROUPED, "residual_multiplier": 0.5, "logits_scaling": 2.0, "attention_multiplier": 0.2},
+        "GraniteForCausalLM",
+        LLAMA_MLP,
+        LLAMA_HEADS,
+    ),
+    "smollm3": ("SmolLM3Config", {**GROUPED, "pad_token_id": 0}, "SmolLM3ForCausalLM", LLAMA_MLP, LLAMA_HEADS),
+    "ernie4.5": ("Ernie4_5Config", {**GROUPED, "head_dim": 16}, "Ernie4_5ForCausalLM", LLAMA_MLP, LLAMA_HEADS),
+    "seed-oss": (
+        "SeedOssConfig",
+        {**GROUPED, "head_dim": 16, "attention_bias": True},
+        "SeedOssForCausalLM",
+        LLAMA_MLP,
+        LLAMA_HEADS,
+    ),
+    "hunyuan": (
+        "HunYuanDenseV1Config",
+        {**GROUPED, "head_dim": 16, "pad_token_id": 0},
+        "HunYuanDenseV1ForCausalLM",
+        LLAMA_MLP,
+        LLAMA_HEADS,
+    ),
+    "olmo2": ("Olmo2Config", {**GROUPED, "head_dim": 12, "pad_token_id": 0}, "Olmo2ForCausalLM", LLAMA_MLP, None),
+    "olmo3": (
+        "Olmo3Config",
+        {**GROUPED, "head_dim": 12, "sliding_window": 4, "pad_token_id": 0},
+        "Olmo3ForCausalLM",
+        LLAMA_MLP,
+        None,
+    ),
+    "cohere": ("CohereConfig", COHERE, "CohereForCausalLM", LLAMA_MLP, LLAMA_HEADS),
+    "cohere2": ("Cohere2Config", {**COHERE, "sliding_window": 4}, "Cohere2ForCausalLM", LLAMA_MLP, LLAMA_HEADS),
+    "glm": ("GlmConfig", GLM, "GlmForCausalLM", ("gate_up_proj.weight", 0, "down_proj.weight", 1), LLAMA_HEADS),
+    "glm4": ("Glm4Config", GLM, "Glm4ForCausalLM", ("gate_up_proj.weight", 0, "down_proj.weight", 1), LLAMA_HEADS),
+    "starcoder2": (
+        "Starcoder2Config",
+        {**GROUPED, "sliding_window": 4},
+        "Starcoder2ForCausalLM",
+        ("c_fc.weight", 0, "c_proj.weight", 1),
+        LLAMA_HEADS,
+    ),
+    "stablelm": ("StableLmConfig", {**SIZES, "num_key_value_heads": 4}, "StableLmForCausalLM", LLAMA_MLP, None),
+    "gpt-neox": ("GPTNeoXConfig", SIZES, "GPTNeoXForCausalLM", DENSE, None),
+    "falcon": ("FalconConfig", FALCON, "FalconForCausalLM", DENSE, None),
+    "falcon-new": (
+        "FalconConfig",
+        {**FALCON, "num_kv_heads": 2, "new_decoder_architecture": True},
+        "FalconForCausalLM",
+        DENSE,
+        None,
+    ),
+    "gptj": (
+        "GPTJConfig",
+        {**GPT2, "rotary_dim": 4, "bos_token_id": 1, "eos_token_id": 2},
+        "GPTJForCausalLM",
+        ("fc_in.weight", 0, "fc_out.weight", 1),
+        None,
+    ),
+    "opt": ("OPTConfig", OPT, "OPTForCausalLM", ("fc1.weight", 0, "fc2.weight", 1), None),
+    "opt-narrow": (
+        "OPTConfig",
+        {**OPT, "word_embed_proj_dim": 20, "do_layer_norm_before": False},
+        "OPTForCausalLM",
+        ("fc1.weight", 0, "fc2.weight", 1),
+        None,
+    ),
+    "electra": ("ElectraConfig", {**SIZES, "embedding_size": 20}, "ElectraForMaskedLM", BERT_MLP, None),
+    "electra-wide": ("ElectraConfig", {**SIZES, "embedding_size": 32}, "ElectraForMaskedLM", BERT_MLP, None),
+    "mpnet": ("MPNetConfig", {**SIZES, "pad_token_id": 1}, "MPNetForMaskedLM", BERT_MLP, None),
+    "llava": (
+        "LlavaConfig",
+        {
+            "text_config": {"model_type": "llama", **GROUPED, "head_dim": 16},
+            "vision_config": {"model_type": "clip_vision_model", **VISION},
+            "image_token_index": 60,
+        },
+        "LlavaForConditionalGeneration",
+        LLAMA_MLP,
+        LLAMA_HEADS,
+    ),
+    "mistral3": (
+        "Mistral3Config",
+        {
+            "text_config": {"model_type": "mistral", **GROUPED, "head_dim": 16},
+            "vision_config": {"model_type": "pixtral", **VISION},
+            "image_token_index": 60,
+        },
+        "Mistral3ForConditionalGeneration",
+        LLAMA_MLP,
+        LLAMA_HEADS,
+    ),
+    "smolvlm": (
+        "SmolVLMConfig",
+        {
+            "text_config": {"model_type": "llama", **GROUPED, "head_dim": 16, "pad_token_id": 0},
+            "vision_config": VISION,
+            "image_token_id": 60,
+        },
+        "SmolVLMForConditionalGeneration",
+        LLAMA_MLP,
+        LLAMA_HEADS,
+    ),
+    "qwen2-vl": (
+        "Qwen2VLConfig",
+        {
+            "text_config": {**GROUPED, "rope_parameters": {**ROPE, "mrope_section": [1, 1, 2]}},
+            "vision_config": {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "patch_size": 4},
+            **MARKS,
+        },
+        "Qwen2VLForConditionalGeneration",
+        LLAMA_MLP,
+        None,
+    ),
+    "qwen2.5-vl": (
+        "Qwen2_5_VLConfig",
+        {
+            "text_config": {**GROUPED, "rope_parameters": {**ROPE, "mrope_section": [1, 1, 2]}},
+            "vision_config": {**SEES_2_5, "depth": 2, "num_heads": 4, "patch_size": 4},
+            **MARKS,
+        },
+        "Qwen2_5_VLForConditionalGeneration",
+        LLAMA_MLP,
+        None,
+    ),
 }
-BESIDE = ("vision_tower.", "multi_modal_projector.", "model.visual.")  # what a cut leaves as it is
-NARROW = ["gemma3-vision", "qwen3-vl", "qwen3.5-vision"]  # models whose width cannot be cut
+# what a cut leaves as it is
+BESIDE = ("vision_tower.", "multi_modal_projector.", "model.visual.", "visual.", "model.vision_model.")
+BESIDE += ("model.connector.", "model.vision_tower.", "model.multi_modal_projector.")
+# models whose width cannot be cut, since what sees writes into it
+NARROW = ["gemma3-vision", "qwen3-vl", "qwen3.5-vision", "llava", "mistral3", "smolvlm", "qwen2-vl", "qwen2.5-vl"]
+FIXED = ["falcon", "falcon-new", "mpnet"]  # others
 IMPLIED = [
     "qwen3.5",
     "qwen3.5-vision",
@@ -248,6 +383,8 @@ IMPLIED = [
     "gemma2",
     "gemma3",
     "gemma3-vision",
+    "olmo3",
+    "cohere2",
     "qwen2",
     "qwen2-moe",
 ]
@@ -340,7 +477,7 @@ def test_neurons(tmp_path: Path, name: str, importance: str) -> None:
     def fold(kept: list[int], length: int) -> list[int]:
         if name == "gpt-oss":  # a gate and an up projection side by side
             return [position // 2 for position in kept]
-        fused = name in ("phi3", "modernbert")
+        fused = name in ("phi3", "modernbert", "glm", "glm4")
         return [position for position in kept if position < length] if fused else kept
 
     path = masked(tmp_path, source, cut, CUTS[name][3], fold=fold)
@@ -377,7 +514,7 @@ def test_heads(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(CUTS) - set(HEADED_CUTS)))
 def test_heads_that_no_config_can_say_are_refused(tmp_path: Path, name: str) -> None:
     source = make(tmp_path / "source", name)
-    with pytest.raises(UsageError, match=r"no loader could be told|heads come out of one small matrix"):
+    with pytest.raises(UsageError, match=r"no loader could be told|heads come out of one small matrix|all heads"):
         compressor.prune(source, tmp_path / "cut", structure="heads", count=1)
 
 
@@ -406,12 +543,13 @@ class Stepped(torch.nn.Module):
 
     def __init__(self, block: Any) -> None:
         super().__init__()
+        self.wraps = type(block).__name__ in ("FalconDecoderLayer", "BloomBlock", "MPNetLayer")
         for key in ("attention_type", "layer_type"):
             if hasattr(block, key):
                 setattr(self, key, getattr(block, key))
 
     def forward(self, hidden_states: Any, *_: Any, **__: Any) -> Any:
-        return hidden_states
+        return (hidden_states,) if self.wraps else hidden_states
 
 
 def blocks_of(model: Any) -> Any:
@@ -513,6 +651,12 @@ class Narrow(torch.nn.Module):
 
 # name → the embedding that shows which positions of the width are left
 WIDTH = {
+    "gpt-neox": "gpt_neox.embed_in.weight",
+    "gptj": "transformer.wte.weight",
+    "opt": "model.decoder.embed_positions.weight",
+    "opt-narrow": "model.decoder.embed_positions.weight",
+    "electra": "electra.encoder.layer.0.intermediate.dense.weight",
+    "electra-wide": "electra.embeddings.word_embeddings.weight",
     "modernbert": "model.embeddings.tok_embeddings.weight",
     "vit": "embeddings.cls_token",
     "gpt2": "transformer.wte.weight",
@@ -528,14 +672,55 @@ BOUND = {
     "gpt2": (r"attn\.c_attn", "attn.c_proj.weight", "attn.c_attn.weight", 0),
     "distilbert": (r"[qkv]_lin", "attention.out_lin.weight", "attention.q_lin.weight", 1),
 }
+LLAMA_BOUND = (r"self_attn\.[qkv]_proj", "o_proj.weight", "q_proj.weight", 1)
+BOUND |= {
+    "gpt-neox": (r"query_key_value", "attention.dense.weight", "attention.query_key_value.weight", 1),
+    "gptj": (r"attn\.[qkv]_proj", "out_proj.weight", "q_proj.weight", 1),
+    "opt": (r"self_attn\.[qkv]_proj", "out_proj.weight", "q_proj.weight", 1),
+    "opt-narrow": (r"self_attn\.[qkv]_proj", "out_proj.weight", "q_proj.weight", 1),
+    "stablelm": LLAMA_BOUND,
+}
 BERT_HEADS = (r"attention\.self", "attention.output.dense.weight", "attention.self.query.weight", 1)
-BOUND |= dict.fromkeys(("bert", "bert-mlm", "roberta"), BERT_HEADS)
+BOUND |= dict.fromkeys(("bert", "bert-mlm", "roberta", "electra", "electra-wide"), BERT_HEADS)
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_widths_that_no_config_can_say_are_refused(tmp_path: Path, name: str) -> None:
+    source = make(tmp_path / "source", name)
+    with pytest.raises(UsageError, match="structure hidden: in this") as caught:
+        compressor.prune(source, tmp_path / "cut", structure="hidden", count=8)
+    assert caught.value.remedy == "What can be cut is neurons, layers"
+
+
+def test_bloom_loses_blocks_only(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "n_layer": 4, "n_head": 4}
+    source, out = tmp_path / "source", tmp_path / "cut"
+    transformers.BloomForCausalLM(transformers.BloomConfig(**sizes)).save_pretrained(source)
+    for kind in ("neurons", "heads", "hidden"):
+        with pytest.raises(UsageError, match=f"structure {kind}: in this bloom model") as caught:
+            compressor.prune(source, out, structure=kind, count=1)
+        assert caught.value.remedy == "What can be cut is layers"
+    compressor.prune(source, out, structure="layers", layers="1-2")
+    model = transformers.BloomForCausalLM.from_pretrained(source).eval()
+    for number in (1, 2):
+        model.transformer.h[number] = Stepped(model.transformer.h[number])
+    assert_equal(outputs(transformers.BloomForCausalLM.from_pretrained(out).eval()), outputs(model))
+
+
+def test_a_text_model_of_another_kind_is_not_taken_for_llama(tmp_path: Path) -> None:
+    source = make(tmp_path / "source", "llava")
+    config = json.loads((source / "config.json").read_text())
+    config["text_config"]["model_type"] = "gemma"
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(MissingDescription, match="text_config of model_type 'gemma' is not known"):
+        compressor.prune(source, tmp_path / "cut", structure="neurons", count=8)
 
 
 @pytest.mark.parametrize("name", NARROW)
 def test_what_stands_beside_the_model_keeps_its_width(tmp_path: Path, name: str) -> None:
     source = make(tmp_path / "source", name)
-    with pytest.raises(UsageError, match=r"is not cut\. What can be cut is neurons, heads, layers"):
+    with pytest.raises(UsageError, match=r"is not cut\. What can be cut is neurons, (heads, )?layers"):
         compressor.prune(source, tmp_path / "cut", structure="hidden", count=8)
 
 
@@ -551,7 +736,7 @@ def test_what_stands_beside_the_model_is_left_as_it_is(tmp_path: Path, name: str
     assert new == {**old, "text_config": {**old["text_config"], "intermediate_size": 24}}
 
 
-@pytest.mark.parametrize("name", [name for name in CUTS if name not in NARROW])
+@pytest.mark.parametrize("name", [name for name in CUTS if name not in (*NARROW, *FIXED)])
 def test_hidden(tmp_path: Path, name: str) -> None:
     """Norms divide by statistics over the width, so that of the masked model must leave out what is masked."""
     source, cut = cut_of(tmp_path, name, structure="hidden", fraction=0.25)
@@ -592,7 +777,10 @@ def test_hidden(tmp_path: Path, name: str) -> None:
 def lost_heads(before: dict[str, Any], after: dict[str, Any], query: str, inward: int, kept: Any) -> Any:
     """The positions of attention's outcome that went, told by the queries' matrix whose inward axis is given."""
     old, new = before[query].index_select(inward, kept), after[query]
-    found = [position for position in found_in(old, new, 1 - inward) if position < 32]
+    rows = found_in(old, new, 1 - inward)
+    if "query_key_value" in query:  # query, key and value of each head side by side
+        rows = [row // 24 * 8 + row % 24 for row in rows if row % 24 < 8]
+    found = [position for position in rows if position < 32]
     assert len(found) == 24
     assert len({position // 8 for position in found}) == 3
     lost = torch.ones(32, dtype=torch.bool)

@@ -158,7 +158,7 @@ def test_magnitude_is_exactly_a_stable_sort(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cutting, "BLOCK", block)
         patch.setattr(cutting, "CHUNK", 2 * block)
-        patch.setattr(runner, "_BATCH", 8 if few else 1 << 19)  # or neighbours are treated as one
+        patch.setattr(runner, "_BATCH", 1 << 19 if block > magnitude.SMALL and few else 8)  # joined, or not
         if block < magnitude.SMALL:  # then no tensor is sure to be a single block
             patch.setattr(magnitude, "SMALL", 0)
         patch.setattr(smallest_keys, "_FEW", few)

@@ -33,6 +33,7 @@ from compressor.files import folder, npz, ours, source
 from compressor.files import input_file as handle
 from compressor.files import output as sink
 from compressor.files import staging as atomic
+from support import gguf_files
 from support.clock import HANGS
 
 TESTS = Path(__file__).parents[1]
@@ -62,6 +63,14 @@ def make_file(path: Path, rows: int = 24) -> Path:
 def make_npy(path: Path, rows: int = 24) -> Path:
     """One matrix."""
     np.save(path, numbers(rows, 32))
+    return path
+
+
+def make_gguf(path: Path, rows: int = 24) -> Path:
+    """A GGUF file of numbers, of blocks, and of a value."""
+    lines = (gguf_files.numbers("a.weight", (rows, 32)), gguf_files.blocks("b.weight", "Q8_0", (rows, 64)))
+    named = {"general.architecture": gguf_files.value(gguf_files.STRING, "none")}
+    path.write_bytes(gguf_files.GgufFile(lines, named).file())
     return path
 
 
@@ -114,6 +123,7 @@ KINDS = {
     "npy": Kind(make_npy, "in.npy", "out.npy", "prune", "--sparsity", "0.5"),
     "npz": Kind(make_npy, "in.npy", "out.npz", "quantize", "--bits", "4", "--granularity", "channel"),
     "folder": Kind(make_folder, "in", "out", "quantize", "--bits", "8"),
+    "gguf": Kind(make_gguf, "in.gguf", "out.gguf", "prune", "--sparsity", "0.5", "--include", "a.*"),
     "archive": Kind(
         make_file, "in.safetensors", "out.safetensors", "quantize", "--bits", "8", "--store", "archive"
     ),

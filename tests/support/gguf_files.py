@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 ARRAY, STRING, UINT32 = 9, 8, 4
 CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -26,6 +28,12 @@ BLOCKS = {  # number, weights and bytes of a block, from ggml-common.h
     "F64": (28, 1, 8),
     "BF16": (30, 1, 2),
 }
+
+
+def gguf_package() -> Any:
+    """The package gguf; where it is not installed the test is skipped. (A folder of that name is no package.)"""
+    pytest.importorskip("gguf.quants", reason="the package gguf is not installed")
+    return sys.modules["gguf"]
 
 
 def text(content: str | bytes) -> bytes:

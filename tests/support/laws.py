@@ -424,6 +424,8 @@ def run(
         matrix = codes.settled
     ranges = cut(len(matrix), size, align_of(method, spec))
     treatment = resolve(method, spec, matrix, partners, ranges, work, inputs)
+    if isinstance(treatment, Transform) and treatment.flat_alone:  # a small tensor is a single block
+        ranges = [(0, len(matrix))]
     restored = np.full(matrix.shape, np.nan, matrix.dtype)
     parts = None
     if isinstance(treatment, Encoder) and store_parts:

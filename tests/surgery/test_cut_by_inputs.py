@@ -13,7 +13,7 @@ from support.tiny_llama import ATTENTION, CONFIG, GROUPS, HEADS, HIDDEN, INNER, 
 
 import compressor
 from compressor.calibration.fingerprint import fingerprint
-from compressor.calibration.statistics import write_statistics
+from compressor.calibration.statistics import influence_of, write_statistics
 from compressor.checkpoint.checkpoint import open_checkpoint
 from compressor.core.errors import CompressorError, InputError, UsageError
 from compressor.core.layer_inputs import Layer
@@ -95,7 +95,7 @@ def test_heads_and_width(model: Path) -> None:
         group = int(np.argmax(energy.reshape(GROUPS, -1).sum(axis=1)))
         each = HEADS // GROUPS * WIDTH
         assert np.array_equal(after[out], before[out][:, group * each : (group + 1) * each])
-    after = cut(model, structure="hidden", fraction=0.25, stats=stats)
+    after = cut(model, structure="hidden", fraction=0.25, importance="inputs", stats=stats)
     inward = [name for name, one in before.items() if "layers" in name and one.ndim == 2 and one.shape[1] == HIDDEN]
     inward = [name for name in inward if not name.endswith(("o_proj.weight", "down_proj.weight"))]
     parts = [read_energy(before[name], known[name.removesuffix(".weight")]) for name in inward]
@@ -103,16 +103,64 @@ def test_heads_and_width(model: Path) -> None:
     assert np.array_equal(after["model.embed_tokens.weight"], before["model.embed_tokens.weight"][:, keep])
 
 
-def test_layers_stay_that_add_most(model: Path) -> None:
-    before, known = llama(), layers_of(llama())
-    after = cut(model, structure="layers", count=2, stats=stats_of(model))
-    added = []
-    for name in (ATTENTION.format("{}", "o"), MLP.format("{}", "down")):
-        names = [name.format(layer) for layer in range(LAYERS)]
-        one = np.array([read_energy(before[x], known[x.removesuffix(".weight")]).sum() for x in names])
-        added.append(one / one.mean())
-    for new, old in enumerate(largest(np.mean(added, axis=0), 2)):
-        assert np.array_equal(after[MLP.format(new, "up")], before[MLP.format(int(old), "up")])
+def influence(*values: float) -> dict[str, Layer]:
+    """Of each block the mean of 1 − cos between what enters and what leaves it."""
+    return {
+        influence_of(f"model.layers.{block}"): Layer(9, np.array([one]), np.array([one**2]))
+        for block, one in enumerate(values)
+    }
+
+
+def kept_blocks(after: dict[str, Array]) -> list[int]:
+    """The old numbers of the blocks that are left."""
+    before, up = llama(), MLP.format("{}", "up")
+    new = sorted(int(name.split(".")[2]) for name in after if name.endswith("up_proj.weight"))
+    old = range(LAYERS)
+    return [next(n for n in old if np.array_equal(before[up.format(n)], after[up.format(block)])) for block in new]
+
+
+@pytest.mark.parametrize(
+    ("values", "count", "kept"),
+    [
+        ((0.9, 0.1, 0.3, 0.2), 1, [0, 2, 3]),
+        ((0.0, 0.1, 0.3, 0.0), 1, [0, 2, 3]),  # the first and the last stay, whatever they do
+        ((0.0, 0.1, 0.3, 0.0), 2, [0, 3]),
+        ((0.0, 0.1, 0.3, 0.0), 3, [0]),
+    ],
+)
+def test_blocks_go_that_turn_the_residual_stream_least(
+    model: Path, values: tuple[float, ...], count: int, kept: list[int]
+) -> None:
+    stats = stats_of(model, {**layers_of(llama()), **influence(*values)})
+    assert kept_blocks(cut(model, structure="layers", count=count, stats=stats)) == kept
+
+
+def test_blocks_that_an_earlier_cut_renumbered_keep_their_influence(model: Path) -> None:
+    stats = stats_of(model, influence(0.9, 0.1, 0.2, 0.3))
+    stages = ["prune:structure=layers,layers=1", f"prune:structure=layers,count=1,stats={stats}"]
+    compressor.pipeline(model, model.parent / "twice", stages=stages)
+    found = {k: v for file in (model.parent / "twice").glob("*.safetensors") for k, v in load_file(file).items()}
+    assert kept_blocks(found) == [0, 3]
+
+
+def test_without_statistics_blocks_in_the_middle_go(model: Path) -> None:
+    assert kept_blocks(cut(model, structure="layers", count=1)) == [0, 2, 3]
+    assert kept_blocks(cut(model, structure="layers", count=2)) == [0, 3]
+    assert kept_blocks(cut(model, structure="layers", count=1, importance="index")) == [0, 1, 2]  # a control
+
+
+def test_what_does_not_decide_on_blocks(model: Path) -> None:
+    stats = stats_of(model)
+    with pytest.raises(InputError, match="there is no influence of this block") as caught:
+        cut(model, structure="layers", count=1, stats=stats)
+    assert "--importance middle" in caught.value.remedy
+    cut(model, structure="layers", count=1, importance="middle")
+    with pytest.raises(UsageError, match="picks the very layers that carry everything"):
+        cut(model, structure="layers", count=1, importance="inputs", stats=stats)
+    with pytest.raises(UsageError, match="importance influence is for structure layers, not heads"):
+        cut(model, structure="heads", count=1, importance="influence", stats=stats)
+    with pytest.raises(UsageError, match="importance influence goes by statistics"):
+        cut(model, structure="layers", count=1, importance="influence")
 
 
 def test_later_cuts_go_by_what_is_left_of_the_statistics(model: Path) -> None:

@@ -76,7 +76,7 @@ def tensors_of(path: Path) -> dict[str, Array]:
 def places(path: Path) -> tuple[Checkpoint, tuple[Fold, ...], dict[str, str]]:
     checkpoint = open_checkpoint(path)
     specs = [tensor.spec for tensor in checkpoint.tensors.values()]
-    folds, why = folds_of(recognise(checkpoint.source.config, specs, checkpoint.path, "awq"), checkpoint)
+    folds, why = folds_of(recognise(checkpoint.source.config, specs, checkpoint.path, "awq").parts, checkpoint)
     return checkpoint, folds, why
 
 

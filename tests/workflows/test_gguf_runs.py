@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from support.console import compressor
 from support.gguf_files import STRING, UINT32, GgufFile, Line, blocks, numbers, small_model, value
 
 from compressor import api
-from compressor.core.errors import InputError, OutputError, UsageError
+from compressor.core.errors import InputError, UsageError
 from compressor.core.ggml_types import BY_NAME
 from compressor.files.gguf.reading import RECORD, GgufHeader, read_header
 from compressor.files.input_file import InputFile
@@ -95,7 +96,7 @@ def test_parts_are_restored_as_one(tmp_path: Path) -> None:
 
 def test_a_transformed_model_keeps_its_metadata_and_all_other_blocks(tmp_path: Path) -> None:
     source, out = write(tmp_path, small_model()), tmp_path / "out.gguf"
-    report = api.prune(source, out, sparsity=0.5, include=["*ffn_up*"])
+    report = api.prune(source, out, sparsity=0.5, include=["*ffn_up*"], store="dense")
     before, after = header_of(source), header_of(out)
     assert list(after.types) == list(before.types)
     assert {name: kind.name for name, kind in after.types.items()} == {
@@ -148,7 +149,7 @@ def test_the_file_type_is_that_of_most_weights(
         values["general.file_type"] = value(UINT32, number)
     lines = (Line("a.weight", dtype, (64, 64), bytes(64 * 64 * itemsize)), blocks("b.weight", "Q8_0", (2, 32)))
     source = write(tmp_path, GgufFile(lines, values))
-    api.prune(source, tmp_path / "out.gguf", sparsity=0.5, include=["b.weight"])
+    api.prune(source, tmp_path / "out.gguf", sparsity=0.5, include=["b.weight"], store="dense")
     assert header_of(tmp_path / "out.gguf").fields["general.file_type"].python() == expected
 
 
@@ -164,7 +165,7 @@ def test_the_same_bytes_by_any_workers_and_again(tmp_path: Path) -> None:
 def test_a_recipe_of_legs_ends_in_a_gguf(tmp_path: Path) -> None:
     source = write(tmp_path, small_model())
     recipe = tmp_path / "r.toml"
-    stage = '[[stage]]\nkind = "prune"\nsparsity = {}\ninclude = ["*ffn_up*"]\n'
+    stage = '[[stage]]\nkind = "prune"\nsparsity = {}\nstore = "dense"\ninclude = ["*ffn_up*"]\n'
     recipe.write_text(stage.format(0.25) + stage.format(0.5))
     api.pipeline(source, tmp_path / "out.gguf", recipe=str(recipe))
     pruned = np.frombuffer(data_of(tmp_path / "out.gguf")["blk.0.ffn_up.weight"], "<f4")
@@ -204,7 +205,7 @@ def test_an_archive_of_a_gguf_would_lose_its_types(tmp_path: Path) -> None:
 
 def test_other_inputs_do_not_say_what_model_they_are(tmp_path: Path) -> None:
     api.restore(write(tmp_path, small_model()), tmp_path / "out.safetensors")
-    with pytest.raises(OutputError, match="has to say what model it is, and the input does not"):
+    with pytest.raises(InputError, match=r"has no config\.json that says which model it is"):
         api.prune(tmp_path / "out.safetensors", tmp_path / "out.gguf", sparsity=0.5)
 
 
@@ -247,3 +248,32 @@ def test_experts_are_read_by_their_rows(tmp_path: Path, monkeypatch: pytest.Monk
     api.prune(source, tmp_path / "out.gguf", sparsity=0.5, include=["blk.0.w*"], workers=1)
     assert data_of(tmp_path / "out.gguf")[str(line.name)] == line.data
     assert most <= 1 << 17
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("Q4_0", "Q4_0"), ("Q8_0", "Q8_0"), ("Q6_K", "Q6_K"), ("Q4_1", "Q8_0"), ("Q4_K", "Q8_0")]
+)
+def test_pruned_blocks_become_blocks_that_have_a_zero(tmp_path: Path, before: str, after: str) -> None:
+    line = blocks("blk.0.w.weight", before, (16, 512))
+    source = write(tmp_path, GgufFile((line,), {"general.architecture": value(STRING, "x")}))
+    report = api.prune(source, tmp_path / "out.gguf", sparsity=0.5)
+    assert header_of(tmp_path / "out.gguf").types["blk.0.w.weight"].name == after
+    api.restore(tmp_path / "out.gguf", tmp_path / "out.safetensors")
+    api.prune(source, tmp_path / "expected.safetensors", sparsity=0.5)
+    found = load_file(tmp_path / "out.safetensors")["blk.0.w.weight"]
+    expected = load_file(tmp_path / "expected.safetensors")["blk.0.w.weight"]
+    assert not found[expected == 0].any()
+    said = "is rounded to Q4_0 again; --store dense" if before == "Q4_0" else f"is changed is .* {after}"
+    assert any(re.search(said, note) for note in report.plan.notes)
+    small, large = np.linalg.norm(found - expected), np.linalg.norm(expected)
+    assert small <= large * (0.12 if after == "Q4_0" else 0.03)
+
+
+def test_distilled_blocks_keep_their_type(tmp_path: Path) -> None:
+    named = {"general.architecture": value(STRING, "x")}
+    source = write(tmp_path, GgufFile((blocks("blk.0.w.weight", "Q4_K", (4, 512)),), named))
+    api.restore(source, tmp_path / "teacher.safetensors")
+    options = {"teacher": tmp_path / "teacher.safetensors", "method": "blend", "alpha": 0.5}
+    report = api.distill(source, tmp_path / "out.gguf", **options)
+    assert "what was Q4_K and is changed is rounded to Q4_K again" in report.plan.notes
+    assert header_of(tmp_path / "out.gguf").types["blk.0.w.weight"].name == "Q4_K"

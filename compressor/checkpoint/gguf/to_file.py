@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from compressor.architectures.gguf import hyperparameters, tokenizers
+from compressor.architectures.gguf.diffusion import BODY, diffusion_of
 from compressor.architectures.gguf.families import FAMILIES, Family
+from compressor.architectures.gguf.moves import plain
 from compressor.architectures.gguf.naming import Mapped, stays_f32, to_gguf
 from compressor.architectures.model_types import model_types
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
@@ -34,8 +36,8 @@ class Wishes:
 
 
 def becomes_file(checkpoint: Checkpoint) -> bool:
-    """Whether the checkpoint is none of a GGUF file, and could be one."""
-    return not checkpoint.source.fields and checkpoint.source.kind == "folder"
+    """Whether the checkpoint is none of a GGUF file, and of a container whose tensors have names."""
+    return not checkpoint.source.fields and checkpoint.source.kind not in ("npy", "npz")
 
 
 def as_file(checkpoint: Checkpoint, wishes: Wishes = Wishes()) -> Checkpoint:
@@ -45,6 +47,8 @@ def as_file(checkpoint: Checkpoint, wishes: Wishes = Wishes()) -> Checkpoint:
     that its config says, or whose tokenizer no file can hold; UsageError for patterns that match nothing. All at
     once.
     """
+    if not model_types(checkpoint.source.config):
+        return _as_diffusion(checkpoint, wishes)
     family = _family(checkpoint)
     config = hyperparameters.text_config(checkpoint.source.config or {}, family)
     checkpoint = _without(checkpoint, wishes.leave_out)
@@ -110,14 +114,47 @@ def _described(
     return mapped, found, factors, list(hyperparameters.remarks(config, family))
 
 
-def _family(checkpoint: Checkpoint) -> Family:
-    config = checkpoint.source.config
-    if not config or not model_types(config):
+def _as_diffusion(checkpoint: Checkpoint, wishes: Wishes) -> Checkpoint:
+    """A model that makes images, whose names tell what it is, under its own names."""
+    checkpoint = _without(checkpoint, wishes.leave_out)
+    kind, diffusers = diffusion_of(checkpoint.tensors)
+    if kind is None:
         raise InputError(
-            "has no config.json that says which model it is",
+            "has no config.json that says which model it is, and its names are of no diffusion model that is known",
             file=checkpoint.path,
-            remedy="Names and layouts of a GGUF file go by the model: add config.json, or write .safetensors",
+            remedy="Names and layouts of a GGUF file go by the model: give its folder, or write .safetensors",
         )
+    if diffusers:
+        raise InputError(
+            f"is a {kind.gguf} with the names of diffusers, which no loader of GGUF files reads",
+            file=checkpoint.path,
+            remedy="Give the model in its makers' form, as ComfyUI has it",
+        )
+    inside = [name for name in checkpoint.tensors if name.startswith(BODY)]
+    others = [name for name in checkpoint.tensors if inside and not name.startswith(BODY)]
+    if others:
+        raise InputError(
+            f"holds {len(others)} tensors beside the diffusion model: {_some(others)}",
+            file=checkpoint.path,
+            remedy="Leave them out with --leave-out PATTERN, and give text encoders and VAE as files of their own",
+        )
+    tensors = {name: _in_file(tensor) for name, tensor in checkpoint.tensors.items()}
+    metadata = {"general.architecture": kind.gguf, "general.type": "model"}
+    note = f"it is a {kind.gguf}, and keeps its names"
+    source = replace(checkpoint.source, fields=fields_of(metadata))
+    return replace(checkpoint, source=source, tensors=tensors, notes=(*checkpoint.notes, note))
+
+
+def _in_file(tensor: Tensor) -> Tensor:
+    """A tensor as it is, but for vectors and what is no weight of a layer, which are F32 in files."""
+    spec = tensor.spec
+    if spec.dtype not in ("F16", "BF16") or not stays_f32(spec.name, spec.shape):
+        return tensor
+    return moved(spec.name, "F32", spec.shape, [plain(spec.name, spec.name, spec.shape)], {spec.name: tensor})
+
+
+def _family(checkpoint: Checkpoint) -> Family:
+    config = checkpoint.source.config or {}
     family = hyperparameters.family_of(config)
     if family is None:
         known = ", ".join(sorted(family.model_type for family in FAMILIES))
@@ -145,20 +182,21 @@ def _problems(mapped: Mapped, checkpoint: Checkpoint, family: Family) -> Iterato
     for name, wrong in mapped.misfits.items():
         yield InputError(f"{wrong} by config.json", file=checkpoint.path, tensor=name)
     if mapped.missing:
-        some = [f"'{printable(name, 80)}'" for name in list(mapped.missing.values())[:_FEW]]
-        more = f" and {len(mapped.missing) - _FEW} more" if len(mapped.missing) > _FEW else ""
-        yield InputError(
-            f"is no complete {family.model_type}: {', '.join(some)}{more} would be needed", file=checkpoint.path
-        )
+        some = _some(list(mapped.missing.values()))
+        yield InputError(f"is no complete {family.model_type}: {some} would be needed", file=checkpoint.path)
     if mapped.unmapped and not mapped.missing:
-        some = [f"'{printable(name, 80)}'" for name in mapped.unmapped[:_FEW]]
-        more = f" and {len(mapped.unmapped) - _FEW} more" if len(mapped.unmapped) > _FEW else ""
+        some = _some(mapped.unmapped)
         yield InputError(
-            f"llama.cpp's {family.gguf} has no place for {len(mapped.unmapped)} of its tensors: "
-            f"{', '.join(some)}{more}",
+            f"llama.cpp's {family.gguf} has no place for {len(mapped.unmapped)} of its tensors: {some}",
             file=checkpoint.path,
             remedy="Leave them out with --leave-out PATTERN, if the model is to be used without",
         )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of these names, and how many more there are."""
+    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
+    return ", ".join(f"'{printable(name, 80)}'" for name in names[:_FEW]) + more
 
 
 def _general(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:

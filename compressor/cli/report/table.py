@@ -131,7 +131,7 @@ def _partly(jobs: Sequence[Job]) -> list[tuple[str, list[Job]]]:
     """Tensors that some stages treated and others left alone, by the reason of those."""
     groups: dict[str, list[Job]] = {}
     for job in jobs:
-        for reason in dict.fromkeys(why.reason for why in job.left_alone if job.steps):
+        for reason in dict.fromkeys(why.reason for why in job.left_alone if job.treated):
             groups.setdefault(reason, []).append(job)
     return list(groups.items())
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
 
-VERSION = 7  # of the functions' arguments and meaning; goes up with any change of the C files
+VERSION = 8  # of the functions' arguments and meaning; goes up with any change of the C files
 LIBRARY = Path(__file__).with_name("_kernels.so")
 
 _SIGNATURES = {
@@ -34,13 +34,18 @@ _SIGNATURES = {
     ),
     "code_products": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_float, *(c_void_p,) * 3),
     "minifloat_codes": (
-        *(c_void_p, c_size_t, c_size_t, c_void_p, c_int, c_int, c_float, c_float, c_uint32),
+        *(c_void_p, c_size_t, c_size_t, c_size_t, c_void_p, c_size_t, c_int, c_int, c_float, c_float, c_uint32),
         *(c_void_p, c_void_p),
+    ),
+    "minifloat_errors": (
+        *(c_void_p, c_size_t, c_size_t, c_size_t, c_void_p, c_size_t, c_int, c_float, c_float, c_void_p),
     ),
     "best_rungs": (
         *(c_void_p, c_size_t, c_size_t, c_void_p, c_int64, c_void_p, c_size_t, c_int, c_float, c_float),
         c_void_p,
     ),
+    "table_products": (c_void_p, c_void_p, c_size_t, c_size_t, *(c_void_p,) * 4),
+    "count_below": (c_void_p, c_size_t, c_size_t, c_void_p, c_size_t, c_size_t, c_void_p),
     "pack_nibbles": (c_void_p, c_size_t, c_void_p),
     "adam": (*(c_void_p,) * 6, c_size_t, c_void_p, c_float, c_float),
     "dots_f32": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p),
@@ -182,6 +187,48 @@ def code_products(
     return out[0], out[1]
 
 
+def table_products(units: Array, chosen: Array | None, factors: Array, table: Array) -> tuple[Array, Array] | None:
+    """Σ u·t and Σ t² of rows u of `units` [rows, size], float64, t being entry round(u · f) of `table` [65536].
+
+    Negative places are two's complement of 16 bits. `chosen` are the rows that are meant, in their order; `factors`
+    has the f of each of them. All float32. Summed up as `core/sums.py` says.
+    """
+    given = (units, factors, table)
+    kernels = _takes(*given) if all(array.dtype == np.float32 for array in given) else None
+    if kernels is None:
+        return None
+    places = None if chosen is None else np.ascontiguousarray(chosen, np.int64)
+    out: Array = np.empty((2, len(factors)), np.float64)
+    kernels.table_products(
+        units.ctypes.data,
+        None if places is None else places.ctypes.data,
+        len(factors),
+        units.shape[1],
+        factors.ctypes.data,
+        table.ctypes.data,
+        out[0].ctypes.data,
+        out[1].ctypes.data,
+    )
+    return out[0], out[1]
+
+
+def count_below(values: Array, limits: Array, out: Array) -> bool | None:
+    """How many of the `limits` [rows or 1, at most 255] lie below each value [rows, columns], into `out`, uint8."""
+    kernels = _takes(values, limits, out) if values.dtype == limits.dtype == np.float32 else None
+    if kernels is None:
+        return None
+    count = limits.shape[1]
+    kernels.count_below(
+        values.ctypes.data,
+        *values.shape,
+        limits.ctypes.data,
+        count,
+        count if len(limits) > 1 else 0,
+        out.ctypes.data,
+    )
+    return True
+
+
 def dots(a: Array, b: Array) -> Array | None:
     """Σ a·b over each row of floats [rows, size] of one type, float64 [rows]; `core/sums.py` has the order."""
     kernels = _takes(a, b) if a.dtype == b.dtype and a.dtype in (np.float32, np.float64) else None
@@ -223,11 +270,12 @@ class Minifloat(NamedTuple):
 
 
 def minifloat_codes(
-    values: Array, scales: Array, kind: Minifloat, first: int, codes: Array | None, restored: Array
+    values: Array, scales: Array, size: int, kind: Minifloat, first: int, codes: Array | None, restored: Array
 ) -> bool | None:
-    """Codes (uint8, unless None) of values over scales, and the numbers code · scale in `restored`; float32.
+    """Codes (uint8, unless None) of values [rows, columns] over scales [rows or 1, segments], and the numbers
+    code · scale in `restored`; all float32.
 
-    Each scale is for a run of as many values; `first` is the pattern of the anchor of subnormals.
+    Each scale is for `size` values of a row; `first` is the pattern of the anchor of subnormals.
     """
     given = (values, scales, restored)
     kernels = _takes(*given) if all(array.dtype == np.float32 for array in given) else None
@@ -235,15 +283,39 @@ def minifloat_codes(
         return None
     kernels.minifloat_codes(
         values.ctypes.data,
-        scales.size,
-        values.size // max(scales.size, 1),
+        *values.shape,
+        size,
         scales.ctypes.data,
+        scales.shape[1] if len(scales) > 1 else 0,
         *kind,
         first,
         None if codes is None else codes.ctypes.data,
         restored.ctypes.data,
     )
     return True
+
+
+def minifloat_errors(values: Array, reciprocals: Array, size: int, kind: Minifloat) -> Array | None:
+    """Σ (w/s − q)² of values [rows, columns] over each `size` of a row, float64 [rows, segments], where
+    `reciprocals` [rows or 1, segments] are the 1/s; float32. Summed up as `core/sums.py` says."""
+    given = (values, reciprocals)
+    kernels = _takes(*given) if all(array.dtype == np.float32 for array in given) else None
+    if kernels is None:
+        return None
+    rows, columns = values.shape
+    segments = reciprocals.shape[1]
+    out: Array = np.empty((rows, segments), np.float64)
+    kernels.minifloat_errors(
+        values.ctypes.data,
+        rows,
+        columns,
+        size,
+        reciprocals.ctypes.data,
+        segments if len(reciprocals) > 1 else 0,
+        *kind[1:],
+        out.ctypes.data,
+    )
+    return out
 
 
 def best_rungs(

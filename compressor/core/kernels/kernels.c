@@ -37,11 +37,34 @@ static inline double halved(double *lanes) {
     return lanes[0] + lanes[1];
 }
 
+#if defined(__GNUC__)
+typedef double Eight __attribute__((vector_size(64)));
+typedef double Four __attribute__((vector_size(32)));
+typedef double Two __attribute__((vector_size(16)));
+
+/* The same as `halved` in registers, which compilers do not find out. */
+static inline double gathered(const float *lanes) {
+    Eight wide[4];
+    for (int part = 0; part < 4; part++)
+        for (int lane = 0; lane < 8; lane++) wide[part][lane] = lanes[8 * part + lane];
+    const Eight eight = (wide[0] + wide[2]) + (wide[1] + wide[3]);
+    Four low, high;
+    memcpy(&low, &eight, sizeof low);
+    memcpy(&high, (const char *)&eight + sizeof low, sizeof high);
+    const Four four = low + high;
+    Two first, second;
+    memcpy(&first, &four, sizeof first);
+    memcpy(&second, (const char *)&four + sizeof first, sizeof second);
+    const Two two = first + second;
+    return two[0] + two[1];
+}
+#else
 static inline double gathered(const float *lanes) {
     double wide[LANES];
     for (int lane = 0; lane < LANES; lane++) wide[lane] = lanes[lane];
     return halved(wide);
 }
+#endif
 
 static inline int64_t counted(const uint16_t *lanes) {
     int64_t total = 0;
@@ -268,44 +291,79 @@ EACH_CPU void code_products(const float *restrict units, const int64_t *restrict
         CODE_PRODUCTS(code)
 }
 
-/* What a small float can be: `mantissa` bits, the exponent of its lowest normal as that power of two, its largest
- * number. methods/numerics/minifloat.py has how numbers are rounded to it. */
+/* What a small float can be: its lowest normal, its largest number, and what raises a power of two to the anchor of
+ * numbers from there to the next. methods/numerics/minifloat.py has how numbers are rounded to it. */
 typedef struct { float lowest, largest, raise; } Minifloat;
 
 static inline Minifloat minifloat(int mantissa, float lowest, float largest) {
     return (Minifloat){lowest, largest, 1.5f * (float)(1u << (23 - mantissa))};
 }
 
-static inline float anchor_of(float magnitude, Minifloat kind) {
-    float anchor = as_float(as_bits(magnitude) & 0x7f800000u);
-    anchor = anchor < kind.lowest ? kind.lowest : anchor;
-    anchor = anchor > kind.largest ? kind.largest : anchor;
-    return anchor * kind.raise;
+/* Of a number that is no larger than the largest, of either sign. */
+static inline float anchor_of(float number, Minifloat kind) {
+    const float anchor = as_float(as_bits(number) & 0x7f800000u);
+    return (anchor < kind.lowest ? kind.lowest : anchor) * kind.raise;
 }
 
-/* Codes (uint8, or none) and numbers of values over their scales, of which each is for a run of `size` values.
+/* Values [rows, columns] over their scales, of which each is for `size` values of a row (the last of a row for what is
+ * left), and `stride` is from one row's scales to the next's: codes (uint8, or none), and the numbers they stand for.
  * `first` is the pattern of the anchor of subnormals. */
-EACH_CPU void minifloat_codes(const float *restrict values, size_t runs, size_t size, const float *restrict scales,
-                              int bits, int mantissa, float lowest, float largest, uint32_t first,
-                              uint8_t *restrict codes, float *restrict restored) {
+EACH_CPU void minifloat_codes(const float *restrict values, size_t rows, size_t columns, size_t size,
+                              const float *restrict scales, size_t stride, int bits, int mantissa, float lowest,
+                              float largest, uint32_t first, uint8_t *restrict codes, float *restrict restored) {
     const Minifloat kind = minifloat(mantissa, lowest, largest);
     const uint32_t shift = 23 - mantissa, offset = (first >> shift) + first, sign = 1u << (bits - 1);
     uint32_t wide[RUN]; /* codes as wide as the floats: runs may be as short as a register */
-    for (size_t run = 0; run < runs; run++)
-        for (size_t start = run * size; start < (run + 1) * size; start += RUN) {
-            const size_t count = least(RUN, (run + 1) * size - start);
-            const float scale = scales[run], *own = values + start;
-            float *restrict out = restored + start;
-            for (size_t i = 0; i < count; i++) {
-                const uint32_t pattern = as_bits(own[i]);
-                float size_of = as_float(as_bits(own[i] / scale) & 0x7fffffffu);
-                size_of = size_of > kind.largest ? kind.largest : size_of;
-                const float anchor = anchor_of(size_of, kind), sum = size_of + anchor;
-                out[i] = as_float(as_bits((sum - anchor) * scale) | (pattern & 0x80000000u));
-                wide[i] = ((as_bits(anchor) >> shift) + as_bits(sum) - offset) | (pattern >> (32 - bits) & sign);
+    for (size_t row = 0; row < rows; row++)
+        for (size_t begin = 0; begin < columns; begin += size) {
+            const float scale = scales[row * stride + begin / size];
+            for (size_t start = begin; start < least(begin + size, columns); start += RUN) {
+                const size_t count = least(RUN, least(begin + size, columns) - start);
+                const float *own = values + row * columns + start;
+                float *restrict out = restored + row * columns + start;
+                for (size_t i = 0; i < count; i++) {
+                    const uint32_t pattern = as_bits(own[i]);
+                    float size_of = as_float(as_bits(own[i] / scale) & 0x7fffffffu);
+                    size_of = size_of > kind.largest ? kind.largest : size_of;
+                    const float anchor = anchor_of(size_of, kind), sum = size_of + anchor;
+                    out[i] = as_float(as_bits((sum - anchor) * scale) | (pattern & 0x80000000u));
+                    wide[i] =
+                        ((as_bits(anchor) >> shift) + as_bits(sum) - offset) | (pattern >> (32 - bits) & sign);
+                }
+                if (codes) {
+                    uint8_t *restrict narrow = codes + row * columns + start;
+                    for (size_t i = 0; i < count; i++) narrow[i] = (uint8_t)wide[i];
+                }
             }
-            if (codes)
-                for (size_t i = 0; i < count; i++) codes[start + i] = (uint8_t)wide[i];
+        }
+}
+
+/* Squared errors of values [rows, columns] in units of their scales, where each is for `size` values of a row: sums
+ * over these, in the order above. `reciprocals` has one over each scale, `stride` from one row's to the next's. */
+EACH_CPU void minifloat_errors(const float *restrict values, size_t rows, size_t columns, size_t size,
+                               const float *restrict reciprocals, size_t stride, int mantissa, float lowest,
+                               float largest, double *restrict errors) {
+    const Minifloat kind = minifloat(mantissa, lowest, largest);
+    const size_t segments = (columns + size - 1) / size;
+    for (size_t row = 0; row < rows; row++)
+        for (size_t segment = 0; segment < segments; segment++) {
+            const float *own = values + row * columns + segment * size;
+            const float factor = reciprocals[row * stride + segment];
+            const size_t length = least(size, columns - segment * size);
+            double total = 0;
+            for (size_t begin = 0; begin < length; begin += RUN) {
+                const size_t stop = least(begin + RUN, length);
+                float lanes[LANES] = {0};
+                FOR_LANES(begin, stop, {
+                    const float ratio = own[i] * factor;
+                    float near = ratio > kind.largest ? kind.largest : ratio;
+                    near = near < -kind.largest ? -kind.largest : near;
+                    const float anchor = anchor_of(near, kind), apart = ratio - ((near + anchor) - anchor);
+                    lanes[lane] += apart * apart;
+                });
+                total += gathered(lanes);
+            }
+            errors[row * segments + segment] = total;
         }
 }
 
@@ -355,6 +413,54 @@ EACH_CPU void best_rungs(const float *restrict values, size_t blocks, size_t siz
             }
         }
         for (size_t t = 0; t < count; t++) rungs[start + t] = best[t];
+    }
+}
+
+/* Σ u·t and Σ t² of each row of `size` units u, where t = table[round(u * factor)], a whole number's 16 lowest bits being
+ * its place. The r-th row is row chosen[r] of `units`, or row r where `chosen` is null. */
+EACH_CPU void table_products(const float *restrict units, const int64_t *restrict chosen, size_t rows, size_t size,
+                             const float *restrict factors, const float *restrict table, double *restrict by_units,
+                             double *restrict by_table) {
+    const float anchor = 12582912.0f;
+    for (size_t row = 0; row < rows; row++) {
+        const float *own = units + (chosen ? (size_t)chosen[row] : row) * size;
+        const float factor = factors[row];
+        double first_total = 0, second_total = 0;
+        for (size_t first = 0; first < size; first += RUN) {
+            const size_t stop = least(first + RUN, size);
+            float by_unit[LANES] = {0}, by_entry[LANES] = {0};
+            FOR_LANES(first, stop, {
+                const float entry = table[as_bits(own[i] * factor + anchor) & 0xffffu];
+                by_unit[lane] += own[i] * entry;
+                by_entry[lane] += entry * entry;
+            });
+            first_total += gathered(by_unit);
+            second_total += gathered(by_entry);
+        }
+        by_units[row] = first_total;
+        by_table[row] = second_total;
+    }
+}
+
+/* How many of `count` limits (at most 255) lie below each value [rows, columns]; `stride` is from one row's limits to
+ * the next's. */
+EACH_CPU void count_below(const float *restrict values, size_t rows, size_t columns, const float *restrict limits,
+                          size_t count, size_t stride, uint8_t *restrict out) {
+    for (size_t row = 0; row < rows; row++) {
+        const float *own = values + row * columns, *border = limits + row * stride;
+        uint8_t *restrict codes = out + row * columns;
+        size_t start = 0;
+        for (; start + LANES <= columns; start += LANES) {
+            int32_t below[LANES] = {0};
+            for (size_t number = 0; number < count; number++)
+                for (int lane = 0; lane < LANES; lane++) below[lane] += own[start + lane] > border[number];
+            for (int lane = 0; lane < LANES; lane++) codes[start + lane] = (uint8_t)below[lane];
+        }
+        for (; start < columns; start++) {
+            int32_t below = 0;
+            for (size_t number = 0; number < count; number++) below += own[start] > border[number];
+            codes[start] = (uint8_t)below;
+        }
     }
 }
 

@@ -6,18 +6,20 @@ every tensor has the type that it had; `general.quantization_version` is there w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from compressor.core.errors import CompressorError, OutputError, UsageError, raise_all
 from compressor.core.ggml_types import FILE_TYPES, QUANTIZATION_VERSION, GgmlType
-from compressor.engine.plan.plan import Job, OutputFile
+from compressor.engine.plan.plan import Job, OutputFile, Step
 from compressor.engine.plan.request import PlanRequest
 from compressor.files.gguf import values
 from compressor.files.gguf.reading import RECORD, GgufHeader
 from compressor.files.gguf.values import Kind, Value
 from compressor.files.gguf.writing import GgufTensor, layout
+from compressor.files.layout import Container
 from compressor.files.source import Source
 from compressor.methods.contract import Decoder
+from compressor.methods.quantize.ggml.scheme import scheme_again
 
 FILE_TYPE, VERSION = "general.file_type", "general.quantization_version"
 
@@ -28,6 +30,33 @@ def stays_blocks(decoder: Decoder, request: PlanRequest) -> bool:
     recipe = request.recipe
     changes = bool(recipe.stages or recipe.cuts or recipe.training)
     return request.container == "gguf" and decoder.ggml is not None and changes
+
+
+def stored_again(decoder: Decoder | None, steps: Sequence[Step], request: PlanRequest) -> Step | None:
+    """The step by which a tensor of blocks that earlier ones changed becomes blocks again, in a `.gguf`; None where
+    there were none, or the stage says that numbers are stored."""
+    if decoder is None or decoder.ggml is None or request.container != "gguf" or not steps or not steps[-1].dense:
+        return None
+    last = steps[-1].stage
+    if request.recipe.stages[last - len(request.recipe.cuts)].store == "dense":
+        return None
+    scheme = scheme_again(decoder.ggml, zeros=any(step.method.verb == "prune" for step in steps))
+    return Step(last, scheme, {}, dense=False)
+
+
+def again_notes(jobs: Sequence[Job], container: Container) -> Iterator[str]:
+    """As what changed tensors of blocks are stored."""
+    found = {
+        (job.dtype_before, job.dtype_after, job.steps[0].method.verb)
+        for job in jobs
+        if container == "gguf" and job.stored_as and job.treated and job.stores_parts
+    }
+    for before, after, verb in sorted(found):
+        if verb == "quantize":
+            continue
+        how = f"is rounded to {after} again" if before == after else f"is stored as {after}"
+        more = "; --store dense stores numbers" if verb == "prune" else ""
+        yield f"what was {before} and is changed {how}{more}"
 
 
 def check_ggml(jobs: Sequence[Job]) -> None:

@@ -10,6 +10,7 @@ from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable, size_text
 from compressor.engine.plan.adapter import adapter_notes, makes_adapter
+from compressor.engine.plan.gguf_file import again_notes
 from compressor.engine.plan.loaders import loader_notes
 from compressor.engine.plan.patterns import pattern_notes
 from compressor.engine.plan.plan import Job
@@ -35,6 +36,7 @@ def plan_notes(request: PlanRequest, jobs: Sequence[Job], without_adapter: Seque
             *_loading(jobs, stored, request.container, checkpoint),
             *_input(checkpoint, request.recipe),
             *pattern_notes(request.recipe.stages, len(request.recipe.cuts), request.specs),
+            *again_notes(jobs, request.container),
             *_idle(jobs, request.recipe, checkpoint),
         ]
     return (*notes, *_unpaired(request), *_wide_memory(jobs), *_statistics_memory(jobs, request.statistics))
@@ -105,7 +107,7 @@ def _unpaired(request: PlanRequest) -> Iterator[str]:
 
 def _idle(jobs: Sequence[Job], recipe: Recipe, checkpoint: Checkpoint) -> Iterator[str]:
     """Where nothing is done to any tensor."""
-    if recipe.stages and not any(job.steps for job in jobs):
+    if recipe.stages and not any(job.treated for job in jobs):
         those = "what the cut left" if checkpoint.cuts else "those of the input"
         yield f"no tensor was selected: the output's tensors are {those}"
     changed = recipe.stages or recipe.training or checkpoint.compression or checkpoint.cuts or checkpoint.stored

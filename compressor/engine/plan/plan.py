@@ -80,6 +80,12 @@ class Job:
     stored_bytes: int = 0
     grain: int = 0
     coded: int | None = None  # bytes of its parts in an archive
+    stays: bool = False  # whether no stage treats it, and the parts of the input are stored once more
+
+    @property
+    def treated(self) -> bool:
+        """Whether anything is done to it."""
+        return bool(self.steps) and not self.stays
 
     @property
     def dtype_before(self) -> str:

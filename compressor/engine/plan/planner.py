@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
+from compressor.architectures.gguf.naming import stays_f32
 from compressor.checkpoint.checkpoint import Tensor
 from compressor.core.errors import CompressorError, InputError, UsageError, problems_of, raise_all
 from compressor.core.tensor import TensorSpec
 from compressor.engine.plan.adapter import check_adapter, makes_adapter, with_adapters
 from compressor.engine.plan.checks import check_axes, check_container, check_dialects, check_names, check_stores
 from compressor.engine.plan.fused import agreed, check_fused
-from compressor.engine.plan.gguf_file import check_ggml, stays_blocks
+from compressor.engine.plan.gguf_file import check_ggml, stays_blocks, stored_again
 from compressor.engine.plan.loaders import check_loader, check_matrix, left_dense
 from compressor.engine.plan.notes import is_language_model, plan_notes
 from compressor.engine.plan.output_files import carried_over, lay_out
@@ -192,13 +193,17 @@ def _job(tensor: Tensor, request: PlanRequest) -> Job:
                 continue
             why = step
         reasons.append(why)
-    if tensor.encoder is not None and not steps and (tensor.kept or stays_blocks(tensor.encoder, request)):
+    again = stored_again(tensor.encoder, steps, request)
+    if again is not None:
+        steps.append(again)
+    stays = tensor.encoder is not None and not steps and stays_blocks(tensor.encoder, request)
+    if tensor.encoder is not None and not steps and (tensor.kept or stays):
         steps.append(Step(len(request.recipe.cuts), Unmoved(tensor.encoder), {}, dense=False))
     alike = request.container == "folder" and request.checkpoint.source.kind == "folder"
     file = tensor.file if alike else 0
     stored_as = "" if tensor.encoder is None else short_name(tensor.encoder)
     parts = _parts(spec, steps, request.container)
-    return Job(spec, tuple(steps), parts, file, tuple(reasons), stored_as, tensor.nbytes, grain)
+    return Job(spec, tuple(steps), parts, file, tuple(reasons), stored_as, tensor.nbytes, grain, stays=stays)
 
 
 def _why_not(spec: TensorSpec, stage: Stage, request: PlanRequest) -> LeftAlone | None:
@@ -206,9 +211,16 @@ def _why_not(spec: TensorSpec, stage: Stage, request: PlanRequest) -> LeftAlone 
     why = stage.leaves(spec)
     if stage.method_for(spec.name).biases and why in (None, VECTOR) and len(spec.shape) == 1:
         why = bias_left_alone(spec, stage, request.checkpoint)
+    if why is None and request.container == "gguf" and stage.method.verb == "quantize" and _in_f32(spec):
+        why = LeftAlone("llama.cpp takes it in F32 only", asked=True)
     if why is None and spec.name in request.hold:
         why = LeftAlone(request.hold[spec.name], asked=True)
     return why
+
+
+def _in_f32(spec: TensorSpec) -> bool:
+    """Whether a tensor of more than one axis is no weight of a layer to those who read GGUF files."""
+    return len(spec.shape) > 1 and stays_f32(spec.name, spec.shape)
 
 
 def _parts(spec: TensorSpec, steps: Sequence[Step], container: Container) -> tuple[Part, ...]:

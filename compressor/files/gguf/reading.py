@@ -197,8 +197,27 @@ class _Reader:
             if kind is Kind.BOOL and count and max(memoryview(self.raw)[begin : self.at]) > 1:
                 raise self._bad(f"its metadata '{printable(key, 60)}' holds what is no truth value")
             return
+        if kind is Kind.STRING:
+            self._skip_texts(count, key)
+            return
         for _ in range(count):
             self._skip(kind, key, depth)
+
+    def _skip_texts(self, count: int, key: str) -> None:
+        """Go past the strings of an array: a tokenizer has half a million of them."""
+        read, at, have = LENGTH.unpack_from, self.at, len(self.raw)
+        for _ in range(count):
+            if at + LENGTH.size > have:
+                self._need(at + LENGTH.size)
+                have = len(self.raw)
+            (length,) = read(self.raw, at)
+            at += LENGTH.size + length
+            if at > have:
+                if at > self.file.size:
+                    raise self._bad(f"is truncated, or damaged: '{printable(key, 60)}' claims {length} bytes")
+                self._need(at)
+                have = len(self.raw)
+        self.at = at
 
     def _kind(self, key: str) -> Kind:
         (number,) = self._unpack("<I")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from compressor.architectures.assembly import several_stacks
 from compressor.architectures.chain import Chain
 from compressor.architectures.model import Model
 from compressor.architectures.recognise import sized
@@ -47,7 +48,10 @@ def shape_of(
 ) -> tuple[str, tuple[str, ...]]:
     """The sizes in a student's config as a shape, and what to know of the rest of it. InputError for a config of
     another kind of model than the teacher's, or one of another vocabulary."""
-    model = sized(config, path, "method subclone")
+    models = sized(config, path, "method subclone")
+    if len(models) > 1:
+        raise several_stacks(config, "subclone", [one.family.name for one in models])
+    model = models[0]
     teacher = teacher or {}
     for key in ("model_type", "vocab_size"):
         if config.get(key) != teacher.get(key):

@@ -15,6 +15,7 @@ from typing import Any
 
 from compressor.core import kernels
 from compressor.core.lazy import np
+from compressor.core.sums import dots
 from compressor.core.workspace import Array, Workspace
 
 
@@ -39,27 +40,52 @@ class Minifloat:
         np.add(out, anchor, out=out)
         np.subtract(out, anchor, out=out)
 
-    def quantize(self, values: Array, scale: Array, codes: Array | None, restored: Array, work: Workspace) -> None:
-        """Round values/scale to codes (uint8, unless None), and give the numbers code · scale in `restored`.
+    def errors(self, values: Array, scales: Array, size: int, work: Workspace) -> Array:
+        """Σ (w/s − q)² of values [rows, columns] over each `size` of a row, float64 [rows, segments].
 
-        `scale` broadcasts over `values`; a negative zero keeps its sign. `restored` is memory of its own.
+        `scales` [rows or 1, segments] are the s, of the values' type, which are multiplied by 1/s.
+        """
+        reciprocals = 1 / scales
+        found = kernels.minifloat_errors(values, reciprocals, size, self.limits)
+        if found is not None:
+            return found
+        quotient, rounded = (
+            work.array(f"minifloat.{name}", values.shape, values.dtype.str) for name in ("quotient", "rounded")
+        )
+        np.multiply(values, spread(reciprocals, values.shape[1], size), out=quotient)
+        np.abs(quotient, out=quotient)
+        self.nearest(quotient, rounded, work)
+        np.subtract(quotient, rounded, out=quotient)
+        rows, columns = values.shape
+        whole = columns // size * size
+        full = np.ascontiguousarray(quotient[:, :whole]).reshape(-1, size)
+        rest = np.ascontiguousarray(quotient[:, whole:])
+        errors = np.zeros((rows, scales.shape[1]))
+        errors[:, : columns // size] = dots(full, full).reshape(rows, -1)
+        if rest.size:
+            errors[:, -1] = dots(rest, rest)
+        return errors
+
+    def quantize(
+        self, values: Array, scales: Array, size: int, codes: Array | None, restored: Array, work: Workspace
+    ) -> None:
+        """Round w/s of values [rows, columns] to codes (uint8, unless None), and give the numbers code · s in
+        `restored`, memory of its own.
+
+        `scales` [rows or 1, segments], of the values' type, are each for `size` values of a row. A negative zero
+        keeps its sign.
         """
         p, _, unsigned = _layout(values.dtype.str)
-        if scale.shape == (len(values), 1):
-            first = self.first_anchor(values.dtype.str)
-            if kernels.minifloat_codes(values, scale, self.limits, first, codes, restored):
-                return
-            if values.shape[1] < 1024:  # NumPy takes its time over a scale for every few numbers
-                spread = work.array("minifloat.scale", values.shape, values.dtype.str)
-                np.copyto(spread, scale)
-                scale = spread
+        first = self.first_anchor(values.dtype.str)
+        if kernels.minifloat_codes(values, scales, size, self.limits, first, codes, restored):
+            return
+        scale = spread(scales, values.shape[1], size)
         np.divide(values, scale, out=restored)
         np.abs(restored, out=restored)
         anchor = self._prepare(restored, restored, work)
         np.add(restored, anchor, out=restored)
         pattern, sign = values.view(unsigned), work.array("minifloat.integer", values.shape, unsigned)
         if codes is not None:
-            first = self.first_anchor(values.dtype.str)
             np.right_shift(anchor.view(unsigned), p - self.mantissa, out=sign)
             np.add(sign, restored.view(unsigned), out=sign)
             np.copyto(codes, sign, casting="unsafe")  # the lowest byte, modulo 256 as all that follows
@@ -124,6 +150,13 @@ def _layout(dtype: str) -> tuple[int, Any, str]:
     if dtype == "<f4":
         return 23, np.uint32(0x7F800000), "<u4"
     return 52, np.uint64(0x7FF0000000000000), "<u8"
+
+
+def spread(scales: Array, columns: int, size: int) -> Array:
+    """Scales [rows or 1, segments], each for `size` values, as they broadcast over values [rows, columns]."""
+    if scales.shape[1] == 1:
+        return scales
+    return np.repeat(scales, size, axis=1)[:, :columns]
 
 
 def powers_of_two() -> Array:

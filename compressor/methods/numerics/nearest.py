@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from compressor.core import kernels
 from compressor.core.lazy import np
 from compressor.core.workspace import Array, Workspace
 
@@ -39,6 +40,8 @@ def nearest(values: Array, books: Array, codes: Array, work: Workspace) -> None:
 def _compare(values: Array, limits: Array, codes: Array, work: Workspace) -> None:
     """Count the borders below each weight. With the least buffer NumPy takes long rows one by one, each with its
     border in a register, rather than copy the borders beside the weights."""
+    if kernels.count_below(values, limits, codes):
+        return
     above = work.array("nearest.above", values.shape, "|b1")
     usual = np.setbufsize(16) if values.shape[1] >= 1024 else np.getbufsize()
     try:

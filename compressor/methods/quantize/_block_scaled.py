@@ -132,7 +132,7 @@ class BlockScaled(ReadableScheme):
                 rungs = self._search(blocks, rungs.astype(np.int64), ladder, top, work)
             scale = ladder.take(rungs)[:, None]
             flat = None if codes is None else codes.reshape(blocks.shape)
-            self.element.quantize(blocks, scale, flat, restored.reshape(blocks.shape), work)
+            self.element.quantize(blocks, scale, self.size, flat, restored.reshape(blocks.shape), work)
         if parts is not None and codes is not None:
             if self.packed:
                 bitstream.pack(codes, 4, parts["_packed"], work)

@@ -38,7 +38,8 @@ from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block, Encoder, ReadableScheme
 from compressor.methods.numerics import scales
 from compressor.methods.numerics.largest_magnitude import Largest
-from compressor.methods.numerics.minifloat import E4M3, E5M2, Minifloat
+from compressor.methods.numerics.minifloat import E4M3, E5M2, Minifloat, spread
+from compressor.methods.numerics.scales import extent
 from compressor.methods.options import option
 from compressor.methods.parts import Part
 
@@ -156,7 +157,8 @@ class Fp8(ReadableScheme):
         numbers = widen(parts[self.scales.suffix], self.scales.dtype_for(spec), Workspace())
         for run, rows in self.runs(len(out)):
             held = numbers[run : run + 1] if self.granularity == "block" else numbers
-            np.multiply(out[rows], self.spread(held, out[rows]), out=out[rows])
+            scale = self.as_columns(held, out)
+            np.multiply(out[rows], spread(scale, out.shape[1], self.size(out.shape[1])), out=out[rows])
 
     def runs(self, rows: int) -> Iterator[tuple[int, slice]]:
         """The rows that are treated at once, with the number of their run of scales."""
@@ -164,12 +166,14 @@ class Fp8(ReadableScheme):
         for run, first in enumerate(range(0, rows, step)):
             yield run, slice(first, min(first + step, rows))
 
-    def spread(self, scale: Array, values: Array) -> Array:
-        """Scales [runs' units] as numbers that broadcast over `values` [rows, columns]."""
+    def size(self, columns: int) -> int:
+        """How many values of a row share a scale."""
+        return self.scales.block[1] if self.granularity == "block" else max(columns, 1)
+
+    def as_columns(self, scale: Array, values: Array) -> Array:
+        """Scales of a run of rows as numbers of the values' type, [rows or 1, segments of a row]."""
         numbers = scale.astype(values.dtype, copy=False)
-        if self.granularity == "block":
-            return np.repeat(numbers.reshape(-1), self.scales.block[1])[None, : values.shape[1]]
-        return numbers.reshape(-1, 1)
+        return numbers.reshape(1, -1) if self.granularity == "block" else numbers.reshape(-1, 1)
 
     def stored(self, high: Array, factor: float, spec: TensorSpec) -> Array:
         """The scale for units whose largest magnitudes are `high`, times a factor, as stored: never 0, never so
@@ -210,8 +214,9 @@ class _Encoder(Encoder):
             codes = None if parts is None else parts[""].reshape(values.shape)[rows]
             with np.errstate(all="ignore"):
                 stored = self._scales(piece, spec, work)
-                scale = scheme.spread(widen(stored, dtype, Workspace()), piece)
-                scheme.minifloat.quantize(piece, scale, codes, restored[rows], work)
+                scale = scheme.as_columns(widen(stored, dtype, Workspace()), piece)
+                size = scheme.size(piece.shape[1])
+                scheme.minifloat.quantize(piece, scale, size, codes, restored[rows], work)
             if parts is not None and (block.start == 0 or scheme.granularity != "tensor"):
                 held = parts[scheme.scales.suffix]
                 held = held[run : run + 1] if scheme.granularity == "block" else held
@@ -236,37 +241,36 @@ class OwnScales(_Encoder):
 
     def _scales(self, values: Array, spec: TensorSpec, work: Workspace) -> Array:
         scheme = self.scheme
-        magnitudes = work.array("fp8.magnitudes", values.shape, values.dtype.str)
-        np.abs(values, out=magnitudes)
-        high = self._gather(np.maximum, magnitudes)
+        size = scheme.size(values.shape[1])
+        high = self._largest(values, size, work)
         stored = scheme.stored(high, 1.0, spec)
         if scheme.method == "absmax":
             return stored
-        quotient, rounded = (
-            work.array(f"fp8.{name}", values.shape, values.dtype.str) for name in ("quotient", "rounded")
-        )
         unit, least = None, np.full(high.shape, np.inf)
         for factor in _TRIALS:
             tried = stored if factor == 1 else scheme.stored(high, factor, spec)
             number = widen(tried, scheme.scales.dtype_for(spec), Workspace()).astype(values.dtype)
             unit = number if unit is None else unit
-            np.divide(magnitudes, scheme.spread(number, values), out=quotient)
-            scheme.minifloat.nearest(quotient, rounded, work)
-            np.subtract(quotient, rounded, out=quotient)
-            np.multiply(quotient, quotient, out=quotient)
-            error = self._gather(np.add, quotient) * np.square(number / unit)
+            errors = scheme.minifloat.errors(values, scheme.as_columns(number, values), size, work)
+            error = self._by_unit(np.add, errors) * np.square(number / unit)
             better = error < least
             stored, least = np.where(better, tried, stored), np.where(better, error, least)
         return stored
 
-    def _gather(self, ufunc: Any, values: Array) -> Array:
-        """Maximum or sum over each unit of some rows, [units]."""
-        found: Array
-        if self.scheme.granularity == "channel":
-            found = ufunc.reduce(values, axis=1)
+    def _largest(self, values: Array, size: int, work: Workspace) -> Array:
+        """The largest magnitude of each unit of some rows, [units]."""
+        rows, columns = values.shape
+        if columns % size == 0:
+            scratch = work.array("fp8.magnitudes", values.shape, values.dtype.str)
+            shape = (rows, columns // size, size)
+            high = extent(values.reshape(shape), True, scratch.reshape(shape))[1]
         else:
-            starts = np.arange(0, values.shape[1], self.scheme.scales.block[1])
-            found = ufunc.reduceat(ufunc.reduce(values, axis=0), starts)
+            high = np.maximum.reduceat(np.abs(values), np.arange(0, columns, size), axis=1)
+        return self._by_unit(np.maximum, high)
+
+    def _by_unit(self, ufunc: Any, segments: Array) -> Array:
+        """What is known of the segments of rows [rows, segments], of each unit."""
+        found: Array = ufunc.reduce(segments, axis=0) if self.scheme.granularity == "block" else segments[:, 0]
         return found
 
 

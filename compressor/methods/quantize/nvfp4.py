@@ -99,9 +99,11 @@ class WithGlobals(Encoder):
 
         def suggested(high: Array, work: Workspace) -> Array:
             wanted = np.multiply(high, divisor / np.float32(6))
-            codes = np.empty(high.shape, np.uint8)
-            E4M3.quantize(wanted, np.ones(1, np.float32), codes, np.empty_like(wanted), work)
-            return codes.astype(np.int64) - self.scheme.first
+            codes: Array = np.empty((1, high.size), np.uint8)
+            restored = np.empty(codes.shape, np.float32)
+            E4M3.quantize(wanted[None], np.ones((1, 1), np.float32), max(high.size, 1), codes, restored, work)
+            rungs: Array = codes[0].astype(np.int64) - self.scheme.first
+            return rungs
 
         self.scheme.encode_on(E4M3.table("<f4")[1:127] / divisor, suggested, block, parts, restored)
         if parts is not None and block.start == 0:

@@ -9,7 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.gguf_files import ARRAY, STRING, UINT32, GgufFile, Line, blocks, numbers, small_model, text, value
+from support.gguf_files import (
+    ARRAY,
+    STRING,
+    UINT32,
+    GgufFile,
+    Line,
+    blocks,
+    gguf_package,
+    numbers,
+    small_model,
+    text,
+    value,
+)
 
 from compressor.core.errors import InputError
 from compressor.core.ggml_types import BY_NUMBER
@@ -88,7 +100,7 @@ def test_our_record_is_metadata_as_in_other_containers(tmp_path: Path) -> None:
 
 
 def test_the_types_are_those_of_the_package(tmp_path: Path) -> None:
-    gguf = pytest.importorskip("gguf")
+    gguf = gguf_package()
     sizes = {kind.value: (kind.name, *found) for kind, found in gguf.constants.GGML_QUANT_SIZES.items()}
     sizes[9] = (
         "Q8_1",
@@ -100,7 +112,7 @@ def test_the_types_are_those_of_the_package(tmp_path: Path) -> None:
 
 
 def test_the_package_reads_the_same(tmp_path: Path) -> None:
-    gguf = pytest.importorskip("gguf")
+    gguf = gguf_package()
     found = read(tmp_path, small_model().file())
     theirs = gguf.GGUFReader(tmp_path / "model.gguf")
     for tensor in theirs.tensors:
@@ -170,6 +182,7 @@ LIES: dict[str, tuple[GgufFile, str]] = {
     "text": (ONE.but(values={"a": struct.pack("<IQ", 8, 2**62)}), "'a' claims 4611686018427387904 bytes"),
     "elements": (ONE.but(values={"a": struct.pack("<IIQ", 9, 0, 2**62)}), "'a' claims .* elements"),
     "texts": (ONE.but(values={"a": struct.pack("<IIQ", 9, 8, 2**40)}), "'a' claims .* elements"),
+    "text in an array": (ONE.but(values={"a": struct.pack("<IIQQ", 9, 8, 1, 2**40)}), "'a' claims .* bytes"),
     "arrays": (ONE.but(values={"a": struct.pack("<IIQ", 9, 9, 2**40)}), "'a' claims .* elements"),
     "depth": (
         ONE.but(values={"a": struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 6}),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.gguf_files import small_model
+from support.gguf_files import gguf_package, small_model
 
 from compressor.core.errors import OutputError
 from compressor.core.ggml_types import BY_NAME
@@ -42,7 +42,7 @@ def test_what_was_read_is_written_again_byte_for_byte(tmp_path: Path) -> None:
 
 
 def test_the_package_reads_what_is_written(tmp_path: Path) -> None:
-    gguf = pytest.importorskip("gguf")
+    gguf = gguf_package()
     fields = {
         "general.architecture": values.text("llama"),
         "general.alignment": values.scalar(Kind.UINT32, 64),

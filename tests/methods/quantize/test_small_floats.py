@@ -55,7 +55,7 @@ def test_rounding_is_that_of_ml_dtypes(name: str, dtype: str) -> None:
     points = np.concatenate([points, np.nextafter(points, 0), points * 1.0000002]).astype(dtype)
     values = np.concatenate([points, -points]).reshape(1, -1)
     codes, restored = np.empty(values.shape, np.uint8), np.empty_like(values)
-    minifloat.quantize(values, np.ones((1, 1), dtype), codes, restored, Workspace())
+    minifloat.quantize(values, np.ones((1, 1), dtype), values.size, codes, restored, Workspace())
     # its cast from float64 goes by way of float32: rounding to odd keeps that from rounding twice
     narrow = values.astype(np.float32)
     inexact = (narrow != values) & (narrow.view(np.uint32) & 1 == 0)

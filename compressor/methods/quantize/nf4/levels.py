@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import pairwise
-from typing import Any
 
+from compressor.core import kernels
 from compressor.core.lazy import np
 from compressor.core.sums import dots
 from compressor.core.workspace import Array, Workspace
@@ -74,6 +74,8 @@ def _grid() -> Array:
 
 def nearest(scaled: Array, codes: Array, work: Workspace) -> None:
     """The codes (uint8) of the levels that are nearest to float32 `scaled`."""
+    if kernels.count_below(scaled, midpoints()[None], codes):
+        return
     above = work.array("nf4.above", scaled.shape, "|b1")
     first, *others = midpoints()
     np.greater(scaled, first, out=codes.view(bool))
@@ -102,6 +104,9 @@ def unpack(packed: Array, out: Array) -> None:
 def magnitudes(blocks: Array, work: Workspace) -> Array:
     """The largest magnitude of each block, float32."""
     scratch = work.array("nf4.scratch", blocks.shape, "<f4")
+    found = kernels.largest_magnitudes(blocks[None])
+    if found is not None:
+        return found.reshape(-1)
     # as integers: non-negative floats sort like their bit patterns, and integers reduce ten times as fast
     patterns = np.abs(blocks, out=scratch).reshape(-1).view("<i4")
     starts = np.arange(0, blocks.size, blocks.shape[1])
@@ -117,15 +122,15 @@ def fitted(blocks: Array, absmax: Array, limit: float, work: Workspace) -> Array
     """
     unit = work.array("nf4.unit", blocks.shape, "<f4")
     np.divide(blocks, np.where(absmax > 0, absmax, np.float32(1))[:, None], out=unit)
-    ratio, gain = _fit(unit, np.float32(STARTS[0]), work)
+    ratio, gain = _fit(unit, np.full(len(unit), STARTS[0], np.float32), None, work)
     for start in STARTS[1:]:
-        other, more = _fit(unit, np.float32(start), work)
+        other, more = _fit(unit, np.full(len(unit), start, np.float32), None, work)
         np.copyto(ratio, other, where=more > gain)
         np.maximum(gain, more, out=gain)
     moving = np.arange(len(unit))
     for _ in range(_TURNS):
         held = ratio[moving]
-        ratio[moving], _ = _fit(unit[moving] if len(moving) < len(unit) else unit, held[:, None], work)
+        ratio[moving], _ = _fit(unit, held, moving, work)
         moving = moving[ratio[moving] != held]
         if not len(moving):
             break
@@ -134,19 +139,29 @@ def fitted(blocks: Array, absmax: Array, limit: float, work: Workspace) -> Array
     return scale
 
 
-def _fit(unit: Array, ratio: Any, work: Workspace) -> tuple[Array, Array]:
-    """With the levels nearest to unit/ratio: the ratio that fits them best, and by how much it lowers Σ unit²."""
-    places = work.array("nf4.places", unit.shape, "<f4")
-    steps = work.array("nf4.steps", unit.shape, "<u2")
-    chosen = work.array("nf4.chosen", unit.shape, "<f4")
-    np.multiply(unit, np.float32(_STEPS) / ratio, out=places)
-    np.add(places, np.float32(1.5 * 2.0**23), out=places)  # leaves the rounded integer in the lowest bits
-    np.copyto(steps, places.view("<u4"), casting="unsafe")
-    _grid().take(steps, out=chosen, mode="wrap")
-    product, square = (dots(one, chosen).astype(np.float32) for one in (unit, chosen))
+def _fit(unit: Array, ratio: Array, chosen: Array | None, work: Workspace) -> tuple[Array, Array]:
+    """With the levels nearest to unit/ratio, of the blocks that are chosen or of all: the ratio that fits them
+    best, and by how much it lowers Σ unit²."""
+    factors = np.float32(_STEPS) / ratio
+    products = kernels.table_products(unit, chosen, factors, _grid()) or _products(unit, chosen, factors, work)
+    product, square = (one.astype(np.float32) for one in products)
     best = np.divide(product, square, out=np.ones_like(square), where=square > 0)
     np.clip(best, np.float32(LEAST), np.float32(MOST), out=best)
     return best, best * (2 * product - best * square)
+
+
+def _products(unit: Array, chosen: Array | None, factors: Array, work: Workspace) -> tuple[Array, Array]:
+    """Σ u·t and Σ t² of blocks, t being the level at round(u · factor) of the grid."""
+    if chosen is not None and len(chosen) < len(unit):
+        unit = unit[chosen]
+    places = work.array("nf4.places", unit.shape, "<f4")
+    steps = work.array("nf4.steps", unit.shape, "<u2")
+    levels = work.array("nf4.chosen", unit.shape, "<f4")
+    np.multiply(unit, factors[:, None], out=places)
+    np.add(places, np.float32(1.5 * 2.0**23), out=places)  # leaves the rounded integer in the lowest bits
+    np.copyto(steps, places.view("<u4"), casting="unsafe")
+    _grid().take(steps, out=levels, mode="wrap")
+    return dots(unit, levels), dots(levels, levels)
 
 
 def _fixed(table: Array) -> Array:

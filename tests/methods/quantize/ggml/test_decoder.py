@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.gguf_files import gguf_package
 
 from compressor.core.errors import InputError, UsageError
 from compressor.core.ggml_types import BY_NAME
@@ -35,7 +36,7 @@ def test_every_type_of_blocks_is_decoded() -> None:
 
 @pytest.mark.parametrize("name", [name for name in DECODE if name not in ("Q8_1", "Q8_K", "Q1_0", "Q2_0")])
 def test_bit_for_bit_as_the_package(name: str) -> None:
-    gguf = pytest.importorskip("gguf")
+    gguf = gguf_package()
     raw = random_blocks(name)
     with np.errstate(all="ignore"):
         expected = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[name])

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.gguf_files import gguf_package
 
 from compressor.core import kernels
 from compressor.core.errors import InputError, UsageError
@@ -124,7 +125,7 @@ def test_blocks_are_read_as_promised_and_finite(name: str, values: Array) -> Non
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_the_package_of_ggml_reads_the_same(name: str) -> None:
-    gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
+    gguf = gguf_package()
     values = normal(8, 512)
     blocks, restored = encoded(name, values)
     kind = gguf.GGMLQuantizationType[name]
@@ -155,7 +156,7 @@ def test_two_and_three_bits_lose_much_less_than_by_ggml() -> None:
 @pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4"])
 @pytest.mark.parametrize("kind", ["normal", "heavy"])
 def test_no_more_is_lost_than_by_the_package_of_ggml(name: str, kind: str) -> None:
-    gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
+    gguf = gguf_package()
     random = np.random.default_rng(4)
     values = random.standard_t(5, (32, 2048)).astype(np.float32) if kind == "heavy" else normal(32, 2048)
     theirs = gguf.quants.dequantize(gguf.quants.quantize(values, gguf.GGMLQuantizationType[name]),

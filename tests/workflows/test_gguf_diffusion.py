@@ -1,0 +1,95 @@
+"""Models that make images as GGUF files: their own names, and the architecture that these tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_dtypes import bfloat16
+from safetensors.numpy import load_file, save_file
+from support.console import compressor
+
+from compressor import api
+from compressor.core.errors import InputError, OutputError
+from compressor.files.gguf.reading import GgufHeader, read_header
+from compressor.files.input_file import InputFile
+
+FLUX = {
+    "double_blocks.0.img_attn.proj.weight": (32, 64),
+    "double_blocks.0.img_attn.norm.query_norm.scale": (64,),
+    "img_in.bias": (32,),
+}
+WAN = {"blocks.0.self_attn.norm_q.weight": (32,), "text_embedding.2.weight": (8, 64), "head.modulation": (1, 2, 64)}
+UNET = {
+    "input_blocks.3.0.op.weight": (4, 4, 3, 3),
+    "input_blocks.6.0.op.weight": (4, 4, 3, 3),
+    "output_blocks.2.2.conv.weight": (4, 4, 3, 3),
+    "output_blocks.5.2.conv.weight": (4, 4, 3, 3),
+}
+
+
+def write(path: Path, shapes: dict[str, tuple[int, ...]], prefix: str = "") -> Path:
+    random = np.random.default_rng(5)
+    save_file({prefix + one: random.normal(size=shape).astype(bfloat16) for one, shape in shapes.items()}, path)
+    return path
+
+
+def header_of(path: Path) -> GgufHeader:
+    return read_header(InputFile.open(path))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "arch"), [(FLUX, "flux"), (WAN, "wan"), (UNET, "sdxl"), ({"label_emb.0.0.weight": (4, 8)}, "sdxl")]
+)
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_names_tell_the_model(tmp_path: Path, shapes: dict[str, tuple[int, ...]], arch: str, prefix: str) -> None:
+    source, file = write(tmp_path / "m.safetensors", shapes, prefix), tmp_path / "m.gguf"
+    api.restore(source, file)
+    header = header_of(file)
+    assert header.fields["general.architecture"].python() == arch
+    assert {name: header.shapes[name] for name in header.shapes} == {prefix + one: shapes[one] for one in shapes}
+    for name, shape in shapes.items():
+        plain = len(shape) == 1 or not name.endswith(".weight")
+        assert header.types[prefix + name].name == ("F32" if plain else "BF16")
+    assert api.compare(source, file).total.error == 0
+    api.restore(file, tmp_path / "back.safetensors")
+    back = load_file(tmp_path / "back.safetensors")
+    for name, array in load_file(source).items():
+        assert np.array_equal(back[name].astype(np.float32), array.astype(np.float32))
+
+
+def test_what_is_no_weight_of_a_layer_stays_numbers(tmp_path: Path) -> None:
+    source = write(tmp_path / "m.safetensors", WAN)
+    report = api.quantize(source, tmp_path / "m.gguf", scheme="q8_0", include=["*"])
+    kinds = {name: kind.name for name, kind in header_of(tmp_path / "m.gguf").types.items()}
+    assert kinds["text_embedding.2.weight"] == "Q8_0"
+    assert kinds["head.modulation"] == "F32"
+    assert any("takes it in F32 only" in why.reason for job in report.plan.jobs for why in job.left_alone)
+
+
+def test_the_form_of_diffusers(tmp_path: Path) -> None:
+    shapes = {"transformer_blocks.0.attn.norm_added_k.weight": (8,), "x_embedder.weight": (8, 8)}
+    with pytest.raises(InputError, match="is a flux with the names of diffusers"):
+        api.restore(write(tmp_path / "m.safetensors", shapes), tmp_path / "m.gguf")
+
+
+def test_a_checkpoint_that_holds_more(tmp_path: Path) -> None:
+    shapes = {f"model.diffusion_model.{name}": shape for name, shape in FLUX.items()}
+    source = write(tmp_path / "m.safetensors", shapes | {"first_stage_model.conv.weight": (4, 4)})
+    with pytest.raises(InputError, match=r"holds 1 tensors beside the diffusion model: 'first_stage_model\.conv"):
+        api.restore(source, tmp_path / "m.gguf")
+    done = compressor("restore", source, "-o", tmp_path / "m.gguf", "--leave-out", "first_stage_model.*")
+    assert done.code == 0
+    assert set(header_of(tmp_path / "m.gguf").shapes) == set(shapes)
+
+
+def test_names_of_no_such_model(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="its names are of no diffusion model that is known"):
+        api.restore(write(tmp_path / "m.safetensors", {"a.weight": (4, 4)}), tmp_path / "m.gguf")
+
+
+def test_more_axes_than_the_format_has(tmp_path: Path) -> None:
+    source = write(tmp_path / "m.safetensors", WAN | {"patch_embedding.weight": (2, 2, 1, 2, 2)})
+    with pytest.raises(OutputError, match=r"has 5 axes, and a \.gguf holds at most 4"):
+        api.restore(source, tmp_path / "m.gguf")

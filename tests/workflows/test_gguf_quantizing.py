@@ -1,0 +1,107 @@
+"""GGUF models quantized to ggml's types: by scheme, by llama.cpp's mixtures, with statistics; read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from support.console import compressor
+from support.gguf_files import STRING, UINT32, GgufFile, Line, numbers, value
+
+from compressor import api
+from compressor.core.errors import UsageError
+from compressor.core.ggml_types import GgmlType
+from compressor.files.gguf.reading import read_header
+from compressor.files.input_file import InputFile
+from compressor.methods.quantize.ggml.decoder import decode_blocks
+
+LAYERS = 8
+SHAPES = {"attn_q": (256, 256), "attn_k": (64, 256), "attn_v": (64, 256), "attn_output": (256, 256)}
+
+
+def model(place: Path, down: int = 512) -> Path:
+    """A llama of 8 layers, four heads of queries for each of keys."""
+    lines: list[Line] = [numbers("token_embd.weight", (40, 256)), numbers("output.weight", (40, 256))]
+    for layer in range(LAYERS):
+        for number, (part, shape) in enumerate((SHAPES | {"ffn_down": (256, down)}).items()):
+            lines.append(numbers(f"blk.{layer}.{part}.weight", shape, 10 * layer + number))
+        lines.append(numbers(f"blk.{layer}.attn_norm.weight", (256,), layer))
+    said = {"block_count": LAYERS, "attention.head_count": 8, "attention.head_count_kv": 2}
+    values = {"general.architecture": value(STRING, "llama")}
+    path = place / "in.gguf"
+    path.write_bytes(GgufFile(lines, values | {f"llama.{key}": value(UINT32, n) for key, n in said.items()}).file())
+    return path
+
+
+def types(path: Path) -> dict[str, GgmlType]:
+    return dict(read_header(InputFile.open(path)).types)  # type: ignore[attr-defined]
+
+
+def test_every_tensor_of_a_scheme_is_read_back_as_its_blocks_say(tmp_path: Path) -> None:
+    source, out, back = model(tmp_path), tmp_path / "out.gguf", tmp_path / "back.safetensors"
+    api.quantize(source, out, scheme="q4_k")
+    api.restore(out, back)
+    restored, raw = load_file(back), out.read_bytes()
+    for tensor in read_header(InputFile.open(out)).tensors:
+        kind = types(out)[tensor.spec.name]
+        assert kind.name == ("F32" if "norm" in tensor.spec.name or "blk" not in tensor.spec.name else "Q4_K")
+        if kind.name == "Q4_K":
+            blocks = np.frombuffer(raw, np.uint8, tensor.spec.nbytes, tensor.offset).reshape(-1, kind.nbytes)
+            found = np.empty((len(blocks), kind.block), np.float32)
+            decode_blocks(kind.name, blocks, found)
+            assert np.array_equal(found.reshape(-1), restored[tensor.spec.name].reshape(-1))
+    done = compressor("compare", source, out)
+    assert done.code == 0
+
+
+def test_a_mixture_gives_each_tensor_its_type(tmp_path: Path) -> None:
+    source, out = model(tmp_path), tmp_path / "out.gguf"
+    api.quantize(source, out, preset="q4_k_m")
+    found = {name: kind.name for name, kind in types(out).items()}
+    more = {0, 3, 6, 7}
+    for layer in range(LAYERS):
+        for part in SHAPES:
+            expected = "Q6_K" if part == "attn_v" and layer in more else "Q4_K"
+            assert found[f"blk.{layer}.{part}.weight"] == expected
+        assert found[f"blk.{layer}.ffn_down.weight"] == ("Q6_K" if layer in more else "Q4_K")
+        assert found[f"blk.{layer}.attn_norm.weight"] == "F32"
+    assert (found["output.weight"], found["token_embd.weight"]) == ("Q6_K", "Q4_K")
+
+
+def test_rules_and_exclusions_come_before_a_mixture(tmp_path: Path) -> None:
+    source, out = model(tmp_path), tmp_path / "out.gguf"
+    rules = [("blk.1.*", {"scheme": "q8_0"})]
+    api.quantize(source, out, preset="q5_k_s", rules=rules, exclude=["output.weight"])
+    found = {name: kind.name for name, kind in types(out).items()}
+    assert {found[f"blk.1.{part}.weight"] for part in SHAPES} == {"Q8_0"}
+    assert found["blk.2.attn_q.weight"] == "Q5_K"
+    assert found["output.weight"] == "F32"
+
+
+def test_rows_that_no_block_divides_are_named_and_refused_by_strict(tmp_path: Path) -> None:
+    source, out = model(tmp_path, down=96), tmp_path / "out.gguf"
+    done = compressor("quantize", source, "-o", out, "--preset", "q4_k_m")
+    assert done.code == 0
+    assert "q8_0, since blocks of 256 do not divide the row of 96: blk.0.ffn_down.weight" in done.out
+    assert "q5_0, since blocks of 256 do not divide the row of 96: blk.1.ffn_down.weight" in done.out
+    found = {name: kind.name for name, kind in types(out).items()}
+    assert (found["blk.0.ffn_down.weight"], found["blk.1.ffn_down.weight"]) == ("Q8_0", "Q5_0")
+    assert compressor("quantize", source, "-o", out, "--preset", "q4_k_m", "--strict", "--force").code == 2
+
+
+def test_a_mixture_needs_to_know_the_model(tmp_path: Path) -> None:
+    source = tmp_path / "in.safetensors"
+    save_file({"blk.0.attn_q.weight": np.ones((2, 256), np.float32)}, source)
+    with pytest.raises(UsageError, match=r"goes by what a \.gguf says of its model"):
+        api.quantize(source, tmp_path / "out.safetensors", preset="q4_k_m")
+    api.quantize(source, tmp_path / "out.safetensors", scheme="q4_k")  # what the message says
+
+
+def test_dry_runs_tell_the_size_to_the_byte(tmp_path: Path) -> None:
+    source, out = model(tmp_path), tmp_path / "out.gguf"
+    told = api.quantize(source, out, preset="q3_k_l", dry_run=True)
+    assert not out.exists()
+    written = api.quantize(source, out, preset="q3_k_l")
+    assert told.plan.size_after == written.plan.size_after == out.stat().st_size
