@@ -87,7 +87,7 @@ def as_file(checkpoint: Checkpoint, wishes: Wishes = Wishes()) -> Checkpoint:
 
 
 def layers_of_file(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
-    """The matrices of the GGUF file that a folder would become, with the folder's layers whose inputs each takes: of
+    """The matrices of the GGUF file that a folder would become, with the layers whose inputs each takes: of
     stacked experts one each, of what is joined the first. InputError as for `as_file`, but no tokenizer is needed;
     nothing for a checkpoint that has no config."""
     if not model_types(checkpoint.source.config):
