@@ -180,7 +180,7 @@ def test_a_recipe_of_legs_ends_in_a_gguf(tmp_path: Path) -> None:
             "quantize",
             {"bits": 8, "requantize": True, "granularity": "channel"},
             UsageError,
-            "would be stored as int8, and a .gguf holds ggml's types. Use --store dense, or write .safetensors",
+            "would be stored as int8, and a .gguf holds ggml's types. Use --scheme q8_0, --scheme q4_k or --preset",
         ),
         ("prune", {"sparsity": 0.5, "store": "csr"}, UsageError, "a .gguf holds no sparse layout"),
         ("prune", {"sparsity": 0.5, "store": "archive"}, UsageError, "an .gguf holds no archive"),

@@ -70,7 +70,7 @@ def check_ggml(jobs: Sequence[Job]) -> None:
             problems[job.dtype_after] = UsageError(
                 f"would be stored as {job.dtype_after}, and a .gguf holds ggml's types",
                 tensor=job.spec.name,
-                remedy="Use --store dense, or write .safetensors",
+                remedy="Use --scheme q8_0, --scheme q4_k or --preset q4_k_m, or write .safetensors",
             )
         else:
             problems[job.dtype_after] = OutputError(
