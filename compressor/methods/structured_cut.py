@@ -31,12 +31,12 @@ class StructuredCut:
         None, help="of a model of several stacks the one to cut: encoder or decoder, text or vision", free=True
     )
     multiple_of: int = option(1, help="keep a multiple of this many units", low=1, high=2**31)
-    importance: Literal["auto", "l2", "l1", "gains", "inputs", "influence", "spread", "random", "index"] = option(
+    importance: Literal["auto", "l2", "l1", "gains", "inputs", "influence", "middle", "random", "index"] = option(
         "auto",
         help="the least important go: by norm of the coupled weights, for hidden by the gains of its norms, by "
-        "what --stats says of the inputs, for layers by what --stats says of their influence or evenly spread, at "
-        "random, or the last; auto: for layers influence with --stats, else spread; gains for hidden; for the "
-        "others inputs with --stats, else l2",
+        "what --stats says of the inputs, for layers by what --stats says of their influence or those in the "
+        "middle, at random, or the last; auto: for layers influence with --stats, else middle; gains for hidden; "
+        "for the others inputs with --stats, else l2",
     )
     seed: int = option(0, help="of the random numbers", low=0, high=2**63)
     described: Description | None = None
@@ -47,7 +47,7 @@ class StructuredCut:
         given = [name for name in ("fraction", "count", "layers", "keep") if getattr(self, name) is not None]
         if self.importance == "gains" and self.structure != "hidden":
             raise UsageError(f"importance gains is for structure hidden, not {self.structure}")
-        if self.importance in ("influence", "spread") and self.structure != "layers":
+        if self.importance in ("influence", "middle") and self.structure != "layers":
             raise UsageError(f"importance {self.importance} is for structure layers, not {self.structure}")
         if self.importance == "inputs" and self.structure == "layers":
             raise UsageError(
@@ -74,7 +74,7 @@ class StructuredCut:
         if self.importance != "auto":
             return self.importance
         if self.structure == "layers":
-            return "spread" if self.stats is None else "influence"
+            return "middle" if self.stats is None else "influence"
         if self.structure == "hidden" and self.described is None:
             return "gains"
         return "l2" if self.stats is None else "inputs"

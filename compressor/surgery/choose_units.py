@@ -104,11 +104,12 @@ def _order(
         found = -energies_of(group, sums, energy)
     elif request.by == "influence":
         found = -energy[group.name]
-    elif request.by == "spread":
+    elif request.by == "middle":
         free = [unit for unit in range(group.units) if unit not in stay]
         gone = min(group.units - count, len(free))
         found = np.zeros(group.units)
-        found[[free[(2 * place + 1) * len(free) // (2 * gone)] for place in range(gone)]] = 1
+        first = (len(free) - gone) // 2
+        found[free[first : first + gone]] = 1
     else:
         found = -gains_of(group, tensors) if request.by == "gains" and group.gains else np.zeros(1)
         if np.ptp(found) == 0:

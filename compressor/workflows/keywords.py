@@ -109,7 +109,7 @@ class PruneKeywords(StageKeywords, total=False):
     layers: str | None
     stack: str
     multiple_of: int
-    importance: Literal["auto", "l2", "l1", "gains", "inputs", "influence", "spread", "random", "index"]
+    importance: Literal["auto", "l2", "l1", "gains", "inputs", "influence", "middle", "random", "index"]
 
 
 class DistillKeywords(StageKeywords, total=False):

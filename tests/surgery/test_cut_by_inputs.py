@@ -143,8 +143,8 @@ def test_blocks_that_an_earlier_cut_renumbered_keep_their_influence(model: Path)
     assert kept_blocks(found) == [0, 3]
 
 
-def test_without_statistics_blocks_go_evenly(model: Path) -> None:
-    assert kept_blocks(cut(model, structure="layers", count=1)) == [0, 1, 3]
+def test_without_statistics_blocks_in_the_middle_go(model: Path) -> None:
+    assert kept_blocks(cut(model, structure="layers", count=1)) == [0, 2, 3]
     assert kept_blocks(cut(model, structure="layers", count=2)) == [0, 3]
     assert kept_blocks(cut(model, structure="layers", count=1, importance="index")) == [0, 1, 2]  # a control
 
@@ -153,8 +153,8 @@ def test_what_does_not_decide_on_blocks(model: Path) -> None:
     stats = stats_of(model)
     with pytest.raises(InputError, match="there is no influence of this block") as caught:
         cut(model, structure="layers", count=1, stats=stats)
-    assert "--importance spread" in caught.value.remedy
-    cut(model, structure="layers", count=1, importance="spread")
+    assert "--importance middle" in caught.value.remedy
+    cut(model, structure="layers", count=1, importance="middle")
     with pytest.raises(UsageError, match="picks the very layers that carry everything"):
         cut(model, structure="layers", count=1, importance="inputs", stats=stats)
     with pytest.raises(UsageError, match="importance influence is for structure layers, not heads"):

@@ -115,7 +115,8 @@ class _Model:
         if layers == {Layer.EXPERT} and not limit.beside:
             pattern = "*.experts.*" if "." in tensors[0][0].name.split("experts.")[0] else "experts.*"
             ways.append(f"leave them dense by --exclude '{pattern}'")
-        return ", or ".join(ways) or "Leave them out of --include"
+        plain = "Leave them out of --include, or use --store dense"
+        return (", or ".join(ways) or plain).replace("leave", "Leave", not limit.instead)
 
     @property
     def schemes_of_experts(self) -> int:

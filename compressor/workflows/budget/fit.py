@@ -14,7 +14,7 @@ from math import fsum, inf
 from typing import Any
 
 from compressor.architectures.fused_layers import one_scheme
-from compressor.calibration.statistics import open_statistics
+from compressor.calibration.imatrix import open_layers
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.elementary import power
 from compressor.core.errors import GateFailed, UsageError
@@ -315,7 +315,7 @@ def _check_statistics(candidates: Sequence[Candidate], decided: Sequence[TensorS
         raise UsageError(
             f"{said}, and none are given", remedy="Give --stats FILE, which `compressor calibrate` makes"
         )
-    opened = open_statistics(stats)
+    opened = open_layers(stats)
     grams = needing.encoder.statistics == "gram"
     known = opened.grams if grams else opened.counts
     missing = next((spec for spec in decided if layer_of(spec.name) not in known), None)
@@ -377,7 +377,7 @@ class _Survey:
         """By which statistics errors are weighted, "square" or "gram", and what those are known by."""
         if self.errand.stats is None:
             return "", ""
-        opened = open_statistics(self.errand.stats)
+        opened = open_layers(self.errand.stats)
         informed = "gram" if {layer_of(spec.name) for spec in decided} <= opened.grams else "square"
         return informed, opened.identity(grams=informed == "gram")
 
