@@ -21,6 +21,7 @@ from compressor.methods.registry import methods_of
 from compressor.methods.structured_cut import cut_options
 from compressor.recipe.gates import Gates
 from compressor.recipe.model import Recipe
+from compressor.recipe.presets import PRESETS
 from compressor.recipe.sequential_refit import METHOD as REFIT
 from compressor.recipe.sequential_refit import Sequential
 from compressor.recipe.training import FILES, Training, is_training, training_of, training_options
@@ -179,7 +180,7 @@ fallback = click.option(
     "--fallback", is_flag=True, help="Where a shape does not allow what is asked, take what is nearest, and say so."
 )
 preset = click.option(
-    "--preset", default="", metavar="NAME", help="Ready choice per tensor: q4_mixed, or llama.cpp's, as q4_k_m."
+    "--preset", default="", metavar="NAME", help=f"Ready choice of bits per tensor: {', '.join(PRESETS)}."
 )
 store = click.option(
     "--store",
