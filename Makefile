@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT := demo-output
 
-.PHONY: help demo test lint format test-faults test-interop test-vllm bench clean
+.PHONY: help demo test lint format test-faults test-interop test-vllm loaders bench clean
 
 help:
 	@echo "make demo          install, compress the sample weights, show the tables"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-faults   the long fault injection: killed runs, failing disks, mutated files"
 	@echo "make test-interop  load the results in compressed-tensors and transformers (installs torch)"
 	@echo "make test-vllm     vLLM on the CPU: the log-probabilities of quantized folders (installs vLLM, 2 GB)"
+	@echo "make loaders       every family of models in every scheme through its loaders: docs/loaders.md (half an hour)"
 	@echo "make bench         throughput and memory beside cp, NumPy, torch, HQQ, scikit-learn (writes 2.4 GB to bench-data)"
 
 # A stamp for each set of packages: it is renewed when what is to be installed changes.
@@ -76,6 +77,9 @@ test-interop: .venv/interop
 
 test-vllm: .venv/dev .venv-vllm/bin/python
 	$(BIN)/python -m pytest -m vllm -s
+
+loaders: .venv/interop
+	HF_HUB_OFFLINE=1 $(BIN)/python -m bench.loaders.matrix
 
 # The rivals that bench needs beside NumPy; torch first, or its dependents would bring another build of it.
 .venv/bench: .venv/base

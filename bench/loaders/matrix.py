@@ -12,6 +12,7 @@ import argparse
 import gc
 import importlib.metadata
 import importlib.util
+import json
 import string
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from bench.page import put
 from compressor import api
 from compressor.core.errors import CompressorError
 
+_LETTERS = string.ascii_lowercase + string.ascii_uppercase
 PAGE = Path(__file__).parents[2] / "docs" / "loaders.md"
 
 
@@ -56,7 +58,8 @@ SCHEMES: dict[str, Scheme] = {
 @dataclass(frozen=True)
 class Cell:
     """What came of a family and a scheme for a loader: `off` is how far answers lie from the restored model's, None
-    where the plan was `refused`, with the way on, or `wrong`. `treated` counts matrices that became codes."""
+    where the plan was `refused`, with the way on, or `wrong`. `treated` counts matrices that became codes. `alone`:
+    the loader does not take the model as it was, for this reason."""
 
     off: float | None = None
     tolerance: float = 0.0
@@ -64,11 +67,12 @@ class Cell:
     refused: str = ""
     way_on: str = ""
     wrong: str = ""
+    alone: str = ""
 
     @property
     def right(self) -> bool:
         """Whether it loads and answers as it should, or was refused."""
-        return bool(self.refused) or (self.off is not None and self.off <= self.tolerance)
+        return bool(self.refused or self.alone) or (self.off is not None and self.off <= self.tolerance)
 
 
 class Transformers:
@@ -77,10 +81,14 @@ class Transformers:
     name = "transformers"
     packages = ("transformers", "compressed-tensors", "bitsandbytes", "torch")
     schemes = tuple(SCHEMES)
+    tolerance = 0.0
 
     def takes(self, family: Family) -> bool:
         """Whether it has models of the family."""
         return True
+
+    def prepare(self, folder: Path) -> None:
+        """Nothing has to be done to what transformers saved."""
 
     def answers(self, folder: Path, family: Family) -> Any:
         """What a folder's model answers. RuntimeError where something of it is missing, or left over."""
@@ -97,12 +105,20 @@ class Mlx:
     name = "mlx"
     packages = ("mlx-lm", "mlx")
     schemes = ("int4", "int4 asymmetric", "int8")
+    tolerance = 0.15  # it computes in float32 here, and what is restored is rounded to bfloat16
 
     def takes(self, family: Family) -> bool:
         """Whether it has models of the family."""
         kind = family.model.config_class.model_type
         found = importlib.util.find_spec("mlx_lm") and importlib.util.find_spec(f"mlx_lm.models.{kind}")
         return found is not None and "input_ids" in family.given
+
+    def prepare(self, folder: Path) -> None:
+        """Say in config.json what transformers says otherwise since its version 5, as published models have it."""
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        theta = (config.get("rope_parameters") or {}).get("rope_theta", 10000.0)
+        more = {"rope_theta": theta, "num_experts": config.get("num_local_experts")}
+        (folder / "config.json").write_text(json.dumps({**more, **config}), encoding="utf-8")
 
     def answers(self, folder: Path, family: Family) -> Any:
         """The logits of a folder's model."""
@@ -111,6 +127,7 @@ class Mlx:
         from mlx_lm.utils import load_model
 
         model, _ = load_model(folder, strict=True)
+        model.set_dtype(mx.float32)  # on a processor experts are multiplied in that only
         found = model(mx.array(family.given["input_ids"].tolist())).astype(mx.float32)
         return torch.tensor(found.tolist()).flatten()
 
@@ -125,6 +142,12 @@ def cells(
     with tempfile.TemporaryDirectory() as place, quietly():
         model = Path(place) / "model"
         family.make(model)
+        loader.prepare(model)
+        try:
+            loader.answers(model, family)
+        except Exception as error:
+            yield from ((name, Cell(alone=f"{type(error).__name__}: {error}")) for name in names)
+            return
         for name in names:
             yield name, _cell(family, loader, SCHEMES[name], model, options)
             gc.collect()
@@ -144,7 +167,7 @@ def _cell(family: Family, loader: Any, scheme: Scheme, model: Path, options: Map
         except Exception as error:
             return Cell(wrong=f"{type(error).__name__}: {error}", treated=treated)
         off = float((found - wanted).norm() / wanted.norm())
-        return Cell(off, scheme.tolerance, treated)
+        return Cell(off, max(scheme.tolerance, loader.tolerance), treated)
 
 
 def _plain(error: CompressorError) -> str:
@@ -167,9 +190,11 @@ def table(found: Mapping[str, Mapping[str, Cell]], tried: Sequence[str]) -> str:
 
 
 def _shown(cell: Cell, reasons: dict[str, str]) -> str:
+    if cell.alone:
+        return reasons.setdefault("the loader does not take this model before it is quantized either", "–")
     if cell.refused:
         reason = f"{cell.refused}. {cell.way_on}" if cell.way_on else cell.refused
-        return reasons.setdefault(reason, string.ascii_lowercase[len(reasons)])
+        return reasons.setdefault(reason, _LETTERS[len(reasons)])
     if not cell.right or cell.off is None:
         return f"**wrong** ({cell.wrong or f'{cell.off:.2g}'})"
     return f"{'' if cell.treated else '='}{cell.off:.1g}" if cell.off else f"{'' if cell.treated else '='}0"

@@ -165,12 +165,6 @@ _TRANSFORMERS = (
         instead="--scheme fp8 --layout naive-quantized",
     ),
     Limit(
-        "pack-quantized .* asymmetric",
-        "loads asymmetric codes with CompressedTensorsConfig(dequantize=True) only",
-        instead="--symmetric",
-        hint=True,
-    ),
-    Limit(
         _PACKED,
         "fails where its own initialisation reads a weight that is packed, unless it is loaded with "
         "CompressedTensorsConfig(dequantize=True)",
@@ -200,6 +194,12 @@ _TRANSFORMERS = (
         dense=True,
         hint=True,
     ),
+    Limit(
+        "pack-quantized .* asymmetric",
+        "loads asymmetric codes with CompressedTensorsConfig(dequantize=True) only",
+        instead="--symmetric",
+        hint=True,
+    ),
 )
 _VLLM = (
     _NO_CONV1D,
@@ -218,12 +218,29 @@ _VLLM = (
     Limit("float-quantized .* tensor", "has no scheme for them", (Layer.EXPERT,), instead="--scheme fp8"),
     Limit("naive-quantized .*", "has no scheme for them", (Layer.EXPERT,), instead="--scheme fp8"),
 )
+_MLX = (
+    _NO_CONV1D,
+    Limit(
+        "mlx",
+        "joins their weights without their scales",
+        (Layer.EXPERT,),
+        families=("qwen3_moe", "qwen3_next", "ernie4_5_moe", "lfm2_moe", "minimax"),
+    ),
+    Limit("mlx", "multiplies its weights by factors while it loads them", families=("falcon_h1",)),
+    Limit(
+        "mlx",
+        "divides this layer by heads, which its groups need not divide",
+        families=("deepseek_v2", "deepseek_v3", "deepseek_v32"),
+        names=r"\.kv_b_proj\.weight$",
+        dense=True,
+    ),
+)
 READERS: Mapping[Loader, Reader] = {
     "vllm": Reader("vLLM 0.32", ("compressed-tensors", "gptq", "bitsandbytes"), _VLLM, _NOT_IN_VLLM),
     "transformers": Reader(
         "transformers 5.24", ("compressed-tensors", "bitsandbytes", "gptq"), _TRANSFORMERS, splits=False
     ),
-    "mlx": Reader("mlx-lm 0.32", ("mlx",), (_NO_CONV1D,), splits=False, options={"layout": "mlx"}),
+    "mlx": Reader("mlx-lm 0.32", ("mlx",), _MLX, splits=False, options={"layout": "mlx"}),
     "llama.cpp": Reader("llama.cpp", (), container="gguf"),
 }
 

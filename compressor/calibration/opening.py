@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from compressor.calibration.imatrix import open_layers
 from compressor.calibration.scores import open_scores
-from compressor.calibration.statistics import Statistics, open_statistics
+from compressor.calibration.statistics import Statistics
 from compressor.methods.structured_cut import StructuredCut
 from compressor.recipe.model import Recipe
 
@@ -19,7 +20,7 @@ def open_all(recipe: Recipe) -> dict[int, Statistics]:
     for number, (path, scored) in enumerate(wanted):
         if path is not None:
             if (path, scored) not in opened:
-                opened[path, scored] = open_scores(path) if scored else open_statistics(path)
+                opened[path, scored] = open_scores(path) if scored else open_layers(path)
             by_number[number] = opened[path, scored]
     return by_number
 

@@ -77,6 +77,11 @@ class Statistics:
         """The layers' names, in order, without the influences of blocks."""
         return tuple(layer for layer in self.widths if not layer.endswith(_INFLUENCE))
 
+    def fits(self, layer: str, spec: TensorSpec, *, by_expert: bool) -> bool:
+        """Whether the layer has as many inputs as this weight takes; `by_expert`: experts that are stacked in one
+        tensor may have some each."""
+        return self.widths[layer] == spec.matrix[1]
+
     def read(self, layer: str, gram: bool = False) -> Layer:
         """The statistics of a layer; its gram only where asked for. InputError when they are none."""
         if gram and layer not in self.grams:

@@ -333,8 +333,12 @@ class Method(ABC):
     alternatives: ClassVar[tuple[str, ...]] = ()  # options of which exactly one is given
     statistics: ClassVar[Literal["", "square", "gram"]] = ""  # of a layer's inputs: none, its vectors, its gram too
     at_once: ClassVar[int] = 0  # weights that a block has at least, if there are so many, where calls are dear
+    along_inputs: ClassVar[bool] = False  # what it does to a row is for hardware that reads a neuron's inputs so
     biases: ClassVar[bool] = False  # of the layers whose weights it treats it treats the biases too
     linear_algebra: ClassVar[bool] = False  # its last bits are those of the processor's products of matrices
+    inputs_by_expert: ClassVar[bool] = (
+        False  # of experts in one tensor [experts, out, in] it takes each one's inputs
+    )
     balances: ClassVar[bool] = False  # the model's inputs of these layers are scaled first, see `workflows/awq.py`
 
     def __post_init__(self) -> None:

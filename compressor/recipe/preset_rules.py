@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from compressor.architectures.ggml_mixtures import GgmlModel, mixture
+from compressor.architectures.ggml_mixtures import GgmlModel, Kind, kind_of, mixture
 from compressor.core.errors import UsageError
 from compressor.core.tensor import TensorSpec
 from compressor.methods.registry import make_method
@@ -37,16 +37,21 @@ def _mixed(stage: Stage, specs: Sequence[TensorSpec], model: GgmlModel | None) -
     if model is None:
         raise UsageError(
             f"preset {stage.preset} goes by what a .gguf says of its model, and the input says nothing",
-            remedy="Give a .gguf, or use --scheme",
+            remedy="Write a .gguf (-o NAME.gguf), or use --scheme",
         )
     informed = stage.stats is not None
     schemes = mixture(stage.preset, MIXTURES[stage.preset], specs, model, informed=informed)
+    ends = {
+        name for name in schemes if kind_of(name) in (Kind.OUTPUT, Kind.EMBEDDING)
+    }  # nobody gathers their inputs
     made = []
-    for scheme in dict.fromkeys(schemes.values()):
-        if scheme != stage.method.id:
-            method = make_method("quantize", {"scheme": scheme})
-            method = (method.with_statistics() or method) if informed else method
-            made.append((_any_of(name for name, own in schemes.items() if own == scheme), method))
+    for scheme, apart in dict.fromkeys((own, informed and name in ends) for name, own in schemes.items()):
+        method = make_method("quantize", {"scheme": scheme})
+        if informed and not apart:
+            method = method.with_statistics() or method
+        if method != stage.method:
+            names = [name for name, own in schemes.items() if (own, informed and name in ends) == (scheme, apart)]
+            made.append((_any_of(names), method))
     include = stage.include or (_any_of(schemes),)
     return replace(stage, include=include, rules=(*stage.rules, *made), preset="")
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from support.gguf_files import small_model
 from support.moe_folders import moe_folder
 
 from compressor import api
@@ -179,11 +180,12 @@ def test_the_layout_is_the_loaders(tmp_path: Path) -> None:
     for loader in ("vllm", "transformers"):
         api.quantize(model, tmp_path / loader, **BITS, loader=loader)
         assert declared(tmp_path / loader)["quant_method"] == "compressed-tensors"
-    api.quantize(model, tmp_path / "mlx", **BITS, rules=[("*q_proj*", {"bits": 6})], loader="mlx")
+    dense: dict[str, Any] = {"exclude": ["*.experts.*"], "loader": "mlx"}
+    api.quantize(model, tmp_path / "mlx", **BITS, rules=[("*q_proj*", {"bits": 6})], **dense)
     said = json.loads((tmp_path / "mlx" / "config.json").read_text())["quantization"]
     assert (said["bits"], said["group_size"], said["mode"]) == (4, 32, "affine")
     assert said["model.layers.0.self_attn.q_proj"]["bits"] == 6
-    report = api.quantize(model, tmp_path / "budget", target_bits=5, loader="mlx")
+    report = api.quantize(model, tmp_path / "budget", target_bits=5, **dense)
     assert "quantization" in json.loads((tmp_path / "budget" / "config.json").read_text())
     assert report.total.error > 0
 
@@ -236,3 +238,33 @@ def test_strict_refuses_what_is_treated_otherwise(tmp_path: Path) -> None:
     api.quantize(model, tmp_path / "asked", bits=4, group_size=64, **weights)
     api.quantize(model, tmp_path / "fallback", bits=4, fallback=True, **weights)
     api.quantize(model, tmp_path / "lax", bits=4, include=weights["include"])
+
+
+def test_llama_cpp_takes_gguf_files(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--for llama\.cpp: it loads no folder") as caught:
+        api.prune(moe_folder(tmp_path / "model"), tmp_path / "out", sparsity=0.5, loader="llama.cpp")
+    assert "End OUTPUT in .gguf, and give a .gguf of the model" in caught.value.remedy
+    (tmp_path / "in.gguf").write_bytes(small_model().file())
+    api.prune(tmp_path / "in.gguf", tmp_path / "out.gguf", sparsity=0.5, loader="llama.cpp")
+    with pytest.raises(UsageError, match=r"--for vllm: it loads no \.gguf"):
+        api.prune(tmp_path / "in.gguf", tmp_path / "again.gguf", sparsity=0.5, loader="vllm")
+
+
+def test_a_diffusion_models_state_dict_is_for_no_loader_here(tmp_path: Path) -> None:
+    """Flux's and SDXL's names, in a file without a config: treated, and restored; --for refuses."""
+    names = {
+        "double_blocks.0.img_attn.qkv.weight": (192, 64),
+        "single_blocks.0.linear1.weight": (64, 64),
+        "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight": (64, 64),
+        "model.diffusion_model.input_blocks.0.0.weight": (32, 4, 3, 3),
+    }
+    random = np.random.default_rng(0)
+    weights = {name: random.standard_normal(shape).astype(np.float32) for name, shape in names.items()}
+    save_file(weights, tmp_path / "in.safetensors")
+    with pytest.raises(UsageError, match=r"it loads no \.safetensors"):
+        api.quantize(tmp_path / "in.safetensors", tmp_path / "out.safetensors", bits=8, loader="transformers")
+    api.quantize(tmp_path / "in.safetensors", tmp_path / "out.safetensors", bits=8)
+    api.restore(tmp_path / "out.safetensors", tmp_path / "back.safetensors")
+    back = load_file(tmp_path / "back.safetensors")
+    assert {name: value.shape for name, value in back.items()} == names
+    assert all(np.linalg.norm(back[name] - weights[name]) < 0.02 * np.linalg.norm(weights[name]) for name in names)

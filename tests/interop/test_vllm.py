@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from support.console import LLAMA
+from support.moe_folders import runnable_moe
 
 from compressor import api
 
@@ -42,12 +43,26 @@ def logprobs(folder: Path) -> list[dict[str, float]]:
     return found
 
 
+# Of experts, whose codes are multiplied out where vLLM has loaded them (`vllm_reader.py`)
+OF_EXPERTS = ("int4 groups", "int8 W8A8", "fp8 dynamic")
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_vllm_computes_what_the_restored_model_computes(tmp_path: Path, scheme: str) -> None:
+    check(LLAMA, tmp_path, scheme)
+
+
+@pytest.mark.parametrize("scheme", OF_EXPERTS)
+def test_vllm_loads_experts(tmp_path: Path, scheme: str) -> None:
+    check(runnable_moe(tmp_path / "model"), tmp_path, scheme)
+
+
+def check(model: Path, place: Path, scheme: str) -> None:
+    """The log-probabilities of a model in a scheme are as near as they should be to those of the restored one."""
     options, tolerance = SCHEMES[scheme]
-    api.quantize(LLAMA, tmp_path / "packed", **options)
-    api.restore(tmp_path / "packed", tmp_path / "dense")
-    packed, dense = logprobs(tmp_path / "packed"), logprobs(tmp_path / "dense")
+    api.quantize(model, place / "packed", **options, loader="vllm")
+    api.restore(place / "packed", place / "dense")
+    packed, dense = logprobs(place / "packed"), logprobs(place / "dense")
     assert len(packed) == len(dense)
     pairs = list(zip(packed, dense, strict=True))
     apart = [abs(ours[token] - theirs[token]) for ours, theirs in pairs for token in ours.keys() & theirs.keys()]

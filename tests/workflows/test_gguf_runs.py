@@ -180,7 +180,7 @@ def test_a_recipe_of_legs_ends_in_a_gguf(tmp_path: Path) -> None:
             "quantize",
             {"bits": 8, "requantize": True, "granularity": "channel"},
             UsageError,
-            "would be stored as int8, and a .gguf holds ggml's types. Use --store dense, or write .safetensors",
+            "would be stored as int8, and a .gguf holds ggml's types. Name a scheme of ggml's, such as q4_k",
         ),
         ("prune", {"sparsity": 0.5, "store": "csr"}, UsageError, "a .gguf holds no sparse layout"),
         ("prune", {"sparsity": 0.5, "store": "archive"}, UsageError, "an .gguf holds no archive"),
@@ -277,3 +277,13 @@ def test_distilled_blocks_keep_their_type(tmp_path: Path) -> None:
     report = api.distill(source, tmp_path / "out.gguf", **options)
     assert "what was Q4_K and is changed is rounded to Q4_K again" in report.plan.notes
     assert header_of(tmp_path / "out.gguf").types["blk.0.w.weight"].name == "Q4_K"
+
+
+def test_names_that_llama_cpp_does_not_read_are_told(tmp_path: Path) -> None:
+    name = "x" * 57 + ".weight"
+    named = {"general.architecture": value(STRING, "x")}
+    source = write(tmp_path, GgufFile((numbers(name, (4, 32)), numbers("y" * 63, (4, 32))), named))
+    report = api.prune(source, tmp_path / "out.gguf", sparsity=0.5)
+    told = [note for note in report.plan.notes if note.startswith("llama.cpp reads no names of more than 63 bytes")]
+    assert len(told) == 1
+    assert told[0].endswith(f"'{name}'")

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from compressor.core.errors import CompressorError, OutputError, UsageError, raise_all
 from compressor.core.ggml_types import FILE_TYPES, QUANTIZATION_VERSION, GgmlType
+from compressor.core.text import printable
 from compressor.engine.plan.plan import Job, OutputFile, Step
 from compressor.engine.plan.request import PlanRequest
 from compressor.files.gguf import values
@@ -21,6 +22,7 @@ from compressor.files.source import Source
 from compressor.methods.contract import Decoder
 from compressor.methods.quantize.ggml.scheme import scheme_again
 
+LLAMA_CPP_NAME = 63  # bytes of a name that llama.cpp reads (GGML_MAX_NAME)
 FILE_TYPE, VERSION = "general.file_type", "general.quantization_version"
 
 
@@ -44,12 +46,18 @@ def stored_again(decoder: Decoder | None, steps: Sequence[Step], request: PlanRe
     return Step(last, scheme, {}, dense=False)
 
 
-def again_notes(jobs: Sequence[Job], container: Container) -> Iterator[str]:
-    """As what changed tensors of blocks are stored."""
+def gguf_notes(jobs: Sequence[Job], container: Container) -> Iterator[str]:
+    """As what changed tensors of blocks are stored, and what names llama.cpp does not read."""
+    if container != "gguf":
+        return
+    long = [job.spec.name for job in jobs if len(job.spec.name.encode()) > LLAMA_CPP_NAME]
+    if long:
+        more = f" and {len(long) - 1} more" if len(long) > 1 else ""
+        yield f"llama.cpp reads no names of more than {LLAMA_CPP_NAME} bytes: '{printable(long[0], 100)}'{more}"
     found = {
         (job.dtype_before, job.dtype_after, job.steps[0].method.verb)
         for job in jobs
-        if container == "gguf" and job.stored_as and job.treated and job.stores_parts
+        if job.stored_as and job.treated and job.stores_parts
     }
     for before, after, verb in sorted(found):
         if verb == "quantize":
@@ -70,7 +78,7 @@ def check_ggml(jobs: Sequence[Job]) -> None:
             problems[job.dtype_after] = UsageError(
                 f"would be stored as {job.dtype_after}, and a .gguf holds ggml's types",
                 tensor=job.spec.name,
-                remedy="Use --store dense, or write .safetensors",
+                remedy="Name a scheme of ggml's, such as q4_k, use --store dense, or write .safetensors",
             )
         else:
             problems[job.dtype_after] = OutputError(
@@ -90,7 +98,7 @@ def gguf_file(name: str, jobs: Sequence[Job], source: Source, record: str | None
         raise OutputError(
             "a .gguf has to say what model it is, and the input does not",
             file=source.path,
-            remedy="Give a .gguf, or write .safetensors",
+            remedy="Give a .gguf or the model's folder, or write .safetensors",
         )
     places = {tensor: number for number, tensor in enumerate(_in_order(source))}
     ordered = sorted(jobs, key=lambda job: (places.get(job.spec.name, len(places)), job.spec.name))

@@ -64,7 +64,9 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def layer_for(spec: TensorSpec, statistics: Statistics, checkpoint: Checkpoint, *, gram: bool) -> str:
+def layer_for(
+    spec: TensorSpec, statistics: Statistics, checkpoint: Checkpoint, *, gram: bool, by_expert: bool = False
+) -> str:
     """The layer whose inputs this tensor is multiplied with. InputError when there is none, or it does not fit.
 
     Two files of one tensor and one layer pair whatever they are called. The layer's vectors are looked at.
@@ -81,7 +83,7 @@ def layer_for(spec: TensorSpec, statistics: Statistics, checkpoint: Checkpoint, 
         raise refused(f"there are no {noun} of its inputs", "Exclude it, or calibrate with it")
     if is_conv1d(checkpoint.source.config, spec.name) and spec.name not in checkpoint.upright:
         raise refused("is stored transposed (Conv1D), so that its rows are no outputs", "Exclude it")
-    if width != spec.matrix[1]:
+    if not statistics.fits(layer, spec, by_expert=by_expert):
         raise refused(f"has shape {list(spec.shape)}, so {spec.matrix[1]} inputs, and its {noun} {width}")
     if not statistics.counts[layer]:
         raise refused("its layer saw no input at all", "Exclude it, or calibrate with more inputs")
@@ -139,5 +141,5 @@ def informed(spec: TensorSpec, step: Step, statistics: Mapping[int, Statistics],
     gram = step.method.statistics == "gram"
     if not step.method.statistics:
         return step
-    layer = layer_for(spec, statistics[step.stage], checkpoint, gram=gram)
+    layer = layer_for(spec, statistics[step.stage], checkpoint, gram=gram, by_expert=step.method.inputs_by_expert)
     return replace(step, inputs=layer, gram=gram)

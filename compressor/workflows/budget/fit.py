@@ -14,7 +14,7 @@ from math import fsum, inf
 from typing import Any
 
 from compressor.architectures.fused_layers import one_scheme
-from compressor.calibration.statistics import open_statistics
+from compressor.calibration.imatrix import open_layers
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.elementary import power
 from compressor.core.errors import GateFailed, UsageError
@@ -270,11 +270,12 @@ def fitting(
         and isinstance(job.steps[-1].method, Probe)
         and not matches(job.spec.name, map(_first, stage.rules))
     ]
+    named = candidates
     if stage.fallback:
-        candidates = with_nearest(candidates, decided, container)
+        candidates = with_nearest(named, decided, container)
     fits = {spec.name: [one for one in candidates if one.fits(spec, container)] for spec in decided}
     if budget.candidates and not errand.options.allow_unmatched:
-        check_of_use(candidates, decided, container)
+        check_of_use(named, decided, container, fallback=stage.fallback)
     groups = _groups(decided, candidates, container)
     alone = {
         spec.name: _why_alone(members, fits, candidates, container)
@@ -315,7 +316,7 @@ def _check_statistics(candidates: Sequence[Candidate], decided: Sequence[TensorS
         raise UsageError(
             f"{said}, and none are given", remedy="Give --stats FILE, which `compressor calibrate` makes"
         )
-    opened = open_statistics(stats)
+    opened = open_layers(stats)
     grams = needing.encoder.statistics == "gram"
     known = opened.grams if grams else opened.counts
     missing = next((spec for spec in decided if layer_of(spec.name) not in known), None)
@@ -377,7 +378,7 @@ class _Survey:
         """By which statistics errors are weighted, "square" or "gram", and what those are known by."""
         if self.errand.stats is None:
             return "", ""
-        opened = open_statistics(self.errand.stats)
+        opened = open_layers(self.errand.stats)
         informed = "gram" if {layer_of(spec.name) for spec in decided} <= opened.grams else "square"
         return informed, opened.identity(grams=informed == "gram")
 

@@ -18,7 +18,7 @@ errors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, sqrt
 from typing import ClassVar, Literal, Self
@@ -52,7 +52,7 @@ class GgmlScheme(Scheme, Encoder):
     """Blocks of a ggml type, with searched scales."""
 
     verb: ClassVar[str] = "quantize"
-    rows_alone: ClassVar[bool] = True
+    inputs_by_expert: ClassVar[bool] = True
     type: ClassVar[str]
     other: ClassVar[str]  # the scheme that llama.cpp takes where the block does not divide a row
 
@@ -66,6 +66,10 @@ class GgmlScheme(Scheme, Encoder):
     @property
     def keeps_zeros(self) -> bool:  # type: ignore[override]
         return ENCODERS[self.type].keeps_zeros
+
+    @property
+    def rows_alone(self) -> bool:  # type: ignore[override]
+        return not self.informed
 
     @property
     def statistics(self) -> Literal["", "square", "gram"]:  # type: ignore[override]
@@ -116,24 +120,23 @@ class GgmlScheme(Scheme, Encoder):
                 tensor=spec.name,
                 remedy="Use --scheme bf16, or --exclude it",
             )
-        columns, work = spec.shape[-1], block.work
-        weights = None if block.inputs is None else importance(block.inputs.square)
+        work, kind = block.work, self.ggml_type
         if parts is None:
-            width = values.shape[1] // self.ggml_type.block * self.ggml_type.nbytes
+            width = values.shape[1] // kind.block * kind.nbytes
             blocks = work.array("ggml.blocks", (len(values), width), "|u1")
         else:
             blocks = parts[""].reshape(len(values), -1)
         found = restored
         if values.dtype != np.float32:
             values, found = values.astype(np.float32), work.array("ggml.restored", values.shape, "<f4")
-        rows = values.size // columns
-        encode_blocks(
-            self.type,
-            values.reshape(rows, columns),
-            weights,
-            blocks.reshape(rows, -1),
-            found.reshape(rows, columns),
-        )
+        for rows, weights in self._weighed(block):
+            encode_blocks(
+                self.type,
+                values[rows].reshape(-1, spec.shape[-1]),
+                weights,
+                blocks[rows].reshape(-1, spec.shape[-1] // kind.block * kind.nbytes),
+                found[rows].reshape(-1, spec.shape[-1]),
+            )
         if found is not restored:
             np.copyto(restored, found)
         if limit(spec.dtype) < limit("BF16") and float(np.abs(restored).max(initial=0)) > limit(spec.dtype):
@@ -142,6 +145,19 @@ class GgmlScheme(Scheme, Encoder):
                 tensor=spec.name,
                 remedy="Use --scheme int, or --exclude it",
             )
+
+    @staticmethod
+    def _weighed(block: Block) -> Iterator[tuple[slice, Array | None]]:
+        """Rows of the block with the importance of their columns: one of all, or of experts one each."""
+        if block.inputs is None:
+            yield slice(None), None
+            return
+        square, columns = block.inputs.square, block.spec.shape[-1]
+        if square.size == columns:
+            yield slice(None), importance(square)
+            return
+        for row, own in enumerate(square.reshape(-1, columns)[block.start : block.start + len(block.values)]):
+            yield slice(row, row + 1), importance(own)
 
     def bound(self, largest: float, spec: TensorSpec) -> float:
         """In the sum of squares a block loses no more than about its weights; where errors are weighed, unknown."""

@@ -1,0 +1,116 @@
+"""Families of many kinds in every scheme, through the loaders that are there: each loads as it is and answers as
+the restored model does, or was refused at plan time, and what a refusal names is taken. `make loaders` has all.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs torch: make test-interop")
+pytest.importorskip("transformers", minversion="5.0", reason="needs transformers: make test-interop")
+pytest.importorskip("compressed_tensors", minversion="0.20", reason="needs compressed-tensors: make test-interop")
+
+from support.console import compressor
+
+from bench.loaders.families import FAMILIES, output_of, quietly
+from bench.loaders.matrix import LOADERS, PAGE, SCHEMES, cells
+from compressor import api
+from compressor.core.errors import CompressorError, problems_of
+
+pytestmark = pytest.mark.interop
+
+ASKED: dict[str, Any] = {"loader": "transformers"}
+SOME = (
+    *("llama", "qwen3-moe", "mixtral", "gpt-oss", "llama4", "qwen3-vl-moe", "phi-moe", "gemma3 with vision"),
+    *("mamba", "t5", "whisper", "modernbert", "swin", "siglip", "gpt2"),
+)
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_transformers_takes_it_or_it_is_refused(name: str) -> None:
+    family, loader = FAMILIES[name], LOADERS["transformers"]
+    found = dict(cells(family, loader, SCHEMES, ASKED))
+    assert {scheme: cell for scheme, cell in found.items() if not cell.right} == {}
+    loaded = [cell for cell in found.values() if not cell.refused]
+    assert bool(loaded) == (name != "gpt2")
+    assert all(cell.treated for cell in loaded)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3-moe", "mixtral"])
+def test_mlx_takes_it_or_it_is_refused(name: str) -> None:
+    pytest.importorskip("mlx_lm", reason="needs mlx-lm: make test-interop")
+    loader = LOADERS["mlx"]
+    found = dict(cells(FAMILIES[name], loader, loader.schemes, {"loader": "mlx"}))
+    assert {scheme: cell for scheme, cell in found.items() if not cell.right} == {}
+    assert any(cell.refused for cell in found.values()) == (name == "qwen3-moe")
+
+
+@pytest.mark.parametrize("name", ["qwen3-moe", "mamba", "wav2vec2", "siglip", "dinov2", "falcon-h1"])
+def test_what_a_refusal_names_is_taken(tmp_path: Path, name: str) -> None:
+    """Every way on that a message names, as options of the command line: it loads, and answers as it should."""
+    family, loader = FAMILIES[name], LOADERS["transformers"]
+    with quietly():
+        family.make(tmp_path / "model")
+        ways = set()
+        for scheme in SCHEMES.values():
+            try:
+                api.quantize(tmp_path / "model", tmp_path / "x", **scheme.options, **ASKED, dry_run=True)
+            except CompressorError as error:
+                said = [way for one in problems_of(error) for way in one.remedy.split(", or ")]
+                options = [re.sub(r"^(Use|leave them dense by) ", "", way) for way in said]
+                whole = [way for way in options if way.startswith(("--bits", "--scheme"))]
+                ways |= set(whole or [f"{_flags(scheme.options)} {way}" for way in options])
+        assert ways
+        for number, options in enumerate(sorted(ways)):
+            packed, dense = tmp_path / f"packed{number}", tmp_path / f"dense{number}"
+            command = ("quantize", tmp_path / "model", "-o", packed, "--for", "transformers", *shlex.split(options))
+            done = compressor(*command)
+            assert done.code == 0, (options, done.err)
+            api.restore(packed, dense)
+            wanted, found = loader.answers(dense, family), loader.answers(packed, family)
+            assert (found - wanted).norm() <= 0.35 * wanted.norm(), options
+
+
+def _flags(options: Any) -> str:
+    """Options of `quantize` as the command line has them, without what a way on may contradict."""
+    return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in options.items() if key != "symmetric")
+
+
+@pytest.mark.parametrize("name", ["llama4", "gpt-oss", "qwen3-vl-moe"])
+def test_transformers_finds_all_experts_of_a_restored_model(tmp_path: Path, name: str) -> None:
+    family, loader = FAMILIES[name], LOADERS["transformers"]
+    with quietly():
+        family.make(tmp_path / "model")
+        before = loader.answers(tmp_path / "model", family)
+        api.quantize(tmp_path / "model", tmp_path / "packed", bits=8)
+        api.restore(tmp_path / "packed", tmp_path / "restored")
+        after = loader.answers(tmp_path / "restored", family)
+    assert (after - before).norm() <= 0.15 * before.norm()
+
+
+def test_what_loads_when_told_to_dequantize(tmp_path: Path) -> None:
+    """What a note says of `CompressedTensorsConfig(dequantize=True)` holds."""
+    from transformers import CompressedTensorsConfig
+
+    with quietly():
+        for name, options in (("t5", {"bits": 4}), ("llama", {"bits": 4, "symmetric": False})):
+            family = FAMILIES[name]
+            family.make(tmp_path / name)
+            report = api.quantize(tmp_path / name, tmp_path / f"{name}-packed", **options)
+            assert any("CompressedTensorsConfig(dequantize=True)" in note for note in report.plan.notes)
+            api.restore(tmp_path / f"{name}-packed", tmp_path / f"{name}-dense")
+            told = CompressedTensorsConfig(dequantize=True)
+            loaded = family.model.from_pretrained(tmp_path / f"{name}-packed", quantization_config=told)
+            wanted = LOADERS["transformers"].answers(tmp_path / f"{name}-dense", family)
+            torch.testing.assert_close(output_of(loaded.eval(), family.given), wanted, rtol=0, atol=1e-5)
+
+
+def test_the_page_has_every_family_and_nothing_wrong() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert [name for name in FAMILIES if f"\n| {name} |" not in page] == []
+    assert "**wrong**" not in page
