@@ -165,6 +165,11 @@ class Decoder(ABC):
         return False
 
     @property
+    def plain(self) -> bool:
+        """Whether the one part is the tensor itself, in its dtype."""
+        return False
+
+    @property
     def ggml(self) -> GgmlType | None:
         """The type of ggml whose blocks the one part is, under the tensor's own name; None where it is none."""
         return None

@@ -145,7 +145,9 @@ class Job:
     @property
     def ggml(self) -> GgmlType | None:
         """The type of ggml as which it is stored; None where it is none."""
-        return OF_DTYPE.get(self.spec.dtype) if self.encoder is None else self.encoder.ggml
+        if self.encoder is None or self.encoder.plain:
+            return OF_DTYPE.get(self.spec.dtype)
+        return self.encoder.ggml
 
     @property
     def size_after(self) -> int:

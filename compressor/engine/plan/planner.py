@@ -306,6 +306,8 @@ def _stored_form(
     method: Scheme, spec: TensorSpec, stage: Stage, store: Store, request: PlanRequest
 ) -> Scheme | LeftAlone:
     """The scheme by which a stage stores a tensor, or why loaders would not find it."""
+    if request.container == "gguf" and len(spec.shape) < 2 and store != "dense":
+        return LeftAlone("vector or scalar: llama.cpp reads those as numbers only")
     if store == "codes" or (store in SPARSE and store != "smallest"):
         plain = method.codes(spec)
         if plain is None:

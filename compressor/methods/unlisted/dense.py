@@ -32,6 +32,10 @@ class Dense(Decoder, Encoder):
     def exact(self) -> bool:
         return True
 
+    @property
+    def plain(self) -> bool:
+        return True
+
     def parts(self, spec: TensorSpec) -> tuple[Part, ...]:
         return (Part("", spec.dtype, spec.shape),)
 

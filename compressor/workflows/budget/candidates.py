@@ -38,6 +38,8 @@ _LADDER = (*(n / 4 for n in range(2, 24)), *(n / 2 for n in range(12, 20)), 10.0
 _GROUPS = (128, 64, 32)
 _BITS: Mapping[str, Sequence[int]] = {"mlx": (2, 3, 4, 5, 6, 8), "gptq": (4, 8), "pack-quantized": (4, 8)}
 _INT8C = "int:bits=8,granularity=channel,layout=pack-quantized"  # `int8c` is W8A8 for loaders
+# Of ggml's types those that give most for their bytes; blocks of 32 for rows that 256 does not divide
+_GGML = ("q2_k", "q3_k", "iq4_xs", "q4_k", "iq4_nl", "q5_k", "q5_0", "q6_k", "q8_0")
 # By compressed-tensors' loaders, mixed
 _LOADED = ("mxfp4", "int4g128", "nvfp4", "int4g64", "int4g32", "int8g128", "int4c", _INT8C)
 
@@ -144,6 +146,8 @@ def make_candidates(
 
 def _default(layout: str, container: Container) -> tuple[str, ...]:
     """Every width that the layout's readers take; in a folder those of compressed-tensors' loaders."""
+    if container == "gguf":
+        return (*_GGML, DENSE)
     if layout == "auto" and container == "folder":
         return (*_LOADED, DENSE)
     widths = _BITS.get(layout, range(2, 9))

@@ -333,9 +333,10 @@ def _stage(recipe: Recipe, container: Container) -> Stage:
     if not recipe.stages or recipe.stages[-1].method.verb != "quantize":
         raise UsageError("a budget is for a recipe whose last stage quantizes")
     stage = recipe.stages[-1]
-    if container not in ("safetensors", "folder") or stage.store not in _STORES:
+    if container not in ("safetensors", "folder", "gguf") or stage.store not in _STORES:
         raise UsageError(
-            "a budget is for stored codes", remedy="Write .safetensors or a folder, with --store packed or archive"
+            "a budget is for stored codes",
+            remedy="Write .safetensors, .gguf or a folder, with --store packed or archive",
         )
     if stage.preset:
         raise UsageError(f"preset {stage.preset} chooses bits, and so does a budget: give one of them")

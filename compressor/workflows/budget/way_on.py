@@ -28,6 +28,8 @@ def way_on(
     for way, wider in _wider(budget, candidates, shared, container).items():
         if wider and _least(groups, wider, container) <= target * _SURE:
             return f"Ask for no less, or {way}, which makes it possible"
+    if container == "gguf":  # which holds no archive
+        return "Ask for no less, or --include more tensors, such as the embedding"
     return "Ask for no less, --include more tensors, or give --store archive, whose steps go down to half a bit"
 
 
@@ -43,7 +45,7 @@ def _wider(
             layout = str(shared.get("layout", "auto"))
             found["leave out --candidate"] = make_candidates((), shared, layout, container)
     with suppress(UsageError):
-        if shared.get("layout") != "compressor":
+        if shared.get("layout") != "compressor" and container != "gguf":
             rest = {**shared, "layout": "compressor"}
             way = "give --layout compressor (widths from 2 bits up, for `compressor restore`)"
             found[way] = make_candidates((), rest, "compressor", container)

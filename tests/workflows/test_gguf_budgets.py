@@ -1,0 +1,72 @@
+"""Budgets of a GGUF file: ggml's types, tensor by tensor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.console import compressor
+from support.gguf_files import STRING, UINT32, GgufFile, numbers, value
+
+from compressor import api
+from compressor.core.errors import GateFailed
+from compressor.files.gguf.reading import read_header
+from compressor.files.input_file import InputFile
+
+WIDE, NARROW, EMBEDDING = "blk.0.ffn_up.weight", "blk.0.attn_q.weight", "token_embd.weight"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    made = GgufFile(
+        (
+            *(numbers(f"blk.{number}.ffn_up.weight", (32, 256), seed=9 + number) for number in range(12)),
+            numbers(NARROW, (64, 96), seed=2),
+            numbers(EMBEDDING, (32, 256), seed=3),
+            numbers("output_norm.weight", (256,), seed=4),
+        ),
+        {"general.architecture": value(STRING, "llama"), "llama.block_count": value(UINT32, 12)},
+    )
+    path = tmp_path / "in.gguf"
+    path.write_bytes(made.file())
+    return path
+
+
+def types(path: Path) -> dict[str, str]:
+    return {name: kind.name for name, kind in read_header(InputFile.open(path)).types.items()}
+
+
+@pytest.mark.parametrize("size", [95_000, 100_000, 120_000])
+def test_the_size_is_met_from_below(size: int, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    report = api.quantize(model, out, target_size=size)
+    assert report.plan.size_after == out.stat().st_size <= size
+    assert out.stat().st_size > size - 4_000  # a matrix of the next type takes less more
+    found = types(out)
+    assert found["output_norm.weight"] == found[EMBEDDING] == "F32"
+    assert found[NARROW] in ("IQ4_NL", "Q5_0", "Q8_0", "F32")  # 256 does not divide its rows
+
+
+def test_embeddings_are_decided_where_they_are_included_and_vectors_never(model: Path, tmp_path: Path) -> None:
+    report = api.quantize(model, tmp_path / "out.gguf", target_bits=4.5, include=["*"])
+    decided = [job for job in report.plan.jobs if job.steps]
+    assert 4 < 8 * sum(job.size_after for job in decided) / sum(job.spec.size for job in decided) <= 4.5
+    found = types(tmp_path / "out.gguf")
+    assert found[EMBEDDING] != "F32"
+    assert found["output_norm.weight"] == "F32"
+    (norm,) = (job for job in report.plan.jobs if job.spec.name == "output_norm.weight")
+    assert [why.reason for why in norm.left_alone] == ["vector or scalar: llama.cpp reads those as numbers only"]
+
+
+def test_candidates_that_a_user_names(model: Path, tmp_path: Path) -> None:
+    api.quantize(model, tmp_path / "out.gguf", target_bits=5.6, candidates=["q5_0", "q8_0"])
+    assert {types(tmp_path / "out.gguf")[name] for name in (WIDE, NARROW)} == {"Q5_0"}
+
+
+def test_what_cannot_be_met(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(GateFailed, match="the smallest that the candidates allow is") as caught:
+        api.quantize(model, tmp_path / "out.gguf", target_size=40_000)
+    assert caught.value.remedy == "Ask for no less, or --include more tensors, such as the embedding"
+    assert not (tmp_path / "out.gguf").exists()
+    done = compressor("quantize", model, "-o", tmp_path / "out.gguf", "--target-size", "60kB", "--include", "*")
+    assert done.code == 0
