@@ -49,17 +49,18 @@ OF_EXPERTS = ("int4 groups", "int8 W8A8", "fp8 dynamic")
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_vllm_computes_what_the_restored_model_computes(tmp_path: Path, scheme: str) -> None:
-    check(LLAMA, tmp_path, scheme)
+    check(LLAMA, tmp_path, scheme, SCHEMES[scheme][1])
 
 
 @pytest.mark.parametrize("scheme", OF_EXPERTS)
 def test_vllm_loads_experts(tmp_path: Path, scheme: str) -> None:
-    check(runnable_moe(tmp_path / "model"), tmp_path, scheme)
+    """Rounded activations of the attention weigh on the routers' choices too."""
+    check(runnable_moe(tmp_path / "model"), tmp_path, scheme, 2 * SCHEMES[scheme][1])
 
 
-def check(model: Path, place: Path, scheme: str) -> None:
+def check(model: Path, place: Path, scheme: str, tolerance: float) -> None:
     """The log-probabilities of a model in a scheme are as near as they should be to those of the restored one."""
-    options, tolerance = SCHEMES[scheme]
+    options, _ = SCHEMES[scheme]
     api.quantize(model, place / "packed", **options, loader="vllm")
     api.restore(place / "packed", place / "dense")
     packed, dense = logprobs(place / "packed"), logprobs(place / "dense")
