@@ -53,6 +53,8 @@ _POSITION_TABLE = re.compile(
     r"|^([va]\.)?position_embd\.weight$|(^|\.)(wpe|relative_attention_bias|bias_values|rel_pos_bias|rel_pos_[xy]_bias)\.weight$"
 )
 _TOKENS = re.compile(r"(^|\.)([^.]*_)?(?<!embed_)tokens?\.weight$|^query\.weight$")
+# Of detectors: tables [queries, 2 or 4], which others compute with a linear layer of that name
+_POINTS = re.compile(r"(^|\.)reference_points\.weight$")
 _ROUTER = re.compile(
     r"(^|\.)(gate|router|gating|ffn_gate_inp(_shexp)?|[^.]*_router|(moe|router|shared_experts?|experts?)_gate|gate\.wg|router\.[^.]+)\.weight$"
 )
@@ -79,6 +81,7 @@ _MODULES = (
 )
 _ANY = re.compile("|".join(f"(?{'i' if p.flags & re.IGNORECASE else ''}:{p.pattern})" for p, _ in _MODULES))
 _STEPS = 8  # of a short convolution, at most
+_POINT = 4  # numbers of a box
 _SHORT = re.compile(r"(^|[._])(conv1d|short_conv|conv\.conv)\.weight$")
 _WEIGHT = re.compile(r"(^|[._])(weight|weights|kernel)$")  # what layers call the thing itself
 
@@ -126,6 +129,8 @@ def _of_module(name: str, shape: tuple[int, ...]) -> Role:
         return Role.HEAD
     if _ANY.search(name):  # most names fit none, and one search is quicker than eight
         return next(role for pattern, role in _MODULES if pattern.search(name))
+    if _POINTS.search(name) and shape[1] <= _POINT:
+        return Role.TOKEN
     return Role.CONVOLUTION if _SHORT.search(name) and _is_short(shape) else Role.LAYER
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -44,6 +45,8 @@ class Staging:
         self.place = check_place(target, folder=folder, replace=replace, recorded=recorded)
         self.parent, name = os.path.split(self.place)
         stem = os.fsdecode(os.fsencode(name)[:100])
+        if final:
+            _name_leftovers(self.parent, stem)
         # what replaces something private is private while it is built; its mode is the old one's in the end
         private = os.path.lexists(self.place)
         for attempt in range(100):
@@ -126,6 +129,33 @@ class Staging:
         if not self._entry.publishing:
             self._entry.forget()
             remove(self.path)
+
+
+def _name_leftovers(parent: str, stem: str) -> None:
+    """Have the user told of temporaries of this output that killed runs left. They are not removed: a process that
+    does not run here may run in another container or on another machine, and write there still."""
+    named = re.compile(
+        rf"\.{re.escape(stem)}(\.trial|\.candidate|\.legs)?\.([0-9]+)(\.[0-9]+)?(\.gone)?\.tmp(\.old)?"
+    )
+    with suppress(OSError):
+        for name in sorted(os.listdir(parent)):
+            found = named.fullmatch(name)
+            if found is not None and not _runs(int(found[2])):
+                left = printable(os.path.join(parent, name))
+                cleanup.doubt(
+                    f"{left} was left by a run that was killed: it can be deleted unless one runs elsewhere"
+                )
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of this number runs on this machine."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
 
 
 def remove(path: str) -> None:

@@ -333,6 +333,7 @@ class Method(ABC):
     alternatives: ClassVar[tuple[str, ...]] = ()  # options of which exactly one is given
     statistics: ClassVar[Literal["", "square", "gram"]] = ""  # of a layer's inputs: none, its vectors, its gram too
     at_once: ClassVar[int] = 0  # weights that a block has at least, if there are so many, where calls are dear
+    along_inputs: ClassVar[bool] = False  # what it does to a row is for hardware that reads a neuron's inputs so
     biases: ClassVar[bool] = False  # of the layers whose weights it treats it treats the biases too
     linear_algebra: ClassVar[bool] = False  # its last bits are those of the processor's products of matrices
     inputs_by_expert: ClassVar[bool] = (

@@ -31,6 +31,8 @@ ROLES: dict[Role, list[tuple[str, tuple[int, ...]]]] = {
         ("dw.weight", (64, 1, 3, 3)),  # a kernel like any other
         ("conv1d.weight", (32, 16, 3)),
         ("conv1d.weight", (64, 16, 1)),
+        ("model.reference_points.weight", (2, 256)),  # computed from queries
+        ("model.layers.0.shared_transf.feed_forward.gate_proj.weight", (64, 64)),  # Zamba's, shared between layers
         ("norm1.linear.weight", (384, 64)),  # a layer inside a norm
         ("transformer_blocks.0.attn.proj_out.weight", (64, 64)),
         ("model.encoder.decoder.fc1.weight", (64, 64)),
@@ -84,6 +86,7 @@ ROLES: dict[Role, list[tuple[str, tuple[int, ...]]]] = {
         ("token_types.weight", (2, 64)),
     ],
     Role.ROUTER: [
+        ("model.layers.0.block_sparse_moe.router.weight", (16, 64)),
         ("model.layers.3.mlp.gate.weight", (8, 64)),
         ("block_sparse_moe.router.weight", (8, 64)),
         ("mlp.shared_expert_gate.weight", (1, 64)),
@@ -108,6 +111,7 @@ ROLES: dict[Role, list[tuple[str, tuple[int, ...]]]] = {
         ("mtp.fc.weight", (64, 128)),
     ],
     Role.TOKEN: [
+        ("detr_decoder.reference_points.weight", (200, 4)),
         ("embeddings.cls_token", (1, 1, 64)),
         ("embeddings.mask_token", (1, 64)),
         ("embeddings.register_tokens", (1, 4, 64)),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -553,3 +555,27 @@ def test_removal_of_a_link_leaves_what_it_leads_to(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("real")
     remove(str(tmp_path / "link"))
     assert tree(tmp_path) == {"real": {"model.safetensors": {"": OLD}}}
+
+
+def test_what_killed_runs_left_beside_the_output_is_named(tmp_path: Path) -> None:
+    """And stays: whoever wrote it may run in another container."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = [
+        f".x.{ended.pid}.tmp",
+        f".x.{ended.pid}.1.tmp",
+        f".x.trial.{ended.pid}.tmp",
+        ".x.99999999999999999999.tmp",
+    ]
+    others = [f".x.{os.getpid()}.tmp", f".y.{ended.pid}.tmp", ".x.tmp", f"x.{ended.pid}.tmp"]
+    for name in (*left, *others):
+        (tmp_path / name).touch()
+    cleanup.doubts()
+    staging = Staging(str(tmp_path / "x"), folder=False, replace=False)
+    put(staging)
+    staging.publish()
+    said = cleanup.doubts()
+    assert [line.split(" was left by a run that was killed")[0] for line in said] == [
+        str(tmp_path / name) for name in sorted(left)
+    ]
+    assert sorted(os.listdir(tmp_path)) == sorted([*left, *others, "x"])

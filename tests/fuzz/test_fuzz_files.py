@@ -18,13 +18,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import gguf_files
+from support import gguf_files, gguf_models
 from support.archives import rewritten_directory
 from support.fault_injection import damaged, make_folder, mutated
 from support.hostile import CHANGES, DAMAGE, HURT, NUMBERS, SIZES, STRANGE, check_command, check_file, check_model
 from support.small_models import Model, llama, mlp, read_model
 
 from compressor import api
+from compressor.files.gguf import values
+from compressor.files.gguf.reading import GgufHeader, read_header
+from compressor.files.gguf.writing import GgufTensor, layout
+from compressor.files.input_file import InputFile
 
 READ = st.sampled_from(
     [
@@ -152,6 +156,58 @@ def gguf(data: st.DataObject) -> None:
             values[key] = data.draw(st.sampled_from([gguf_files.value(4, size % 2**32), gguf_files.value(8, "{}")]))
     raw = data.draw(DAMAGE).of(gguf_files.GgufFile(lines, values).file())
     check_file("in.gguf", raw, data.draw(READ))
+
+
+FAMILIES = ("llama", "mixtral", "gemma3_text", "gpt_oss", "deepseek_v3", "bert", "gpt2")
+
+
+def folder_as_gguf(data: st.DataObject) -> None:
+    """A folder that becomes a GGUF file, with one of its descriptions changed."""
+    kind, chance = data.draw(st.sampled_from(FAMILIES)), random.Random(data.draw(SEEDS))
+    with tempfile.TemporaryDirectory() as name:
+        folder = gguf_models.folder_named(Path(name) / "in", kind)
+        changed = folder / data.draw(st.sampled_from(["config.json", "tokenizer.json", "tokenizer_config.json"]))
+        raw = json.dumps(mutated(json.loads(changed.read_text()), chance))
+        changed.write_text(raw.encode("utf-8", "replace").decode())
+        check_command(folder, ["restore"], name="out.gguf")
+
+
+@cache
+def gguf_of(kind: str) -> tuple[bytes, GgufHeader]:
+    """A GGUF file of a folder, and its header."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "m.gguf"
+        api.restore(gguf_models.folder_named(Path(name) / "in", kind), path, workers=1)
+        return path.read_bytes(), read_header(InputFile.open(path))
+
+
+def gguf_as_folder(data: st.DataObject) -> None:
+    """A GGUF file that becomes a folder, with other values in its metadata."""
+    raw, header = gguf_of(data.draw(st.sampled_from(FAMILIES)))
+    fields = dict(header.fields)
+    strange = [values.scalar(values.Kind.UINT32, size % 2**32) for size in SIZES]
+    strange += [values.scalar(values.Kind.FLOAT32, float(number)) for number in ("nan", "inf", "-1", "0")]
+    strange += [values.text(text) for text in ("", "a", "llama", "\x1b[31m")]
+    strange += [values.array(values.Kind.INT32, [7, -1]), values.array(values.Kind.STRING, ["a", "", "a"])]
+    for _ in range(data.draw(st.integers(1, 3))):
+        key = data.draw(st.sampled_from(sorted(fields)))
+        if data.draw(st.booleans()):
+            fields[key] = data.draw(st.sampled_from(strange))
+        elif len(fields) > 1:
+            del fields[key]
+    fields.pop("general.alignment", None)
+    tensors = [GgufTensor(name, kind, header.shapes[name]) for name, kind in header.types.items()]
+    made, old = layout(tensors, fields), {one.spec.name: one for one in header.tensors}
+    content = bytearray(made.size)
+    for place, piece in made.pieces:
+        content[place : place + len(piece)] = piece
+    for tensor in tensors:
+        begin, at = made.offsets[tensor.name], old[tensor.name].offset
+        content[begin : begin + tensor.nbytes] = raw[at : at + tensor.nbytes]
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "in.gguf"
+        path.write_bytes(content)
+        check_command(path, ["restore"], name="out")
 
 
 def torch_state(data: st.DataObject) -> None:
@@ -386,6 +442,8 @@ TARGETS: dict[str, Callable[[st.DataObject], None]] = {
         npz,
         archive,
         gguf,
+        folder_as_gguf,
+        gguf_as_folder,
         torch_state,
         folder_index,
         recipe,

@@ -259,10 +259,11 @@ def size_of(path: Path) -> int:
     return sum(one.stat().st_size for one in path.rglob("*")) if path.is_dir() else path.stat().st_size
 
 
-def check_command(path: Path, command: Sequence[str], *, workers: bool = True) -> int:
-    """Run a command on an input, which may be anything; its exit code. An AssertionError tells what went wrong."""
+def check_command(path: Path, command: Sequence[str], *, workers: bool = True, name: str = "") -> int:
+    """Run a command on an input, which may be anything; its exit code. An AssertionError tells what went wrong.
+    `name`: what the output is called, if not as the input's kind suggests."""
     before = sorted(os.listdir(path.parent))
-    out = path.parent / ("out.safetensors" if path.is_file() else "out")
+    out = path.parent / (name or ("out.safetensors" if path.is_file() else "out"))
     writes = command[0] not in ("inspect", "compare")
     target = ["-o", str(out), "-q"] if writes else [str(path)] if command[0] == "compare" else []
     alone = ["--workers", "1"] if workers and command[0] != "inspect" else []

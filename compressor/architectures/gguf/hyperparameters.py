@@ -122,7 +122,7 @@ _SWA_EVERY: Mapping[str, int] = {"gemma2": 2, "gemma3": 6, "gpt-oss": 2}  # each
 # Layers of the models whose queries are divided by the width of all heads and not by that of one
 _WIDE: Mapping[str, int] = {"gemma2": 46, "gemma3": 62}
 SIGMOID, SOFTMAX = 2, 1
-_MOST_EXPERTS = 4096
+_MOST_EXPERTS, _LARGEST = 4096, 3e38
 # What reading a config or metadata of strangers may end in: values of other types than models have
 NONSENSE = (TypeError, ValueError, KeyError, AttributeError, ArithmeticError)
 
@@ -201,7 +201,7 @@ def possible(sizes: Mapping[str, int], layers: int, tensors: int) -> bool:
 
 
 def metadata(config: Config, family: Family) -> Metadata:
-    """The keys of GGUF that describe the model, all but the tokenizer's."""
+    """The keys of GGUF that describe the model, but for the tokenizer. ValueError for numbers that no model has."""
     arch = family.gguf
     found: Metadata = {}
     for key in _KEYS[arch]:
@@ -215,7 +215,17 @@ def metadata(config: Config, family: Family) -> Metadata:
     found |= _special(config, family)
     if arch not in _NO_ROPE:
         found |= _rope(config, family)
+    for key, value in found.items():
+        if value is not None and not _storable(value):
+            raise ValueError(f"{key} would be {value!r}")
     return {f"{arch}.{key}": value for key, value in found.items() if value is not None}
+
+
+def _storable(value: object) -> bool:
+    """Whether a value is one that these keys have: a text, a truth value, a count or a finite number."""
+    if isinstance(value, int):
+        return 0 <= value < 1 << 32
+    return isinstance(value, str) or (isinstance(value, float) and abs(value) < _LARGEST)
 
 
 def _special(config: Config, family: Family) -> Metadata:

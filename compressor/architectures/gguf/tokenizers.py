@@ -192,7 +192,7 @@ def _wordpiece(files: TokenizerFiles, tokenizer: Json, model: Json, vocabulary: 
         f"{PREFIX}.pre": "default",
         f"{PREFIX}.tokens": tokens.texts,
         f"{PREFIX}.token_type": tokens.types,
-        f"{PREFIX}.token_type_count": int(files.model.get("type_vocab_size") or 1),
+        f"{PREFIX}.token_type_count": min(max(int(files.model.get("type_vocab_size") or 1), 1), _MOST),
     }
 
 

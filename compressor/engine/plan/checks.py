@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from compressor.architectures.conv1d import conv1d_weights
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.errors import CompressorError, InputError, OutputError, UsageError, raise_all
 from compressor.core.text import printable
@@ -46,6 +47,27 @@ def check_stores(stages: Sequence[Stage], container: Container) -> None:
             "an .npz holds floats as SciPy's csr, and no other sparse layout",
             remedy="Use prune with --store csr, or write .safetensors",
         )
+
+
+def check_axes(jobs: Sequence[Job], checkpoint: Checkpoint) -> None:
+    """A pattern along the inputs of a layer must not be put along the outputs of one that lies transposed."""
+    along = [job.spec for job in jobs if any(step.method.along_inputs for step in job.steps)]
+    if not along:
+        return
+    shapes = {name: tensor.spec.shape for name, tensor in checkpoint.tensors.items()}
+    turned = conv1d_weights(checkpoint.source.config, shapes) - checkpoint.upright
+    raise_all(
+        [
+            UsageError(
+                "is stored transposed (Conv1D), so that a pattern along its rows would be one of outputs, which no "
+                "hardware reads",
+                tensor=spec.name,
+                remedy="Exclude it, or prune it with --sparsity",
+            )
+            for spec in along
+            if spec.name in turned
+        ]
+    )
 
 
 def check_names(jobs: Sequence[Job], checkpoint: Checkpoint) -> None:

@@ -14,7 +14,7 @@ from compressor.checkpoint.checkpoint import Tensor
 from compressor.core.errors import CompressorError, InputError, UsageError, problems_of, raise_all
 from compressor.core.tensor import TensorSpec
 from compressor.engine.plan.adapter import check_adapter, makes_adapter, with_adapters
-from compressor.engine.plan.checks import check_container, check_dialects, check_names, check_stores
+from compressor.engine.plan.checks import check_axes, check_container, check_dialects, check_names, check_stores
 from compressor.engine.plan.fused import agreed, check_fused
 from compressor.engine.plan.gguf_file import check_ggml, stays_blocks, stored_again
 from compressor.engine.plan.loaders import check_loader, check_matrix, left_dense
@@ -64,6 +64,7 @@ def make_plan(request: PlanRequest) -> Plan:
     if request.max_shard_size is not None:
         jobs = _sharded(jobs, request.max_shard_size, request)
     check_names(jobs, checkpoint)
+    check_axes(jobs, checkpoint)
     if container == "gguf":
         check_ggml(jobs)
     if container == "folder":

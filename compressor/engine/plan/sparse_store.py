@@ -32,9 +32,10 @@ def with_layout(
 
     `sizes_known` is what was counted of tensors. Raises UsageError when the tensor cannot be stored so.
     """
-    if stage.store not in SPARSE:
-        return (step,), 0
     scheme = step.method if isinstance(step.method, Scheme) else None
+    if stage.store not in SPARSE:
+        rows = 1 if scheme is None else scheme.align(spec)  # also where it is counted first, or stored dense
+        return (step,), rows if rows > 1 else 0
     name = "scipy" if container == "npz" else stage.store
     smallest = name == "smallest"
     made: Any = Smallest if smallest else methods_of("store")[name]

@@ -2,7 +2,8 @@
 
 2:4 is what sparse tensor cores take (Mishra et al., arXiv 2104.08378); any N < M works. Of equal magnitudes
 those that come first in the block are kept. Columns at the end of a row that do not fill a block stay, and the
-report says so. A tensor of more dimensions is a matrix whose rows run over its first axis.
+report says so. A tensor of more dimensions is a matrix whose rows run over its first axis. Weights that lie
+transposed (Conv1D of GPT-2 and its kin) are refused: their rows are no inputs.
 
 Stored: the same dtype and shape. Error: every zeroed weight is at most the N-th largest of its block.
 
@@ -30,6 +31,7 @@ class NM(PlainSelection):
     verb: ClassVar[str] = "prune"
     id: ClassVar[str] = "nm"
     rows_alone: ClassVar[bool] = True
+    along_inputs: ClassVar[bool] = True
 
     pattern: str = option(help="N:M, such as 2:4: N of every M stay")
 
