@@ -22,6 +22,7 @@ from compressor.core.errors import InputError, Problems, UsageError
 from compressor.core.tensor import DTYPES
 from compressor.engine.execution import cut as cutting
 from compressor.engine.execution import runner
+from compressor.methods.prune import magnitude
 from compressor.recipe.stages import parse_stage
 from compressor.recipe.toml_file import ready_recipes
 from compressor.workflows.results import Report
@@ -252,6 +253,7 @@ def test_3_the_same_bytes_with_any_number_of_workers(
 ) -> None:
     """Also where tensors are cut into many chunks; a teacher of other weights and another dtype stands by."""
     monkeypatch.setattr(cutting, "BLOCK", 64)
+    monkeypatch.setattr(magnitude, "SMALL", 0)  # no tensor is sure to be a single block
     monkeypatch.setattr(cutting, "CHUNK", 128)
     monkeypatch.setattr(runner, "_BATCH", 256)
     source = archives.write(tmp_path / "in.safetensors", {f"t{n}": weights((90, 8), "BF16", n) for n in range(4)})
@@ -274,6 +276,7 @@ def test_3_cuts_change_nothing(name: str, animals: Path, tmp_path: Path) -> None
     for stem, block in (("few", 1 << 18), ("many", 8)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cutting, "BLOCK", block)
+            patch.setattr(magnitude, "SMALL", 0)
             patch.setattr(cutting, "CHUNK", 2 * block)
             patch.setattr(runner, "_BATCH", 4 if block == 8 else 1 << 19)
             api.pipeline(animals, tmp_path / f"{stem}.safetensors", stages=[NAMES[name]])
@@ -336,6 +339,7 @@ def test_3_a_packed_teacher_is_read_rightly_in_many_blocks(tmp_path: Path, monke
     api.quantize(teacher, packed, bits=4, symmetric=False, granularity="channel")
     api.restore(packed, dense)
     monkeypatch.setattr(cutting, "BLOCK", 24)
+    monkeypatch.setattr(magnitude, "SMALL", 0)
     monkeypatch.setattr(cutting, "CHUNK", 48)
     monkeypatch.setattr(runner, "_BATCH", 4)
     for stem, mentor in (("a", packed), ("b", dense)):

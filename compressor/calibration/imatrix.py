@@ -1,4 +1,4 @@
-"""An importance matrix of llama.cpp's, read as statistics: sums of squares of the inputs of each weight.
+"""An importance matrix of llama.cpp's, read as statistics, and written: sums of squares of each weight's inputs.
 
 Of its two forms, a `.gguf` has two tensors for each weight, `NAME.in_sum2` F32 [experts, in] and `NAME.counts` F32
 [experts, 1]; the older `.dat` is a list of int32 and float32 numbers,
@@ -13,18 +13,24 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
 from compressor.calibration.statistics import Statistics, open_statistics
-from compressor.core.errors import InputError
+from compressor.core.errors import InputError, UsageError
+from compressor.core.ggml_types import BY_NAME
 from compressor.core.layer_inputs import Layer
 from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.tensor_names import layer_of
 from compressor.core.workspace import Array, Workspace
+from compressor.files.gguf import values
 from compressor.files.gguf.reading import MAGIC, read_header
+from compressor.files.gguf.values import Kind
+from compressor.files.gguf.writing import GgufTensor, layout
 from compressor.files.input_file import InputFile
 from compressor.files.layout import Placed
+from compressor.files.output import Output
 from compressor.files.source import StoredTensor
 
 _AGAIN = "Make it again with llama-imatrix"
@@ -151,3 +157,42 @@ def _open_dat(file: InputFile) -> Imatrix:
         counts[layer] = max(calls, 1)
         at += 4 * values
     return _made(file, tensors, counts)
+
+
+def write_imatrix(
+    path: str, layers: Mapping[str, Layer], weights: Mapping[str, Sequence[str]], *, source: str, force: bool
+) -> None:
+    """Write the squares of these layers as an importance matrix for `weights`: the name of each in a GGUF file,
+    with the layers whose inputs it takes, of stacked experts one each; where there are none under their own names.
+
+    UsageError where none of them is known, InputError where squares are beyond float32, OutputError when it cannot
+    be written.
+    """
+    named = weights or {f"{layer}.weight": (layer,) for layer in layers}
+    known = {name: own for name, own in sorted(named.items()) if all(one in layers for one in own)}
+    if not known:
+        raise UsageError("nothing that was gathered is a weight of a GGUF file", remedy="Write a .safetensors")
+    numbers: dict[str, Array] = {}
+    for name, own in known.items():
+        with np.errstate(over="ignore"):
+            sums = np.stack([layers[one].square * layers[one].count for one in own]).astype("<f4")
+        if not np.isfinite(sums).all():
+            raise InputError("its inputs' squares are beyond float32", tensor=name, remedy="Scale its inputs down")
+        numbers[name + _SUMS] = sums
+        numbers[name + _COUNTS] = np.array([[layers[one].count] for one in own], "<f4")
+    fields = {
+        "general.type": values.text("imatrix"),
+        "imatrix.datasets": values.array(Kind.STRING, [source]),
+        "imatrix.chunk_count": values.scalar(Kind.UINT32, 1),  # all rows are one chunk
+        "imatrix.chunk_size": values.scalar(Kind.UINT32, max(one.count for one in layers.values())),
+    }
+    tensors = [GgufTensor(name, BY_NAME["F32"], found.shape) for name, found in numbers.items()]
+    planned = layout(tensors, fields)
+    sink = Output(path, "gguf", [(os.path.basename(path), planned)], replace=force)
+    try:
+        for name, found in numbers.items():
+            sink.write(0, planned.offsets[name], found)
+        sink.finish_file(0)
+        sink.publish()
+    finally:
+        sink.discard()

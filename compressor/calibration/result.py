@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 
+from compressor.calibration.imatrix import write_imatrix
 from compressor.calibration.statistics import Writer
 from compressor.core.errors import InputError
 from compressor.core.layer_inputs import Layer
@@ -18,7 +19,9 @@ Add = Callable[[str, Layer], None]
 
 @dataclass
 class Task:
-    """One run. `gram`: whether layers get one, else those up to `WIDEST` do; `progress(done, total)` in bytes."""
+    """One run. `gram`: whether layers get one, else those up to `WIDEST` do; `progress(done, total)` in bytes.
+    An output that ends in .gguf is an importance matrix; `weights_of_file` are then the names of a GGUF file's
+    weights with the layers whose inputs they take."""
 
     output: str
     gram: bool | None = None
@@ -29,6 +32,12 @@ class Task:
     source: str = ""
     layers: list[Gathered] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    weights_of_file: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def imatrix(self) -> bool:
+        """Whether the output is an importance matrix."""
+        return self.output.lower().endswith(".gguf")
 
     def note(self, sentence: str) -> None:
         """Add a sentence of what the user should know."""
@@ -36,7 +45,7 @@ class Task:
 
     def wants_gram(self, width: int) -> bool:
         """Whether a layer of this many inputs gets its gram."""
-        return width <= WIDEST if self.gram is None else self.gram
+        return not self.imatrix and (width <= WIDEST if self.gram is None else self.gram)
 
     @contextmanager
     def writing(self, widths: Mapping[str, int], influences: Collection[str] = ()) -> Iterator[Add]:
@@ -44,23 +53,28 @@ class Task:
         `influences` of blocks, which are written as layers of one input and are no layers of the report."""
         declared = {layer: (width, self.wants_gram(width)) for layer, width in widths.items()}
         declared |= dict.fromkeys(influences, (1, False))
-        with Writer(
-            self.output,
-            declared,
-            model=self.model,
-            weights=self.weights,
-            source=self.source,
-            force=self.force,
-        ) as writer:
+        held: dict[str, Layer] = {}
+        with ExitStack() as stack:
+            said = {"model": self.model, "weights": self.weights, "source": self.source}
+            writer = None
+            if not self.imatrix:
+                writer = stack.enter_context(Writer(self.output, declared, **said, force=self.force))
 
             def add(name: str, layer: Layer) -> None:
-                writer.add(name, layer)
+                if writer is not None:
+                    writer.add(name, layer)
+                elif name in widths:
+                    held[name] = layer
                 if name in widths:
-                    self.layers.append(gathered(name, layer.count, layer.width, gram=layer.gram is not None))
+                    made = gathered(name, layer.count, layer.width, gram=layer.gram is not None)
+                    self.layers.append(replace(made, size=4 * layer.width + 4) if self.imatrix else made)
 
             yield add
             if not any(layer.rows for layer in self.layers):
                 raise InputError("no inputs reached any layer")
+            if writer is None:
+                seen = {name: layer for name, layer in held.items() if layer.count}
+                write_imatrix(self.output, seen, self.weights_of_file, source=self.source, force=self.force)
 
     def report(self) -> CalibrationReport:
         """What was written, and what is to be known of it."""

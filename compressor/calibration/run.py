@@ -14,6 +14,7 @@ from compressor.calibration.result import CalibrationReport, Task, gathered, rep
 from compressor.calibration.statistics import merge_statistics as write_merged
 from compressor.calibration.statistics import open_statistics
 from compressor.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from compressor.checkpoint.gguf.to_file import becomes_file, layers_of_file
 from compressor.core.errors import InputError, UsageError
 from compressor.files.destination import check_apart
 from compressor.files.staging import check_place
@@ -76,7 +77,8 @@ def calibrate(model: Path | None, output: str, options: Calibration) -> Calibrat
             f"--{way} runs a model, and none is given", remedy=f"compressor calibrate MODEL --{way} FILE"
         )
     source = os.fspath(getattr(options, way))
-    _check_output(output, [source, *([] if model is None else [os.fspath(model)])], force=options.force)
+    beside = [source, *([] if model is None else [os.fspath(model)])]
+    _check_output(output, beside, (".safetensors", ".gguf"), force=options.force)
     checkpoint = None if model is None else open_checkpoint(model)
     task = Task(output, options.gram, force=options.force)
     if options.progress is not None:
@@ -84,6 +86,8 @@ def calibrate(model: Path | None, output: str, options: Calibration) -> Calibrat
     try:
         if checkpoint is not None:
             task.model, task.weights = fingerprint(checkpoint)
+            if task.imatrix and becomes_file(checkpoint):
+                task.weights_of_file = layers_of_file(checkpoint)
         _gather(task, checkpoint, source, way, options)
     except InputError as error:
         error.file = error.file or source
@@ -112,7 +116,7 @@ def _gather(task: Task, checkpoint: Checkpoint | None, source: str, way: str, op
 def merge_statistics(paths: Sequence[Path], output: Path, *, force: bool = False) -> CalibrationReport:
     """Write the statistics of all samples of several files together. InputError where they are of other models."""
     output = os.fspath(output)
-    _check_output(output, [os.fspath(path) for path in paths], force=force)
+    _check_output(output, [os.fspath(path) for path in paths], (".safetensors",), force=force)
     write_merged(paths, output, force=force)
     made = open_statistics(output)
     layers = [
@@ -121,8 +125,8 @@ def merge_statistics(paths: Sequence[Path], output: Path, *, force: bool = False
     return report_of(output, made.source, layers, [])
 
 
-def _check_output(output: str, inputs: Sequence[str], *, force: bool) -> None:
-    if os.path.splitext(output)[1].lower() != ".safetensors":
-        raise UsageError("statistics are a .safetensors", remedy="End the output's name so")
+def _check_output(output: str, inputs: Sequence[str], suffixes: Sequence[str], *, force: bool) -> None:
+    if os.path.splitext(output)[1].lower() not in suffixes:
+        raise UsageError(f"statistics are a {' or a '.join(suffixes)}", remedy="End the output's name so")
     check_apart(output, *inputs)
     check_place(output, folder=False, replace=force)

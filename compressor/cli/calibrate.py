@@ -15,7 +15,13 @@ from compressor.core.errors import UsageError
 
 @click.command()
 @click.argument("paths", nargs=-1, metavar="[MODEL]")
-@click.option("-o", "--output", required=True, metavar="FILE", help="The statistics, a .safetensors.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="FILE",
+    help="The statistics, a .safetensors; or a .gguf, llama.cpp's importance matrix.",
+)
 @click.option("--inputs", metavar="FILE", help="Run these inputs (.npy) through the model, in NumPy.")
 @click.option(
     "--activations",

@@ -179,7 +179,9 @@ requantize = click.option(
 fallback = click.option(
     "--fallback", is_flag=True, help="Where a shape does not allow what is asked, take what is nearest, and say so."
 )
-preset = click.option("--preset", default="", metavar="|".join(PRESETS), help="Ready choice of bits per tensor.")
+preset = click.option(
+    "--preset", default="", metavar="NAME", help=f"Ready choice of bits per tensor: {', '.join(PRESETS)}."
+)
 store = click.option(
     "--store",
     type=click.Choice(["auto", "dense", "packed", "codes", "bitmask", "csr", "nm", "smallest", "archive"]),

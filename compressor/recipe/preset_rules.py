@@ -37,7 +37,7 @@ def _mixed(stage: Stage, specs: Sequence[TensorSpec], model: GgmlModel | None) -
     if model is None:
         raise UsageError(
             f"preset {stage.preset} goes by what a .gguf says of its model, and the input says nothing",
-            remedy="Give a .gguf, or use --scheme",
+            remedy="Write a .gguf (-o NAME.gguf), or use --scheme",
         )
     informed = stage.stats is not None
     schemes = mixture(stage.preset, MIXTURES[stage.preset], specs, model, informed=informed)

@@ -14,8 +14,9 @@ from support.console import compressor
 from support.gguf_files import STRING, UINT32, GgufFile, Line, numbers, value
 
 from compressor import api
-from compressor.calibration.imatrix import Imatrix, open_layers
-from compressor.core.errors import InputError
+from compressor.calibration.imatrix import Imatrix, open_layers, write_imatrix
+from compressor.core.errors import InputError, UsageError
+from compressor.core.layer_inputs import Layer
 from compressor.files.gguf.reading import read_header
 from compressor.files.input_file import InputFile
 from compressor.methods.quantize.ggml.decoder import decode_blocks
@@ -147,3 +148,56 @@ def test_a_list_whose_counts_lie(tmp_path: Path, at: int, wrong: int) -> None:
         return
     with pytest.raises(InputError, match="no importance matrix"):
         open_layers(path)
+
+
+# ---- written ---------------------------------------------------------------------------------------------
+
+LLAMA = Path(__file__).parents[2] / "sample_weights" / "tiny-llama"
+
+
+def test_calibrate_writes_one_under_the_names_of_a_gguf_file(tmp_path: Path) -> None:
+    random = np.random.default_rng(4)
+    recorded = {
+        "model.layers.0.self_attn.q_proj": random.standard_normal((20, 128)),
+        "model.layers.1.mlp.down_proj": random.standard_normal((20, 256)),
+    }
+    (tmp_path / "rows").mkdir()
+    for name, rows in recorded.items():
+        np.save(tmp_path / "rows" / f"{name}.npy", rows.astype(np.float32))
+    out = tmp_path / "imatrix.gguf"
+    done = compressor("calibrate", LLAMA, "--activations", tmp_path / "rows", "-o", out)
+    assert done.code == 0, done.err
+    opened = open_layers(out)
+    assert opened.layers == ("blk.0.attn_q", "blk.1.ffn_down")
+    for layer, rows in zip(opened.layers, recorded.values(), strict=True):
+        assert opened.counts[layer] == 20
+        np.testing.assert_allclose(opened.read(layer).square, np.square(rows).mean(axis=0), rtol=1e-5)
+    fields = read_header(InputFile.open(out)).fields
+    assert fields["general.type"].python() == "imatrix"
+    assert fields["imatrix.chunk_size"].python() == 20
+    assert {"imatrix.datasets", "imatrix.chunk_count"} <= set(fields)  # llama-quantize asks for all three
+
+
+def test_what_was_written_is_taken_by_a_folder_that_becomes_a_file(tmp_path: Path) -> None:
+    random = np.random.default_rng(5)
+    rows = random.standard_normal((20, 128)).astype(np.float32)
+    (tmp_path / "rows").mkdir()
+    np.save(tmp_path / "rows" / "model.layers.0.self_attn.q_proj.npy", rows)
+    stats, out = tmp_path / "imatrix.gguf", tmp_path / "out.gguf"
+    assert compressor("calibrate", LLAMA, "--activations", tmp_path / "rows", "-o", stats).code == 0
+    options = ("--scheme", "q4_0", "--include", "blk.0.attn_q.weight", "--stats", stats, "--no-tokenizer")
+    done = compressor("quantize", LLAMA, "-o", out, *options)
+    assert done.code == 0, done.err
+    assert read_header(InputFile.open(out)).types["blk.0.attn_q.weight"].name == "Q4_0"
+
+
+def test_experts_of_a_stack_are_written_together(tmp_path: Path) -> None:
+    layers = {f"e.{n}": Layer(n + 1, np.zeros(4), np.full(4, n + 0.5)) for n in range(3)}
+    out = tmp_path / "imatrix.gguf"
+    named = {"blk.0.ffn_up_exps.weight": tuple(layers), "blk.0.attn_q.weight": ("unknown",)}
+    write_imatrix(str(out), layers, named, source="text", force=False)
+    opened = open_layers(out)
+    assert opened.layers == ("blk.0.ffn_up_exps",)
+    np.testing.assert_allclose(opened.read("blk.0.ffn_up_exps").square, np.repeat([0.5, 1.5, 2.5], 4))
+    with pytest.raises(UsageError, match="nothing that was gathered"):
+        write_imatrix(str(tmp_path / "no.gguf"), layers, {"a.weight": ("unknown",)}, source="", force=False)

@@ -703,9 +703,9 @@ def test_non_finite_weights_are_refused_by_name_and_count(dtype: str, tmp_path: 
 
 
 def test_infinities_count_too(tmp_path: Path) -> None:
-    source = model(tmp_path, w=[[np.inf, 1], [-np.inf, 0]], v=[[1.0, np.inf]])
+    source = model(tmp_path, w=[[1.0, np.inf]], v=[[np.inf, 1], [-np.inf, 0]])
     done = compressor("quantize", source, "-o", tmp_path / "o.safetensors")
-    assert "tensor 'v': holds 1 NaN or infinite value." in done.err
+    assert "tensor 'w': holds 1 NaN or infinite value." in done.err
     done = compressor("quantize", source, "-o", tmp_path / "o.safetensors", "--non-finite", "keep")
     assert done.code == 0
     assert "no tensor was selected" in done.out

@@ -624,6 +624,13 @@ def test_what_no_candidate_fits_stays_dense(tmp_path: Path) -> None:
         "b.weight": "int4g128 with granularity=channel",
     }
     assert not _kept(report)
+    alone = compressor.quantize(  # where none fits any tensor too
+        TEACHER, out, target_bits=9, candidates=["int4g128"], force=True, fallback=True
+    )
+    assert {one.choice for one in alone.allocation.chosen} == {
+        "int4g128 with group_size=112",
+        "int4g128 with group_size=100",
+    }
     with pytest.raises(UsageError, match="candidate int4g96 fits none of the tensors"):
         compressor.quantize(source, out, target_bits=9, candidates=["int4g96", "int4g128"], force=True)
     with pytest.raises(UsageError, match="nothing to decide"):

@@ -19,6 +19,7 @@ from compressor.checkpoint.gguf.moved import constant, moved
 from compressor.checkpoint.gguf.pooling import pooling_type
 from compressor.checkpoint.gguf.tokenizer_files import READ, read_tokenizer
 from compressor.core.errors import CompressorError, InputError, UsageError, raise_all
+from compressor.core.tensor_names import layer_of
 from compressor.core.text import printable
 from compressor.recipe.selection import matches, unmatched
 
@@ -83,6 +84,23 @@ def as_file(checkpoint: Checkpoint, wishes: Wishes = Wishes()) -> Checkpoint:
             tensor.encoder is not None and not tensor.encoder.exact for tensor in checkpoint.tensors.values()
         ),
     )
+
+
+def layers_of_file(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
+    """The matrices of the GGUF file that a folder would become, with the layers whose inputs each takes: of
+    stacked experts one each, of what is joined the first. InputError as for `as_file`, but no tokenizer is needed;
+    nothing for a checkpoint that has no config."""
+    if not model_types(checkpoint.source.config):
+        return {}
+    family = _family(checkpoint)
+    config = hyperparameters.text_config(checkpoint.source.config or {}, family)
+    mapped = _described(checkpoint, config, family)[0]
+    found = {}
+    for name, moves in mapped.moves.items():
+        layers = tuple(dict.fromkeys(layer_of(move.folder.name) for move in moves))
+        if len(mapped.shapes[name]) > 1:
+            found[name] = layers if len(mapped.shapes[name]) > 2 else layers[:1]
+    return found
 
 
 def _described(

@@ -219,18 +219,24 @@ def _nearest(one: Candidate, spec: TensorSpec) -> Candidate | None:
     return Candidate(f"{one.name} with {said}", near[0])
 
 
-def check_of_use(candidates: Iterable[Candidate], specs: Sequence[TensorSpec], container: Container) -> None:
-    """UsageError where the shape of no tensor allows a candidate that the user named."""
+def check_of_use(
+    candidates: Iterable[Candidate], specs: Sequence[TensorSpec], container: Container, *, fallback: bool
+) -> None:
+    """UsageError where the shape of no tensor allows a candidate that the user named or, with `fallback`, what is
+    nearest to it."""
     for one in candidates:
         if one.encoder is None or not specs or any(one.fits(spec, container) for spec in specs):
             continue
+        nearest = [(near, spec) for spec in specs if (near := _nearest(one, spec)) is not None]
+        helps = any(near.fits(spec, container) for near, spec in nearest)
+        if helps and fallback:
+            continue
         largest = max(specs, key=lambda spec: spec.size)
-        near = _nearest(one, largest)
         raise UsageError(
             f"candidate {printable(one.name, 60)} fits none of the tensors that are decided on; "
             f"'{printable(largest.name, 60)}' is {'×'.join(map(str, largest.shape))}",
             remedy="Leave it out"
-            + ("" if near is None else ", or give --fallback, which takes the nearest that fits")
+            + (", or give --fallback, which takes the nearest that fits" if helps else "")
             + ", or --allow-unmatched",
         )
 

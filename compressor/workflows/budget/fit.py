@@ -270,11 +270,12 @@ def fitting(
         and isinstance(job.steps[-1].method, Probe)
         and not matches(job.spec.name, map(_first, stage.rules))
     ]
+    named = candidates
     if stage.fallback:
-        candidates = with_nearest(candidates, decided, container)
+        candidates = with_nearest(named, decided, container)
     fits = {spec.name: [one for one in candidates if one.fits(spec, container)] for spec in decided}
     if budget.candidates and not errand.options.allow_unmatched:
-        check_of_use(candidates, decided, container)
+        check_of_use(named, decided, container, fallback=stage.fallback)
     groups = _groups(decided, candidates, container)
     alone = {
         spec.name: _why_alone(members, fits, candidates, container)
