@@ -43,8 +43,8 @@ def logprobs(folder: Path) -> list[dict[str, float]]:
     return found
 
 
-# Of experts, whose codes are multiplied out where vLLM has loaded them (`vllm_reader.py`): activations are rounded in
-# the attention, by fp8 about three times as coarsely as by int8
+# Of experts, whose codes are multiplied out where vLLM has loaded them (`vllm_reader.py`): activations are rounded
+# in the attention, by fp8 about three times as coarsely as by int8
 OF_EXPERTS = {"int4 groups": 1e-3, "int8 W8A8": 0.1, "fp8 dynamic": 0.25}
 
 
