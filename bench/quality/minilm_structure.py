@@ -137,7 +137,8 @@ def table(folder: Path) -> str:
     """What each way of choosing leaves of the two structures."""
     informed = statistics(folder)
     neurons = measured(folder, WAYS | informed)
-    hidden = measured(folder, WAYS | {"gains": {"importance": "gains"}} | informed, "hidden")
+    asked = {way: {**options, "importance": "inputs"} for way, options in informed.items()}  # gains decide else
+    hidden = measured(folder, WAYS | {"gains": {"importance": "gains"}} | asked, "hidden")
     rows = ["| a quarter cut, by | `neurons`: cosine | correlation | `hidden`: correlation |", "|---|---|---|---|"]
     for way in ("l2", "l1", "gains", "index", "random", *informed):
         own = [name for name in hidden if name.partition(" ")[0] == way or name == way]

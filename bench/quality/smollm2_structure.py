@@ -42,10 +42,6 @@ CUTS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
         {"`l2`": {}, "`inputs`, statistics": {"importance": "inputs", "stats": STATS}},
     ),
     "heads": ({"count": 1}, {"`l2`": {}, "`inputs`, statistics": {"importance": "inputs", "stats": STATS}}),
-    "hidden": (
-        {"fraction": 0.1},
-        {"`gains`": {}, "`inputs`, statistics": {"importance": "inputs", "stats": STATS}},
-    ),
 }
 
 

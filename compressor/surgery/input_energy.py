@@ -87,7 +87,7 @@ def influences(groups: Iterable[Group], places: Mapping[str, Place], statistics:
                     "there is no influence of this block",
                     file=statistics.path,
                     tensor=name.removesuffix(ends[unit]),
-                    remedy="`calibrate --text` notes it for language models; else use --importance middle",
+                    remedy="`calibrate --text` notes it for language models; else leave --stats out",
                 )
             by_unit[unit] = statistics.read(layer).mean[0]
         found[group.name] = by_unit

@@ -243,7 +243,7 @@ def test_strict_refuses_what_is_treated_otherwise(tmp_path: Path) -> None:
 def test_llama_cpp_takes_gguf_files(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--for llama\.cpp: it loads no folder") as caught:
         api.prune(moe_folder(tmp_path / "model"), tmp_path / "out", sparsity=0.5, loader="llama.cpp")
-    assert caught.value.remedy.startswith("End OUTPUT in .gguf")
+    assert "End OUTPUT in .gguf, for which quantize has --preset" in caught.value.remedy
     (tmp_path / "in.gguf").write_bytes(small_model().file())
     api.prune(tmp_path / "in.gguf", tmp_path / "out.gguf", sparsity=0.5, loader="llama.cpp")
     with pytest.raises(UsageError, match=r"--for vllm: it loads no \.gguf"):

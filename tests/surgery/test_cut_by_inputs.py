@@ -153,8 +153,8 @@ def test_what_does_not_decide_on_blocks(model: Path) -> None:
     stats = stats_of(model)
     with pytest.raises(InputError, match="there is no influence of this block") as caught:
         cut(model, structure="layers", count=1, stats=stats)
-    assert "--importance middle" in caught.value.remedy
-    cut(model, structure="layers", count=1, importance="middle")
+    assert "else leave --stats out" in caught.value.remedy
+    assert kept_blocks(cut(model, structure="layers", count=1)) == [0, 2, 3]
     with pytest.raises(UsageError, match="picks the very layers that carry everything"):
         cut(model, structure="layers", count=1, importance="inputs", stats=stats)
     with pytest.raises(UsageError, match="importance influence is for structure layers, not heads"):

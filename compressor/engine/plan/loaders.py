@@ -147,7 +147,7 @@ def _check_container(loader: Loader, container: Container, config: Config) -> No
     if container != reader.container:
         remedies = {
             "folder": "Write a folder: end OUTPUT without a suffix",
-            "gguf": "End OUTPUT in .gguf, and quantize by a --preset (q4_k_m) or --scheme of ggml's",
+            "gguf": "End OUTPUT in .gguf, for which quantize has --preset q4_k_m and schemes of ggml's",
         }
         raise UsageError(
             f"--for {loader}: it loads no {'folder' if container == 'folder' else f'.{container}'}",
