@@ -25,7 +25,7 @@ from typing import Any
 from bench.loaders.families import FAMILIES, Family, output_of, quietly
 from bench.page import put
 from compressor import api
-from compressor.core.errors import CompressorError
+from compressor.core.errors import CompressorError, problems_of
 
 _LETTERS = string.ascii_lowercase + string.ascii_uppercase
 PAGE = Path(__file__).parents[2] / "docs" / "loaders.md"
@@ -172,7 +172,10 @@ def _cell(family: Family, loader: Any, scheme: Scheme, model: Path, options: Map
 
 def _plain(error: CompressorError) -> str:
     """Why a plan was refused, without the names of its tensors."""
-    return error.reason.partition(": '")[0].partition(": ")[2] or error.reason
+    said = [
+        (one.reason.partition(": '")[0].partition(": ")[2] or one.reason, one.remedy) for one in problems_of(error)
+    ]
+    return "; ".join(f"{why}. {way_on}" if len(said) > 1 else why for why, way_on in said)
 
 
 # ---- the page ------------------------------------------------------------------------------------------

@@ -43,23 +43,24 @@ def logprobs(folder: Path) -> list[dict[str, float]]:
     return found
 
 
-# Of experts, whose codes are multiplied out where vLLM has loaded them (`vllm_reader.py`)
-OF_EXPERTS = ("int4 groups", "int8 W8A8", "fp8 dynamic")
+# Of experts, whose codes are multiplied out where vLLM has loaded them (`vllm_reader.py`): activations are rounded
+# in the attention, by fp8 about three times as coarsely as by int8
+OF_EXPERTS = {"int4 groups": 1e-3, "int8 W8A8": 0.1, "fp8 dynamic": 0.25}
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_vllm_computes_what_the_restored_model_computes(tmp_path: Path, scheme: str) -> None:
-    check(LLAMA, tmp_path, scheme)
+    check(LLAMA, tmp_path, scheme, SCHEMES[scheme][1])
 
 
 @pytest.mark.parametrize("scheme", OF_EXPERTS)
 def test_vllm_loads_experts(tmp_path: Path, scheme: str) -> None:
-    check(runnable_moe(tmp_path / "model"), tmp_path, scheme)
+    check(runnable_moe(tmp_path / "model"), tmp_path, scheme, OF_EXPERTS[scheme])
 
 
-def check(model: Path, place: Path, scheme: str) -> None:
+def check(model: Path, place: Path, scheme: str, tolerance: float) -> None:
     """The log-probabilities of a model in a scheme are as near as they should be to those of the restored one."""
-    options, tolerance = SCHEMES[scheme]
+    options, _ = SCHEMES[scheme]
     api.quantize(model, place / "packed", **options, loader="vllm")
     api.restore(place / "packed", place / "dense")
     packed, dense = logprobs(place / "packed"), logprobs(place / "dense")

@@ -73,7 +73,7 @@ def runnable_moe(path: Path) -> Path:
         "num_key_value_heads": heads // 2,
         "head_dim": width,
         "num_experts": experts,
-        "num_experts_per_tok": 2,
+        "num_experts_per_tok": experts,  # all, so that no rounding changes which are chosen
         "norm_topk_prob": True,
         "vocab_size": vocabulary,
         "max_position_embeddings": 128,
