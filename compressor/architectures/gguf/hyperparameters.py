@@ -13,6 +13,7 @@ from typing import Any
 
 from compressor.architectures.gguf.families import FAMILIES, Family
 from compressor.architectures.model_types import model_types
+from compressor.core.elementary import log2, power
 
 Config = Mapping[str, Any]
 Metadata = dict[str, Any]  # ints, floats, bools, texts and lists of one of them
@@ -311,7 +312,7 @@ def _longrope(config: Config, rope: Config) -> Metadata:
     scale = most / max(original, 1)
     factor = rope.get("attention_factor")
     if factor is None:
-        factor = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
+        factor = math.sqrt(1 + float(log2(scale) / log2(original))) if scale > 1 else 1.0
     return {
         "rope.scaling.type": "longrope",
         "rope.scaling.original_context_length": original,
@@ -337,7 +338,7 @@ def llama3_factors(rope: Config, head: int) -> list[float]:
     high, original = float(rope["high_freq_factor"]), float(rope["original_max_position_embeddings"])
     found = []
     for pair in range(0, head, 2):
-        wave = 2 * math.pi * float(rope["rope_theta"]) ** (pair / head)
+        wave = 2 * math.pi * float(power(float(rope["rope_theta"]), pair / head))
         if wave < original / high:
             found.append(1.0)
         elif wave > original / low:
