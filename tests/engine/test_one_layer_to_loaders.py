@@ -47,12 +47,22 @@ def test_the_experts_of_a_layer_are_one(name: str, whole: str | None) -> None:
     assert experts_module(name) == whole
 
 
-@pytest.mark.parametrize("layout", ["auto", "gptq", "mlx"])
+@pytest.mark.parametrize("layout", ["auto", "gptq"])
 def test_the_preset_gives_experts_one_scheme(tmp_path: Path, model: Path, layout: str) -> None:
     report = api.quantize(model, tmp_path / "out", preset="q4_mixed", group_size=32, layout=layout, dry_run=True)
     found = schemes(report)
-    assert all(len(one) == 1 for name, one in found.items() if name.endswith("experts") or layout != "mlx"), found
-    assert {"int4", "int8" if layout != "mlx" else "int6"} <= {job.dtype_after for job in report.plan.jobs}
+    assert all(len(one) == 1 for one in found.values()), found
+    assert {"int4", "int8"} <= {job.dtype_after for job in report.plan.jobs}
+
+
+def test_mlx_gets_no_codes_of_experts(tmp_path: Path, model: Path) -> None:
+    """mlx-lm stacks the weights of these experts, and no scales."""
+    options: dict[str, Any] = {"preset": "q4_mixed", "group_size": 32, "layout": "mlx", "dry_run": True}
+    with pytest.raises(UsageError, match="int4 of experts: no loader takes such a folder") as caught:
+        api.quantize(model, tmp_path / "out", **options)
+    assert caught.value.remedy == "Leave them dense by --exclude '*.experts.*'"
+    report = api.quantize(model, tmp_path / "out", exclude=["*.experts.*"], **options)
+    assert {"int4", "int6"} <= {job.dtype_after for job in report.plan.jobs}
 
 
 @pytest.mark.parametrize("target", [{"target_bits": 5.0}, {"target_ratio": 2.5}])

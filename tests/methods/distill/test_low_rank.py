@@ -544,7 +544,7 @@ def test_a_masked_conv1d_layer(tmp_path: Path) -> None:
 def test_codes_of_conv1d_layers_get_no_adapter(tmp_path: Path) -> None:
     """Loaders do not take such codes; what they stand for gets one."""
     gpt = folder(tmp_path / "gpt", {"model_type": "gpt2"}, h__0__mlp__c_fc__weight=decaying(20, 32))
-    api.quantize(gpt, tmp_path / "codes", bits=4, granularity="channel")
+    api.quantize(gpt, tmp_path / "codes", bits=4, granularity="channel", layout="compressor")
     shared: dict[str, Any] = {"teacher": gpt, "method": "residual", "rank": 2}
     for more in ({}, {"alternate": 2, "save_base": tmp_path / "base"}):
         with pytest.raises(InputError, match="Conv1D") as caught:
