@@ -29,6 +29,7 @@ from transformers import (
 )
 
 import compressor
+from compressor.core.errors import UsageError
 
 pytestmark = pytest.mark.interop
 transformers.utils.logging.disable_progress_bar()
@@ -308,7 +309,9 @@ def test_a_tied_head_that_the_config_does_not_mention(tmp_path: Path) -> None:
 def test_transposed_linears_are_not_lost(tmp_path: Path) -> None:
     """GPT-2's Conv1D is never quantized by a loader: its codes must not be taken for missing weights."""
     small("GPT2LMHeadModel").save_pretrained(tmp_path / "source")
-    packed, dense = both(tmp_path, tmp_path / "source", bits=4, group_size=32)
+    with pytest.raises(UsageError, match="int4 of transposed Conv1D layers: no loader takes such a folder"):
+        both(tmp_path, tmp_path / "source", bits=4, group_size=32)
+    packed, dense = both(tmp_path, tmp_path / "source", bits=4, group_size=32, layout="compressor")
     try:
         model = load(packed)
     except ValueError as error:
