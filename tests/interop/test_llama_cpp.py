@@ -388,7 +388,8 @@ def test_codes_are_made_of_a_folder_in_one_go(tmp_path: Path, name: str) -> None
     assert api.compare(dense, folder).total.error <= 0.01
 
 
-STORY = """The harbour was quiet in the morning. Three fishing boats lay at the quay, and an old man mended his nets \
+STORY = """\
+The harbour was quiet in the morning. Three fishing boats lay at the quay, and an old man mended his nets \
 while his granddaughter counted the gulls on the roof of the market hall. She had counted to forty when \
 the first bus came down the hill. Nobody got out. The driver lit a cigarette, looked at the water for a \
 while and asked whether the ferry had left on time. It had, said the old man, for once. Then he went on \
