@@ -10,6 +10,7 @@ from typing import Any
 from compressor.calibration.result import CalibrationReport
 from compressor.checkpoint.checkpoint import Tensor
 from compressor.cli.report.allocation import to_json as allocation_json
+from compressor.cli.report.loss import to_json as loss_json
 from compressor.core.metrics import Change, Comparison, Moments
 from compressor.core.version import __version__
 from compressor.engine.plan.plan import Job
@@ -110,8 +111,14 @@ def _comparison(report: ComparisonReport) -> dict[str, Any]:
         "b": report.b,
         "size_a": report.sizes[0],
         "size_b": report.sizes[1],
-        "total": _measured(report.total),
         "failed_gates": list(report.failures),
+        **(_tensors(report) if report.loss is None else loss_json(report.loss)),
+    }
+
+
+def _tensors(report: ComparisonReport) -> dict[str, Any]:
+    return {
+        "total": _measured(report.total),
         "tensors": [
             {
                 "name": row.name,
