@@ -1,8 +1,8 @@
 """Divergence of two models' outputs, gathered from slices of the vocabulary: no whole logits are ever there.
 
 Of each row the largest logit m, s = Σ exp(a − m) and t = Σ exp(a − m)(a − b) are carried on from slice to slice,
-for both models, in float64; then KL(p‖q) = t/s − log Σ exp a + log Σ exp b. (The online softmax of Milakov & Gimelshein
-2018, arXiv 1805.02867, with one sum more.)
+for both models, in float64; then KL(p‖q) = t/s − log Σ exp a + log Σ exp b. (The online softmax of Milakov and
+Gimelshein 2018, arXiv 1805.02867, with one sum more.)
 """
 
 from __future__ import annotations

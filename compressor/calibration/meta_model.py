@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from compressor.architectures.heads import is_head
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.rows import Rows, read_whole
 from compressor.core.errors import CompressorError, InputError, UsageError
@@ -223,7 +224,9 @@ class MetaModel:
 
     def _head_part(self, name: str, start: int, stop: int) -> Any:
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}
-        called = self.stored(name) or (self.stored(tied[name]) if name in tied else None)
+        called = (
+            self.stored(name) or (self.stored(tied[name]) if name in tied else None) or self._renamed_head(name)
+        )
         if called is None:
             raise InputError("is not in the model, which its outputs need", file=self.path, tensor=name)
         spec = self.checkpoint.tensors[called].spec
@@ -238,6 +241,11 @@ class MetaModel:
         else:
             found = self.torch.from_numpy(self._rows(called, list(range(start, stop))))
         return self.torch.nn.Parameter(found, requires_grad=False)
+
+    def _renamed_head(self, name: str) -> str | None:
+        """The checkpoint's only output head, where files call it otherwise than its class in transformers does."""
+        found = [one for one in self.checkpoint.tensors if is_head(one)]
+        return found[0] if len(found) == 1 and name.endswith(".weight") else None
 
     def _embed(self, used: list[int]) -> None:
         name = self.name_of(self.embedding)

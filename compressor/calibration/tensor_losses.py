@@ -2,8 +2,8 @@
 
 Of a tensor in a block a stream of hidden states leaves that block, in which this tensor was B's, and goes on
 through A's later blocks with all the others: so a block's weights are read once for as many tensors as there is
-memory for streams, and no more than half of all blocks run for a tensor, on average. For a tensor outside of the blocks (an
-embedding, an output head) A runs once with it exchanged.
+memory for streams, and no more than half of all blocks run for a tensor, on average. For a tensor outside of the
+blocks (an embedding, an output head) A runs once with it exchanged.
 """
 
 from __future__ import annotations

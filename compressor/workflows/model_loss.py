@@ -33,8 +33,8 @@ _OWN = {  # options that only some inputs have
 class LossInput:
     """What runs through both models: a `text`, or `tokens` (.npy, whole numbers [samples, length]), through models
     of transformers; `inputs` (.npy) through networks in NumPy, with `labels` to score by, and `network` and
-    `divide` as for `calibrate`. Of a text `samples` windows of `length` tokens are chosen by `seed` (32 of 512); of tokens
-    all, or so many. `per_tensor`: also what each tensor alone costs."""
+    `divide` as for `calibrate`. Of a text `samples` windows of `length` tokens are chosen by `seed` (32 of 512);
+    of tokens all, or so many. `per_tensor`: also what each tensor alone costs."""
 
     text: Path | None = None
     tokens: Path | None = None
