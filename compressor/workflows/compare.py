@@ -12,7 +12,6 @@ from compressor.calibration.loss import ModelLoss
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor, open_checkpoint
 from compressor.checkpoint.experts import split_like
 from compressor.checkpoint.finite import blocks_of
-from compressor.checkpoint.gguf.from_file import as_folder, is_file_of_a_model
 from compressor.core.lazy import np
 from compressor.core.metrics import Comparison, count_zeros, dot
 from compressor.core.parallel.threads import available_workers, in_order, local
@@ -84,8 +83,8 @@ def compare_outputs(
 
 def _tensors(left: Checkpoint, right: Checkpoint, workers: int | None) -> tuple[list[ComparedTensor], Comparison]:
     """A row for each tensor of either side, worst first, and all of them together."""
-    if is_file_of_a_model(left) != is_file_of_a_model(right) and not left.tensors.keys() & right.tensors.keys():
-        left, right = (as_folder(one) if is_file_of_a_model(one) else one for one in (left, right))
+    if "gguf" in (left.source.kind, right.source.kind) and not left.tensors.keys() & right.tensors.keys():
+        left, right = _of_one_naming(left, right)
     left, right = split_like(left, right), split_like(right, left)
     lone = len(left.tensors) == len(right.tensors) == 1
     pairs: list[tuple[Tensor, Tensor]] = []
@@ -114,6 +113,15 @@ def _tensors(left: Checkpoint, right: Checkpoint, workers: int | None) -> tuple[
             total.merge(measured)
     rows.sort(key=lambda row: (not row.problem, -row.measured.error if row.measured else 0, row.name))
     return rows, total
+
+
+def _of_one_naming(left: Checkpoint, right: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
+    """Both under the names of transformers, where one of them is a model in a GGUF file."""
+    from compressor.checkpoint.gguf.from_file import as_folder, is_file_of_a_model
+
+    if is_file_of_a_model(left) == is_file_of_a_model(right):
+        return left, right
+    return (as_folder(left), right) if is_file_of_a_model(left) else (left, as_folder(right))
 
 
 def _mismatch(one: Tensor, other: Tensor | None) -> str:

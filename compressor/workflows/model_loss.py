@@ -9,7 +9,6 @@ from typing import Any
 
 from compressor.calibration.loss import ModelLoss, OutputLoss
 from compressor.checkpoint.checkpoint import Checkpoint
-from compressor.checkpoint.gguf.from_file import as_folder, is_file_of_a_model
 from compressor.core.errors import InputError, UsageError
 from compressor.core.lazy import np
 from compressor.core.text import printable
@@ -113,6 +112,10 @@ def _through_models(
 
 def as_model(checkpoint: Checkpoint) -> Checkpoint:
     """A GGUF file as the folder that transformers would load. InputError where it is of no model that is known."""
+    if checkpoint.source.kind != "gguf":
+        return checkpoint
+    from compressor.checkpoint.gguf.from_file import as_folder, is_file_of_a_model
+
     if not is_file_of_a_model(checkpoint):
         return checkpoint
     folder = as_folder(checkpoint)

@@ -56,13 +56,13 @@ def test_gates_and_the_report(files: Path) -> None:
     how = ("compare", TEACHER, STUDENT, "--inputs", files / "x.npy")
     done = compressor(*how, "--max-kld", "1e-6", "--format", "json")
     assert done.code == 1
-    assert "--max-kld 1e-06: it is" in done.stderr
-    said = json.loads(done.stdout)
+    assert "--max-kld 1e-06: it is" in done.err
+    said = json.loads(done.out)
     assert said["loss"]["count"] == 1500
     assert said["failed_gates"][0].startswith("--max-kld")
     assert compressor(*how, "--max-kld", "100", "--min-agreement", "0").code == 0
     done = compressor(*how, "--max-perplexity-ratio", "1.1")
-    assert (done.code, "such a model has no perplexity" in done.stderr) == (2, True)
+    assert (done.code, "such a model has no perplexity" in done.err) == (2, True)
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from math import isfinite
 from typing import Any
 
+from compressor.calibration.loss import ModelLoss
 from compressor.calibration.result import CalibrationReport
 from compressor.checkpoint.checkpoint import Tensor
 from compressor.cli.report.allocation import to_json as allocation_json
-from compressor.cli.report.loss import to_json as loss_json
 from compressor.core.metrics import Change, Comparison, Moments
 from compressor.core.version import __version__
 from compressor.engine.plan.plan import Job
@@ -112,8 +112,14 @@ def _comparison(report: ComparisonReport) -> dict[str, Any]:
         "size_a": report.sizes[0],
         "size_b": report.sizes[1],
         "failed_gates": list(report.failures),
-        **(_tensors(report) if report.loss is None else loss_json(report.loss)),
+        **(_tensors(report) if report.loss is None else _loss(report.loss)),
     }
+
+
+def _loss(loss: ModelLoss) -> dict[str, Any]:
+    from compressor.cli.report.loss import to_json
+
+    return to_json(loss)
 
 
 def _tensors(report: ComparisonReport) -> dict[str, Any]:

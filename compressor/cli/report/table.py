@@ -8,7 +8,6 @@ from math import isinf
 from compressor.architectures.groups import Coupled
 from compressor.calibration.result import CalibrationReport
 from compressor.checkpoint.checkpoint import Tensor
-from compressor.cli.report.loss import to_page as loss_page
 from compressor.cli.report.page import Column, Page, error_text, percent, shown_name
 from compressor.core.metrics import Change, Moments
 from compressor.core.text import printable, size_text
@@ -200,7 +199,9 @@ _COMPARISON = (
 
 def _comparison(page: Page, report: ComparisonReport, top: int | None) -> None:
     if report.loss is not None:
-        loss_page(page, report, top)
+        from compressor.cli.report.loss import to_page
+
+        to_page(page, report, top)
         return
     limit = _MANY if top is None else top
     shown = report.rows[: limit or None]
