@@ -28,6 +28,7 @@ tokenizers = pytest.importorskip("tokenizers")
 pytestmark = pytest.mark.interop
 HERE = Path(__file__).parent
 VOCABULARY = 512
+IGNORING = ("llama-bpe", "tekken", "minicpm5")  # what the merges would make of a word that is a token
 
 PAGE = """def greet(name: str) -> None:
     print(f"Hello, {name}!")  # 12345 + 67
@@ -166,7 +167,11 @@ MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
     "olmo2": ("olmo2", {}, "dbrx"),
     "olmo2 tied": ("olmo2", {"tie_word_embeddings": True, "num_key_value_heads": 1}, "dbrx"),
     "smollm3": ("smollm3", {"num_hidden_layers": 4}, "llama-bpe"),
+    "llama with unigrams": ("llama", {}, "t5"),
     "bert": ("bert", {}, "wordpiece"),
+    "bert with capitals": ("bert", {}, "wordpiece cased"),
+    "bert with accents": ("bert", {}, "wordpiece accents"),
+    "bert with unigrams": ("bert", {}, "xlm-r"),
     "nomic-bert": ("nomic_bert", {}, "wordpiece"),
 }
 _GPT2 = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
@@ -208,7 +213,7 @@ def corpus() -> list[str]:
 
 def byte_level(name: str) -> Any:
     """A BPE that divides texts as llama.cpp's `name` says."""
-    model = {"type": "BPE", "vocab": {}, "merges": [], "ignore_merges": name in ("llama-bpe", "tekken")}
+    model = {"type": "BPE", "vocab": {}, "merges": [], "ignore_merges": name in IGNORING}
     decoder = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
     empty = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor"))
     whole = {"version": "1.0", **empty, "added_tokens": [], "pre_tokenizer": pre_tokenizer_of(name)}
@@ -230,10 +235,10 @@ def byte_level(name: str) -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=made, **ends)
 
 
-def wordpiece() -> Any:
+def wordpiece(**options: Any) -> Any:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     made = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token=special[1]))
-    made.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    made.normalizer = tokenizers.normalizers.BertNormalizer(**options)
     made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     made.decoder = tokenizers.decoders.WordPiece()
     trainer = tokenizers.trainers.WordPieceTrainer(
@@ -247,36 +252,63 @@ def wordpiece() -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=made, **dict(zip(names, special, strict=True)))
 
 
-def sentencepiece(folder: Path, *, pieces: bool) -> Any:
-    """SentencePiece's BPE, as tokenizer.model or, without it, as the tokenizer.json that transformers has of it."""
+def trained_pieces(folder: Path, **options: Any) -> Any:
+    """A tokenizer.model of SentencePiece's in the folder, and the processor of it."""
     spm = pytest.importorskip("sentencepiece")
     texts = folder / "corpus.txt"
     texts.write_text("\n".join(corpus()), "utf-8")
     spm.SentencePieceTrainer.train(
         input=str(texts),
         model_prefix=str(folder / "tokenizer"),
+        split_digits=True,
+        character_coverage=0.98,
+        minloglevel=2,
+        **options,
+    )
+    texts.unlink()
+    (folder / "tokenizer.vocab").unlink()
+    return spm.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+
+
+def sentencepiece(folder: Path, *, pieces: bool) -> Any:
+    """SentencePiece's BPE, as tokenizer.model or, without it, as the tokenizer.json that transformers has of it."""
+    trained_pieces(
+        folder,
         model_type="bpe",
         vocab_size=VOCABULARY,
         byte_fallback=True,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
-        split_digits=True,
-        character_coverage=0.98,
-        minloglevel=2,
     )
-    texts.unlink()
-    (folder / "tokenizer.vocab").unlink()
     made = transformers.LlamaTokenizer.from_pretrained(folder)
     if not pieces:
         (folder / "tokenizer.model").unlink()
     return made
 
 
+def unigrams(folder: Path, kind: str) -> Any:
+    """SentencePiece's unigrams as tokenizers of transformers: T5's, which end a text, and XLM-R's, which begin it
+    too."""
+    known = kind == "xlm-r"
+    special = ["<s>", "<pad>", "</s>", "<unk>"] if known else ["<pad>", "</s>", "<unk>"]
+    pieces = trained_pieces(folder, model_type="unigram", vocab_size=VOCABULARY - len(special))
+    (folder / "tokenizer.model").unlink()
+    proto = pytest.importorskip("sentencepiece.sentencepiece_model_pb2").ModelProto()
+    proto.ParseFromString(pieces.serialized_model_proto())
+    vocab = [(text, 0.0) for text in special] + [(one.piece, one.score) for one in proto.pieces if one.type == 1]
+    charsmap = proto.normalizer_spec.precompiled_charsmap
+    of = transformers.XLMRobertaTokenizer if known else transformers.T5Tokenizer
+    return of(vocab=vocab, _spm_precompiled_charsmap=charsmap, **({} if known else {"extra_ids": 0}))
+
+
 def with_tokenizer(folder: Path, kind: str) -> Any:
     if kind.startswith("sentencepiece"):
         made = sentencepiece(folder, pieces=kind == "sentencepiece")
+    elif kind.startswith("wordpiece"):
+        strips = False if kind.endswith("accents") else None
+        made = wordpiece(lowercase=not kind.endswith("cased"), strip_accents=strips)
     else:
-        made = wordpiece() if kind == "wordpiece" else byte_level(kind)
+        made = unigrams(folder, kind) if kind in ("t5", "xlm-r") else byte_level(kind)
     made.save_pretrained(folder)
     return made
 
@@ -342,6 +374,22 @@ def test_llama_cpp_computes_what_transformers_does(tmp_path: Path, name: str) ->
     print(name, "largest distance", worst)
     assert worst <= 1e-3
     assert told["tokens"] == [tokenizer(page)["input_ids"]]
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen35", "deepseek-llm", "deepseek-coder", "seed-coder", "bailingmoe", "minicpm5"]
+)
+def test_other_ways_to_divide_texts(tmp_path: Path, name: str) -> None:
+    folder, file, back = tmp_path / "model", tmp_path / "model.gguf", tmp_path / "back"
+    folder.mkdir()
+    model_of("llama", {"num_hidden_layers": 1}).save_pretrained(folder)
+    tokenizer = with_tokenizer(folder, name)
+    api.restore(folder, file)
+    (told,) = answers({"path": str(file), "texts": [PAGE + KOREAN]})
+    assert told["tokens"] == [tokenizer(PAGE + KOREAN)["input_ids"]]
+    api.restore(file, back)
+    again = transformers.AutoTokenizer.from_pretrained(back)
+    assert again(PAGE + KOREAN)["input_ids"] == tokenizer(PAGE + KOREAN)["input_ids"]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -170,9 +170,9 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
 
 def test_a_tokenizer_of_another_kind(tmp_path: Path) -> None:
     files = tokenizer()
-    files["tokenizer.json"]["model"] = {"type": "Unigram"}
+    files["tokenizer.json"]["model"] = {"type": "WordLevel"}
     folder = folder_named(tmp_path / "model", "llama", files=files)
-    with pytest.raises(InputError, match="its kind is 'Unigram'"):
+    with pytest.raises(InputError, match="its kind is 'WordLevel'"):
         api.restore(folder, tmp_path / "m.gguf")
 
 

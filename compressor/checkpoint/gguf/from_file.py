@@ -10,8 +10,9 @@ from compressor.architectures.gguf import hyperparameters
 from compressor.architectures.gguf.families import Family
 from compressor.architectures.gguf.hyperparameters import NONSENSE
 from compressor.architectures.gguf.naming import Mapped, from_gguf
+from compressor.architectures.gguf.spaces import Unsupported
 from compressor.architectures.gguf.tokenizer_back import special_numbers, tokenizer_files
-from compressor.architectures.gguf.tokenizers import PREFIX, Unsupported
+from compressor.architectures.gguf.tokenizers import PREFIX
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
 from compressor.checkpoint.gguf.fields import plain, said
 from compressor.checkpoint.gguf.moved import moved
