@@ -6,8 +6,8 @@ and it would fill its own tensors with random numbers. Here
 
     experts.gate_up_proj [E, H, 2·I], experts.down_proj [E, I, H]
 
-and their biases are read from the matrices. Rows of a transposed matrix are columns of what is decoded, of which all
-has to be for any of them; who copies the tensor reads its columns instead (`outputs`), each of the matrices once.
+and their biases are read from the matrices. Rows of a transposed matrix are columns of what is decoded, of which
+any row needs all; who copies the tensor reads its columns instead (`outputs`), and decodes each matrix once.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class JoinedExperts(StoredTensor):
 
     @property
     def turned(self) -> tuple[int, int, int]:
-        """All outputs of all experts, the inputs of each, and at multiples of how many outputs reading may begin."""
+        """All outputs of all experts, the inputs of each, and what multiples of outputs reading begins at."""
         experts, inputs, outputs = self.spec.shape
         align = max(part.align for expert in self.experts for part in expert)
         return experts * outputs, inputs, align * (len(self.experts[0]) if self.interleaved else 1)
@@ -134,7 +134,7 @@ class JoinedExperts(StoredTensor):
         end = min(max(-((before - last) // count), 0), rows)
         step = max(BLOCK // max(inputs, 1) // part.align, 1) * part.align
         for low in range(begin // part.align * part.align, end, step):
-            high = min(low + step, rows)
+            high = min(low + step, -(-end // part.align) * part.align, rows)
             held = _stored(part, inputs, low, high, work, f"{key}.expert")
             skipped, taken = max(begin - low, 0), min(end, high) - low
             place = before + (low + skipped) * count - first

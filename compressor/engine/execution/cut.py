@@ -57,7 +57,12 @@ def slice_tensor(job: Job, tensor: Tensor, partners: Sequence[Tensor]) -> Slice:
     if not job.steps and tensor.seekable:
         nbytes = spec.nbytes
         return Slice(nbytes, 1, 1 << 22, 1 << 22, bytes=True)
-    if not job.steps and tensor.encoder is None and isinstance(tensor.whole, JoinedExperts) and len(spec.shape) == 3:
+    if (
+        not job.steps
+        and tensor.encoder is None
+        and isinstance(tensor.whole, JoinedExperts)
+        and len(spec.shape) == 3
+    ):
         rows, columns, align = tensor.whole.turned
         return Slice(rows, columns, max(CHUNK // max(columns, 1) // align, 1) * align, align, turned=True)
     if not job.stores_parts and job.elementwise and tensor.seekable and not partners and not job.grain:

@@ -144,7 +144,8 @@ class Worker:
 
     def _carry_turned(self, job: Job, tensor: Tensor, start: int, stop: int, work: Workspace) -> Change:
         """Copy columns of the matrices of a tensor that is joined of transposed ones."""
-        assert isinstance(tensor.whole, JoinedExperts) and self.sink is not None  # noqa: S101 - as it was cut
+        assert isinstance(tensor.whole, JoinedExperts)  # noqa: S101 - it was cut so
+        assert self.sink is not None  # noqa: S101 - as in `_write`
         _, inputs, outputs = job.spec.shape
         offset, zeros = self.plan.files[job.file].layout.offsets[job.spec.name], 0
         for expert, first, found in tensor.whole.outputs(start, stop, work, "carry"):
