@@ -27,6 +27,7 @@ from compressor.checkpoint.joined_experts import join_experts
 from compressor.checkpoint.prefixes import strip_prefix
 from compressor.checkpoint.pruning_masks import fold_masks
 from compressor.checkpoint.upright import upright
+from compressor.checkpoint.weight_norm import fold_weight_norm, folded
 from compressor.core.errors import InputError, UsageError
 from compressor.core.metrics import Change
 from compressor.core.parallel import forked
@@ -179,7 +180,14 @@ def checked(order: Order) -> Order:
 
 def open_input(source: str, options: RunOptions) -> Checkpoint:
     """The input of a run, under the names and of the part of it that the options say."""
-    return strip_prefix(open_checkpoint(source, options.component), options.strip_prefix)
+    checkpoint = strip_prefix(open_checkpoint(source, options.component), options.strip_prefix)
+    return fold_weight_norm(checkpoint, options.fold_weight_norm)
+
+
+def _teacher(path: str, options: RunOptions) -> Checkpoint:
+    """A teacher, with weights in place of what a student of its names has weights for."""
+    teacher = fold_masks(open_checkpoint(path))
+    return folded(teacher) if options.fold_weight_norm else teacher
 
 
 def open_inputs(order: Order) -> Opened:
@@ -197,8 +205,9 @@ def open_inputs(order: Order) -> Opened:
     if archived and options.loader is not None:
         raise UsageError(f"--for {options.loader}: it loads no archives", remedy="Leave --store archive out")
     if archived and not changes:
-        if options.strip_prefix is not None:
-            raise UsageError("--strip-prefix: an archive of a file has its names", remedy="Leave it out")
+        if options.strip_prefix is not None or options.fold_weight_norm:
+            said = "--strip-prefix and --fold-weight-norm: an archive of a file has its tensors"
+            raise UsageError(said, remedy="Leave them out")
         checkpoint = archive.as_stored(checkpoint, container)
     coding = [stage.store for stage in recipe.stages if stage.method.verb == "quantize"]
     if container == "npz" and any(store in ("dense", "packed") for store in coding):
@@ -212,14 +221,14 @@ def open_inputs(order: Order) -> Opened:
     checkpoint = divided(checkpoint, storing, options.loader)
     if not changes and not checkpoint.stored:
         checkpoint = join_experts(checkpoint)
-    teachers = {path: fold_masks(open_checkpoint(path)) for path in order.teachers}
+    teachers = {path: _teacher(path, options) for path in order.teachers}
     if checkpoint.fused:
         teachers = {path: split_experts(teacher) for path, teacher in teachers.items()}
     if makes_adapter(recipe.stages):
         checkpoint = upright(checkpoint)
         teachers = {path: upright(teacher, like=checkpoint) for path, teacher in teachers.items()}
     if recipe.training is not None:
-        teachers[recipe.training.teacher] = fold_masks(open_checkpoint(recipe.training.teacher))
+        teachers[recipe.training.teacher] = _teacher(recipe.training.teacher, options)
     for read in (checkpoint, *teachers.values()):  # links in a folder may lead to where the output would be
         check_apart(order.output, *read.source.guarded)
     return Opened(
