@@ -182,7 +182,22 @@ def checked(order: Order) -> Order:
 
 def open_input(source: str, options: RunOptions) -> Checkpoint:
     """The input of a run, under the names and of the part of it that the options say."""
-    return strip_prefix(open_checkpoint(source, options.component), options.strip_prefix)
+    checkpoint = strip_prefix(open_checkpoint(source, options.component), options.strip_prefix)
+    if options.fold_weight_norm or any(name.endswith(("_v", ".original1")) for name in checkpoint.tensors):
+        from compressor.checkpoint.weight_norm import fold_weight_norm
+
+        checkpoint = fold_weight_norm(checkpoint, options.fold_weight_norm)
+    return checkpoint
+
+
+def _teacher(path: str, options: RunOptions) -> Checkpoint:
+    """A teacher, with weights in place of what a student of its names has weights for."""
+    teacher = fold_masks(open_checkpoint(path))
+    if options.fold_weight_norm:
+        from compressor.checkpoint.weight_norm import folded
+
+        teacher = folded(teacher)
+    return teacher
 
 
 def open_inputs(order: Order) -> Opened:
@@ -202,8 +217,9 @@ def open_inputs(order: Order) -> Opened:
     if archived and options.loader is not None:
         raise UsageError(f"--for {options.loader}: it loads no archives", remedy="Leave --store archive out")
     if archived and not changes:
-        if options.strip_prefix is not None:
-            raise UsageError("--strip-prefix: an archive of a file has its names", remedy="Leave it out")
+        if options.strip_prefix is not None or options.fold_weight_norm:
+            said = "--strip-prefix and --fold-weight-norm: an archive of a file has its tensors"
+            raise UsageError(said, remedy="Leave them out")
         from compressor.engine.execution.archive import as_stored
 
         checkpoint = as_stored(checkpoint, container)
@@ -219,14 +235,14 @@ def open_inputs(order: Order) -> Opened:
     checkpoint = divided(checkpoint, storing, options.loader)
     if not changes and not checkpoint.stored:
         checkpoint = join_experts(checkpoint)
-    teachers = {path: fold_masks(open_checkpoint(path)) for path in order.teachers}
+    teachers = {path: _teacher(path, options) for path in order.teachers}
     if checkpoint.fused:
         teachers = {path: split_experts(teacher) for path, teacher in teachers.items()}
     if makes_adapter(recipe.stages):
         checkpoint = upright(checkpoint)
         teachers = {path: upright(teacher, like=checkpoint) for path, teacher in teachers.items()}
     if recipe.training is not None:
-        teachers[recipe.training.teacher] = fold_masks(open_checkpoint(recipe.training.teacher))
+        teachers[recipe.training.teacher] = _teacher(recipe.training.teacher, options)
     for read in (checkpoint, *teachers.values()):  # links in a folder may lead to where the output would be
         check_apart(order.output, *read.source.guarded)
     return Opened(
