@@ -62,7 +62,7 @@ class Limit:
     hint: bool = False
 
     def holds(self, form: str, layer: Layer, types: Sequence[str]) -> bool:
-        """Whether it holds of tensors in this form, in a model of these types, the outermost first, by all but the name."""
+        """Whether it holds of this form of some tensor, in a model of these types, the outermost first."""
         of_family = not self.families or any(one in self.families for one in types)
         of_family = of_family and not any(one in self.unless for one in types)
         of_layer = not self.layers or layer in self.layers
