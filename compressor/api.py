@@ -30,7 +30,7 @@ from compressor.workflows.compare import ComparisonReport
 from compressor.workflows.inspect import InspectReport
 from compressor.workflows.keywords import check_keywords
 from compressor.workflows.legs import run_legs
-from compressor.workflows.merge import MergeReport
+from compressor.workflows.merge_report import MergeReport
 from compressor.workflows.one_pass import run_one_pass
 from compressor.workflows.results import Report
 from compressor.workflows.run_options import RunOptions

@@ -38,7 +38,7 @@ def command(parts: tuple[str, ...], output: str, **values: Any) -> int:
     """
     from compressor import api
     from compressor.cli.report import progress, render
-    from compressor.workflows.merge import MergeGateFailed
+    from compressor.workflows.merge_report import MergeGateFailed
 
     style, rows, hush = values.pop("style"), values.pop("top"), values.pop("quiet")
     failed: MergeGateFailed | None = None

@@ -105,6 +105,7 @@ running = chain(
         "--component", metavar="NAME", default="", help="Of a pipeline of diffusers: which folder to treat."
     ),
     click.option("--strip-prefix", metavar="TEXT", help="Take this off the names of tensors, as in _orig_mod."),
+    click.option("--fold-weight-norm", is_flag=True, help="Make one weight of each gain and direction."),
     click.option(
         "--max-shard-size", type=Size(), help="Of an output folder: largest file of weights, such as 5GB."
     ),

@@ -29,9 +29,9 @@ from compressor.files.entropy.elements import Form, form_named
 from compressor.files.growth import most
 from compressor.files.input_file import InputFile
 from compressor.files.layout import Header, Placed
+from compressor.files.ours import ARCHIVE
 from compressor.files.strict_json import parse_object
 
-KEY = "compressor.archive"
 VERSION = "1"
 TENSOR = "archive"
 TRAILER = 8
@@ -161,7 +161,7 @@ def needs(error: NeedsPackage, path: str, tensor: str) -> InputError:
 
 def opened(file: InputFile, header: Header) -> tuple[InputFile, Header]:
     """The file that a safetensors file stands for: itself, unless it is an archive. InputError where damaged."""
-    version = header.metadata.get(KEY)
+    version = header.metadata.get(ARCHIVE)
     if version is None:
         return file, header
     if version != VERSION:

@@ -8,12 +8,13 @@ from contextlib import suppress
 from itertools import islice
 
 from compressor.core.errors import InputError
-from compressor.files import archive, safetensors
+from compressor.files import safetensors
 from compressor.files.input_file import InputFile
 
 RECORD = "compressor"  # the key of a header's metadata under which a run says what it did
 PART_RECORD = "part.json"  # what a part of an output says of itself
 _PART = b'{"format":"compressor-part"'
+ARCHIVE = "compressor.archive"  # the key that says that a file is an archive, and of which version
 _MODEL = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 _NEVER = (".bin", ".gguf", ".pt", ".pth", ".ckpt")  # weights that no run writes into a folder
 _LOOKED_AT = 64  # files whose headers are read, to find a record
@@ -70,4 +71,4 @@ def _says_so(path: str) -> bool:
         metadata = safetensors.read_header(InputFile.open(path)).metadata
     except InputError:  # whatever it is, no run has written it
         return False
-    return RECORD in metadata or archive.KEY in metadata
+    return RECORD in metadata or ARCHIVE in metadata

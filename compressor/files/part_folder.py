@@ -19,6 +19,7 @@ from typing import Any
 from compressor.core.errors import InputError
 from compressor.core.lazy import np
 from compressor.core.text import printable
+from compressor.core.version import __version__
 from compressor.core.workspace import Array
 from compressor.files.input_file import InputFile
 from compressor.files.layout import FileLayout
@@ -78,9 +79,9 @@ class PartFile:
 class PartRecord:
     """What a part says of itself: `number` of `count`; `plan` its fingerprint; `inputs` what they were known by,
     and `times` of their files; `names` of the output's container files, and which of these it has (`files`);
-    `small` ones that go beside them. `said` is for those who make and merge parts: JSON types."""
+    `small` ones that go beside them; the version of the `tool`. `said`, JSON types, is for who
+    makes and merges parts."""
 
-    tool: str
     number: int
     count: int
     plan: str
@@ -91,6 +92,7 @@ class PartRecord:
     files: tuple[PartFile, ...]
     small: tuple[PartFile, ...]
     said: Mapping[str, Any]
+    tool: str = __version__
 
 
 class PartOutput(Output):
@@ -231,7 +233,7 @@ def read_part(path: str) -> Part:
         said = _is(dict, found["said"])
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(path) from error
-    return Part(place, PartRecord(tool, number, count, plan, inputs, times, container, names, files, small, said))
+    return Part(place, PartRecord(number, count, plan, inputs, times, container, names, files, small, said, tool))
 
 
 def damaged(path: str) -> InputError:

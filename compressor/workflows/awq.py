@@ -83,11 +83,6 @@ class _Found:
     after: float
 
 
-def balances(plan: Plan) -> bool:
-    """Whether any tensor is treated by a method that has inputs scaled."""
-    return any(step.method.rounded_by.balances for job in plan.jobs for step in job.steps)
-
-
 def scaled_note(student: Checkpoint) -> tuple[str, ...]:
     """What to know of a student whose record says that it was rounded so."""
     stages = [stage for record in student.records for stage in record.stages]

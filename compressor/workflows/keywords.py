@@ -36,6 +36,7 @@ class RunKeywords(TypedDict, total=False):
     requantize: bool
     allow_unmatched: bool
     strip_prefix: str | None
+    fold_weight_norm: bool
     component: str
     max_shard_size: int | None
     no_tokenizer: bool

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 from compressor.core import cleanup
-from compressor.core.errors import InputError, NothingWritten, UsageError
-from compressor.core.metrics import Change
+from compressor.core.errors import InputError, UsageError
 from compressor.core.parallel.threads import available_workers, in_order, local
 from compressor.core.text import printable
 from compressor.engine.execution.archive import merge_archives
-from compressor.engine.execution.parts import MergedTensor, check_covered, merged_tensors
+from compressor.engine.execution.parts import check_covered, merged_tensors
 from compressor.files.destination import check_apart
 from compressor.files.layout import FileLayout
 from compressor.files.output import Output
@@ -21,41 +19,10 @@ from compressor.files.part_folder import Part, PartFile, damaged, read_part
 from compressor.files.staging import check_place, remove
 from compressor.recipe.gates import Gates
 from compressor.workflows.gating import judge, judge_sizes
-from compressor.workflows.results import merged
+from compressor.workflows.merge_report import MergeGateFailed, MergeReport
 
 Path = str | os.PathLike[str]
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class MergeReport:
-    """What an output of `parts` parts came to: bytes of its container files before and after, and its tensors."""
-
-    output: str
-    parts: int
-    fingerprint: str
-    size_before: int
-    size_after: int
-    tensors: Sequence[MergedTensor]
-    failures: tuple[str, ...] = ()
-
-    @cached_property
-    def rows(self) -> list[MergedTensor]:
-        """The tensors that were treated."""
-        return [one for one in self.tensors if one.treated]
-
-    @cached_property
-    def total(self) -> Change:
-        """What happened to all treated tensors together."""
-        return merged([one.change for one in self.rows])
-
-
-class MergeGateFailed(NothingWritten):
-    """The parts are whole and miss a limit; `report` says what the output would have been. Nothing was written."""
-
-    def __init__(self, report: MergeReport) -> None:
-        self.report = report
-        super().__init__("; ".join(report.failures))
 
 
 def merge(

@@ -15,15 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 
 from compressor.calibration.opening import files_of as statistics_files_of
 from compressor.calibration.opening import open_all
 from compressor.calibration.statistics import Statistics
 from compressor.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from compressor.checkpoint.experts import split_experts
-from compressor.checkpoint.gguf.from_file import as_folder, is_file_of_a_model
-from compressor.checkpoint.gguf.to_file import Wishes, as_file, becomes_file
 from compressor.checkpoint.joined_experts import join_experts
 from compressor.checkpoint.prefixes import strip_prefix
 from compressor.checkpoint.pruning_masks import fold_masks
@@ -32,9 +29,6 @@ from compressor.core.errors import InputError, UsageError
 from compressor.core.metrics import Change
 from compressor.core.parallel import forked
 from compressor.core.parallel.threads import available_workers, local
-from compressor.core.version import __version__
-from compressor.engine.execution import archive
-from compressor.engine.execution.parts import inputs_of, measured, written_files
 from compressor.engine.execution.runner import Runner, Surveyed
 from compressor.engine.execution.shards import Shards
 from compressor.engine.execution.units import Share
@@ -49,17 +43,12 @@ from compressor.files.destination import check_apart, container_of
 from compressor.files.identity import Identity, identity_of
 from compressor.files.layout import Container
 from compressor.files.output import Output
-from compressor.files.part_folder import PartOutput, PartRecord
 from compressor.files.staging import check_place
 from compressor.methods.registry import methods_of
-from compressor.networks.training.student import trained
 from compressor.recipe.archive_store import archive_store
-from compressor.recipe.model import Recipe, Stage
+from compressor.recipe.model import Cut, Recipe, Stage
 from compressor.recipe.preset_rules import with_presets
 from compressor.recipe.statistics_files import with_statistics
-from compressor.surgery.make_student import files_of as cut_files_of
-from compressor.surgery.make_student import reshaped, resolved_cuts
-from compressor.workflows.awq import balanced, balances, scaled_note
 from compressor.workflows.gating import judge, judge_plan, judge_sizes
 from compressor.workflows.gguf_model import ggml_model
 from compressor.workflows.inspect import non_finite_tensors
@@ -94,7 +83,17 @@ class Order:
         """The paths of everything that is read beside the source."""
         recipe = self.recipe
         examples = () if recipe.training is None else recipe.training.files
-        return (*self.teachers, *examples, *statistics_files_of(recipe), *cut_files_of(recipe.cuts))
+        return (*self.teachers, *examples, *statistics_files_of(recipe), *_files_of_cuts(recipe))
+
+
+def _files_of_cuts(recipe: Recipe) -> tuple[str, ...]:
+    if not recipe.cuts:
+        return ()
+    from compressor.surgery.make_student import (
+        files_of,  # as other imports in functions here: most runs cut nothing
+    )
+
+    return files_of(recipe.cuts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +184,22 @@ def checked(order: Order) -> Order:
 
 def open_input(source: str, options: RunOptions) -> Checkpoint:
     """The input of a run, under the names and of the part of it that the options say."""
-    return strip_prefix(open_checkpoint(source, options.component), options.strip_prefix)
+    checkpoint = strip_prefix(open_checkpoint(source, options.component), options.strip_prefix)
+    if options.fold_weight_norm or any(name.endswith(("_v", ".original1")) for name in checkpoint.tensors):
+        from compressor.checkpoint.weight_norm import fold_weight_norm
+
+        checkpoint = fold_weight_norm(checkpoint, options.fold_weight_norm)
+    return checkpoint
+
+
+def _teacher(path: str, options: RunOptions) -> Checkpoint:
+    """A teacher, with weights in place of what a student of its names has weights for."""
+    teacher = fold_masks(open_checkpoint(path))
+    if options.fold_weight_norm:
+        from compressor.checkpoint.weight_norm import folded
+
+        teacher = folded(teacher)
+    return teacher
 
 
 def open_inputs(order: Order) -> Opened:
@@ -194,8 +208,10 @@ def open_inputs(order: Order) -> Opened:
     options, recipe = order.options, order.recipe
     checkpoint = open_input(order.source, options)
     container = container_of(order.output, checkpoint.source)
-    if container == "folder" and is_file_of_a_model(checkpoint):
-        checkpoint = as_folder(checkpoint)
+    if container == "folder" and checkpoint.source.kind == "gguf":
+        from compressor.checkpoint.gguf.from_file import as_folder, is_file_of_a_model
+
+        checkpoint = as_folder(checkpoint) if is_file_of_a_model(checkpoint) else checkpoint
     changes = bool(recipe.stages or recipe.cuts or recipe.training)
     if changes and container != "npy" and not options.dry_run:  # else nothing records it
         checkpoint = replace(checkpoint, identity=order.origin or identity_of(checkpoint.source))
@@ -203,9 +219,12 @@ def open_inputs(order: Order) -> Opened:
     if archived and options.loader is not None:
         raise UsageError(f"--for {options.loader}: it loads no archives", remedy="Leave --store archive out")
     if archived and not changes:
-        if options.strip_prefix is not None:
-            raise UsageError("--strip-prefix: an archive of a file has its names", remedy="Leave it out")
-        checkpoint = archive.as_stored(checkpoint, container)
+        if options.strip_prefix is not None or options.fold_weight_norm:
+            said = "--strip-prefix and --fold-weight-norm: an archive of a file has its tensors"
+            raise UsageError(said, remedy="Leave them out")
+        from compressor.engine.execution.archive import as_stored
+
+        checkpoint = as_stored(checkpoint, container)
     coding = [stage.store for stage in recipe.stages if stage.method.verb == "quantize"]
     if container == "npz" and any(store in ("dense", "packed") for store in coding):
         raise UsageError("an .npz output holds codes", remedy="Use --store codes, or end the output otherwise")
@@ -218,14 +237,14 @@ def open_inputs(order: Order) -> Opened:
     checkpoint = divided(checkpoint, storing, options.loader)
     if not changes and not checkpoint.stored:
         checkpoint = join_experts(checkpoint)
-    teachers = {path: fold_masks(open_checkpoint(path)) for path in order.teachers}
+    teachers = {path: _teacher(path, options) for path in order.teachers}
     if checkpoint.fused:
         teachers = {path: split_experts(teacher) for path, teacher in teachers.items()}
     if makes_adapter(recipe.stages):
         checkpoint = upright(checkpoint)
         teachers = {path: upright(teacher, like=checkpoint) for path, teacher in teachers.items()}
     if recipe.training is not None:
-        teachers[recipe.training.teacher] = fold_masks(open_checkpoint(recipe.training.teacher))
+        teachers[recipe.training.teacher] = _teacher(recipe.training.teacher, options)
     for read in (checkpoint, *teachers.values()):  # links in a folder may lead to where the output would be
         check_apart(order.output, *read.source.guarded)
     return Opened(
@@ -248,22 +267,29 @@ def transform(opened: Opened) -> Transformed:
     understood, or that statistics and teachers are not of; UsageError for what cannot be cut."""
     order, checkpoint = opened.order, opened.checkpoint
     options, training = order.options, order.recipe.training
-    cuts, notes = resolved_cuts(order.recipe.cuts, checkpoint)
+    cuts, notes = _resolved_cuts(opened)
     for_cuts = [one for number, one in opened.statistics.items() if number < len(cuts)]
     notes += check_model(for_cuts, checkpoint, opened.undivided)
     if any(stage.teacher is not None and stage.method.verb == "distill" for stage in order.recipe.stages):
+        from compressor.workflows.awq import scaled_note
+
         notes += scaled_note(checkpoint)
-    checkpoint = reshaped(
-        checkpoint,
-        cuts,
-        workers=opened.workers,
-        keep_non_finite=options.non_finite == "keep",
-        statistics=opened.statistics,
-    )
+    if cuts:
+        from compressor.surgery.make_student import reshaped
+
+        checkpoint = reshaped(
+            checkpoint,
+            cuts,
+            workers=opened.workers,
+            keep_non_finite=options.non_finite == "keep",
+            statistics=opened.statistics,
+        )
     for_stages = [one for number, one in opened.statistics.items() if number >= len(cuts)]
     notes += check_model(for_stages, checkpoint, checkpoint if cuts else opened.undivided)
     checkpoint = replace(checkpoint, notes=tuple(dict.fromkeys((*checkpoint.notes, *notes))))
     if training is not None:
+        from compressor.networks.training.student import trained
+
         checkpoint = trained(
             checkpoint,
             opened.teachers[training.teacher],
@@ -272,16 +298,32 @@ def transform(opened: Opened) -> Transformed:
             dry=options.dry_run,
             progress=options.progress,
         )
-    if opened.container == "gguf" and becomes_file(checkpoint):
-        wishes = Wishes(not options.no_tokenizer, options.leave_out)
-        checkpoint = as_file(checkpoint, wishes)
-        teachers = {
-            path: as_file(one, wishes) if becomes_file(one) else one for path, one in opened.teachers.items()
-        }
-        opened = replace(opened, teachers=teachers)
+    if opened.container == "gguf":
+        opened, checkpoint = _for_gguf(opened, checkpoint)
     specs = [tensor.spec for tensor in checkpoint.tensors.values()]
     recipe = with_presets(replace(order.recipe, cuts=cuts), specs, ggml_model(checkpoint.source.fields))
     return Transformed(opened, recipe, checkpoint)
+
+
+def _resolved_cuts(opened: Opened) -> tuple[tuple[Cut, ...], tuple[str, ...]]:
+    cuts = opened.order.recipe.cuts
+    if not cuts:
+        return (), ()
+    from compressor.surgery.make_student import resolved_cuts
+
+    return resolved_cuts(cuts, opened.checkpoint)
+
+
+def _for_gguf(opened: Opened, checkpoint: Checkpoint) -> tuple[Opened, Checkpoint]:
+    """The checkpoint and the teachers as GGUF has them, where they are of another container."""
+    from compressor.checkpoint.gguf.to_file import Wishes, as_file, becomes_file
+
+    options = opened.order.options
+    wishes = Wishes(not options.no_tokenizer, options.leave_out)
+    if not becomes_file(checkpoint):
+        return opened, checkpoint
+    teachers = {path: as_file(one, wishes) if becomes_file(one) else one for path, one in opened.teachers.items()}
+    return replace(opened, teachers=teachers), as_file(checkpoint, wishes)
 
 
 # ---- plan ----------------------------------------------------------------------------------------------
@@ -312,7 +354,9 @@ def make_final_plan(transformed: Transformed) -> Planned:
         with local(opened.workers) as executor:
             request = replace(request, hold=non_finite_tensors(request.checkpoint, plan, executor))
         plan = make_plan(request)
-    if balances(plan):
+    if plan.balances:
+        from compressor.workflows.awq import balanced
+
         importlib.import_module("numpy")
         dry = options.dry_run and plan.sizes_known  # else sizes go by the scales
         checkpoint, statistics = balanced(
@@ -336,7 +380,9 @@ def _judged(planned: Planned) -> Planned:
     gates, plan = planned.opened.order.options.gates, planned.plan
     if planned.opened.archived:
         gates = replace(gates, min_ratio=None, max_size=None)
-        planned = replace(planned, plan=archive.noted(plan, dry=planned.opened.order.options.dry_run))
+        from compressor.engine.execution.archive import noted
+
+        planned = replace(planned, plan=noted(plan, dry=planned.opened.order.options.dry_run))
     failures = judge_plan(gates, plan)
     if failures:
         raise ReportedGateFailed(replace(planned.report, failures=tuple(failures)))
@@ -413,6 +459,9 @@ def write(planned: Planned) -> Report:
 
 def _write_part(planned: Planned, plan: Plan, share: Share) -> Report:
     """Carry out a share of the plan, and write it down as a part for `merge`, by which the gates are judged."""
+    from compressor.engine.execution.parts import inputs_of, measured, written_files
+    from compressor.files.part_folder import PartOutput, PartRecord
+
     opened, request = planned.opened, planned.request
     order, options = opened.order, opened.order.options
     changed = [one.changed_by() for one in request.statistics.values()]
@@ -428,7 +477,6 @@ def _write_part(planned: Planned, plan: Plan, share: Share) -> Report:
             done, changes = _carried_out(planned, runner, sink)
             small = _small_files(sink, done, request) if share.number == 1 else []
             record = PartRecord(
-                tool=__version__,
                 number=share.number,
                 count=share.count,
                 plan=plan.fingerprint,
@@ -473,20 +521,18 @@ def _runner(planned: Planned, worker: Worker, stack: ExitStack, share: Share | N
 def _carried_out(planned: Planned, runner: Runner, sink: Output) -> tuple[Plan, Sequence[Change]]:
     """Write all container files: the plan with the sizes that they have, and what happened to each of its jobs."""
     opened, plan, checkpoint = planned.opened, runner.worker.plan, runner.worker.checkpoint
-    archiving = partial(
-        archive.archive_files,
-        sink,
-        plan,
-        opened.order.options.effort,
-        opened.workers,
-        files=None if runner.share is None else runner.files,
-    )
+    changes = [] if checkpoint.stored else runner.run()
+    if not opened.archived:
+        return plan, changes
+    from compressor.engine.execution.archive import archive_files
+
+    files = None if runner.share is None else runner.files
+    effort, workers = opened.order.options.effort, opened.workers
     if checkpoint.stored:
-        return archiving(checkpoint=checkpoint, progress=runner.progress)
-    changes = runner.run()
-    if opened.archived:
-        plan, _ = archiving()
-    return plan, changes
+        return archive_files(
+            sink, plan, effort, workers, checkpoint=checkpoint, progress=runner.progress, files=files
+        )
+    return archive_files(sink, plan, effort, workers, files=files)[0], changes
 
 
 def _finish(sink: Output, plan: Plan, request: PlanRequest) -> None:

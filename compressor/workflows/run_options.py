@@ -32,7 +32,8 @@ class RunOptions:
     `loader` is who is to load the output: it chooses the layout, what is left dense and how experts are called, and
     what that loader is known not to take is an error.
 
-    `strip_prefix` is taken off the names of tensors that begin with it; `component` is the sub-folder of a pipeline
+    `strip_prefix` is taken off the names of tensors that begin with it; `fold_weight_norm` makes one weight of each
+    gain and direction; `component` is the sub-folder of a pipeline
     of diffusers that is treated; `max_shard_size` is how many bytes of tensors a file of an output folder may hold.
     Of a folder that becomes a GGUF file, `no_tokenizer` leaves its tokenizer out, and `leave_out` are patterns of
     tensors that the file has no place for.
@@ -56,6 +57,7 @@ class RunOptions:
     requantize: bool = False
     allow_unmatched: bool = False
     strip_prefix: str | None = None
+    fold_weight_norm: bool = False
     component: str = ""
     max_shard_size: int | None = None
     no_tokenizer: bool = False

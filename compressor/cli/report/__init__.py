@@ -5,7 +5,7 @@ from __future__ import annotations
 from compressor.calibration.result import CalibrationReport
 from compressor.workflows.compare import ComparisonReport
 from compressor.workflows.inspect import InspectReport
-from compressor.workflows.merge import MergeReport
+from compressor.workflows.merge_report import MergeReport
 from compressor.workflows.results import Report
 
 Printable = Report | ComparisonReport | InspectReport | CalibrationReport | MergeReport

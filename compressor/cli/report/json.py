@@ -16,7 +16,7 @@ from compressor.engine.plan.plan import Job
 from compressor.workflows.archive_contents import CodingGain
 from compressor.workflows.compare import ComparisonReport
 from compressor.workflows.inspect import InspectReport
-from compressor.workflows.merge import MergeReport
+from compressor.workflows.merge_report import MergeReport
 from compressor.workflows.results import Report
 
 SCHEMA = 1

@@ -16,7 +16,7 @@ from compressor.recipe.model import Recipe
 from compressor.workflows.archive_contents import CodingGain, summed
 from compressor.workflows.compare import ComparisonReport
 from compressor.workflows.inspect import InspectReport
-from compressor.workflows.merge import MergeReport
+from compressor.workflows.merge_report import MergeReport
 from compressor.workflows.results import Report
 
 _MANY = 60  # rows that are shown without being asked for more

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from math import prod
 from typing import Any
 
 from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.core.lazy import np
 from compressor.core.metrics import Change
+from compressor.core.tensor import DTYPES
+from compressor.engine.execution.cut import part_offset, part_shape
 from compressor.engine.execution.runner import Runner
 from compressor.engine.execution.shards import change_of, said_of
-from compressor.engine.execution.units import extents_of
+from compressor.engine.execution.units import Batch, Unit
+from compressor.engine.execution.worker import Worker
 from compressor.engine.plan.plan import Job, Plan
 from compressor.files.identity import identity_of
 from compressor.files.part_folder import Extent, Part, PartFile, PartOutput, damaged, joined
@@ -35,9 +40,35 @@ def written_files(runner: Runner, sink: PartOutput, *, archived: bool) -> tuple[
         return tuple(sink.whole(plan.files[number].name) for number in sorted(runner.files))
     extents: dict[int, list[Extent]] = {number: [] for number in runner.files}
     for unit in runner.units:
-        for file, extent in extents_of(unit, plan, runner.worker):
+        for file, extent in extents_of(unit, runner.worker):
             extents[file].append(extent)
     return tuple(sink.written(number, joined(places)) for number, places in sorted(extents.items()))
+
+
+def extents_of(unit: Unit, worker: Worker) -> Iterator[tuple[int, Extent]]:
+    """Where a unit's bytes go: the file's number, and the places in it."""
+    for job in unit.jobs:
+        offsets = worker.plan.files[job.file].layout.offsets
+        if isinstance(unit, Batch):
+            for spec in job.part_specs:
+                yield job.file, Extent(offsets[spec.name], spec.nbytes)
+            continue
+        if not job.steps and worker.checkpoint.tensors[job.spec.name].encoder is None:
+            width = job.spec.nbytes // max(unit.cut.rows, 1)
+            begin = offsets[job.spec.name] + unit.start * width
+            yield job.file, Extent(begin, (unit.stop - unit.start) * width)
+            continue
+        for part in job.parts:
+            if part.every == 0 and unit.start:
+                continue  # written with the first rows
+            place = unit.start, unit.stop
+            begin = part_offset(part, job, unit.cut, *place, offsets[job.part_name(part)])
+            shape = part_shape(part, job, unit.cut, *place)
+            itemsize = np.dtype(DTYPES[part.dtype].storage).itemsize
+            if part.across:
+                yield job.file, Extent(begin, shape[1] * itemsize, part.shape[1] * itemsize, shape[0])
+            else:
+                yield job.file, Extent(begin, prod(shape) * itemsize)
 
 
 def measured(runner: Runner, plan: Plan, changes: Sequence[Change]) -> dict[str, Any]:

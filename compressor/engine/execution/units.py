@@ -7,14 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 
-from compressor.core.lazy import np
-from compressor.core.tensor import DTYPES
-from compressor.engine.execution.cut import Slice, part_offset, part_shape
+from compressor.engine.execution.cut import Slice
 from compressor.engine.execution.worker import Worker
-from compressor.engine.plan.plan import Job, Plan
-from compressor.files.part_folder import Extent
+from compressor.engine.plan.plan import Job
 from compressor.methods.contract import SMALL
 
 _BATCH = 1 << 19  # elements of small tensors that make one task
@@ -114,29 +110,3 @@ class Share:
                 own += group
             before += size
         return own
-
-
-def extents_of(unit: Unit, plan: Plan, worker: Worker) -> Iterator[tuple[int, Extent]]:
-    """Where a unit's bytes go: the file's number, and the places in it."""
-    for job in unit.jobs:
-        offsets = plan.files[job.file].layout.offsets
-        if isinstance(unit, Batch):
-            for spec in job.part_specs:
-                yield job.file, Extent(offsets[spec.name], spec.nbytes)
-            continue
-        if not job.steps and worker.checkpoint.tensors[job.spec.name].encoder is None:
-            width = job.spec.nbytes // max(unit.cut.rows, 1)
-            begin = offsets[job.spec.name] + unit.start * width
-            yield job.file, Extent(begin, (unit.stop - unit.start) * width)
-            continue
-        for part in job.parts:
-            if part.every == 0 and unit.start:
-                continue  # written with the first rows
-            place = unit.start, unit.stop
-            begin = part_offset(part, job, unit.cut, *place, offsets[job.part_name(part)])
-            shape = part_shape(part, job, unit.cut, *place)
-            itemsize = np.dtype(DTYPES[part.dtype].storage).itemsize
-            if part.across:
-                yield job.file, Extent(begin, shape[1] * itemsize, part.shape[1] * itemsize, shape[0])
-            else:
-                yield job.file, Extent(begin, prod(shape) * itemsize)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from compressor.calibration.statistics import Statistics
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
 from compressor.checkpoint.finite import count_non_finite
+from compressor.checkpoint.joined_experts import JoinedExperts
 from compressor.checkpoint.rows import Rows
 from compressor.core import kernels
 from compressor.core.errors import InputError
@@ -126,6 +127,8 @@ class Worker:
         """Copy as it is."""
         offset = self.plan.files[job.file].layout.offsets[job.spec.name]
         storage = DTYPES[job.spec.dtype].storage
+        if cut.turned:
+            return self._carry_turned(job, tensor, start, stop, work)
         if cut.bytes:
             raw = tensor.whole.read_bytes(start, stop, work, "carry")
             self._write(job.file, offset + start, raw)
@@ -138,6 +141,20 @@ class Worker:
         if cut.bytes:
             size //= DTYPES[job.spec.dtype].bits
         return Change(size, zeros, zeros)
+
+    def _carry_turned(self, job: Job, tensor: Tensor, start: int, stop: int, work: Workspace) -> Change:
+        """Copy columns of the matrices of a tensor that is joined of transposed ones."""
+        assert isinstance(tensor.whole, JoinedExperts)  # noqa: S101 - it was cut so
+        assert self.sink is not None  # noqa: S101 - as in `_write`
+        _, inputs, outputs = job.spec.shape
+        offset, zeros = self.plan.files[job.file].layout.offsets[job.spec.name], 0
+        for expert, first, found in tensor.whole.outputs(start, stop, work, "carry"):
+            upright = work.array("carry.upright", (inputs, len(found)), found.dtype.str)
+            np.copyto(upright, found.T)
+            place = offset + (expert * inputs * outputs + first) * found.itemsize
+            self.sink.write_columns(job.file, place, outputs * found.itemsize, upright)
+            zeros += count_stored_zeros(found, job.spec, work)
+        return Change((stop - start) * inputs, zeros, zeros)
 
     def _treat(
         self,

@@ -206,6 +206,11 @@ class Plan:
         return found
 
     @property
+    def balances(self) -> bool:
+        """Whether any tensor is treated by a method that has inputs scaled."""
+        return any(step.method.rounded_by.balances for job in self.jobs for step in job.steps)
+
+    @property
     def size_after(self) -> int:
         """Bytes of the container files, headers included."""
         return sum(file.layout.size for file in self.files)
