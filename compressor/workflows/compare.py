@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from compressor.checkpoint.checkpoint import Tensor, open_checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint, Tensor, open_checkpoint
 from compressor.checkpoint.experts import split_like
 from compressor.checkpoint.finite import blocks_of
-from compressor.checkpoint.gguf.from_file import as_folder, is_file_of_a_model
 from compressor.core.lazy import np
 from compressor.core.metrics import Comparison, count_zeros, dot
 from compressor.core.parallel.threads import available_workers, in_order, local
@@ -57,8 +56,8 @@ def compare(
     A tensor that only one side has, or that differs in shape, is a row with a problem, and fails any gate.
     """
     left, right = open_checkpoint(a), open_checkpoint(b)
-    if is_file_of_a_model(left) != is_file_of_a_model(right) and not left.tensors.keys() & right.tensors.keys():
-        left, right = (as_folder(one) if is_file_of_a_model(one) else one for one in (left, right))
+    if "gguf" in (left.source.kind, right.source.kind) and not left.tensors.keys() & right.tensors.keys():
+        left, right = _of_one_naming(left, right)
     left, right = split_like(left, right), split_like(right, left)
     lone = len(left.tensors) == len(right.tensors) == 1
     pairs: list[tuple[Tensor, Tensor]] = []
@@ -91,6 +90,15 @@ def compare(
     failures = _judge(rows, max_error, min_sqnr)
     sizes = (left.source.nbytes, right.source.nbytes)
     return ComparisonReport(os.fspath(a), os.fspath(b), tuple(rows), total, sizes, failures)
+
+
+def _of_one_naming(left: Checkpoint, right: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
+    """Both under the names of transformers, where one of them is a model in a GGUF file."""
+    from compressor.checkpoint.gguf.from_file import as_folder, is_file_of_a_model
+
+    if is_file_of_a_model(left) == is_file_of_a_model(right):
+        return left, right
+    return (as_folder(left), right) if is_file_of_a_model(left) else (left, as_folder(right))
 
 
 def _mismatch(one: Tensor, other: Tensor | None) -> str:
