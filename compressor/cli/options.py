@@ -105,6 +105,7 @@ running = chain(
         "--component", metavar="NAME", default="", help="Of a pipeline of diffusers: which folder to treat."
     ),
     click.option("--strip-prefix", metavar="TEXT", help="Take this off the names of tensors, as in _orig_mod."),
+    click.option("--fold-weight-norm", is_flag=True, help="Make one weight of each gain and direction."),
     click.option(
         "--max-shard-size", type=Size(), help="Of an output folder: largest file of weights, such as 5GB."
     ),
@@ -141,6 +142,11 @@ for_loader = click.option(
     "loader",
     type=click.Choice(list(READERS)),
     help="Write what this loader takes: its layout, its names, and dense what it wants so; else refuse.",
+)
+part = click.option(
+    "--part",
+    metavar="K/N",
+    help="Be job K of N that write OUTPUT together: write a part beside it, which `compressor merge` takes.",
 )
 show_recipe = click.option(
     "--show-recipe", is_flag=True, help="Print the recipe that does this, with all that was left open; run nothing."

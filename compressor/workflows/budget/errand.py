@@ -42,6 +42,7 @@ class Errand:
             requantize=options.requantize,
             allow_unmatched=options.allow_unmatched,
             strip_prefix=options.strip_prefix,
+            fold_weight_norm=options.fold_weight_norm,
             component=options.component,
             max_shard_size=options.max_shard_size,
             non_finite=options.non_finite,
@@ -60,6 +61,7 @@ class Errand:
             save_mask=None,
             work=None,
             keep_work=False,
+            part=None,
             gates=Gates(),
             stats=self._taken(recipe),
         )
