@@ -69,14 +69,15 @@ def merge_surveys(paths: Sequence[str], output: str, *, force: bool = False, cop
     for path, one in surveys:
         if one.part == (0, 0):
             raise UsageError(f"{printable(path)} is merged already", remedy="Give it to --surveyed")
+        if one.part[1] != first.part[1]:
+            said = f"is of {one.part[1]} jobs, and {printable(first_path)} of {first.part[1]}"
+            raise InputError(said, file=path, remedy="Give those of one survey")
         if one.part[0] in by_number:
             both = f"{printable(by_number[one.part[0]][0])} and {printable(path)}"
             raise UsageError(f"job {one.part[0]}/{one.part[1]} is given twice: {both}", remedy="Give each once")
         by_number[one.part[0]] = path, one
     for path, one in others:
         said = f"than {printable(first_path)}"
-        if one.part[1] != first.part[1]:
-            raise InputError(f"is of {one.part[1]} jobs, other {said}", file=path)
         if one.inputs != first.inputs:
             raise InputError(f"was made of other inputs {said}", file=path)
         if one.times != first.times and not copies:
