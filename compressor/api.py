@@ -8,13 +8,15 @@ UsageError that names the nearest one.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, Unpack
 
 from compressor.calibration import run as calibration
 from compressor.calibration.result import CalibrationReport
 from compressor.core.errors import UsageError
+from compressor.core.text import printable
+from compressor.files.survey_file import is_survey
 from compressor.methods.structured_cut import is_structured_cut, make_structured_cut
 from compressor.recipe.budget import Budget, take_budget
 from compressor.recipe.loss_gates import LossGates, flag_of
@@ -26,6 +28,7 @@ from compressor.workflows import compare as comparing
 from compressor.workflows import inspect as inspecting
 from compressor.workflows import keywords as words
 from compressor.workflows import merge as merging
+from compressor.workflows import survey as surveying
 from compressor.workflows.budget.run import run_tune
 from compressor.workflows.budget.tune import Search
 from compressor.workflows.compare import ComparisonReport
@@ -37,6 +40,7 @@ from compressor.workflows.model_loss import LossInput
 from compressor.workflows.one_pass import run_one_pass
 from compressor.workflows.results import Report
 from compressor.workflows.run_options import RunOptions
+from compressor.workflows.survey import SurveyReport
 
 Path = str | os.PathLike[str]
 _PATHS = ("mask", "scores", "teacher", "config", *FILES)
@@ -55,6 +59,7 @@ __all__ = [
     "quantize",
     "restore",
     "run_recipe",
+    "survey",
     "tune",
 ]
 
@@ -164,10 +169,37 @@ def calibrate(model: Path | None, output: Path, **keywords: Unpack[words.Calibra
     return calibration.calibrate(model, os.fspath(output), calibration.Calibration(**keywords))
 
 
-def merge(parts: Sequence[Path], output: Path, **keywords: Unpack[words.PartKeywords]) -> MergeReport:
+def survey(verb: str, source: Path, output: Path, **keywords: Any) -> SurveyReport:
+    """Make one job's share (`part`) of the next pass over the whole model that a run of this verb with these
+    keywords would make, into a file beside the output's place, for `merge` and then for `surveyed`."""
+    verbs: dict[str, Callable[..., Report]] = {
+        "prune": prune,
+        "distill": distill,
+        "quantize": quantize,
+        "pipeline": pipeline,
+    }
+    if verb not in verbs:
+        raise UsageError(f"{printable(verb, 40)} makes no survey", remedy=f"These do: {', '.join(verbs)}")
+    run, _ = _parted(keywords)
+    teacher = keywords.get("teacher")
+    teachers = [] if teacher is None else [os.fspath(teacher)]
+
+    def start(options: RunOptions) -> Report:
+        more = {"part": options.part, "dry_run": True, "surveys_only": True}
+        return verbs[verb](source, output, **{**keywords, **more})
+
+    return surveying.run_survey(os.fspath(source), os.fspath(output), run, start, teachers)
+
+
+def merge(
+    parts: Sequence[Path], output: Path, **keywords: Unpack[words.PartKeywords]
+) -> MergeReport | SurveyReport:
     """Publish the output whose parts runs with `part="1/3"`, `part="2/3"`, … have written: all of them, of one plan
-    and of the same inputs. The bytes are those of one run."""
+    and of the same inputs. The bytes are those of one run. Or write what surveys of all jobs gathered together."""
     check_keywords("merge", keywords, words.PartKeywords)
+    if parts and is_survey(os.fspath(parts[0])):
+        paths, same = [os.fspath(part) for part in parts], keywords.get("copies", False)
+        return surveying.merge_surveys(paths, os.fspath(output), force=keywords.get("force", False), copies=same)
     return merging.merge(parts, output, **keywords)
 
 

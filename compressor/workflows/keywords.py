@@ -53,6 +53,8 @@ class RunKeywords(TypedDict, total=False):
     work: Path | None
     keep_work: bool
     part: str | None
+    surveyed: Path | None
+    surveys_only: bool
 
 
 class RestoreKeywords(RunKeywords, total=False):
