@@ -70,6 +70,10 @@ class Errand:
         )
         return run_one_pass(self.verb, self.source, path, recipe, quiet, origin=self.origin)
 
+    def restore(self, path: str, to: str) -> None:
+        """Write a dense copy of a trial; of a `.gguf` the folder that transformers loads."""
+        run_one_pass("restore", path, to, Recipe(()), RunOptions(workers=self.options.workers))
+
     def hidden_trial(self, recipe: Recipe) -> Report:
         """Write the recipe's output beside its place, under a hidden name, and remove it again."""
         staging = Staging(f"{self.place}.trial", folder=True, replace=False)
