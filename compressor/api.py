@@ -141,8 +141,8 @@ def run_recipe(
 def tune(source: Path, output: Path, **keywords: Unpack[words.TuneKeywords]) -> Report:
     """The smallest output at which your own measure holds: `evaluate="python score.py {path}"` prints a number or a
     JSON line with `metric`, which must be at least `min_metric`. Or without a command what the outputs lost:
-    `text`, `tokens` or `inputs` of a `LossInput`, and limits of `LossGates` such as `max_kld=0.01`. Further keywords as
-    `quantize`'s, or a `recipe`; `tell` is given each output that was measured."""
+    `text`, `tokens` or `inputs` of a `LossInput`, and limits of `LossGates` such as `max_kld=0.01`. Further
+    keywords as `quantize`'s, or a `recipe`; `tell` is given each output that was measured."""
     check_keywords("tune", keywords, words.TuneKeywords)
     run, options = _parted(keywords)
     tell, recipe = options.pop("tell", None), options.pop("recipe", None)

@@ -1,9 +1,9 @@
 """Errors of tensors weighed by what they cost the model's outputs.
 
 That a tensor alone is replaced by a coarser one of relative squared error t² raises the KL divergence of the
-outputs by a · t² for small t, and the costs of several tensors add up (the linearity theorem of HIGGS, Malinovskii et al.
-2024, arXiv 2411.17525). So one measurement of each tensor tells its slope a, and a budget that makes Σ a · t² least
-makes the divergence least. Of encoders it is 1 − the mean cosine of embeddings.
+outputs by a · t² for small t, and the costs of several tensors add up (the linearity theorem of HIGGS, Malinovskii
+et al. 2024, arXiv 2411.17525). So one measurement of each tensor tells its slope a, and a budget that makes
+Σ a · t² least makes the divergence least. Of encoders it is 1 − the mean cosine of embeddings.
 
 Slopes are measured where they will be used: all tensors are stored for a trial, under a hidden name beside the
 output, by the candidate whose bits are nearest to the target, and read back one by one.
@@ -25,7 +25,7 @@ from compressor.workflows.budget.fit import Fitting, Unit
 from compressor.workflows.budget.survey import measure_of
 from compressor.workflows.model_loss import LossInput, measure_loss
 
-TOKENS, LENGTH = 1024, 128  # that are run, in windows of so many: several short ones see more than a long one
+TOKENS, LENGTH = 256, 32  # that are run, in windows of so many: several short ones see more than a long one
 _ARCHIVED = 4.0  # bits a weight of the trial for an archive whose target is no number of bits
 _LEAST = 1e-3  # of the mean slope: below that a slope is within the noise of its measurement
 
