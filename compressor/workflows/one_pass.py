@@ -51,7 +51,7 @@ from compressor.recipe.statistics_files import with_statistics
 from compressor.workflows.gating import judge, judge_plan
 from compressor.workflows.gguf_model import ggml_model
 from compressor.workflows.inspect import non_finite_tensors
-from compressor.workflows.results import Report, ReportedGateFailed
+from compressor.workflows.results import Report, ReportedGateFailed, Verdict
 from compressor.workflows.run_options import RunOptions
 
 _LARGE = 128 << 20  # bytes of a model that are worth the start of processes
@@ -128,12 +128,13 @@ class Planned:
     request: PlanRequest
     plan: Plan
     surveyed: Surveyed
+    gates: tuple[Verdict, ...] = ()
 
     @property
     def report(self) -> Report:
-        """The report of a dry run: the plan, and nothing measured."""
+        """The report of a dry run: the plan with what gates say of it, and nothing measured."""
         order = self.opened.order
-        return Report(order.verb, order.source, order.output, self.plan)
+        return Report(order.verb, order.source, order.output, self.plan, gates=self.gates)
 
 
 def run_one_pass(
@@ -381,9 +382,9 @@ def _judged(planned: Planned) -> Planned:
         from compressor.engine.execution.archive import noted
 
         planned = replace(planned, plan=noted(plan, dry=planned.opened.order.options.dry_run))
-    failures = judge_plan(gates, plan)
-    if failures:
-        raise ReportedGateFailed(replace(planned.report, failures=tuple(failures)))
+    planned = replace(planned, gates=tuple(judge_plan(gates, plan)))
+    if planned.report.failures:
+        raise ReportedGateFailed(planned.report)
     return planned
 
 
@@ -438,9 +439,10 @@ def write(planned: Planned) -> Report:
             plan, changes = _carried_out(planned, worker, sink, stack)
             report = Report(order.verb, order.source, order.output, plan, changes)
             gates = order.options.gates
-            failures = [*(judge_plan(gates, plan) if opened.archived else ()), *judge(gates, report)]
-            if failures:
-                raise ReportedGateFailed(replace(report, failures=tuple(failures)))
+            of_sizes = judge_plan(gates, plan) if opened.archived else planned.gates
+            report = replace(report, gates=(*of_sizes, *judge(gates, report)))
+            if report.failures:
+                raise ReportedGateFailed(report)
             _finish(sink, plan, request)
             if shards is not None and not order.options.keep_work:
                 shards.folder.clear()
