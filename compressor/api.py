@@ -23,12 +23,14 @@ from compressor.recipe.training import FILES, is_training, training_of
 from compressor.workflows import compare as comparing
 from compressor.workflows import inspect as inspecting
 from compressor.workflows import keywords as words
+from compressor.workflows import merge as merging
 from compressor.workflows.budget.run import run_tune
 from compressor.workflows.budget.tune import Search
 from compressor.workflows.compare import ComparisonReport
 from compressor.workflows.inspect import InspectReport
 from compressor.workflows.keywords import check_keywords
 from compressor.workflows.legs import run_legs
+from compressor.workflows.merge_report import MergeReport
 from compressor.workflows.one_pass import run_one_pass
 from compressor.workflows.results import Report
 from compressor.workflows.run_options import RunOptions
@@ -42,6 +44,7 @@ __all__ = [
     "compare",
     "distill",
     "inspect",
+    "merge",
     "merge_statistics",
     "pipeline",
     "prune",
@@ -155,6 +158,13 @@ def calibrate(model: Path | None, output: Path, **keywords: Unpack[words.Calibra
     other keywords are those of a `Calibration`."""
     check_keywords("calibrate", keywords, words.CalibrateKeywords)
     return calibration.calibrate(model, os.fspath(output), calibration.Calibration(**keywords))
+
+
+def merge(parts: Sequence[Path], output: Path, **keywords: Unpack[words.PartKeywords]) -> MergeReport:
+    """Publish the output whose parts runs with `part="1/3"`, `part="2/3"`, … have written: all of them, of one plan
+    and of the same inputs. The bytes are those of one run."""
+    check_keywords("merge", keywords, words.PartKeywords)
+    return merging.merge(parts, output, **keywords)
 
 
 def merge_statistics(

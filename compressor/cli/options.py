@@ -143,6 +143,11 @@ for_loader = click.option(
     type=click.Choice(list(READERS)),
     help="Write what this loader takes: its layout, its names, and dense what it wants so; else refuse.",
 )
+part = click.option(
+    "--part",
+    metavar="K/N",
+    help="Be job K of N that write OUTPUT together: write a part beside it, which `compressor merge` takes.",
+)
 show_recipe = click.option(
     "--show-recipe", is_flag=True, help="Print the recipe that does this, with all that was left open; run nothing."
 )

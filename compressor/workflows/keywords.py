@@ -52,6 +52,7 @@ class RunKeywords(TypedDict, total=False):
     save_base: Path | None
     work: Path | None
     keep_work: bool
+    part: str | None
 
 
 class RestoreKeywords(RunKeywords, total=False):
@@ -243,6 +244,16 @@ class MergeKeywords(TypedDict, total=False):
     """`merge_statistics`."""
 
     force: bool
+
+
+class PartKeywords(TypedDict, total=False):
+    """`merge`."""
+
+    force: bool
+    copies: bool
+    remove_parts: bool
+    workers: int | None
+    progress: Progress | None
 
 
 class InspectKeywords(TypedDict, total=False):

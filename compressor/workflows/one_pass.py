@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from compressor.calibration.opening import files_of as statistics_files_of
 from compressor.calibration.opening import open_all
@@ -31,6 +31,7 @@ from compressor.core.parallel import forked
 from compressor.core.parallel.threads import available_workers, local
 from compressor.engine.execution.runner import Runner, Surveyed
 from compressor.engine.execution.shards import Shards
+from compressor.engine.execution.units import Share
 from compressor.engine.execution.worker import Worker
 from compressor.engine.plan.adapter import makes_adapter
 from compressor.engine.plan.experts import divided
@@ -48,9 +49,10 @@ from compressor.recipe.archive_store import archive_store
 from compressor.recipe.model import Cut, Recipe, Stage
 from compressor.recipe.preset_rules import with_presets
 from compressor.recipe.statistics_files import with_statistics
-from compressor.workflows.gating import judge, judge_plan
+from compressor.workflows.gating import judge, judge_plan, judge_sizes
 from compressor.workflows.gguf_model import ggml_model
 from compressor.workflows.inspect import non_finite_tensors
+from compressor.workflows.part import part_path, share_of
 from compressor.workflows.results import Report, ReportedGateFailed, Verdict
 from compressor.workflows.run_options import RunOptions
 
@@ -427,6 +429,8 @@ def write(planned: Planned) -> Report:
     opened, request = planned.opened, planned.request
     order, checkpoint = opened.order, request.checkpoint
     plan = with_fingerprint(planned.plan, request)
+    if order.options.part is not None:
+        return _write_part(planned, plan, share_of(order.options.part, whole=opened.archived))
     layouts = [(file.name, file.layout) for file in plan.files]
     sink = Output(order.output, opened.container, layouts, replace=order.options.force, recorded=bool(plan.stages))
     try:
@@ -435,12 +439,13 @@ def write(planned: Planned) -> Report:
             if order.options.work is not None:
                 shards = Shards.of(order.options.work, sink, plan, checkpoint, request.teachers.values())
                 stack.callback(shards.folder.release)
-            worker = _worker(request, plan, sink, shards)
-            plan, changes = _carried_out(planned, worker, sink, stack)
+            runner = _runner(planned, _worker(request, plan, sink, shards), stack)
+            plan, changes = _carried_out(planned, runner, sink)
             report = Report(order.verb, order.source, order.output, plan, changes)
             gates = order.options.gates
-            of_sizes = judge_plan(gates, plan) if opened.archived else planned.gates
-            report = replace(report, gates=(*of_sizes, *judge(gates, report)))
+            sizes = judge_sizes(gates, plan.size_before, plan.size_after) if opened.archived else []
+            measured = judge(gates, report.measured, report.total)
+            report = replace(report, gates=(*planned.gates, *sizes, *measured))
             if report.failures:
                 raise ReportedGateFailed(report)
             _finish(sink, plan, request)
@@ -452,48 +457,115 @@ def write(planned: Planned) -> Report:
     return report
 
 
-def _carried_out(planned: Planned, worker: Worker, sink: Output, stack: ExitStack) -> tuple[Plan, Sequence[Change]]:
+def _write_part(planned: Planned, plan: Plan, share: Share) -> Report:
+    """Carry out a share of the plan, and write it down as a part for `merge`, by which the gates are judged."""
+    from compressor.engine.execution.parts import inputs_of, measured, written_files
+    from compressor.files.part_folder import PartOutput, PartRecord
+
+    opened, request = planned.opened, planned.request
+    order, options = opened.order, opened.order.options
+    changed = [one.changed_by() for one in request.statistics.values()]
+    more = [order.verb, *changed, *([options.effort] if opened.archived else ())]
+    inputs, times = inputs_of((opened.checkpoint, *opened.teachers.values()), more)
+    target = part_path(order.output, share)
+    with ExitStack() as stack, _naming(order.source):
+        runner = _runner(planned, _worker(request, plan), stack, share)
+        layouts = [(file.name, file.layout) for file in plan.files]
+        sink = PartOutput(target, layouts, runner.files, replace=options.force)
+        try:
+            runner.worker.sink = sink
+            done, changes = _carried_out(planned, runner, sink)
+            small = _small_files(sink, done, request) if share.number == 1 else []
+            record = PartRecord(
+                number=share.number,
+                count=share.count,
+                plan=plan.fingerprint,
+                inputs=inputs,
+                times=times,
+                container=opened.container,
+                names=tuple(file.name for file in plan.files),
+                files=written_files(runner, sink, archived=opened.archived),
+                small=tuple(map(sink.whole, small)),
+                said={
+                    "archived": opened.archived,
+                    "recorded": bool(plan.stages),
+                    "size_before": plan.size_before,
+                    "gates": asdict(options.gates),
+                    "tensors": measured(runner, done, changes),
+                },
+            )
+            _check_unchanged(request)
+            sink.finish(record)
+        except BaseException:
+            stack.close()  # workers must have stopped before their files go
+            sink.discard()
+            raise
+    said = f"part {share.number} of {share.count}: `compressor merge` makes the output of all parts"
+    own = [job for jobs in runner.files.values() for job in jobs]
+    done = replace(done, notes=(said, *done.notes))
+    return Report(order.verb, order.source, target, done, changes, part={job.spec.name for job in own})
+
+
+def _runner(planned: Planned, worker: Worker, stack: ExitStack, share: Share | None = None) -> Runner:
+    """Who carries the plan out that `worker` knows, until the stack is left."""
+    opened, stored = planned.opened, worker.checkpoint.stored
+    executor = stack.enter_context(local(1) if stored else _engine(opened, worker))
+    runner = Runner(worker, executor, 2 * opened.workers + 2, surveyed=dict(planned.surveyed), share=share)
+    total = sum(job.spec.nbytes for job in worker.plan.jobs)
+    if share is not None:
+        total = sum(unit.nbytes for unit in runner.units)
+    runner.progress = _counting(total, opened.order.options.progress)
+    return runner
+
+
+def _carried_out(planned: Planned, runner: Runner, sink: Output) -> tuple[Plan, Sequence[Change]]:
     """Write all container files: the plan with the sizes that they have, and what happened to each of its jobs."""
-    opened, plan = planned.opened, worker.plan
-    options, checkpoint = opened.order.options, worker.checkpoint
-    window, advance = opened.workers + 2, _counting(plan, options.progress)
+    opened, plan, checkpoint = planned.opened, runner.worker.plan, runner.worker.checkpoint
+    changes = [] if checkpoint.stored else runner.run()
+    if not opened.archived:
+        return plan, changes
+    from compressor.engine.execution.archive import archive_files
+
+    files = None if runner.share is None else runner.files
+    effort, workers = opened.order.options.effort, opened.workers
     if checkpoint.stored:
-        from compressor.engine.execution.archive import archive_files
-
-        coder = stack.enter_context(local(opened.workers))
-        return archive_files(sink, plan, options.effort, coder, window, checkpoint=checkpoint, progress=advance)
-    executor = stack.enter_context(_engine(opened, worker))
-    runner = Runner(worker, executor, 2 * opened.workers + 2, advance, dict(planned.surveyed))
-    changes = runner.run()
-    if opened.archived:
-        from compressor.engine.execution.archive import archive_files
-
-        coder = stack.enter_context(local(opened.workers))
-        plan, _ = archive_files(sink, plan, options.effort, coder, window)
-    return plan, changes
+        return archive_files(
+            sink, plan, effort, workers, checkpoint=checkpoint, progress=runner.progress, files=files
+        )
+    return archive_files(sink, plan, effort, workers, files=files)[0], changes
 
 
 def _finish(sink: Output, plan: Plan, request: PlanRequest) -> None:
     """Small files, a last look at the inputs, then the name."""
-    for statistics in request.statistics.values():
-        statistics.file.check_unchanged()
+    _small_files(sink, plan, request)
+    _check_unchanged(request)
+    sink.publish()
+
+
+def _small_files(sink: Output, plan: Plan, request: PlanRequest) -> list[str]:
+    """Write the files beside those of weights: their names."""
     for name in plan.carried:
         sink.copy(name, request.checkpoint.source.carried[name])
     for name, content in plan.texts:
         sink.add_text(name, content)
+    return [*plan.carried, *(name for name, _ in plan.texts)]
+
+
+def _check_unchanged(request: PlanRequest) -> None:
+    """InputError where anything that was read was changed meanwhile."""
+    for statistics in request.statistics.values():
+        statistics.file.check_unchanged()
     for read in (request.checkpoint, *request.teachers.values()):
         read.source.check_unchanged()
-    sink.publish()
 
 
-def _counting(plan: Plan, progress: Callable[[int, int], None] | None) -> Callable[[int], None]:
+def _counting(total: int, progress: Callable[[int, int], None] | None) -> Callable[[int], None]:
     """Turn 'this many bytes more' into 'so many of so many'."""
-    total = sum(job.spec.nbytes for job in plan.jobs)
     done = 0
 
     def count(more: int) -> None:
         nonlocal done
-        done += more
+        done = min(done + more, total)
         if progress is not None:
             progress(done, total)
 

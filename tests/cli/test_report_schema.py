@@ -17,6 +17,7 @@ from compressor import api
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "docs" / "report-schema.json").read_text(encoding="utf-8"))
+KINDS = {"compare": "comparison", "inspect": "inspection", "calibrate": "calibration", "merge": "merged"}
 MODEL = ROOT / "sample_weights" / "lenet300_teacher.safetensors"
 
 
@@ -25,7 +26,9 @@ def checked(*arguments: object, code: int = 0) -> dict[str, Any]:
     done = compressor(*arguments, "--format", "json")
     assert done.code == code, done.err
     found: dict[str, Any] = json.loads(done.out)
-    kind = {"compare": "comparison", "inspect": "inspection", "calibrate": "calibration"}.get(found["verb"], "report")
+    kind = {"compare": "comparison", "inspect": "inspection", "calibrate": "calibration"}.get(
+        found["verb"], "report"
+    )
     Draft202012Validator({**SCHEMA, "oneOf": [{"$ref": f"#/$defs/{kind}"}]}).validate(found)
     Draft202012Validator(SCHEMA).validate(found)
     return found
@@ -46,7 +49,9 @@ def test_reports_are_as_the_schema_says(tmp_path: Path) -> None:
     checked("inspect", out, "--stats")
     checked("restore", out, "-o", tmp_path / "again", "-q")
     checked("prune", LLAMA, "-o", tmp_path / "cut", "--structure", "neurons", "--fraction", "0.25")
-    failed = checked("quantize", MODEL, "-o", tmp_path / "no.safetensors", "--bits", "4", "--max-error", "0", code=1)
+    failed = checked(
+        "quantize", MODEL, "-o", tmp_path / "no.safetensors", "--bits", "4", "--max-error", "0", code=1
+    )
     assert len(failed["failed_gates"]) == 1
     assert [gate["kept"] for gate in failed["gates"]] == [False]
 
@@ -58,6 +63,10 @@ def test_other_reports_are_too(tmp_path: Path) -> None:
     assert budget["budget"]["curve"]
     checked("quantize", MODEL, "-o", tmp_path / "a.safetensors", "--bits", "4", "--store", "archive")
     checked("inspect", tmp_path / "a.safetensors", "--coding")
+    parts = [tmp_path / f"p.safetensors.part-{number}-of-2" for number in (1, 2)]
+    for number in (1, 2):
+        checked("quantize", MODEL, "-o", tmp_path / "p.safetensors", "--bits", "4", "--part", f"{number}/2")
+    checked("merge", *parts, "-o", tmp_path / "p.safetensors")
 
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16", "F64"])
@@ -80,10 +89,14 @@ def test_all_is_the_whole_file(dtype: str, tmp_path: Path) -> None:
     report = api.quantize(source, tmp_path / "q.safetensors", bits=4, workers=1)
     assert report.total is not None
     assert report.everything is not None
-    squares = {name: float(np.square(one[np.isfinite(one)], dtype=np.float64).sum()) for name, one in numbers.items()}
+    squares = {
+        name: float(np.square(one[np.isfinite(one)], dtype=np.float64).sum()) for name, one in numbers.items()
+    }
     lost = (report.total.error**2) * squares["a.weight"]
     assert report.everything.error == pytest.approx(sqrt(lost / sum(squares.values())), rel=1e-5)
     assert report.everything.error < report.total.error / 5
     assert report.everything.zeros_before == sum(np.count_nonzero(one == 0) for one in numbers.values())
-    last = compressor("quantize", source, "-o", tmp_path / "r.safetensors", "--bits", "4", "-q").out.splitlines()[-1]
+    last = compressor("quantize", source, "-o", tmp_path / "r.safetensors", "--bits", "4", "-q").out.splitlines()[
+        -1
+    ]
     assert last.endswith(f"relative error {report.everything.error:.3g}")

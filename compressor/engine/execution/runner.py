@@ -5,12 +5,12 @@ Surveys run first: those of a whole model over all its tensors, those of a tenso
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from compressor.core.errors import InputError, UsageError
@@ -18,11 +18,12 @@ from compressor.core.metrics import Change
 from compressor.core.parallel.threads import Task, in_order
 from compressor.core.tensor import DTYPES
 from compressor.engine.execution.joined import Joined, join
+from compressor.engine.execution.units import Batch, Chunk, Share, Unit, units_of
 from compressor.engine.execution.worker import Done, Finished, Piece, Worker
 from compressor.engine.plan.plan import Counted, Job, SizesKnown
 from compressor.methods.contract import SMALL, ByTensor, Encoder, Survey, TensorMethod, Transform, Treatment
 
-_BATCH = 1 << 19  # elements of small tensors that make one task
+_BATCH = 1 << 19  # elements of small tensors that make one task of a survey
 
 T = TypeVar("T")
 Progress = Callable[[int], None]
@@ -31,13 +32,16 @@ Surveyed = dict[tuple[str, int], Survey[Any] | Treatment]  # by tensor and place
 
 @dataclass
 class Runner:
-    """One run of the plan that `worker` knows; at most `window` tasks are under way at a time."""
+    """One run of the plan that `worker` knows, or a `share` of it; at most `window` tasks are under way at a
+    time."""
 
     worker: Worker
     executor: Executor
     window: int
     progress: Progress = lambda done: None
     surveyed: Surveyed = field(default_factory=dict)
+    share: Share | None = None
+    pieces: list[Change] = field(default_factory=list)
 
     def count(self) -> SizesKnown:
         """For a plan whose sizes are not known: the last steps by tensor, knowing what they will store. What else
@@ -56,82 +60,93 @@ class Runner:
         return sizes
 
     def run(self) -> list[Change]:
-        """Treat and write every tensor; what happened to each, in the order of the plan's jobs."""
+        """Treat and write every tensor, or this run's share of them; what happened to each, in the order of the
+        plan's jobs."""
         self._survey_models()
         plan = self.worker.plan
         jobs = {job.spec.name: job for job in plan.jobs}
         changes = {name: Change() for name in jobs}
-        waiting = [sum(job.file == number for job in plan.jobs) for number in range(len(plan.files))]
         shards = self.worker.shards
         taken = {} if shards is None else shards.taken()
         for found in taken.values():
             changes |= found
             self.progress(sum(jobs[name].spec.nbytes for name in found))
-        finish = deque(number for number, count in enumerate(waiting) if not count and number not in taken)
+        units = [unit for unit in self.units if unit.jobs[0].file not in taken]
+        waiting = Counter(unit.jobs[0].file for unit in units)
+        finish = deque(self.empty_files - taken.keys())
 
         def finished(file: Finished) -> None:
             if shards is not None:
                 own = {job.spec.name: changes[job.spec.name] for job in plan.jobs if job.file == file.file}
                 shards.note(file.file, file.content, own)
 
-        for done in in_order(self.executor, self._tasks(finish, taken), self.window):
+        for done in in_order(self.executor, self._tasks(finish, units), self.window):
             if isinstance(done, Finished):
                 finished(done)
                 continue
-            for name, change, last in done:
-                job = jobs[name]
+            for name, change in done:
+                if name == self.divided:
+                    self.pieces.append(replace(change))
                 changes[name].merge(change)
-                self.progress(change.size * DTYPES[job.spec.dtype].bits // 8)
-                if last:
-                    waiting[job.file] -= 1
-                    if not waiting[job.file]:
-                        finish.append(job.file)
+                self.progress(change.size * DTYPES[jobs[name].spec.dtype].bits // 8)
+            number = jobs[done[0][0]].file
+            waiting[number] -= 1
+            if not waiting[number]:
+                finish.append(number)
         for file in in_order(
             self.executor, (partial(self.worker.finish, number) for number in finish), self.window
         ):
             finished(file)
         return list(changes.values())
 
+    @cached_property
+    def units(self) -> Sequence[Unit]:
+        """What is to be done by this run."""
+        units = list(units_of(self.worker))
+        return units if self.share is None else self.share.of(units)
+
+    @property
+    def empty_files(self) -> set[int]:
+        """The numbers of the files without a tensor that this run has to write: the first share's."""
+        if self.share is not None and self.share.number > 1:
+            return set()
+        plan = self.worker.plan
+        return set(range(len(plan.files))) - {job.file for job in plan.jobs}
+
+    @property
+    def files(self) -> dict[int, list[Job]]:
+        """The files of which this run writes anything, by number: the tensors of which it does, in their order."""
+        own = {job.spec.name for unit in self.units for job in unit.jobs}
+        found = {
+            number: [job for job in jobs if job.spec.name in own]
+            for number, jobs in enumerate(self.worker.plan.by_file)
+        }
+        return {number: jobs for number, jobs in found.items() if jobs or number in self.empty_files}
+
+    @cached_property
+    def divided(self) -> str | None:
+        """The tensor whose first rows are another share's and whose next ones are this run's, if there is one:
+        what happened to these is in `pieces`, unit by unit, so that it can be added to what happened before."""
+        first = self.units[0] if self.units else None
+        return first.job.spec.name if isinstance(first, Chunk) and first.start else None
+
     # ---- cutting work into tasks -------------------------------------------------------------------
 
-    def _tasks(self, finish: deque[int], taken: Container[int]) -> Iterator[Task[list[Done] | Finished]]:
-        """Chunks of large tensors, batches of small ones, file by file but for those `taken`; files whose tensors
-        are all written are synced between them, while other tensors are computed. Small ones are treated here, by
-        who hands out the tasks: they are all interpreter, and two threads of that are slower than one."""
-        own: list[list[Job]] = [[] for _ in self.worker.plan.files]
-        for job in self.worker.plan.jobs:
-            own[job.file].append(job)
-        for number, jobs in enumerate(own):
-            if number in taken:
+    def _tasks(self, finish: deque[int], units: Sequence[Unit]) -> Iterator[Task[list[Done] | Finished]]:
+        """A task for each unit; files whose tensors are all written are synced between them, while other tensors
+        are computed. Small tensors are treated here, by who hands out the tasks: they are all interpreter, and two
+        threads of that are slower than one."""
+        job: Job | None = None
+        treatments: list[Treatment] = []
+        for unit in units:
+            while finish:
+                yield partial(self.worker.finish, finish.popleft())
+            if isinstance(unit, Batch):
+                yield _ready(self._small(unit.jobs))
                 continue
-            for job in jobs:
-                while finish:
-                    yield partial(self.worker.finish, finish.popleft())
-                if job.spec.size > SMALL:
-                    treatments = self._treatments(job, self._fold)
-                    cut = self.worker.cut(job)
-                    for start, stop in cut.chunks:
-                        yield partial(self.worker.chunk, job, cut, treatments, start, stop)
-            yield from self._batches([job for job in jobs if job.spec.size <= SMALL])
-
-    def _batches(self, jobs: list[Job]) -> Iterator[Task[list[Done] | Finished]]:
-        """Small tensors in the order in which they are stored, where those that are alike lie side by side."""
-        tensors = self.worker.checkpoint.tensors
-
-        def place(job: Job) -> tuple[int, int]:
-            tensor = tensors[job.spec.name]
-            return tensor.file, tensor.whole.placed.offset if tensor.seekable else 0
-
-        batch: list[Job] = []
-        held = 0
-        for job in sorted(jobs, key=place):
-            batch.append(job)
-            held += job.spec.size + 512
-            if held >= _BATCH:
-                yield _ready(self._small(batch))
-                batch, held = [], 0
-        if batch:
-            yield _ready(self._small(batch))
+            if unit.job is not job:
+                job, treatments = unit.job, self._treatments(unit.job, self._fold)
+            yield partial(self.worker.chunk, unit.job, unit.cut, treatments, unit.start, unit.stop)
 
     def _small(self, jobs: Sequence[Job]) -> list[Done]:
         """Whole tensors, one after the other, surveys included; alike neighbours at once."""
@@ -146,9 +161,9 @@ class Runner:
     def _one(self, job: Job) -> Done:
         treatments, cut, total = self._treatments(job, _fold_here), self.worker.cut(job), Change()
         for start, stop in cut.chunks:
-            for _, change, _ in self.worker.chunk(job, cut, treatments, start, stop):
+            for _, change in self.worker.chunk(job, cut, treatments, start, stop):
                 total.merge(change)
-        return job.spec.name, total, True
+        return job.spec.name, total
 
     def _joined(self, joined: Joined) -> list[Done]:
         """Neighbours as one; if something is wrong with one of them, each alone, so that it is named."""

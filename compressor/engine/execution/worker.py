@@ -32,7 +32,7 @@ from compressor.engine.plan.plan import Job, Plan, Step
 from compressor.files.output import Output
 from compressor.methods.contract import Block, Coded, Encoder, Selection, Survey, Transform, Treatment, select
 
-Done = tuple[str, Change, bool]  # a tensor, what happened to some of its rows, and whether they were the last
+Done = tuple[str, Change]  # a tensor, and what happened to some of its rows
 Piece = tuple[Job, Slice, Sequence[Treatment], int, int]  # rows, and what treats them before a survey
 
 
@@ -85,7 +85,7 @@ class Worker:
                 for block, after, stored in self._treat(job, cut, treatments, start, stop, work):
                     change.merge(after if isinstance(after, Change) else self._measure(job, block, after, stored))
                     change.merge(Change(notes=tuple(block.remarks)))
-        return [(job.spec.name, change, stop == cut.rows)]
+        return [(job.spec.name, change)]
 
     def joined(self, joined: Joined) -> list[Done]:
         """Treat joined neighbours as one tensor. InputError or UsageError that may name the wrong one of them."""
@@ -95,7 +95,7 @@ class Worker:
             assert not isinstance(after, Change)  # noqa: S101 - it was asked for the numbers
             rows = (-1, job.spec.shape[1])  # an element-wise cut is flat
             changes = changes_by_rows(block.values.reshape(rows), after.reshape(rows), np.array(joined.starts))
-        return [(member.spec.name, change, True) for member, change in zip(joined.members, changes, strict=True)]
+        return [(member.spec.name, change) for member, change in zip(joined.members, changes, strict=True)]
 
     def _write_joint(self, joined: Joined, parts: Mapping[str, Array]) -> None:
         """Write the parts of neighbours, each where it belongs, and those whose content the shapes tell."""

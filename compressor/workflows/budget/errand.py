@@ -61,6 +61,7 @@ class Errand:
             save_mask=None,
             work=None,
             keep_work=False,
+            part=None,
             gates=Gates(),
             stats=self._taken(recipe),
         )
