@@ -26,9 +26,7 @@ def checked(*arguments: object, code: int = 0) -> dict[str, Any]:
     done = compressor(*arguments, "--format", "json")
     assert done.code == code, done.err
     found: dict[str, Any] = json.loads(done.out)
-    kind = {"compare": "comparison", "inspect": "inspection", "calibrate": "calibration"}.get(
-        found["verb"], "report"
-    )
+    kind = KINDS.get(found["verb"], "report")
     Draft202012Validator({**SCHEMA, "oneOf": [{"$ref": f"#/$defs/{kind}"}]}).validate(found)
     Draft202012Validator(SCHEMA).validate(found)
     return found
