@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from math import isfinite
 from typing import Any
 
+from compressor.calibration.loss import ModelLoss
 from compressor.calibration.result import CalibrationReport
 from compressor.checkpoint.checkpoint import Tensor
 from compressor.cli.report.allocation import to_json as allocation_json
@@ -142,8 +143,20 @@ def _comparison(report: ComparisonReport) -> dict[str, Any]:
         "b": report.b,
         "size_a": report.sizes[0],
         "size_b": report.sizes[1],
-        "total": _measured(report.total),
         "failed_gates": list(report.failures),
+        **(_tensors(report) if report.loss is None else _loss(report.loss)),
+    }
+
+
+def _loss(loss: ModelLoss) -> dict[str, Any]:
+    from compressor.cli.report.loss import to_json
+
+    return to_json(loss)
+
+
+def _tensors(report: ComparisonReport) -> dict[str, Any]:
+    return {
+        "total": _measured(report.total),
         "tensors": [
             {
                 "name": row.name,

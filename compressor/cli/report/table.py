@@ -240,6 +240,11 @@ _COMPARISON = (
 
 
 def _comparison(page: Page, report: ComparisonReport, top: int | None) -> None:
+    if report.loss is not None:
+        from compressor.cli.report.loss import to_page
+
+        to_page(page, report, top)
+        return
     limit = _MANY if top is None else top
     shown = report.rows[: limit or None]
     rows = []
