@@ -840,6 +840,34 @@ def test_help_does_not_wait_for_numpy(arguments: list[str]) -> None:
     assert done.stdout
 
 
+def test_a_plain_run_does_not_wait_for_what_it_does_not_use(tmp_path: Path) -> None:
+    unused = [
+        *(
+            "architectures.gguf",
+            "architectures.recognise",
+            "calibration.imatrix",
+            "checkpoint.gguf",
+            "files.archive",
+        ),
+        *("files.entropy", "files.gguf.reading", "files.npz", "files.torch_state", "networks", "surgery"),
+        *("methods.quantize.ggml.encoder", "methods.quantize.ggml.decoder", "workflows.awq", "workflows.budget"),
+    ]
+    code = (
+        "import sys; from compressor.cli.main import run; run(sys.argv[1:]); "
+        f"sys.exit(','.join({{'compressor.' + name for name in {unused}}} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "quantize", LLAMA, "-o", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+        timeout=HANGS,
+    )
+    assert done.stderr.strip() == ""
+    assert done.stdout
+
+
 def test_python_dash_m() -> None:
     done = spawn("--version")
     assert done.returncode == 0
