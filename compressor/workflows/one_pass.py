@@ -54,7 +54,7 @@ from compressor.workflows.gating import judge, judge_plan, judge_sizes
 from compressor.workflows.gguf_model import ggml_model
 from compressor.workflows.inspect import non_finite_tensors
 from compressor.workflows.part import part_path, share_of
-from compressor.workflows.results import Report, ReportedGateFailed
+from compressor.workflows.results import Report, ReportedGateFailed, Verdict
 from compressor.workflows.run_options import RunOptions
 
 if TYPE_CHECKING:
@@ -134,12 +134,13 @@ class Planned:
     request: PlanRequest
     plan: Plan
     surveyed: Surveyed
+    gates: tuple[Verdict, ...] = ()
 
     @property
     def report(self) -> Report:
-        """The report of a dry run: the plan, and nothing measured."""
+        """The report of a dry run: the plan with what gates say of it, and nothing measured."""
         order = self.opened.order
-        return Report(order.verb, order.source, order.output, self.plan)
+        return Report(order.verb, order.source, order.output, self.plan, gates=self.gates)
 
 
 def run_one_pass(
@@ -390,9 +391,9 @@ def _judged(planned: Planned) -> Planned:
         from compressor.engine.execution.archive import noted
 
         planned = replace(planned, plan=noted(plan, dry=planned.opened.order.options.dry_run))
-    failures = judge_plan(gates, plan)
-    if failures:
-        raise ReportedGateFailed(replace(planned.report, failures=tuple(failures)))
+    planned = replace(planned, gates=tuple(judge_plan(gates, plan)))
+    if planned.report.failures:
+        raise ReportedGateFailed(planned.report)
     return planned
 
 
@@ -460,12 +461,11 @@ def write(planned: Planned) -> Report:
             plan, changes = _carried_out(planned, runner, sink)
             report = Report(order.verb, order.source, order.output, plan, changes)
             gates = order.options.gates
-            failures = [
-                *(judge_sizes(gates, plan.size_before, plan.size_after) if opened.archived else ()),
-                *judge(gates, report.measured, report.total),
-            ]
-            if failures:
-                raise ReportedGateFailed(replace(report, failures=tuple(failures)))
+            sizes = judge_sizes(gates, plan.size_before, plan.size_after) if opened.archived else []
+            measured = judge(gates, report.measured, report.total)
+            report = replace(report, gates=(*planned.gates, *sizes, *measured))
+            if report.failures:
+                raise ReportedGateFailed(report)
             _finish(sink, plan, request)
             if shards is not None and not order.options.keep_work:
                 shards.folder.clear()

@@ -20,7 +20,7 @@ from compressor.workflows.inspect import InspectReport
 from compressor.workflows.merge_report import MergeReport
 from compressor.workflows.results import Report
 
-SCHEMA = 1
+SCHEMA = 2  # docs/report-schema.json
 _LONG = 1000  # characters of a metadata value that are shown
 
 
@@ -70,6 +70,7 @@ def _report(report: Report, quiet: bool) -> dict[str, Any]:
         **({"cuts": [cut.to_dict() for cut in plan.cuts]} if plan.cuts else {}),
         **({"budget": allocation_json(report.allocation)} if report.allocation is not None else {}),
         "warnings": report.warnings,
+        "gates": [{"gate": one.gate, "kept": not one.failure, "said": one.measured} for one in report.gates],
         "failed_gates": list(report.failures),
     }
     if not quiet:
