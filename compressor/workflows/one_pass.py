@@ -47,7 +47,7 @@ from compressor.files.staging import check_place
 from compressor.methods.registry import methods_of
 from compressor.recipe.archive_store import archive_store
 from compressor.recipe.model import Cut, Recipe, Stage
-from compressor.recipe.preset_rules import with_presets
+from compressor.recipe.preset_rules import implied_notes, with_presets
 from compressor.recipe.statistics_files import with_statistics
 from compressor.workflows.gating import judge, judge_plan, judge_sizes
 from compressor.workflows.gguf_model import ggml_model
@@ -300,8 +300,9 @@ def transform(opened: Opened) -> Transformed:
         )
     if opened.container == "gguf":
         opened, checkpoint = _for_gguf(opened, checkpoint)
-    specs = [tensor.spec for tensor in checkpoint.tensors.values()]
-    recipe = with_presets(replace(order.recipe, cuts=cuts), specs, ggml_model(checkpoint.source.fields))
+    specs, model = [tensor.spec for tensor in checkpoint.tensors.values()], ggml_model(checkpoint.source.fields)
+    checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *implied_notes(order.recipe, model)))
+    recipe = with_presets(replace(order.recipe, cuts=cuts), specs, model)
     return Transformed(opened, recipe, checkpoint)
 
 
