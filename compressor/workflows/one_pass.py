@@ -230,7 +230,7 @@ def open_inputs(order: Order) -> Opened:
         raise UsageError("an .npz output holds codes", remedy="Use --store codes, or end the output otherwise")
     if not options.dry_run:
         check_place(order.output, folder=container == "folder", replace=options.force, recorded=changes)
-    statistics, undivided = open_all(recipe), checkpoint
+    statistics, undivided = _by_names(open_all(recipe), checkpoint, container), checkpoint
     if changes and not checkpoint.stored:
         checkpoint = fold_masks(checkpoint)
     storing = [stage for stage in recipe.stages if container != "gguf" and stores_packed(stage, container)]
@@ -257,6 +257,17 @@ def open_inputs(order: Order) -> Opened:
         statistics,
         available_workers() if options.workers is None else options.workers,
     )
+
+
+def _by_names(
+    opened: Mapping[int, Statistics], checkpoint: Checkpoint, container: Container
+) -> Mapping[int, Statistics]:
+    """The statistics by the names that the checkpoint has; of one that becomes a GGUF file later."""
+    if not opened or (container == "gguf" and checkpoint.source.config is not None):
+        return opened
+    from compressor.calibration.renamed import by_names_of  # here because most runs have none
+
+    return {number: by_names_of(one, checkpoint) for number, one in opened.items()}
 
 
 # ---- transform -----------------------------------------------------------------------------------------
@@ -324,7 +335,12 @@ def _for_gguf(opened: Opened, checkpoint: Checkpoint) -> tuple[Opened, Checkpoin
     if not becomes_file(checkpoint):
         return opened, checkpoint
     teachers = {path: as_file(one, wishes) if becomes_file(one) else one for path, one in opened.teachers.items()}
-    return replace(opened, teachers=teachers), as_file(checkpoint, wishes)
+    statistics, made = opened.statistics, as_file(checkpoint, wishes)
+    if statistics:
+        from compressor.calibration.renamed import for_file
+
+        statistics = {number: for_file(one, made, checkpoint) for number, one in statistics.items()}
+    return replace(opened, teachers=teachers, statistics=statistics), made
 
 
 # ---- plan ----------------------------------------------------------------------------------------------
