@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         prune,
         quantize,
         restore,
+        survey,
         tune,
     )
     from compressor.recipe.gates import Gates
@@ -52,6 +53,7 @@ __all__ = [
     "prune",
     "quantize",
     "restore",
+    "survey",
     "tune",
 ]
 

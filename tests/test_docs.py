@@ -98,7 +98,7 @@ def test_ways_to_make_parts(way: str, workplace: Path, one_run: dict[str, bytes]
         (workplace / "Makefile").write_text(cluster("make"))
         script = "make -j 2 small"
     elif way == "slurm":
-        (workplace / "job.sh").write_text(cluster("bash", 1).replace("16", "2"))
+        (workplace / "job.sh").write_text(cluster("bash", 2).replace("16", "2"))
         script = "for k in 1 2; do SLURM_ARRAY_TASK_ID=$k bash job.sh; done\n"
         script += "compressor merge small.part-*-of-2 -o small --remove-parts"
     else:
@@ -109,6 +109,16 @@ def test_ways_to_make_parts(way: str, workplace: Path, one_run: dict[str, bytes]
     done = shell(script, workplace)
     assert done.returncode == 0, done.stderr
     assert {file.name: file.read_bytes() for file in (workplace / "small").iterdir()} == one_run
+
+
+def test_surveys_that_are_merged(workplace: Path) -> None:
+    (workplace / "model").symlink_to(SAMPLES / "tiny-llama")
+    done = shell("compressor prune model -o one --sparsity 0.5 --scope global -q\n" + cluster("bash", 1), workplace)
+    assert done.returncode == 0, done.stderr
+    one, small = (
+        {file.name: file.read_bytes() for file in (workplace / name).iterdir()} for name in ("one", "small")
+    )
+    assert one == small
 
 
 def test_readme_ci_job(workplace: Path) -> None:

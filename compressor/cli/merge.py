@@ -27,7 +27,7 @@ def command(parts: tuple[str, ...], output: str, **values: Any) -> int:
     """Put the parts together that several jobs wrote with --part K/N, into the output of one run, byte for byte.
 
     All of them must be there, of one plan, of the same inputs and of one version of compressor. Gates that were
-    given with --part are judged here.
+    given with --part are judged here. What `compressor survey` wrote is merged too, into a file for --surveyed.
 
     \b
     Example, three jobs on one machine or on three:
@@ -38,7 +38,9 @@ def command(parts: tuple[str, ...], output: str, **values: Any) -> int:
     """
     from compressor import api
     from compressor.cli.report import progress, render
+    from compressor.cli.report.survey import render_survey
     from compressor.workflows.merge_report import MergeGateFailed
+    from compressor.workflows.survey import SurveyReport
 
     style, rows, hush = values.pop("style"), values.pop("top"), values.pop("quiet")
     failed: MergeGateFailed | None = None
@@ -47,6 +49,9 @@ def command(parts: tuple[str, ...], output: str, **values: Any) -> int:
             report = api.merge(parts, output, progress=advance, **values)
         except MergeGateFailed as error:
             report, failed = error.report, error
+    if isinstance(report, SurveyReport):
+        emit("" if hush else render_survey(report, style or "table"), essential=False)
+        return 0
     emit(render(report, style or "table", top=rows, quiet=hush), essential=False)
     if failed is not None:
         raise failed

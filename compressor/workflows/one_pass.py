@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 from compressor.calibration.opening import files_of as statistics_files_of
 from compressor.calibration.opening import open_all
@@ -53,8 +54,11 @@ from compressor.workflows.gating import judge, judge_plan, judge_sizes
 from compressor.workflows.gguf_model import ggml_model
 from compressor.workflows.inspect import non_finite_tensors
 from compressor.workflows.part import part_path, share_of
-from compressor.workflows.results import Report, ReportedGateFailed
+from compressor.workflows.results import Report, ReportedGateFailed, Verdict
 from compressor.workflows.run_options import RunOptions
+
+if TYPE_CHECKING:
+    from compressor.engine.execution.survey_book import SurveyBook
 
 _LARGE = 128 << 20  # bytes of a model that are worth the start of processes
 
@@ -130,12 +134,13 @@ class Planned:
     request: PlanRequest
     plan: Plan
     surveyed: Surveyed
+    gates: tuple[Verdict, ...] = ()
 
     @property
     def report(self) -> Report:
-        """The report of a dry run: the plan, and nothing measured."""
+        """The report of a dry run: the plan with what gates say of it, and nothing measured."""
         order = self.opened.order
-        return Report(order.verb, order.source, order.output, self.plan)
+        return Report(order.verb, order.source, order.output, self.plan, gates=self.gates)
 
 
 def run_one_pass(
@@ -156,6 +161,9 @@ def run_one_pass(
     opened = open_inputs(Order(verb, source, output, recipe, options, tensors, origin))
     transformed = transform(opened)
     planned = make_final_plan(transformed)
+    if options.surveys_only:
+        with ExitStack() as stack, _naming(source):
+            _runner(planned, _worker(planned.request, planned.plan), stack).survey_models()
     if options.dry_run:
         return planned.report
     report = write(planned)
@@ -386,7 +394,7 @@ def make_final_plan(transformed: Transformed) -> Planned:
         importlib.import_module("numpy")
         worker = _worker(request, plan)
         with _engine(opened, worker) as executor, _naming(order.source):
-            runner = Runner(worker, executor, 2 * opened.workers + 2)
+            runner = Runner(worker, executor, 2 * opened.workers + 2, book=_book(opened))
             request = replace(request, sizes_known=runner.count())
         plan, surveyed = make_plan(request), runner.surveyed
     return _judged(Planned(opened, request, plan, surveyed))
@@ -400,9 +408,9 @@ def _judged(planned: Planned) -> Planned:
         from compressor.engine.execution.archive import noted
 
         planned = replace(planned, plan=noted(plan, dry=planned.opened.order.options.dry_run))
-    failures = judge_plan(gates, plan)
-    if failures:
-        raise ReportedGateFailed(replace(planned.report, failures=tuple(failures)))
+    planned = replace(planned, gates=tuple(judge_plan(gates, plan)))
+    if planned.report.failures:
+        raise ReportedGateFailed(planned.report)
     return planned
 
 
@@ -423,6 +431,17 @@ def _engine(opened: Opened, worker: Worker) -> AbstractContextManager[Executor]:
         methods = [step.method for job in worker.plan.jobs for step in job.steps if step.method.verb == "store"]
         return forked.forked(opened.workers, [worker, *worker.plan.jobs, *methods])
     return local(opened.workers)
+
+
+def _book(opened: Opened) -> SurveyBook | None:
+    """What earlier surveys of these inputs found, and of a run that surveys what it is to find itself; None where
+    neither is asked for. InputError for a survey of others."""
+    options = opened.order.options
+    if options.surveyed is None and not options.surveys_only:
+        return None
+    from compressor.workflows.survey_book import book_of
+
+    return book_of(options, (opened.checkpoint, *opened.teachers.values()))
 
 
 @contextmanager
@@ -459,12 +478,11 @@ def write(planned: Planned) -> Report:
             plan, changes = _carried_out(planned, runner, sink)
             report = Report(order.verb, order.source, order.output, plan, changes)
             gates = order.options.gates
-            failures = [
-                *(judge_sizes(gates, plan.size_before, plan.size_after) if opened.archived else ()),
-                *judge(gates, report.measured, report.total),
-            ]
-            if failures:
-                raise ReportedGateFailed(replace(report, failures=tuple(failures)))
+            sizes = judge_sizes(gates, plan.size_before, plan.size_after) if opened.archived else []
+            measured = judge(gates, report.measured, report.total)
+            report = replace(report, gates=(*planned.gates, *sizes, *measured))
+            if report.failures:
+                raise ReportedGateFailed(report)
             _finish(sink, plan, request)
             if shards is not None and not order.options.keep_work:
                 shards.folder.clear()
@@ -528,6 +546,7 @@ def _runner(planned: Planned, worker: Worker, stack: ExitStack, share: Share | N
     opened, stored = planned.opened, worker.checkpoint.stored
     executor = stack.enter_context(local(1) if stored else _engine(opened, worker))
     runner = Runner(worker, executor, 2 * opened.workers + 2, surveyed=dict(planned.surveyed), share=share)
+    runner.book = _book(opened)
     total = sum(job.spec.nbytes for job in worker.plan.jobs)
     if share is not None:
         total = sum(unit.nbytes for unit in runner.units)

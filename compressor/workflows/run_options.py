@@ -47,7 +47,8 @@ class RunOptions:
     pruned weights stay, written when the output is complete; `save_base` is where the base goes that an adapter is
     for. `work` is a folder that keeps finished passes and shards when the run is stopped, and `keep_work` also when
     it is not. `part` is "K/N": the run is job K of N that write an output together, each a part of it beside its
-    place, which `merge` puts together.
+    place, which `merge` puts together. `surveyed` is the file of what `survey` found of the whole model; with
+    `surveys_only` the run makes passes over the whole model and nothing else.
     """
 
     force: bool = False
@@ -75,6 +76,8 @@ class RunOptions:
     work: str | None = None
     keep_work: bool = False
     part: str | None = None
+    surveyed: str | None = None
+    surveys_only: bool = False
 
     def __post_init__(self) -> None:
         if self.loader not in (None, *READERS):
@@ -127,5 +130,5 @@ class RunOptions:
             check_apart(self.work, output, option="--work", of="output")
 
 
-_PATHS = ("stats", "save_mask", "save_base", "work")
+_PATHS = ("stats", "save_mask", "save_base", "work", "surveyed")
 _LISTS = ("leave_out",)

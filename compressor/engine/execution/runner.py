@@ -11,19 +11,46 @@ from concurrent.futures import Executor, Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from compressor.core.errors import InputError, UsageError
 from compressor.core.metrics import Change
 from compressor.core.parallel.threads import Task, in_order
 from compressor.core.tensor import DTYPES
+from compressor.engine.execution.cut import Slice
 from compressor.engine.execution.joined import Joined, join
 from compressor.engine.execution.units import Batch, Chunk, Share, Unit, units_of
 from compressor.engine.execution.worker import Done, Finished, Piece, Worker
 from compressor.engine.plan.plan import Counted, Job, SizesKnown
 from compressor.methods.contract import SMALL, ByTensor, Encoder, Survey, TensorMethod, Transform, Treatment
 
+if TYPE_CHECKING:
+    from compressor.engine.execution.survey_book import SurveyBook
+
 _BATCH = 1 << 19  # elements of small tensors that make one task of a survey
+
+_Rows = tuple[Job, int, Slice, int, int]  # rows of a tensor, and the place of the step that a pass is for
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What one task of a pass over the model looks at."""
+
+    rows: Sequence[_Rows]
+    small: bool
+
+    @property
+    def continues(self) -> bool:
+        """Whether the one before it is of the same tensor."""
+        return not self.small and self.rows[0][3] > 0
+
+    @property
+    def nbytes(self) -> int:
+        """About how many bytes of the input it reads."""
+        each = (job.spec.nbytes * (stop - start) // max(cut.rows, 1) for job, _, cut, start, stop in self.rows)
+        return 512 * len(self.rows) + sum(each)
+
 
 T = TypeVar("T")
 Progress = Callable[[int], None]
@@ -42,11 +69,12 @@ class Runner:
     surveyed: Surveyed = field(default_factory=dict)
     share: Share | None = None
     pieces: list[Change] = field(default_factory=list)
+    book: SurveyBook | None = None
 
     def count(self) -> SizesKnown:
         """For a plan whose sizes are not known: the last steps by tensor, knowing what they will store. What else
         was found out on the way is in `surveyed`, for the run of the plan that is made with it."""
-        self._survey_models()
+        self.survey_models()
         sizes = {}
         for job in self.worker.plan.jobs:
             if job.sizes_known:
@@ -62,7 +90,7 @@ class Runner:
     def run(self) -> list[Change]:
         """Treat and write every tensor, or this run's share of them; what happened to each, in the order of the
         plan's jobs."""
-        self._survey_models()
+        self.survey_models()
         plan = self.worker.plan
         jobs = {job.spec.name: job for job in plan.jobs}
         changes = {name: Change() for name in jobs}
@@ -180,7 +208,7 @@ class Runner:
 
     # ---- surveys -----------------------------------------------------------------------------------
 
-    def _survey_models(self) -> None:
+    def survey_models(self) -> None:
         """Resolve every method that looks at all tensors of its stage together."""
         for number in range(len(self.worker.plan.stages)):
             groups: dict[TensorMethod, list[tuple[Job, int]]] = {}
@@ -195,32 +223,63 @@ class Runner:
                         groups.setdefault(step.method, []).append((job, place))
             for method, jobs in groups.items():
                 found = method.prepare([job.spec for job, _ in jobs])
+                key = _key(method, jobs, self.worker)
                 while isinstance(found, Survey):
-                    found = found.conclude(self._fold(found, self._survey_tasks(found, jobs)))
+                    found = found.conclude(self._model_stats(found, jobs, key))
+                    key = sha256(f"{key} and the next".encode()).hexdigest()
                 for job, place in jobs:
                     own = job.steps[place].method
                     self.surveyed[job.spec.name, place] = (
                         found.of(job.spec, own) if isinstance(found, ByTensor) else found
                     )
 
-    def _survey_tasks(self, survey: Survey[Any], jobs: Sequence[tuple[Job, int]]) -> Iterator[Task[Any]]:
-        batch: list[Piece] = []  # of small tensors, which are treated here as in `_tasks`
+    def _model_stats(self, survey: Survey[Any], jobs: Sequence[tuple[Job, int]], key: str) -> Any:
+        """What a pass over all tensors of a stage gathers. Paused, with what this run's share of it gathered, where
+        the run is there for that."""
+        book = self.book
+        if book is None:
+            return self._fold(survey, self._survey_tasks(survey, self._looks(survey, jobs)))
+        known = book.known(key, survey)
+        if known is not None:
+            return known
+        looks = self._looks(survey, jobs)
+        if book.share is None:
+            return self._fold(survey, self._survey_tasks(survey, looks))
+        from compressor.engine.execution.survey_book import Paused
+
+        own = book.share.of(looks)
+        raise Paused(self.worker.plan, key, self._fold(survey, self._survey_tasks(survey, own)))
+
+    def _looks(self, survey: Survey[Any], jobs: Sequence[tuple[Job, int]]) -> list[_Look]:
+        """What a pass looks at, a task each: some rows of a large tensor, or a batch of small ones."""
+        found: list[_Look] = []
+        batch: list[_Rows] = []
         held = 0
         for job, place in jobs:
             if not survey.wants(job.spec):
                 continue
-            before, cut = self._treatments(job, self._fold, before=place), self.worker.cut(job)
+            cut = self.worker.cut(job)
+            own = [(job, place, cut, start, stop) for start, stop in cut.sampled(survey.sample)]
             if job.spec.size > SMALL:
-                for start, stop in cut.sampled(survey.sample):
-                    yield partial(self.worker.observe, survey, [(job, cut, before, start, stop)])
+                found += [_Look([rows], small=False) for rows in own]
                 continue
-            batch += [(job, cut, before, start, stop) for start, stop in cut.sampled(survey.sample)]
+            batch += own
             held += job.spec.size + 512
             if held >= _BATCH:
-                yield _ready(self.worker.observe(survey, batch))
+                found.append(_Look(batch, small=True))
                 batch, held = [], 0
-        if batch:
-            yield _ready(self.worker.observe(survey, batch))
+        return [*found, _Look(batch, small=True)] if batch else found
+
+    def _survey_tasks(self, survey: Survey[Any], looks: Sequence[_Look]) -> Iterator[Task[Any]]:
+        for look in looks:
+            pieces: list[Piece] = [
+                (job, cut, self._treatments(job, self._fold, before=place), start, stop)
+                for job, place, cut, start, stop in look.rows
+            ]
+            if look.small:  # they are treated here as in `_tasks`
+                yield _ready(self.worker.observe(survey, pieces))
+            else:
+                yield partial(self.worker.observe, survey, pieces)
 
     def _treatments(self, job: Job, fold: Fold, before: int | None = None) -> list[Treatment]:
         """What treats the job's tensor, knowing all it needs, up to (not including) a place."""
@@ -246,6 +305,17 @@ class Runner:
         for more in in_order(self.executor, tasks, self.window):
             stats = survey.merge(stats, more)
         return stats
+
+
+def _key(method: TensorMethod, jobs: Sequence[tuple[Job, int]], worker: Worker) -> str:
+    """What the first pass of a method over these tensors is known by: all that it goes by but the weights."""
+    said = sha256(repr(method).encode())
+    for job, place in jobs:
+        steps = [(step.method, step.partners, step.inputs) for step in job.steps[: place + 1]]
+        said.update(repr((job.spec, steps)).encode())
+    changed = [statistics.changed_by() for statistics in worker.statistics.values()]
+    said.update(repr([changed, worker.plan.cuts, list(worker.plan.stages)]).encode())
+    return said.hexdigest()
 
 
 Fold = Callable[[Survey[Any], Iterator[Callable[[], Any]]], Any]

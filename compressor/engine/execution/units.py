@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Protocol, TypeVar
 
 from compressor.engine.execution.cut import Slice
 from compressor.engine.execution.worker import Worker
@@ -32,6 +33,11 @@ class Chunk:
         return (self.job,)
 
     @property
+    def continues(self) -> bool:
+        """Whether the unit before it is of the same tensor."""
+        return self.start > 0
+
+    @property
     def nbytes(self) -> int:
         """About how many bytes of the input it reads."""
         return _EACH + self.job.spec.nbytes * (self.stop - self.start) // max(self.cut.rows, 1)
@@ -42,6 +48,7 @@ class Batch:
     """Whole small tensors of one file."""
 
     jobs: tuple[Job, ...]
+    continues: ClassVar[bool] = False
 
     @property
     def nbytes(self) -> int:
@@ -85,25 +92,40 @@ def _batches(jobs: list[Job], worker: Worker) -> Iterator[Batch]:
 # ---- what several jobs share ---------------------------------------------------------------------------
 
 
+class Shareable(Protocol):
+    """What shares are made of."""
+
+    @property
+    def nbytes(self) -> int:
+        """About how many bytes of the input it reads."""
+
+    @property
+    def continues(self) -> bool:
+        """Whether the one before it is of the same tensor."""
+
+
+S = TypeVar("S", bound=Shareable)
+
+
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What job `number`, from 1, of `count` does of a plan: neighbouring units, of about as many bytes as the
-    others have. `whole`: no tensor is divided."""
+    """What job `number`, from 1, of `count` does: neighbouring units, of about as many bytes as the others have.
+    `whole`: no tensor is divided."""
 
     number: int
     count: int
     whole: bool = False
 
-    def of(self, units: Sequence[Unit]) -> list[Unit]:
+    def of(self, units: Sequence[S]) -> list[S]:
         """The units of this share; those of all shares together are `units`."""
-        groups: list[list[Unit]] = []
+        groups: list[list[S]] = []
         for unit in units:
-            if self.whole and isinstance(unit, Chunk) and unit.start:
+            if self.whole and unit.continues:
                 groups[-1].append(unit)
             else:
                 groups.append([unit])
         sizes = [sum(unit.nbytes for unit in group) for group in groups]
-        own: list[Unit] = []
+        own: list[S] = []
         total, before = sum(sizes), 0
         for group, size in zip(groups, sizes, strict=True):
             if (2 * before + size) * self.count // (2 * total) == self.number - 1:  # by where its middle lies
