@@ -45,6 +45,8 @@ class Errand:
             fold_weight_norm=options.fold_weight_norm,
             component=options.component,
             max_shard_size=options.max_shard_size,
+            no_tokenizer=options.no_tokenizer,
+            leave_out=options.leave_out,
             non_finite=options.non_finite,
             workers=options.workers,
             processes=options.processes,
