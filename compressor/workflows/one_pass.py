@@ -457,7 +457,9 @@ def write(planned: Planned) -> Report:
             if order.options.work is not None:
                 shards = Shards.of(order.options.work, sink, plan, checkpoint, request.teachers.values())
                 stack.callback(shards.folder.release)
-            runner = _runner(planned, _worker(request, plan, sink, shards), stack)
+            worker = _worker(request, plan, sink, shards)
+            worker.histograms = order.options.histograms
+            runner = _runner(planned, worker, stack)
             plan, changes = _carried_out(planned, runner, sink)
             report = Report(order.verb, order.source, order.output, plan, changes)
             gates = order.options.gates
