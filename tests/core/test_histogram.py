@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,7 @@ def reference(values: Any, power: int) -> list[int]:
     """Counts of what is not zero, by NumPy, in bins that hold their lower edge."""
     edges = (np.arange(BINS + 1) - BINS // 2) * 2.0**power
     flat = values[values != 0].astype(np.float64)
-    return [
-        int(np.count_nonzero((flat >= low) & (flat < high))) for low, high in zip(edges, edges[1:], strict=False)
-    ]
+    return [int(np.count_nonzero((flat >= low) & (flat < high))) for low, high in pairwise(edges)]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -47,8 +47,8 @@ class Finished(NamedTuple):
 @dataclass
 class Worker:
     """Treats pieces of one plan. `teachers` are the partners' checkpoints by stage, `statistics` those of layer
-    inputs; without a `sink` it only observes. `shards` keep the files that are finished. With `histograms` a change has one,
-    of what is treated."""
+    inputs; without a `sink` it only observes. `shards` keep the files that are finished. With `histograms` a change
+    has one, of what is treated."""
 
     plan: Plan
     checkpoint: Checkpoint
