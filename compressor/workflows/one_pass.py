@@ -216,6 +216,10 @@ def open_inputs(order: Order) -> Opened:
     options, recipe = order.options, order.recipe
     checkpoint = open_input(order.source, options)
     container = container_of(order.output, checkpoint.source)
+    if container != "gguf" and checkpoint.source.kind == "gguf":
+        from compressor.checkpoint.gguf.reshaped import with_original_shapes
+
+        checkpoint = with_original_shapes(checkpoint)
     if container == "folder" and checkpoint.source.kind == "gguf":
         from compressor.checkpoint.gguf.from_file import as_folder, is_file_of_a_model
 
