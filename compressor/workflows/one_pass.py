@@ -217,6 +217,10 @@ def open_inputs(order: Order) -> Opened:
     options, recipe = order.options, order.recipe
     checkpoint = open_input(order.source, options)
     container = container_of(order.output, checkpoint.source)
+    if container != "gguf" and checkpoint.source.kind == "gguf":
+        from compressor.checkpoint.gguf.reshaped import with_original_shapes
+
+        checkpoint = with_original_shapes(checkpoint)
     if container == "folder" and checkpoint.source.kind == "gguf":
         from compressor.checkpoint.gguf.from_file import as_folder, is_file_of_a_model
 
@@ -476,7 +480,9 @@ def write(planned: Planned) -> Report:
             if order.options.work is not None:
                 shards = Shards.of(order.options.work, sink, plan, checkpoint, request.teachers.values())
                 stack.callback(shards.folder.release)
-            runner = _runner(planned, _worker(request, plan, sink, shards), stack)
+            worker = _worker(request, plan, sink, shards)
+            worker.histograms = order.options.histograms
+            runner = _runner(planned, worker, stack)
             plan, changes = _carried_out(planned, runner, sink)
             report = Report(order.verb, order.source, order.output, plan, changes)
             gates = order.options.gates
