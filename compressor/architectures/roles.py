@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from enum import Enum
+from functools import lru_cache
 
 from compressor.architectures.heads import is_head
 
@@ -147,6 +148,7 @@ _PARAMETERS = (
 _BY_WORDS = tuple((re.compile(text), role) for text, role in _PARAMETERS)
 
 
+@lru_cache(maxsize=1 << 17)  # planning asks some forty times for each tensor
 def role_of(name: str, shape: tuple[int, ...]) -> Role:
     """What a tensor of this name and shape is.
 

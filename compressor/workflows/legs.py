@@ -53,6 +53,7 @@ def run_legs(
     options.check_work(source, output)
     recipe = for_loader(recipe, options.loader)
     legs = plan_legs(recipe, source)
+    options.check_part(trained=len(legs) > 1 or legs[0].training is not None)
     if len(legs) == 1:
         return run_leg(verb, source, output, legs[0], options, tell=tell)
     way = _way(verb, legs, source, output, options)

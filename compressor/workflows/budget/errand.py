@@ -49,6 +49,9 @@ class Errand:
             workers=options.workers,
             processes=options.processes,
             stats=self._taken(recipe),
+            part=options.part,
+            surveys_only=options.surveys_only,
+            surveyed=options.surveyed,
         )
         return run_one_pass(self.verb, self.source, self.output, recipe, planning, only=only)
 
@@ -61,6 +64,7 @@ class Errand:
             save_mask=None,
             work=None,
             keep_work=False,
+            part=None,
             gates=Gates(),
             stats=self._taken(recipe),
         )
