@@ -79,7 +79,7 @@ def run(args: Sequence[str]) -> int:
     debug = "--debug" in args
     cleanup.doubts()  # those of an earlier run
     try:
-        code = cli.main(list(args), prog_name="compressor", standalone_mode=False)
+        code = cli.main(list(args), prog_name="compressor", standalone_mode=False, obj=tuple(args))
         for said in cleanup.doubts():
             say("warning", said)
         return int(code or 0)
