@@ -56,6 +56,10 @@ class Worker:
     shards: Shards | None = None
     idle: deque[Workspace] = field(default_factory=deque)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For a process elsewhere: without scratch memory."""
+        return {**self.__dict__, "idle": deque()}
+
     def cut(self, job: Job) -> Slice:
         """How the tensor of a job is divided into chunks and blocks."""
         tensor = self.checkpoint.tensors[job.spec.name]
@@ -86,6 +90,12 @@ class Worker:
                     change.merge(after if isinstance(after, Change) else self._measure(job, block, after, stored))
                     change.merge(Change(notes=tuple(block.remarks)))
         return [(job.spec.name, change)]
+
+    def chunks(
+        self, job: Job, cut: Slice, treatments: Sequence[Treatment], places: Sequence[tuple[int, int]]
+    ) -> list[Done]:
+        """Several chunks of a tensor, one after the other, where a task is dear."""
+        return [done for start, stop in places for done in self.chunk(job, cut, treatments, start, stop)]
 
     def joined(self, joined: Joined) -> list[Done]:
         """Treat joined neighbours as one tensor. InputError or UsageError that may name the wrong one of them."""
