@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Unpack
 
 from compressor.calibration import run as calibration
@@ -19,6 +19,7 @@ from compressor.core.text import printable
 from compressor.files.survey_file import is_survey
 from compressor.methods.structured_cut import is_structured_cut, make_structured_cut
 from compressor.recipe.budget import Budget, take_budget
+from compressor.recipe.loss_gates import LossGates, flag_of
 from compressor.recipe.model import Recipe, recipe_of
 from compressor.recipe.stages import make_stage
 from compressor.recipe.toml_file import recipe_for
@@ -35,6 +36,7 @@ from compressor.workflows.inspect import InspectReport
 from compressor.workflows.keywords import check_keywords
 from compressor.workflows.legs import run_legs
 from compressor.workflows.merge_report import MergeReport
+from compressor.workflows.model_loss import LossInput
 from compressor.workflows.one_pass import run_one_pass
 from compressor.workflows.results import Report
 from compressor.workflows.run_options import RunOptions
@@ -42,6 +44,7 @@ from compressor.workflows.survey import SurveyReport
 
 Path = str | os.PathLike[str]
 _PATHS = ("mask", "scores", "teacher", "config", *FILES)
+_LOSS_INPUT, _LOSS_GATES = ([one.name for one in fields(kind)] for kind in (LossInput, LossGates))
 _STAGE = ("include", "exclude", "rules", "store", "teacher", "mask", "scores", "fallback", "preset")
 
 __all__ = [
@@ -217,9 +220,22 @@ def inspect(path: Path, **keywords: Unpack[words.InspectKeywords]) -> InspectRep
 
 def compare(a: Path, b: Path, **keywords: Unpack[words.CompareKeywords]) -> ComparisonReport:
     """Measure B against A, tensor by tensor, both restored if they store codes; worst first. With a gate, a tensor
-    that only one side has, or that differs in shape, fails too."""
+    that only one side has, or that differs in shape, fails too. Or measure what the outputs lost: for a `text` or
+    `tokens` (models of transformers, run in torch), or `inputs` (networks that run in NumPy), with the fields of a
+    `LossInput`; the gates are then those of `LossGates`, and the report's `loss` says what came of it."""
     check_keywords("compare", keywords, words.CompareKeywords)
-    return comparing.compare(a, b, **keywords)
+    given: dict[str, Any] = {**keywords}
+    what = LossInput(**{key: given.pop(key) for key in _LOSS_INPUT if key in given})
+    gates = LossGates(**{key: given.pop(key) for key in _LOSS_GATES if key in given})
+    progress = given.pop("progress", None)
+    if what.way is not None:
+        other = next((key for key in ("max_error", "min_sqnr") if given.get(key) is not None), None)
+        if other is not None:
+            raise UsageError(f"{flag_of(other)} is of tensors, which are not compared with --{what.way}")
+        return comparing.compare_outputs(a, b, what, gates, progress)
+    for gate in gates.given:
+        raise UsageError(f"{flag_of(gate)} is of outputs", remedy="Give --text, --tokens or --inputs")
+    return comparing.compare(a, b, **given)
 
 
 # ---- keywords to recipes and options -------------------------------------------------------------------

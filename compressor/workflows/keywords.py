@@ -267,12 +267,32 @@ class InspectKeywords(TypedDict, total=False):
     workers: int | None
 
 
-class CompareKeywords(TypedDict, total=False):
-    """`compare`: gates, and how many workers."""
+class LossKeywords(TypedDict, total=False):
+    """The fields of a `LossInput` and of `LossGates`."""
+
+    text: Path | None
+    tokens: Path | None
+    inputs: Path | None
+    labels: Path | None
+    network: str | None
+    divide: float | None
+    samples: int | None
+    length: int | None
+    seed: int | None
+    per_tensor: bool
+    max_kld: float | None
+    min_agreement: float | None
+    max_perplexity_ratio: float | None
+    min_cosine: float | None
+
+
+class CompareKeywords(LossKeywords, total=False):
+    """`compare`: gates, and how many workers; or what runs through both, and gates of the outputs."""
 
     max_error: float | None
     min_sqnr: float | None
     workers: int | None
+    progress: Progress | None
 
 
 def check_keywords(verb: str, given: Mapping[str, Any], table: type[Any]) -> None:

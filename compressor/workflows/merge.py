@@ -190,8 +190,16 @@ def _report(parts: Sequence[Part], sink: Output, output: str) -> MergeReport:
             raise TypeError
         tensors = merged_tensors(parts)
         report = MergeReport(output, record.count, record.plan, before, after, tensors)
-        failures = judge_sizes(gates, before, after)
-        failures += judge(gates, [(one.name, one.change) for one in report.rows], report.total)
+        verdicts = judge_sizes(gates, before, after)
+        verdicts += judge(gates, [(one.name, one.change) for one in report.rows], report.total)
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(parts[0].path) from error
-    return MergeReport(output, record.count, record.plan, before, after, tensors, tuple(failures))
+    return MergeReport(
+        output,
+        record.count,
+        record.plan,
+        before,
+        after,
+        tensors,
+        tuple(one.failure for one in verdicts if one.failure),
+    )

@@ -48,13 +48,13 @@ from compressor.files.staging import check_place
 from compressor.methods.registry import methods_of
 from compressor.recipe.archive_store import archive_store
 from compressor.recipe.model import Cut, Recipe, Stage
-from compressor.recipe.preset_rules import with_presets
+from compressor.recipe.preset_rules import implied_notes, with_presets
 from compressor.recipe.statistics_files import with_statistics
 from compressor.workflows.gating import judge, judge_plan, judge_sizes
 from compressor.workflows.gguf_model import ggml_model
 from compressor.workflows.inspect import non_finite_tensors
 from compressor.workflows.part import part_path, share_of
-from compressor.workflows.results import Report, ReportedGateFailed
+from compressor.workflows.results import Report, ReportedGateFailed, Verdict
 from compressor.workflows.run_options import RunOptions
 
 if TYPE_CHECKING:
@@ -134,12 +134,13 @@ class Planned:
     request: PlanRequest
     plan: Plan
     surveyed: Surveyed
+    gates: tuple[Verdict, ...] = ()
 
     @property
     def report(self) -> Report:
-        """The report of a dry run: the plan, and nothing measured."""
+        """The report of a dry run: the plan with what gates say of it, and nothing measured."""
         order = self.opened.order
-        return Report(order.verb, order.source, order.output, self.plan)
+        return Report(order.verb, order.source, order.output, self.plan, gates=self.gates)
 
 
 def run_one_pass(
@@ -237,7 +238,7 @@ def open_inputs(order: Order) -> Opened:
         raise UsageError("an .npz output holds codes", remedy="Use --store codes, or end the output otherwise")
     if not options.dry_run:
         check_place(order.output, folder=container == "folder", replace=options.force, recorded=changes)
-    statistics, undivided = open_all(recipe), checkpoint
+    statistics, undivided = _by_names(open_all(recipe), checkpoint, container), checkpoint
     if changes and not checkpoint.stored:
         checkpoint = fold_masks(checkpoint)
     storing = [stage for stage in recipe.stages if container != "gguf" and stores_packed(stage, container)]
@@ -264,6 +265,17 @@ def open_inputs(order: Order) -> Opened:
         statistics,
         available_workers() if options.workers is None else options.workers,
     )
+
+
+def _by_names(
+    opened: Mapping[int, Statistics], checkpoint: Checkpoint, container: Container
+) -> Mapping[int, Statistics]:
+    """The statistics by the names that the checkpoint has; of one that becomes a GGUF file later."""
+    if not opened or (container == "gguf" and checkpoint.source.config is not None):
+        return opened
+    from compressor.calibration.renamed import by_names_of  # here because most runs have none
+
+    return {number: by_names_of(one, checkpoint) for number, one in opened.items()}
 
 
 # ---- transform -----------------------------------------------------------------------------------------
@@ -307,8 +319,9 @@ def transform(opened: Opened) -> Transformed:
         )
     if opened.container == "gguf":
         opened, checkpoint = _for_gguf(opened, checkpoint)
-    specs = [tensor.spec for tensor in checkpoint.tensors.values()]
-    recipe = with_presets(replace(order.recipe, cuts=cuts), specs, ggml_model(checkpoint.source.fields))
+    specs, model = [tensor.spec for tensor in checkpoint.tensors.values()], ggml_model(checkpoint.source.fields)
+    checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *implied_notes(order.recipe, model)))
+    recipe = with_presets(replace(order.recipe, cuts=cuts), specs, model)
     return Transformed(opened, recipe, checkpoint)
 
 
@@ -330,7 +343,12 @@ def _for_gguf(opened: Opened, checkpoint: Checkpoint) -> tuple[Opened, Checkpoin
     if not becomes_file(checkpoint):
         return opened, checkpoint
     teachers = {path: as_file(one, wishes) if becomes_file(one) else one for path, one in opened.teachers.items()}
-    return replace(opened, teachers=teachers), as_file(checkpoint, wishes)
+    statistics, made = opened.statistics, as_file(checkpoint, wishes)
+    if statistics:
+        from compressor.calibration.renamed import for_file
+
+        statistics = {number: for_file(one, made, checkpoint) for number, one in statistics.items()}
+    return replace(opened, teachers=teachers, statistics=statistics), made
 
 
 # ---- plan ----------------------------------------------------------------------------------------------
@@ -391,9 +409,9 @@ def _judged(planned: Planned) -> Planned:
         from compressor.engine.execution.archive import noted
 
         planned = replace(planned, plan=noted(plan, dry=planned.opened.order.options.dry_run))
-    failures = judge_plan(gates, plan)
-    if failures:
-        raise ReportedGateFailed(replace(planned.report, failures=tuple(failures)))
+    planned = replace(planned, gates=tuple(judge_plan(gates, plan)))
+    if planned.report.failures:
+        raise ReportedGateFailed(planned.report)
     return planned
 
 
@@ -473,12 +491,11 @@ def write(planned: Planned) -> Report:
             plan, changes = _carried_out(planned, runner, sink)
             report = Report(order.verb, order.source, order.output, plan, changes)
             gates = order.options.gates
-            failures = [
-                *(judge_sizes(gates, plan.size_before, plan.size_after) if opened.archived else ()),
-                *judge(gates, report.measured, report.total),
-            ]
-            if failures:
-                raise ReportedGateFailed(replace(report, failures=tuple(failures)))
+            sizes = judge_sizes(gates, plan.size_before, plan.size_after) if opened.archived else []
+            measured = judge(gates, report.measured, report.total)
+            report = replace(report, gates=(*planned.gates, *sizes, *measured))
+            if report.failures:
+                raise ReportedGateFailed(report)
             _finish(sink, plan, request)
             if shards is not None and not order.options.keep_work:
                 shards.folder.clear()

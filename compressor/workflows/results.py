@@ -19,18 +19,34 @@ _SPARSE = 0.4  # share of zeros
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What a gate (an option with its limit, such as `--max-error 0.02`) says of a result: in `failure` why it does
+    not hold, "" where it does. `measured` is what was compared with the limit, as a text."""
+
+    gate: str
+    measured: str
+    failure: str = ""
+
+
+@dataclass(frozen=True)
 class Report:
     """A plan and, unless it was a dry run, what it changed. `changes` are in the order of the plan's jobs; of a run
-    that was one of several for an output, `part` are the tensors of which it did anything."""
+    that was one of several for an output, `part` are the tensors of which it did anything. `gates` are those that
+    were judged."""
 
     verb: str
     input: str
     output: str
     plan: Plan
     changes: Sequence[Change] | None = None
-    failures: tuple[str, ...] = ()
+    gates: tuple[Verdict, ...] = ()
     allocation: Allocation | None = None  # what a budget chose
     part: Set[str] | None = None
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What gates say that do not hold."""
+        return tuple(one.failure for one in self.gates if one.failure)
 
     @cached_property
     def rows(self) -> list[tuple[Job, Change | None]]:

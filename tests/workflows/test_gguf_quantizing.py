@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def test_every_tensor_of_a_scheme_is_read_back_as_its_blocks_say(tmp_path: Path)
     restored, raw = load_file(back), out.read_bytes()
     for tensor in read_header(InputFile.open(out)).tensors:
         kind = types(out)[tensor.spec.name]
-        assert kind.name == ("F32" if "norm" in tensor.spec.name or "blk" not in tensor.spec.name else "Q4_K")
+        assert kind.name == ("F32" if "norm" in tensor.spec.name else "Q4_K")
         if kind.name == "Q4_K":
             blocks = np.frombuffer(raw, np.uint8, tensor.spec.nbytes, tensor.offset).reshape(-1, kind.nbytes)
             found = np.empty((len(blocks), kind.block), np.float32)
@@ -54,6 +55,51 @@ def test_every_tensor_of_a_scheme_is_read_back_as_its_blocks_say(tmp_path: Path)
             assert np.array_equal(found.reshape(-1), restored[tensor.spec.name].reshape(-1))
     done = compressor("compare", source, out)
     assert done.code == 0
+
+
+MEANT = [(None, "q8_0"), (8, "q8_0"), (6, "q6_k"), (5, "q5_k_m"), (4, "q4_k_m"), (3, "q3_k_m"), (2, "q2_k")]
+
+
+@pytest.mark.parametrize(("bits", "preset"), MEANT)
+def test_bits_alone_are_a_mixture_of_llama_cpp(tmp_path: Path, bits: int | None, preset: str) -> None:
+    source = model(tmp_path)
+    report = api.quantize(source, tmp_path / "out.gguf", **({} if bits is None else {"bits": bits}), dry_run=True)
+    named = api.quantize(source, tmp_path / "out.gguf", preset=preset, dry_run=True)
+    assert [job.dtype_after for job in report.plan.jobs] == [job.dtype_after for job in named.plan.jobs]
+    assert f"no type of ggml's was named: this is llama.cpp's mixture {preset} (--preset)" in report.plan.notes
+
+
+def test_a_scheme_is_for_what_llama_quantize_takes(tmp_path: Path) -> None:
+    source, out = model(tmp_path), tmp_path / "out.gguf"
+    report = api.quantize(source, out, scheme="q5_k", exclude=["output.weight"])
+    found = {name: kind.name for name, kind in types(out).items()}
+    assert (found["output.weight"], found["token_embd.weight"]) == ("F32", "Q5_K")
+    assert any("`llama-quantize --pure` takes" in note for note in report.plan.notes)
+    api.quantize(source, out, scheme="q5_k", include=["blk.*"], force=True)
+    assert types(out)["token_embd.weight"].name == "F32"
+    unnamed = tmp_path / "unnamed.gguf"
+    unnamed.write_bytes(
+        GgufFile([numbers("a.weight", (4, 256))], {"general.architecture": value(STRING, "x")}).file()
+    )
+    report = api.quantize(unnamed, out, bits=4, force=True)
+    assert types(out)["a.weight"].name == "Q4_K"
+    assert "no type of ggml's was named: this is q4_k (--scheme)" in report.plan.notes
+
+
+def test_statistics_weigh_what_bits_alone_mean(tmp_path: Path) -> None:
+    source, out, matrix = model(tmp_path), tmp_path / "out.gguf", tmp_path / "imatrix.gguf"
+    lines: list[Line] = []
+    for part, shape in (SHAPES | {"ffn_down": (256, 512)}).items():
+        for layer in range(LAYERS):
+            for end, size in ((".in_sum2", shape[1]), (".counts", 1)):
+                line = numbers(f"blk.{layer}.{part}.weight{end}", (1, size))
+                lines.append(replace(line, data=np.ones(size, "<f4").tobytes()))
+    matrix.write_bytes(GgufFile(lines, {"general.type": value(STRING, "imatrix")}).file())
+    plain = api.quantize(source, out, bits=4, dry_run=True)
+    report = api.quantize(source, out, bits=4, stats=matrix, dry_run=True)
+    informed = {job.spec.name for job in report.plan.jobs if any(step.inputs is not None for step in job.steps)}
+    assert informed == {line.name.rpartition(".")[0] for line in lines}
+    assert [job.dtype_after for job in report.plan.jobs] == [job.dtype_after for job in plain.plan.jobs]
 
 
 def test_a_mixture_gives_each_tensor_its_type(tmp_path: Path) -> None:

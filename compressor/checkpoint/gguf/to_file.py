@@ -11,7 +11,7 @@ from compressor.architectures.gguf import hyperparameters, tokenizers
 from compressor.architectures.gguf.diffusion import BODY, diffusion_of
 from compressor.architectures.gguf.families import FAMILIES, Family
 from compressor.architectures.gguf.moves import plain
-from compressor.architectures.gguf.naming import Mapped, stays_f32, to_gguf
+from compressor.architectures.gguf.naming import Mapped, inputs_of, stays_f32, to_gguf
 from compressor.architectures.gguf.spaces import Unsupported
 from compressor.architectures.model_types import model_types
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
@@ -20,7 +20,6 @@ from compressor.checkpoint.gguf.moved import constant, moved
 from compressor.checkpoint.gguf.pooling import pooling_type
 from compressor.checkpoint.gguf.tokenizer_files import READ, read_tokenizer
 from compressor.core.errors import CompressorError, InputError, UsageError, raise_all
-from compressor.core.tensor_names import layer_of
 from compressor.core.text import printable
 from compressor.recipe.selection import matches, unmatched
 
@@ -88,20 +87,15 @@ def as_file(checkpoint: Checkpoint, wishes: Wishes = Wishes()) -> Checkpoint:
 
 
 def layers_of_file(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
-    """The matrices of the GGUF file that a folder would become, with the layers whose inputs each takes: of
-    stacked experts one each, of what is joined the first. InputError as for `as_file`, but no tokenizer is needed;
-    nothing for a checkpoint that has no config."""
+    """The matrices of the GGUF file that a folder would become, with the layers whose inputs each takes (see
+    `inputs_of`). InputError as for `as_file`, but no tokenizer is needed; nothing for a checkpoint that has no
+    config."""
     if not model_types(checkpoint.source.config):
         return {}
     family = _family(checkpoint)
     config = hyperparameters.text_config(checkpoint.source.config or {}, family)
     mapped = _described(checkpoint, config, family)[0]
-    found = {}
-    for name, moves in mapped.moves.items():
-        layers = tuple(dict.fromkeys(layer_of(move.folder.name) for move in moves))
-        if len(mapped.shapes[name]) > 1:
-            found[name] = layers if len(mapped.shapes[name]) > 2 else layers[:1]
-    return found
+    return inputs_of({name: move for name, move in mapped.moves.items() if len(mapped.shapes[name]) > 1})
 
 
 def _described(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from math import isfinite
 from typing import Any
 
+from compressor.calibration.loss import ModelLoss
 from compressor.calibration.result import CalibrationReport
 from compressor.checkpoint.checkpoint import Tensor
 from compressor.cli.report.allocation import to_json as allocation_json
@@ -19,7 +20,7 @@ from compressor.workflows.inspect import InspectReport
 from compressor.workflows.merge_report import MergeReport
 from compressor.workflows.results import Report
 
-SCHEMA = 1
+SCHEMA = 2  # docs/report-schema.json
 _LONG = 1000  # characters of a metadata value that are shown
 
 
@@ -69,6 +70,7 @@ def _report(report: Report, quiet: bool) -> dict[str, Any]:
         **({"cuts": [cut.to_dict() for cut in plan.cuts]} if plan.cuts else {}),
         **({"budget": allocation_json(report.allocation)} if report.allocation is not None else {}),
         "warnings": report.warnings,
+        "gates": [{"gate": one.gate, "kept": not one.failure, "said": one.measured} for one in report.gates],
         "failed_gates": list(report.failures),
     }
     if not quiet:
@@ -141,8 +143,20 @@ def _comparison(report: ComparisonReport) -> dict[str, Any]:
         "b": report.b,
         "size_a": report.sizes[0],
         "size_b": report.sizes[1],
-        "total": _measured(report.total),
         "failed_gates": list(report.failures),
+        **(_tensors(report) if report.loss is None else _loss(report.loss)),
+    }
+
+
+def _loss(loss: ModelLoss) -> dict[str, Any]:
+    from compressor.cli.report.loss import to_json
+
+    return to_json(loss)
+
+
+def _tensors(report: ComparisonReport) -> dict[str, Any]:
+    return {
+        "total": _measured(report.total),
         "tensors": [
             {
                 "name": row.name,

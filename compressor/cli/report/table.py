@@ -188,11 +188,12 @@ def _instead(jobs: Sequence[Job]) -> list[tuple[str, list[Job]]]:
 
 
 def _overall(page: Page, report: Report) -> str:
-    everything, total = report.everything, report.total
-    if everything is None or total is None:
+    """Figures of the whole file, as the sizes before them are; those of the treated tensors are below the table."""
+    everything = report.everything
+    if everything is None:
         return ""
     sparsity = page.pair(percent(everything.sparsity_before), percent(everything.sparsity_after))
-    return f", zeros {sparsity}" + (f", relative error {error_text(total.error)}" if report.rows else "")
+    return f", zeros {sparsity}" + (f", relative error {error_text(everything.error)}" if report.rows else "")
 
 
 def _row(page: Page, job: Job, change: Change | None) -> list[str]:
@@ -239,6 +240,11 @@ _COMPARISON = (
 
 
 def _comparison(page: Page, report: ComparisonReport, top: int | None) -> None:
+    if report.loss is not None:
+        from compressor.cli.report.loss import to_page
+
+        to_page(page, report, top)
+        return
     limit = _MANY if top is None else top
     shown = report.rows[: limit or None]
     rows = []

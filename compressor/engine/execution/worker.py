@@ -22,7 +22,7 @@ from compressor.core.errors import InputError
 from compressor.core.floats import narrow_exact, settle, widen
 from compressor.core.layer_inputs import Layer
 from compressor.core.lazy import np
-from compressor.core.metrics import Change, count_stored_zeros, count_zeros, dot, is_safe
+from compressor.core.metrics import Change, carried_over, count_stored_zeros, count_zeros, dot, is_safe
 from compressor.core.tensor import DTYPES
 from compressor.core.workspace import Array, Borrowed, Workspace
 from compressor.engine.execution.cut import Slice, part_buffer, part_offset, part_views, slice_tensor
@@ -146,25 +146,26 @@ class Worker:
         else:
             numbers = tensor.whole.read_rows(cut.columns, start, stop, work, "carry")
             self._write(job.file, offset + start * cut.columns * numbers.itemsize, numbers)
-        zeros = count_stored_zeros(numbers, job.spec, work)
+        zeros, energy = carried_over(numbers, job.spec, work)
         size = (stop - start) * (8 if cut.bytes else 1) * cut.columns
         if cut.bytes:
             size //= DTYPES[job.spec.dtype].bits
-        return Change(size, zeros, zeros)
+        return Change(size, zeros, zeros, energy)
 
     def _carry_turned(self, job: Job, tensor: Tensor, start: int, stop: int, work: Workspace) -> Change:
         """Copy columns of the matrices of a tensor that is joined of transposed ones."""
         assert isinstance(tensor.whole, JoinedExperts)  # noqa: S101 - it was cut so
         assert self.sink is not None  # noqa: S101 - as in `_write`
         _, inputs, outputs = job.spec.shape
-        offset, zeros = self.plan.files[job.file].layout.offsets[job.spec.name], 0
+        offset, change = self.plan.files[job.file].layout.offsets[job.spec.name], Change()
         for expert, first, found in tensor.whole.outputs(start, stop, work, "carry"):
             upright = work.array("carry.upright", (inputs, len(found)), found.dtype.str)
             np.copyto(upright, found.T)
             place = offset + (expert * inputs * outputs + first) * found.itemsize
             self.sink.write_columns(job.file, place, outputs * found.itemsize, upright)
-            zeros += count_stored_zeros(found, job.spec, work)
-        return Change((stop - start) * inputs, zeros, zeros)
+            zeros, energy = carried_over(upright, job.spec, work)
+            change.merge(Change(found.size, zeros, zeros, energy))
+        return change
 
     def _treat(
         self,

@@ -74,7 +74,7 @@ def check_ggml(jobs: Sequence[Job]) -> None:
             problems[job.dtype_after] = UsageError(
                 f"would be stored as {job.dtype_after}, and a .gguf holds ggml's types",
                 tensor=job.spec.name,
-                remedy="Name a scheme of ggml's, such as q4_k, use --store dense, or write .safetensors",
+                remedy="Name a scheme of ggml's, such as q4_k, or bits alone, or write .safetensors",
             )
         else:
             problems[job.dtype_after] = OutputError(
