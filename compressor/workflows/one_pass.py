@@ -394,8 +394,8 @@ def make_final_plan(transformed: Transformed) -> Planned:
         importlib.import_module("numpy")
         worker = _worker(request, plan)
         with _engine(opened, worker) as executor, _naming(order.source):
-            window, at_once = _tasks_of(executor, opened)
-            runner = Runner(worker, executor, window, book=_book(opened), at_once=at_once)
+            window, chunks = _tasks_of(executor, opened)
+            runner = Runner(worker, executor, window, book=_book(opened), chunks_each=chunks)
             request = replace(request, sizes_known=runner.count())
         plan, surveyed = make_plan(request), runner.surveyed
     return _judged(Planned(opened, request, plan, surveyed))
@@ -454,7 +454,7 @@ def _book(opened: Opened) -> SurveyBook | None:
 
 def _tasks_of(executor: Executor, opened: Opened) -> tuple[int, int]:
     """How many tasks are to be under way, and how many chunks they are to have: of an engine that says so."""
-    return 2 * getattr(executor, "workers", opened.workers) + 2, getattr(executor, "at_once", 1)
+    return 2 * getattr(executor, "workers", opened.workers) + 2, getattr(executor, "chunks", 1)
 
 
 @contextmanager
@@ -558,8 +558,8 @@ def _runner(planned: Planned, worker: Worker, stack: ExitStack, share: Share | N
     """Who carries the plan out that `worker` knows, until the stack is left."""
     opened, stored = planned.opened, worker.checkpoint.stored
     executor = stack.enter_context(local(1) if stored else _engine(opened, worker))
-    window, at_once = _tasks_of(executor, opened)
-    runner = Runner(worker, executor, window, surveyed=dict(planned.surveyed), share=share, at_once=at_once)
+    window, chunks = _tasks_of(executor, opened)
+    runner = Runner(worker, executor, window, surveyed=dict(planned.surveyed), share=share, chunks_each=chunks)
     runner.book = _book(opened)
     total = sum(job.spec.nbytes for job in worker.plan.jobs)
     if share is not None:

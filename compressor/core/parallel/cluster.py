@@ -64,10 +64,10 @@ def _close(client: Any) -> None:
 
 
 class ClusterExecutor(Executor):
-    """Runs tasks on the workers that a Dask `client` has; `workers` is how many tasks these do at a time, `at_once`
+    """Runs tasks on the workers that a Dask `client` has; `workers` is how many tasks these do at a time, `chunks`
     how many chunks a task had better have: one costs a millisecond or two whatever it does."""
 
-    at_once = 4
+    chunks = 4
 
     def __init__(self, client: Any, address: str, shared: Sequence[Any]) -> None:
         self._client, self._address = client, printable(address, 100)

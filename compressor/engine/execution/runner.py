@@ -60,7 +60,7 @@ Surveyed = dict[tuple[str, int], Survey[Any] | Treatment]  # by tensor and place
 @dataclass
 class Runner:
     """One run of the plan that `worker` knows, or a `share` of it; at most `window` tasks are under way at a
-    time, each of `at_once` chunks."""
+    time, each of `chunks_each` chunks."""
 
     worker: Worker
     executor: Executor
@@ -70,7 +70,7 @@ class Runner:
     share: Share | None = None
     pieces: list[Change] = field(default_factory=list)
     book: SurveyBook | None = None
-    at_once: int = 1
+    chunks_each: int = 1
 
     def count(self) -> SizesKnown:
         """For a plan whose sizes are not known: the last steps by tensor, knowing what they will store. What else
@@ -177,7 +177,7 @@ class Runner:
             if unit.job is not job:
                 job, treatments = unit.job, self._treatments(unit.job, self._fold)
             places.append((unit.start, unit.stop))
-            if len(places) == self.at_once or unit.stop >= unit.cut.rows or unit is units[-1]:
+            if len(places) == self.chunks_each or unit.stop >= unit.cut.rows or unit is units[-1]:
                 yield partial(self.worker.chunks, unit.job, unit.cut, treatments, tuple(places))
                 places = []
 
@@ -279,7 +279,7 @@ class Runner:
         """As many looks at one tensor at once as a task has chunks."""
         held: list[_Rows] = []
         for look in looks:
-            if held and (look.small or not look.continues or len(held) >= self.at_once):
+            if held and (look.small or not look.continues or len(held) >= self.chunks_each):
                 yield _Look(held, small=False)
                 held = []
             if look.small:
