@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from compressor.architectures.gguf import hyperparameters, tokenizers
-from compressor.architectures.gguf.diffusion import BODY, diffusion_of
+from compressor.architectures.gguf.diffusion import BODY, MOST_AXES, Diffusion, diffusion_of
 from compressor.architectures.gguf.families import FAMILIES, Family
 from compressor.architectures.gguf.moves import plain
 from compressor.architectures.gguf.naming import Mapped, inputs_of, stays_f32, to_gguf
@@ -18,6 +18,7 @@ from compressor.checkpoint.checkpoint import Checkpoint, Tensor
 from compressor.checkpoint.gguf.fields import fields_of
 from compressor.checkpoint.gguf.moved import constant, moved
 from compressor.checkpoint.gguf.pooling import pooling_type
+from compressor.checkpoint.gguf.reshaped import SHAPE, reshaped
 from compressor.checkpoint.gguf.tokenizer_files import READ, read_tokenizer
 from compressor.core.errors import CompressorError, InputError, UsageError, raise_all
 from compressor.core.text import printable
@@ -151,19 +152,28 @@ def _as_diffusion(checkpoint: Checkpoint, wishes: Wishes) -> Checkpoint:
             file=checkpoint.path,
             remedy="Leave them out with --leave-out PATTERN, and give text encoders and VAE as files of their own",
         )
-    tensors = {name: _in_file(tensor) for name, tensor in checkpoint.tensors.items()}
-    metadata = {"general.architecture": kind.gguf, "general.type": "model"}
+    metadata: dict[str, Any] = {"general.architecture": kind.gguf, "general.type": "model"}
+    tensors = {}
+    for name, tensor in checkpoint.tensors.items():
+        shape = kind.stored_shape(tensor.spec.shape)
+        if shape != tensor.spec.shape:
+            metadata[f"{SHAPE}{name}"] = list(tensor.spec.shape)
+            tensor = reshaped(tensor, shape)
+        tensors[name] = _in_file(tensor, kind, moved_axes=len(checkpoint.tensors[name].spec.shape) > MOST_AXES)
     note = f"it is a {kind.gguf}, and keeps its names"
     source = replace(checkpoint.source, fields=fields_of(metadata))
     return replace(checkpoint, source=source, tensors=tensors, notes=(*checkpoint.notes, note))
 
 
-def _in_file(tensor: Tensor) -> Tensor:
-    """A tensor as it is, but for vectors and what is no weight of a layer, which are F32 in files."""
+def _in_file(tensor: Tensor, kind: Diffusion, *, moved_axes: bool) -> Tensor:
+    """A tensor as it is, but for vectors and what is no weight of a layer, which are F32 in files, and FP8, which
+    is F16."""
     spec = tensor.spec
-    if spec.dtype not in ("F16", "BF16") or not stays_f32(spec.name, spec.shape):
+    exact = moved_axes or stays_f32(spec.name, spec.shape) or any(part in spec.name for part in kind.exact)
+    dtype = "F32" if exact else "F16" if spec.dtype.startswith("F8_") else spec.dtype
+    if dtype == spec.dtype or not spec.is_float:
         return tensor
-    return moved(spec.name, "F32", spec.shape, [plain(spec.name, spec.name, spec.shape)], {spec.name: tensor})
+    return moved(spec.name, dtype, spec.shape, [plain(spec.name, spec.name, spec.shape)], {spec.name: tensor})
 
 
 def _family(checkpoint: Checkpoint) -> Family:
