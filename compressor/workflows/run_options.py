@@ -49,8 +49,8 @@ class RunOptions:
     it is not. With `histograms` the report has one of every tensor that was treated, before and after. `part` is
     "K/N": the run is job K of N that write an output together, each a part of it beside its place, which `merge`
     puts together. `surveyed` is the file of what `survey` found of the whole model; with `surveys_only` the run
-    makes passes over the whole model and nothing else. `scheduler` is the address of a Dask scheduler, whose workers
-    then read, treat and write all that is large.
+    makes passes over the whole model and nothing else. `scheduler` is the address of a Dask scheduler, whose
+    workers then read, treat and write all that is large.
     """
 
     force: bool = False

@@ -9,7 +9,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from copy import deepcopy
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -115,7 +116,7 @@ class Runner:
                 continue
             for name, change in done:
                 if name == self.divided:
-                    self.pieces.append(replace(change))
+                    self.pieces.append(deepcopy(change))
                 changes[name].merge(change)
                 self.progress(change.size * DTYPES[jobs[name].spec.dtype].bits // 8)
             number = jobs[done[0][0]].file
