@@ -113,7 +113,8 @@ def _section(report: Report) -> str:
         rows.append(("relative error of the treated weights", f"{report.total.error:.3g}"))
         rows.append(("relative error of all weights", f"{report.everything.error:.3g}"))
     table = "".join(f"| {name} | {said} |\n" for name, said in rows)
-    return f"{_BEGIN}\n## How it was made smaller\n\n| | |\n|---|---|\n{table}\n{_loading(dialects, plan.language_model)}{_END}\n"
+    loading = _loading(dialects, plan.language_model)
+    return f"{_BEGIN}\n## How it was made smaller\n\n| | |\n|---|---|\n{table}\n{loading}{_END}\n"
 
 
 def _stage(stage: Mapping[str, Any]) -> str:
