@@ -52,6 +52,7 @@ class RunKeywords(TypedDict, total=False):
     save_base: Path | None
     work: Path | None
     keep_work: bool
+    histograms: bool
     part: str | None
     surveyed: Path | None
     surveys_only: bool
@@ -200,6 +201,7 @@ class _CodingKeywords(StageKeywords, total=False):
     candidates: Iterable[str]
     survey: str | None
     sample: int
+    text: str | None
 
 
 class QuantizeKeywords(_CodingKeywords, total=False):
@@ -208,17 +210,24 @@ class QuantizeKeywords(_CodingKeywords, total=False):
     tell: Callable[[Allocation], None] | None
 
 
-class _MeasureKeywords(TypedDict):
-    """What `tune` cannot do without."""
+class TuneKeywords(_CodingKeywords, total=False):
+    """`tune`: the measure (a command with its limit, or what runs through the models and gates of that), and what
+    `quantize` takes, or a `recipe`."""
 
     evaluate: str
     min_metric: float
-
-
-class TuneKeywords(_CodingKeywords, _MeasureKeywords, total=False):
-    """`tune`: the measure, and what `quantize` takes, or a `recipe`."""
-
     metric: str
+    tokens: Path | None
+    inputs: Path | None
+    labels: Path | None
+    network: str | None
+    divide: float | None
+    samples: int | None
+    length: int | None
+    max_kld: float | None
+    min_agreement: float | None
+    max_perplexity_ratio: float | None
+    min_cosine: float | None
     evaluations: int
     timeout: float
     log: Path | None

@@ -49,6 +49,7 @@ from compressor.methods.registry import methods_of
 from compressor.recipe.archive_store import archive_store
 from compressor.recipe.model import Cut, Recipe, Stage
 from compressor.recipe.preset_rules import implied_notes, with_presets
+from compressor.recipe.presets import MIXTURES
 from compressor.recipe.statistics_files import with_statistics
 from compressor.workflows.gating import judge, judge_plan, judge_sizes
 from compressor.workflows.gguf_model import ggml_model
@@ -372,6 +373,7 @@ def make_final_plan(transformed: Transformed) -> Planned:
         teachers=opened.teachers,
         statistics=opened.statistics,
         only=order.only,
+        mixture=next((stage.preset for stage in reversed(order.recipe.stages) if stage.preset in MIXTURES), ""),
         loader=options.loader,
         strict=options.strict,
         requantize=options.requantize,
@@ -478,7 +480,9 @@ def write(planned: Planned) -> Report:
             if order.options.work is not None:
                 shards = Shards.of(order.options.work, sink, plan, checkpoint, request.teachers.values())
                 stack.callback(shards.folder.release)
-            runner = _runner(planned, _worker(request, plan, sink, shards), stack)
+            worker = _worker(request, plan, sink, shards)
+            worker.histograms = order.options.histograms
+            runner = _runner(planned, worker, stack)
             plan, changes = _carried_out(planned, runner, sink)
             report = Report(order.verb, order.source, order.output, plan, changes)
             gates = order.options.gates

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from support.console import compressor
-from support.gguf_files import STRING, UINT32, GgufFile, Line, numbers, value
+from support.gguf_files import STRING, UINT32, GgufFile, Line, gguf_package, numbers, value
 
 from compressor import api
+from compressor.architectures.ggml_mixtures import FILE_TYPES
 from compressor.core.errors import UsageError
 from compressor.core.ggml_types import GgmlType
 from compressor.files.gguf.reading import read_header
 from compressor.files.input_file import InputFile
 from compressor.methods.quantize.ggml.decoder import decode_blocks
+from compressor.recipe.presets import MIXTURES
 
 LAYERS = 8
 SHAPES = {"attn_q": (256, 256), "attn_k": (64, 256), "attn_v": (64, 256), "attn_output": (256, 256)}
@@ -38,6 +40,10 @@ def model(place: Path, down: int = 512) -> Path:
 
 def types(path: Path) -> dict[str, GgmlType]:
     return dict(read_header(InputFile.open(path)).types)  # type: ignore[attr-defined]
+
+
+def file_type(path: Path) -> object:
+    return read_header(InputFile.open(path)).fields["general.file_type"].python()  # type: ignore[attr-defined]
 
 
 def test_every_tensor_of_a_scheme_is_read_back_as_its_blocks_say(tmp_path: Path) -> None:
@@ -114,6 +120,7 @@ def test_a_mixture_gives_each_tensor_its_type(tmp_path: Path) -> None:
         assert found[f"blk.{layer}.ffn_down.weight"] == ("Q6_K" if layer in more else "Q4_K")
         assert found[f"blk.{layer}.attn_norm.weight"] == "F32"
     assert (found["output.weight"], found["token_embd.weight"]) == ("Q6_K", "Q4_K")
+    assert file_type(out) == 15
 
 
 def test_rules_and_exclusions_come_before_a_mixture(tmp_path: Path) -> None:
@@ -124,6 +131,7 @@ def test_rules_and_exclusions_come_before_a_mixture(tmp_path: Path) -> None:
     assert {found[f"blk.1.{part}.weight"] for part in SHAPES} == {"Q8_0"}
     assert found["blk.2.attn_q.weight"] == "Q5_K"
     assert found["output.weight"] == "F32"
+    assert file_type(out) == 16  # of the small one, where most weights alone would say the medium one
 
 
 def test_rows_that_no_block_divides_are_named_and_refused_by_strict(tmp_path: Path) -> None:
@@ -151,3 +159,12 @@ def test_dry_runs_tell_the_size_to_the_byte(tmp_path: Path) -> None:
     assert not out.exists()
     written = api.quantize(source, out, preset="q3_k_l")
     assert told.plan.size_after == written.plan.size_after == out.stat().st_size
+    assert file_type(out) == 13
+
+
+def test_every_mixture_has_a_file_type() -> None:
+    gguf = gguf_package()
+    for preset in MIXTURES:
+        name = f"MOSTLY_{preset.upper()}"
+        assert FILE_TYPES[preset] == gguf.LlamaFileType[name]
+    assert set(FILE_TYPES) == set(MIXTURES)

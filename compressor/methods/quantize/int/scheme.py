@@ -183,7 +183,7 @@ class Int(ReadableScheme):
             raise UsageError(
                 f"layout {layout} holds matrices, and this has shape {list(spec.shape)}",
                 tensor=spec.name,
-                remedy="Use --layout compressor, --store dense, or --exclude it",
+                remedy="Use --layout compressor, or --exclude it",
             )
         if self.grain == "group" and columns % self.group:
             fits = [size for size in self._sizes(columns) if size <= 4 * self.group]
