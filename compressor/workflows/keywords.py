@@ -56,6 +56,7 @@ class RunKeywords(TypedDict, total=False):
     part: str | None
     surveyed: Path | None
     surveys_only: bool
+    scheduler: str | None
 
 
 class RestoreKeywords(RunKeywords, total=False):
