@@ -53,9 +53,11 @@ class RunKeywords(TypedDict, total=False):
     work: Path | None
     keep_work: bool
     histograms: bool
+    card: bool
     part: str | None
     surveyed: Path | None
     surveys_only: bool
+    scheduler: str | None
 
 
 class RestoreKeywords(RunKeywords, total=False):

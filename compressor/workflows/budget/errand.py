@@ -53,6 +53,7 @@ class Errand:
             stats=self._taken(recipe),
             part=options.part,
             surveys_only=options.surveys_only,
+            scheduler=options.scheduler,
             surveyed=options.surveyed,
         )
         return run_one_pass(self.verb, self.source, self.output, recipe, planning, only=only)
