@@ -136,6 +136,7 @@ running = chain(
     documents.report_option,
     documents.junit_option,
     documents.summary_option,
+    documents.card_option,
     workers,
     output_format,
     top,
@@ -158,6 +159,9 @@ part = chain(
         "--surveyed",
         metavar="FILE",
         help="What `compressor survey` found of the whole model, in place of looking at all of it again.",
+    ),
+    click.option(
+        "--scheduler", metavar="ADDRESS", help="Work on the Dask cluster of this scheduler, as tcp://host:8786."
     ),
 )
 show_recipe = click.option(

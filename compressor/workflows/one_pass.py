@@ -45,6 +45,7 @@ from compressor.files.identity import Identity, identity_of
 from compressor.files.layout import Container
 from compressor.files.output import Output
 from compressor.files.staging import check_place
+from compressor.files.strict_json import parse_object
 from compressor.methods.registry import methods_of
 from compressor.recipe.archive_store import archive_store
 from compressor.recipe.model import Cut, Recipe, Stage
@@ -211,12 +212,18 @@ def _teacher(path: str, options: RunOptions) -> Checkpoint:
     return teacher
 
 
+def _check_card(options: RunOptions, container: Container) -> None:
+    if options.card and (container != "folder" or options.part is not None):
+        raise UsageError("--card is for a folder that one run writes", remedy="Leave it out")
+
+
 def open_inputs(order: Order) -> Opened:
     """Open everything that is read. UsageError, InputError or OutputError for what cannot be read, or written."""
     order = checked(order)
     options, recipe = order.options, order.recipe
     checkpoint = open_input(order.source, options)
     container = container_of(order.output, checkpoint.source)
+    _check_card(options, container)
     if container != "gguf" and checkpoint.source.kind == "gguf":
         from compressor.checkpoint.gguf.reshaped import with_original_shapes
 
@@ -400,7 +407,8 @@ def make_final_plan(transformed: Transformed) -> Planned:
         importlib.import_module("numpy")
         worker = _worker(request, plan)
         with _engine(opened, worker) as executor, _naming(order.source):
-            runner = Runner(worker, executor, 2 * opened.workers + 2, book=_book(opened))
+            window, chunks = _tasks_of(executor, opened)
+            runner = Runner(worker, executor, window, book=_book(opened), chunks_each=chunks)
             request = replace(request, sizes_known=runner.count())
         plan, surveyed = make_plan(request), runner.surveyed
     return _judged(Planned(opened, request, plan, surveyed))
@@ -431,7 +439,14 @@ def _worker(request: PlanRequest, plan: Plan, sink: Output | None = None, shards
 
 
 def _engine(opened: Opened, worker: Worker) -> AbstractContextManager[Executor]:
-    """Processes where it pays to start them, else threads."""
+    """Workers of a cluster where one is named, processes where it pays to start them, else threads."""
+    scheduler = opened.order.options.scheduler
+    if scheduler is not None:
+        from compressor.core.parallel.cluster import cluster
+
+        if worker.sink is not None:
+            worker.sink.spread = True
+        return cluster(scheduler, [worker, *worker.plan.jobs])
     allowed = opened.order.options.processes and forked.available and opened.workers > 1
     if allowed and worker.plan.size_before >= _LARGE:
         methods = [step.method for job in worker.plan.jobs for step in job.steps if step.method.verb == "store"]
@@ -448,6 +463,11 @@ def _book(opened: Opened) -> SurveyBook | None:
     from compressor.workflows.survey_book import book_of
 
     return book_of(options, (opened.checkpoint, *opened.teachers.values()))
+
+
+def _tasks_of(executor: Executor, opened: Opened) -> tuple[int, int]:
+    """How many tasks are to be under way, and how many chunks they are to have: of an engine that says so."""
+    return 2 * getattr(executor, "workers", opened.workers) + 2, getattr(executor, "chunks", 1)
 
 
 @contextmanager
@@ -491,7 +511,7 @@ def write(planned: Planned) -> Report:
             report = replace(report, gates=(*planned.gates, *sizes, *measured))
             if report.failures:
                 raise ReportedGateFailed(report)
-            _finish(sink, plan, request)
+            _finish(sink, plan, request, _card(report, request) if order.options.card else None)
             if shards is not None and not order.options.keep_work:
                 shards.folder.clear()
     except BaseException:
@@ -516,7 +536,7 @@ def _write_part(planned: Planned, plan: Plan, share: Share) -> Report:
         layouts = [(file.name, file.layout) for file in plan.files]
         sink = PartOutput(target, layouts, runner.files, replace=options.force)
         try:
-            runner.worker.sink = sink
+            runner.worker.sink, sink.spread = sink, options.scheduler is not None
             done, changes = _carried_out(planned, runner, sink)
             small = _small_files(sink, done, request) if share.number == 1 else []
             record = PartRecord(
@@ -553,7 +573,8 @@ def _runner(planned: Planned, worker: Worker, stack: ExitStack, share: Share | N
     """Who carries the plan out that `worker` knows, until the stack is left."""
     opened, stored = planned.opened, worker.checkpoint.stored
     executor = stack.enter_context(local(1) if stored else _engine(opened, worker))
-    runner = Runner(worker, executor, 2 * opened.workers + 2, surveyed=dict(planned.surveyed), share=share)
+    window, chunks = _tasks_of(executor, opened)
+    runner = Runner(worker, executor, window, surveyed=dict(planned.surveyed), share=share, chunks_each=chunks)
     runner.book = _book(opened)
     total = sum(job.spec.nbytes for job in worker.plan.jobs)
     if share is not None:
@@ -579,11 +600,33 @@ def _carried_out(planned: Planned, runner: Runner, sink: Output) -> tuple[Plan, 
     return archive_files(sink, plan, effort, workers, files=files)[0], changes
 
 
-def _finish(sink: Output, plan: Plan, request: PlanRequest) -> None:
-    """Small files, a last look at the inputs, then the name."""
+def _finish(sink: Output, plan: Plan, request: PlanRequest, card: str | None) -> None:
+    """Small files, with this model card where one is asked for, a last look at the inputs, then the name."""
+    if card is not None:
+        from compressor.workflows.model_card import NAME
+
+        plan = replace(
+            plan,
+            carried=tuple(name for name in plan.carried if name != NAME),
+            texts=(*plan.texts, (NAME, card.encode(errors="surrogateescape"))),
+        )
     _small_files(sink, plan, request)
     _check_unchanged(request)
     sink.publish()
+
+
+def _card(report: Report, request: PlanRequest) -> str:
+    """The README of the output."""
+    from compressor.workflows.model_card import NAME, model_card
+
+    carried = request.checkpoint.source.carried
+    texts = dict(report.plan.texts)
+    before = carried[NAME].read(0, carried[NAME].size) if NAME in carried else b""
+    config = texts.get("config.json", b"{}")
+    if "config.json" not in texts and "config.json" in carried:
+        config = carried["config.json"].read(0, carried["config.json"].size)
+    found = parse_object(bytes(config), "config.json")
+    return model_card(report, bytes(before).decode(errors="surrogateescape"), found)
 
 
 def _small_files(sink: Output, plan: Plan, request: PlanRequest) -> list[str]:

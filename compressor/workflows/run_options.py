@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from compressor.architectures.loaders import READERS, Loader
@@ -46,10 +46,12 @@ class RunOptions:
     of layer inputs, for stages that go by some and name none. `save_mask` is a .safetensors for the bits of which
     pruned weights stay, written when the output is complete; `save_base` is where the base goes that an adapter is
     for. `work` is a folder that keeps finished passes and shards when the run is stopped, and `keep_work` also when
-    it is not. With `histograms` the report has one of every tensor that was treated, before and after. `part` is
-    "K/N": the run is job K of N that write an output together, each a part of it beside its place, which `merge`
-    puts together. `surveyed` is the file of what `survey` found of the whole model; with `surveys_only` the run
-    makes passes over the whole model and nothing else.
+    it is not. With `histograms` the report has one of every tensor that was treated, before and after; with `card`
+    an output folder's README.md is a model card, above what the input's says. `part` is "K/N": the run is job K of
+    N that write an output together, each a part of it beside its place, which `merge` puts together. `surveyed` is
+    the file of what `survey` found of the whole model; with `surveys_only` the run looks at the whole model
+    and nothing else. `scheduler` is the address of a Dask scheduler, whose workers then read, treat and write all
+    that is large.
     """
 
     force: bool = False
@@ -77,9 +79,11 @@ class RunOptions:
     work: str | None = None
     keep_work: bool = False
     histograms: bool = False
+    card: bool = False
     part: str | None = None
     surveyed: str | None = None
     surveys_only: bool = False
+    scheduler: str | None = None
 
     def __post_init__(self) -> None:
         if self.loader not in (None, *READERS):
@@ -98,6 +102,11 @@ class RunOptions:
         own = {one.name: given[one.name] for one in fields(cls) if given.get(one.name) is not None}
         own |= {key: os.fspath(own[key]) for key in _PATHS if key in own}
         return cls(**own | {key: tuple(own[key]) for key in _LISTS if key in own})
+
+    def absolute(self) -> RunOptions:
+        """These options with paths from the root on."""
+        given = {key: value for key in _PATHS if (value := getattr(self, key)) is not None}
+        return replace(self, **{key: os.path.abspath(value) for key, value in given.items()})
 
     def announce(self, text: str) -> None:
         """Tell `progress` of a pass, where it has a `stage` to be told by."""
