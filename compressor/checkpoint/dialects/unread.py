@@ -31,6 +31,7 @@ _TOOLS = (
     (r"\.(trellis|suh|svh)$", "ExLlamaV3's codes"),
     (r"\.Qidxs$", "QuIP#'s codes"),
     (r"\.(codebooks|codes)$", "AQLM's codes"),
+    (r"\.dense_weights$", "SpQR's codes"),
     (r"\.(centroids|res_centroids|indices)$", "VPTQ's codes"),
     (r"_qdata$|\.qdata$", "torchao's serialised tensors"),
     (r"\.weight\._(data|scale)$", "Quanto's codes"),
