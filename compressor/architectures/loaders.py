@@ -73,8 +73,8 @@ class Limit:
 class Reader:
     """A loader: its `name` with the version that was seen, the dialects whose codes it reads, and what of these it
     does not take. `lacks` are types of models that it has not; `container` is what it loads; `splits`: it knows
-    experts as single matrices in every family. `options` are those of methods that it needs, where they are left as
-    they are by default."""
+    experts as single matrices in every family; `alike`: experts of all layers have one scheme. `options` are those
+    of methods that it needs, where they are left as they are by default."""
 
     name: str
     dialects: tuple[str, ...]
@@ -82,6 +82,7 @@ class Reader:
     lacks: tuple[str, ...] = ()
     container: str = "folder"
     splits: bool = True
+    alike: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -238,7 +239,7 @@ _MLX = (
 READERS: Mapping[Loader, Reader] = {
     "vllm": Reader("vLLM 0.32", ("compressed-tensors", "gptq", "bitsandbytes"), _VLLM, _NOT_IN_VLLM),
     "transformers": Reader(
-        "transformers 5.24", ("compressed-tensors", "bitsandbytes", "gptq"), _TRANSFORMERS, splits=False
+        "transformers 5.24", ("compressed-tensors", "bitsandbytes", "gptq"), _TRANSFORMERS, splits=False, alike=True
     ),
     "mlx": Reader("mlx-lm 0.32", ("mlx",), _MLX, splits=False, options={"layout": "mlx"}),
     "llama.cpp": Reader("llama.cpp", (), container="gguf"),
