@@ -183,6 +183,16 @@ def opened(file: InputFile, header: Header) -> tuple[InputFile, Header]:
     return archived, Header(tuple(tensors), metadata)
 
 
+def directory_of(file: InputFile, header: Header) -> tuple[list[Entry], Mapping[str, str]]:
+    """Every tensor of an archive, as its chunks lie there, and the metadata of the file that it stands for;
+    `header` is the archive's own. InputError where it is none, or damaged."""
+    archived, stands_for = opened(file, header)
+    if archived is file:
+        raise _damaged(file, "it is none")
+    entries, _ = _directory(file, header.tensors[0])
+    return entries, stands_for.metadata
+
+
 def _directory(file: InputFile, placed: Placed) -> tuple[list[Entry], Mapping[str, str]]:
     size = placed.spec.nbytes
     if size < TRAILER:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from hashlib import sha256
 
 from compressor.architectures.recognise import recognise
 from compressor.calibration.statistics import Statistics
@@ -63,6 +64,13 @@ class _Rescaled(Statistics):
     def read(self, layer: str, gram: bool = False) -> Layer:
         found, scale = super().read(layer, gram), self.scales.get(layer)
         return found if scale is None else divided(found, scale)
+
+    def changed_by(self) -> str:
+        """SHA-256 of the scales."""
+        said = sha256()
+        for layer, scale in sorted(self.scales.items()):
+            said.update(f"{layer}\0".encode() + scale.tobytes())
+        return said.hexdigest()
 
 
 @dataclass(frozen=True)

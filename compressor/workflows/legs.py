@@ -53,6 +53,7 @@ def run_legs(
     options.check_work(source, output)
     recipe = for_loader(recipe, options.loader)
     legs = plan_legs(recipe, source)
+    options.check_part(trained=len(legs) > 1 or legs[0].training is not None)
     if len(legs) == 1:
         return run_leg(verb, source, output, legs[0], options, tell=tell)
     way = _way(verb, legs, source, output, options)
@@ -194,10 +195,10 @@ def _way(verb: str, legs: Sequence[Recipe], source: str, output: str, options: R
     stats = options.stats or legs[-1].stats
     if stats is not None and not any(map(asks_for_statistics, legs)):
         raise UsageError("--stats: no stage takes it", remedy="Leave it out")
-    if options.component or options.strip_prefix is not None:
+    if options.component or options.strip_prefix is not None or options.fold_weight_norm:
         raise UsageError(
-            "--component and --strip-prefix are for recipes of one pass",
-            remedy="Give the component's own folder, or the output of `compressor restore --strip-prefix`",
+            "--component, --strip-prefix and --fold-weight-norm are for recipes of one pass",
+            remedy="Give the component's own folder, or the output of `compressor restore` with these options",
         )
     check_apart(output, source, *(path for leg in legs if leg.training for path in leg.training.files))
     opened = open_checkpoint(source).source

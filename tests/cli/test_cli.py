@@ -412,7 +412,7 @@ def test_json_reports_are_whole(tmp_path: Path) -> None:
     output = tmp_path / "out"
     done = compressor("quantize", LLAMA, "-o", output, "--format", "json", "--top", "1", "--bits", "4")
     report = json.loads(done.out)
-    assert report["schema"] == 1
+    assert report["schema"] == 2
     assert report["tool"].startswith("compressor ")
     assert len(report["tensors"]) == 21
     assert {file["name"]: file["bytes"] for file in report["files"]} == {
