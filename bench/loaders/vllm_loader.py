@@ -13,17 +13,17 @@ from typing import IO, Any
 from bench.loaders.families import Family
 
 _READER = Path(__file__).with_name("vllm_reader.py")
-_FAMILIES = (
-    *("llama", "mistral", "mixtral", "qwen2", "qwen2-moe", "qwen3", "qwen3-moe", "gemma2", "gemma3", "phi3", "opt"),
-    *("gpt2", "gpt-neox", "bloom", "granite", "glm4", "starcoder2", "olmo2", "smollm3"),
-)
-
-
+_DENSE = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "opt", "gpt2")
+_FAMILIES = (*_DENSE, "mixtral", "qwen3-moe")
 _NATIVE = ("int4", "int4 channel", "int4 asymmetric", "int8 W8A8", "fp8")  # which have kernels on a processor
 _ALL = (*_NATIVE, "int4 gptq", "int8", "fp8 weights", "fp8 block", "nvfp4", "mxfp4", "mxfp8", "nf4")
 _OF_EXPERTS = (*_NATIVE, "int8", "nvfp4", "mxfp4")
-_TRIED = {"llama": _ALL, "qwen3-moe": _ALL, "mixtral": _OF_EXPERTS, "qwen2-moe": _OF_EXPERTS}
-_TRIED["opt"] = (*_NATIVE, "fp8 block")  # whose blocks divide its matrices
+_TRIED = {
+    "llama": _ALL,
+    "qwen3-moe": _ALL,
+    "mixtral": _OF_EXPERTS,
+    "opt": (*_NATIVE, "fp8 block"),  # whose blocks divide its matrices
+}
 
 
 class Vllm:
