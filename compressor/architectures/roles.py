@@ -145,7 +145,6 @@ _PARAMETERS = (
     (r"(.*_)?(scale|scales|gain|gains|gamma|beta|alpha|temperature|norm)(_?\d+|_inv)?", Role.GAIN),
     (r"weight_g|original0", Role.GAIN),
 )
-_BY_WORDS = tuple((re.compile(text), role) for text, role in _PARAMETERS)
 
 
 @lru_cache(maxsize=1 << 17)  # planning asks some forty times for each tensor
@@ -193,9 +192,9 @@ def _of_parameter(name: str, shape: tuple[int, ...]) -> Role:
             return role
     if _WEIGHT.search(last) and not _NO_WEIGHT.fullmatch(last):
         return Role.LAYER
-    for pattern, role in _BY_WORDS:
+    for words, role in _PARAMETERS:
         # a single letter, or a word alone, is a plain array's name as well
-        if pattern.fullmatch(last.lower()) and (module or "_" in last):
+        if re.fullmatch(words, last.lower()) and (module or "_" in last):
             return role
     lengths = [size for size in shape if size != 1]
     alone = len(lengths) < 2 and (len(shape) > 2 or bool(module))
