@@ -18,12 +18,7 @@ _FAMILIES = (*_DENSE, "mixtral", "qwen3-moe")
 _NATIVE = ("int4", "int4 channel", "int4 asymmetric", "int8 W8A8", "fp8")  # which have kernels on a processor
 _ALL = (*_NATIVE, "int4 gptq", "int8", "fp8 weights", "fp8 block", "nvfp4", "mxfp4", "mxfp8", "nf4")
 _OF_EXPERTS = (*_NATIVE, "int8", "nvfp4", "mxfp4")
-_TRIED = {
-    "llama": _ALL,
-    "qwen3-moe": _ALL,
-    "mixtral": _OF_EXPERTS,
-    "opt": (*_NATIVE, "fp8 block"),  # whose blocks divide its matrices
-}
+_TRIED = {"llama": _ALL, "qwen3-moe": _ALL, "mixtral": _OF_EXPERTS}
 
 
 class Vllm:
