@@ -136,6 +136,7 @@ running = chain(
     documents.report_option,
     documents.junit_option,
     documents.summary_option,
+    documents.card_option,
     workers,
     output_format,
     top,
