@@ -139,6 +139,7 @@ running = chain(
     click.option(
         "--log-file", metavar="FILE", help="Add lines about the progress to this file, every ten seconds."
     ),
+    documents.card_option,
     workers,
     output_format,
     top,
