@@ -365,7 +365,11 @@ class _Survey:
         """What is known of every tensor's candidates, from the table or measured; and by which statistics."""
         informed, identity = self._informed(decided)
         budget = self.budget
-        way = {"stages": list(scout.stages[:-1]), "stats": [informed and f"{informed}, by rows", identity], "sample": budget.sample}
+        way = {
+            "stages": list(scout.stages[:-1]),
+            "stats": [informed and f"{informed}, by rows", identity],
+            "sample": budget.sample,
+        }
         key = key_of(self.checkpoint, way)
         known = read_table(budget.survey, key) if budget.survey is not None else {}
         wanted = self._wanted(decided, known)

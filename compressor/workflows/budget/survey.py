@@ -16,7 +16,8 @@ is then a ratio of two sums over sampled rows, with the usual standard error of 
 
 Even steps, for an archive, are not tried one by one: the weights are counted, and entropy and loss of every step
 follow from the counts. What rounding to a fine step loses is like noise that is the same in all columns, so its
-weighted loss is Σ (w − w')² times the mean of G's diagonal, and of what rows count. The same counts tell what the numbers themselves take.
+weighted loss is Σ (w − w')² times the mean of G's diagonal, and of what rows count. The same counts tell what the
+numbers themselves take.
 """
 
 from __future__ import annotations
