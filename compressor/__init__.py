@@ -21,11 +21,13 @@ if TYPE_CHECKING:
         compare,
         distill,
         inspect,
+        merge,
         merge_statistics,
         pipeline,
         prune,
         quantize,
         restore,
+        survey,
         tune,
     )
     from compressor.recipe.gates import Gates
@@ -45,11 +47,13 @@ __all__ = [
     "compare",
     "distill",
     "inspect",
+    "merge",
     "merge_statistics",
     "pipeline",
     "prune",
     "quantize",
     "restore",
+    "survey",
     "tune",
 ]
 

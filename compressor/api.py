@@ -8,14 +8,18 @@ UsageError that names the nearest one.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any, Unpack
 
 from compressor.calibration import run as calibration
 from compressor.calibration.result import CalibrationReport
+from compressor.core.errors import UsageError
+from compressor.core.text import printable
+from compressor.files.survey_file import is_survey
 from compressor.methods.structured_cut import is_structured_cut, make_structured_cut
 from compressor.recipe.budget import Budget, take_budget
+from compressor.recipe.loss_gates import LossGates, flag_of
 from compressor.recipe.model import Recipe, recipe_of
 from compressor.recipe.stages import make_stage
 from compressor.recipe.toml_file import recipe_for
@@ -23,18 +27,24 @@ from compressor.recipe.training import FILES, is_training, training_of
 from compressor.workflows import compare as comparing
 from compressor.workflows import inspect as inspecting
 from compressor.workflows import keywords as words
+from compressor.workflows import merge as merging
+from compressor.workflows import survey as surveying
 from compressor.workflows.budget.run import run_tune
 from compressor.workflows.budget.tune import Search
 from compressor.workflows.compare import ComparisonReport
 from compressor.workflows.inspect import InspectReport
 from compressor.workflows.keywords import check_keywords
 from compressor.workflows.legs import run_legs
+from compressor.workflows.merge_report import MergeReport
+from compressor.workflows.model_loss import LossInput
 from compressor.workflows.one_pass import run_one_pass
 from compressor.workflows.results import Report
 from compressor.workflows.run_options import RunOptions
+from compressor.workflows.survey import SurveyReport
 
 Path = str | os.PathLike[str]
 _PATHS = ("mask", "scores", "teacher", "config", *FILES)
+_LOSS_INPUT, _LOSS_GATES = ([one.name for one in fields(kind)] for kind in (LossInput, LossGates))
 _STAGE = ("include", "exclude", "rules", "store", "teacher", "mask", "scores", "fallback", "preset")
 
 __all__ = [
@@ -42,12 +52,14 @@ __all__ = [
     "compare",
     "distill",
     "inspect",
+    "merge",
     "merge_statistics",
     "pipeline",
     "prune",
     "quantize",
     "restore",
     "run_recipe",
+    "survey",
     "tune",
 ]
 
@@ -157,6 +169,40 @@ def calibrate(model: Path | None, output: Path, **keywords: Unpack[words.Calibra
     return calibration.calibrate(model, os.fspath(output), calibration.Calibration(**keywords))
 
 
+def survey(verb: str, source: Path, output: Path, **keywords: Any) -> SurveyReport:
+    """Make one job's share (`part`) of the next pass over the whole model that a run of this verb with these
+    keywords would make, into a file beside the output's place, for `merge` and then for `surveyed`."""
+    verbs: dict[str, Callable[..., Report]] = {
+        "prune": prune,
+        "distill": distill,
+        "quantize": quantize,
+        "pipeline": pipeline,
+    }
+    if verb not in verbs:
+        raise UsageError(f"{printable(verb, 40)} makes no survey", remedy=f"These do: {', '.join(verbs)}")
+    run, _ = _parted(keywords)
+    teacher = keywords.get("teacher")
+    teachers = [] if teacher is None else [os.fspath(teacher)]
+
+    def start(options: RunOptions) -> Report:
+        more = {"part": options.part, "dry_run": True, "surveys_only": True}
+        return verbs[verb](source, output, **{**keywords, **more})
+
+    return surveying.run_survey(os.fspath(source), os.fspath(output), run, start, teachers)
+
+
+def merge(
+    parts: Sequence[Path], output: Path, **keywords: Unpack[words.PartKeywords]
+) -> MergeReport | SurveyReport:
+    """Publish the output whose parts runs with `part="1/3"`, `part="2/3"`, … have written: all of them, of one plan
+    and of the same inputs. The bytes are those of one run. Or write what surveys of all jobs gathered together."""
+    check_keywords("merge", keywords, words.PartKeywords)
+    if parts and is_survey(os.fspath(parts[0])):
+        paths, same = [os.fspath(part) for part in parts], keywords.get("copies", False)
+        return surveying.merge_surveys(paths, os.fspath(output), force=keywords.get("force", False), copies=same)
+    return merging.merge(parts, output, **keywords)
+
+
 def merge_statistics(
     paths: Sequence[Path], output: Path, **keywords: Unpack[words.MergeKeywords]
 ) -> CalibrationReport:
@@ -174,9 +220,22 @@ def inspect(path: Path, **keywords: Unpack[words.InspectKeywords]) -> InspectRep
 
 def compare(a: Path, b: Path, **keywords: Unpack[words.CompareKeywords]) -> ComparisonReport:
     """Measure B against A, tensor by tensor, both restored if they store codes; worst first. With a gate, a tensor
-    that only one side has, or that differs in shape, fails too."""
+    that only one side has, or that differs in shape, fails too. Or measure what the outputs lost: for a `text` or
+    `tokens` (models of transformers, run in torch), or `inputs` (networks that run in NumPy), with the fields of a
+    `LossInput`; the gates are then those of `LossGates`, and the report's `loss` says what came of it."""
     check_keywords("compare", keywords, words.CompareKeywords)
-    return comparing.compare(a, b, **keywords)
+    given: dict[str, Any] = {**keywords}
+    what = LossInput(**{key: given.pop(key) for key in _LOSS_INPUT if key in given})
+    gates = LossGates(**{key: given.pop(key) for key in _LOSS_GATES if key in given})
+    progress = given.pop("progress", None)
+    if what.way is not None:
+        other = next((key for key in ("max_error", "min_sqnr") if given.get(key) is not None), None)
+        if other is not None:
+            raise UsageError(f"{flag_of(other)} is of tensors, which are not compared with --{what.way}")
+        return comparing.compare_outputs(a, b, what, gates, progress)
+    for gate in gates.given:
+        raise UsageError(f"{flag_of(gate)} is of outputs", remedy="Give --text, --tokens or --inputs")
+    return comparing.compare(a, b, **given)
 
 
 # ---- keywords to recipes and options -------------------------------------------------------------------

@@ -73,6 +73,54 @@ def test_readme_makefile_rule(workplace: Path) -> None:
     assert not (workplace / "small.safetensors").exists()
 
 
+CLUSTER = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+
+
+def cluster(kind: str, place: int = 0) -> str:
+    """A fenced block of a language in docs/cluster.md."""
+    return re.findall(rf"^```{kind}\n(.*?)^```", CLUSTER, re.MULTILINE | re.DOTALL)[place]
+
+
+@pytest.fixture
+def one_run(workplace: Path) -> dict[str, bytes]:
+    """What one run makes of the folder `model`, which is there too."""
+    (workplace / "model").symlink_to(SAMPLES / "tiny-llama")
+    done = shell("compressor quantize model -o one --bits 4 -q", workplace)
+    assert done.returncode == 0, done.stderr
+    return {file.name: file.read_bytes() for file in (workplace / "one").iterdir()}
+
+
+@pytest.mark.parametrize("way", ["commands", "make", "slurm", "ci"])
+def test_ways_to_make_parts(way: str, workplace: Path, one_run: dict[str, bytes]) -> None:
+    if way == "commands":
+        script = cluster("bash")
+    elif way == "make":
+        (workplace / "Makefile").write_text(cluster("make"))
+        script = "make -j 2 small"
+    elif way == "slurm":
+        (workplace / "job.sh").write_text(cluster("bash", 2).replace("16", "2"))
+        script = "for k in 1 2; do SLURM_ARRAY_TASK_ID=$k bash job.sh; done\n"
+        script += "compressor merge small.part-*-of-2 -o small --remove-parts"
+    else:
+        steps = re.findall(r"- run: (.*)", cluster("yaml"))
+        *jobs, last, merge = steps
+        parts = [step.replace("${{ matrix.part }}", str(part)) for part in (1, 2, 3) for step in jobs]
+        script = "\n".join([*parts, "rm -r small.part-*", last, merge])
+    done = shell(script, workplace)
+    assert done.returncode == 0, done.stderr
+    assert {file.name: file.read_bytes() for file in (workplace / "small").iterdir()} == one_run
+
+
+def test_surveys_that_are_merged(workplace: Path) -> None:
+    (workplace / "model").symlink_to(SAMPLES / "tiny-llama")
+    done = shell("compressor prune model -o one --sparsity 0.5 --scope global -q\n" + cluster("bash", 1), workplace)
+    assert done.returncode == 0, done.stderr
+    one, small = (
+        {file.name: file.read_bytes() for file in (workplace / name).iterdir()} for name in ("one", "small")
+    )
+    assert one == small
+
+
 def test_readme_ci_job(workplace: Path) -> None:
     (job,) = blocks("yaml")
     lines = job.split("run: |\n")[1]

@@ -80,6 +80,7 @@ FAMILIES = (
         outer=OUTER,
         block=ATTENTION + GATED,
         keys=KEYS,
+        divisible=("llama",),
         folds=INTO_ATTENTION + INTO_GATED,
     ),
     Family(
@@ -88,6 +89,7 @@ FAMILIES = (
         outer=OUTER,
         block=_GEMMA,
         keys=KEYS,
+        divisible=("gemma2",),
         tied=True,
         grows=True,
         one_plus=True,
@@ -100,6 +102,7 @@ FAMILIES = (
         block=_GEMMA,
         keys=KEYS,
         defaults=_GEMMA3,
+        divisible=("gemma3_text",),
         kinds=_GEMMA3_KINDS,
         tied=True,
         grows=True,
@@ -114,6 +117,7 @@ FAMILIES = (
         prefixes=("language_model.model.", "model.language_model.", "language_model."),
         keys=KEYS,
         defaults=_GEMMA3,
+        divisible=("gemma3",),
         part="text_config",
         beside=(
             Beside(

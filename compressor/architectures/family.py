@@ -56,9 +56,10 @@ class Family:
     that are so many times the width where the config is silent. `part` is the config within the config that has
     them, `inner` what may be its `model_type`. `implied`: entries that are the width where the config is silent,
     and must be said when that is cut. `bound_heads`: the width of a head is the hidden size over the number of
-    heads, and no entry of the config can say otherwise. `same_heads`: all blocks of the stack have the same heads,
-    since what the first block knows of positions serves all. `many`: of each unit of that dimension so many
-    indices, an entry of the config.
+    heads, and no entry of the config can say otherwise. `divisible`: types, of config.json or of the config within
+    it, whose config transformers refuses where the number of heads does not divide the width. `same_heads`: all
+    blocks of the stack have the same heads, since what the first block knows of positions serves all. `many`: of
+    each unit of that dimension so many indices, an entry of the config.
 
     `beside` are the parts around the model. `refuses`: structures that cannot be cut, with the reason. `only`:
     those that can where an entry of the config has this value, with the reason otherwise.
@@ -90,6 +91,7 @@ class Family:
     inner: tuple[str, ...] = ()
     implied: tuple[str, ...] = ()
     bound_heads: bool = False
+    divisible: tuple[str, ...] = ()
     same_heads: bool = False
     many: Mapping[str, str] = field(default_factory=dict)
     beside: tuple[Beside, ...] = ()

@@ -61,15 +61,17 @@ class Structure:
     """A kind of units in one model.
 
     Groups with the same keys lose the same number of units. `followers` lose what their leader's loss leaves them:
-    one unit for each `step` units of the leader (the heads that share a width with the residual stream). `floor` is
-    the smallest number of units that the model can be run with, `pins` entries of config.json that the model no
-    longer implies and that must be said. `layers`: the units are the numbered blocks themselves.
+    one unit for each `step` units of the leader (the heads that share a width with the residual stream). What stays
+    is a multiple of `step`, and divides `divides` where that is given. `floor` is the smallest number of units that
+    the model can be run with, `pins` entries of config.json that the model no longer implies and that must be said.
+    `layers`: the units are the numbered blocks themselves.
     """
 
     kind: str
     groups: tuple[Group, ...]
     followers: tuple[Group, ...] = ()
     step: int = 1
+    divides: int = 0
     floor: int = 1
     floor_reason: str = ""
     pins: Mapping[str, int] = field(default_factory=dict)

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from typing import Any, Literal
 
 from compressor.architectures.conv1d import is_conv1d
@@ -60,13 +61,12 @@ class Limit:
     dense: bool = False
     hint: bool = False
 
-    def holds(self, form: str, name: str, layer: Layer, types: Sequence[str]) -> bool:
-        """Whether it holds of a tensor in this form, in a model of these types, the outermost first."""
+    def holds(self, form: str, layer: Layer, types: Sequence[str]) -> bool:
+        """Whether it holds of this form of some tensor, in a model of these types, the outermost first."""
         of_family = not self.families or any(one in self.families for one in types)
         of_family = of_family and not any(one in self.unless for one in types)
         of_layer = not self.layers or layer in self.layers
-        of_name = not self.names or re.search(self.names, name) is not None
-        return of_family and of_layer and of_name and re.fullmatch(self.forms, form) is not None
+        return of_family and of_layer and re.fullmatch(self.forms, form) is not None
 
 
 @dataclass(frozen=True)
@@ -270,9 +270,18 @@ def limits_of(
     loader: Loader, config: Mapping[str, Any] | None, name: str, form: str, *, experts: bool = False
 ) -> Iterator[Limit]:
     """What keeps a loader from taking the tensor of this name in this form; `experts`: the model has some."""
-    layer, types = layer_of(config, name), model_types(config)
-    concerned = types if layer is Layer.TOWER else types[:1]  # what a tower is does not concern other layers
-    for limit in READERS[loader].limits:
-        beside = experts and limit.beside and limit.holds(form, name, Layer.EXPERT, types)
-        if beside or limit.holds(form, name, layer, concerned):
+    layer = layer_of(config, name)
+    for limit in _limits(loader, model_types(config), layer, form, experts):
+        if not limit.names or re.search(limit.names, name):
             yield limit
+
+
+@lru_cache(maxsize=256)  # a model has few kinds of layers and forms
+def _limits(loader: Loader, types: tuple[str, ...], layer: Layer, form: str, experts: bool) -> tuple[Limit, ...]:
+    concerned = types if layer is Layer.TOWER else types[:1]  # what a tower is does not concern other layers
+    return tuple(
+        limit
+        for limit in READERS[loader].limits
+        if limit.holds(form, layer, concerned)
+        or (experts and limit.beside and limit.holds(form, Layer.EXPERT, types))
+    )

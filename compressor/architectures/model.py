@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from compressor.core.tensor import TensorSpec
 
 MLP = ("neurons", "moe", "shared")  # dimensions that are neurons, each with an entry of its own in the config
 _MANY = 1 << 10
+_ALIGNED = 8  # torch multiplies experts at once where rows of bfloat16 are multiples of 16 bytes
 _NORM = re.compile(r"(norm|(^|\.)ln_)[^.]*\.weight$", re.IGNORECASE)
 HEADS = ("q", "cross")  # dimensions that are heads of queries
 WIDTH = ("hidden", "encoded")  # dimensions that are the residual width
@@ -68,6 +70,12 @@ class Model:
         """The config's name for a size: the one that it uses, else the first."""
         names = self.family.keys.get(symbol, ())
         return next((name for name in names if self.part.get(name) is not None), names[0] if names else "")
+
+    @property
+    def divisible(self) -> bool:
+        """Whether the number of heads has to divide the width."""
+        types = {self.config["model_type"], self.part.get("model_type")}
+        return not types.isdisjoint(self.family.divisible) and self.sizes["hidden"] % self.sizes["heads"] == 0
 
     def many(self, symbol: str) -> int:
         """How many indices there are to a unit of a dimension."""
@@ -126,7 +134,7 @@ class Model:
         if not groups:
             raise self._none("neurons")
         # a size that the config leaves to a default must be said
-        return Structure("neurons", tuple(groups))
+        return Structure("neurons", tuple(groups), step=self.aligned("moe"))
 
     def _heads(self) -> Structure:
         if self.family.bound_heads:
@@ -137,7 +145,13 @@ class Model:
                 if "hidden" in self._reasons()
                 else "--structure hidden cuts heads and width together",
             )
-        return Structure("heads", self._head_groups(), pins={"head_dim": self.sizes["head_dim"]})
+        sizes = self.sizes
+        return Structure(
+            "heads",
+            self._head_groups(),
+            pins={"head_dim": sizes["head_dim"]},
+            divides=sizes["hidden"] * sizes["kv_heads"] // sizes["heads"] if self.divisible else 0,
+        )
 
     def _head_groups(self) -> tuple[Group, ...]:
         sizes = self.sizes
@@ -238,9 +252,20 @@ class Model:
             "hidden",
             (group,),
             self._head_groups() if bound else (),
-            step=self.sizes["hidden"] // self.sizes["kv_heads"] if bound else 1,
+            step=self._width_step(),
             pins=pins,
         )
+
+    def _width_step(self) -> int:
+        """What the width stays a multiple of: a unit of heads that share it, or what loaders ask of a width."""
+        if self.family.bound_heads:
+            return self.sizes["hidden"] // self.sizes["kv_heads"]
+        return math.lcm(self.sizes["heads"] if self.divisible else 1, self.aligned("hidden"))
+
+    def aligned(self, symbol: str) -> int:
+        """What the size of a dimension of experts stays a multiple of."""
+        experts = any("moe" in sections or "2moe" in sections for one in self.known for sections in one.axes)
+        return _ALIGNED if experts and self.sizes[symbol] % _ALIGNED == 0 else 1
 
     # ---- their parts -------------------------------------------------------------------------------
 

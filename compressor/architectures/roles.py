@@ -2,15 +2,17 @@
 
 Methods are made for the matrices and kernels that inputs are multiplied with. A checkpoint holds more than those:
 tables whose rows are looked up, tokens that stand among the inputs, decays of a state, gains, biases of several
-axes. They are few numbers, models are sensitive to them, and loaders read them as numbers and never as codes. The
-words below are those of transformers 5.24 (`tests/interop/test_roles.py` compares them with every model that it can
-build) and of the files that people publish beside it: timm, Medusa, EAGLE, DeepSeek's extra layers, GGUF.
+axes, filters and caches. They are few numbers, models are sensitive to them, and loaders read them as numbers and
+never as codes. The words below are those of transformers 5.24 (`python -m bench.architectures.parameters` holds
+them against every model that it can build) and of the files that people publish beside it: timm, diffusers,
+open_clip, NeMo, RWKV, StripedHyena, Medusa, EAGLE, DeepSeek's extra layers, GGUF.
 """
 
 from __future__ import annotations
 
 import re
 from enum import Enum
+from functools import lru_cache
 
 from compressor.architectures.heads import is_head
 
@@ -32,7 +34,9 @@ class Role(Enum):
     NORM = "norm of several axes"
     BIAS = "bias of several axes"
     GAIN = "scale of its layer"
+    MIXING = "mixing of residual streams"
     MASK = "mask"
+    BUFFER = "filter, cache or state that is no weight"
 
     @property
     def is_weight(self) -> bool:
@@ -45,14 +49,16 @@ class Role(Enum):
 _TABLE = re.compile(  # rows that are looked up; and what stands right below such a module
     r"(^|\.)(embed[^.]*|[^.]*_embed(ding)?s?|wte|wpe|relative_attention_bias)\.([^.]+\.)?weight$"
     r"|(^|\.)([^.]*_)?emb(\.\d+)?\.weight$|(^|\.)[^.]*_(embeds?_layers?(\.\d+)?|embeddings?_table)\.weight$"
-    r"|(^|\.)(shared|codebook|query_feat|queries_[^.]+)\.weight$|^transformer\.w\.weight$"
+    r"|(^|\.)(shared|codebook|query_feat|queries_[^.]+|emb_g|emb_pitch)\.weight$|^transformer\.w\.weight$"
     r"|^(token_embd|token_types|per_layer_token_embd)\.weight$"
 )
 _POSITION_TABLE = re.compile(
     r"(^|[._])(pos|position|positional|rel_pos|relative_position)_(emb|embeds?|embeddings?|bias|encoding)(_table|_layer)?\.weight$"
     r"|^([va]\.)?position_embd\.weight$|(^|\.)(wpe|relative_attention_bias|bias_values|rel_pos_bias|rel_pos_[xy]_bias)\.weight$"
 )
-_TOKENS = re.compile(r"(^|\.)([^.]*_)?(?<!embed_)tokens?\.weight$|^query\.weight$")
+_TOKENS = re.compile(
+    r"(^|\.)([^.]*_)?(?<!embed_)tokens?\.weight$|^query\.weight$|(^|\.)query_\d+_resolution\.weight$"
+)
 # Of detectors: tables [queries, 2 or 4], which others compute with a linear layer of that name
 _POINTS = re.compile(r"(^|\.)reference_points\.weight$")
 _ROUTER = re.compile(
@@ -69,7 +75,13 @@ _TOWER = re.compile(
 )
 _NORM = re.compile(r"(^|[._])([a-z_]*norm|ln|grn)_?\d*(\.scale|\.shift)?\.weight$", re.IGNORECASE)
 _TIME_STEP = re.compile(r"(^|\.)(dt_proj|ssm_dt)\.weight$")
+# Convolutions whose kernels are computed, not learned: of spectrograms, of blurring, and YOLO's expected distance
+_FILTER = re.compile(r"(^|\.)(stft\.conv_(real|imag)|dfl\.conv|blur(_?pool)?(\.\w+)?)\.weight$")
+# Matrices of a module of their own that scores are computed with: of CSM, of a speaker's verification
+_SCORES = re.compile(r"(^|\.)(codebooks_head|objective)\.weight$")
 _MODULES = (
+    (_FILTER, Role.BUFFER),
+    (_SCORES, Role.HEAD),
     (_SPECULATIVE, Role.SPECULATIVE),
     (_POSITION_TABLE, Role.POSITION),
     (_TABLE, Role.EMBEDDING),
@@ -84,28 +96,58 @@ _STEPS = 8  # of a short convolution, at most
 _POINT = 4  # numbers of a box
 _SHORT = re.compile(r"(^|[._])(conv1d|short_conv|conv\.conv)\.weight$")
 _WEIGHT = re.compile(r"(^|[._])(weight|weights|kernel)$")  # what layers call the thing itself
+_NO_WEIGHT = re.compile(r"dt_.*|static_weight|short_filter_weight|(blur|resample)_?kernel|weight_integer")
+# Parameters whose own names say nothing, by the modules that they are in
+_WITHIN = (
+    (re.compile(r"(^|\.)rel(ative)?_(logits|position_bias)[^.]*\.proj$"), Role.POSITION),
+    (re.compile(r"(^|\.)([^.]*_)?hc(_[^.]+)?\.(hc_)?(fn|base|scale)$"), Role.MIXING),  # hyper-connections
+    (re.compile(r"prompter\.pad_(up|down|left|right)$|(^|\.)const_input\.input$"), Role.TOKEN),
+    (re.compile(r"(^|\.)blur[^.]*\.kernel$"), Role.BUFFER),
+)
 
 # Parameters that belong to no layer, by words of their own name. The first that fits holds.
 _PARAMETERS = (
     (r"a_log|a|d|ssm_[ad]|dt_[a-z_]+|time_(mix|decay|first|maa|faaaa)([a-z_0-9]*)", Role.STATE_SPACE),
-    (r"(.*_)?(pos|position|positions|positional|rel|relative|absolute_pos|rotary)(_.*)?", Role.POSITION),
-    (r"pe|(.*_)?pos(embed|emb)|attention_biases|r_[wrs]_bias", Role.POSITION),
-    (r"inv_freq|freqs(_cis)?|(cos|sin)(_cached)?", Role.POSITION),
+    (
+        r"(.*_)?(decay|lower_bounds)|[rk]_k|bonus|log_(dt|step|a_real)|(inv_)?a_(real|imag)|poles|residues",
+        Role.STATE_SPACE,
+    ),
+    (r"input_matrix_continuous|init(ial)?_states?", Role.STATE_SPACE),
+    (r"static_weight|short_filter_weight", Role.CONVOLUTION),
+    (
+        r"weight_integer|(.*_)?(state|states|cache|exp_avg|exp_avg_sq|momentum_buffer|embed_avg|embed_sum)",
+        Role.BUFFER,
+    ),
+    (
+        r"fb|melw|mel_(basis|filters?|fb)|(forward|inverse)_basis|dct_mat|f(ilter)?banks?|resample_(filter|kernel)",
+        Role.BUFFER,
+    ),
+    (r"blur_?kernel|anchors|anchor_grid", Role.BUFFER),
+    (r"(.*_)?(hc_([a-z]+_)?fn|hc_([a-z]+_)?(base|scale))", Role.MIXING),
+    (
+        r"(.*_)?(scale_shift_table|modulation)(_.*)?|ada_gss|alpha_(cross_attn|dense)|scaled_factor|lambdas?",
+        Role.GAIN,
+    ),
+    (r"(.*_)?(pos|position|positions|positional|rel|relative|absolute_pos|rotary|tpos|alibi)(_.*)?", Role.POSITION),
+    (r"pe|(.*_)?pos(embed|emb)|attention_biases|r_[wrs]_bias|rpb|(.*_)?ape", Role.POSITION),
+    (r"inv_freq|(rope_)?freqs(_.*)?|(cos|sin)(_cached?)?|rope_cache", Role.POSITION),
     (r"(.*_)?(tokens?|registers?|latents?|query|queries|probe|prompts?|pointer)(_[a-z0-9]+)?", Role.TOKEN),
     (
         r"(cls|class|mask|segment|type|distill|distillation|separator|null|(image_)?newline)(_emb(ed(ding)?)?)?",
         Role.TOKEN,
     ),
-    (r"no_[a-z_]+|(null|mem|memory|sinks?)_(kv|keys?|values?)", Role.TOKEN),
+    (r"no_[a-z_]+|(null|mem|memory|sinks?)_(kv|keys?|values?)|null_[a-z]+_feature", Role.TOKEN),
+    (r"const|dummy_node|[a-z_]*feature_extensor|fake_latent", Role.TOKEN),
     (r"(.*_)?(emb|embed|embeds|embedding|embeddings)(_.*)?", Role.EMBEDDING),
+    (r"(implicit_)?codebooks?|code_?vectors", Role.EMBEDDING),
     (r"(.*_)?bias(es)?(_[a-z0-9])?", Role.BIAS),
-    (r"(.*_)?mask", Role.MASK),
+    (r"(.*_)?mask|tril|triu", Role.MASK),
     (r"(.*_)?(scale|scales|gain|gains|gamma|beta|alpha|temperature|norm)(_?\d+|_inv)?", Role.GAIN),
     (r"weight_g|original0", Role.GAIN),
 )
-_BY_WORDS = tuple((re.compile(text), role) for text, role in _PARAMETERS)
 
 
+@lru_cache(maxsize=1 << 17)  # planning asks some forty times for each tensor
 def role_of(name: str, shape: tuple[int, ...]) -> Role:
     """What a tensor of this name and shape is.
 
@@ -145,11 +187,14 @@ def _is_short(shape: tuple[int, ...]) -> bool:
 def _of_parameter(name: str, shape: tuple[int, ...]) -> Role:
     """What a parameter is that is not called `weight`."""
     module, _, last = re.sub(r"(\.weights)?(\.\d+)+$", "", name).rpartition(".")
-    if _WEIGHT.search(last) and not last.startswith("dt_"):
+    for pattern, role in _WITHIN:
+        if pattern.search(name):
+            return role
+    if _WEIGHT.search(last) and not _NO_WEIGHT.fullmatch(last):
         return Role.LAYER
-    for pattern, role in _BY_WORDS:
+    for words, role in _PARAMETERS:
         # a single letter, or a word alone, is a plain array's name as well
-        if pattern.fullmatch(last.lower()) and (module or "_" in last):
+        if re.fullmatch(words, last.lower()) and (module or "_" in last):
             return role
     lengths = [size for size in shape if size != 1]
     alone = len(lengths) < 2 and (len(shape) > 2 or bool(module))

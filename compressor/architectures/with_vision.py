@@ -27,6 +27,7 @@ _LLAVA = Family(
     defaults={"hidden": 4096, "neurons": 11008, "heads": 32, "layers": 32},
     part="text_config",
     inner=("llama", "mistral", "ministral3", "qwen2", "qwen3"),
+    divisible=("llama",),
     beside=(Beside((*_BEFORE, *(f"model.{name}" for name in _BEFORE)), {"hidden": SEES}),),
     folds=INTO_ATTENTION + INTO_GATED,
 )

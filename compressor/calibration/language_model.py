@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from compressor.calibration.meta_model import ELSEWHERE, MetaModel, foreign, libraries, quiet, tokenizer_of
+from compressor.calibration.meta_model import ELSEWHERE, MetaModel, foreign, libraries, quiet
 from compressor.calibration.result import Add, Task
 from compressor.calibration.statistics import influence_of
+from compressor.calibration.tokenizers import tokenizer_of
 from compressor.calibration.tokens import read_windows
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.errors import InputError, UsageError
@@ -41,12 +42,19 @@ def through_model(
         if length is not None and length > longest:
             raise UsageError(f"--length {length}: the model takes {longest} tokens at most")
         wanted = min(LENGTH, longest) if length is None else length
-        windows = read_windows(text, tokenizer_of(checkpoint.path), samples or SAMPLES, wanted, seed)
+        windows = read_windows(text, _tokenizer(checkpoint), samples or SAMPLES, wanted, seed)
         for note in windows.notes:
             task.note(note)
         name = printable(os.path.basename(text), 100)
         task.source = f"{len(windows.ids)} samples of {windows.length} tokens of {name} (seed {seed})"
         _Run(task, meta).run(windows.ids)
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Any:
+    found = tokenizer_of(checkpoint.source)
+    if found is None:
+        raise InputError("has no tokenizer, which --text needs", file=checkpoint.path, remedy=ELSEWHERE)
+    return found
 
 
 class _Run:

@@ -7,16 +7,18 @@ stand for, in float32. No code from the folder is run, and nothing is downloaded
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from compressor.architectures.heads import is_head
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.rows import Rows, read_whole
 from compressor.core.errors import CompressorError, InputError, UsageError
 from compressor.core.lazy import np
 from compressor.core.text import printable
 from compressor.core.workspace import Array, Workspace
+from compressor.files.source import Source
 
 _BLOCK = 1 << 20
 ELSEWHERE = "Record activations with the recipe in docs/statistics.md, and give them with --activations"
@@ -60,26 +62,24 @@ def foreign(what: str, path: str) -> Iterator[None]:
         raise InputError(f"transformers cannot {what}: {type(error).__name__}: {said}", file=path) from error
 
 
-def tokenizer_of(path: str) -> Any:
-    """The tokenizer that lies in the model's folder."""
-    _, transformers = libraries()
-    with foreign("read its tokenizer", path):
-        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-
-
 class MetaModel:
     """A model of the class that config.json names. `blocks` is its list of layers, all of whose tensors are meta;
-    what lies outside is filled by `fill_outside`."""
+    what lies outside is filled by `fill_outside`, the output head by `fill_head`.
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    `described` is the source whose config.json is taken where the checkpoint has none.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, described: Source | None = None) -> None:
         self.torch, transformers = libraries()
         self.checkpoint, self.path = checkpoint, checkpoint.path
-        if checkpoint.source.kind != "folder" or checkpoint.source.config is None:
+        own = described is None or checkpoint.source.config is not None
+        self.described = checkpoint.source if own or described is None else described
+        if self.described.config is None:
             raise UsageError(
                 f"{printable(self.path)}: --text runs Hugging Face folders, with config.json and a tokenizer",
                 remedy=ELSEWHERE,
             )
-        config = self._config(transformers)
+        config = self._config(transformers, self.described.config)
         with foreign("build the model", self.path), _on_meta(self.torch):
             self.model = self._class(transformers, config)(config).train(mode=False)
         self.config = self.model.config
@@ -88,12 +88,16 @@ class MetaModel:
         self.blocks, self.inside = self._blocks()
         self.embedding = self.model.get_input_embeddings()
         self.head = self.model.get_output_embeddings()
+        self.vocabulary = 0 if self.head is None else int(self.head.weight.shape[0])
 
-    def _config(self, transformers: Any) -> Any:
+    def _config(self, transformers: Any, said: Mapping[str, Any]) -> Any:
         with foreign("read its config.json", self.path):
-            config = transformers.AutoConfig.from_pretrained(
-                self.path, local_files_only=True, trust_remote_code=False
-            )
+            if self.described.kind == "folder":
+                config = transformers.AutoConfig.from_pretrained(
+                    self.described.path, local_files_only=True, trust_remote_code=False
+                )
+            else:  # a GGUF file's, which lies nowhere
+                config = transformers.CONFIG_MAPPING[said["model_type"]].from_dict(dict(said))
         if config.is_encoder_decoder or any(hasattr(config, f"{kind}_config") for kind in ("vision", "audio")):
             raise InputError(
                 "is no plain language model, so text alone does not run it", file=self.path, remedy=ELSEWHERE
@@ -136,7 +140,9 @@ class MetaModel:
                 return called
         return None
 
-    def _numbers(self, name: str, shape: Sequence[int]) -> Any:
+    def numbers(self, name: str, shape: Sequence[int]) -> Any:
+        """A parameter's numbers from the checkpoint, in float32. InputError where it lacks them, where they are of
+        another shape, or not finite."""
         called = self.stored(name)
         if called is None:
             raise InputError(
@@ -158,7 +164,8 @@ class MetaModel:
             raise InputError("holds NaN or infinite values", file=self.path, tensor=called)
         return self.torch.from_numpy(np.require(found, requirements=["W", "C"]))
 
-    def _put(self, name: str, tensor: Any) -> None:
+    def put(self, name: str, tensor: Any) -> None:
+        """Make a tensor the parameter of this name."""
         parent, _, leaf = name.rpartition(".")
         parameter = self.torch.nn.Parameter(tensor, requires_grad=False)
         self.model.get_submodule(parent)._parameters[leaf] = parameter
@@ -166,19 +173,19 @@ class MetaModel:
     def fill(self, prefix: str, module: Any) -> None:
         """Read the numbers of a module from the checkpoint into it."""
         for name, parameter in module.named_parameters(prefix):
-            self._put(name, self._numbers(name, parameter.shape))
+            self.put(name, self.numbers(name, parameter.shape))
         for name, buffer in module.named_buffers(prefix):
             self._put_buffer(name, buffer)
 
     def _put_buffer(self, name: str, buffer: Any) -> None:
         if buffer.is_meta or (buffer.is_floating_point() and self.stored(name) is not None):
             parent, _, leaf = name.rpartition(".")
-            self.model.get_submodule(parent)._buffers[leaf] = self._numbers(name, buffer.shape)
+            self.model.get_submodule(parent)._buffers[leaf] = self.numbers(name, buffer.shape)
 
     def drop(self, prefix: str, module: Any) -> None:
         """Forget the numbers of a module."""
         for name, parameter in module.named_parameters(prefix):
-            self._put(name, self.torch.empty(parameter.shape, device="meta"))
+            self.put(name, self.torch.empty(parameter.shape, device="meta"))
 
     def fill_outside(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Read what lies outside the blocks: of the embedding the rows that `ids` use, and nothing of the output
@@ -198,25 +205,62 @@ class MetaModel:
             if any(module is one for one in skip):
                 continue
             for leaf, parameter in list(module.named_parameters(name, recurse=False)):
-                self._put(leaf, self._numbers(leaf, parameter.shape))
+                self.put(leaf, self.numbers(leaf, parameter.shape))
             for leaf, buffer in list(module.named_buffers(name, recurse=False)):
                 self._put_buffer(leaf, buffer)
         self._embed(sorted({one for window in ids for one in window}))
         return absent
 
+    def name_of(self, module: Any) -> str:
+        """What the model calls one of its modules."""
+        return str(next(name for name, one in self.model.named_modules() if one is module))
+
+    def fill_head(self, start: int, stop: int) -> None:
+        """Read the output head's rows of these tokens, so that the model gives their logits and no others."""
+        name = self.name_of(self.head)
+        self.head.weight = self._head_part(f"{name}.weight", start, stop)
+        if self.head.bias is not None:
+            self.head.bias = self._head_part(f"{name}.bias", start, stop)
+
+    def _head_part(self, name: str, start: int, stop: int) -> Any:
+        tied = getattr(self.model, "all_tied_weights_keys", None) or {}
+        called = (
+            self.stored(name) or (self.stored(tied[name]) if name in tied else None) or self._renamed_head(name)
+        )
+        if called is None:
+            raise InputError("is not in the model, which its outputs need", file=self.path, tensor=name)
+        spec = self.checkpoint.tensors[called].spec
+        if spec.shape[:1] != (self.vocabulary,):
+            raise InputError(
+                f"is {list(spec.shape)}, where config.json tells {self.vocabulary} tokens",
+                file=self.path,
+                tensor=called,
+            )
+        if len(spec.shape) == 1:
+            found = self.numbers(called, spec.shape)[start:stop]
+        else:
+            found = self.torch.from_numpy(self._rows(called, list(range(start, stop))))
+        return self.torch.nn.Parameter(found, requires_grad=False)
+
+    def _renamed_head(self, name: str) -> str | None:
+        """The checkpoint's only output head, where files call it otherwise than its class in transformers does."""
+        found = [one for one in self.checkpoint.tensors if is_head(one)]
+        return found[0] if len(found) == 1 and name.endswith(".weight") else None
+
     def _embed(self, used: list[int]) -> None:
-        name = next(name for name, module in self.model.named_modules() if module is self.embedding)
+        name = self.name_of(self.embedding)
         called = self.stored(f"{name}.weight")
         rows, columns = self.embedding.weight.shape
         if used[0] < 0 or used[-1] >= rows:
-            raise InputError(f"its tokenizer gives token {used[-1]}, and it has {rows}", file=self.path)
+            bad = used[0] if used[0] < 0 else used[-1]
+            raise InputError(f"has {rows} tokens, and token {bad} is none of them", file=self.path)
         if called is None or self.checkpoint.tensors[called].spec.shape != (rows, columns):
-            self._numbers(f"{name}.weight", (rows, columns))  # says what is wrong
+            self.numbers(f"{name}.weight", (rows, columns))  # says what is wrong
             return
         table = self.torch.from_numpy(self._rows(called, used))
         place = self.torch.zeros(rows, dtype=self.torch.int64)
         place[self.torch.tensor(used)] = self.torch.arange(len(used))
-        self._put(f"{name}.weight", table)
+        self.put(f"{name}.weight", table)
         self.embedding.padding_idx = None
         self.embedding.register_forward_pre_hook(lambda _, args: (place[args[0]], *args[1:]))
 

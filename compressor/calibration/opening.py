@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from compressor.calibration.imatrix import open_layers
-from compressor.calibration.scores import open_scores
 from compressor.calibration.statistics import Statistics
 from compressor.methods.structured_cut import StructuredCut
 from compressor.recipe.model import Recipe
@@ -20,9 +18,19 @@ def open_all(recipe: Recipe) -> dict[int, Statistics]:
     for number, (path, scored) in enumerate(wanted):
         if path is not None:
             if (path, scored) not in opened:
-                opened[path, scored] = open_scores(path) if scored else open_layers(path)
+                opened[path, scored] = _open(path, scored)
             by_number[number] = opened[path, scored]
     return by_number
+
+
+def _open(path: str, scored: bool) -> Statistics:
+    if scored:
+        from compressor.calibration.scores import open_scores
+
+        return open_scores(path)
+    from compressor.calibration.imatrix import open_layers
+
+    return open_layers(path)
 
 
 def files_of(recipe: Recipe) -> list[str]:

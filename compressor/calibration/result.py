@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
-from compressor.calibration.imatrix import write_imatrix
 from compressor.calibration.statistics import Writer
 from compressor.core.errors import InputError
 from compressor.core.layer_inputs import Layer
@@ -74,6 +73,8 @@ class Task:
                 raise InputError("no inputs reached any layer")
             if writer is None:
                 seen = {name: layer for name, layer in held.items() if layer.count}
+                from compressor.calibration.imatrix import write_imatrix
+
                 write_imatrix(self.output, seen, self.weights_of_file, source=self.source, force=self.force)
 
     def report(self) -> CalibrationReport:

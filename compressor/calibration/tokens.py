@@ -28,7 +28,7 @@ class Windows:
 def read_windows(path: str, tokenizer: Any, samples: int, length: int, seed: int) -> Windows:
     """Cut a text into windows of `length` tokens, the model's special ones (such as [CLS]) included, and take
     `samples` of them by the seed. InputError when the text is none, or empty."""
-    text, notes = _text(path)
+    text, notes = read_text(path)
     before, after = _special(tokenizer)
     ids = [int(one) for one in tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
     if not ids:
@@ -44,7 +44,8 @@ def read_windows(path: str, tokenizer: Any, samples: int, length: int, seed: int
     return Windows([[*before, *ids[at * inside : (at + 1) * inside], *after] for at in chosen], tuple(notes))
 
 
-def _text(path: str) -> tuple[str, list[str]]:
+def read_text(path: str) -> tuple[str, list[str]]:
+    """The text of a file, up to 16 MB of it, with a note where it is longer. InputError where it is not UTF-8."""
     file = InputFile.open(path)
     raw = file.read(0, min(file.size, _MOST))
     notes = [f"the first {_MOST // 10**6} MB of the text are used"] if file.size > _MOST else []

@@ -6,8 +6,8 @@ and it would fill its own tensors with random numbers. Here
 
     experts.gate_up_proj [E, H, 2·I], experts.down_proj [E, I, H]
 
-and their biases are read from the matrices, some rows at a time: for rows of a transposed matrix all of the matrix
-is decoded, so that a chunk of a wide layer costs as much as the expert that it belongs to.
+and their biases are read from the matrices. Rows of a transposed matrix are columns of what is decoded, of which
+any row needs all; who copies the tensor reads its columns instead (`outputs`), and decodes each matrix once.
 """
 
 from __future__ import annotations
@@ -105,6 +105,41 @@ class JoinedExperts(StoredTensor):
             skipped = first + low - expert * inner
             self._fill(expert, flat[low:high], skipped, work, key)
         return out
+
+    @property
+    def turned(self) -> tuple[int, int, int]:
+        """All outputs of all experts, the inputs of each, and what multiples of outputs reading begins at."""
+        experts, inputs, outputs = self.spec.shape
+        align = max(part.align for expert in self.experts for part in expert)
+        return experts * outputs, inputs, align * (len(self.experts[0]) if self.interleaved else 1)
+
+    def outputs(self, start: int, stop: int, work: Workspace, key: str) -> Iterator[tuple[int, int, Array]]:
+        """Outputs [start, stop) of all, counted through: those of each expert as its number, the first of them, and
+        their weights [outputs, inputs]."""
+        _, inputs, each = self.spec.shape
+        storage = np.dtype(DTYPES[self.spec.dtype].storage).str
+        for expert in range(start // each, -(-stop // each)):
+            first, last = max(start - expert * each, 0), min(stop - expert * each, each)
+            found = work.array(key, (last - first, inputs), storage)
+            for number, part in enumerate(self.experts[expert]):
+                self._take(number, part, first, found, work, key)
+            yield expert, first, found
+
+    def _take(self, number: int, part: Tensor, first: int, found: Array, work: Workspace, key: str) -> None:
+        """What one matrix of an expert has of its outputs from `first` on."""
+        rows, inputs = part.spec.shape
+        last, count = first + len(found), len(self.experts[0]) if self.interleaved else 1
+        before = number if self.interleaved else number * rows  # outputs before its first
+        begin = min(max(-((before - first) // count), 0), rows)
+        end = min(max(-((before - last) // count), 0), rows)
+        step = max(BLOCK // max(inputs, 1) // part.align, 1) * part.align
+        for low in range(begin // part.align * part.align, end, step):
+            high = min(low + step, -(-end // part.align) * part.align, rows)
+            held = _stored(part, inputs, low, high, work, f"{key}.expert")
+            skipped, taken = max(begin - low, 0), min(end, high) - low
+            place = before + (low + skipped) * count - first
+            target = found[place : place + (taken - skipped - 1) * count + 1 : count]
+            np.copyto(target, held[skipped:taken])
 
     def _fill(self, expert: int, target: Array, first: int, work: Workspace, key: str) -> None:
         """Rows of one expert from `first` on, which are columns of its matrices."""

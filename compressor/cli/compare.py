@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+from typing import Any
+
 import click
 
-from compressor.cli import options
+from compressor.cli import losing, options
 from compressor.cli.streams import emit
 from compressor.core.errors import GateFailed
 
@@ -12,29 +16,33 @@ from compressor.core.errors import GateFailed
 @click.command()
 @click.argument("a")
 @click.argument("b")
+@losing.tokens
+@losing.recorded
+@losing.sampling
+@click.option("--per-tensor", is_flag=True, help="Also what each tensor's compression alone costs, on a sample.")
 @click.option("--max-error", type=options.Finite(0), help="Gate: largest relative error of any tensor.")
 @click.option("--min-sqnr", type=options.Finite(-1000), help="Gate: smallest signal to noise of any tensor, in dB.")
+@losing.gates
 @options.workers
 @options.output_format
 @options.top
 @options.debug
-def command(
-    a: str,
-    b: str,
-    max_error: float | None,
-    min_sqnr: float | None,
-    workers: int | None,
-    style: str,
-    top: int | None,
-) -> int:
+def command(a: str, b: str, style: str, top: int | None, **values: Any) -> int:
     """Measure B against A tensor by tensor, worst first; files that store codes are restored on the way.
 
-    With a gate, a tensor that only one side has, or whose shape differs, fails too.
+    With --text, --tokens or --inputs: what B's outputs lost against A's, and in which blocks. Both run block by
+    block, whatever they are stored as (folders, quantized ones, archives, GGUF files).
+
+    With a gate of tensors, a tensor that only one side has, or whose shape differs, fails too.
     """
     from compressor import api
-    from compressor.cli.report import render
+    from compressor.cli.report import progress, render
 
-    report = api.compare(a, b, max_error=max_error, min_sqnr=min_sqnr, workers=workers)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the libraries look: folders have all that is needed
+    with warnings.catch_warnings(), progress.bar(enabled=True) as advance:
+        if values["text"] is not None or values["tokens"] is not None:
+            warnings.simplefilter("ignore")  # torch's and transformers', of what is theirs
+        report = api.compare(a, b, **values, progress=advance)
     printed = emit(render(report, style, top=top), essential=True)
     if report.failures:
         raise GateFailed("; ".join(report.failures[:5]))

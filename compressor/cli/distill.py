@@ -30,6 +30,7 @@ from compressor.recipe.training import METHOD
 @options.selecting
 @options.for_loader
 @options.show_recipe
+@options.part
 @options.running
 def command(
     input_path: str | None, origin: str | None, output: str, include: Any, exclude: Any, rules: Any, **values: Any

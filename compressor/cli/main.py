@@ -26,6 +26,8 @@ _COMMANDS = {
     "inspect": "Show what an input holds, from its headers.",
     "compare": "Measure what B lost against A, worst first.",
     "restore": "Turn stored codes back into dense tensors.",
+    "survey": "Make one pass over a whole model by several jobs.",
+    "merge": "Put the parts together that several jobs wrote of one output.",
 }
 _LINES = 20  # of errors that are shown
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from compressor.workflows.budget.choice import Allocation
     from compressor.workflows.run_options import RunOptions
 
+SURVEY = "survey"  # in a command's context: that it is to survey, and not to run
 _WIDE = 60  # of what stands for the value of an option in help; longer lists are told in words
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -105,6 +106,7 @@ running = chain(
         "--component", metavar="NAME", default="", help="Of a pipeline of diffusers: which folder to treat."
     ),
     click.option("--strip-prefix", metavar="TEXT", help="Take this off the names of tensors, as in _orig_mod."),
+    click.option("--fold-weight-norm", is_flag=True, help="Make one weight of each gain and direction."),
     click.option(
         "--max-shard-size", type=Size(), help="Of an output folder: largest file of weights, such as 5GB."
     ),
@@ -141,6 +143,18 @@ for_loader = click.option(
     "loader",
     type=click.Choice(list(READERS)),
     help="Write what this loader takes: its layout, its names, and dense what it wants so; else refuse.",
+)
+part = chain(
+    click.option(
+        "--part",
+        metavar="K/N",
+        help="Be job K of N that write OUTPUT together: write a part beside it, which `compressor merge` takes.",
+    ),
+    click.option(
+        "--surveyed",
+        metavar="FILE",
+        help="What `compressor survey` found of the whole model, in place of looking at all of it again.",
+    ),
 )
 show_recipe = click.option(
     "--show-recipe", is_flag=True, help="Print the recipe that does this, with all that was left open; run nothing."
@@ -441,8 +455,25 @@ def execute(
         return _show(recipe, values)
     from compressor.workflows.legs import run_legs
 
+    if click.get_current_context().obj == SURVEY:
+        return _survey(verb, source, output, recipe, values)
     with session(values, recipe) as run:
         run.report = run_legs(verb, source, output, recipe, run.options, tell=tell)
+    return 0
+
+
+def _survey(verb: str, source: str, output: str, recipe: Recipe, values: dict[str, Any]) -> int:
+    """Make one job's share of the next pass over the whole model that the recipe takes, and tell of it."""
+    from compressor.cli.report.survey import render_survey
+    from compressor.workflows.legs import run_legs
+    from compressor.workflows.run_options import RunOptions
+    from compressor.workflows.survey import run_survey
+
+    style, hush = values.pop("style"), values.pop("quiet")
+    told = RunOptions.of({**values, "processes": True})
+    teachers = sorted({stage.teacher for stage in recipe.stages if stage.teacher is not None})
+    report = run_survey(source, output, told, lambda one: run_legs(verb, source, output, recipe, one), teachers)
+    emit(render_survey(report, style or "table"), essential=False) if not hush else None
     return 0
 
 

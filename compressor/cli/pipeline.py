@@ -51,6 +51,7 @@ def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 @options.allow_unmatched
 @options.for_loader
 @options.show_recipe
+@options.part
 @options.running
 def command(input_path: str, output: str, **values: Any) -> int:
     """Apply the stages of a recipe in their order, fused: every tensor is read once and written once.

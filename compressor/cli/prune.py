@@ -25,6 +25,7 @@ from compressor.recipe.stages import make_stage
 @options.selecting
 @options.for_loader
 @options.show_recipe
+@options.part
 @options.running
 def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any, **values: Any) -> int:
     """Make weights exactly zero: those under a threshold, or the given share of smallest magnitude.

@@ -25,6 +25,7 @@ from compressor.recipe.stages import make_stage
 @options.selecting
 @options.for_loader
 @options.show_recipe
+@options.part
 @options.running
 def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any, **values: Any) -> int:
     """Store weights as codes of few bits, in files that loaders take as they are.

@@ -12,6 +12,7 @@ from compressor.recipe.model import Recipe
 
 @click.command()
 @options.writing
+@options.part
 @options.running
 def command(input_path: str, output: str, **values: Any) -> int:
     """Turn stored codes back into dense tensors of the original names, shapes and dtypes.

@@ -12,10 +12,12 @@ from math import inf, isinf, log10, sqrt
 from typing import Any
 
 from compressor.core import sums
+from compressor.core.floats import widen_counted
 from compressor.core.lazy import np
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array, Workspace
 
+_PIECE = 1 << 18  # elements that are widened at a time
 _SAFE = (1e-24, 1e37)  # sums of squares that float32 holds without losing their small terms
 
 
@@ -55,6 +57,29 @@ def count_stored_zeros(numbers: Array, spec: TensorSpec, work: Workspace) -> int
     if spec.is_float:
         return count_zeros(numbers, work)
     return int(numbers.size - np.count_nonzero(numbers)) if numbers.dtype.kind in "iub" and dtype.storage else 0
+
+
+def carried_over(numbers: Array, spec: TensorSpec, work: Workspace) -> tuple[int, float]:
+    """Of stored elements of a tensor that nothing is done to: how many are zero, and Σ w² of the finite ones; 0 for
+    types that are never computed with.
+
+    Callers run under `np.errstate(all="ignore")`, as those of `dot`.
+    """
+    if not spec.is_float:
+        return count_stored_zeros(numbers, spec, work), 0.0
+    flat: Array = numbers.reshape(-1)
+    zeros, energy = 0, 0.0
+    for first in range(0, flat.size, _PIECE):
+        piece = flat[first : first + _PIECE]
+        wide, counted = widen_counted(piece, spec.dtype, work, "carried")
+        total, none = counted or (0.0, count_stored_zeros(piece, spec, work))
+        if not is_safe(total):
+            total = dot(wide, wide)
+        if not np.isfinite(total):
+            kept: Array = wide[np.isfinite(wide)]
+            total = dot(kept, kept)
+        zeros, energy = zeros + none, energy + total
+    return zeros, energy
 
 
 @dataclass(slots=True)

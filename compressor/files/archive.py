@@ -29,9 +29,9 @@ from compressor.files.entropy.elements import Form, form_named
 from compressor.files.growth import most
 from compressor.files.input_file import InputFile
 from compressor.files.layout import Header, Placed
+from compressor.files.ours import ARCHIVE
 from compressor.files.strict_json import parse_object
 
-KEY = "compressor.archive"
 VERSION = "1"
 TENSOR = "archive"
 TRAILER = 8
@@ -161,7 +161,7 @@ def needs(error: NeedsPackage, path: str, tensor: str) -> InputError:
 
 def opened(file: InputFile, header: Header) -> tuple[InputFile, Header]:
     """The file that a safetensors file stands for: itself, unless it is an archive. InputError where damaged."""
-    version = header.metadata.get(KEY)
+    version = header.metadata.get(ARCHIVE)
     if version is None:
         return file, header
     if version != VERSION:
@@ -181,6 +181,16 @@ def opened(file: InputFile, header: Header) -> tuple[InputFile, Header]:
     there = [entry for entry in entries if entry.spec.nbytes]  # where a byte is looked for
     archived = ArchivedFile(file.path, file.size, file.identity, tuple(there), tuple(e.begin for e in there))
     return archived, Header(tuple(tensors), metadata)
+
+
+def directory_of(file: InputFile, header: Header) -> tuple[list[Entry], Mapping[str, str]]:
+    """Every tensor of an archive, as its chunks lie there, and the metadata of the file that it stands for;
+    `header` is the archive's own. InputError where it is none, or damaged."""
+    archived, stands_for = opened(file, header)
+    if archived is file:
+        raise _damaged(file, "it is none")
+    entries, _ = _directory(file, header.tensors[0])
+    return entries, stands_for.metadata
 
 
 def _directory(file: InputFile, placed: Placed) -> tuple[list[Entry], Mapping[str, str]]:

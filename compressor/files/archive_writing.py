@@ -9,8 +9,9 @@ import zlib
 from collections.abc import Mapping
 
 from compressor.core.tensor import TensorSpec
-from compressor.files.archive import KEY, TENSOR, TRAILER, VERSION
+from compressor.files.archive import TENSOR, TRAILER, VERSION
 from compressor.files.growth import FREE, GROWTH
+from compressor.files.ours import ARCHIVE
 from compressor.files.safetensors import METADATA
 
 _HEADER = 128  # bytes before the first chunk
@@ -56,7 +57,7 @@ class ArchiveWriter:
         self._append(directory + len(directory).to_bytes(4, "little") + check.to_bytes(4, "little"))
         size = self.end - _HEADER
         header = json.dumps(
-            {METADATA: {KEY: VERSION}, TENSOR: {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}},
+            {METADATA: {ARCHIVE: VERSION}, TENSOR: {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}},
             separators=(",", ":"),
         ).encode()
         length = _HEADER - 8

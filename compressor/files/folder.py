@@ -28,9 +28,8 @@ from typing import Any
 
 from compressor.core.errors import InputError, UsageError
 from compressor.core.text import printable
-from compressor.files import archive, torch_state
+from compressor.files.containers import open_file
 from compressor.files.input_file import InputFile
-from compressor.files.safetensors import read_header
 from compressor.files.source import Source, SourceFile, assemble
 from compressor.files.strict_json import read_object
 
@@ -87,11 +86,8 @@ def open_folder(path: str, component: str = "") -> Source:
     shards = {f"{inside}{shard}": shard for shard in weights.shards}
     files = []
     for name in shards:
-        file = InputFile.open(os.path.join(path, name))
-        if name.endswith(".bin"):
-            files.append(SourceFile(_converted(name), file, torch_state.read_header(file)))
-        else:
-            files.append(SourceFile(name, *archive.opened(file, read_header(file))))
+        suffix = ".bin" if name.endswith(".bin") else ".safetensors"
+        files.append(SourceFile(_converted(name), *open_file(os.path.join(path, name), suffix)))
     read = {*shards, f"{inside}{weights.index}", f"{inside}{CONFIG}"}
     carried, left, linked = _others(path, read, component)
     config = None

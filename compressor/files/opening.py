@@ -7,8 +7,7 @@ import stat
 
 from compressor.core.errors import InputError, UsageError
 from compressor.core.text import printable
-from compressor.files import archive, npy, npz, safetensors, torch_state
-from compressor.files.gguf.split import open_model
+from compressor.files.containers import READERS, open_file
 from compressor.files.input_file import InputFile
 from compressor.files.source import Source, SourceFile, assemble
 
@@ -38,19 +37,15 @@ def open_source(path: str | os.PathLike[str], component: str = "") -> Source:
         raise UsageError("--component is for folders that are pipelines of diffusers")
     suffix = os.path.splitext(path)[1].lower()
     if suffix == ".gguf":
+        from compressor.files.gguf.split import open_model
+
         return open_model(path)
-    file = InputFile.open(path)
-    readers = {
-        ".npy": npy.read_header,
-        ".npz": npz.read_header,
-        ".safetensors": safetensors.read_header,
-        **dict.fromkeys(torch_state.SUFFIXES, torch_state.read_header),
-    }
-    if suffix not in readers:
+    if suffix not in READERS:
+        InputFile.open(path)  # what is no file at all is told first
         raise InputError(
             f"is not a container that is read here ({printable(suffix, 40) or 'no suffix'})",
             file=path,
             remedy="Give a .safetensors, .gguf, .npy, .npz or .pt, or a folder with model.safetensors",
         )
-    file, header = archive.opened(file, readers[suffix](file))
+    file, header = open_file(path, suffix)
     return assemble(path, suffix[1:], (SourceFile(os.path.basename(path), file, header),))

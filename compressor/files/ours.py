@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 
 from compressor.core.errors import InputError
-from compressor.files import archive, safetensors
+from compressor.files import safetensors
 from compressor.files.input_file import InputFile
 
 RECORD = "compressor"  # the key of a header's metadata under which a run says what it did
+PART_RECORD = "part.json"  # what a part of an output says of itself
+_PART = b'{"format":"compressor-part"'
+ARCHIVE = "compressor.archive"  # the key that says that a file is an archive, and of which version
 _MODEL = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 _NEVER = (".bin", ".gguf", ".pt", ".pth", ".ckpt")  # weights that no run writes into a folder
 _LOOKED_AT = 64  # files whose headers are read, to find a record
@@ -38,7 +42,11 @@ def may_be_replaced(folder: str, *, recorded: bool) -> bool:
 
 
 def has_record(folder: str) -> bool:
-    """Whether one of a folder's weight files says that a run of this tool wrote it."""
+    """Whether one of a folder's weight files, or the record of a part, says that a run of this tool wrote it."""
+    with suppress(InputError):
+        file = InputFile.open(os.path.join(folder, PART_RECORD))
+        if file.size >= len(_PART) and file.read(0, len(_PART)) == _PART:
+            return True
     paths = (path for path in _files(folder) if path.endswith(".safetensors"))
     return any(_says_so(os.path.join(folder, path)) for path in islice(paths, _LOOKED_AT))
 
@@ -63,4 +71,4 @@ def _says_so(path: str) -> bool:
         metadata = safetensors.read_header(InputFile.open(path)).metadata
     except InputError:  # whatever it is, no run has written it
         return False
-    return RECORD in metadata or archive.KEY in metadata
+    return RECORD in metadata or ARCHIVE in metadata

@@ -10,8 +10,8 @@ from threading import Lock
 
 from compressor.core.errors import InputError, OutputError
 from compressor.core.workspace import Array
-from compressor.files import npy, npz, safetensors, unbuffered
-from compressor.files.gguf import reading as gguf
+from compressor.files import unbuffered
+from compressor.files.containers import read_header
 from compressor.files.input_file import InputFile
 from compressor.files.layout import FileLayout
 from compressor.files.staging import Staging, link_or_copy, reporting, sync_folder
@@ -84,21 +84,17 @@ class Output:
             self._close(name)
         with self._open(name) as fd:
             if self.container == "npz":
-                npz.seal(fd, layout)
+                from compressor.files.npz import seal
+
+                seal(fd, layout)
             os.fsync(fd)
             size = os.fstat(fd).st_size
             if size != layout.size:
                 raise OutputError(f"{size} bytes were written, {layout.size} planned", file=self.target)
-        readers = {
-            "npy": npy.read_header,
-            "safetensors": safetensors.read_header,
-            "gguf": gguf.read_header,
-            "folder": safetensors.read_header,
-        }
-        if self.container not in readers:
+        if self.container == "npz":
             return
         with self.reading(name) as written:
-            header = readers[self.container](written)
+            header = read_header(written, ".safetensors" if self.container == "folder" else f".{self.container}")
         # an .npy names no tensor: compare where the data lies
         if sorted(placed.offset for placed in header.tensors) != sorted(layout.offsets.values()):
             raise OutputError("does not read back as planned", file=self.target)

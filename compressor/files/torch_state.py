@@ -27,8 +27,6 @@ from compressor.files.input_file import InputFile
 from compressor.files.layout import Header, Placed
 from compressor.files.zip_directory import Member, read_members, stored
 
-SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
-
 _MAX_PICKLE = 100_000_000
 _BOUND = 2**63
 _STORAGES = {

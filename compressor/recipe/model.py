@@ -23,6 +23,7 @@ from compressor.recipe.sequential_refit import Sequential
 from compressor.recipe.training import Training
 from compressor.recipe.when import Conditions
 
+Cut = StructuredCut | Reshape
 Store = Literal["auto", "dense", "packed", "codes", "bitmask", "csr", "nm", "smallest", "archive"]
 
 
@@ -109,7 +110,7 @@ class Recipe:
     stages: tuple[Stage, ...]
     name: str = ""
     description: str = ""
-    cuts: tuple[StructuredCut | Reshape, ...] = ()
+    cuts: tuple[Cut, ...] = ()
     stats: str | None = None
     gates: Gates = field(default_factory=Gates)
     report: Mapping[str, Any] = field(default_factory=dict)  # how to print: format, top, quiet
@@ -128,7 +129,7 @@ Item = Stage | StructuredCut | Training | Sequential
 
 def recipe_of(stages: Iterable[Item], where: str = "", name: str = "", description: str = "") -> Recipe:
     """A recipe of these stages; UsageError where a structured cut would follow another stage."""
-    cuts: list[StructuredCut | Reshape] = []
+    cuts: list[Cut] = []
     others: list[Stage] = []
     training: Training | Sequential | None = None
     earlier: Recipe | None = None

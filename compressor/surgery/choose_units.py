@@ -47,8 +47,11 @@ def _kept(request: StructuredCut, structure: Structure, group: Group) -> int:
     step = np.lcm(request.multiple_of, structure.step).item()
     if request.layers is None:
         kept = -(-kept // step) * step
+    while kept < units and structure.divides % kept:
+        kept += step
     if kept >= units:
         why = f" in multiples of {step}" if step > 1 else ""
+        why += f" in numbers that divide {structure.divides}" if structure.divides else ""
         raise UsageError(f"{what}, and nothing would be removed{why}", remedy="Ask for more, or a smaller multiple")
     return int(kept)
 

@@ -13,10 +13,9 @@ from compressor.files.input_file import InputFile
 from compressor.files.strict_json import read_object
 from compressor.methods.model_method import Reshape
 from compressor.methods.structured_cut import StructuredCut
+from compressor.recipe.model import Cut
 from compressor.surgery.cut import restructure, teacher_of
 from compressor.surgery.rescaling import factors, rescaled
-
-Cut = StructuredCut | Reshape
 
 
 def resolved_cuts(cuts: Sequence[Cut], checkpoint: Checkpoint) -> tuple[tuple[Cut, ...], tuple[str, ...]]:

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
 from compressor.core.errors import InputError
-from compressor.files.archive import ArchivedFile
-from compressor.files.entropy.account import Account
 
 # Parts that say where weights stand, by how their names end.
 _PLACES = (".mask", ".bitmask", ".columns", ".indices", ".rows", ".indptr", ".row_offsets", ".positions")
@@ -64,6 +62,8 @@ def summed(codings: Sequence[CodingGain]) -> CodingGain:
 
 def check_archive(checkpoint: Checkpoint) -> None:
     """InputError where anything of a checkpoint lies in no archive."""
+    from compressor.files.archive import ArchivedFile
+
     for tensor in checkpoint.tensors.values():
         for part in tensor.parts.values():
             if not isinstance(part.file, ArchivedFile):
@@ -77,6 +77,9 @@ def check_archive(checkpoint: Checkpoint) -> None:
 def code(tensor: Tensor, kept: int) -> CodingGain:
     """What the streams of a tensor of an archive take; they are decoded for that. `kept`: weights that
     are not zero."""
+    from compressor.files.archive import ArchivedFile
+    from compressor.files.entropy.account import Account
+
     found, beside, plain_beside, coded = Account(), 0.0, 0, 0
     others = [suffix for suffix in tensor.parts if not suffix.endswith(_PLACES)]
     main = max(others, key=lambda suffix: tensor.parts[suffix].spec.nbytes, default="")

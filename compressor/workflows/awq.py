@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from hashlib import sha256
 
 from compressor.architectures.recognise import recognise
 from compressor.calibration.statistics import Statistics
@@ -64,6 +65,13 @@ class _Rescaled(Statistics):
         found, scale = super().read(layer, gram), self.scales.get(layer)
         return found if scale is None else divided(found, scale)
 
+    def changed_by(self) -> str:
+        """SHA-256 of the scales."""
+        said = sha256()
+        for layer, scale in sorted(self.scales.items()):
+            said.update(f"{layer}\0".encode() + scale.tobytes())
+        return said.hexdigest()
+
 
 @dataclass(frozen=True)
 class _Found:
@@ -73,11 +81,6 @@ class _Found:
     scale: Array
     before: float
     after: float
-
-
-def balances(plan: Plan) -> bool:
-    """Whether any tensor is treated by a method that has inputs scaled."""
-    return any(step.method.rounded_by.balances for job in plan.jobs for step in job.steps)
 
 
 def scaled_note(student: Checkpoint) -> tuple[str, ...]:

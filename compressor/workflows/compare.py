@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from compressor.checkpoint.checkpoint import Tensor, open_checkpoint
+from compressor.calibration.loss import ModelLoss
+from compressor.checkpoint.checkpoint import Checkpoint, Tensor, open_checkpoint
 from compressor.checkpoint.experts import split_like
 from compressor.checkpoint.finite import blocks_of
-from compressor.checkpoint.gguf.from_file import as_folder, is_file_of_a_model
 from compressor.core.lazy import np
 from compressor.core.metrics import Comparison, count_zeros, dot
 from compressor.core.parallel.threads import available_workers, in_order, local
 from compressor.core.tensor import DTYPES
 from compressor.core.workspace import Array, Workspace
+from compressor.recipe.loss_gates import LossGates
+from compressor.workflows.model_loss import LossInput, measure_loss, values_of
 
 Path = str | os.PathLike[str]
 
@@ -34,7 +36,7 @@ class ComparedTensor:
 
 @dataclass(frozen=True)
 class ComparisonReport:
-    """`compare A B`: rows sorted worst first, and the gates that failed."""
+    """`compare A B`: rows sorted worst first, and the gates that failed; or what the outputs lost."""
 
     a: str
     b: str
@@ -42,6 +44,7 @@ class ComparisonReport:
     total: Any
     sizes: tuple[int, int]
     failures: tuple[str, ...] = ()
+    loss: ModelLoss | None = None
 
 
 def compare(
@@ -57,8 +60,31 @@ def compare(
     A tensor that only one side has, or that differs in shape, is a row with a problem, and fails any gate.
     """
     left, right = open_checkpoint(a), open_checkpoint(b)
-    if is_file_of_a_model(left) != is_file_of_a_model(right) and not left.tensors.keys() & right.tensors.keys():
-        left, right = (as_folder(one) if is_file_of_a_model(one) else one for one in (left, right))
+    rows, total = _tensors(left, right, workers)
+    left.source.check_unchanged()
+    right.source.check_unchanged()
+    failures = _judge(rows, max_error, min_sqnr)
+    sizes = (left.source.nbytes, right.source.nbytes)
+    return ComparisonReport(os.fspath(a), os.fspath(b), tuple(rows), total, sizes, failures)
+
+
+def compare_outputs(
+    a: Path, b: Path, what: LossInput, gates: LossGates, progress: Callable[[int, int], None] | None = None
+) -> ComparisonReport:
+    """Measure what B's outputs lost against A's. The report has no rows: tensors are not looked at one by one."""
+    left, right = open_checkpoint(a), open_checkpoint(b)
+    loss = measure_loss(left, right, what, gates, progress)
+    left.source.check_unchanged()
+    right.source.check_unchanged()
+    sizes = (left.source.nbytes, right.source.nbytes)
+    failures = tuple(gates.failures(values_of(loss.outputs)))
+    return ComparisonReport(os.fspath(a), os.fspath(b), (), Comparison(), sizes, failures, loss)
+
+
+def _tensors(left: Checkpoint, right: Checkpoint, workers: int | None) -> tuple[list[ComparedTensor], Comparison]:
+    """A row for each tensor of either side, worst first, and all of them together."""
+    if "gguf" in (left.source.kind, right.source.kind) and not left.tensors.keys() & right.tensors.keys():
+        left, right = _of_one_naming(left, right)
     left, right = split_like(left, right), split_like(right, left)
     lone = len(left.tensors) == len(right.tensors) == 1
     pairs: list[tuple[Tensor, Tensor]] = []
@@ -85,12 +111,17 @@ def compare(
         for (one, other), measured in zip(pairs, in_order(executor, _compare_tasks(pairs), 2 * count), strict=True):
             rows.append(ComparedTensor(one.spec.name, one.spec.shape, (one.spec.dtype, other.spec.dtype), measured))
             total.merge(measured)
-    left.source.check_unchanged()
-    right.source.check_unchanged()
     rows.sort(key=lambda row: (not row.problem, -row.measured.error if row.measured else 0, row.name))
-    failures = _judge(rows, max_error, min_sqnr)
-    sizes = (left.source.nbytes, right.source.nbytes)
-    return ComparisonReport(os.fspath(a), os.fspath(b), tuple(rows), total, sizes, failures)
+    return rows, total
+
+
+def _of_one_naming(left: Checkpoint, right: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
+    """Both under the names of transformers, where one of them is a model in a GGUF file."""
+    from compressor.checkpoint.gguf.from_file import as_folder, is_file_of_a_model
+
+    if is_file_of_a_model(left) == is_file_of_a_model(right):
+        return left, right
+    return (as_folder(left), right) if is_file_of_a_model(left) else (left, as_folder(right))
 
 
 def _mismatch(one: Tensor, other: Tensor | None) -> str:

@@ -17,7 +17,6 @@ from compressor.core.parallel.threads import available_workers, in_order, local
 from compressor.core.tensor import DTYPES
 from compressor.core.workspace import Workspace
 from compressor.engine.plan.plan import Plan
-from compressor.files.gguf.reading import RECORD
 from compressor.workflows.archive_contents import CodingGain, check_archive, code
 
 Path = str | os.PathLike[str]
@@ -60,7 +59,10 @@ def inspect(path: Path, *, stats: bool = False, coding: bool = False, workers: i
         checkpoint.source.check_unchanged()
     source = checkpoint.source
     metadata = {key: value for file in source.files for key, value in file.header.metadata.items()}
-    metadata |= {key: value.shown for key, value in source.fields.items() if key != RECORD}
+    if source.fields:
+        from compressor.files.gguf.reading import RECORD
+
+        metadata |= {key: value.shown for key, value in source.fields.items() if key != RECORD}
     return InspectReport(
         os.fspath(path),
         source.kind,

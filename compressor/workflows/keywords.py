@@ -36,6 +36,7 @@ class RunKeywords(TypedDict, total=False):
     requantize: bool
     allow_unmatched: bool
     strip_prefix: str | None
+    fold_weight_norm: bool
     component: str
     max_shard_size: int | None
     no_tokenizer: bool
@@ -51,6 +52,9 @@ class RunKeywords(TypedDict, total=False):
     save_base: Path | None
     work: Path | None
     keep_work: bool
+    part: str | None
+    surveyed: Path | None
+    surveys_only: bool
 
 
 class RestoreKeywords(RunKeywords, total=False):
@@ -244,6 +248,16 @@ class MergeKeywords(TypedDict, total=False):
     force: bool
 
 
+class PartKeywords(TypedDict, total=False):
+    """`merge`."""
+
+    force: bool
+    copies: bool
+    remove_parts: bool
+    workers: int | None
+    progress: Progress | None
+
+
 class InspectKeywords(TypedDict, total=False):
     """`inspect`: whether data are read too."""
 
@@ -252,12 +266,32 @@ class InspectKeywords(TypedDict, total=False):
     workers: int | None
 
 
-class CompareKeywords(TypedDict, total=False):
-    """`compare`: gates, and how many workers."""
+class LossKeywords(TypedDict, total=False):
+    """The fields of a `LossInput` and of `LossGates`."""
+
+    text: Path | None
+    tokens: Path | None
+    inputs: Path | None
+    labels: Path | None
+    network: str | None
+    divide: float | None
+    samples: int | None
+    length: int | None
+    seed: int | None
+    per_tensor: bool
+    max_kld: float | None
+    min_agreement: float | None
+    max_perplexity_ratio: float | None
+    min_cosine: float | None
+
+
+class CompareKeywords(LossKeywords, total=False):
+    """`compare`: gates, and how many workers; or what runs through both, and gates of the outputs."""
 
     max_error: float | None
     min_sqnr: float | None
     workers: int | None
+    progress: Progress | None
 
 
 def check_keywords(verb: str, given: Mapping[str, Any], table: type[Any]) -> None:

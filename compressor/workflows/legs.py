@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from compressor.checkpoint.checkpoint import open_checkpoint
 from compressor.core import cleanup
@@ -29,13 +30,14 @@ from compressor.recipe.legs import (
 )
 from compressor.recipe.model import Recipe
 from compressor.workflows.adapter_base import alternates, base_recipe
-from compressor.workflows.budget.choice import Allocation
-from compressor.workflows.budget.run import run_budget
 from compressor.workflows.one_pass import Order, checked, run_one_pass
 from compressor.workflows.results import Report
 from compressor.workflows.run_options import RunOptions
 
-Tell = Callable[[Allocation], None]
+if TYPE_CHECKING:
+    from compressor.workflows.budget.choice import Allocation
+
+Tell = Callable[["Allocation"], None]
 
 
 def run_legs(
@@ -51,6 +53,7 @@ def run_legs(
     options.check_work(source, output)
     recipe = for_loader(recipe, options.loader)
     legs = plan_legs(recipe, source)
+    options.check_part(trained=len(legs) > 1 or legs[0].training is not None)
     if len(legs) == 1:
         return run_leg(verb, source, output, legs[0], options, tell=tell)
     way = _way(verb, legs, source, output, options)
@@ -86,6 +89,8 @@ def run_leg(
     """Run one leg: under a budget where the leg has one, on a base made anew where its adapter asks for that, else
     as one pass."""
     if leg.budget is not None:
+        from compressor.workflows.budget.run import run_budget  # here because most runs have none
+
         return run_budget(verb, source, output, leg, options, tell=tell, origin=origin)
     if options.save_base is not None or any(stage.method.rounds for stage in leg.stages):
         source = _alternated(Order(verb, source, output, leg, options))
@@ -190,10 +195,10 @@ def _way(verb: str, legs: Sequence[Recipe], source: str, output: str, options: R
     stats = options.stats or legs[-1].stats
     if stats is not None and not any(map(asks_for_statistics, legs)):
         raise UsageError("--stats: no stage takes it", remedy="Leave it out")
-    if options.component or options.strip_prefix is not None:
+    if options.component or options.strip_prefix is not None or options.fold_weight_norm:
         raise UsageError(
-            "--component and --strip-prefix are for recipes of one pass",
-            remedy="Give the component's own folder, or the output of `compressor restore --strip-prefix`",
+            "--component, --strip-prefix and --fold-weight-norm are for recipes of one pass",
+            remedy="Give the component's own folder, or the output of `compressor restore` with these options",
         )
     check_apart(output, source, *(path for leg in legs if leg.training for path in leg.training.files))
     opened = open_checkpoint(source).source

@@ -14,15 +14,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 from compressor.calibration.opening import files_of as statistics_files_of
 from compressor.calibration.opening import open_all
 from compressor.calibration.statistics import Statistics
 from compressor.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from compressor.checkpoint.experts import split_experts
-from compressor.checkpoint.gguf.from_file import as_folder, is_file_of_a_model
-from compressor.checkpoint.gguf.to_file import Wishes, as_file, becomes_file
 from compressor.checkpoint.joined_experts import join_experts
 from compressor.checkpoint.prefixes import strip_prefix
 from compressor.checkpoint.pruning_masks import fold_masks
@@ -31,9 +30,9 @@ from compressor.core.errors import InputError, UsageError
 from compressor.core.metrics import Change
 from compressor.core.parallel import forked
 from compressor.core.parallel.threads import available_workers, local
-from compressor.engine.execution import archive
 from compressor.engine.execution.runner import Runner, Surveyed
 from compressor.engine.execution.shards import Shards
+from compressor.engine.execution.units import Share
 from compressor.engine.execution.worker import Worker
 from compressor.engine.plan.adapter import makes_adapter
 from compressor.engine.plan.experts import divided
@@ -47,19 +46,19 @@ from compressor.files.layout import Container
 from compressor.files.output import Output
 from compressor.files.staging import check_place
 from compressor.methods.registry import methods_of
-from compressor.networks.training.student import trained
 from compressor.recipe.archive_store import archive_store
-from compressor.recipe.model import Recipe, Stage
+from compressor.recipe.model import Cut, Recipe, Stage
 from compressor.recipe.preset_rules import with_presets
 from compressor.recipe.statistics_files import with_statistics
-from compressor.surgery.make_student import files_of as cut_files_of
-from compressor.surgery.make_student import reshaped, resolved_cuts
-from compressor.workflows.awq import balanced, balances, scaled_note
-from compressor.workflows.gating import judge, judge_plan
+from compressor.workflows.gating import judge, judge_plan, judge_sizes
 from compressor.workflows.gguf_model import ggml_model
 from compressor.workflows.inspect import non_finite_tensors
-from compressor.workflows.results import Report, ReportedGateFailed
+from compressor.workflows.part import part_path, share_of
+from compressor.workflows.results import Report, ReportedGateFailed, Verdict
 from compressor.workflows.run_options import RunOptions
+
+if TYPE_CHECKING:
+    from compressor.engine.execution.survey_book import SurveyBook
 
 _LARGE = 128 << 20  # bytes of a model that are worth the start of processes
 
@@ -88,7 +87,17 @@ class Order:
         """The paths of everything that is read beside the source."""
         recipe = self.recipe
         examples = () if recipe.training is None else recipe.training.files
-        return (*self.teachers, *examples, *statistics_files_of(recipe), *cut_files_of(recipe.cuts))
+        return (*self.teachers, *examples, *statistics_files_of(recipe), *_files_of_cuts(recipe))
+
+
+def _files_of_cuts(recipe: Recipe) -> tuple[str, ...]:
+    if not recipe.cuts:
+        return ()
+    from compressor.surgery.make_student import (
+        files_of,  # as other imports in functions here: most runs cut nothing
+    )
+
+    return files_of(recipe.cuts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +134,13 @@ class Planned:
     request: PlanRequest
     plan: Plan
     surveyed: Surveyed
+    gates: tuple[Verdict, ...] = ()
 
     @property
     def report(self) -> Report:
-        """The report of a dry run: the plan, and nothing measured."""
+        """The report of a dry run: the plan with what gates say of it, and nothing measured."""
         order = self.opened.order
-        return Report(order.verb, order.source, order.output, self.plan)
+        return Report(order.verb, order.source, order.output, self.plan, gates=self.gates)
 
 
 def run_one_pass(
@@ -151,6 +161,9 @@ def run_one_pass(
     opened = open_inputs(Order(verb, source, output, recipe, options, tensors, origin))
     transformed = transform(opened)
     planned = make_final_plan(transformed)
+    if options.surveys_only:
+        with ExitStack() as stack, _naming(source):
+            _runner(planned, _worker(planned.request, planned.plan), stack).survey_models()
     if options.dry_run:
         return planned.report
     report = write(planned)
@@ -179,7 +192,22 @@ def checked(order: Order) -> Order:
 
 def open_input(source: str, options: RunOptions) -> Checkpoint:
     """The input of a run, under the names and of the part of it that the options say."""
-    return strip_prefix(open_checkpoint(source, options.component), options.strip_prefix)
+    checkpoint = strip_prefix(open_checkpoint(source, options.component), options.strip_prefix)
+    if options.fold_weight_norm or any(name.endswith(("_v", ".original1")) for name in checkpoint.tensors):
+        from compressor.checkpoint.weight_norm import fold_weight_norm
+
+        checkpoint = fold_weight_norm(checkpoint, options.fold_weight_norm)
+    return checkpoint
+
+
+def _teacher(path: str, options: RunOptions) -> Checkpoint:
+    """A teacher, with weights in place of what a student of its names has weights for."""
+    teacher = fold_masks(open_checkpoint(path))
+    if options.fold_weight_norm:
+        from compressor.checkpoint.weight_norm import folded
+
+        teacher = folded(teacher)
+    return teacher
 
 
 def open_inputs(order: Order) -> Opened:
@@ -188,8 +216,10 @@ def open_inputs(order: Order) -> Opened:
     options, recipe = order.options, order.recipe
     checkpoint = open_input(order.source, options)
     container = container_of(order.output, checkpoint.source)
-    if container == "folder" and is_file_of_a_model(checkpoint):
-        checkpoint = as_folder(checkpoint)
+    if container == "folder" and checkpoint.source.kind == "gguf":
+        from compressor.checkpoint.gguf.from_file import as_folder, is_file_of_a_model
+
+        checkpoint = as_folder(checkpoint) if is_file_of_a_model(checkpoint) else checkpoint
     changes = bool(recipe.stages or recipe.cuts or recipe.training)
     if changes and container != "npy" and not options.dry_run:  # else nothing records it
         checkpoint = replace(checkpoint, identity=order.origin or identity_of(checkpoint.source))
@@ -197,9 +227,12 @@ def open_inputs(order: Order) -> Opened:
     if archived and options.loader is not None:
         raise UsageError(f"--for {options.loader}: it loads no archives", remedy="Leave --store archive out")
     if archived and not changes:
-        if options.strip_prefix is not None:
-            raise UsageError("--strip-prefix: an archive of a file has its names", remedy="Leave it out")
-        checkpoint = archive.as_stored(checkpoint, container)
+        if options.strip_prefix is not None or options.fold_weight_norm:
+            said = "--strip-prefix and --fold-weight-norm: an archive of a file has its tensors"
+            raise UsageError(said, remedy="Leave them out")
+        from compressor.engine.execution.archive import as_stored
+
+        checkpoint = as_stored(checkpoint, container)
     coding = [stage.store for stage in recipe.stages if stage.method.verb == "quantize"]
     if container == "npz" and any(store in ("dense", "packed") for store in coding):
         raise UsageError("an .npz output holds codes", remedy="Use --store codes, or end the output otherwise")
@@ -212,14 +245,14 @@ def open_inputs(order: Order) -> Opened:
     checkpoint = divided(checkpoint, storing, options.loader)
     if not changes and not checkpoint.stored:
         checkpoint = join_experts(checkpoint)
-    teachers = {path: fold_masks(open_checkpoint(path)) for path in order.teachers}
+    teachers = {path: _teacher(path, options) for path in order.teachers}
     if checkpoint.fused:
         teachers = {path: split_experts(teacher) for path, teacher in teachers.items()}
     if makes_adapter(recipe.stages):
         checkpoint = upright(checkpoint)
         teachers = {path: upright(teacher, like=checkpoint) for path, teacher in teachers.items()}
     if recipe.training is not None:
-        teachers[recipe.training.teacher] = fold_masks(open_checkpoint(recipe.training.teacher))
+        teachers[recipe.training.teacher] = _teacher(recipe.training.teacher, options)
     for read in (checkpoint, *teachers.values()):  # links in a folder may lead to where the output would be
         check_apart(order.output, *read.source.guarded)
     return Opened(
@@ -242,22 +275,29 @@ def transform(opened: Opened) -> Transformed:
     understood, or that statistics and teachers are not of; UsageError for what cannot be cut."""
     order, checkpoint = opened.order, opened.checkpoint
     options, training = order.options, order.recipe.training
-    cuts, notes = resolved_cuts(order.recipe.cuts, checkpoint)
+    cuts, notes = _resolved_cuts(opened)
     for_cuts = [one for number, one in opened.statistics.items() if number < len(cuts)]
     notes += check_model(for_cuts, checkpoint, opened.undivided)
     if any(stage.teacher is not None and stage.method.verb == "distill" for stage in order.recipe.stages):
+        from compressor.workflows.awq import scaled_note
+
         notes += scaled_note(checkpoint)
-    checkpoint = reshaped(
-        checkpoint,
-        cuts,
-        workers=opened.workers,
-        keep_non_finite=options.non_finite == "keep",
-        statistics=opened.statistics,
-    )
+    if cuts:
+        from compressor.surgery.make_student import reshaped
+
+        checkpoint = reshaped(
+            checkpoint,
+            cuts,
+            workers=opened.workers,
+            keep_non_finite=options.non_finite == "keep",
+            statistics=opened.statistics,
+        )
     for_stages = [one for number, one in opened.statistics.items() if number >= len(cuts)]
     notes += check_model(for_stages, checkpoint, checkpoint if cuts else opened.undivided)
     checkpoint = replace(checkpoint, notes=tuple(dict.fromkeys((*checkpoint.notes, *notes))))
     if training is not None:
+        from compressor.networks.training.student import trained
+
         checkpoint = trained(
             checkpoint,
             opened.teachers[training.teacher],
@@ -266,16 +306,32 @@ def transform(opened: Opened) -> Transformed:
             dry=options.dry_run,
             progress=options.progress,
         )
-    if opened.container == "gguf" and becomes_file(checkpoint):
-        wishes = Wishes(not options.no_tokenizer, options.leave_out)
-        checkpoint = as_file(checkpoint, wishes)
-        teachers = {
-            path: as_file(one, wishes) if becomes_file(one) else one for path, one in opened.teachers.items()
-        }
-        opened = replace(opened, teachers=teachers)
+    if opened.container == "gguf":
+        opened, checkpoint = _for_gguf(opened, checkpoint)
     specs = [tensor.spec for tensor in checkpoint.tensors.values()]
     recipe = with_presets(replace(order.recipe, cuts=cuts), specs, ggml_model(checkpoint.source.fields))
     return Transformed(opened, recipe, checkpoint)
+
+
+def _resolved_cuts(opened: Opened) -> tuple[tuple[Cut, ...], tuple[str, ...]]:
+    cuts = opened.order.recipe.cuts
+    if not cuts:
+        return (), ()
+    from compressor.surgery.make_student import resolved_cuts
+
+    return resolved_cuts(cuts, opened.checkpoint)
+
+
+def _for_gguf(opened: Opened, checkpoint: Checkpoint) -> tuple[Opened, Checkpoint]:
+    """The checkpoint and the teachers as GGUF has them, where they are of another container."""
+    from compressor.checkpoint.gguf.to_file import Wishes, as_file, becomes_file
+
+    options = opened.order.options
+    wishes = Wishes(not options.no_tokenizer, options.leave_out)
+    if not becomes_file(checkpoint):
+        return opened, checkpoint
+    teachers = {path: as_file(one, wishes) if becomes_file(one) else one for path, one in opened.teachers.items()}
+    return replace(opened, teachers=teachers), as_file(checkpoint, wishes)
 
 
 # ---- plan ----------------------------------------------------------------------------------------------
@@ -306,7 +362,9 @@ def make_final_plan(transformed: Transformed) -> Planned:
         with local(opened.workers) as executor:
             request = replace(request, hold=non_finite_tensors(request.checkpoint, plan, executor))
         plan = make_plan(request)
-    if balances(plan):
+    if plan.balances:
+        from compressor.workflows.awq import balanced
+
         importlib.import_module("numpy")
         dry = options.dry_run and plan.sizes_known  # else sizes go by the scales
         checkpoint, statistics = balanced(
@@ -319,7 +377,7 @@ def make_final_plan(transformed: Transformed) -> Planned:
         importlib.import_module("numpy")
         worker = _worker(request, plan)
         with _engine(opened, worker) as executor, _naming(order.source):
-            runner = Runner(worker, executor, 2 * opened.workers + 2)
+            runner = Runner(worker, executor, 2 * opened.workers + 2, book=_book(opened))
             request = replace(request, sizes_known=runner.count())
         plan, surveyed = make_plan(request), runner.surveyed
     return _judged(Planned(opened, request, plan, surveyed))
@@ -330,10 +388,12 @@ def _judged(planned: Planned) -> Planned:
     gates, plan = planned.opened.order.options.gates, planned.plan
     if planned.opened.archived:
         gates = replace(gates, min_ratio=None, max_size=None)
-        planned = replace(planned, plan=archive.noted(plan, dry=planned.opened.order.options.dry_run))
-    failures = judge_plan(gates, plan)
-    if failures:
-        raise ReportedGateFailed(replace(planned.report, failures=tuple(failures)))
+        from compressor.engine.execution.archive import noted
+
+        planned = replace(planned, plan=noted(plan, dry=planned.opened.order.options.dry_run))
+    planned = replace(planned, gates=tuple(judge_plan(gates, plan)))
+    if planned.report.failures:
+        raise ReportedGateFailed(planned.report)
     return planned
 
 
@@ -356,6 +416,17 @@ def _engine(opened: Opened, worker: Worker) -> AbstractContextManager[Executor]:
     return local(opened.workers)
 
 
+def _book(opened: Opened) -> SurveyBook | None:
+    """What earlier surveys of these inputs found, and of a run that surveys what it is to find itself; None where
+    neither is asked for. InputError for a survey of others."""
+    options = opened.order.options
+    if options.surveyed is None and not options.surveys_only:
+        return None
+    from compressor.workflows.survey_book import book_of
+
+    return book_of(options, (opened.checkpoint, *opened.teachers.values()))
+
+
 @contextmanager
 def _naming(source: str) -> Iterator[None]:
     """Name the file in what is refused: a method knows the tensor only."""
@@ -376,6 +447,8 @@ def write(planned: Planned) -> Report:
     opened, request = planned.opened, planned.request
     order, checkpoint = opened.order, request.checkpoint
     plan = with_fingerprint(planned.plan, request)
+    if order.options.part is not None:
+        return _write_part(planned, plan, share_of(order.options.part, whole=opened.archived))
     layouts = [(file.name, file.layout) for file in plan.files]
     sink = Output(order.output, opened.container, layouts, replace=order.options.force, recorded=bool(plan.stages))
     try:
@@ -384,13 +457,15 @@ def write(planned: Planned) -> Report:
             if order.options.work is not None:
                 shards = Shards.of(order.options.work, sink, plan, checkpoint, request.teachers.values())
                 stack.callback(shards.folder.release)
-            worker = _worker(request, plan, sink, shards)
-            plan, changes = _carried_out(planned, worker, sink, stack)
+            runner = _runner(planned, _worker(request, plan, sink, shards), stack)
+            plan, changes = _carried_out(planned, runner, sink)
             report = Report(order.verb, order.source, order.output, plan, changes)
             gates = order.options.gates
-            failures = [*(judge_plan(gates, plan) if opened.archived else ()), *judge(gates, report)]
-            if failures:
-                raise ReportedGateFailed(replace(report, failures=tuple(failures)))
+            sizes = judge_sizes(gates, plan.size_before, plan.size_after) if opened.archived else []
+            measured = judge(gates, report.measured, report.total)
+            report = replace(report, gates=(*planned.gates, *sizes, *measured))
+            if report.failures:
+                raise ReportedGateFailed(report)
             _finish(sink, plan, request)
             if shards is not None and not order.options.keep_work:
                 shards.folder.clear()
@@ -400,46 +475,116 @@ def write(planned: Planned) -> Report:
     return report
 
 
-def _carried_out(planned: Planned, worker: Worker, sink: Output, stack: ExitStack) -> tuple[Plan, Sequence[Change]]:
+def _write_part(planned: Planned, plan: Plan, share: Share) -> Report:
+    """Carry out a share of the plan, and write it down as a part for `merge`, by which the gates are judged."""
+    from compressor.engine.execution.parts import inputs_of, measured, written_files
+    from compressor.files.part_folder import PartOutput, PartRecord
+
+    opened, request = planned.opened, planned.request
+    order, options = opened.order, opened.order.options
+    changed = [one.changed_by() for one in request.statistics.values()]
+    more = [order.verb, *changed, *([options.effort] if opened.archived else ())]
+    inputs, times = inputs_of((opened.checkpoint, *opened.teachers.values()), more)
+    target = part_path(order.output, share)
+    with ExitStack() as stack, _naming(order.source):
+        runner = _runner(planned, _worker(request, plan), stack, share)
+        layouts = [(file.name, file.layout) for file in plan.files]
+        sink = PartOutput(target, layouts, runner.files, replace=options.force)
+        try:
+            runner.worker.sink = sink
+            done, changes = _carried_out(planned, runner, sink)
+            small = _small_files(sink, done, request) if share.number == 1 else []
+            record = PartRecord(
+                number=share.number,
+                count=share.count,
+                plan=plan.fingerprint,
+                inputs=inputs,
+                times=times,
+                container=opened.container,
+                names=tuple(file.name for file in plan.files),
+                files=written_files(runner, sink, archived=opened.archived),
+                small=tuple(map(sink.whole, small)),
+                said={
+                    "archived": opened.archived,
+                    "recorded": bool(plan.stages),
+                    "size_before": plan.size_before,
+                    "gates": asdict(options.gates),
+                    "tensors": measured(runner, done, changes),
+                },
+            )
+            _check_unchanged(request)
+            sink.finish(record)
+        except BaseException:
+            stack.close()  # workers must have stopped before their files go
+            sink.discard()
+            raise
+    said = f"part {share.number} of {share.count}: `compressor merge` makes the output of all parts"
+    own = [job for jobs in runner.files.values() for job in jobs]
+    done = replace(done, notes=(said, *done.notes))
+    return Report(order.verb, order.source, target, done, changes, part={job.spec.name for job in own})
+
+
+def _runner(planned: Planned, worker: Worker, stack: ExitStack, share: Share | None = None) -> Runner:
+    """Who carries the plan out that `worker` knows, until the stack is left."""
+    opened, stored = planned.opened, worker.checkpoint.stored
+    executor = stack.enter_context(local(1) if stored else _engine(opened, worker))
+    runner = Runner(worker, executor, 2 * opened.workers + 2, surveyed=dict(planned.surveyed), share=share)
+    runner.book = _book(opened)
+    total = sum(job.spec.nbytes for job in worker.plan.jobs)
+    if share is not None:
+        total = sum(unit.nbytes for unit in runner.units)
+    runner.progress = _counting(total, opened.order.options.progress)
+    return runner
+
+
+def _carried_out(planned: Planned, runner: Runner, sink: Output) -> tuple[Plan, Sequence[Change]]:
     """Write all container files: the plan with the sizes that they have, and what happened to each of its jobs."""
-    opened, plan = planned.opened, worker.plan
-    options, checkpoint = opened.order.options, worker.checkpoint
-    window, advance = opened.workers + 2, _counting(plan, options.progress)
+    opened, plan, checkpoint = planned.opened, runner.worker.plan, runner.worker.checkpoint
+    changes = [] if checkpoint.stored else runner.run()
+    if not opened.archived:
+        return plan, changes
+    from compressor.engine.execution.archive import archive_files
+
+    files = None if runner.share is None else runner.files
+    effort, workers = opened.order.options.effort, opened.workers
     if checkpoint.stored:
-        coder = stack.enter_context(local(opened.workers))
-        return archive.archive_files(
-            sink, plan, options.effort, coder, window, checkpoint=checkpoint, progress=advance
+        return archive_files(
+            sink, plan, effort, workers, checkpoint=checkpoint, progress=runner.progress, files=files
         )
-    executor = stack.enter_context(_engine(opened, worker))
-    runner = Runner(worker, executor, 2 * opened.workers + 2, advance, dict(planned.surveyed))
-    changes = runner.run()
-    if opened.archived:
-        coder = stack.enter_context(local(opened.workers))
-        plan, _ = archive.archive_files(sink, plan, options.effort, coder, window)
-    return plan, changes
+    return archive_files(sink, plan, effort, workers, files=files)[0], changes
 
 
 def _finish(sink: Output, plan: Plan, request: PlanRequest) -> None:
     """Small files, a last look at the inputs, then the name."""
-    for statistics in request.statistics.values():
-        statistics.file.check_unchanged()
+    _small_files(sink, plan, request)
+    _check_unchanged(request)
+    sink.publish()
+
+
+def _small_files(sink: Output, plan: Plan, request: PlanRequest) -> list[str]:
+    """Write the files beside those of weights: their names."""
     for name in plan.carried:
         sink.copy(name, request.checkpoint.source.carried[name])
     for name, content in plan.texts:
         sink.add_text(name, content)
+    return [*plan.carried, *(name for name, _ in plan.texts)]
+
+
+def _check_unchanged(request: PlanRequest) -> None:
+    """InputError where anything that was read was changed meanwhile."""
+    for statistics in request.statistics.values():
+        statistics.file.check_unchanged()
     for read in (request.checkpoint, *request.teachers.values()):
         read.source.check_unchanged()
-    sink.publish()
 
 
-def _counting(plan: Plan, progress: Callable[[int, int], None] | None) -> Callable[[int], None]:
+def _counting(total: int, progress: Callable[[int, int], None] | None) -> Callable[[int], None]:
     """Turn 'this many bytes more' into 'so many of so many'."""
-    total = sum(job.spec.nbytes for job in plan.jobs)
     done = 0
 
     def count(more: int) -> None:
         nonlocal done
-        done += more
+        done = min(done + more, total)
         if progress is not None:
             progress(done, total)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -19,16 +19,34 @@ _SPARSE = 0.4  # share of zeros
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What a gate (an option with its limit, such as `--max-error 0.02`) says of a result: in `failure` why it does
+    not hold, "" where it does. `measured` is what was compared with the limit, as a text."""
+
+    gate: str
+    measured: str
+    failure: str = ""
+
+
+@dataclass(frozen=True)
 class Report:
-    """A plan and, unless it was a dry run, what it changed. `changes` are in the order of the plan's jobs."""
+    """A plan and, unless it was a dry run, what it changed. `changes` are in the order of the plan's jobs; of a run
+    that was one of several for an output, `part` are the tensors of which it did anything. `gates` are those that
+    were judged."""
 
     verb: str
     input: str
     output: str
     plan: Plan
     changes: Sequence[Change] | None = None
-    failures: tuple[str, ...] = ()
+    gates: tuple[Verdict, ...] = ()
     allocation: Allocation | None = None  # what a budget chose
+    part: Set[str] | None = None
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What gates say that do not hold."""
+        return tuple(one.failure for one in self.gates if one.failure)
 
     @cached_property
     def rows(self) -> list[tuple[Job, Change | None]]:
@@ -37,8 +55,14 @@ class Report:
         return [
             (job, change)
             for job, change in zip(self.plan.jobs, changes, strict=True)
-            if job.treated or (job.stored_as and not job.stays)
+            if (job.treated or (job.stored_as and not job.stays))
+            and (self.part is None or job.spec.name in self.part)
         ]
+
+    @property
+    def measured(self) -> list[tuple[str, Change]]:
+        """What happened to the tensors that were treated, by name; nothing of a dry run."""
+        return [(job.spec.name, change) for job, change in self.rows if change is not None]
 
     @cached_property
     def total(self) -> Change | None:

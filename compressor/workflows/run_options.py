@@ -13,6 +13,7 @@ from compressor.core.text import printable
 from compressor.files.destination import check_apart
 from compressor.recipe.archive_store import Effort, StoreAs
 from compressor.recipe.gates import Gates
+from compressor.workflows.part import numbers_of
 
 Path = str | os.PathLike[str]
 NonFinite = Literal["error", "keep"]
@@ -31,7 +32,8 @@ class RunOptions:
     `loader` is who is to load the output: it chooses the layout, what is left dense and how experts are called, and
     what that loader is known not to take is an error.
 
-    `strip_prefix` is taken off the names of tensors that begin with it; `component` is the sub-folder of a pipeline
+    `strip_prefix` is taken off the names of tensors that begin with it; `fold_weight_norm` makes one weight of each
+    gain and direction; `component` is the sub-folder of a pipeline
     of diffusers that is treated; `max_shard_size` is how many bytes of tensors a file of an output folder may hold.
     Of a folder that becomes a GGUF file, `no_tokenizer` leaves its tokenizer out, and `leave_out` are patterns of
     tensors that the file has no place for.
@@ -44,7 +46,9 @@ class RunOptions:
     of layer inputs, for stages that go by some and name none. `save_mask` is a .safetensors for the bits of which
     pruned weights stay, written when the output is complete; `save_base` is where the base goes that an adapter is
     for. `work` is a folder that keeps finished passes and shards when the run is stopped, and `keep_work` also when
-    it is not.
+    it is not. `part` is "K/N": the run is job K of N that write an output together, each a part of it beside its
+    place, which `merge` puts together. `surveyed` is the file of what `survey` found of the whole model; with
+    `surveys_only` the run makes passes over the whole model and nothing else.
     """
 
     force: bool = False
@@ -54,6 +58,7 @@ class RunOptions:
     requantize: bool = False
     allow_unmatched: bool = False
     strip_prefix: str | None = None
+    fold_weight_norm: bool = False
     component: str = ""
     max_shard_size: int | None = None
     no_tokenizer: bool = False
@@ -70,6 +75,9 @@ class RunOptions:
     save_base: str | None = None
     work: str | None = None
     keep_work: bool = False
+    part: str | None = None
+    surveyed: str | None = None
+    surveys_only: bool = False
 
     def __post_init__(self) -> None:
         if self.loader not in (None, *READERS):
@@ -79,6 +87,8 @@ class RunOptions:
             if value not in get_args(choices):
                 said = f"--{name.replace('_', '-')} must be one of {', '.join(get_args(choices))}"
                 raise UsageError(f"{said}, not '{printable(str(value), 40)}'")
+        if self.part is not None:
+            numbers_of(self.part)
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> RunOptions:
@@ -93,6 +103,22 @@ class RunOptions:
         if stage is not None:
             stage(text)
 
+    def check_part(self, *, trained: bool) -> None:
+        """UsageError where a run is one of several jobs, and does what cannot be divided among them; `trained`: in
+        several passes, or with a training."""
+        if self.part is None:
+            return
+        undivided = {"--save-mask": self.save_mask, "--save-base": self.save_base, "--work": self.work}
+        option = next((name for name, value in undivided.items() if value is not None), None)
+        if option is not None:
+            remedy = {"--save-mask": "The merged output itself does as a --mask"}.get(option, "Leave it out")
+            raise UsageError(f"{option} is for a run by itself, not for a --part of one", remedy=remedy)
+        if trained:
+            raise UsageError(
+                "--part divides one pass over the weights, and this recipe has a training, or several passes",
+                remedy="Run what comes first by itself, and the stages after it with --part",
+            )
+
     def check_work(self, source: str, output: str) -> None:
         """UsageError where the work folder is the input or the output, or is to be kept and none is given."""
         if self.keep_work and self.work is None:
@@ -104,5 +130,5 @@ class RunOptions:
             check_apart(self.work, output, option="--work", of="output")
 
 
-_PATHS = ("stats", "save_mask", "save_base", "work")
+_PATHS = ("stats", "save_mask", "save_base", "work", "surveyed")
 _LISTS = ("leave_out",)

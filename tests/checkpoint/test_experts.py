@@ -16,6 +16,7 @@ from support.laws import Array, numbers, store
 from compressor import api
 from compressor.checkpoint.checkpoint import open_checkpoint
 from compressor.checkpoint.experts import split_experts
+from compressor.checkpoint.rows import Rows
 from compressor.core.errors import UsageError
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Workspace
@@ -165,6 +166,30 @@ def test_restored_experts_are_joined_as_they_were(tmp_path: Path, kind: str) -> 
     biases = [name for name in before if name.endswith("_bias")]
     assert bool(biases) == (kind == "gpt_oss")
     assert all(np.array_equal(before[name], after[name]) for name in biases)
+
+
+@pytest.mark.parametrize("kind", ["llama4", "qwen3_vl_moe", "gpt_oss"])
+def test_joining_decodes_each_weight_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """However many chunks the joined tensors are copied in; and these are the same bytes as those of one chunk."""
+    fused, _ = both(tmp_path, kind, "F32")
+    api.quantize(fused, tmp_path / "q", bits=8, group_size=32)
+    decoded: list[int] = []
+
+    class Counted(Rows):
+        def block(self, start: int, stop: int) -> Array:
+            found = super().block(start, stop)
+            decoded.append(found.size)
+            return found
+
+    monkeypatch.setattr("compressor.checkpoint.joined_experts.Rows", Counted)
+    api.restore(tmp_path / "q", tmp_path / "whole")
+    monkeypatch.setattr("compressor.engine.execution.cut.CHUNK", 5 * HIDDEN)
+    monkeypatch.setattr("compressor.checkpoint.joined_experts.BLOCK", 2 * HIDDEN)
+    decoded.clear()
+    api.restore(tmp_path / "q", tmp_path / "chunks")
+    assert contents(tmp_path / "chunks") == contents(tmp_path / "whole")
+    assert sum(decoded) == 2 * EXPERTS * 3 * HIDDEN * INNER
+    assert len(decoded) > 2 * EXPERTS * 3
 
 
 def test_experts_of_which_one_is_missing_stay_apart(tmp_path: Path) -> None:

@@ -334,6 +334,11 @@ NO_CODES: dict[str, Callable[[], Stored]] = {
         "s.logit_scale": F32,
     },
     "plain FP8": lambda: {"a.weight": ("F8_E4M3", e4m3(8, 8)), "a.bias": F32},
+    "a vector that is called SCB": lambda: {"a.SCB": F32, "a.weight": F16},
+    "an SCB alone": lambda: {"SCB": F32, "a.weight": F16},
+    "a scale_weight of a float weight": lambda: {"a.scale_weight": F32, "a.weight": F16},
+    "a mark without codes": lambda: {"scaled_fp8": F32, "a.weight": F16},
+    "scales alone": lambda: {"a.weight_scale_inv": F32, "a.absmax": F32, "a.qzeros": F32, "a.weight": F16},
     "layer scale": lambda: {"a.index": ints("I32", 8, 8), "a.layer_scale": F32},
 }
 

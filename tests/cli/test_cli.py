@@ -412,7 +412,7 @@ def test_json_reports_are_whole(tmp_path: Path) -> None:
     output = tmp_path / "out"
     done = compressor("quantize", LLAMA, "-o", output, "--format", "json", "--top", "1", "--bits", "4")
     report = json.loads(done.out)
-    assert report["schema"] == 1
+    assert report["schema"] == 2
     assert report["tool"].startswith("compressor ")
     assert len(report["tensors"]) == 21
     assert {file["name"]: file["bytes"] for file in report["files"]} == {
@@ -837,6 +837,34 @@ def test_help_does_not_wait_for_numpy(arguments: list[str]) -> None:
     )
     allowed = ("", "rich.table") if "--list" in arguments else ("",)
     assert done.stderr.strip() in allowed
+    assert done.stdout
+
+
+def test_a_plain_run_does_not_wait_for_what_it_does_not_use(tmp_path: Path) -> None:
+    unused = [
+        *(
+            "architectures.gguf",
+            "architectures.recognise",
+            "calibration.imatrix",
+            "checkpoint.gguf",
+            "files.archive",
+        ),
+        *("files.entropy", "files.gguf.reading", "files.npz", "files.torch_state", "networks", "surgery"),
+        *("methods.quantize.ggml.encoder", "methods.quantize.ggml.decoder", "workflows.awq", "workflows.budget"),
+    ]
+    code = (
+        "import sys; from compressor.cli.main import run; run(sys.argv[1:]); "
+        f"sys.exit(','.join({{'compressor.' + name for name in {unused}}} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "quantize", LLAMA, "-o", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+        timeout=HANGS,
+    )
+    assert done.stderr.strip() == ""
     assert done.stdout
 
 

@@ -283,7 +283,7 @@ def test_folders_that_contradict_themselves_are_refused(tmp_path: Path) -> None:
         ('"LlamaForCausalLM"', '"os"', "no model class os"),
         ('"LlamaForCausalLM"', '"AutoModel"', "no model class AutoModel"),
         ('"model_type": "llama"', '"model_type": "nonsense"', "cannot read its config.json"),
-        ('"vocab_size": 100', '"vocab_size": 50', "its tokenizer gives token"),
+        ('"vocab_size": 100', '"vocab_size": 50', "is none of them"),
     ):
         assert before in config
         (folder / "config.json").write_text(config.replace(before, after))

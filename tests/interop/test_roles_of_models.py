@@ -60,6 +60,7 @@ FAMILIES = (
     *("CLIPModel", "SiglipModel", "Blip2ForConditionalGeneration", "SamModel", "Sam2Model", "Mask2FormerModel"),
     *("RTDetrV2ForObjectDetection", "GroundingDinoForObjectDetection", "OneFormerForUniversalSegmentation"),
     *("Wav2Vec2ConformerModel", "BarkModel", "DacModel", "VitsModel", "Qwen2_5OmniThinkerForConditionalGeneration"),
+    *("MiniMaxForCausalLM", "DeepseekV4ForCausalLM", "TvpModel", "Wav2Vec2ForPreTraining", "XCLIPModel"),
     *("ImageGPTModel", "DecisionTransformerModel", "OpenAIGPTModel", "Phi3ForCausalLM", "GPTBigCodeForCausalLM"),
 )
 _LAYERS = ("Linear", "Conv1D", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d")
@@ -68,7 +69,7 @@ _NO_WEIGHTS = (Role.VECTOR, Role.TOKEN, Role.NORM, Role.BIAS, Role.GAIN, Role.MA
 # Weights that are parameters of a module of their own
 _MATRICES = re.compile(
     r"(experts|shared_experts)\.(gate_up_proj|down_proj|up_proj)$|in_proj_weight$|original1$|weight_[ih]h_l\d$"
-    r"|rel_attn\.[qkvor]$|r_kernel$|_gate_weight$|mm_input_projection_weight$|(gate|router|experts)\.weight$"
+    r"|rel_attn\.[qkvor]$|r_kernel$|_gate_weight$|_projection(_weight)?$|(gate|router|experts)\.weight$"
 )
 
 

@@ -692,6 +692,31 @@ def test_widths_that_no_config_can_say_are_refused(tmp_path: Path, name: str) ->
     assert caught.value.remedy == "What can be cut is neurons, layers"
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3", "mixtral", "qwen3-moe", "gpt-oss", "deepseek-v3"])
+def test_sizes_that_transformers_refuses_are_rounded_up(tmp_path: Path, name: str) -> None:
+    # by the number of heads, which has to divide the width; by 8, or torch does not multiply experts
+    source, cut = cut_of(tmp_path, name, structure="hidden", count=11)
+    assert sizes_of(cut)["hidden_size"] == 24
+    assert torch.isfinite(outputs(load(cut, name))).all()
+    compressor.prune(source, tmp_path / "narrow", structure="neurons", count=9)
+    assert torch.isfinite(outputs(load(tmp_path / "narrow", name))).all()
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3", "llava"])
+def test_as_many_heads_stay_as_divide_the_width(tmp_path: Path, name: str) -> None:
+    config, sizes, kind, *_ = CUTS[name]
+    wide = {"num_attention_heads": 8, "num_key_value_heads": 8}
+    part = {"text_config": {**sizes["text_config"], **wide}} if "text_config" in sizes else wide
+    torch.manual_seed(3)
+    model = getattr(transformers, kind)(getattr(transformers, config)(**{**sizes, **part}))
+    model.save_pretrained(tmp_path / "source")
+    compressor.prune(tmp_path / "source", tmp_path / "cut", structure="heads", count=5)
+    assert sizes_of(tmp_path / "cut")["num_attention_heads"] == 4  # 3 do not divide 32
+    assert torch.isfinite(outputs(load(tmp_path / "cut", name))).all()
+    with pytest.raises(UsageError, match=r"nothing would be removed in numbers that divide 32"):
+        compressor.prune(tmp_path / "source", tmp_path / "none", structure="heads", count=1)
+
+
 def test_bloom_loses_blocks_only(tmp_path: Path) -> None:
     torch.manual_seed(7)
     sizes = {"vocab_size": 64, "hidden_size": 32, "n_layer": 4, "n_head": 4}

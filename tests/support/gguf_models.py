@@ -46,13 +46,16 @@ _LATENT = {
 MORE: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": EXPERTS, "num_experts_per_tok": 2},
     "qwen2_moe": {
+        "head_dim": 2,
         "num_experts": EXPERTS,
         "num_experts_per_tok": 2,
         "moe_intermediate_size": 7,
         "shared_expert_intermediate_size": 9,
     },
     "qwen3_moe": {"num_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": 7},
-    "gemma2": {"sliding_window": 4},
+    **{name: {"head_dim": 2} for name in ("qwen2", "starcoder2", "olmo2")},
+    "gemma": {"tie_word_embeddings": True},
+    "gemma2": {"sliding_window": 4, "tie_word_embeddings": True},
     "gemma3_text": {"sliding_window": 4},
     "gpt_oss": {"num_local_experts": EXPERTS, "num_experts_per_tok": 2, "sliding_window": 4},
     "deepseek_v2": _LATENT,
@@ -85,6 +88,8 @@ def tensors_named(name: str, *, dtype: Any = np.float32, config: dict[str, Any] 
         if re.search(r"experts\.(gate_up|down)_proj$", rule.folder) and name != "gpt_oss":
             continue
         if rule.folder.endswith("self_attn.q_proj.weight") and config.get("q_lora_rank"):
+            continue
+        if rule.folder.startswith("lm_head") and config["tie_word_embeddings"]:
             continue
         layers = range(first if rule.layers == "sparse" else 0, first if rule.layers == "dense" else LAYERS)
         for layer in range(1) if rule.layers == "once" else layers:

@@ -225,24 +225,25 @@ MOE = {
 }
 
 
-def experts(fused: bool = False) -> dict[str, Array]:
+def experts(fused: bool = False, width: int = 8) -> dict[str, Array]:
     random = np.random.default_rng(3)
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in range(3):
         base = f"model.layers.{layer}."
-        shapes |= {f"{base}self_attn.{name}_proj.weight": (8, 8) for name in "qkvo"}
+        shapes |= {f"{base}self_attn.{name}_proj.weight": (8, width) for name in "qkv"}
+        shapes[f"{base}self_attn.o_proj.weight"] = (width, 8)
         if layer == 1:
-            shapes |= {f"{base}mlp.{name}_proj.weight": (12, 8) for name in ("gate", "up")}
-            shapes[f"{base}mlp.down_proj.weight"] = (8, 12)
+            shapes |= {f"{base}mlp.{name}_proj.weight": (12, width) for name in ("gate", "up")}
+            shapes[f"{base}mlp.down_proj.weight"] = (width, 12)
             continue
-        shapes[f"{base}mlp.gate.weight"] = (5, 8)
+        shapes[f"{base}mlp.gate.weight"] = (5, width)
         if fused:
-            shapes[f"{base}mlp.experts.gate_up_proj"] = (5, 8, 8)
-            shapes[f"{base}mlp.experts.down_proj"] = (5, 8, 4)
+            shapes[f"{base}mlp.experts.gate_up_proj"] = (5, 8, width)
+            shapes[f"{base}mlp.experts.down_proj"] = (5, width, 4)
             continue
         for expert in range(5):
-            shapes |= {f"{base}mlp.experts.{expert}.{name}_proj.weight": (4, 8) for name in ("gate", "up")}
-            shapes[f"{base}mlp.experts.{expert}.down_proj.weight"] = (8, 4)
+            shapes |= {f"{base}mlp.experts.{expert}.{name}_proj.weight": (4, width) for name in ("gate", "up")}
+            shapes[f"{base}mlp.experts.{expert}.down_proj.weight"] = (width, 4)
     return {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
@@ -276,9 +277,18 @@ def test_fused_experts_are_cut_along_each_of_their_axes(tmp_path: Path) -> None:
     assert np.array_equal(after[name], before[name][:, [0, 1, 2, 4, 5, 6]])
     down = "model.layers.2.mlp.experts.down_proj"
     assert np.array_equal(after[down], before[down][:, :, :3])
-    after, _ = cut(path, structure="hidden", count=2, importance="index")
-    assert np.array_equal(after[name], before[name][:, :, :6])
-    assert np.array_equal(after[down], before[down][:, :6])
+    with pytest.raises(UsageError, match="nothing would be removed in multiples of 8"):
+        compressor.prune(path, tmp_path / "no", structure="hidden", count=2)
+
+
+def test_the_width_of_experts_stays_a_multiple_of_eight(tmp_path: Path) -> None:
+    before = experts(fused=True, width=24)
+    path = folder(tmp_path / "model", before, {**MOE, "hidden_size": 24}, shards=2)
+    after, config = cut(path, structure="hidden", count=10, importance="index")
+    assert config["hidden_size"] == 16
+    name, down = (f"model.layers.2.mlp.experts.{part}_proj" for part in ("gate_up", "down"))
+    assert np.array_equal(after[name], before[name][:, :, :16])
+    assert np.array_equal(after[down], before[down][:, :16])
 
 
 def test_fused_experts_that_are_quantized_are_cut_one_by_one(tmp_path: Path) -> None:

@@ -28,6 +28,11 @@ Form = Literal[
     "latent",  # keys above values, by heads; keys are turned in the file
 ]
 Layers = Literal["once", "all", "dense", "sparse"]
+Head = Literal[
+    "optional",  # the embedding where a file has no head
+    "stored",  # every file has to have one
+    "embedding",  # whatever a file has
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +87,16 @@ def _ends(form: Form = "plain") -> tuple[Rule, ...]:
     return (_EMBEDDING, _once("output_norm.weight", "norm.weight", "H", form), _HEAD)
 
 
-def _attention(queries: Form = "plain", keys: Form = "plain", *, bias: bool | None = None) -> tuple[Rule, ...]:
+def _attention(
+    form: Form = "plain", *, bias: bool | None = False, output_bias: bool | None = False
+) -> tuple[Rule, ...]:
+    """`form` of queries and keys; `bias` of queries, keys and values."""
     at = "layers.{n}.self_attn"
     return _rules(
-        _linear("attn_q", f"{at}.q_proj", "Q H", queries, bias=bias),
-        _linear("attn_k", f"{at}.k_proj", "K H", keys, bias=bias),
+        _linear("attn_q", f"{at}.q_proj", "Q H", form, bias=bias),
+        _linear("attn_k", f"{at}.k_proj", "K H", form, bias=bias),
         _linear("attn_v", f"{at}.v_proj", "K H", bias=bias),
-        _linear("attn_output", f"{at}.o_proj", "H Q", bias=bias),
+        _linear("attn_output", f"{at}.o_proj", "H Q", bias=output_bias),
     )
 
 
@@ -100,12 +108,16 @@ def _head_norms(queries: str = "D", keys: str = "D", form: Form = "plain") -> tu
 
 
 def _gated(
-    layers: Layers = "all", at: str = "layers.{n}.mlp", to: str = "ffn", inner: str = "F"
+    layers: Layers = "all",
+    at: str = "layers.{n}.mlp",
+    to: str = "ffn",
+    inner: str = "F",
+    *,
+    bias: bool | None = False,
 ) -> tuple[Rule, ...]:
     """`to`: what stands around gate, up and down in the file's names, `ffn` or `ffn shexp`."""
     start, _, end = to.partition(" ")
     end = f"_{end}" if end else ""
-    bias = None if not end else False
     return _rules(
         _linear(f"{start}_gate{end}", f"{at}.gate_proj", f"{inner} H", bias=bias, layers=layers),
         _linear(f"{start}_up{end}", f"{at}.up_proj", f"{inner} H", bias=bias, layers=layers),
@@ -159,7 +171,8 @@ class Family:
     """A kind of model: what GGUF calls it, what transformers does, and its rules. `body`: what stands before the
     names inside the model, and `others` what may stand there instead. `architecture`: the class by which a folder
     that is made from a file is loaded. `tied`: whether the head is the embedding where the config does not say.
-    `left`: tensors, as regular expressions, that llama.cpp has no use for, with the reason."""
+    `head`: what llama.cpp does about it. `renamed`: ends of names with what older checkpoints have there. `left`:
+    tensors, as regular expressions, that llama.cpp has no use for, with the reason."""
 
     gguf: str
     model_type: str
@@ -168,13 +181,15 @@ class Family:
     body: str = "model."
     others: tuple[str, ...] = ("", "model.language_model.", "language_model.model.")
     tied: bool = False
+    head: Head = "optional"
     embedding: str = "embed_tokens.weight"
+    renamed: tuple[tuple[str, str], ...] = ()
     left: tuple[tuple[str, str], ...] = field(
         default=((r".*\.rotary_emb\.inv_freq", "is computed from the config"),)
     )
 
 
-_LLAMA = (*_ends(), *_two_norms(), *_attention("paired", "paired"))
+_LLAMA = (*_ends(), *_two_norms(), *_attention("paired", bias=None, output_bias=None))
 _QWEN_MOE = (
     *_two_norms(),
     *_router("layers.{n}.mlp.gate"),
@@ -229,9 +244,9 @@ _STARCODER2 = _rules(
     _once("output_norm.bias", "norm.bias", "H"),
     _linear("attn_norm", "layers.{n}.input_layernorm", "H", bias=True),
     _linear("ffn_norm", "layers.{n}.post_attention_layernorm", "H", bias=True),
-    iter(_attention()),
-    _linear("ffn_up", "layers.{n}.mlp.c_fc", "F H", bias=None),
-    _linear("ffn_down", "layers.{n}.mlp.c_proj", "H F", bias=None),
+    iter(_attention(bias=True, output_bias=True)),
+    _linear("ffn_up", "layers.{n}.mlp.c_fc", "F H", bias=True),
+    _linear("ffn_down", "layers.{n}.mlp.c_proj", "H F", bias=True),
 )
 _PHI3 = _rules(
     iter(_ends()),
@@ -247,7 +262,7 @@ _GPT_OSS = _rules(
     iter(_ends()),
     _norm("attn_norm", "layers.{n}.input_layernorm"),
     _norm("post_attention_norm", "layers.{n}.post_attention_layernorm"),
-    iter(_attention(bias=True)),
+    iter(_attention(bias=True, output_bias=True)),
     _layer("attn_sinks.weight", "layers.{n}.self_attn.sinks", "N"),
     _router("layers.{n}.mlp.router", bias=True),
     Rule(tuple(f"{name}.weight" for name in _GATE_UP), f"{_OSS}.gate_up_proj", "E H F+F", "turned halves"),
@@ -275,7 +290,7 @@ _DEEPSEEK = _rules(
 )
 
 FAMILIES: tuple[Family, ...] = (
-    Family("llama", "llama", "LlamaForCausalLM", (*_LLAMA, *_gated())),
+    Family("llama", "llama", "LlamaForCausalLM", (*_LLAMA, *_gated(bias=None))),
     Family("llama", "mistral", "MistralForCausalLM", (*_LLAMA, *_gated())),
     Family(
         "llama",
@@ -287,18 +302,19 @@ FAMILIES: tuple[Family, ...] = (
             *_experts("layers.{n}.block_sparse_moe", "w1", "w3", "w2", "F"),
         ),
     ),
-    Family("qwen2", "qwen2", "Qwen2ForCausalLM", (*_ends(), *_two_norms(), *_attention(), *_gated())),
+    Family("qwen2", "qwen2", "Qwen2ForCausalLM", (*_ends(), *_two_norms(), *_attention(bias=None), *_gated())),
     Family(
         "qwen2moe",
         "qwen2_moe",
         "Qwen2MoeForCausalLM",
         (
             *_ends(),
-            *_attention(),
+            *_attention(bias=None),
             *_QWEN_MOE,
             *_gated("sparse", "layers.{n}.mlp.shared_expert", "ffn shexp", "S"),
             _layer("ffn_gate_inp_shexp.weight", "layers.{n}.mlp.shared_expert_gate.weight", "1 H", layers="sparse"),
         ),
+        head="stored",
     ),
     Family(
         "qwen3", "qwen3", "Qwen3ForCausalLM", (*_ends(), *_two_norms(), *_attention(), *_head_norms(), *_gated())
@@ -310,6 +326,7 @@ FAMILIES: tuple[Family, ...] = (
         "GemmaForCausalLM",
         (*_ends("plus one"), *_two_norms("plus one"), *_attention(), *_gated()),
         tied=True,
+        head="embedding",
     ),
     Family(
         "gemma2",
@@ -317,6 +334,7 @@ FAMILIES: tuple[Family, ...] = (
         "Gemma2ForCausalLM",
         (*_ends("plus one"), *_four_norms("plus one"), *_attention(), *_gated()),
         tied=True,
+        head="embedding",
     ),
     Family(
         "gemma3",
@@ -332,7 +350,7 @@ FAMILIES: tuple[Family, ...] = (
         tied=True,
     ),
     Family("phi3", "phi3", "Phi3ForCausalLM", _PHI3),
-    Family("gpt-oss", "gpt_oss", "GptOssForCausalLM", _GPT_OSS),
+    Family("gpt-oss", "gpt_oss", "GptOssForCausalLM", _GPT_OSS, head="stored"),
     Family("deepseek2", "deepseek_v2", "DeepseekV2ForCausalLM", _DEEPSEEK),
     Family("deepseek2", "deepseek_v3", "DeepseekV3ForCausalLM", _DEEPSEEK),
     Family(
@@ -343,6 +361,7 @@ FAMILIES: tuple[Family, ...] = (
         body="",
         others=("bert.", "model."),
         embedding="embeddings.word_embeddings.weight",
+        renamed=((".LayerNorm.weight", ".LayerNorm.gamma"), (".LayerNorm.bias", ".LayerNorm.beta")),
         left=(
             (r"(.*\.)?embeddings\.position_ids", "is a count"),
             (r"(.*\.)?pooler\.dense\.(weight|bias)", "llama.cpp pools without it"),
@@ -370,7 +389,7 @@ FAMILIES: tuple[Family, ...] = (
         left=((r".*\.attn\.(bias|masked_bias)", "is the causal mask"),),
     ),
     Family("starcoder2", "starcoder2", "Starcoder2ForCausalLM", _STARCODER2, tied=True),
-    Family("granite", "granite", "GraniteForCausalLM", (*_LLAMA, *_gated())),
+    Family("granite", "granite", "GraniteForCausalLM", (*_LLAMA, *_gated(bias=None))),
     Family(
         "olmo2",
         "olmo2",
@@ -383,6 +402,13 @@ FAMILIES: tuple[Family, ...] = (
             *_head_norms("Q", "K"),
             *_gated(),
         ),
+        head="stored",
     ),
-    Family("smollm3", "smollm3", "SmolLM3ForCausalLM", (*_LLAMA, *_gated()), tied=True),
+    Family(
+        "smollm3",
+        "smollm3",
+        "SmolLM3ForCausalLM",
+        (*_ends(), *_two_norms(), *_attention("paired"), *_gated()),
+        tied=True,
+    ),
 )

@@ -8,7 +8,7 @@ length of text only, that is said (`remarks`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from compressor.architectures.gguf.families import FAMILIES, Family
@@ -111,6 +111,8 @@ _ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
     "starcoder2": _GELU_TANH,
 }
 _NO_ROPE = ("bert", "gpt2")
+# Whose heads together are as wide as the model to llama.cpp
+_SQUARE = ("qwen2", "qwen2moe", "starcoder2", "olmo2", "phi3")
 _THETA: Mapping[str, float] = {  # where a config does not say rope_theta: what transformers takes, 10000 for others
     "mixtral": 1e6,
     "gemma3_text": 1e6,
@@ -123,6 +125,7 @@ _SWA_EVERY: Mapping[str, int] = {"gemma2": 2, "gemma3": 6, "gpt-oss": 2}  # each
 # Layers of the models whose queries are divided by the width of all heads and not by that of one
 _WIDE: Mapping[str, int] = {"gemma2": 46, "gemma3": 62}
 SIGMOID, SOFTMAX = 2, 1
+_LN2 = 0.6931471805599453
 _MOST_EXPERTS, _LARGEST = 4096, 3e38
 # What reading a config or metadata of strangers may end in: values of other types than models have
 NONSENSE = (TypeError, ValueError, KeyError, AttributeError, ArithmeticError)
@@ -167,7 +170,9 @@ def layers(config: Config) -> int:
 
 def sparse_from(config: Config, family: Family) -> int:
     """The first layer that has experts; those before it are dense."""
-    return int(config.get("first_k_dense_replace") or 0) if family.gguf == "deepseek2" else 0
+    if family.gguf != "deepseek2":
+        return 0
+    return min(_count(config, "leading_dense_block_count"), layers(config))
 
 
 def sizes(config: Config, family: Family) -> dict[str, int]:
@@ -283,7 +288,7 @@ def _rope(config: Config, family: Family) -> Metadata:
     found: Metadata = {"rope.freq_base": float(rope["rope_theta"])}
     rotated = int(config.get("qk_rope_head_dim") or 0) if arch == "deepseek2" else head_size(config)
     found["rope.dimension_count"] = int(rotated * float(rope["partial_rotary_factor"] or 1.0))
-    kind, factor = rope["rope_type"], rope.get("factor")
+    kind, factor = rope["rope_type"], _factor(config, rope)
     if arch == "gemma3":
         found["rope.freq_base_swa"] = float(rope_of(config, "sliding_attention")["rope_theta"])
     if kind == "linear":
@@ -292,11 +297,10 @@ def _rope(config: Config, family: Family) -> Metadata:
         original = rope.get("original_max_position_embeddings") or _count(config, "context_length")
         found |= {"rope.scaling.type": "yarn", "rope.scaling.factor": float(factor or 1.0)}
         found["rope.scaling.original_context_length"] = int(original)
-        for name, key in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
-            if rope.get(name) is not None:
-                found[f"rope.scaling.{key}"] = float(rope[name])
-        if rope.get("mscale_all_dim") is not None:
+        if arch == "deepseek2":
             found["rope.scaling.yarn_log_multiplier"] = 0.1 * float(rope["mscale_all_dim"])
+        else:
+            found |= _attention_factor(rope, float(factor or 1.0))
     elif kind in ("longrope", "su"):
         found |= _longrope(config, rope)
     elif arch == "phi3":
@@ -306,10 +310,33 @@ def _rope(config: Config, family: Family) -> Metadata:
     return found
 
 
+def _factor(config: Config, rope: Config) -> Any:
+    """How much longer texts may be than those that the model was trained on."""
+    original = rope.get("original_max_position_embeddings")
+    if rope.get("factor") is None and rope["rope_type"] == "yarn" and original:
+        return _count(config, "context_length") / int(original)
+    return rope.get("factor")
+
+
+def _attention_factor(rope: Config, factor: float) -> Metadata:
+    """What llama.cpp multiplies rotated queries and keys by, beside what YaRN says for this factor, where that is
+    not all (transformers, modeling_rope_utils.py: _compute_yarn_parameters)."""
+    usual, wanted = _mscale(factor, 1.0), rope.get("attention_factor")
+    if wanted is None:
+        both = [float(rope.get(key) or 0) for key in ("mscale", "mscale_all_dim")]
+        wanted = _mscale(factor, both[0]) / _mscale(factor, both[1]) if all(both) else usual
+    return {} if float(wanted) == usual else {"rope.scaling.attn_factor": float(wanted) / usual}
+
+
+def _mscale(factor: float, scale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * scale * float(log2(factor)) * _LN2 + 1.0
+
+
 def _longrope(config: Config, rope: Config) -> Metadata:
     most = _count(config, "context_length")
     original = int(rope.get("original_max_position_embeddings") or most)
-    scale = most / max(original, 1)
+    said = rope.get("factor")
+    scale = most / max(original, 1) if said is None else float(said)
     factor = rope.get("attention_factor")
     if factor is None:
         factor = math.sqrt(1 + float(log2(scale) / log2(original))) if scale > 1 else 1.0
@@ -349,6 +376,44 @@ def llama3_factors(rope: Config, head: int) -> list[float]:
     return found
 
 
+def llama3_rope(factors: Sequence[float], theta: float) -> dict[str, Any] | None:
+    """What a config says of Llama 3's frequencies by what they are divided by, the way back from `llama3_factors`;
+    None where there is no such way. Models of Meta's are known by name; of others the factors between tell where
+    they begin and end, as multiples of which only the quotient counts: `low_freq_factor` is 1."""
+    known = [(factor, 4.0, 8192.0) for factor in (8.0, 32.0, 16.0, 4.0, 2.0)]
+    for factor, high, original in [*known, *_between(factors, theta)]:
+        rope = {"factor": factor, "low_freq_factor": 1.0, "high_freq_factor": high}
+        rope["original_max_position_embeddings"] = original
+        meant = llama3_factors({**rope, "rope_theta": theta}, 2 * len(factors))
+        if all(abs(a - b) <= 1e-4 * b for a, b in zip(factors, meant, strict=True)):
+            whole = int(original) if original.is_integer() else original
+            return {"rope_type": "llama3", **rope, "original_max_position_embeddings": whole}
+    return None
+
+
+def _between(factors: Sequence[float], theta: float) -> Iterator[tuple[float, float, float]]:
+    """`factor`, `high_freq_factor` and `original_max_position_embeddings` by the first and last of the factors that
+    lie between 1 and the largest: 1 / f is linear in the frequency there."""
+    most = max(factors)
+    inside = [number for number, one in enumerate(factors) if 1.0001 < one < most * 0.9999]
+    points = []
+    for number in inside:
+        wave = 2 * math.pi * float(power(theta, number / len(factors)))
+        points.append((1 / wave, (1 / factors[number] - 1 / most) / (1 - 1 / most)))
+    if len(points) == 1:  # anything that goes through it
+        yield most, 4.0, (3 * points[0][1] + 1) / points[0][0]
+    if len(points) < 2:
+        return
+    (x, smooth), (other, less) = points[0], points[-1]
+    slope = (smooth - less) / (x - other)  # original / (high - low)
+    shift = slope * x - smooth  # low / (high - low)
+    if not (slope > 0 and shift > 0):
+        return
+    original = slope / shift
+    for guess in (float(round(original)), original):
+        yield most, 1 + guess / slope, guess
+
+
 # ---- what llama.cpp does not do ------------------------------------------------------------------------
 
 
@@ -373,14 +438,36 @@ def refusals(config: Config, family: Family) -> Iterator[str]:
         meant = wide if layers(config) == _WIDE[arch] else head
         if said is not None and said != meant:
             yield f"query_pre_attn_scalar is {said}, and llama.cpp computes with {meant}"
-    if arch == "phi3" and head_size(config) * _count(config, "attention.head_count") != _get(
+    if arch in _SQUARE and head_size(config) * _count(config, "attention.head_count") != _get(
         config, "embedding_length"
     ):
-        yield "its heads together are not as wide as the model, which llama.cpp wants of phi3"
+        yield f"its heads together are not as wide as the model, which llama.cpp wants of {arch}"
+    if family.head == "embedding" and config.get("tie_word_embeddings") is False:
+        yield f"its head is another than its embedding, which is what llama.cpp computes {arch} with"
+    yield from _attention_refusals(config, arch)
     if arch == "gpt-oss" and config.get("swiglu_limit", 7.0) not in (7, 7.0):
         yield f"swiglu_limit is {config['swiglu_limit']}, and llama.cpp computes with 7"
     if arch == "bert" and config.get("position_embedding_type", "absolute") != "absolute":
         yield f"position_embedding_type is {config['position_embedding_type']!r}, and llama.cpp knows absolute ones"
+
+
+def _attention_refusals(config: Config, arch: str) -> Iterator[str]:
+    caps = ("attn_logit_softcapping", "final_logit_softcapping")
+    if arch == "gemma2":
+        absent = [key for key in caps if key in config and not config[key]]
+        yield from (f"{key} is {config[key]}, and llama.cpp caps what it computes for gemma2" for key in absent)
+    if arch == "gemma3" and config.get(caps[0]):
+        yield f"{caps[0]} is {config[caps[0]]}, and llama.cpp has none for gemma3"
+    if arch == "gemma3" and config.get("use_bidirectional_attention"):
+        yield "use_bidirectional_attention is set: its tokens see those that follow, and in llama.cpp's gemma3 not"
+    if arch == "gpt2" and config.get("scale_attn_by_inverse_layer_idx"):
+        yield "scale_attn_by_inverse_layer_idx is set, and llama.cpp scales all layers alike"
+    if arch == "gpt2" and config.get("scale_attn_weights") is False:
+        yield "scale_attn_weights is false, and llama.cpp scales what queries and keys give"
+    if arch == "bert" and config.get("is_decoder"):
+        yield "is_decoder is set: its tokens see none that follow, and in llama.cpp's bert they do"
+    if arch == "starcoder2" and config.get("use_bias") is False:
+        yield "use_bias is false, and llama.cpp wants biases of starcoder2"
 
 
 def _rope_refusals(config: Config, family: Family) -> Iterator[str]:
@@ -399,8 +486,21 @@ def _rope_refusals(config: Config, family: Family) -> Iterator[str]:
         yield from (f"its rope_parameters do not say {name}" for name in wanted if rope.get(name) is None)
     if partial not in (None, 1, 1.0) and arch != "phi3":
         yield f"partial_rotary_factor is {partial}, and llama.cpp rotates all of a head for {arch}"
+    if kind == "yarn":
+        yield from _yarn_refusals(rope, arch)
     if arch == "deepseek2" and config.get("rope_interleave") is False:
         yield "rope_interleave is false, and llama.cpp rotates neighbours"
+
+
+def _yarn_refusals(rope: Config, arch: str) -> Iterator[str]:
+    for key, usual in (("beta_fast", 32), ("beta_slow", 1)):
+        if rope.get(key) not in (None, 0, usual):
+            yield f"{key} of its YaRN is {rope[key]}, and llama.cpp computes {arch} with {usual}"
+    if arch != "deepseek2":
+        return
+    scale = rope.get("mscale_all_dim")
+    if not scale or rope.get("mscale") != scale or rope.get("attention_factor") not in (None, 1, 1.0):
+        yield "mscale and mscale_all_dim of its YaRN are not one number, with which llama.cpp computes deepseek2"
 
 
 def _layer_refusals(config: Config, family: Family) -> Iterator[str]:
@@ -410,6 +510,8 @@ def _layer_refusals(config: Config, family: Family) -> Iterator[str]:
         meant = ["full_attention" if (n + 1) % every == 0 else "sliding_attention" for n in range(count)]
         if kinds != meant:
             yield f"its layer_types are not those of {arch}: every {every}th sees everything, the others a window"
+    if family.model_type == "deepseek_v2" and config.get("norm_topk_prob"):
+        yield "norm_topk_prob is set, by which transformers and llama.cpp compute deepseek_v2 differently"
     if arch == "smollm3":
         said = config.get("no_rope_layers")
         if said is not None and said != [int((n + 1) % 4 != 0) for n in range(count)]:
@@ -428,7 +530,14 @@ def remarks(config: Config, family: Family) -> Iterator[str]:
     slides = config.get("use_sliding_window", True) and family.gguf not in (*_SWA_EVERY, "olmo2", "bert")
     if isinstance(window, int) and window and slides:
         yield f"llama.cpp has no sliding window for {family.gguf}: beyond {window} tokens it sees more"
-    if rope_of(config).get("truncate") is False:
+    rope = rope_of(config)
+    if rope["rope_type"] in ("longrope", "su"):
+        original = rope.get("original_max_position_embeddings")
+        yield (
+            f"llama.cpp takes the factors for long texts where its context is longer than {original} tokens, and "
+            "transformers where the text is"
+        )
+    if rope.get("truncate") is False:
         yield "llama.cpp rounds the bounds between which frequencies are scaled (YaRN); this model does not"
     if config.get("topk_method") == "group_limited_greedy" and (config.get("n_group") or 1) > 1:
         yield "llama.cpp chooses groups of experts by their best two, where this model goes by the best one"
@@ -468,6 +577,9 @@ def config_of(found: Config, family: Family, *, tied: bool) -> dict[str, Any]:
         config["norm_topk_prob"] = arch == "qwen3moe"  # which llama.cpp need not be told
     if arch == "phi3" and not config.get("sliding_window"):
         config["sliding_window"] = None
+    rotated = said.get("rope.dimension_count")
+    if arch == "phi3" and rotated and head and rotated != head:
+        config["partial_rotary_factor"] = rotated / head
     if arch not in _NO_ROPE:
         config |= _rope_config(said, arch)
     return config
@@ -498,7 +610,8 @@ def _latent_config(said: Config, heads: int) -> dict[str, Any]:
     }
     if said.get("expert_gating_func") == SIGMOID:
         return found | {"scoring_func": "sigmoid"}
-    return found
+    groups = int(said.get("expert_group_count") or 1)
+    return found | {"topk_method": "group_limited_greedy" if groups > 1 else "greedy"}
 
 
 def _rope_config(said: Config, arch: str) -> dict[str, Any]:
@@ -516,8 +629,12 @@ def _rope_config(said: Config, arch: str) -> dict[str, Any]:
             ("yarn_beta_slow", "beta_slow"),
         )
         scaling |= {name: said[f"rope.scaling.{key}"] for key, name in named if f"rope.scaling.{key}" in said}
+        if kind == "yarn" and "rope.scaling.attn_factor" in said:
+            scaling["attention_factor"] = said["rope.scaling.attn_factor"] * _mscale(float(factor), 1.0)
         if "rope.scaling.yarn_log_multiplier" in said:
             both = said["rope.scaling.yarn_log_multiplier"] / 0.1
             scaling |= {"mscale": both, "mscale_all_dim": both}
         found["rope_scaling"] = scaling
+    elif arch == "gpt-oss":  # whose config means YaRN where it says nothing
+        found["rope_scaling"] = {"rope_type": "default"}
     return found

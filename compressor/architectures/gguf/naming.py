@@ -64,7 +64,7 @@ def to_gguf(
     body, mapped = body_of(found, family), Mapped()
     used: set[str] = set()
     for rule, number in _instances(family.rules, layers, sparse_from):
-        sources = _sources(rule, number, body, found, sizes["E"])
+        sources = _sources(rule, number, body, found, family, sizes["E"])
         targets = [name.format(n=number) for name in rule.gguf]
         if not sources:
             if not rule.optional:
@@ -95,16 +95,21 @@ def to_gguf(
 def _head(
     mapped: Mapped, found: Shapes, used: Collection[str], body: str, family: Family, tied: bool | None
 ) -> None:
-    """A head that is the embedding is not stored twice; one that is not has to be there."""
-    has_head = any("output.weight" in rule.gguf for rule in family.rules)
-    if not has_head:
+    """A head that is the embedding is stored where llama.cpp wants one; one that is not has to be there."""
+    embedding = mapped.moves.get("token_embd.weight")
+    if embedding is None or not any("output.weight" in rule.gguf for rule in family.rules):
         return
-    if "output.weight" in mapped.shapes:
-        if tied or (tied is None and family.tied):
-            move = mapped.moves.pop("output.weight")[0]
-            mapped.shapes.pop("output.weight")
-            mapped.left[move.folder.name] = "the config ties the head to the embedding"
-    elif tied is False:
+    if tied is None:
+        tied = family.tied or "output.weight" not in mapped.shapes
+    if tied and "output.weight" in mapped.shapes:
+        move = mapped.moves.pop("output.weight")[0]
+        mapped.shapes.pop("output.weight")
+        mapped.left[move.folder.name] = "the config ties the head to the embedding"
+    if tied and family.head == "stored":
+        (name, shape) = embedding[0].folder.name, mapped.shapes["token_embd.weight"]
+        mapped.shapes["output.weight"] = shape
+        mapped.moves["output.weight"] = [plain(name, "output.weight", shape)]
+    if not tied and "output.weight" not in mapped.shapes:
         mapped.missing["output.weight"] = "lm_head.weight"
 
 
@@ -173,13 +178,18 @@ def _spelled(rule: Rule, number: int, body: str) -> str:
     return _placed(rule, body).format(n=number, e=0)
 
 
-def _sources(rule: Rule, number: int, body: str, found: Collection[str], experts: int) -> list[str]:
+def _sources(rule: Rule, number: int, body: str, found: Collection[str], family: Family, experts: int) -> list[str]:
     """The folder's tensors that a rule is for; none where one is missing."""
     if rule.folder.startswith("lm_head.") and rule.folder not in found:
         inside = f"{body.removesuffix('model.')}{rule.folder}"
         return [inside] if inside in found else []
     count = range(experts) if rule.form == "experts" else range(1)
     named = [_placed(rule, body).format(n=number, e=expert) for expert in count]
+    for end, older in family.renamed:
+        named = [
+            f"{name.removesuffix(end)}{older}" if name.endswith(end) and name not in found else name
+            for name in named
+        ]
     return named if named and all(name in found for name in named) else []
 
 

@@ -26,6 +26,7 @@ _WORDS: Step = ("words",)  # ByteLevel that divides as GPT-2 did, too
 _DIGITS: Step = ("digits",)
 _ALPHABETS: Step = ("alphabets",)  # every letter that has a case, one by one: two thousand characters of a pattern
 _ALPHABETS_BEGIN = r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿ"
+_ALPHABETS_SHORT = r"\s?[\p{Lu}\p{Ll}\p{Lt}]+"  # the same, but for letters that Unicode has had since
 
 
 def _split(regex: str) -> Step:
@@ -44,6 +45,12 @@ _MARKS = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _GPT4O = _cased(f"{_CONTRACTIONS}?") + rf"|\p{{N}}{{1,3}}|{_CASED_TAIL}"
+_SEED_CODER = rf"{_CONTRACTIONS}|{_LEAD}\p{{L}}+|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+_BAILING = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]"
+    r"|\s+(?!\S)|\s+"
+)
+_MINICPM = rf"{_CONTRACTIONS}|{_LEAD}\p{{L}}+|\p{{N}}+|{_TAIL}"
 _TEKKEN = _cased("") + rf"|\p{{N}}|{_CASED_TAIL}"
 _DEEPSEEK3 = (
     rf"{_PUNCTUATION}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+| ?[\p{{P}}\p{{S}}]+[\r\n]*"
@@ -75,6 +82,21 @@ _NAMES: tuple[tuple[str, Signature, bool | None], ...] = (
         ),
         None,
     ),
+    (
+        "deepseek-coder",
+        (
+            _split(r"[\r\n]"),
+            _split(r"\s?\p{L}+"),
+            _split(r"\s?\p{P}+"),
+            _split(_IDEOGRAPHS),
+            _DIGITS,
+            _BYTES,
+        ),
+        None,
+    ),
+    ("seed-coder", (_split(_SEED_CODER), _BYTES), None),
+    ("bailingmoe", (_split(_BAILING), _BYTES), None),
+    ("minicpm5", (_split(r"\p{N}{1,3}"), _split(_MINICPM), _BYTES), True),
     ("smollm", (_DIGITS, _WORDS), None),
     ("gpt-2", (_WORDS,), None),
 )
@@ -92,15 +114,20 @@ _ALIASES: Mapping[str, str] = {
             "f2llmv2",
             "solar-open",
             "grok-2",
-            "a.x-4.0",
         ),
         "qwen2",
     ),
-    **dict.fromkeys(("llama4", "kanana2", "minimax-m2"), "gpt-4o"),
-    **dict.fromkeys(("hunyuan-dense", "joyai-llm"), "deepseek-v3"),
-    **dict.fromkeys(("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "smollm"), "smollm"),
+    **dict.fromkeys(("llama4", "kanana2", "minimax-m2", "talkie"), "gpt-4o"),
+    **dict.fromkeys(("hunyuan-dense", "joyai-llm", "hy_v4"), "deepseek-v3"),
+    **dict.fromkeys(("bailingmoe2", "llada-moe"), "bailingmoe"),
+    **dict.fromkeys(("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"), "smollm"),
     **dict.fromkeys(
-        ("gpt2", "mpt", "olmo", "jais", "phi-2", "roberta-bpe", "modern-bert", "granite-docling"), "gpt-2"
+        (
+            *("gpt2", "mpt", "olmo", "jais", "phi-2", "roberta-bpe", "modern-bert", "granite-docling", "a.x-4.0"),
+            *("mellum", "gigachat", "exaone4", "trillion", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de"),
+            *("jina-v1-en", "jina-v2-code"),
+        ),
+        "gpt-2",
     ),
 }
 
@@ -122,7 +149,8 @@ def _steps(one: Mapping[str, Any]) -> Iterator[Step]:
     elif kind == "Split" and one.get("behavior") == "Isolated" and not one.get("invert"):
         pattern = one.get("pattern") or {}
         regex = str(pattern.get("Regex", pattern))
-        yield _ALPHABETS if regex.startswith(_ALPHABETS_BEGIN) else _split(regex)
+        alphabets = regex == _ALPHABETS_SHORT or regex.startswith(_ALPHABETS_BEGIN)
+        yield _ALPHABETS if alphabets else _split(regex)
     else:
         yield ("other", str(kind))
 
@@ -139,7 +167,7 @@ def name_of(pre_tokenizer: Mapping[str, Any] | None, *, ignore_merges: bool) -> 
 def pre_tokenizer_of(name: str) -> dict[str, Any] | None:
     """A `pre_tokenizer` for tokenizer.json that does what llama.cpp calls so; None where the name is not known."""
     known = next((steps for one, steps, _ in _NAMES if one == _ALIASES.get(name, name)), None)
-    if known is None or _ALPHABETS in known:
+    if known is None:
         return None
     made = [_spelled(step) for step in known]
     return made[0] if len(made) == 1 else {"type": "Sequence", "pretokenizers": made}
@@ -147,12 +175,14 @@ def pre_tokenizer_of(name: str) -> dict[str, Any] | None:
 
 def ignores_merges(name: str) -> bool:
     """Whether a whole word that is a token is one, whatever the merges would make of it."""
-    return _ALIASES.get(name, name) in ("llama-bpe", "tekken")
+    return _ALIASES.get(name, name) in ("llama-bpe", "tekken", "minicpm5")
 
 
 def _spelled(step: Step) -> dict[str, Any]:
     if step == _DIGITS:
         return {"type": "Digits", "individual_digits": True}
+    if step == _ALPHABETS:
+        step = _split(_ALPHABETS_SHORT)
     if step[0] == "split":
         return {"type": "Split", "pattern": {"Regex": step[1]}, "behavior": "Isolated", "invert": False}
     return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": step == _WORDS}

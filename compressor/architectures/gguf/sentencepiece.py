@@ -2,7 +2,7 @@
 
     ModelProto: 1 pieces (repeated), 2 trainer_spec, 3 normalizer_spec
     SentencePiece: 1 piece, 2 score (float), 3 type        TrainerSpec: 3 model_type (1 unigram, 2 BPE)
-    NormalizerSpec: 3 add_dummy_prefix (true where it is not said)
+    NormalizerSpec: 2 precompiled_charsmap, 3 add_dummy_prefix and 4 remove_extra_whitespaces (true where not said)
 
 From sentencepiece_model.proto of google/sentencepiece.
 """
@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_BPE, _NORMAL = 2, 1
+_UNIGRAM, _BPE, _NORMAL = 1, 2, 1
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -28,27 +28,39 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class SentencePiece:
-    """A vocabulary in the order of its numbers; `bpe`: whether it merges pairs; `space_before`: whether a space is
-    put before texts."""
+    """A vocabulary in the order of its numbers; `bpe`: whether it merges pairs; `unigram`: whether it looks for the
+    likeliest pieces; `space_before`: whether a space is put before texts; `merges_spaces`: whether of several one
+    is left; `charsmap`: by what it replaces characters."""
 
     pieces: tuple[Piece, ...]
     bpe: bool
     space_before: bool
+    unigram: bool = False
+    merges_spaces: bool = False
+    charsmap: bytes = b""
 
 
 def parse(raw: bytes) -> SentencePiece:
     """Read a tokenizer.model. ValueError where it is none."""
-    pieces, bpe, space = [], False, True
+    pieces, model, normalizer = [], _UNIGRAM, dict[int, int | bytes]()
     for number, value in _fields(raw):
         if number == 1 and isinstance(value, bytes):
             pieces.append(_piece(value))
         elif number == 2 and isinstance(value, bytes):
-            bpe = dict(_fields(value)).get(3) == _BPE
+            model = int(dict(_fields(value)).get(3, _UNIGRAM))
         elif number == 3 and isinstance(value, bytes):
-            space = dict(_fields(value)).get(3) != 0
+            normalizer = dict(_fields(value))
     if not pieces:
         raise ValueError("it has no pieces")
-    return SentencePiece(tuple(pieces), bpe, space)
+    charsmap = normalizer.get(2, b"")
+    return SentencePiece(
+        tuple(pieces),
+        bpe=model == _BPE,
+        space_before=normalizer.get(3) != 0,
+        unigram=model == _UNIGRAM,
+        merges_spaces=normalizer.get(4) != 0,
+        charsmap=charsmap if isinstance(charsmap, bytes) else b"",
+    )
 
 
 def _piece(raw: bytes) -> Piece:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compressor.architectures.gguf.pretokenizers import ignores_merges, pre_tokenizer_of
-from compressor.architectures.gguf.tokenizers import PREFIX, SPACE, TokenType, Unsupported
+from compressor.architectures.gguf.spaces import SPACE, Unsupported
+from compressor.architectures.gguf.tokenizers import PREFIX, TokenType
 
 Json = dict[str, Any]
 _NAMES: Mapping[str, str] = {
@@ -23,7 +25,7 @@ def tokenizer_files(said: Mapping[str, Any], context: int | None) -> dict[str, J
     """tokenizer.json and tokenizer_config.json by their names, for `said`, the keys of GGUF that begin with
     `tokenizer.`; `context`: the longest text. Unsupported where they cannot be made."""
     kind, tokens = said.get(f"{PREFIX}.model"), said.get(f"{PREFIX}.tokens")
-    makers = {"gpt2": _byte_level, "llama": _sentencepiece, "bert": _wordpiece}
+    makers = {"gpt2": _byte_level, "llama": _sentencepiece, "bert": _wordpiece, "t5": _unigram}
     if kind == "none":
         raise Unsupported("the file has none")
     if kind not in makers or not isinstance(tokens, list) or not tokens:
@@ -129,6 +131,32 @@ def _sentencepiece(said: Mapping[str, Any], tokens: Sequence[str], types: Sequen
     }
 
 
+def _unigram(said: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> Json:
+    scores, unknown = said.get(f"{PREFIX}.scores") or [], said.get(f"{PREFIX}.unknown_token_id", 2)
+    if len(scores) != len(tokens):
+        raise Unsupported(f"it has {len(tokens)} tokens and {len(scores)} scores of them")
+    if not isinstance(unknown, int) or not 0 <= unknown < len(tokens):
+        raise Unsupported("it does not say which token stands for what is unknown")
+    steps: list[Json] = []
+    charsmap = said.get(f"{PREFIX}.precompiled_charsmap")
+    if charsmap:
+        raw = bytes(number & 0xFF for number in charsmap)
+        steps.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(raw).decode()})
+    if said.get(f"{PREFIX}.remove_extra_whitespaces"):
+        pairs = ((r"\A +| +\z", ""), (" {2,}", " "))
+        steps += [{"type": "Replace", "pattern": {"Regex": regex}, "content": text} for regex, text in pairs]
+    scheme = "always" if said.get(f"{PREFIX}.add_space_prefix", True) else "never"
+    divide = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False}
+    used = max((number for number, kind in enumerate(types) if kind != TokenType.UNUSED), default=-1) + 1
+    vocab = [[text, score] for text, score in zip(tokens[:used], scores, strict=False)]
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": steps} if steps else None,
+        "pre_tokenizer": divide,
+        "decoder": divide,
+        "model": {"type": "Unigram", "unk_id": unknown, "vocab": vocab, "byte_fallback": False},
+    }
+
+
 def _merges(
     vocab: Mapping[str, int], tokens: Sequence[str], scores: Sequence[float], types: Sequence[int]
 ) -> list[list[str]]:
@@ -150,7 +178,9 @@ def _wordpiece(said: Mapping[str, Any], tokens: Sequence[str], types: Sequence[i
     last = last or _token(said, tokens, _NAMES["eos_token"])
     if first is None or last is None or unknown is None:
         raise Unsupported("it does not say its [CLS], [SEP] and [UNK]")
-    normalizer = {"clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True}
+    lowers = said.get(f"{PREFIX}.normalizer.lowercase") is not False
+    strips = said.get(f"{PREFIX}.normalizer.strip_accents")
+    normalizer = {"clean_text": True, "handle_chinese_chars": True, "strip_accents": strips, "lowercase": lowers}
     model: Json = {"type": "WordPiece", "unk_token": unknown, "continuing_subword_prefix": "##"}
     model |= {"max_input_chars_per_word": 100, "vocab": _vocabulary(texts, types)}
     both = {"sep": [last, tokens.index(last)], "cls": [first, tokens.index(first)]}

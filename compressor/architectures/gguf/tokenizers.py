@@ -1,8 +1,8 @@
 """A tokenizer as metadata of a GGUF file, from the files that transformers keeps it in.
 
-Three kinds are known to llama.cpp and here: byte-level BPE ("gpt2" there), SentencePiece's BPE, which writes
-spaces as ▁ and has bytes as a last resort ("llama"), and WordPiece ("bert"). What a file cannot hold is
-`Unsupported`, whose text says what the tokenizer does that llama.cpp would not.
+Four kinds are known to llama.cpp and here: byte-level BPE ("gpt2" there), SentencePiece's BPE, which writes
+spaces as ▁ and has bytes as a last resort ("llama"), its unigrams ("t5"), and WordPiece ("bert"). What a file
+cannot hold is `Unsupported`, whose text says what the tokenizer does that llama.cpp would not.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from typing import Any
 
 from compressor.architectures.gguf.pretokenizers import name_of
 from compressor.architectures.gguf.sentencepiece import Piece, SentencePiece
+from compressor.architectures.gguf.spaces import SPACE, Json, Spaces, Unsupported, normalizers, spaces_of
 
-Json = Mapping[str, Any]
 PREFIX = "tokenizer.ggml"
-SPACE = "▁"
 NONE: Mapping[str, Any] = {f"{PREFIX}.model": "none"}
 _MOST = 1 << 22  # tokens; the largest vocabularies have a quarter of a million
 
@@ -31,10 +30,6 @@ class TokenType(IntEnum):
     USER_DEFINED = 4
     UNUSED = 5
     BYTE = 6
-
-
-class Unsupported(ValueError):
-    """A tokenizer that llama.cpp would not do the same with, or that is of no kind it knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,45 +71,91 @@ class _Tokens:
 def tokenizer_metadata(files: TokenizerFiles, *, vocabulary: int, wordpiece: bool) -> dict[str, Any]:
     """The keys that describe the tokenizer to llama.cpp, for a model of so many tokens. Unsupported where that
     cannot be; `wordpiece`: whether the model is one of those whose tokenizer has to be WordPiece (BERT)."""
-    if files.pieces is not None and not wordpiece:
-        found = _sentencepiece(files, files.pieces, vocabulary)
+    pieces = _pieces(files)
+    if pieces is not None and not wordpiece:
+        found = _sentencepiece(files, pieces, vocabulary)
     elif files.tokenizer is not None:
         found = _from_json(files, files.tokenizer, vocabulary)
     else:
         raise Unsupported("it has neither tokenizer.json nor tokenizer.model")
-    if wordpiece != (found[f"{PREFIX}.model"] == "bert"):
+    kind = found[f"{PREFIX}.model"]
+    if kind not in (("bert", "t5") if wordpiece else ("gpt2", "llama", "t5")):
         raise Unsupported(f"llama.cpp wants {'WordPiece' if wordpiece else 'BPE or SentencePiece'} of this model")
+    if wordpiece:
+        found[f"{PREFIX}.token_type_count"] = min(max(int(files.model.get("type_vocab_size") or 1), 1), _MOST)
+    _check_tokens(found[f"{PREFIX}.tokens"])
     found |= _special_tokens(files, found)
     return found | _templates(files)
 
 
+def _pieces(files: TokenizerFiles) -> SentencePiece | None:
+    """tokenizer.model, where it counts: transformers numbers unigrams otherwise."""
+    return None if files.pieces is not None and files.pieces.unigram and files.tokenizer else files.pieces
+
+
+def _check_tokens(tokens: Sequence[str]) -> None:
+    """llama.cpp loads no vocabulary that has a token twice."""
+    seen: dict[str, int] = {}
+    for number, text in enumerate(tokens):
+        if seen.setdefault(text, number) != number:
+            raise Unsupported(
+                f"its tokens {seen[text]} and {number} are both {text!r}, of which llama.cpp loads one"
+            )
+
+
 def remarks(files: TokenizerFiles) -> Iterator[str]:
     """What llama.cpp does otherwise with texts of some kind."""
-    if files.tokenizer is not None and files.pieces is None:
-        kinds = {one.get("type") for one in _normalizers(files.tokenizer.get("normalizer"))}
-        if kinds & {"NFC", "NFKC"}:
-            yield "the tokenizer composes characters (NFC), and llama.cpp does not: decomposed texts differ"
-        if "BertNormalizer" in kinds:
-            yield "llama.cpp takes Korean syllables apart otherwise than this tokenizer: texts with them differ"
+    stripped = [text for text, flags in _flags(files) if flags]
+    if stripped:
+        more = f" and {len(stripped) - 1} more" if len(stripped) > 1 else ""
+        yield f"llama.cpp leaves the spaces round {stripped[0]!r}{more}, which this tokenizer takes away"
+    pieces = _pieces(files)
+    if pieces is not None:
+        if pieces.bpe and (pieces.charsmap or pieces.merges_spaces):
+            yield "the tokenizer replaces characters or joins spaces, and llama.cpp's BPE does not: texts differ"
+    elif files.tokenizer is not None:
+        yield from _remarks_of_json(files.tokenizer)
+
+
+def _flags(files: TokenizerFiles) -> Iterator[tuple[str, bool]]:
+    """Added tokens, and whether they take spaces beside them along."""
+    for one in (files.tokenizer or {}).get("added_tokens") or ():
+        if isinstance(one, dict):
+            yield str(one.get("content")), bool(one.get("lstrip") or one.get("rstrip"))
+
+
+def _remarks_of_json(tokenizer: Json) -> Iterator[str]:
+    kinds = {one.get("type"): one for one in normalizers(tokenizer.get("normalizer"))}
+    if kinds.keys() & {"NFC", "NFKC"}:
+        yield "the tokenizer composes characters (NFC), and llama.cpp does not: decomposed texts differ"
+    if _strips_accents(kinds.get("BertNormalizer") or {}):
+        yield "llama.cpp takes Korean syllables apart otherwise than this tokenizer: texts with them differ"
+    model = tokenizer.get("model") or {}
+    if model.get("type") == "Unigram" or model.get("byte_fallback"):
+        spaces = spaces_of(tokenizer)
+        if spaces.before and not (spaces.always or spaces.merged):
+            yield "llama.cpp puts a space also before texts that begin with one, and this tokenizer does not"
 
 
 def _from_json(files: TokenizerFiles, tokenizer: Json, vocabulary: int) -> dict[str, Any]:
     model = tokenizer.get("model")
     kind = model.get("type") if isinstance(model, dict) else None
-    if not isinstance(model, dict) or kind not in ("BPE", "WordPiece"):
-        raise Unsupported(f"its kind is {kind!r}, and BPE, SentencePiece's BPE and WordPiece are known")
+    if not isinstance(model, dict) or kind not in ("BPE", "WordPiece", "Unigram"):
+        raise Unsupported(f"its kind is {kind!r}, and BPE, SentencePiece's models and WordPiece are known")
     if kind == "WordPiece":
         return _wordpiece(files, tokenizer, model, vocabulary)
+    if kind == "Unigram":
+        return _unigram(files, tokenizer, model, vocabulary)
     if model.get("byte_fallback"):
         return _bpe_with_spaces(files, tokenizer, model, vocabulary)
     return _byte_level(files, tokenizer, model, vocabulary)
 
 
-# ---- the three kinds -----------------------------------------------------------------------------------
+# ---- the four kinds ------------------------------------------------------------------------------------
 
 
 def _byte_level(files: TokenizerFiles, tokenizer: Json, model: Json, vocabulary: int) -> dict[str, Any]:
-    for one in _normalizers(tokenizer.get("normalizer")):
+    for one in normalizers(tokenizer.get("normalizer")):
         if one.get("type") not in ("NFC", "NFKC"):
             raise Unsupported(f"its normalizer {one.get('type')!r} is none that llama.cpp has for byte-level BPE")
     name = name_of(tokenizer.get("pre_tokenizer"), ignore_merges=bool(model.get("ignore_merges")))
@@ -135,7 +176,9 @@ def _byte_level(files: TokenizerFiles, tokenizer: Json, model: Json, vocabulary:
 def _bpe_with_spaces(files: TokenizerFiles, tokenizer: Json, model: Json, vocabulary: int) -> dict[str, Any]:
     """SentencePiece's BPE out of tokenizer.json. It merges the pair whose piece has the best score, which is the
     order in which the merges stand."""
-    prefix = _space_before(tokenizer)
+    spaces = spaces_of(tokenizer)
+    if spaces.charsmap or spaces.merged:
+        raise Unsupported("it replaces characters or joins spaces, which llama.cpp's BPE does not")
     tokens = _vocabulary(model, vocabulary)
     ranks: dict[str, float] = {}
     for rank, merge in enumerate(model.get("merges") or ()):
@@ -150,18 +193,58 @@ def _bpe_with_spaces(files: TokenizerFiles, tokenizer: Json, model: Json, vocabu
     _add_tokens(tokens, files)
     if isinstance(unknown, int) and 0 <= unknown < vocabulary:
         tokens.types[unknown] = TokenType.UNKNOWN
-    return _spm(tokens, space=prefix)
+    return _spm(tokens, space=spaces.before)
 
 
 def _sentencepiece(files: TokenizerFiles, pieces: SentencePiece, vocabulary: int) -> dict[str, Any]:
-    if not pieces.bpe:
-        raise Unsupported("its tokenizer.model is no BPE but another kind of SentencePiece's")
+    if not (pieces.bpe or pieces.unigram):
+        raise Unsupported("its tokenizer.model is neither BPE nor unigrams but another kind of SentencePiece's")
     tokens = _Tokens.empty(vocabulary)
     for number, piece in enumerate(pieces.pieces):
         if number < vocabulary:
             tokens.put(number, piece.text, TokenType(piece.kind), piece.score)
     _add_tokens(tokens, files)
-    return _spm(tokens, space=pieces.space_before)
+    if pieces.bpe:
+        return _spm(tokens, space=pieces.space_before)
+    return _ugm(tokens, Spaces(pieces.space_before, merged=pieces.merges_spaces, charsmap=pieces.charsmap))
+
+
+def _unigram(files: TokenizerFiles, tokenizer: Json, model: Json, vocabulary: int) -> dict[str, Any]:
+    """SentencePiece's unigrams out of tokenizer.json, whose vocabulary is a list of texts with their scores."""
+    tokens, unknown = _Tokens.empty(vocabulary), model.get("unk_id")
+    for number, one in enumerate(model.get("vocab") or ()):
+        if not isinstance(one, list) or len(one) != 2 or not isinstance(one[1], (int, float)):
+            raise Unsupported(f"its token {number} is no text with a score")
+        tokens.put(number, one[0], TokenType.NORMAL, float(one[1]))
+    scores = list(tokens.scores)
+    _add_tokens(tokens, files)
+    tokens.scores = [new if old == -10000.0 else old for old, new in zip(scores, tokens.scores, strict=True)]
+    if not isinstance(unknown, int) or not 0 <= unknown < vocabulary:
+        raise Unsupported("it does not say which token stands for what is unknown")
+    tokens.types[unknown] = TokenType.UNKNOWN
+    if model.get("byte_fallback"):
+        raise Unsupported("it has bytes for unknown characters, which llama.cpp's unigrams have not")
+    return _ugm(tokens, spaces_of(tokenizer))
+
+
+def _ugm(tokens: _Tokens, spaces: Spaces) -> dict[str, Any]:
+    if TokenType.BYTE in tokens.types:
+        raise Unsupported("it has bytes for unknown characters, which llama.cpp's unigrams have not")
+    if TokenType.UNKNOWN not in tokens.types:
+        raise Unsupported("it does not say which token stands for what is unknown")
+    if spaces.lines and not spaces.charsmap:
+        raise Unsupported("it divides texts at tabs and ends of lines, which llama.cpp's unigrams do not")
+    made: dict[str, Any] = {
+        f"{PREFIX}.model": "t5",
+        f"{PREFIX}.pre": "default",
+        f"{PREFIX}.tokens": tokens.texts,
+        f"{PREFIX}.scores": tokens.scores,
+        f"{PREFIX}.token_type": tokens.types,
+        f"{PREFIX}.add_space_prefix": spaces.before,
+        f"{PREFIX}.remove_extra_whitespaces": spaces.merged,
+        f"{PREFIX}.unknown_token_id": tokens.types.index(TokenType.UNKNOWN),
+    }
+    return made | ({f"{PREFIX}.precompiled_charsmap": spaces.charsmap} if spaces.charsmap else {})
 
 
 def _spm(tokens: _Tokens, *, space: bool) -> dict[str, Any]:
@@ -176,10 +259,12 @@ def _spm(tokens: _Tokens, *, space: bool) -> dict[str, Any]:
 
 
 def _wordpiece(files: TokenizerFiles, tokenizer: Json, model: Json, vocabulary: int) -> dict[str, Any]:
-    normalizer = tokenizer.get("normalizer") or {}
-    lowers = normalizer.get("type") == "BertNormalizer" and normalizer.get("lowercase") is True
-    if not lowers or normalizer.get("strip_accents") is False:
-        raise Unsupported("it keeps capitals or accents, and llama.cpp's WordPiece does not")
+    normalizer, divide = tokenizer.get("normalizer") or {}, tokenizer.get("pre_tokenizer") or {}
+    if normalizer.get("type") != "BertNormalizer" or divide.get("type") != "BertPreTokenizer":
+        raise Unsupported("it does not divide texts as BERT does, which is what llama.cpp's WordPiece does")
+    for key in ("clean_text", "handle_chinese_chars"):
+        if normalizer.get(key) is False:
+            raise Unsupported(f"its {key} is off, which is always on in llama.cpp's WordPiece")
     if model.get("continuing_subword_prefix", "##") != "##":
         raise Unsupported(f"it continues words with {model['continuing_subword_prefix']!r} and not with '##'")
     tokens = _vocabulary(model, vocabulary)
@@ -187,13 +272,22 @@ def _wordpiece(files: TokenizerFiles, tokenizer: Json, model: Json, vocabulary: 
     for number, text in enumerate(tokens.texts):
         if tokens.types[number] != TokenType.CONTROL:
             tokens.texts[number] = text[2:] if text.startswith("##") else f"{SPACE}{text}"
-    return {
+    lowers, strips = normalizer.get("lowercase") is not False, _strips_accents(normalizer)
+    made: dict[str, Any] = {
         f"{PREFIX}.model": "bert",
         f"{PREFIX}.pre": "default",
         f"{PREFIX}.tokens": tokens.texts,
         f"{PREFIX}.token_type": tokens.types,
-        f"{PREFIX}.token_type_count": min(max(int(files.model.get("type_vocab_size") or 1), 1), _MOST),
     }
+    if not lowers:
+        made[f"{PREFIX}.normalizer.lowercase"] = False
+    return made | ({f"{PREFIX}.normalizer.strip_accents": strips} if strips != lowers else {})
+
+
+def _strips_accents(normalizer: Json) -> bool:
+    """Whether a BertNormalizer takes accents away: where it does not say, if it lowers capitals."""
+    said = normalizer.get("strip_accents")
+    return bool(normalizer.get("lowercase") if said is None else said)
 
 
 # ---- their parts ---------------------------------------------------------------------------------------
@@ -251,36 +345,6 @@ def _pair(merge: object) -> tuple[str, str]:
 
 def _merge(merge: object) -> str:
     return " ".join(part.replace(" ", "Ġ") for part in _pair(merge))
-
-
-def _normalizers(one: Json | None) -> Iterator[Json]:
-    if one is not None and one.get("type") == "Sequence":
-        for inner in one.get("normalizers") or ():
-            yield from _normalizers(inner)
-    elif one is not None:
-        yield one
-
-
-def _space_before(tokenizer: Json) -> bool:
-    """Whether a space is put before texts. Unsupported where the text is changed in other ways."""
-    before, spaces = False, False
-    for one in _normalizers(tokenizer.get("normalizer")):
-        kind, pattern = one.get("type"), one.get("pattern") or {}
-        if kind == "Prepend" and one.get("prepend") == SPACE:
-            before = True
-        elif kind == "Replace" and pattern.get("String") == " " and one.get("content") == SPACE:
-            spaces = True
-        else:
-            raise Unsupported(f"its normalizer {kind!r} is none of SentencePiece's as llama.cpp has them")
-    divide = tokenizer.get("pre_tokenizer")
-    if divide is not None:
-        if divide.get("type") == "Metaspace" and divide.get("replacement") == SPACE:
-            spaces, before = True, before or divide.get("prepend_scheme", "always") != "never"
-        elif divide.get("type") != "Split":  # of Gemma, whose spaces are ▁ by then
-            raise Unsupported(f"its pre_tokenizer {divide.get('type')!r} is none of SentencePiece's")
-    if not spaces:
-        raise Unsupported("it does not write spaces as ▁, as SentencePiece does")
-    return before
 
 
 # ---- special tokens and templates ----------------------------------------------------------------------

@@ -37,8 +37,14 @@ _REMEDY = "Give the unquantized model"
 
 
 def found_in(source: Source) -> bool:
-    """Whether a state beside its codes says all that there is to know."""
-    return any(".quant_state.bitsandbytes__" in name or name.endswith(".SCB") for name in source.tensors)
+    """Whether a state beside its codes says all that there is to know; what is merely called SCB is no scale."""
+    return any(".quant_state.bitsandbytes__" in name or _scales_codes(source, name) for name in source.tensors)
+
+
+def _scales_codes(source: Source, name: str) -> bool:
+    """Whether this is the SCB of 8-bit codes."""
+    codes = source.tensors.get(f"{name.removesuffix('.SCB')}.weight") if name.endswith(".SCB") else None
+    return codes is not None and codes.spec.dtype == "I8"
 
 
 def speaks(config: Mapping[str, Any]) -> bool:

@@ -34,8 +34,14 @@ def speaks(config: Mapping[str, Any]) -> bool:
 
 
 def found_in(source: Source) -> bool:
-    """Whether the names are this tool's, whatever a config says."""
-    return any(name.endswith(".scale_weight") or _describes(tensor) for name, tensor in source.tensors.items())
+    """Whether FP8 weights stand beside scales called so, or are described, whatever a config says."""
+    return any(_scales_codes(source, name) or _describes(tensor) for name, tensor in source.tensors.items())
+
+
+def _scales_codes(source: Source, name: str) -> bool:
+    """Whether this is the scale of an FP8 weight, and does not merely have the name of one."""
+    codes = source.tensors.get(f"{name.removesuffix('.scale_weight')}.weight")
+    return name.endswith(".scale_weight") and codes is not None and codes.spec.dtype.startswith("F8_")
 
 
 def _describes(tensor: StoredTensor) -> bool:
@@ -59,7 +65,10 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Decoder]]:
             raise InputError(f"is {tensor.spec.dtype}, and said to be {form}", file=source.path, tensor=name)
         if tensor.spec.dtype not in _FORMATS.values():
             raise InputError(
-                f"is {tensor.spec.dtype} with a scale, and FP8 is read here", file=source.path, tensor=name
+                f"is {tensor.spec.dtype} with a scale, and FP8 is read here",
+                file=source.path,
+                tensor=name,
+                remedy="Give the model before it was quantized",
             )
         if not scale.spec.is_float:
             raise InputError(f"its scale is {scale.spec.dtype}, no float", file=source.path, tensor=name)

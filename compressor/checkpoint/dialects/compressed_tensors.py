@@ -81,8 +81,10 @@ def configure(
 def _heads(config: Mapping[str, Any], packed: Iterable[str]) -> Iterator[str]:
     """Entries for output heads, none of which matches a packed module. One that shares the embedding's weight,
     or is called otherwise in the file, is a Linear all the same."""
-    names = list(packed)
-    heads = [head for head in heads_of(config) if not any(re.fullmatch(rf"(.*\.)?{head}", name) for name in names)]
+    heads = list(heads_of(config))
+    of_one = re.compile(rf"(.*\.)?({'|'.join(heads)})")  # most models' packed modules are none at all
+    names = [name for name in packed if of_one.fullmatch(name)]
+    heads = [head for head in heads if not any(re.fullmatch(rf"(.*\.)?{head}", name) for name in names)]
     if "lm_head" in heads:
         yield "lm_head"
     if heads:

@@ -10,10 +10,8 @@ from typing import Any
 
 from compressor.core.ggml_types import GgmlType
 from compressor.core.tensor import TensorSpec
-from compressor.files.gguf.reading import GgufHeader
 from compressor.files.source import Source
 from compressor.methods.contract import Decoder
-from compressor.methods.quantize.ggml.decoder import GgmlBlocks
 
 NAME = "gguf"
 SAID = "quantized (ggml's types)"
@@ -31,6 +29,8 @@ def found_in(source: Source) -> bool:
 
 def stored_tensors(source: Source) -> list[tuple[TensorSpec, Decoder]]:
     """The tensors that are stored as blocks."""
+    from compressor.methods.quantize.ggml.decoder import GgmlBlocks  # here because most inputs hold none
+
     return [
         (TensorSpec(name, "F32", shape), GgmlBlocks(kind.name))
         for name, kind, shape in _tensors(source)
@@ -39,6 +39,10 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Decoder]]:
 
 
 def _tensors(source: Source) -> Iterator[tuple[str, GgmlType, tuple[int, ...]]]:
+    if source.kind != "gguf":
+        return
+    from compressor.files.gguf.reading import GgufHeader
+
     for part in source.files:
         if isinstance(part.header, GgufHeader):
             for name, kind in part.header.types.items():

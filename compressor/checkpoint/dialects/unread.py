@@ -21,29 +21,26 @@ _SCALE = re.compile(r"scale|absmax|zero_?point|codebook|centroid", re.IGNORECASE
 _OTHER_SCALES = frozenset(("SCB", "qzeros", "suh", "svh", "SU", "SV"))
 _NO_SCALES = re.compile(r"logit_scale|layer_?scale|scale_shift|embed_scale", re.IGNORECASE)
 # Names of codes, or of what lies beside them, and whose they are; the first that fits
-_TOOLS = tuple(
-    (re.compile(pattern), tool)
-    for pattern, tool in (
-        (r"\.comfy_quant$|\.scale_weight$|(^|\.)scaled_fp8$", "ComfyUI's scaled weights"),
-        (r"\.weight_quantizer\.", "Quark's codes"),
-        (r"\.W_q$", "HQQ's codes (W_q)"),
-        (r"\.SCB$|\.weight_format$", "bitsandbytes' 8-bit codes (SCB)"),
-        (r"\.quant_state\.|\.absmax$|\.quant_map$", "bitsandbytes' 4-bit codes"),
-        (r"\.(q_weight|q_scale|q_invperm)$", "ExLlamaV2's codes"),
-        (r"\.(trellis|suh|svh)$", "ExLlamaV3's codes"),
-        (r"\.Qidxs$", "QuIP#'s codes"),
-        (r"\.(codebooks|codes)$", "AQLM's codes"),
-        (r"\.(centroids|res_centroids|indices)$", "VPTQ's codes"),
-        (r"_qdata$|\.qdata$", "torchao's serialised tensors"),
-        (r"\.weight\._(data|scale)$", "Quanto's codes"),
-        (r"\.qweight$", "GPTQ or AWQ codes (qweight)"),
-        (r"_blocks$", "MXFP4 blocks as gpt-oss has them"),
-        (r"\.weight_packed$", "compressed-tensors' packed codes"),
-        (r"\.weight_scale_inv$", "FP8 weights with scales of blocks"),
-        (r"\.weight_scale_2$|\.pre_quant_scale$", "ModelOpt's codes"),
-        (r"\.biases$", "MLX's codes"),
-        (r"\.weight_scales?$", "codes with a weight_scale"),
-    )
+_TOOLS = (
+    (r"\.comfy_quant$|\.scale_weight$|(^|\.)scaled_fp8$", "ComfyUI's scaled weights"),
+    (r"\.weight_quantizer\.", "Quark's codes"),
+    (r"\.W_q$", "HQQ's codes (W_q)"),
+    (r"\.SCB$|\.weight_format$", "bitsandbytes' 8-bit codes (SCB)"),
+    (r"\.quant_state\.|\.absmax$|\.quant_map$", "bitsandbytes' 4-bit codes"),
+    (r"\.(q_weight|q_scale|q_invperm)$", "ExLlamaV2's codes"),
+    (r"\.(trellis|suh|svh)$", "ExLlamaV3's codes"),
+    (r"\.Qidxs$", "QuIP#'s codes"),
+    (r"\.(codebooks|codes)$", "AQLM's codes"),
+    (r"\.(centroids|res_centroids|indices)$", "VPTQ's codes"),
+    (r"_qdata$|\.qdata$", "torchao's serialised tensors"),
+    (r"\.weight\._(data|scale)$", "Quanto's codes"),
+    (r"\.qweight$", "GPTQ or AWQ codes (qweight)"),
+    (r"_blocks$", "MXFP4 blocks as gpt-oss has them"),
+    (r"\.weight_packed$", "compressed-tensors' packed codes"),
+    (r"\.weight_scale_inv$", "FP8 weights with scales of blocks"),
+    (r"\.weight_scale_2$|\.pre_quant_scale$", "ModelOpt's codes"),
+    (r"\.biases$", "MLX's codes"),
+    (r"\.weight_scales?$", "codes with a weight_scale"),
 )
 
 
@@ -67,7 +64,7 @@ def check(source: Source, taken: Container[str]) -> None:
 
 def refusal(source: Source, codes: str, scale: str) -> UnreadCodes:
     """What such a pair of names looks like, and the way on."""
-    tool = next((tool for sign, tool in _TOOLS for name in (scale, codes) if sign.search(name)), "codes")
+    tool = next((tool for sign, tool in _TOOLS for name in (scale, codes) if re.search(sign, name)), "codes")
     if source.kind == "folder":
         says = "config.json says nothing of it that is read here" if source.config is not None else "no config.json"
         remedy = "Give the model before it was quantized, or the folder with the config that its tool wrote"

@@ -9,7 +9,8 @@ from compressor.files.gguf.values import Kind, Value, array, scalar, text
 
 
 def fields_of(found: Mapping[str, Any]) -> dict[str, Value]:
-    """Values of the kinds that llama.cpp looks for: whole numbers as UINT32, in arrays as INT32; others FLOAT32."""
+    """Values of the kinds that llama.cpp looks for: whole numbers as UINT32, in arrays as INT32; others FLOAT32;
+    bytes as an array of UINT8."""
     return {key: _value(one) for key, one in found.items()}
 
 
@@ -22,6 +23,8 @@ def _value(one: Any) -> Value:
         return scalar(Kind.FLOAT32, one)
     if isinstance(one, str):
         return text(one)
+    if isinstance(one, bytes):
+        return array(Kind.UINT8, list(one))
     first = one[0] if one else ""
     kinds = ((str, Kind.STRING), (bool, Kind.BOOL), (int, Kind.INT32), (float, Kind.FLOAT32))
     return array(next(kind for of, kind in kinds if isinstance(first, of)), one)

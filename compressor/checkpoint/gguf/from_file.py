@@ -10,8 +10,9 @@ from compressor.architectures.gguf import hyperparameters
 from compressor.architectures.gguf.families import Family
 from compressor.architectures.gguf.hyperparameters import NONSENSE
 from compressor.architectures.gguf.naming import Mapped, from_gguf
+from compressor.architectures.gguf.spaces import Unsupported
 from compressor.architectures.gguf.tokenizer_back import special_numbers, tokenizer_files
-from compressor.architectures.gguf.tokenizers import PREFIX, Unsupported
+from compressor.architectures.gguf.tokenizers import PREFIX
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
 from compressor.checkpoint.gguf.fields import plain, said
 from compressor.checkpoint.gguf.moved import moved
@@ -22,11 +23,6 @@ from compressor.files.folder import json_bytes
 _FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _BIASED = ("llama", "granite", "qwen3", "qwen3_moe", "smollm3", "gemma", "gemma2", "gemma3_text", "olmo2")
-# What Llama 3.1 and 3.2 say of their frequencies: a file has the factors only that come of it
-_LLAMA3 = [
-    {"factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-    for factor in (8.0, 32.0, 16.0, 4.0, 2.0)
-]
 
 
 def is_file_of_a_model(checkpoint: Checkpoint) -> bool:
@@ -129,11 +125,10 @@ def _factors(checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[dict[st
     if _FACTORS[0] not in tensors:
         return {}, []
     factors = [float(one) for one in read_whole(tensors[_FACTORS[0]]).reshape(-1)]
-    theta, head = float(config.get("rope_theta", 10000.0)), hyperparameters.head_size(config)
-    for rope in _LLAMA3:
-        meant = hyperparameters.llama3_factors({**rope, "rope_theta": theta}, head)
-        if len(meant) == len(factors) and all(abs(a - b) <= 1e-4 * b for a, b in zip(factors, meant, strict=True)):
-            return {"rope_scaling": {"rope_type": "llama3", **rope}}, []
+    if 2 * len(factors) == hyperparameters.head_size(config):
+        rope = hyperparameters.llama3_rope(factors, float(config.get("rope_theta", 10000.0)))
+        if rope is not None:
+            return {"rope_scaling": rope}, []
     return {}, [
         "'rope_freqs.weight' stays behind: its factors are none of Llama 3's, and config.json cannot say them. "
         "Long texts will be computed otherwise"

@@ -12,6 +12,7 @@ from compressor.architectures.gguf.diffusion import BODY, diffusion_of
 from compressor.architectures.gguf.families import FAMILIES, Family
 from compressor.architectures.gguf.moves import plain
 from compressor.architectures.gguf.naming import Mapped, stays_f32, to_gguf
+from compressor.architectures.gguf.spaces import Unsupported
 from compressor.architectures.model_types import model_types
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
 from compressor.checkpoint.gguf.fields import fields_of
@@ -234,7 +235,7 @@ def _tokenizer(
     try:
         found = tokenizers.tokenizer_metadata(files, vocabulary=size, wordpiece=wordpiece)
         remarks = list(tokenizers.remarks(files))
-    except (tokenizers.Unsupported, *hyperparameters.NONSENSE) as error:
+    except (Unsupported, *hyperparameters.NONSENSE) as error:
         raise InputError(
             f"its tokenizer cannot go into a GGUF file: {printable(str(error), 300)}",
             file=checkpoint.path,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from compressor.calibration.result import CalibrationReport
 from compressor.workflows.compare import ComparisonReport
 from compressor.workflows.inspect import InspectReport
+from compressor.workflows.merge_report import MergeReport
 from compressor.workflows.results import Report
 
-Printable = Report | ComparisonReport | InspectReport | CalibrationReport
+Printable = Report | ComparisonReport | InspectReport | CalibrationReport | MergeReport
 
 
 def render(report: Printable, style: str, *, top: int | None = None, quiet: bool = False) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from math import isfinite
 from typing import Any
 
+from compressor.calibration.loss import ModelLoss
 from compressor.calibration.result import CalibrationReport
 from compressor.checkpoint.checkpoint import Tensor
 from compressor.cli.report.allocation import to_json as allocation_json
@@ -16,14 +17,15 @@ from compressor.engine.plan.plan import Job
 from compressor.workflows.archive_contents import CodingGain
 from compressor.workflows.compare import ComparisonReport
 from compressor.workflows.inspect import InspectReport
+from compressor.workflows.merge_report import MergeReport
 from compressor.workflows.results import Report
 
-SCHEMA = 1
+SCHEMA = 2  # docs/report-schema.json
 _LONG = 1000  # characters of a metadata value that are shown
 
 
 def render(
-    report: Report | ComparisonReport | InspectReport | CalibrationReport,
+    report: Report | ComparisonReport | InspectReport | CalibrationReport | MergeReport,
     *,
     top: int | None = None,
     quiet: bool = False,
@@ -35,6 +37,8 @@ def render(
         content = _comparison(report)
     elif isinstance(report, CalibrationReport):
         content = _calibration(report, quiet)
+    elif isinstance(report, MergeReport):
+        content = _merged(report, quiet)
     else:
         content = _inspection(report)
     head = {"schema": SCHEMA, "tool": f"compressor {__version__}"}
@@ -48,6 +52,7 @@ def _report(report: Report, quiet: bool) -> dict[str, Any]:
         "verb": report.verb,
         "input": report.input,
         "output": report.output,
+        **({"part": sorted(report.part)} if report.part is not None else {}),
         "dry_run": report.changes is None and not report.failures,
         "container": plan.container,
         "stages": [dict(stage) for stage in plan.stages],
@@ -65,6 +70,7 @@ def _report(report: Report, quiet: bool) -> dict[str, Any]:
         **({"cuts": [cut.to_dict() for cut in plan.cuts]} if plan.cuts else {}),
         **({"budget": allocation_json(report.allocation)} if report.allocation is not None else {}),
         "warnings": report.warnings,
+        "gates": [{"gate": one.gate, "kept": not one.failure, "said": one.measured} for one in report.gates],
         "failed_gates": list(report.failures),
     }
     if not quiet:
@@ -103,6 +109,33 @@ def _change(change: Change | None) -> dict[str, Any] | None:
     }
 
 
+def _merged(report: MergeReport, quiet: bool) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "verb": "merge",
+        "output": report.output,
+        "parts": report.parts,
+        "fingerprint": report.fingerprint,
+        "size_before": report.size_before,
+        "size_after": report.size_after,
+        "ratio": report.size_before / report.size_after,
+        "treated": _change(report.total),
+        "failed_gates": list(report.failures),
+    }
+    if not quiet:
+        content["tensors"] = [
+            {
+                "name": one.name,
+                "shape": list(one.shape),
+                "dtype": one.dtype,
+                "dtype_after": one.dtype_after,
+                "treated": one.treated,
+                **(_change(one.change) or {}),
+            }
+            for one in report.tensors
+        ]
+    return content
+
+
 def _comparison(report: ComparisonReport) -> dict[str, Any]:
     return {
         "verb": "compare",
@@ -110,8 +143,20 @@ def _comparison(report: ComparisonReport) -> dict[str, Any]:
         "b": report.b,
         "size_a": report.sizes[0],
         "size_b": report.sizes[1],
-        "total": _measured(report.total),
         "failed_gates": list(report.failures),
+        **(_tensors(report) if report.loss is None else _loss(report.loss)),
+    }
+
+
+def _loss(loss: ModelLoss) -> dict[str, Any]:
+    from compressor.cli.report.loss import to_json
+
+    return to_json(loss)
+
+
+def _tensors(report: ComparisonReport) -> dict[str, Any]:
+    return {
+        "total": _measured(report.total),
         "tensors": [
             {
                 "name": row.name,

@@ -16,13 +16,14 @@ from compressor.recipe.model import Recipe
 from compressor.workflows.archive_contents import CodingGain, summed
 from compressor.workflows.compare import ComparisonReport
 from compressor.workflows.inspect import InspectReport
+from compressor.workflows.merge_report import MergeReport
 from compressor.workflows.results import Report
 
 _MANY = 60  # rows that are shown without being asked for more
 
 
 def render(
-    report: Report | ComparisonReport | InspectReport | CalibrationReport,
+    report: Report | ComparisonReport | InspectReport | CalibrationReport | MergeReport,
     *,
     top: int | None = None,
     quiet: bool = False,
@@ -35,6 +36,8 @@ def render(
         _comparison(page, report, top)
     elif isinstance(report, CalibrationReport):
         _calibration(page, report, top, quiet)
+    elif isinstance(report, MergeReport):
+        _merged(page, report, top, quiet)
     else:
         _inspection(page, report, top)
     return page.text()
@@ -76,10 +79,48 @@ def _report(page: Page, report: Report, top: int | None, quiet: bool) -> None:
         page.line(f"left behind: {printable(name, 60)}: {reason}")
     for note in plan.notes:
         page.line(f"note: {note}")
+    if report.part is not None:
+        whole = f"{len(report.part)} of {len(plan.jobs)} tensors"
+        page.line(f"wrote {printable(report.output)}: a part, with something of {whole}", style="bold")
+        return
     verb = "not written" if report.failures else "would write" if report.changes is None else "wrote"
     page.line(
         f"{verb} {printable(report.output)}: {size_text(plan.size_before)} {page.arrow} "
         f"{size_text(plan.size_after)}, {_ratio(page, report.ratio)}{_overall(page, report)}",
+        style="bold",
+    )
+
+
+_MERGED = (Column("tensor", 9, right=False), Column("shape", 1), Column("sparsity", 5), Column("error", 8))
+
+
+def _merged(page: Page, report: MergeReport, top: int | None, quiet: bool) -> None:
+    """What an output of several parts came to, the worst tensors first where there are many."""
+    if not quiet and report.rows:
+        limit = _MANY if top is None else top
+        shown = report.rows
+        if limit and len(shown) > limit:
+            shown = sorted(shown, key=lambda row: -row.change.error)[:limit]
+        page.table(
+            _MERGED,
+            [
+                [
+                    shown_name(row.name),
+                    page.shape(row.shape),
+                    page.pair(percent(row.change.sparsity_before), percent(row.change.sparsity_after)),
+                    error_text(row.change.error),
+                ]
+                for row in shown
+            ],
+        )
+        if len(shown) < len(report.rows):
+            more = len(report.rows) - len(shown)
+            page.line(f"{more} more tensors; --top 0 shows all, --format json gives all")
+        page.line()
+    page.line(
+        f"{'not written' if report.failures else 'merged'} {printable(report.output)}, {report.parts} parts: "
+        f"{size_text(report.size_before)} {page.arrow} {size_text(report.size_after)}, "
+        f"{_ratio(page, report.size_before / report.size_after)}, overall error {error_text(report.total.error)}",
         style="bold",
     )
 
@@ -147,11 +188,12 @@ def _instead(jobs: Sequence[Job]) -> list[tuple[str, list[Job]]]:
 
 
 def _overall(page: Page, report: Report) -> str:
-    everything, total = report.everything, report.total
-    if everything is None or total is None:
+    """Figures of the whole file, as the sizes before them are; those of the treated tensors are below the table."""
+    everything = report.everything
+    if everything is None:
         return ""
     sparsity = page.pair(percent(everything.sparsity_before), percent(everything.sparsity_after))
-    return f", zeros {sparsity}" + (f", relative error {error_text(total.error)}" if report.rows else "")
+    return f", zeros {sparsity}" + (f", relative error {error_text(everything.error)}" if report.rows else "")
 
 
 def _row(page: Page, job: Job, change: Change | None) -> list[str]:
@@ -198,6 +240,11 @@ _COMPARISON = (
 
 
 def _comparison(page: Page, report: ComparisonReport, top: int | None) -> None:
+    if report.loss is not None:
+        from compressor.cli.report.loss import to_page
+
+        to_page(page, report, top)
+        return
     limit = _MANY if top is None else top
     shown = report.rows[: limit or None]
     rows = []

@@ -1,6 +1,6 @@
 """Compiled inner loops, where they could be built; the callers have the same in NumPy.
 
-The C files beside this one are built when the package is installed and a C compiler is at hand (`hatch_build.py`).
+The C files here are built when the package is installed and a C compiler is at hand (`hatch_build.py`).
 Without it, or with `COMPRESSOR_KERNELS=0` in the environment, everything works the same and more slowly. A
 function here returns None when its kernel cannot take the job: the caller then does it itself.
 docs/architecture.md has what it gains.
@@ -20,8 +20,13 @@ from typing import Any, NamedTuple
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
 
-VERSION = 9  # of the functions' arguments and meaning; goes up with any change of the C files
+VERSION = 11  # of the functions' arguments and meaning; goes up with any change of the C files
 LIBRARY = Path(__file__).with_name("_kernels.so")
+
+GGML_TYPES = (  # that are written here, and read by compiled loops
+    *("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"),
+    *("iq4_nl", "iq4_xs", "mxfp4", "tq1_0", "tq2_0"),
+)
 
 _SIGNATURES = {
     "widen_bf16": (c_void_p, c_size_t, c_void_p, POINTER(c_double), POINTER(c_int64)),
@@ -54,13 +59,8 @@ _SIGNATURES = {
     "dots_f64": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p),
     "logarithms": (c_void_p, c_size_t, c_void_p, c_size_t, c_void_p),
     "powers": (c_void_p, c_size_t, c_void_p, c_void_p, c_void_p),
-    **{
-        f"ggml_{name}": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p, c_void_p)
-        for name in (
-            *("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"),
-            *("iq4_nl", "iq4_xs", "mxfp4", "tq1_0", "tq2_0"),
-        )
-    },
+    **{f"ggml_{name}": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p, c_void_p) for name in GGML_TYPES},
+    **{f"ggml_numbers_{name}": (c_void_p, c_size_t, c_void_p, POINTER(c_int64)) for name in GGML_TYPES},
 }
 
 
@@ -371,6 +371,20 @@ def ggml_blocks(
     run = getattr(kernels, f"ggml_{name}")
     run(values.ctypes.data, weights, groups, per_row, blocks.ctypes.data, restored.ctypes.data)
     return True
+
+
+def ggml_numbers(name: str, blocks: Array, out: Array) -> bool | None:
+    """Blocks [blocks, bytes], uint8, of the ggml type of this name as float32 into `out`; whether all are finite.
+
+    methods/quantize/ggml/decode_*.py say what they stand for.
+    """
+    kernels = _takes(blocks, out) if name in GGML_TYPES and out.dtype == np.float32 else None
+    if kernels is None:
+        return None
+    finite = c_int64()
+    run = getattr(kernels, f"ggml_numbers_{name}")
+    run(blocks.ctypes.data, len(blocks), out.ctypes.data, byref(finite))
+    return bool(finite.value)
 
 
 def adam(

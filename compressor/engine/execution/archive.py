@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 from compressor.checkpoint import record
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
 from compressor.core.errors import UsageError
 from compressor.core.lazy import np
 from compressor.core.metrics import Change, count_stored_zeros
-from compressor.core.parallel.threads import in_order
+from compressor.core.parallel.threads import in_order, local
 from compressor.core.tensor import DTYPES
 from compressor.core.workspace import Array, Workspace
-from compressor.engine.plan.plan import Plan
-from compressor.files import safetensors
+from compressor.engine.plan.plan import Job, Plan
+from compressor.files import archive, safetensors
 from compressor.files.archive import chunk_shape, chunks_of, rows_of
 from compressor.files.archive_writing import ArchiveWriter
 from compressor.files.entropy.chunk import encode_chunk
 from compressor.files.entropy.damage import NeedsPackage
 from compressor.files.entropy.elements import Form, likely_form, possible
+from compressor.files.input_file import InputFile
 from compressor.files.layout import Container
 from compressor.files.output import Output
 from compressor.files.source import StoredTensor
@@ -52,47 +54,79 @@ def archive_files(
     sink: Output,
     plan: Plan,
     effort: Effort,
-    executor: Executor,
-    window: int,
+    workers: int,
     *,
     checkpoint: Checkpoint | None = None,
     progress: Callable[[int], None] = lambda done: None,
+    files: Mapping[int, Sequence[Job]] | None = None,
 ) -> tuple[Plan, list[Change]]:
     """Put an archive in the place of every container file; the plan with the sizes that this gave, and the zeros.
 
-    The tensors are those that the files hold or, where a `checkpoint` is given, its own as they lie there. Raises
-    UsageError where a package is missing, OutputError where writing fails.
+    The tensors are those that the files hold or, where a `checkpoint` is given, its own as they lie there; only
+    those of some jobs, in the `files` of these numbers, where they are given. Raises UsageError where a package is
+    missing, OutputError where writing fails.
     """
     coded: dict[str, int] = {}
     changes: dict[str, Change] = {}
-    files = []
-    for number, file in enumerate(plan.files):
-        with ExitStack() as used:
-            if checkpoint is None:
-                written = used.enter_context(sink.reading(file.name))
-                header = safetensors.read_header(written)
-                stored, metadata = [StoredTensor(written, placed) for placed in header.tensors], header.metadata
-            else:
-                stored = [checkpoint.tensors[job.spec.name].whole for job in plan.jobs if job.file == number]
-                metadata = file.layout.metadata
-            writer = ArchiveWriter(used.enter_context(sink.rewriting(file.name)))
-            try:
-                for name, change in _archive(stored, writer, effort, executor, window):
-                    changes.setdefault(name, Change()).merge(change)
-                    progress(change.size * DTYPES[writer.tensors[name][0]].bits // 8)
-                said = record.from_metadata(metadata, file.name).tensors
-                writer.finish(metadata, sum(spec.nbytes for spec, _ in said))
+    archived = list(plan.files)
+    own = dict(enumerate(plan.by_file)) if files is None else files
+    with local(workers) as executor:
+        for number, mine in own.items():
+            file = plan.files[number]
+            name = sink.layouts[number][0]
+            with ExitStack() as used:
+                if checkpoint is None:
+                    written = used.enter_context(sink.reading(name))
+                    header = safetensors.read_header(written)
+                    held = {spec.name for job in mine for spec in job.part_specs}
+                    placed = [one for one in header.tensors if one.spec.name in held]
+                    stored, metadata = [StoredTensor(written, one) for one in placed], header.metadata
+                else:
+                    stored = [checkpoint.tensors[job.spec.name].whole for job in mine]
+                    metadata = file.layout.metadata
+                writer = ArchiveWriter(used.enter_context(sink.rewriting(name)))
+                try:
+                    for tensor, change in _archive(stored, writer, effort, executor, workers + 2):
+                        changes.setdefault(tensor, Change()).merge(change)
+                        progress(change.size * DTYPES[writer.tensors[tensor][0]].bits // 8)
+                except NeedsPackage as error:
+                    raise UsageError(
+                        f"--store archive takes the package {error}",
+                        remedy="Install it with pip install 'compressor[entropy]'",
+                    ) from error
+                _finish(writer, metadata, name)
                 coded |= writer.coded()
-            except NeedsPackage as error:
-                raise UsageError(
-                    f"--store archive takes the package {error}",
-                    remedy="Install it with pip install 'compressor[entropy]'",
-                ) from error
-        with sink.reading(file.name) as finished:
-            files.append(replace(file, layout=replace(file.layout, size=finished.size)))
-    jobs = (replace(job, coded=sum(coded[spec.name] for spec in job.part_specs)) for job in plan.jobs)
+            with sink.reading(name) as finished:
+                archived[number] = replace(file, layout=replace(file.layout, size=finished.size))
+    done = {job.spec.name for mine in own.values() for job in mine}
+    counted = (
+        replace(job, coded=sum(coded[spec.name] for spec in job.part_specs)) if job.spec.name in done else job
+        for job in plan.jobs
+    )
     measured = [changes.get(job.spec.name, Change()) for job in plan.jobs]
-    return replace(plan, files=tuple(files), jobs=tuple(jobs)), measured
+    return replace(plan, files=tuple(archived), jobs=tuple(counted)), measured
+
+
+def merge_archives(sink: Output, name: str, parts: Sequence[InputFile]) -> None:
+    """Write the archive `name` of the tensors that several archives of the same file have. InputError for one that
+    is damaged, OutputError where writing fails."""
+    found = [archive.directory_of(part, safetensors.read_header(part)) for part in parts]
+    every = sorted(
+        ((entry, part) for part, (entries, _) in zip(parts, found, strict=True) for entry in entries),
+        key=lambda one: one[0].spec.name,
+    )
+    with sink.rewriting(name) as fd:
+        writer = ArchiveWriter(fd)
+        for entry, part in every:
+            writer.begin(entry.spec, entry.form.text)
+            for begin, end in pairwise(entry.places):
+                writer.add(entry.spec.name, part.read(begin, end - begin))
+        _finish(writer, found[0][1], name)
+
+
+def _finish(writer: ArchiveWriter, metadata: Mapping[str, str], name: str) -> None:
+    said = record.from_metadata(metadata, name).tensors
+    writer.finish(metadata, sum(spec.nbytes for spec, _ in said))
 
 
 def noted(plan: Plan, *, dry: bool) -> Plan:

@@ -11,6 +11,7 @@ from math import prod
 from mmap import PAGESIZE
 
 from compressor.checkpoint.checkpoint import Tensor
+from compressor.checkpoint.joined_experts import JoinedExperts
 from compressor.checkpoint.rows import BLOCK, CHUNK
 from compressor.core.lazy import np
 from compressor.core.tensor import DTYPES, TensorSpec
@@ -24,7 +25,8 @@ from compressor.methods.parts import Part
 class Slice:
     """How a tensor is cut: as a matrix [rows, columns], by chunks and blocks of whole rows.
 
-    `bytes`: the rows are single bytes, for tensors that are only copied.
+    `bytes`: the rows are single bytes, for tensors that are only copied. `turned`: they are columns of the matrices
+    that the tensor has along its first axis.
     """
 
     rows: int
@@ -32,6 +34,7 @@ class Slice:
     chunk: int
     block: int
     bytes: bool = False
+    turned: bool = False
 
     @property
     def chunks(self) -> Iterator[tuple[int, int]]:
@@ -54,6 +57,14 @@ def slice_tensor(job: Job, tensor: Tensor, partners: Sequence[Tensor]) -> Slice:
     if not job.steps and tensor.seekable:
         nbytes = spec.nbytes
         return Slice(nbytes, 1, 1 << 22, 1 << 22, bytes=True)
+    if (
+        not job.steps
+        and tensor.encoder is None
+        and isinstance(tensor.whole, JoinedExperts)
+        and len(spec.shape) == 3
+    ):
+        rows, columns, align = tensor.whole.turned
+        return Slice(rows, columns, max(CHUNK // max(columns, 1) // align, 1) * align, align, turned=True)
     if not job.stores_parts and job.elementwise and tensor.seekable and not partners and not job.grain:
         return Slice(spec.size, 1, CHUNK, BLOCK)
     rows, columns = spec.lines if _by_lines(job, tensor) else spec.matrix

@@ -5,24 +5,52 @@ Surveys run first: those of a whole model over all its tensors, those of a tenso
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from compressor.core.errors import InputError, UsageError
 from compressor.core.metrics import Change
 from compressor.core.parallel.threads import Task, in_order
 from compressor.core.tensor import DTYPES
+from compressor.engine.execution.cut import Slice
 from compressor.engine.execution.joined import Joined, join
+from compressor.engine.execution.units import Batch, Chunk, Share, Unit, units_of
 from compressor.engine.execution.worker import Done, Finished, Piece, Worker
 from compressor.engine.plan.plan import Counted, Job, SizesKnown
 from compressor.methods.contract import SMALL, ByTensor, Encoder, Survey, TensorMethod, Transform, Treatment
 
-_BATCH = 1 << 19  # elements of small tensors that make one task
+if TYPE_CHECKING:
+    from compressor.engine.execution.survey_book import SurveyBook
+
+_BATCH = 1 << 19  # elements of small tensors that make one task of a survey
+
+_Rows = tuple[Job, int, Slice, int, int]  # rows of a tensor, and the place of the step that a pass is for
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What one task of a pass over the model looks at."""
+
+    rows: Sequence[_Rows]
+    small: bool
+
+    @property
+    def continues(self) -> bool:
+        """Whether the one before it is of the same tensor."""
+        return not self.small and self.rows[0][3] > 0
+
+    @property
+    def nbytes(self) -> int:
+        """About how many bytes of the input it reads."""
+        each = (job.spec.nbytes * (stop - start) // max(cut.rows, 1) for job, _, cut, start, stop in self.rows)
+        return 512 * len(self.rows) + sum(each)
+
 
 T = TypeVar("T")
 Progress = Callable[[int], None]
@@ -31,18 +59,22 @@ Surveyed = dict[tuple[str, int], Survey[Any] | Treatment]  # by tensor and place
 
 @dataclass
 class Runner:
-    """One run of the plan that `worker` knows; at most `window` tasks are under way at a time."""
+    """One run of the plan that `worker` knows, or a `share` of it; at most `window` tasks are under way at a
+    time."""
 
     worker: Worker
     executor: Executor
     window: int
     progress: Progress = lambda done: None
     surveyed: Surveyed = field(default_factory=dict)
+    share: Share | None = None
+    pieces: list[Change] = field(default_factory=list)
+    book: SurveyBook | None = None
 
     def count(self) -> SizesKnown:
         """For a plan whose sizes are not known: the last steps by tensor, knowing what they will store. What else
         was found out on the way is in `surveyed`, for the run of the plan that is made with it."""
-        self._survey_models()
+        self.survey_models()
         sizes = {}
         for job in self.worker.plan.jobs:
             if job.sizes_known:
@@ -56,82 +88,93 @@ class Runner:
         return sizes
 
     def run(self) -> list[Change]:
-        """Treat and write every tensor; what happened to each, in the order of the plan's jobs."""
-        self._survey_models()
+        """Treat and write every tensor, or this run's share of them; what happened to each, in the order of the
+        plan's jobs."""
+        self.survey_models()
         plan = self.worker.plan
         jobs = {job.spec.name: job for job in plan.jobs}
         changes = {name: Change() for name in jobs}
-        waiting = [sum(job.file == number for job in plan.jobs) for number in range(len(plan.files))]
         shards = self.worker.shards
         taken = {} if shards is None else shards.taken()
         for found in taken.values():
             changes |= found
             self.progress(sum(jobs[name].spec.nbytes for name in found))
-        finish = deque(number for number, count in enumerate(waiting) if not count and number not in taken)
+        units = [unit for unit in self.units if unit.jobs[0].file not in taken]
+        waiting = Counter(unit.jobs[0].file for unit in units)
+        finish = deque(self.empty_files - taken.keys())
 
         def finished(file: Finished) -> None:
             if shards is not None:
                 own = {job.spec.name: changes[job.spec.name] for job in plan.jobs if job.file == file.file}
                 shards.note(file.file, file.content, own)
 
-        for done in in_order(self.executor, self._tasks(finish, taken), self.window):
+        for done in in_order(self.executor, self._tasks(finish, units), self.window):
             if isinstance(done, Finished):
                 finished(done)
                 continue
-            for name, change, last in done:
-                job = jobs[name]
+            for name, change in done:
+                if name == self.divided:
+                    self.pieces.append(replace(change))
                 changes[name].merge(change)
-                self.progress(change.size * DTYPES[job.spec.dtype].bits // 8)
-                if last:
-                    waiting[job.file] -= 1
-                    if not waiting[job.file]:
-                        finish.append(job.file)
+                self.progress(change.size * DTYPES[jobs[name].spec.dtype].bits // 8)
+            number = jobs[done[0][0]].file
+            waiting[number] -= 1
+            if not waiting[number]:
+                finish.append(number)
         for file in in_order(
             self.executor, (partial(self.worker.finish, number) for number in finish), self.window
         ):
             finished(file)
         return list(changes.values())
 
+    @cached_property
+    def units(self) -> Sequence[Unit]:
+        """What is to be done by this run."""
+        units = list(units_of(self.worker))
+        return units if self.share is None else self.share.of(units)
+
+    @property
+    def empty_files(self) -> set[int]:
+        """The numbers of the files without a tensor that this run has to write: the first share's."""
+        if self.share is not None and self.share.number > 1:
+            return set()
+        plan = self.worker.plan
+        return set(range(len(plan.files))) - {job.file for job in plan.jobs}
+
+    @property
+    def files(self) -> dict[int, list[Job]]:
+        """The files of which this run writes anything, by number: the tensors of which it does, in their order."""
+        own = {job.spec.name for unit in self.units for job in unit.jobs}
+        found = {
+            number: [job for job in jobs if job.spec.name in own]
+            for number, jobs in enumerate(self.worker.plan.by_file)
+        }
+        return {number: jobs for number, jobs in found.items() if jobs or number in self.empty_files}
+
+    @cached_property
+    def divided(self) -> str | None:
+        """The tensor whose first rows are another share's and whose next ones are this run's, if there is one:
+        what happened to these is in `pieces`, unit by unit, so that it can be added to what happened before."""
+        first = self.units[0] if self.units else None
+        return first.job.spec.name if isinstance(first, Chunk) and first.start else None
+
     # ---- cutting work into tasks -------------------------------------------------------------------
 
-    def _tasks(self, finish: deque[int], taken: Container[int]) -> Iterator[Task[list[Done] | Finished]]:
-        """Chunks of large tensors, batches of small ones, file by file but for those `taken`; files whose tensors
-        are all written are synced between them, while other tensors are computed. Small ones are treated here, by
-        who hands out the tasks: they are all interpreter, and two threads of that are slower than one."""
-        own: list[list[Job]] = [[] for _ in self.worker.plan.files]
-        for job in self.worker.plan.jobs:
-            own[job.file].append(job)
-        for number, jobs in enumerate(own):
-            if number in taken:
+    def _tasks(self, finish: deque[int], units: Sequence[Unit]) -> Iterator[Task[list[Done] | Finished]]:
+        """A task for each unit; files whose tensors are all written are synced between them, while other tensors
+        are computed. Small tensors are treated here, by who hands out the tasks: they are all interpreter, and two
+        threads of that are slower than one."""
+        job: Job | None = None
+        treatments: list[Treatment] = []
+        for unit in units:
+            while finish:
+                yield partial(self.worker.finish, finish.popleft())
+            if isinstance(unit, Batch):
+                yield _ready(self._small(unit.jobs))
                 continue
-            for job in jobs:
-                while finish:
-                    yield partial(self.worker.finish, finish.popleft())
-                if job.spec.size > SMALL:
-                    treatments = self._treatments(job, self._fold)
-                    cut = self.worker.cut(job)
-                    for start, stop in cut.chunks:
-                        yield partial(self.worker.chunk, job, cut, treatments, start, stop)
-            yield from self._batches([job for job in jobs if job.spec.size <= SMALL])
-
-    def _batches(self, jobs: list[Job]) -> Iterator[Task[list[Done] | Finished]]:
-        """Small tensors in the order in which they are stored, where those that are alike lie side by side."""
-        tensors = self.worker.checkpoint.tensors
-
-        def place(job: Job) -> tuple[int, int]:
-            tensor = tensors[job.spec.name]
-            return tensor.file, tensor.whole.placed.offset if tensor.seekable else 0
-
-        batch: list[Job] = []
-        held = 0
-        for job in sorted(jobs, key=place):
-            batch.append(job)
-            held += job.spec.size + 512
-            if held >= _BATCH:
-                yield _ready(self._small(batch))
-                batch, held = [], 0
-        if batch:
-            yield _ready(self._small(batch))
+            if unit.job is not job:
+                job, treatments = unit.job, self._treatments(unit.job, self._fold)
+            yield partial(self.worker.chunk, unit.job, unit.cut, treatments, unit.start, unit.stop)
 
     def _small(self, jobs: Sequence[Job]) -> list[Done]:
         """Whole tensors, one after the other, surveys included; alike neighbours at once."""
@@ -146,9 +189,9 @@ class Runner:
     def _one(self, job: Job) -> Done:
         treatments, cut, total = self._treatments(job, _fold_here), self.worker.cut(job), Change()
         for start, stop in cut.chunks:
-            for _, change, _ in self.worker.chunk(job, cut, treatments, start, stop):
+            for _, change in self.worker.chunk(job, cut, treatments, start, stop):
                 total.merge(change)
-        return job.spec.name, total, True
+        return job.spec.name, total
 
     def _joined(self, joined: Joined) -> list[Done]:
         """Neighbours as one; if something is wrong with one of them, each alone, so that it is named."""
@@ -165,7 +208,7 @@ class Runner:
 
     # ---- surveys -----------------------------------------------------------------------------------
 
-    def _survey_models(self) -> None:
+    def survey_models(self) -> None:
         """Resolve every method that looks at all tensors of its stage together."""
         for number in range(len(self.worker.plan.stages)):
             groups: dict[TensorMethod, list[tuple[Job, int]]] = {}
@@ -180,32 +223,63 @@ class Runner:
                         groups.setdefault(step.method, []).append((job, place))
             for method, jobs in groups.items():
                 found = method.prepare([job.spec for job, _ in jobs])
+                key = _key(method, jobs, self.worker)
                 while isinstance(found, Survey):
-                    found = found.conclude(self._fold(found, self._survey_tasks(found, jobs)))
+                    found = found.conclude(self._model_stats(found, jobs, key))
+                    key = sha256(f"{key} and the next".encode()).hexdigest()
                 for job, place in jobs:
                     own = job.steps[place].method
                     self.surveyed[job.spec.name, place] = (
                         found.of(job.spec, own) if isinstance(found, ByTensor) else found
                     )
 
-    def _survey_tasks(self, survey: Survey[Any], jobs: Sequence[tuple[Job, int]]) -> Iterator[Task[Any]]:
-        batch: list[Piece] = []  # of small tensors, which are treated here as in `_tasks`
+    def _model_stats(self, survey: Survey[Any], jobs: Sequence[tuple[Job, int]], key: str) -> Any:
+        """What a pass over all tensors of a stage gathers. Paused, with what this run's share of it gathered, where
+        the run is there for that."""
+        book = self.book
+        if book is None:
+            return self._fold(survey, self._survey_tasks(survey, self._looks(survey, jobs)))
+        known = book.known(key, survey)
+        if known is not None:
+            return known
+        looks = self._looks(survey, jobs)
+        if book.share is None:
+            return self._fold(survey, self._survey_tasks(survey, looks))
+        from compressor.engine.execution.survey_book import Paused
+
+        own = book.share.of(looks)
+        raise Paused(self.worker.plan, key, self._fold(survey, self._survey_tasks(survey, own)))
+
+    def _looks(self, survey: Survey[Any], jobs: Sequence[tuple[Job, int]]) -> list[_Look]:
+        """What a pass looks at, a task each: some rows of a large tensor, or a batch of small ones."""
+        found: list[_Look] = []
+        batch: list[_Rows] = []
         held = 0
         for job, place in jobs:
             if not survey.wants(job.spec):
                 continue
-            before, cut = self._treatments(job, self._fold, before=place), self.worker.cut(job)
+            cut = self.worker.cut(job)
+            own = [(job, place, cut, start, stop) for start, stop in cut.sampled(survey.sample)]
             if job.spec.size > SMALL:
-                for start, stop in cut.sampled(survey.sample):
-                    yield partial(self.worker.observe, survey, [(job, cut, before, start, stop)])
+                found += [_Look([rows], small=False) for rows in own]
                 continue
-            batch += [(job, cut, before, start, stop) for start, stop in cut.sampled(survey.sample)]
+            batch += own
             held += job.spec.size + 512
             if held >= _BATCH:
-                yield _ready(self.worker.observe(survey, batch))
+                found.append(_Look(batch, small=True))
                 batch, held = [], 0
-        if batch:
-            yield _ready(self.worker.observe(survey, batch))
+        return [*found, _Look(batch, small=True)] if batch else found
+
+    def _survey_tasks(self, survey: Survey[Any], looks: Sequence[_Look]) -> Iterator[Task[Any]]:
+        for look in looks:
+            pieces: list[Piece] = [
+                (job, cut, self._treatments(job, self._fold, before=place), start, stop)
+                for job, place, cut, start, stop in look.rows
+            ]
+            if look.small:  # they are treated here as in `_tasks`
+                yield _ready(self.worker.observe(survey, pieces))
+            else:
+                yield partial(self.worker.observe, survey, pieces)
 
     def _treatments(self, job: Job, fold: Fold, before: int | None = None) -> list[Treatment]:
         """What treats the job's tensor, knowing all it needs, up to (not including) a place."""
@@ -231,6 +305,17 @@ class Runner:
         for more in in_order(self.executor, tasks, self.window):
             stats = survey.merge(stats, more)
         return stats
+
+
+def _key(method: TensorMethod, jobs: Sequence[tuple[Job, int]], worker: Worker) -> str:
+    """What the first pass of a method over these tensors is known by: all that it goes by but the weights."""
+    said = sha256(repr(method).encode())
+    for job, place in jobs:
+        steps = [(step.method, step.partners, step.inputs) for step in job.steps[: place + 1]]
+        said.update(repr((job.spec, steps)).encode())
+    changed = [statistics.changed_by() for statistics in worker.statistics.values()]
+    said.update(repr([changed, worker.plan.cuts, list(worker.plan.stages)]).encode())
+    return said.hexdigest()
 
 
 Fold = Callable[[Survey[Any], Iterator[Callable[[], Any]]], Any]

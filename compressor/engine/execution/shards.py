@@ -57,7 +57,7 @@ class Shards:
         try:
             if said.keys() != own:
                 raise ValueError("its tensors are others")
-            return {name: _change(change) for name, change in said.items()}
+            return {name: change_of(change) for name, change in said.items()}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise self.folder.damaged() from error
 
@@ -67,7 +67,7 @@ class Shards:
 
     def note(self, number: int, content: str, changes: Mapping[str, Change]) -> None:
         """The shard is finished, and this is what happened to its tensors."""
-        said = {name: _said(change) for name, change in changes.items()}
+        said = {name: said_of(change) for name, change in changes.items()}
         self.folder.note(_name(number), self.key, content=content, said=said)
 
 
@@ -75,13 +75,13 @@ def _name(number: int) -> str:
     return f"shard-{number}.safetensors"
 
 
-def _said(change: Change) -> dict[str, Any]:
+def said_of(change: Change) -> dict[str, Any]:
     """A change as it is written: sums in hexadecimal, which holds infinite ones too."""
     return asdict(change) | {"energy": change.energy.hex(), "lost": change.lost.hex()}
 
 
-def _change(said: Mapping[str, Any]) -> Change:
-    """KeyError, TypeError or ValueError where it is none that `_said` wrote."""
+def change_of(said: Mapping[str, Any]) -> Change:
+    """The change that was written. KeyError, TypeError or ValueError where it is none that `said_of` wrote."""
     if said.keys() != {field.name for field in fields(Change)}:
         raise ValueError("its fields are others")
     counts = [said[name] for name in ("size", "zeros_before", "zeros_after")]

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 from compressor.calibration.statistics import Statistics
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
 from compressor.checkpoint.finite import count_non_finite
+from compressor.checkpoint.joined_experts import JoinedExperts
 from compressor.checkpoint.rows import Rows
 from compressor.core import kernels
 from compressor.core.errors import InputError
 from compressor.core.floats import narrow_exact, settle, widen
 from compressor.core.layer_inputs import Layer
 from compressor.core.lazy import np
-from compressor.core.metrics import Change, count_stored_zeros, count_zeros, dot, is_safe
+from compressor.core.metrics import Change, carried_over, count_stored_zeros, count_zeros, dot, is_safe
 from compressor.core.tensor import DTYPES
 from compressor.core.workspace import Array, Borrowed, Workspace
 from compressor.engine.execution.cut import Slice, part_buffer, part_offset, part_views, slice_tensor
@@ -31,7 +32,7 @@ from compressor.engine.plan.plan import Job, Plan, Step
 from compressor.files.output import Output
 from compressor.methods.contract import Block, Coded, Encoder, Selection, Survey, Transform, Treatment, select
 
-Done = tuple[str, Change, bool]  # a tensor, what happened to some of its rows, and whether they were the last
+Done = tuple[str, Change]  # a tensor, and what happened to some of its rows
 Piece = tuple[Job, Slice, Sequence[Treatment], int, int]  # rows, and what treats them before a survey
 
 
@@ -84,7 +85,7 @@ class Worker:
                 for block, after, stored in self._treat(job, cut, treatments, start, stop, work):
                     change.merge(after if isinstance(after, Change) else self._measure(job, block, after, stored))
                     change.merge(Change(notes=tuple(block.remarks)))
-        return [(job.spec.name, change, stop == cut.rows)]
+        return [(job.spec.name, change)]
 
     def joined(self, joined: Joined) -> list[Done]:
         """Treat joined neighbours as one tensor. InputError or UsageError that may name the wrong one of them."""
@@ -94,7 +95,7 @@ class Worker:
             assert not isinstance(after, Change)  # noqa: S101 - it was asked for the numbers
             rows = (-1, job.spec.shape[1])  # an element-wise cut is flat
             changes = changes_by_rows(block.values.reshape(rows), after.reshape(rows), np.array(joined.starts))
-        return [(member.spec.name, change, True) for member, change in zip(joined.members, changes, strict=True)]
+        return [(member.spec.name, change) for member, change in zip(joined.members, changes, strict=True)]
 
     def _write_joint(self, joined: Joined, parts: Mapping[str, Array]) -> None:
         """Write the parts of neighbours, each where it belongs, and those whose content the shapes tell."""
@@ -126,6 +127,8 @@ class Worker:
         """Copy as it is."""
         offset = self.plan.files[job.file].layout.offsets[job.spec.name]
         storage = DTYPES[job.spec.dtype].storage
+        if cut.turned:
+            return self._carry_turned(job, tensor, start, stop, work)
         if cut.bytes:
             raw = tensor.whole.read_bytes(start, stop, work, "carry")
             self._write(job.file, offset + start, raw)
@@ -133,11 +136,26 @@ class Worker:
         else:
             numbers = tensor.whole.read_rows(cut.columns, start, stop, work, "carry")
             self._write(job.file, offset + start * cut.columns * numbers.itemsize, numbers)
-        zeros = count_stored_zeros(numbers, job.spec, work)
+        zeros, energy = carried_over(numbers, job.spec, work)
         size = (stop - start) * (8 if cut.bytes else 1) * cut.columns
         if cut.bytes:
             size //= DTYPES[job.spec.dtype].bits
-        return Change(size, zeros, zeros)
+        return Change(size, zeros, zeros, energy)
+
+    def _carry_turned(self, job: Job, tensor: Tensor, start: int, stop: int, work: Workspace) -> Change:
+        """Copy columns of the matrices of a tensor that is joined of transposed ones."""
+        assert isinstance(tensor.whole, JoinedExperts)  # noqa: S101 - it was cut so
+        assert self.sink is not None  # noqa: S101 - as in `_write`
+        _, inputs, outputs = job.spec.shape
+        offset, change = self.plan.files[job.file].layout.offsets[job.spec.name], Change()
+        for expert, first, found in tensor.whole.outputs(start, stop, work, "carry"):
+            upright = work.array("carry.upright", (inputs, len(found)), found.dtype.str)
+            np.copyto(upright, found.T)
+            place = offset + (expert * inputs * outputs + first) * found.itemsize
+            self.sink.write_columns(job.file, place, outputs * found.itemsize, upright)
+            zeros, energy = carried_over(upright, job.spec, work)
+            change.merge(Change(found.size, zeros, zeros, energy))
+        return change
 
     def _treat(
         self,

@@ -17,7 +17,6 @@ from compressor.files.gguf import values
 from compressor.files.gguf.reading import RECORD, GgufHeader
 from compressor.files.gguf.values import Kind, Value
 from compressor.files.gguf.writing import GgufTensor, layout
-from compressor.files.layout import Container
 from compressor.files.source import Source
 from compressor.methods.contract import Decoder
 from compressor.methods.quantize.ggml.scheme import scheme_again
@@ -27,29 +26,26 @@ FILE_TYPE, VERSION = "general.file_type", "general.quantization_version"
 
 
 def stays_blocks(decoder: Decoder, request: PlanRequest) -> bool:
-    """Whether a tensor to which nothing is done stays the blocks that it was: in a `.gguf` of a run that changes
-    others, and not where all are restored."""
+    """Whether a tensor to which nothing is done stays the blocks that it was: of a run that changes others, and not
+    where all are restored."""
     recipe = request.recipe
-    changes = bool(recipe.stages or recipe.cuts or recipe.training)
-    return request.container == "gguf" and decoder.ggml is not None and changes
+    return decoder.ggml is not None and bool(recipe.stages or recipe.cuts or recipe.training)
 
 
-def stored_again(decoder: Decoder | None, steps: Sequence[Step], request: PlanRequest) -> Step | None:
-    """The step by which a tensor of blocks that earlier ones changed becomes blocks again, in a `.gguf`; None where
-    there were none, or the stage says that numbers are stored."""
-    if decoder is None or decoder.ggml is None or request.container != "gguf" or not steps or not steps[-1].dense:
-        return None
+def stored_again(decoder: Decoder, steps: Sequence[Step], request: PlanRequest) -> tuple[Step, ...]:
+    """The step by which a tensor of blocks that earlier ones changed becomes blocks again; none where there were
+    none, or the stage says that numbers are stored."""
+    if decoder.ggml is None or not steps or not steps[-1].dense:
+        return ()
     last = steps[-1].stage
     if request.recipe.stages[last - len(request.recipe.cuts)].store == "dense":
-        return None
+        return ()
     scheme = scheme_again(decoder.ggml, zeros=any(step.method.verb == "prune" for step in steps))
-    return Step(last, scheme, {}, dense=False)
+    return (Step(last, scheme, {}, dense=False),)
 
 
-def gguf_notes(jobs: Sequence[Job], container: Container) -> Iterator[str]:
+def gguf_notes(jobs: Sequence[Job]) -> Iterator[str]:
     """As what changed tensors of blocks are stored, and what names llama.cpp does not read."""
-    if container != "gguf":
-        return
     long = [job.spec.name for job in jobs if len(job.spec.name.encode()) > LLAMA_CPP_NAME]
     if long:
         more = f" and {len(long) - 1} more" if len(long) > 1 else ""

@@ -10,7 +10,6 @@ from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable, size_text
 from compressor.engine.plan.adapter import adapter_notes, makes_adapter
-from compressor.engine.plan.gguf_file import gguf_notes
 from compressor.engine.plan.loaders import loader_notes
 from compressor.engine.plan.patterns import pattern_notes
 from compressor.engine.plan.plan import Job
@@ -36,10 +35,17 @@ def plan_notes(request: PlanRequest, jobs: Sequence[Job], without_adapter: Seque
             *_loading(jobs, stored, request.container, checkpoint),
             *_input(checkpoint, request.recipe),
             *pattern_notes(request.recipe.stages, len(request.recipe.cuts), request.specs),
-            *gguf_notes(jobs, request.container),
+            *_of_gguf(jobs, request.container),
             *_idle(jobs, request.recipe, checkpoint),
         ]
     return (*notes, *_unpaired(request), *_wide_memory(jobs), *_statistics_memory(jobs, request.statistics))
+
+
+def _of_gguf(jobs: Sequence[Job], container: Container) -> Iterator[str]:
+    if container == "gguf":
+        from compressor.engine.plan.gguf_file import gguf_notes
+
+        yield from gguf_notes(jobs)
 
 
 def is_language_model(config: Mapping[str, Any] | None) -> bool:

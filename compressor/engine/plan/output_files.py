@@ -9,11 +9,10 @@ from compressor.checkpoint import dialects, record
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.errors import OutputError
 from compressor.engine.plan.adapter import adapter_files, makes_adapter
-from compressor.engine.plan.gguf_file import gguf_file
 from compressor.engine.plan.plan import Job, OutputFile
 from compressor.engine.plan.request import PlanRequest
 from compressor.engine.plan.sharding import shard_names
-from compressor.files import growth, npy, npz, safetensors
+from compressor.files import growth, safetensors
 from compressor.files.folder import SINGLE, index_bytes, json_bytes
 from compressor.files.layout import Container, FileLayout
 from compressor.files.ours import RECORD
@@ -36,10 +35,14 @@ def lay_out(
     if makes_adapter(request.recipe.stages):
         return adapter_files(jobs, checkpoint, stages, fingerprint)
     if container == "npy":
+        from compressor.files import npy
+
         return (OutputFile(request.output_name, npy.layout(jobs[0].part_specs[0])),), ()
     if container == "npz":
         return (OutputFile(request.output_name, _npz_layout(jobs[0], stages, checkpoint, fingerprint)),), ()
     if container == "gguf":
+        from compressor.engine.plan.gguf_file import gguf_file
+
         said = _record(checkpoint, _origins(request, 0), (), stages, fingerprint)
         return (gguf_file(request.output_name, jobs, checkpoint.source, said.get(RECORD)),), ()
     names, index = _names(request, jobs)
@@ -148,6 +151,8 @@ def _npz_layout(job: Job, stages: Stages, checkpoint: Checkpoint, fingerprint: s
     texts = {} if job.encoder is None else {name: text.decode() for name, text in job.encoder.members.items()}
     more = {"texts": texts} if texts else {}
     said = record.to_metadata(stages, stored, checkpoint.identity, fingerprint, members=listed, **more)
+    from compressor.files import npz
+
     return npz.layout(members, said[RECORD].encode(), texts)
 
 

@@ -198,6 +198,19 @@ class Plan:
         return all(job.sizes_known for job in self.jobs)
 
     @property
+    def by_file(self) -> list[list[Job]]:
+        """The jobs of each container file."""
+        found: list[list[Job]] = [[] for _ in self.files]
+        for job in self.jobs:
+            found[job.file].append(job)
+        return found
+
+    @property
+    def balances(self) -> bool:
+        """Whether any tensor is treated by a method that has inputs scaled."""
+        return any(step.method.rounded_by.balances for job in self.jobs for step in job.steps)
+
+    @property
     def size_after(self) -> int:
         """Bytes of the container files, headers included."""
         return sum(file.layout.size for file in self.files)

@@ -9,14 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-from compressor.architectures.gguf.naming import stays_f32
 from compressor.checkpoint.checkpoint import Tensor
 from compressor.core.errors import CompressorError, InputError, UsageError, problems_of, raise_all
 from compressor.core.tensor import TensorSpec
 from compressor.engine.plan.adapter import check_adapter, makes_adapter, with_adapters
 from compressor.engine.plan.checks import check_axes, check_container, check_dialects, check_names, check_stores
 from compressor.engine.plan.fused import agreed, check_fused
-from compressor.engine.plan.gguf_file import check_ggml, stays_blocks, stored_again
 from compressor.engine.plan.loaders import check_loader, check_matrix, left_dense
 from compressor.engine.plan.notes import is_language_model, plan_notes
 from compressor.engine.plan.output_files import carried_over, lay_out
@@ -66,6 +64,8 @@ def make_plan(request: PlanRequest) -> Plan:
     check_names(jobs, checkpoint)
     check_axes(jobs, checkpoint)
     if container == "gguf":
+        from compressor.engine.plan.gguf_file import check_ggml
+
         check_ggml(jobs)
     if container == "folder":
         check_dialects(jobs)
@@ -193,10 +193,12 @@ def _job(tensor: Tensor, request: PlanRequest) -> Job:
                 continue
             why = step
         reasons.append(why)
-    again = stored_again(tensor.encoder, steps, request)
-    if again is not None:
-        steps.append(again)
-    stays = tensor.encoder is not None and not steps and stays_blocks(tensor.encoder, request)
+    stays = False
+    if request.container == "gguf" and tensor.encoder is not None:
+        from compressor.engine.plan.gguf_file import stays_blocks, stored_again
+
+        steps += stored_again(tensor.encoder, steps, request)
+        stays = not steps and stays_blocks(tensor.encoder, request)
     if tensor.encoder is not None and not steps and (tensor.kept or stays):
         steps.append(Step(len(request.recipe.cuts), Unmoved(tensor.encoder), {}, dense=False))
     alike = request.container == "folder" and request.checkpoint.source.kind == "folder"
@@ -220,6 +222,8 @@ def _why_not(spec: TensorSpec, stage: Stage, request: PlanRequest) -> LeftAlone 
 
 def _in_f32(spec: TensorSpec) -> bool:
     """Whether a tensor of more than one axis is no weight of a layer to those who read GGUF files."""
+    from compressor.architectures.gguf.naming import stays_f32
+
     return len(spec.shape) > 1 and stays_f32(spec.name, spec.shape)
 
 

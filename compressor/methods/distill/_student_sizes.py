@@ -124,6 +124,7 @@ def smaller_model(model: Model, shape: Mapping[str, int], *, implied: bool) -> d
             wanted[symbol] = size
     raise_all(problems)
     _check_heads(model, wanted)
+    _check_widths(model, wanted)
     if all(size == sizes[symbol] for symbol, size in wanted.items()):
         raise _nothing()
     return {**{symbol: sizes[symbol] for symbol in SYMBOLS if symbol in sizes}, **wanted}
@@ -164,6 +165,26 @@ def _check_heads(model: Model, wanted: dict[str, int]) -> None:
             remedy=f"For example heads={max(heads // each, 1) * each},kv_heads={max(heads // each, 1)}",
         )
     wanted["heads"], wanted["kv_heads"] = heads, heads // each
+
+
+def _check_widths(model: Model, wanted: Mapping[str, int]) -> None:
+    """What loaders ask of a width, and of the sizes of experts."""
+    hidden, heads = wanted.get("hidden", model.sizes["hidden"]), wanted.get("heads", 1)
+    if model.divisible and hidden % heads:
+        raise UsageError(
+            f"method subclone: transformers loads a {model.config['model_type']} model only where the number of "
+            f"heads divides the width; {heads} heads do not divide {hidden}",
+            remedy=f"For example hidden={max(hidden // heads, 1) * heads}",
+        )
+    for symbol in ("hidden", "moe"):
+        size = wanted.get(symbol, model.sizes.get(symbol))
+        step = model.aligned(symbol) if size is not None else 1
+        if size is not None and size % step:
+            raise UsageError(
+                f"method subclone: experts are multiplied at once where sizes are multiples of {step}, and "
+                f"{symbol} {size} is none",
+                remedy=f"For example {symbol}={max(size // step, 1) * step}",
+            )
 
 
 def _nothing() -> UsageError:

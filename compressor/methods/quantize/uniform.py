@@ -97,7 +97,7 @@ class Uniform(CountedScheme):
         None, help="bytes of a code where it is not coded; unset: by the data"
     )
     factors: Literal["both", "none"] | None = option(
-        None, help="factors of rows and columns before a step that is found; unset: where they differ"
+        None, help="factors of rows and columns before the step; unset: where they differ"
     )
     informed: bool = False  # factors of columns go by the layers' inputs
 

@@ -42,12 +42,16 @@ class Errand:
             requantize=options.requantize,
             allow_unmatched=options.allow_unmatched,
             strip_prefix=options.strip_prefix,
+            fold_weight_norm=options.fold_weight_norm,
             component=options.component,
             max_shard_size=options.max_shard_size,
             non_finite=options.non_finite,
             workers=options.workers,
             processes=options.processes,
             stats=self._taken(recipe),
+            part=options.part,
+            surveys_only=options.surveys_only,
+            surveyed=options.surveyed,
         )
         return run_one_pass(self.verb, self.source, self.output, recipe, planning, only=only)
 
@@ -60,6 +64,7 @@ class Errand:
             save_mask=None,
             work=None,
             keep_work=False,
+            part=None,
             gates=Gates(),
             stats=self._taken(recipe),
         )

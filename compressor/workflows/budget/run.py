@@ -81,6 +81,8 @@ def run_tune(
     budget = recipe.budget or Budget()
     if any(value is not None for value in (budget.target_size, budget.target_ratio, budget.target_bits)):
         raise UsageError("a search finds the size itself: give no target")
+    if options.part is not None:
+        raise UsageError("a search goes by whole outputs, so that it has no parts", remedy="Leave --part out")
     if options.dry_run:
         raise UsageError("a search has to write what it measures, so that there is no dry run of it")
     search = with_log(search, output)

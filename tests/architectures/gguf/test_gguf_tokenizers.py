@@ -10,11 +10,16 @@ from support.gguf_models import VOCABULARY, tokenizer
 
 from compressor.architectures.gguf.pretokenizers import name_of, pre_tokenizer_of
 from compressor.architectures.gguf.sentencepiece import parse
+from compressor.architectures.gguf.spaces import Unsupported
 from compressor.architectures.gguf.tokenizer_back import special_numbers, tokenizer_files
-from compressor.architectures.gguf.tokenizers import TokenizerFiles, TokenType, Unsupported, tokenizer_metadata
+from compressor.architectures.gguf.tokenizers import TokenizerFiles, TokenType, remarks, tokenizer_metadata
 
 P = "tokenizer.ggml"
-KNOWN = ("llama-bpe", "dbrx", "qwen2", "qwen35", "gpt-4o", "tekken", "deepseek-v3", "smollm", "gpt-2")
+KNOWN = (
+    *("llama-bpe", "dbrx", "qwen2", "qwen35", "gpt-4o", "tekken", "deepseek-v3", "deepseek-llm", "deepseek-coder"),
+    *("seed-coder", "bailingmoe", "minicpm5", "smollm", "gpt-2"),
+)
+IGNORING = ("llama-bpe", "tekken", "minicpm5")
 
 
 def files(kind: str = "gpt-2", **more: Any) -> TokenizerFiles:
@@ -28,7 +33,7 @@ def made(kind: str = "gpt-2", **more: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_every_way_to_divide_is_recognised(name: str) -> None:
-    assert name_of(pre_tokenizer_of(name), ignore_merges=name in ("llama-bpe", "tekken")) == name
+    assert name_of(pre_tokenizer_of(name), ignore_merges=name in IGNORING) == name
 
 
 def test_a_way_that_is_not_known() -> None:
@@ -92,12 +97,15 @@ def test_wordpiece() -> None:
 @pytest.mark.parametrize(
     ("kind", "json", "said"),
     [
-        ("gpt-2", {"model": {"type": "Unigram"}}, "its kind is 'Unigram'"),
+        ("gpt-2", {"model": {"type": "WordLevel"}}, "its kind is 'WordLevel'"),
         ("gpt-2", {"model": {"type": "BPE"}}, "its vocabulary is missing"),
         ("gpt-2", {"model": {"type": "BPE", "vocab": {"a": 40}}}, "its token 'a' has the number 40, of 40"),
         ("gpt-2", {"model": {"type": "BPE", "vocab": {}, "merges": [["a"]]}}, "is no pair"),
         ("gpt-2", {"normalizer": {"type": "Lowercase"}}, "its normalizer 'Lowercase'"),
-        ("wordpiece", {"normalizer": {"type": "BertNormalizer", "lowercase": False}}, "it keeps capitals"),
+        ("wordpiece", {"normalizer": {"type": "Lowercase"}}, "does not divide texts as BERT does"),
+        ("wordpiece", {"pre_tokenizer": {"type": "Whitespace"}}, "does not divide texts as BERT does"),
+        ("wordpiece", {"normalizer": {"type": "BertNormalizer", "clean_text": False}}, "its clean_text is off"),
+        ("wordpiece", {"added_tokens": [{"id": 39, "content": "##a"}]}, "tokens 14 and 39 are both 'a'"),
     ],
 )
 def test_what_no_file_can_hold(kind: str, json: dict[str, Any], said: str) -> None:
@@ -143,9 +151,108 @@ def test_sentencepiece() -> None:
     assert parse(model_file()).space_before
 
 
-def test_sentencepiece_that_is_no_bpe() -> None:
-    with pytest.raises(Unsupported, match="is no BPE"):
+def test_sentencepiece_of_other_kinds() -> None:
+    with pytest.raises(Unsupported, match="neither BPE nor unigrams"):
+        tokenizer_metadata(TokenizerFiles(pieces=parse(model_file(3))), vocabulary=8, wordpiece=False)
+    with pytest.raises(Unsupported, match="has bytes for unknown characters"):
         tokenizer_metadata(TokenizerFiles(pieces=parse(model_file(1))), vocabulary=8, wordpiece=False)
+
+
+def test_unigrams_of_sentencepiece() -> None:
+    raw = b"".join(
+        field(1, field(1, text.encode()) + field(2, score) + field(3, kind))
+        for text, score, kind in (("<unk>", 0.0, 2), ("</s>", 0.0, 3), ("▁a", -2.0, 1))
+    )
+    raw += field(2, field(3, 1)) + field(3, field(2, b"table") + field(4, 0))
+    found = tokenizer_metadata(TokenizerFiles(pieces=parse(raw)), vocabulary=4, wordpiece=False)
+    assert found[f"{P}.model"] == "t5"
+    assert found[f"{P}.tokens"] == ["<unk>", "</s>", "▁a", "[PAD3]"]
+    assert found[f"{P}.scores"][2] == -2.0
+    assert found[f"{P}.unknown_token_id"] == 0
+    assert found[f"{P}.precompiled_charsmap"] == b"table"
+    assert found[f"{P}.add_space_prefix"] is True
+    assert found[f"{P}.remove_extra_whitespaces"] is False
+
+
+def unigram_json(**more: Any) -> TokenizerFiles:
+    """As T5 has it: a table of characters, spaces joined, and a token at the end."""
+    vocab = [["<pad>", 0.0], ["</s>", 0.0], ["<unk>", 0.0], ["▁a", -2.0], ["b", -3.5]]
+    model = {"type": "Unigram", "vocab": vocab, "unk_id": 2, "byte_fallback": False}
+    normalizer = {"type": "Precompiled", "precompiled_charsmap": "dGFibGU="}
+    steps = [{"type": "WhitespaceSplit"}, {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}]
+    ends = [{"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "</s>"}}]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    whole = {
+        "model": model,
+        "normalizer": normalizer,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
+        "post_processor": {"type": "TemplateProcessing", "single": ends},
+        "added_tokens": [{"id": n, "content": vocab[n][0], "special": True, **flags} for n in range(3)],
+    }
+    return TokenizerFiles(
+        whole | more, {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}, {"type_vocab_size": 1}
+    )
+
+
+@pytest.mark.parametrize("wordpiece", [False, True])
+def test_unigrams_out_of_tokenizer_json(wordpiece: bool) -> None:
+    found = tokenizer_metadata(unigram_json(), vocabulary=6, wordpiece=wordpiece)
+    assert found[f"{P}.model"] == "t5"
+    assert found[f"{P}.scores"] == [0.0, 0.0, 0.0, -2.0, -3.5, -10000.0]
+    assert found[f"{P}.token_type"] == [3, 3, 2, 1, 1, 5]
+    assert found[f"{P}.precompiled_charsmap"] == b"table"
+    assert found[f"{P}.remove_extra_whitespaces"] is True
+    assert (found[f"{P}.add_bos_token"], found[f"{P}.add_eos_token"]) == (False, True)
+    back = tokenizer_files(found, None)
+    again = TokenizerFiles(
+        back["tokenizer.json"], back["tokenizer_config.json"], {"type_vocab_size": 1} if wordpiece else {}
+    )
+    assert tokenizer_metadata(again, vocabulary=6, wordpiece=wordpiece) == found
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"normalizer": None}, "at tabs and ends of lines"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "?"}}, "is no base64"),
+        ({"model": {"type": "Unigram", "vocab": [["a", 0.0]]}}, "stands for what is unknown"),
+        ({"model": {"type": "Unigram", "vocab": ["a"], "unk_id": 0}}, "token 0 is no text with a score"),
+        (
+            {"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 0, "byte_fallback": True}},
+            "has bytes for unknown characters",
+        ),
+    ],
+)
+def test_unigrams_that_llama_cpp_does_not_have(more: dict[str, Any], said: str) -> None:
+    with pytest.raises(Unsupported, match=said):
+        tokenizer_metadata(unigram_json(**more, added_tokens=[]), vocabulary=6, wordpiece=False)
+
+
+def test_capitals_and_accents_of_wordpiece() -> None:
+    keys = {f"{P}.normalizer.lowercase": False}
+    accents = {f"{P}.normalizer.strip_accents": False}
+    for said, wanted in (
+        ({"lowercase": True, "strip_accents": None}, {}),
+        ({"lowercase": False}, keys),
+        ({"lowercase": True, "strip_accents": False}, accents),
+        ({"lowercase": False, "strip_accents": True}, keys | {f"{P}.normalizer.strip_accents": True}),
+    ):
+        found = made("wordpiece", json={"normalizer": {"type": "BertNormalizer", **said}})
+        assert {key: one for key, one in found.items() if ".normalizer." in key} == wanted
+        back = tokenizer_files(found, None)
+        again = TokenizerFiles(back["tokenizer.json"], back["tokenizer_config.json"])
+        assert tokenizer_metadata(again, vocabulary=VOCABULARY, wordpiece=True) == found
+
+
+def test_what_llama_cpp_does_otherwise_with_texts() -> None:
+    flags = {"lstrip": False, "rstrip": True}
+    assert list(remarks(files())) == []
+    assert "round '<x>'" in next(remarks(files(json={"added_tokens": [{"id": 1, "content": "<x>", **flags}]})))
+    divide = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"}
+    (said,) = remarks(spm_json(normalizer=None, pre_tokenizer=divide))
+    assert "before texts that begin with one" in said
+    raw = model_file()[:-4] + field(3, field(2, b"table"))
+    assert "BPE does not" in next(remarks(TokenizerFiles(pieces=parse(raw))))
 
 
 @pytest.mark.parametrize("cut", [1, 5, 20, 40])
@@ -201,7 +308,7 @@ def test_metaspace() -> None:
 
 @pytest.mark.parametrize("kind", [*KNOWN, "wordpiece"])
 def test_the_way_back(kind: str) -> None:
-    model = tokenizer(kind)["tokenizer.json"]["model"] | {"ignore_merges": kind in ("llama-bpe", "tekken")}
+    model = tokenizer(kind)["tokenizer.json"]["model"] | {"ignore_merges": kind in IGNORING}
     before = made(kind, json={"model": model})
     back = tokenizer_files(before, 16)
     again = TokenizerFiles(back["tokenizer.json"], back["tokenizer_config.json"])

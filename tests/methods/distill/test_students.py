@@ -656,6 +656,13 @@ def test_workers_change_nothing(teacher: Path, workers: int) -> None:
     assert one == more
 
 
+def test_a_width_that_transformers_refuses_is_an_error(teacher: Path) -> None:
+    shape = f"hidden={HIDDEN - 1}"
+    with pytest.raises(UsageError, match=r"only where the number of heads divides the width") as caught:
+        compressor.distill(teacher, teacher.parent / "out", method="subclone", shape=shape)
+    assert caught.value.remedy == f"For example hidden={HIDDEN - HEADS}"
+
+
 @given(
     hidden=st.integers(1, HIDDEN),
     neurons=st.integers(1, INNER),
@@ -680,7 +687,7 @@ def test_any_smaller_shape_is_what_was_asked_for(
         return
     path = tmp_path_factory.mktemp("law")
     before = llama()
-    folder(path / "teacher", before, CONFIG)
+    folder(path / "teacher", before, {**CONFIG, "model_type": "mistral"})  # which takes any width
     shape = f"hidden={hidden},neurons={neurons},kv_heads={groups},layers={layers}"
     after, config = student(path / "teacher", method="subclone", shape=shape, importance=importance, blocks=blocks)
     assert (config["hidden_size"], config["intermediate_size"]) == (hidden, neurons)

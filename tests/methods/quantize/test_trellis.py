@@ -143,7 +143,7 @@ def test_hostile_parts_are_refused(scheme: str, part: str, value: float, tmp_pat
     changed[0] = value
     at = raw.index(parts[f"a.weight.{part}"].tobytes())
     out.write_bytes(raw[:at] + changed.tobytes() + raw[at + changed.nbytes :])
-    with pytest.raises(CompressorError, match="factor|step"):
+    with pytest.raises(CompressorError, match=r"factor|step"):
         compressor.restore(out, tmp_path / "back.safetensors")
     assert not (tmp_path / "back.safetensors").exists()
 

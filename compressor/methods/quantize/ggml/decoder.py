@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any, ClassVar
 
+from compressor.core import kernels
 from compressor.core.errors import InputError, UsageError
 from compressor.core.ggml_types import BY_NAME, GgmlType
 from compressor.core.lazy import np
@@ -22,7 +23,7 @@ from compressor.methods.quantize.ggml import (
     decode_ternary,
 )
 
-_AT_ONCE = 1 << 17  # weights decoded in one call, so that what lies between is small
+AT_ONCE = 1 << 17  # weights decoded in one call, so that what lies between is small
 
 DECODE: Mapping[str, Callable[[Array, Array], None]] = {
     "Q4_0": decode_legacy.q4_0,
@@ -58,10 +59,13 @@ DECODE: Mapping[str, Callable[[Array, Array], None]] = {
 def decode_blocks(name: str, blocks: Array, out: Array) -> None:
     """The weights of blocks [blocks, bytes], uint8 and C-ordered, of a type that is called so, into `out` [blocks,
     weights], float32. InputError where they are no numbers."""
-    with np.errstate(all="ignore"):
-        DECODE[name](blocks, out)
-        finite = np.isfinite(out.sum(axis=1)).all()  # as its weights are, unless their sum is too large
-    if not finite and not np.isfinite(out).all():
+    finite = kernels.ggml_numbers(name.lower(), blocks, out)
+    if finite is None:
+        with np.errstate(all="ignore"):
+            DECODE[name](blocks, out)
+            finite = bool(np.isfinite(out.sum(axis=1)).all())  # as its weights are, unless their sum is too large
+        finite = finite or bool(np.isfinite(out).all())
+    if not finite:
         raise InputError(
             f"a scale of its {name} blocks is NaN or infinite", remedy="Download it again, or quantize it anew"
         )
@@ -91,7 +95,7 @@ class GgmlBlocks(Decoder):
         blocks = parts[""].reshape(-1, self.ggml.nbytes)
         found = out if out.dtype == np.float32 else work.array("ggml.numbers", out.shape, "<f4")
         numbers = found.reshape(-1, self.ggml.block)
-        step = max(_AT_ONCE // self.ggml.block, 1)
+        step = max(AT_ONCE // self.ggml.block, 1)
         for first in range(0, len(blocks), step):
             try:
                 decode_blocks(self.type, blocks[first : first + step], numbers[first : first + step])

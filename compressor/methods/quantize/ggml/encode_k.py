@@ -19,7 +19,10 @@ from compressor.methods.quantize.ggml.search import (
 _BLOCK = 256
 # codes that the weight of largest magnitude may have; steps that the least and the largest weight may lie from the
 # first and the last code
-_SCALES_3 = (-5.5, -5.0, -4.5, -4.0, -3.75, -3.5, -3.25, -3.0, -2.5, 3.0, 3.5)
+_SCALES_3 = (
+    *(-5.5, -5.0, -4.75, -4.5, -4.25, -4.0, -3.75, -3.5, -3.25, -3.0, -2.75, -2.5, -2.0),
+    *(2.5, 2.75, 3.0, 3.25, 3.5, 4.0),
+)
 _SCALES_6 = (-33.0, -32.5, -32.0, -31.5, -31.0, -30.5, -30.0, -29.5, -29.0, -28.0)
 _RANGES = tuple((first, last) for first in (-0.6, -0.3, 0, 0.3) for last in (0.6, 0.3, 0, -0.3))
 

@@ -10,7 +10,8 @@ from compressor.methods.quantize.ggml.search import Codes, Columns, as_half, sea
 # first and the last code
 _SCALES_4 = (-9.0, -8.5, -8.0, -7.5, -7.0)
 _SCALES_5 = (-17.0, -16.5, -16.0, -15.5, -15.0, -14.0)
-_RANGES = ((0, 0), (-0.3, 0.3), (-0.6, 0.6), (0, 0.5), (-0.5, 0))
+_RANGES_4 = ((-0.4, -0.35), (-0.05, 0.15), (-0.3, 0.0), (0.2, 0.35))
+_RANGES_5 = ((-0.4, -0.2), (0.2, 0.3), (-0.1, 0.05))
 _RANGES_WEIGHED = tuple((first, last) for first in (-0.6, -0.3, 0, 0.3) for last in (0.6, 0.3, 0, -0.3))
 
 
@@ -41,8 +42,11 @@ def _scaled(columns: Columns, codes: Codes, candidates: tuple[float, ...]) -> tu
     return half_bytes(scale), as_bytes(q, codes.low), restored
 
 
-def _ranged(columns: Columns, codes: Codes) -> tuple[Array, Array, Array]:
-    candidates = _RANGES if columns.w is None else _RANGES_WEIGHED
+def _ranged(
+    columns: Columns, codes: Codes, candidates: tuple[tuple[float, float], ...]
+) -> tuple[Array, Array, Array]:
+    if columns.w is not None:
+        candidates = _RANGES_WEIGHED
     scale, least = (as_half(found) for found in search_range(columns, codes, False, candidates))
     q, restored = settle(columns.x, codes, scale, -least)
     return np.hstack((half_bytes(scale), half_bytes(least))), as_bytes(q, 0), restored
@@ -56,7 +60,7 @@ def q4_0(columns: Columns) -> tuple[Array, Array]:
 
 def q4_1(columns: Columns) -> tuple[Array, Array]:
     """16 even steps from a least value."""
-    scale, codes, restored = _ranged(columns, Codes(0, 15))
+    scale, codes, restored = _ranged(columns, Codes(0, 15), _RANGES_4)
     return np.hstack((scale, nibbles(codes))), restored
 
 
@@ -68,7 +72,7 @@ def q5_0(columns: Columns) -> tuple[Array, Array]:
 
 def q5_1(columns: Columns) -> tuple[Array, Array]:
     """32 even steps from a least value."""
-    scale, codes, restored = _ranged(columns, Codes(0, 31))
+    scale, codes, restored = _ranged(columns, Codes(0, 31), _RANGES_5)
     return np.hstack((scale, _fifth_bits(codes), nibbles(codes))), restored
 
 

@@ -32,8 +32,6 @@ from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block, Decoder, Encoder, PlainEncoder, Prepared, Scheme
 from compressor.methods.parts import Part
-from compressor.methods.quantize.ggml.decoder import GgmlBlocks
-from compressor.methods.quantize.ggml.encoder import ENCODERS, encode_blocks
 
 LEAST_IMPORTANT = 1e-6  # of the mean: columns whose inputs are zero keep so much weight
 
@@ -65,6 +63,8 @@ class GgmlScheme(Scheme, Encoder):
 
     @property
     def keeps_zeros(self) -> bool:  # type: ignore[override]
+        from compressor.methods.quantize.ggml.encoder import ENCODERS  # here: every help page imports this module
+
         return ENCODERS[self.type].keeps_zeros
 
     @property
@@ -80,6 +80,8 @@ class GgmlScheme(Scheme, Encoder):
 
     @property
     def decoder(self) -> Decoder:
+        from compressor.methods.quantize.ggml.decoder import GgmlBlocks
+
         return GgmlBlocks(self.type)
 
     def decoder_for(self, spec: TensorSpec) -> Decoder:
@@ -112,6 +114,8 @@ class GgmlScheme(Scheme, Encoder):
 
     def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
         values, spec = block.values, block.spec
+        from compressor.methods.quantize.ggml.encoder import ENCODERS, encode_blocks
+
         own = ENCODERS[self.type]
         high = float(max(values.max(initial=0), -values.min(initial=0)))
         if not high <= min(own.largest, limit("F32")):

@@ -28,6 +28,7 @@ from compressor.core.workspace import Array
 
 _ANCHOR = 12582912.0  # 1.5 · 2^23: adding it rounds to whole numbers, halves to even
 _NOTHING = 1e-15  # groups without a larger weight are zero
+_HALFWAY = 0.4  # what lies so far beyond a code is rounded to it yet
 _FLAT = 1e-5  # codes whose variance is a smaller part of their mean square tell no slope
 LARGEST_HALF = 65504.0
 
@@ -95,8 +96,10 @@ def as_half(values: Array) -> Array:
     return found
 
 
-def nearest(values: Array, codes: Codes) -> Array:
-    """The codes nearest to `values`, as float32."""
+def nearest(values: Array, codes: Codes, clipped: bool = True) -> Array:
+    """The codes nearest to `values`, as float32; with `clipped` none lies beyond the lowest or the highest."""
+    if not codes.uneven and not clipped:
+        return _rounded(values)
     if not codes.uneven:
         found: Array = np.clip(_rounded(values), np.float32(codes.low), np.float32(codes.high))
         return found
@@ -194,6 +197,7 @@ def search_range(
     best = least * (np.float32(2) * fixed[1] - least * fixed[0])
     span = high - low
     for pair in (*candidates, None):
+        clipped = pair is None or positive or pair[0] < -_HALFWAY or pair[1] > _HALFWAY
         if pair is None:
             a, m = scale, least
         else:
@@ -205,7 +209,7 @@ def search_range(
         if positive:
             m = np.where(m > 0, np.float32(0), m)
         inverse = np.where(a > 0, np.float32(1) / np.where(a > 0, a, np.float32(1)), np.float32(0))
-        q = nearest((x + -m) * inverse, codes)
+        q = nearest((x + -m) * inverse, codes, clipped)
         a, m, gain = _fit(_sums(columns, q, fixed), positive, a, m)
         better = gain > best
         best = np.where(better, gain, best)

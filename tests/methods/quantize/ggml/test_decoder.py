@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from support.gguf_files import gguf_package
 
+from compressor.core import kernels
 from compressor.core.errors import InputError, UsageError
 from compressor.core.ggml_types import BY_NAME
 from compressor.core.tensor import TensorSpec
@@ -16,6 +17,7 @@ from compressor.methods.quantize.ggml.decoder import DECODE, GgmlBlocks
 from compressor.methods.quantize.ggml.grids import grid, signs
 
 Array = np.ndarray[Any, Any]
+built = pytest.mark.skipif(kernels.library() is None, reason="the kernels were not built: no C compiler was found")
 
 
 def random_blocks(name: str, count: int = 500, seed: int = 1) -> Array:
@@ -28,6 +30,29 @@ def decoded(name: str, raw: Array) -> Array:
     with np.errstate(all="ignore"):
         DECODE[name](raw, out)
     return out
+
+
+@built
+@pytest.mark.parametrize("name", kernels.GGML_TYPES)
+def test_kernels_and_numpy_read_the_same(name: str) -> None:
+    raw = random_blocks(name.upper())
+    out = np.empty((len(raw), BY_NAME[name.upper()].block), np.float32)
+    expected = decoded(name.upper(), raw)
+    finite = kernels.ggml_numbers(name, raw, out)
+    assert finite == np.isfinite(expected).all()
+    numbers = np.isfinite(expected)
+    assert np.array_equal(out[numbers].view(np.uint32), expected[numbers].view(np.uint32))
+    assert np.array_equal(out[~numbers], expected[~numbers], equal_nan=True)
+
+
+@built
+@pytest.mark.parametrize("name", kernels.GGML_TYPES)
+def test_kernels_see_each_block_that_is_no_number(name: str) -> None:
+    raw = random_blocks(name.upper(), 3000)
+    expected = decoded(name.upper(), raw)
+    out = np.empty((1, expected.shape[1]), np.float32)
+    found = [kernels.ggml_numbers(name, raw[n : n + 1], out) for n in range(len(raw))]
+    assert np.array_equal(found, np.isfinite(expected).all(axis=1))
 
 
 def test_every_type_of_blocks_is_decoded() -> None:

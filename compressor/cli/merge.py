@@ -1,0 +1,58 @@
+"""`compressor merge`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from compressor.cli import options
+from compressor.cli.streams import emit
+
+
+@click.command()
+@click.argument("parts", nargs=-1, required=True, metavar="PART...")
+@options.output_option
+@click.option("--force", is_flag=True, help="Replace OUTPUT if it exists, whole and at the end.")
+@click.option(
+    "--copies", is_flag=True, help="Inputs whose files differ in their times are copies of the same files."
+)
+@click.option("--remove-parts", is_flag=True, help="Remove the parts when OUTPUT has its name.")
+@options.workers
+@options.output_format
+@options.top
+@options.quiet
+@options.debug
+def command(parts: tuple[str, ...], output: str, **values: Any) -> int:
+    """Put the parts together that several jobs wrote with --part K/N, into the output of one run, byte for byte.
+
+    All of them must be there, of one plan, of the same inputs and of one version of compressor. Gates that were
+    given with --part are judged here. What `compressor survey` wrote is merged too, into a file for --surveyed.
+
+    \b
+    Example, three jobs on one machine or on three:
+      compressor quantize model -o small --bits 4 --part 1/3
+      compressor quantize model -o small --bits 4 --part 2/3
+      compressor quantize model -o small --bits 4 --part 3/3
+      compressor merge small.part-*-of-3 -o small --remove-parts
+    """
+    from compressor import api
+    from compressor.cli.report import progress, render
+    from compressor.cli.report.survey import render_survey
+    from compressor.workflows.merge_report import MergeGateFailed
+    from compressor.workflows.survey import SurveyReport
+
+    style, rows, hush = values.pop("style"), values.pop("top"), values.pop("quiet")
+    failed: MergeGateFailed | None = None
+    with progress.bar(enabled=not hush) as advance:
+        try:
+            report = api.merge(parts, output, progress=advance, **values)
+        except MergeGateFailed as error:
+            report, failed = error.report, error
+    if isinstance(report, SurveyReport):
+        emit("" if hush else render_survey(report, style or "table"), essential=False)
+        return 0
+    emit(render(report, style or "table", top=rows, quiet=hush), essential=False)
+    if failed is not None:
+        raise failed
+    return 0

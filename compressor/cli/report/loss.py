@@ -1,0 +1,104 @@
+"""What a model lost by its outputs, as a page and as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compressor.calibration.loss import ModelLoss, OutputLoss
+from compressor.cli.report.page import Column, Page, error_text, shown_name
+from compressor.core.text import printable, size_text
+from compressor.workflows.compare import ComparisonReport
+
+_MANY = 60  # rows that are shown without being asked for more
+_BLOCKS = (Column("block", 9, right=False), Column("error added", 7), Column("error so far", 8))
+_TENSORS = (Column("tensor", 9, right=False), Column("error", 7), Column("", 8))
+
+
+def to_page(page: Page, report: ComparisonReport, top: int | None) -> None:
+    """Blocks in their order, tensors by what they cost, and what was measured of the outputs."""
+    loss = report.loss
+    assert loss is not None  # noqa: S101 - the caller looked
+    if loss.blocks:
+        rows = [[str(one.number), error_text(one.added), error_text(one.total)] for one in loss.blocks]
+        page.table(_BLOCKS, rows)
+        page.line()
+    _tensors(page, loss, _MANY if top is None else top)
+    for note in loss.notes:
+        page.line(f"note: {printable(note, 500)}")
+    page.line(f"measured on {printable(loss.source, 500)}")
+    page.line(
+        f"{printable(report.b)} against {printable(report.a)}: {size_text(report.sizes[0])} {page.arrow} "
+        f"{size_text(report.sizes[1])}, {words(loss.outputs, page)}",
+        style="bold",
+    )
+
+
+def _tensors(page: Page, loss: ModelLoss, limit: int) -> None:
+    if not loss.sample:
+        return
+    title = "KL alone" if loss.outputs.kld is not None else "1 - cosine alone"
+    shown = loss.tensors[: limit or None]
+    columns = (*_TENSORS[:-1], Column(title, 8))
+    page.table(columns, [[shown_name(one.name), error_text(one.error), error_text(one.lost)] for one in shown])
+    if len(shown) < len(loss.tensors):
+        page.line(f"{len(loss.tensors) - len(shown)} more tensors; --top 0 shows all")
+    page.line(f"each tensor alone, on {loss.sample} tokens")
+    page.line()
+
+
+def words(outputs: OutputLoss, page: Page) -> str:
+    """What was measured, as one line has it."""
+    said = []
+    if outputs.kld is not None and outputs.kld_999 is not None:
+        said.append(f"KL divergence {outputs.kld:.4g} (99.9 %: {outputs.kld_999:.4g})")
+    if outputs.agreement is not None:
+        said.append(f"same top-1 {100 * outputs.agreement:.4g} %")
+    if outputs.perplexity is not None:
+        said.append(f"perplexity {page.pair(*(f'{one:.5g}' for one in outputs.perplexity))}")
+    if outputs.accuracy is not None:
+        said.append(f"accuracy {page.pair(*(f'{100 * one:.4g} %' for one in outputs.accuracy))}")
+    if outputs.cosine is not None:
+        said.append(f"cosine of embeddings {outputs.cosine:.6f}")
+    if outputs.error is not None:
+        said.append(f"relative error of outputs {error_text(outputs.error)}")
+    return ", ".join(said)
+
+
+def to_json(loss: ModelLoss) -> dict[str, Any]:
+    """The fields of a report."""
+    outputs = loss.outputs
+    pairs = {"perplexity": outputs.perplexity, "accuracy": outputs.accuracy}
+    measured = {
+        "kld_mean": outputs.kld,
+        "kld_999": outputs.kld_999,
+        "agreement": outputs.agreement,
+        **{
+            f"{name}_{side}": value
+            for name, pair in pairs.items()
+            if pair
+            for side, value in zip("ab", pair, strict=True)
+        },
+        "perplexity_ratio": outputs.perplexity_ratio,
+        "cosine_mean": outputs.cosine,
+        "output_error": outputs.error,
+    }
+    return {
+        "loss": {
+            "kind": outputs.kind,
+            "count": outputs.count,
+            "source": loss.source,
+            **{name: value for name, value in measured.items() if value is not None},
+        },
+        "blocks": [{"number": one.number, "added": one.added, "total": one.total} for one in loss.blocks],
+        **(
+            {"sample": loss.sample, "tensors": [_tensor(one, outputs) for one in loss.tensors]}
+            if loss.sample
+            else {}
+        ),
+        "notes": list(loss.notes),
+    }
+
+
+def _tensor(one: Any, outputs: OutputLoss) -> dict[str, Any]:
+    lost = {"kld": one.lost} if outputs.kld is not None else {"one_minus_cosine": one.lost}
+    return {"name": one.name, "relative_error": one.error, **lost}

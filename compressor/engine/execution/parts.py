@@ -1,0 +1,142 @@
+"""What one of several jobs writes down of its share of a plan, and what the parts of all of them come to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from math import prod
+from typing import Any
+
+from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.core.lazy import np
+from compressor.core.metrics import Change
+from compressor.core.tensor import DTYPES
+from compressor.engine.execution.cut import part_offset, part_shape
+from compressor.engine.execution.runner import Runner
+from compressor.engine.execution.shards import change_of, said_of
+from compressor.engine.execution.units import Batch, Unit
+from compressor.engine.execution.worker import Worker
+from compressor.engine.plan.plan import Job, Plan
+from compressor.files.identity import identity_of
+from compressor.files.part_folder import Extent, Part, PartFile, PartOutput, damaged, joined
+
+
+def inputs_of(checkpoints: Iterable[Checkpoint], more: Sequence[str]) -> tuple[str, str]:
+    """What the inputs of a run are known by: a hash of their weights, or of samples of them, and of what `more` the
+    bytes of its output depend on beside the plan; and a hash of their files' sizes and times."""
+    known, files = list(more), list[Any]()
+    for one in checkpoints:
+        known += identity_of(one.source)
+        # a file is known by its last time, size and name: numbers of disks and files are a machine's own
+        files.append([(file.path.rpartition("/")[2], *file.identity[2:]) for file in one.source.opened])
+    return sha256(repr(known).encode()).hexdigest(), sha256(repr(files).encode()).hexdigest()
+
+
+def written_files(runner: Runner, sink: PartOutput, *, archived: bool) -> tuple[PartFile, ...]:
+    """The container files of a share that is carried out."""
+    plan = runner.worker.plan
+    if archived:
+        return tuple(sink.whole(plan.files[number].name) for number in sorted(runner.files))
+    extents: dict[int, list[Extent]] = {number: [] for number in runner.files}
+    for unit in runner.units:
+        for file, extent in extents_of(unit, runner.worker):
+            extents[file].append(extent)
+    return tuple(sink.written(number, joined(places)) for number, places in sorted(extents.items()))
+
+
+def extents_of(unit: Unit, worker: Worker) -> Iterator[tuple[int, Extent]]:
+    """Where a unit's bytes go: the file's number, and the places in it."""
+    for job in unit.jobs:
+        offsets = worker.plan.files[job.file].layout.offsets
+        if isinstance(unit, Batch):
+            for spec in job.part_specs:
+                yield job.file, Extent(offsets[spec.name], spec.nbytes)
+            continue
+        if not job.steps and worker.checkpoint.tensors[job.spec.name].encoder is None:
+            width = job.spec.nbytes // max(unit.cut.rows, 1)
+            begin = offsets[job.spec.name] + unit.start * width
+            yield job.file, Extent(begin, (unit.stop - unit.start) * width)
+            continue
+        for part in job.parts:
+            if part.every == 0 and unit.start:
+                continue  # written with the first rows
+            place = unit.start, unit.stop
+            begin = part_offset(part, job, unit.cut, *place, offsets[job.part_name(part)])
+            shape = part_shape(part, job, unit.cut, *place)
+            itemsize = np.dtype(DTYPES[part.dtype].storage).itemsize
+            if part.across:
+                yield job.file, Extent(begin, shape[1] * itemsize, part.shape[1] * itemsize, shape[0])
+            else:
+                yield job.file, Extent(begin, prod(shape) * itemsize)
+
+
+def measured(runner: Runner, plan: Plan, changes: Sequence[Change]) -> dict[str, Any]:
+    """What happened to each tensor of a share, as JSON types: of one that begins in another share piece by piece,
+    so that sums are those of one run."""
+    own = {job.spec.name for jobs in runner.files.values() for job in jobs}
+    return {
+        job.spec.name: {
+            **_described(job),
+            "changes": [said_of(one) for one in (runner.pieces if job.spec.name == runner.divided else [change])],
+        }
+        for job, change in zip(plan.jobs, changes, strict=True)
+        if job.spec.name in own
+    }
+
+
+def _described(job: Job) -> dict[str, Any]:
+    spec = job.spec
+    reported = job.treated or bool(job.stored_as and not job.stays)
+    return {"dtype": job.dtype_before, "after": job.dtype_after, "shape": list(spec.shape), "treated": reported}
+
+
+@dataclass(frozen=True)
+class MergedTensor:
+    """A tensor of a merged output: what it was stored as before and after, whether it was treated, and what
+    happened to it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    dtype_after: str
+    treated: bool
+    change: Change
+
+
+def merged_tensors(parts: Sequence[Part]) -> list[MergedTensor]:
+    """All tensors of these parts, which are in their order. InputError where one says what cannot be."""
+    found: dict[str, MergedTensor] = {}
+    for part in parts:
+        try:
+            for name, said in part.record.said["tensors"].items():
+                one = found.get(name) or _tensor(name, said)
+                for change in said["changes"]:
+                    one.change.merge(change_of(change))
+                found[name] = one
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise damaged(part.path) from error
+    return [found[name] for name in sorted(found)]
+
+
+def _tensor(name: str, said: Mapping[str, Any]) -> MergedTensor:
+    texts, shape = (said["dtype"], said["after"]), said["shape"]
+    if not all(isinstance(text, str) for text in texts) or not all(type(size) is int for size in shape):
+        raise ValueError(name)
+    return MergedTensor(name, tuple(shape), *texts, said["treated"] is True, Change())
+
+
+def check_covered(parts: Sequence[Part], *, archived: bool) -> None:
+    """InputError where the parts leave a hole in a file: then one of them is not what a run wrote."""
+    for name in parts[0].record.names:
+        having = [(part, file) for part in parts for file in part.record.files if file.name == name]
+        if not having:
+            raise damaged(parts[0].path)
+        part, first = having[0]
+        if archived:
+            continue
+        if len({(file.size, file.pieces, file.offsets) for _, file in having}) > 1:
+            raise damaged(part.path)
+        there = [Extent(*piece) for piece in first.pieces] + [one for _, file in having for one in file.extents]
+        if sum(one.nbytes for one in there) != first.size:
+            raise damaged(part.path)

@@ -1,0 +1,36 @@
+"""Reading the header of one container file by the module of its kind; the others are not imported."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from compressor.files.input_file import InputFile
+from compressor.files.layout import Header
+from compressor.files.ours import ARCHIVE
+
+# The modules by the suffixes of files
+READERS = {
+    ".npy": "npy",
+    ".npz": "npz",
+    ".safetensors": "safetensors",
+    ".gguf": "gguf.reading",
+    **dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), "torch_state"),
+}
+
+
+def read_header(file: InputFile, suffix: str) -> Header:
+    """The header of a container file of this kind. InputError where it is damaged."""
+    found: Header = import_module(f"compressor.files.{READERS[suffix]}").read_header(file)
+    return found
+
+
+def open_file(path: str, suffix: str) -> tuple[InputFile, Header]:
+    """A container file of this kind and its header; of an archive the file that it stands for. InputError where it
+    cannot be read or is damaged."""
+    file = InputFile.open(path)
+    header = read_header(file, suffix)
+    if ARCHIVE in header.metadata:
+        from compressor.files.archive import opened
+
+        return opened(file, header)
+    return file, header

@@ -1,0 +1,78 @@
+"""What `compressor survey` writes: of one job, or of all of them merged.
+
+    {"format": "compressor-survey-part", "version": 1, "tool": …, "inputs": …, "times": …, "part": [K, N],
+     "passes": {KEY: [what each share gathered, …], …},      passes that are finished
+     "key": KEY or null, "stats": …}                         of one job: what its share of the next pass gathered
+
+`key` is null where no pass is left; in a merged file `part` is [0, 0], and `stats` null.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from compressor.core.errors import InputError
+from compressor.core.version import __version__
+from compressor.files.input_file import InputFile
+from compressor.files.strict_json import parse_object
+from compressor.files.text_files import write_document
+
+FORMAT, VERSION = "compressor-survey-part", 1
+_LARGEST = 1 << 30
+
+
+@dataclass(frozen=True)
+class SurveyFile:
+    """What a survey knows: `inputs` and `times` as of a part (`part_folder.PartRecord`), finished `passes` by key,
+    and of one job the `stats` of its share of the pass `key` ("" where none is left)."""
+
+    inputs: str
+    times: str
+    part: tuple[int, int]
+    passes: Mapping[str, Sequence[Any]]
+    key: str
+    stats: Any
+    tool: str = __version__
+
+
+def is_survey(path: str) -> bool:
+    """Whether a file says that it is one of these."""
+    try:
+        file = InputFile.open(path)
+        head = file.read(0, min(file.size, 64))
+    except InputError:
+        return False
+    return head.startswith(b'{"format":"' + FORMAT.encode())
+
+
+def read_survey(path: str) -> SurveyFile:
+    """InputError where there is none, or one of another version."""
+    file = InputFile.open(path)
+    if not is_survey(path) or file.size > _LARGEST:
+        raise InputError("is nothing that compressor survey has written", file=path)
+    found = parse_object(file.read(0, file.size), path, large=True)
+    if (found.get("version"), found.get("tool")) != (VERSION, __version__):
+        raise InputError("is of another version of compressor", file=path, remedy="Make the survey again")
+    try:
+        number, count = found["part"]
+        values = {one.name: found[one.name] for one in fields(SurveyFile)} | {"part": (number, count)}
+        survey = SurveyFile(**values)
+        texts = all(isinstance(text, str) for text in (survey.inputs, survey.times, survey.key))
+        numbers = all(type(size) is int for size in (number, count))
+        if not texts or not numbers or not 0 <= number <= count or not isinstance(survey.passes, dict):
+            raise ValueError
+        if not all(isinstance(stats, list) for stats in survey.passes.values()):
+            raise ValueError
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError("is damaged", file=path, remedy="Make the survey again") from error
+    return survey
+
+
+def write_survey(path: str, survey: SurveyFile, *, replace: bool) -> None:
+    """Write it, whole. OutputError where that cannot be."""
+    content = {"format": FORMAT, "version": VERSION, **asdict(survey)}
+    text = json.dumps(content, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    write_document(path, text.encode(), replace=replace)

@@ -1,0 +1,55 @@
+"""Limits of what a model may lose by its outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from math import inf
+
+from compressor.core.errors import UsageError
+
+_NAMES = {
+    "max_kld": "KL divergence",
+    "min_agreement": "share of equal first choices",
+    "max_perplexity_ratio": "perplexity",
+    "min_cosine": "embedding",
+}
+
+
+@dataclass(frozen=True)
+class LossGates:
+    """`max_kld`: the mean KL divergence, in nats; `min_agreement`: the share of equal most probable outcomes;
+    `max_perplexity_ratio`: B's perplexity over A's; `min_cosine`: the mean cosine of embeddings. None: no limit."""
+
+    max_kld: float | None = None
+    min_agreement: float | None = None
+    max_perplexity_ratio: float | None = None
+    min_cosine: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in self.given.items():
+            if not -inf < value < inf:
+                raise UsageError(f"{flag_of(name)} must be a number, not {value:g}")
+
+    @property
+    def given(self) -> dict[str, float]:
+        """The limits that there are, by name."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def failures(self, found: dict[str, float | None]) -> list[str]:
+        """What measured values (by the gates' names) fail, in words. UsageError for a gate of something that was
+        not measured, since such models have none."""
+        failed = []
+        for name, limit in self.given.items():
+            value = found[name]
+            if value is None:
+                raise UsageError(f"{flag_of(name)}: such a model has no {_NAMES[name]}")
+            keeps = value <= limit if name.startswith("max_") else value >= limit
+            if not keeps:
+                failed.append(f"{flag_of(name)} {limit:g}: it is {value:.4g}")
+        return failed
+
+
+def flag_of(name: str) -> str:
+    """A gate as the command line has it."""
+    return f"--{name.replace('_', '-')}"
