@@ -148,6 +148,29 @@ _CASES: Mapping[Kind, Mapping[str, _Cases]] = {
     },
 }
 
+FILE_TYPES: Mapping[str, int] = {  # what a file of each mixture calls itself (llama.h: enum llama_ftype)
+    "q4_0": 2,
+    "q4_1": 3,
+    "q8_0": 7,
+    "q5_0": 8,
+    "q5_1": 9,
+    "q2_k": 10,
+    "q3_k_s": 11,
+    "q3_k_m": 12,
+    "q3_k_l": 13,
+    "q4_k_s": 14,
+    "q4_k_m": 15,
+    "q5_k_s": 16,
+    "q5_k_m": 17,
+    "q6_k": 18,
+    "q2_k_s": 21,
+    "iq4_nl": 25,
+    "iq4_xs": 30,
+    "tq1_0": 36,
+    "tq2_0": 37,
+    "mxfp4_moe": 38,
+}
+
 _LAYER = re.compile(r"blk\.(\d{1,6})\.")
 
 

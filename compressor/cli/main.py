@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import resource
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -78,7 +79,7 @@ def run(args: Sequence[str]) -> int:
     debug = "--debug" in args
     cleanup.doubts()  # those of an earlier run
     try:
-        code = cli.main(list(args), prog_name="compressor", standalone_mode=False)
+        code = cli.main(list(args), prog_name="compressor", standalone_mode=False, obj=tuple(args))
         for said in cleanup.doubts():
             say("warning", said)
         return int(code or 0)
@@ -96,8 +97,10 @@ def run(args: Sequence[str]) -> int:
         if len(problems) > _LINES:
             say("error", f"and {len(problems) - _LINES} more")
         return error.exit_code
-    except MemoryError:
-        say("error", "out of memory; --workers 1 needs less")
+    except (MemoryError, ImportError) as error:
+        if isinstance(error, ImportError) and resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+            return _bug(error, debug)
+        say("error", "out of memory; --workers 1 needs less")  # libraries that find no room are not imported
         return 4
     except RuntimeError as error:
         if debug or "start new thread" not in str(error):

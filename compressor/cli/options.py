@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from compressor.architectures.loaders import READERS
+from compressor.cli import documents
 from compressor.cli.streams import emit, say
 from compressor.core.errors import UsageError
 from compressor.core.text import size_of
@@ -132,6 +133,9 @@ running = chain(
     click.option("--min-ratio", type=Finite(0), help="Gate: how many times smaller at least."),
     click.option("--max-size", type=Size(), help="Gate: largest output, such as 300MB."),
     click.option("--min-sparsity", type=Finite(0, 1), help="Gate: smallest share of zeros in the treated tensors."),
+    documents.report_option,
+    documents.junit_option,
+    documents.summary_option,
     workers,
     output_format,
     top,
@@ -411,15 +415,19 @@ class Session:
 
 
 @contextmanager
-def session(values: dict[str, Any], recipe: Recipe) -> Iterator[Session]:
+def session(values: dict[str, Any], recipe: Recipe, places: tuple[str, str] | None = None) -> Iterator[Session]:
     """Run a verb that makes an output inside, with the shared options among `values`, and print its report. What
-    the `recipe` that it runs says of gates and report holds where the options say nothing.
+    the `recipe` that it runs says of gates and report holds where the options say nothing. `places` are the paths
+    of its input and its output.
 
     A failed gate prints the report too. A report that cannot be printed does not undo the result.
     """
     from compressor.cli.report import progress, render
     from compressor.workflows.run_options import RunOptions
 
+    beside = documents.Documents.taken(values)
+    if places is not None:
+        beside.check_apart(*places)
     style, rows, hush = values.pop("style"), values.pop("top"), values.pop("quiet")
     style = style or recipe.report.get("format", "table")
     rows = recipe.report.get("top") if rows is None else rows
@@ -427,7 +435,7 @@ def session(values: dict[str, Any], recipe: Recipe) -> Iterator[Session]:
     failed: ReportedGateFailed | None = None
     with progress.bar(enabled=not hush) as bar:
         gates = gates_of(values).within(recipe.gates)
-        told = {"gates": gates, "progress": bar, "processes": True}
+        told = {"gates": gates, "progress": bar, "processes": True, "histograms": beside.report is not None}
         run = Session(RunOptions.of({**values, **told}))
         try:
             yield run
@@ -437,8 +445,11 @@ def session(values: dict[str, Any], recipe: Recipe) -> Iterator[Session]:
     emit(render(run.report, style, top=rows, quiet=hush), essential=False)
     for sentence in run.report.warnings:
         say("warning", sentence)
-    if failed is not None:
-        raise failed
+    try:
+        beside.write(run.report)
+    finally:
+        if failed is not None:
+            raise failed
 
 
 def execute(
@@ -457,7 +468,7 @@ def execute(
 
     if click.get_current_context().obj == SURVEY:
         return _survey(verb, source, output, recipe, values)
-    with session(values, recipe) as run:
+    with session(values, recipe, (source, output)) as run:
         run.report = run_legs(verb, source, output, recipe, run.options, tell=tell)
     return 0
 

@@ -52,14 +52,15 @@ def _stop(number: int, frame: FrameType | None) -> None:
     _stopping = True
     if cleanup.run():
         told = cleanup.leftovers() or "nothing was written"
-        _leave(128 + number, f"error: stopped by {signal.Signals(number).name}; {told}\n")
+        leave_with(128 + number, f"error: stopped by {signal.Signals(number).name}; {told}\n")
     if _ignored and cleanup.is_published():
-        _leave(0, "warning: the report was cut short; the output is complete\n")
+        leave_with(0, "warning: the report was cut short; the output is complete\n")
     _ignored += 1
     _stopping = False
 
 
-def _leave(code: int, line: str) -> None:
+def leave_with(code: int, line: str) -> None:
+    """End the process at once, with a line on the bare terminal."""
     try:
         if "rich.progress" in sys.modules and os.isatty(2):
             os.write(2, _SHOW_CURSOR)

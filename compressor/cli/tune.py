@@ -97,7 +97,7 @@ def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any
         say("evaluated", f"{size_text(one.size)}: {printable(score, 100)}")
 
     force = values["force"]
-    with options.session(values, recipe) as run:
+    with options.session(values, recipe, (input_path, output)) as run:
         run.report = run_tune(input_path, output, recipe, search, run.options, tell=tell)
         budgeting.draw(curve, run.report.allocation, replace_it=force)
     return 0

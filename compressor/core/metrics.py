@@ -13,6 +13,7 @@ from typing import Any
 
 from compressor.core import sums
 from compressor.core.floats import widen_counted
+from compressor.core.histogram import Histogram
 from compressor.core.lazy import np
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array, Workspace
@@ -85,7 +86,7 @@ def carried_over(numbers: Array, spec: TensorSpec, work: Workspace) -> tuple[int
 @dataclass(slots=True)
 class Change:
     """What a run did to one tensor. `energy` is Σ w², `lost` is Σ (w − w')²; `notes` are what there is to say of it
-    in words."""
+    in words; `histogram` is of the numbers, where one was asked for."""
 
     size: int = 0
     zeros_before: int = 0
@@ -93,9 +94,15 @@ class Change:
     energy: float = 0.0
     lost: float = 0.0
     notes: tuple[str, ...] = field(default=(), kw_only=True)
+    histogram: Histogram | None = field(default=None, kw_only=True)
 
     def merge(self, more: Change) -> None:
         """Add what happened to other elements of the same tensor."""
+        if more.histogram is not None:
+            if self.histogram is None:
+                self.histogram = Histogram(more.histogram.power, more.histogram.before, more.histogram.after)
+            else:
+                self.histogram.merge(more.histogram)
         if more.notes:
             self.notes = tuple(dict.fromkeys(self.notes + more.notes))
         self.size += more.size

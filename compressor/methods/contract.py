@@ -452,6 +452,12 @@ class Scheme(TensorMethod):
     numbers_only: ClassVar[bool] = False  # what it restores is stored, and never its parts
     norm_partner: ClassVar[str] = ""  # the partner that the result stands for: the loss is measured by its norm
 
+    @property
+    def in_gguf(self) -> str:
+        """What of llama.cpp's these options mean for a whole `.gguf` where nothing else is asked for: the name of a
+        mixture, `pure` for a type that all tensors get, "" for none."""
+        return ""
+
     @abstractmethod
     def decoder_for(self, spec: TensorSpec) -> Decoder | None:
         """What reads the tensor's parts again; None as long as a survey has to count what there is to store."""

@@ -32,7 +32,8 @@ class Stage:
     """One step of a recipe: a method, where it applies, and overrides by tensor name (first match wins). `store`
     auto is what suits the container: numbers of a transform, codes of an encoder. `stats` is the file of statistics
     of layer inputs, or (`scored`) of their scores, that its methods go by. `kept` are names of tensors that a
-    budget leaves as they are, and why; a recipe gives them as excluded."""
+    budget leaves as they are, and why; a recipe gives them as excluded. `implied`: nobody named the preset, or the
+    choice of tensors: it is what llama.cpp's users take for granted."""
 
     method: Method
     include: tuple[str, ...] = ()
@@ -46,6 +47,7 @@ class Stage:
     scored: bool = False
     when: Conditions | None = None
     kept: Mapping[str, LeftAlone] = field(default_factory=dict, hash=False)
+    implied: bool = False
 
     @property
     def adapts(self) -> bool:

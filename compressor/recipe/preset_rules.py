@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from compressor.architectures.ggml_mixtures import GgmlModel, Kind, kind_of, mixture
+from compressor.architectures.ggml_mixtures import GgmlModel, Kind, is_quantized, kind_of, mixture
 from compressor.core.errors import UsageError
 from compressor.core.tensor import TensorSpec
+from compressor.methods.contract import Scheme
 from compressor.methods.registry import make_method
 from compressor.recipe.presets import MIXTURES, rules
 
@@ -17,12 +18,50 @@ if TYPE_CHECKING:
     from compressor.recipe.model import Recipe, Stage
 
 
+_STORED_AS_BLOCKS = ("auto", "packed")
+_PURE = "pure"
+
+
+def for_gguf(recipe: Recipe) -> Recipe:
+    """The recipe of a run that writes a `.gguf`: where a stage asks for bits, or for nothing, a mixture of
+    llama.cpp's; where it names a type of ggml's, the tensors that `llama-quantize --pure` would take."""
+    return replace(recipe, stages=tuple(map(_implied, recipe.stages)))
+
+
+def _implied(stage: Stage) -> Stage:
+    meant = stage.method.in_gguf if isinstance(stage.method, Scheme) else ""
+    if not meant or stage.preset or stage.store not in _STORED_AS_BLOCKS or (meant == _PURE and stage.include):
+        return stage
+    if meant == _PURE:
+        return replace(stage, implied=True)
+    return replace(stage, method=make_method("quantize", {"scheme": MIXTURES[meant]}), preset=meant, implied=True)
+
+
+def implied_notes(recipe: Recipe, model: GgmlModel | None) -> Iterator[str]:
+    """What is taken where nobody named it."""
+    for stage in recipe.stages:
+        if not stage.implied:
+            continue
+        scheme = stage.method.id
+        if stage.preset and model is not None:
+            yield f"no type of ggml's was named: this is llama.cpp's mixture {stage.preset} (--preset)"
+        elif stage.preset:
+            yield f"no type of ggml's was named: this is {scheme} (--scheme)"
+        elif model is not None:
+            yield (
+                f"{scheme} is for all tensors that `llama-quantize --pure` takes, embedding and output head too: "
+                "--exclude leaves them, --preset mixes types"
+            )
+
+
 def with_presets(recipe: Recipe, specs: Sequence[TensorSpec], model: GgmlModel | None) -> Recipe:
     """The recipe with its presets turned into rules for these tensors, after the user's own; `model` is what a GGUF
     model's metadata say. UsageError where a preset needs them and there are none."""
     stages = []
     for stage in recipe.stages:
-        if stage.preset in MIXTURES:
+        if stage.implied and model is None:
+            stage = replace(stage, preset="", implied=False)
+        if stage.preset in MIXTURES or stage.implied:
             stage = _mixed(stage, specs, model)
         elif stage.preset:
             added = rules(stage.preset, [spec.name for spec in specs], stage.method.named_layout)
@@ -40,7 +79,10 @@ def _mixed(stage: Stage, specs: Sequence[TensorSpec], model: GgmlModel | None) -
             remedy="Write a .gguf (-o NAME.gguf), or use --scheme",
         )
     informed = stage.stats is not None
-    schemes = mixture(stage.preset, MIXTURES[stage.preset], specs, model, informed=informed)
+    if stage.preset:
+        schemes = mixture(stage.preset, MIXTURES[stage.preset], specs, model, informed=informed)
+    else:
+        schemes = {spec.name: stage.method.id for spec in specs if is_quantized(spec)}
     ends = {
         name for name in schemes if kind_of(name) in (Kind.OUTPUT, Kind.EMBEDDING)
     }  # nobody gathers their inputs
@@ -53,7 +95,7 @@ def _mixed(stage: Stage, specs: Sequence[TensorSpec], model: GgmlModel | None) -
             names = [name for name, own in schemes.items() if (own, informed and name in ends) == (scheme, apart)]
             made.append((_any_of(names), method))
     include = stage.include or (_any_of(schemes),)
-    return replace(stage, include=include, rules=(*stage.rules, *made), preset="")
+    return replace(stage, include=include, rules=(*stage.rules, *made), preset="", implied=False)
 
 
 def _any_of(names: Iterable[str]) -> str:

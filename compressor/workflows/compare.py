@@ -83,7 +83,7 @@ def compare_outputs(
 
 def _tensors(left: Checkpoint, right: Checkpoint, workers: int | None) -> tuple[list[ComparedTensor], Comparison]:
     """A row for each tensor of either side, worst first, and all of them together."""
-    if "gguf" in (left.source.kind, right.source.kind) and not left.tensors.keys() & right.tensors.keys():
+    if "gguf" in (left.source.kind, right.source.kind):
         left, right = _of_one_naming(left, right)
     left, right = split_like(left, right), split_like(right, left)
     lone = len(left.tensors) == len(right.tensors) == 1
@@ -116,9 +116,14 @@ def _tensors(left: Checkpoint, right: Checkpoint, workers: int | None) -> tuple[
 
 
 def _of_one_naming(left: Checkpoint, right: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
-    """Both under the names of transformers, where one of them is a model in a GGUF file."""
+    """Both under the names of transformers, where one of them is a model in a GGUF file and they share none; and
+    with the shapes that their metadata says."""
     from compressor.checkpoint.gguf.from_file import as_folder, is_file_of_a_model
+    from compressor.checkpoint.gguf.reshaped import with_original_shapes
 
+    left, right = (with_original_shapes(one) if one.source.kind == "gguf" else one for one in (left, right))
+    if left.tensors.keys() & right.tensors.keys():
+        return left, right
     if is_file_of_a_model(left) == is_file_of_a_model(right):
         return left, right
     return (as_folder(left), right) if is_file_of_a_model(left) else (left, as_folder(right))

@@ -52,6 +52,7 @@ class RunKeywords(TypedDict, total=False):
     save_base: Path | None
     work: Path | None
     keep_work: bool
+    histograms: bool
     part: str | None
     surveyed: Path | None
     surveys_only: bool

@@ -29,6 +29,7 @@ from compressor.recipe.legs import (
     words_of,
 )
 from compressor.recipe.model import Recipe
+from compressor.recipe.preset_rules import for_gguf
 from compressor.workflows.adapter_base import alternates, base_recipe
 from compressor.workflows.one_pass import Order, checked, run_one_pass
 from compressor.workflows.results import Report
@@ -94,6 +95,8 @@ def run_leg(
         return run_budget(verb, source, output, leg, options, tell=tell, origin=origin)
     if options.save_base is not None or any(stage.method.rounds for stage in leg.stages):
         source = _alternated(Order(verb, source, output, leg, options))
+    if output.lower().endswith(".gguf"):
+        leg = for_gguf(leg)
     return run_one_pass(verb, source, output, leg, options, origin=origin)
 
 

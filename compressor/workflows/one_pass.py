@@ -48,7 +48,8 @@ from compressor.files.staging import check_place
 from compressor.methods.registry import methods_of
 from compressor.recipe.archive_store import archive_store
 from compressor.recipe.model import Cut, Recipe, Stage
-from compressor.recipe.preset_rules import with_presets
+from compressor.recipe.preset_rules import implied_notes, with_presets
+from compressor.recipe.presets import MIXTURES
 from compressor.recipe.statistics_files import with_statistics
 from compressor.workflows.gating import judge, judge_plan, judge_sizes
 from compressor.workflows.gguf_model import ggml_model
@@ -216,6 +217,10 @@ def open_inputs(order: Order) -> Opened:
     options, recipe = order.options, order.recipe
     checkpoint = open_input(order.source, options)
     container = container_of(order.output, checkpoint.source)
+    if container != "gguf" and checkpoint.source.kind == "gguf":
+        from compressor.checkpoint.gguf.reshaped import with_original_shapes
+
+        checkpoint = with_original_shapes(checkpoint)
     if container == "folder" and checkpoint.source.kind == "gguf":
         from compressor.checkpoint.gguf.from_file import as_folder, is_file_of_a_model
 
@@ -238,7 +243,7 @@ def open_inputs(order: Order) -> Opened:
         raise UsageError("an .npz output holds codes", remedy="Use --store codes, or end the output otherwise")
     if not options.dry_run:
         check_place(order.output, folder=container == "folder", replace=options.force, recorded=changes)
-    statistics, undivided = open_all(recipe), checkpoint
+    statistics, undivided = _by_names(open_all(recipe), checkpoint, container), checkpoint
     if changes and not checkpoint.stored:
         checkpoint = fold_masks(checkpoint)
     storing = [stage for stage in recipe.stages if container != "gguf" and stores_packed(stage, container)]
@@ -265,6 +270,17 @@ def open_inputs(order: Order) -> Opened:
         statistics,
         available_workers() if options.workers is None else options.workers,
     )
+
+
+def _by_names(
+    opened: Mapping[int, Statistics], checkpoint: Checkpoint, container: Container
+) -> Mapping[int, Statistics]:
+    """The statistics by the names that the checkpoint has; of one that becomes a GGUF file later."""
+    if not opened or (container == "gguf" and checkpoint.source.config is not None):
+        return opened
+    from compressor.calibration.renamed import by_names_of  # here because most runs have none
+
+    return {number: by_names_of(one, checkpoint) for number, one in opened.items()}
 
 
 # ---- transform -----------------------------------------------------------------------------------------
@@ -308,8 +324,9 @@ def transform(opened: Opened) -> Transformed:
         )
     if opened.container == "gguf":
         opened, checkpoint = _for_gguf(opened, checkpoint)
-    specs = [tensor.spec for tensor in checkpoint.tensors.values()]
-    recipe = with_presets(replace(order.recipe, cuts=cuts), specs, ggml_model(checkpoint.source.fields))
+    specs, model = [tensor.spec for tensor in checkpoint.tensors.values()], ggml_model(checkpoint.source.fields)
+    checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *implied_notes(order.recipe, model)))
+    recipe = with_presets(replace(order.recipe, cuts=cuts), specs, model)
     return Transformed(opened, recipe, checkpoint)
 
 
@@ -331,7 +348,12 @@ def _for_gguf(opened: Opened, checkpoint: Checkpoint) -> tuple[Opened, Checkpoin
     if not becomes_file(checkpoint):
         return opened, checkpoint
     teachers = {path: as_file(one, wishes) if becomes_file(one) else one for path, one in opened.teachers.items()}
-    return replace(opened, teachers=teachers), as_file(checkpoint, wishes)
+    statistics, made = opened.statistics, as_file(checkpoint, wishes)
+    if statistics:
+        from compressor.calibration.renamed import for_file
+
+        statistics = {number: for_file(one, made, checkpoint) for number, one in statistics.items()}
+    return replace(opened, teachers=teachers, statistics=statistics), made
 
 
 # ---- plan ----------------------------------------------------------------------------------------------
@@ -351,6 +373,7 @@ def make_final_plan(transformed: Transformed) -> Planned:
         teachers=opened.teachers,
         statistics=opened.statistics,
         only=order.only,
+        mixture=next((stage.preset for stage in reversed(order.recipe.stages) if stage.preset in MIXTURES), ""),
         loader=options.loader,
         strict=options.strict,
         requantize=options.requantize,
@@ -457,7 +480,9 @@ def write(planned: Planned) -> Report:
             if order.options.work is not None:
                 shards = Shards.of(order.options.work, sink, plan, checkpoint, request.teachers.values())
                 stack.callback(shards.folder.release)
-            runner = _runner(planned, _worker(request, plan, sink, shards), stack)
+            worker = _worker(request, plan, sink, shards)
+            worker.histograms = order.options.histograms
+            runner = _runner(planned, worker, stack)
             plan, changes = _carried_out(planned, runner, sink)
             report = Report(order.verb, order.source, order.output, plan, changes)
             gates = order.options.gates

@@ -66,7 +66,13 @@ def test_candidates_that_a_user_names(model: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_met(model: Path, tmp_path: Path) -> None:
     with pytest.raises(GateFailed, match="the smallest that the candidates allow is") as caught:
         api.quantize(model, tmp_path / "out.gguf", target_size=40_000)
-    assert caught.value.remedy == "Ask for no less, or --include more tensors, such as the embedding"
+    assert caught.value.remedy == f"Ask for no less, or --include more tensors, such as '{EMBEDDING}'"
     assert not (tmp_path / "out.gguf").exists()
+    with pytest.raises(GateFailed) as caught:
+        api.quantize(model, tmp_path / "out.gguf", target_size=10_000, include=["*"])
+    assert caught.value.remedy == "Ask for no less"  # all that a file may hold as codes is decided already
+    with pytest.raises(GateFailed) as caught:
+        api.quantize(model, tmp_path / "out.gguf", target_bits=1)
+    assert caught.value.remedy == "Ask for no less"  # more tensors are no fewer bits a weight
     done = compressor("quantize", model, "-o", tmp_path / "out.gguf", "--target-size", "60kB", "--include", "*")
     assert done.code == 0

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from ml_dtypes import bfloat16
+from ml_dtypes import bfloat16, float8_e4m3fn
 from safetensors.numpy import load_file, save_file
+from support import gguf_files
 from support.console import compressor
 
 from compressor import api
-from compressor.core.errors import InputError, OutputError
+from compressor.core.errors import InputError
 from compressor.files.gguf.reading import GgufHeader, read_header
 from compressor.files.input_file import InputFile
 
@@ -89,7 +91,66 @@ def test_names_of_no_such_model(tmp_path: Path) -> None:
         api.restore(write(tmp_path / "m.safetensors", {"a.weight": (4, 4)}), tmp_path / "m.gguf")
 
 
-def test_more_axes_than_the_format_has(tmp_path: Path) -> None:
-    source = write(tmp_path / "m.safetensors", WAN | {"patch_embedding.weight": (2, 2, 1, 2, 2)})
-    with pytest.raises(OutputError, match=r"has 5 axes, and a \.gguf holds at most 4"):
-        api.restore(source, tmp_path / "m.gguf")
+def as_comfyui_loads_it(path: Path) -> tuple[str, dict[str, tuple[str, np.ndarray[Any, Any]]]]:
+    """The architecture, and types and numbers of tensors in the shapes that ComfyUI-GGUF gives them (loader.py):
+    what the metadata says, else the file's."""
+    gguf = gguf_files.gguf_package()
+    reader = gguf.GGUFReader(path)
+    field, found = reader.get_field("general.architecture"), {}
+    assert field.types == [gguf.GGUFValueType.STRING]
+    for tensor in reader.tensors:
+        said = reader.get_field(f"comfy.gguf.orig_shape.{tensor.name}")
+        shape = tuple(int(size) for size in reversed(tensor.shape))
+        if said is not None:
+            assert said.types == [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.INT32]
+            shape = tuple(int(said.parts[place][0]) for place in said.data)
+        numbers = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        found[tensor.name] = (tensor.tensor_type.name, numbers.reshape(shape))
+    return bytes(field.parts[field.data[-1]]).decode(), found
+
+
+FIVE = WAN | {"patch_embedding.weight": (6, 2, 1, 2, 2)}
+WIDE = UNET | {"input_blocks.1.0.in_layers.2.weight": (32, 16, 3, 3), "middle_block.1.proj_in.weight": (96, 160)}
+EXPERTS = {
+    "caption_projection.0.linear.weight": (8, 64),
+    "double_stream_blocks.0.block.ff_i.shared_experts.w3.weight": (8, 64),
+    "double_stream_blocks.0.block.ff_i.gate.weight": (4, 64),
+}
+
+
+@pytest.mark.parametrize("shapes", [FLUX, FIVE, WIDE, EXPERTS])
+@pytest.mark.parametrize("scheme", [None, "q8_0", "q4_k"])
+def test_as_comfyui_loads_it(tmp_path: Path, shapes: dict[str, tuple[int, ...]], scheme: str | None) -> None:
+    source, file = write(tmp_path / "m.safetensors", shapes), tmp_path / "m.gguf"
+    if scheme is None:
+        api.restore(source, file)
+    else:
+        api.quantize(source, file, scheme=scheme)
+    arch, found = as_comfyui_loads_it(file)
+    assert arch in ("flux", "wan", "sdxl", "hidream")
+    limit = {None: 0, "q8_0": 0.01, "q4_k": 0.1}[scheme]
+    api.restore(file, tmp_path / "back.safetensors")
+    back = load_file(tmp_path / "back.safetensors")
+    for name, array in load_file(source).items():
+        kind, numbers = found[name]
+        assert numbers.shape == array.shape == back[name].shape
+        exact = array.astype(np.float32)
+        assert np.linalg.norm(numbers - exact) <= limit * np.linalg.norm(exact)
+        assert np.array_equal(numbers, back[name].astype(np.float32))
+        no_weight = array.ndim in (1, 5) or not name.endswith(".weight") or "ff_i.gate" in name
+        assert kind == "F32" if no_weight else kind != "F32"
+    if scheme == "q4_k" and shapes is WIDE:
+        assert (
+            found["input_blocks.1.0.in_layers.2.weight"][0] == found["middle_block.1.proj_in.weight"][0] == "Q4_K"
+        )
+    assert api.compare(source, file).total.error <= limit
+
+
+def test_fp8(tmp_path: Path) -> None:
+    random, source, file = np.random.default_rng(5), tmp_path / "m.safetensors", tmp_path / "m.gguf"
+    tensors = {name: random.normal(size=shape).astype(float8_e4m3fn) for name, shape in FLUX.items()}
+    save_file(tensors, source)
+    api.restore(source, file)
+    _, found = as_comfyui_loads_it(file)
+    assert {kind for kind, _ in found.values()} == {"F16", "F32"}
+    assert all(np.array_equal(found[name][1], one.astype(np.float32)) for name, one in tensors.items())

@@ -287,3 +287,12 @@ def test_names_that_llama_cpp_does_not_read_are_told(tmp_path: Path) -> None:
     told = [note for note in report.plan.notes if note.startswith("llama.cpp reads no names of more than 63 bytes")]
     assert len(told) == 1
     assert told[0].endswith(f"'{name}'")
+
+
+def test_names_that_llama_cpp_does_not_read_are_refused_for_it(tmp_path: Path) -> None:
+    named = {"general.architecture": value(STRING, "x")}
+    source = write(tmp_path, GgufFile((numbers("x" * 57 + ".weight", (4, 32)),), named))
+    with pytest.raises(UsageError, match="1 names have more than the 63 bytes"):
+        api.prune(source, tmp_path / "out.gguf", sparsity=0.5, loader="llama.cpp")
+    assert not (tmp_path / "out.gguf").exists()
+    api.prune(source, tmp_path / "out.gguf", sparsity=0.5)  # what the message says

@@ -9,18 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from math import prod
 
 BODY = "model.diffusion_model."  # before the names in a checkpoint that holds other models, too
+MOST_AXES = 4  # of ggml's tensors
+_BLOCK, _FEW = 256, 512
 
 
 @dataclass(frozen=True, slots=True)
 class Diffusion:
     """A kind of model: it is one where all names of one of `told` are there; `diffusers`: one that only the form of
-    diffusers has."""
+    diffusers has. `exact`: parts of names of tensors that its loader takes as F32 only. `even`: tensors whose rows
+    blocks of 256 do not divide lie in the file as rows that they do."""
 
     gguf: str
     told: tuple[tuple[str, ...], ...]
     diffusers: str = ""
+    exact: tuple[str, ...] = ()
+    even: bool = False
+
+    def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """What a tensor of this shape has in a file."""
+        size = prod(shape)
+        if self.even and len(shape) > 1 and size >= _FEW and size % _BLOCK == 0 and shape[-1] % _BLOCK:
+            return (size // _BLOCK, _BLOCK)
+        return (shape[0], size // shape[0]) if len(shape) > MOST_AXES and shape[0] else shape
 
 
 _KINDS = (
@@ -48,8 +61,13 @@ _KINDS = (
     Diffusion(
         "hidream",
         (("caption_projection.0.linear.weight", "double_stream_blocks.0.block.ff_i.shared_experts.w3.weight"),),
+        exact=(".ff_i.gate.weight", "img_emb.emb_pos"),
     ),
-    Diffusion("cosmos", (("blocks.0.mlp.layer1.weight", "blocks.0.adaln_modulation_cross_attn.1.weight"),)),
+    Diffusion(
+        "cosmos",
+        (("blocks.0.mlp.layer1.weight", "blocks.0.adaln_modulation_cross_attn.1.weight"),),
+        exact=("pos_embedder",),
+    ),
     Diffusion(
         "ltxv",
         (
@@ -92,6 +110,7 @@ _KINDS = (
             ),
             ("label_emb.0.0.weight",),
         ),
+        even=True,
     ),
     Diffusion(
         "sd1",
@@ -106,6 +125,7 @@ _KINDS = (
                 "output_blocks.8.2.conv.weight",
             ),
         ),
+        even=True,
     ),
     Diffusion("lumina2", (("cap_embedder.1.weight", "context_refiner.0.attention.qkv.weight"),)),
 )

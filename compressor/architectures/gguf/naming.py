@@ -18,6 +18,7 @@ from compressor.architectures.gguf.moves import (
     stacked,
     turned,
 )
+from compressor.core.tensor_names import layer_of
 
 Sizes = Mapping[str, int]
 Shapes = Mapping[str, Shape]
@@ -145,6 +146,17 @@ def from_gguf(found: Shapes, family: Family, sizes: Sizes, layers: int, sparse_f
         mapped.missing.pop(name, None)
     unmapped = tuple(name for name in found if name not in used)
     return Mapped(mapped.shapes, mapped.moves, mapped.missing, mapped.misfits, unmapped, mapped.left)
+
+
+def inputs_of(moves: Mapping[str, Sequence[Move]]) -> dict[str, tuple[str, ...]]:
+    """Matrices of a file, by the moves into each, with the layers of the folder whose inputs each takes: of stacked
+    experts one each, of what is joined the first; none for keys of a latent, which are multiplied with queries."""
+    found = {}
+    for name, own in moves.items():
+        layers = tuple(dict.fromkeys(layer_of(move.folder.name) for move in own))
+        stacked = len(own) > 1 and len({move.folder.name for move in own}) == len(own)
+        found[name] = () if name.endswith(".attn_k_b.weight") else layers if stacked else layers[:1]
+    return found
 
 
 def axes(shape: str, sizes: Sizes) -> Shape:

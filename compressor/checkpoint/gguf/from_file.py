@@ -9,7 +9,8 @@ from typing import Any
 from compressor.architectures.gguf import hyperparameters
 from compressor.architectures.gguf.families import Family
 from compressor.architectures.gguf.hyperparameters import NONSENSE
-from compressor.architectures.gguf.naming import Mapped, from_gguf
+from compressor.architectures.gguf.moves import Move
+from compressor.architectures.gguf.naming import Mapped, from_gguf, inputs_of
 from compressor.architectures.gguf.spaces import Unsupported
 from compressor.architectures.gguf.tokenizer_back import special_numbers, tokenizer_files
 from compressor.architectures.gguf.tokenizers import PREFIX
@@ -64,6 +65,29 @@ def as_folder(checkpoint: Checkpoint) -> Checkpoint:
         notes=(*checkpoint.notes, name, *notes, *more),
         lossy=any(tensor.encoder is not None for tensor in tensors.values()),
     )
+
+
+def layers_of_folder(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
+    """The matrices of a GGUF file with the layers of the folder that it would become, whose inputs each takes (see
+    `inputs_of`); nothing for a file of another architecture, or one that does not say what it is."""
+    fields = checkpoint.source.fields
+    arch = str(said(fields, "general.architecture"))
+    found = plain(fields, f"{arch}.")
+    family = hyperparameters.family_of_gguf(arch, found)
+    if family is None:
+        return {}
+    shapes = {name: one.spec.shape for name, one in checkpoint.tensors.items() if name not in _FACTORS}
+    try:
+        config = hyperparameters.config_of(found, family, tied="output.weight" not in shapes)
+        mapped = _mapped(shapes, config | _from_tensors(shapes, fields, family), family)
+    except NONSENSE:
+        return {}
+    into: dict[str, list[Move]] = {}
+    for moves in mapped.moves.values():
+        for move in moves:
+            if len(shapes[move.gguf.name]) > 1:
+                into.setdefault(move.gguf.name, []).append(move)
+    return inputs_of(into)
 
 
 def _mapped(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], family: Family) -> Mapped:

@@ -8,19 +8,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from compressor.architectures.gguf import hyperparameters, tokenizers
-from compressor.architectures.gguf.diffusion import BODY, diffusion_of
+from compressor.architectures.gguf.diffusion import BODY, MOST_AXES, Diffusion, diffusion_of
 from compressor.architectures.gguf.families import FAMILIES, Family
 from compressor.architectures.gguf.moves import plain
-from compressor.architectures.gguf.naming import Mapped, stays_f32, to_gguf
+from compressor.architectures.gguf.naming import Mapped, inputs_of, stays_f32, to_gguf
 from compressor.architectures.gguf.spaces import Unsupported
 from compressor.architectures.model_types import model_types
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
 from compressor.checkpoint.gguf.fields import fields_of
 from compressor.checkpoint.gguf.moved import constant, moved
 from compressor.checkpoint.gguf.pooling import pooling_type
+from compressor.checkpoint.gguf.reshaped import SHAPE, reshaped
 from compressor.checkpoint.gguf.tokenizer_files import READ, read_tokenizer
 from compressor.core.errors import CompressorError, InputError, UsageError, raise_all
-from compressor.core.tensor_names import layer_of
 from compressor.core.text import printable
 from compressor.recipe.selection import matches, unmatched
 
@@ -88,20 +88,15 @@ def as_file(checkpoint: Checkpoint, wishes: Wishes = Wishes()) -> Checkpoint:
 
 
 def layers_of_file(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
-    """The matrices of the GGUF file that a folder would become, with the layers whose inputs each takes: of
-    stacked experts one each, of what is joined the first. InputError as for `as_file`, but no tokenizer is needed;
-    nothing for a checkpoint that has no config."""
+    """The matrices of the GGUF file that a folder would become, with the layers whose inputs each takes (see
+    `inputs_of`). InputError as for `as_file`, but no tokenizer is needed; nothing for a checkpoint that has no
+    config."""
     if not model_types(checkpoint.source.config):
         return {}
     family = _family(checkpoint)
     config = hyperparameters.text_config(checkpoint.source.config or {}, family)
     mapped = _described(checkpoint, config, family)[0]
-    found = {}
-    for name, moves in mapped.moves.items():
-        layers = tuple(dict.fromkeys(layer_of(move.folder.name) for move in moves))
-        if len(mapped.shapes[name]) > 1:
-            found[name] = layers if len(mapped.shapes[name]) > 2 else layers[:1]
-    return found
+    return inputs_of({name: move for name, move in mapped.moves.items() if len(mapped.shapes[name]) > 1})
 
 
 def _described(
@@ -157,19 +152,28 @@ def _as_diffusion(checkpoint: Checkpoint, wishes: Wishes) -> Checkpoint:
             file=checkpoint.path,
             remedy="Leave them out with --leave-out PATTERN, and give text encoders and VAE as files of their own",
         )
-    tensors = {name: _in_file(tensor) for name, tensor in checkpoint.tensors.items()}
-    metadata = {"general.architecture": kind.gguf, "general.type": "model"}
+    metadata: dict[str, Any] = {"general.architecture": kind.gguf, "general.type": "model"}
+    tensors = {}
+    for name, tensor in checkpoint.tensors.items():
+        shape = kind.stored_shape(tensor.spec.shape)
+        if shape != tensor.spec.shape:
+            metadata[f"{SHAPE}{name}"] = list(tensor.spec.shape)
+            tensor = reshaped(tensor, shape)
+        tensors[name] = _in_file(tensor, kind, moved_axes=len(checkpoint.tensors[name].spec.shape) > MOST_AXES)
     note = f"it is a {kind.gguf}, and keeps its names"
     source = replace(checkpoint.source, fields=fields_of(metadata))
     return replace(checkpoint, source=source, tensors=tensors, notes=(*checkpoint.notes, note))
 
 
-def _in_file(tensor: Tensor) -> Tensor:
-    """A tensor as it is, but for vectors and what is no weight of a layer, which are F32 in files."""
+def _in_file(tensor: Tensor, kind: Diffusion, *, moved_axes: bool) -> Tensor:
+    """A tensor as it is, but for vectors and what is no weight of a layer, which are F32 in files, and FP8, which
+    is F16."""
     spec = tensor.spec
-    if spec.dtype not in ("F16", "BF16") or not stays_f32(spec.name, spec.shape):
+    exact = moved_axes or stays_f32(spec.name, spec.shape) or any(part in spec.name for part in kind.exact)
+    dtype = "F32" if exact else "F16" if spec.dtype.startswith("F8_") else spec.dtype
+    if dtype == spec.dtype or not spec.is_float:
         return tensor
-    return moved(spec.name, "F32", spec.shape, [plain(spec.name, spec.name, spec.shape)], {spec.name: tensor})
+    return moved(spec.name, dtype, spec.shape, [plain(spec.name, spec.name, spec.shape)], {spec.name: tensor})
 
 
 def _family(checkpoint: Checkpoint) -> Family:

@@ -179,7 +179,8 @@ class Runner:
     def _small(self, jobs: Sequence[Job]) -> list[Done]:
         """Whole tensors, one after the other, surveys included; alike neighbours at once."""
         done: list[Done] = []
-        for item in join(jobs, self.worker.checkpoint, self._known):
+        alone = self.worker.histograms  # as each is measured
+        for item in jobs if alone else join(jobs, self.worker.checkpoint, self._known):
             if isinstance(item, Joined):
                 done += self._joined(item)
             else:

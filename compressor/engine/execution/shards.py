@@ -13,6 +13,7 @@ from typing import Any
 
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.errors import UsageError
+from compressor.core.histogram import BINS, Histogram
 from compressor.core.metrics import Change
 from compressor.engine.plan.plan import Plan
 from compressor.files.output import Output
@@ -91,4 +92,17 @@ def change_of(said: Mapping[str, Any]) -> Change:
         raise ValueError("it counts what cannot be")
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         raise ValueError("its notes are none")
-    return Change(*counts, *sums, notes=tuple(notes))
+    return Change(*counts, *sums, notes=tuple(notes), histogram=_histogram(said["histogram"]))
+
+
+def _histogram(said: Any) -> Histogram | None:
+    """KeyError, TypeError or ValueError where it is none that `_said` wrote."""
+    if said is None:
+        return None
+    found = Histogram(said["power"], said["before"], said["after"])
+    for counts in (found.before, found.after):
+        if len(counts) != BINS or not all(type(count) is int and 0 <= count < 2**63 for count in counts):
+            raise ValueError("it counts what cannot be")
+    if type(found.power) is not int or abs(found.power) > 2000:
+        raise ValueError("its bins are none")
+    return found

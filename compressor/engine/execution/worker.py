@@ -20,6 +20,7 @@ from compressor.checkpoint.rows import Rows
 from compressor.core import kernels
 from compressor.core.errors import InputError
 from compressor.core.floats import narrow_exact, settle, widen
+from compressor.core.histogram import Histogram, histogram
 from compressor.core.layer_inputs import Layer
 from compressor.core.lazy import np
 from compressor.core.metrics import Change, carried_over, count_stored_zeros, count_zeros, dot, is_safe
@@ -46,7 +47,8 @@ class Finished(NamedTuple):
 @dataclass
 class Worker:
     """Treats pieces of one plan. `teachers` are the partners' checkpoints by stage, `statistics` those of layer
-    inputs; without a `sink` it only observes. `shards` keep the files that are finished."""
+    inputs; without a `sink` it only observes. `shards` keep the files that are finished. With `histograms` a change
+    has one, of what is treated."""
 
     plan: Plan
     checkpoint: Checkpoint
@@ -54,6 +56,7 @@ class Worker:
     sink: Output | None
     statistics: Mapping[int, Statistics] = field(default_factory=dict)
     shards: Shards | None = None
+    histograms: bool = False
     idle: deque[Workspace] = field(default_factory=deque)
 
     def cut(self, job: Job) -> Slice:
@@ -84,7 +87,8 @@ class Worker:
                 change = Change()
                 for block, after, stored in self._treat(job, cut, treatments, start, stop, work):
                     change.merge(after if isinstance(after, Change) else self._measure(job, block, after, stored))
-                    change.merge(Change(notes=tuple(block.remarks)))
+                    seen = self._seen(job, block, after) if self.histograms else None
+                    change.merge(Change(notes=tuple(block.remarks), histogram=seen))
         return [(job.spec.name, change)]
 
     def joined(self, joined: Joined) -> list[Done]:
@@ -184,7 +188,10 @@ class Worker:
                     and isinstance(treatments[0], Selection)
                     and joined is None
                 ):
-                    yield block, self._select(job, treatments[0], block, stored), None
+                    change = self._select(job, treatments[0], block, stored)
+                    if self.histograms:
+                        block.after = widen(stored, job.spec.dtype, work, "run.seen")
+                    yield block, change, None
                     continue
                 result = self._transform(job, treatments, block)
                 if block.stored is not None and all(isinstance(one, Selection) for one in treatments):
@@ -202,6 +209,8 @@ class Worker:
             if len(treatments) == 1 and joined is None:
                 lost, zeros = encoder.measured(self._block(job, 0, block.values, block), views)
                 if np.isfinite(lost):  # else look at the numbers
+                    if self.histograms:
+                        block.after = _decoded(job, encoder, block, views)
                     yield block, _changed(job, block, zeros, lost), None
                     continue
             numbers = self._transform(job, treatments[:-1], block)
@@ -229,6 +238,13 @@ class Worker:
         np.bitwise_xor(stored.view(bits), out.view(bits), out=gone)
         lost = widen(gone.view(stored.dtype), job.spec.dtype, work, "run.lost")
         return _changed(job, block, _zeros(block.values, out, job, work), dot(lost, lost))
+
+    def _seen(self, job: Job, block: _Read, after: Array | Change) -> Histogram | None:
+        """The histogram of a block that is treated; None where what is stored stands for other numbers."""
+        numbers = block.after if isinstance(after, Change) else after
+        if numbers is None or not job.treated or job.norm_partner:
+            return None
+        return histogram(block.values, numbers, block.work)
 
     def _measure(self, job: Job, block: _Read, after: Array, stored: Array | None) -> Change:
         """What happened to one block; InputError when a new number is not finite."""
@@ -352,6 +368,17 @@ class _Read:
     work: Workspace
     coded: Coded | None = None
     remarks: list[str] = field(default_factory=list)
+    after: Array | None = None  # the new numbers, where an encoder told the change without them
+
+
+def _decoded(job: Job, encoder: Encoder, block: _Read, views: Mapping[str, Array]) -> Array:
+    """The numbers that the parts of a block stand for."""
+    for part in job.parts:
+        if part.value is not None:
+            views[part.suffix][...] = np.reshape(part.value, views[part.suffix].shape)
+    out: Array = block.work.array("run.seen", block.values.shape, block.values.dtype.str)
+    encoder.decoder.decode(views, job.spec, out, block.start, block.work)
+    return out
 
 
 def _zeros(numbers: Array, raw: Array | None, job: Job, work: Workspace) -> int:

@@ -1,13 +1,15 @@
 """An output that is a GGUF file: what of a model may be in it, and what its metadata says.
 
-What the input's metadata said is kept. `general.file_type` is the type that most weights of matrices have, unless
-every tensor has the type that it had; `general.quantization_version` is there where blocks are.
+What the input's metadata said is kept. `general.file_type` is that of the mixture that was asked for; without one
+the type that most weights of matrices have, unless every tensor has the type that it had.
+`general.quantization_version` is there where blocks are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from compressor.architectures.ggml_mixtures import FILE_TYPES as MIXED_FILE_TYPES
 from compressor.core.errors import CompressorError, OutputError, UsageError, raise_all
 from compressor.core.ggml_types import FILE_TYPES, QUANTIZATION_VERSION, GgmlType
 from compressor.core.text import printable
@@ -44,9 +46,15 @@ def stored_again(decoder: Decoder, steps: Sequence[Step], request: PlanRequest) 
     return (Step(last, scheme, {}, dense=False),)
 
 
+def _unread(jobs: Sequence[Job]) -> list[str]:
+    """Names that llama.cpp refuses a file for."""
+    names = [job.spec.name for job in jobs]
+    return [name for name in names if len(name.encode("utf-8", "surrogateescape")) > LLAMA_CPP_NAME]
+
+
 def gguf_notes(jobs: Sequence[Job]) -> Iterator[str]:
     """As what changed tensors of blocks are stored, and what names llama.cpp does not read."""
-    long = [job.spec.name for job in jobs if len(job.spec.name.encode()) > LLAMA_CPP_NAME]
+    long = _unread(jobs)
     if long:
         more = f" and {len(long) - 1} more" if len(long) > 1 else ""
         yield f"llama.cpp reads no names of more than {LLAMA_CPP_NAME} bytes: '{printable(long[0], 100)}'{more}"
@@ -63,10 +71,17 @@ def gguf_notes(jobs: Sequence[Job]) -> Iterator[str]:
         yield f"what was {before} and is changed {how}{more}"
 
 
-def check_ggml(jobs: Sequence[Job]) -> None:
+def check_ggml(jobs: Sequence[Job], request: PlanRequest) -> None:
     """UsageError or OutputError for tensors that would be stored as what is no type of ggml's, of those that would
-    be so alike the first."""
+    be so alike the first, and for names that llama.cpp does not read where the file is for it."""
     problems: dict[str, CompressorError] = {}
+    long = _unread(jobs) if request.loader == "llama.cpp" else []
+    if long:
+        problems[""] = UsageError(
+            f"{len(long)} names have more than the {LLAMA_CPP_NAME} bytes that llama.cpp reads",
+            tensor=long[0],
+            remedy="Rename them in the input, or leave out --for",
+        )
     for job in jobs:
         if job.ggml is not None or job.dtype_after in problems:
             continue
@@ -74,7 +89,7 @@ def check_ggml(jobs: Sequence[Job]) -> None:
             problems[job.dtype_after] = UsageError(
                 f"would be stored as {job.dtype_after}, and a .gguf holds ggml's types",
                 tensor=job.spec.name,
-                remedy="Name a scheme of ggml's, such as q4_k, use --store dense, or write .safetensors",
+                remedy="Name a scheme of ggml's, such as q4_k, or bits alone, or write .safetensors",
             )
         else:
             problems[job.dtype_after] = OutputError(
@@ -85,11 +100,12 @@ def check_ggml(jobs: Sequence[Job]) -> None:
     raise_all(list(problems.values()))
 
 
-def gguf_file(name: str, jobs: Sequence[Job], source: Source, record: str | None) -> OutputFile:
-    """The file of these jobs, with the metadata of the source and the `record` of what was done.
+def gguf_file(request: PlanRequest, jobs: Sequence[Job], record: str | None) -> OutputFile:
+    """The file of these jobs, with the metadata of the input and the `record` of what was done.
 
     OutputError where nothing says what model it is, or for what the format does not hold.
     """
+    source = request.checkpoint.source
     if not source.fields:
         raise OutputError(
             "a .gguf has to say what model it is, and the input does not",
@@ -100,12 +116,13 @@ def gguf_file(name: str, jobs: Sequence[Job], source: Source, record: str | None
     ordered = sorted(jobs, key=lambda job: (places.get(job.spec.name, len(places)), job.spec.name))
     tensors = [GgufTensor(job.spec.name, job.ggml, job.spec.shape) for job in ordered if job.ggml is not None]
     fields = {key: value for key, value in source.fields.items() if key not in (RECORD, VERSION)}
-    fields[FILE_TYPE] = _file_type(tensors, source)
+    number = MIXED_FILE_TYPES.get(request.mixture)
+    fields[FILE_TYPE] = _file_type(tensors, source) if number is None else values.scalar(Kind.UINT32, number)
     if any(not tensor.type.dtype for tensor in tensors):
         fields[VERSION] = values.scalar(Kind.UINT32, QUANTIZATION_VERSION)
     if record is not None:
         fields[RECORD] = values.text(record)
-    return OutputFile(name, layout(tensors, fields))
+    return OutputFile(request.output_name, layout(tensors, fields))
 
 
 def _types(source: Source) -> Mapping[str, GgmlType]:

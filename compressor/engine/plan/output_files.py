@@ -44,7 +44,7 @@ def lay_out(
         from compressor.engine.plan.gguf_file import gguf_file
 
         said = _record(checkpoint, _origins(request, 0), (), stages, fingerprint)
-        return (gguf_file(request.output_name, jobs, checkpoint.source, said.get(RECORD)),), ()
+        return (gguf_file(request, jobs, said.get(RECORD)),), ()
     names, index = _names(request, jobs)
     members: list[list[Job]] = [[] for _ in names]
     for job in jobs:

@@ -66,7 +66,7 @@ def make_plan(request: PlanRequest) -> Plan:
     if container == "gguf":
         from compressor.engine.plan.gguf_file import check_ggml
 
-        check_ggml(jobs)
+        check_ggml(jobs, request)
     if container == "folder":
         check_dialects(jobs)
         jobs = agreed(jobs, recipe)

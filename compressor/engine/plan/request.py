@@ -22,8 +22,8 @@ class PlanRequest:
     `statistics` those of layer inputs by the number of the cut or stage that goes by them. `hold` are tensors to
     leave untouched with the reason (found by an earlier scan); `sizes_known` are layouts whose sizes a survey has
     counted, by tensor: without them the plan may be one whose `sizes_known` is false; `only` these tensors are in
-    the output, where given. `loader`, `strict`, `requantize`, `allow_unmatched` and
-    `max_shard_size` as in `RunOptions`.
+    the output, where given; `mixture` is the preset of llama.cpp's that rules of the recipe came from. `loader`,
+    `strict`, `requantize`, `allow_unmatched` and `max_shard_size` as in `RunOptions`.
     """
 
     checkpoint: Checkpoint
@@ -35,6 +35,7 @@ class PlanRequest:
     hold: Mapping[str, str] = field(default_factory=dict)
     sizes_known: SizesKnown = field(default_factory=dict)
     only: frozenset[str] | None = None
+    mixture: str = ""
     loader: Loader | None = None
     strict: bool = False
     requantize: bool = False

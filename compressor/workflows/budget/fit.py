@@ -14,6 +14,7 @@ from math import fsum, inf
 from typing import Any
 
 from compressor.architectures.fused_layers import one_scheme
+from compressor.architectures.roles import role_of
 from compressor.calibration.imatrix import open_layers
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.elementary import power
@@ -176,12 +177,28 @@ class Fitting:
             shown = f"{size} bytes ({size_text(size)}, {self.size_before / size:.4g} times smaller)"
         raise GateFailed(
             f"{self.budget.words}: cannot be met; the smallest that the candidates allow is {shown}",
-            remedy="Ask for no less, or --include more tensors" if self.archived else self._way_on(size),
+            remedy=self._way_on(size),
         )
 
     def _way_on(self, size: int) -> str:
+        left = [] if self.by_bits else self._left()
+        more = ""
+        if left:
+            largest = max(left, key=lambda spec: spec.nbytes).name
+            more = f"--include more tensors, such as '{printable(largest, 60)}'"
+        if self.archived:
+            return f"Ask for no less, or {more}" if more else "Ask for no less"
         groups, rest = [unit.specs for unit in self.units], size - self.least
-        return way_on(self.budget, groups, self.candidates, self.shared, self.container, (self.target or 0) - rest)
+        target = (self.target or 0) - rest
+        return way_on(self.budget, groups, self.candidates, self.shared, self.container, target, more)
+
+    def _left(self) -> list[TensorSpec]:
+        """Weights that are left alone by default, or since others are included."""
+        jobs = self.plan(smallest(self.options)).jobs
+        kept = [job for job in jobs if not job.steps and job.spec.name not in self.alone]
+        return [
+            job.spec for job in kept if len(job.spec.shape) > 1 and role_of(job.spec.name, job.spec.shape).is_weight
+        ]
 
     def plan(self, chosen: Sequence[int]) -> Plan:
         return self.errand.dry_run(self.recipe_for(chosen)).plan

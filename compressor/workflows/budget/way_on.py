@@ -22,15 +22,18 @@ def way_on(
     shared: Mapping[str, Any],
     container: Container,
     target: int,
+    more: str,
 ) -> str:
     """What to do about a budget that may take `target` bytes for these tensors (of each group all in one scheme),
-    and that no choice of the `candidates` meets. `shared` are options of the stage."""
+    and that no choice of the `candidates` meets. `shared` are options of the stage;
+    `more` is how weights that stay dense would be decided too, "" where there are none."""
     for way, wider in _wider(budget, candidates, shared, container).items():
         if wider and _least(groups, wider, container) <= target * _SURE:
             return f"Ask for no less, or {way}, which makes it possible"
-    if container == "gguf":  # which holds no archive
-        return "Ask for no less, or --include more tensors, such as the embedding"
-    return "Ask for no less, --include more tensors, or give --store archive, whose steps go down to half a bit"
+    ways = [more] if more else []
+    if container != "gguf":  # which holds no archive
+        ways.append("give --store archive, whose steps go down to half a bit")
+    return ", or ".join(["Ask for no less", *ways])
 
 
 def _wider(

@@ -57,6 +57,10 @@ class GgmlScheme(Scheme, Encoder):
     informed: bool = False  # errors are weighed by the inputs of layers
 
     @property
+    def in_gguf(self) -> str:
+        return "pure"
+
+    @property
     def ggml_type(self) -> GgmlType:
         """The row of the table of types."""
         return BY_NAME[self.type]
@@ -279,6 +283,10 @@ class Rounded(PlainEncoder):
     @property
     def ggml(self) -> GgmlType:
         return BY_NAME[self.dtype]
+
+    @property
+    def in_gguf(self) -> str:
+        return "pure"
 
     def parts(self, spec: TensorSpec) -> tuple[Part, ...]:
         return (Part("", self.dtype, spec.shape),)

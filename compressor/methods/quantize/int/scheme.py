@@ -71,6 +71,7 @@ from compressor.methods.quantize.int.ways.gptq import REACH
 _GROUP = 128  # weights that share a scale, where the user names no number
 _PREFERRED = (64, 32)  # what kernels of loaders are made for, where that does not divide the row
 _OFF = ("signed_scales", "act_order")
+_IN_GGUF = {8: "q8_0", 6: "q6_k", 5: "q5_k_m", 4: "q4_k_m", 3: "q3_k_m", 2: "q2_k"}  # what llama.cpp's users take
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,10 @@ class Int(ReadableScheme):
             raise UsageError("method gptq works with layouts pack-quantized, int-quantized, compressor and plain")
         if self.layout != "auto":
             LAYOUTS[self.layout].check(self.bits, self.symmetric, self.grain, self.group)
+
+    @property
+    def in_gguf(self) -> str:
+        return _IN_GGUF.get(self.bits, "") if self == Int(bits=self.bits) else ""
 
     def completed_by(self, stage: Method) -> Method:
         """A rule that changes the bits alone keeps the stage's granularity, if it has one before rows are known."""
@@ -178,7 +183,7 @@ class Int(ReadableScheme):
             raise UsageError(
                 f"layout {layout} holds matrices, and this has shape {list(spec.shape)}",
                 tensor=spec.name,
-                remedy="Use --layout compressor, --store dense, or --exclude it",
+                remedy="Use --layout compressor, or --exclude it",
             )
         if self.grain == "group" and columns % self.group:
             fits = [size for size in self._sizes(columns) if size <= 4 * self.group]

