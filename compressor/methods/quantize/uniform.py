@@ -134,17 +134,17 @@ class Uniform(CountedScheme):
         return "square" if self.informed else ""
 
     def with_statistics(self) -> Uniform | None:
-        return replace(self, informed=True) if self._seeks_factors else None
+        return replace(self, informed=True) if self.seeks_factors else None
 
     @property
-    def _seeks_factors(self) -> bool:
+    def seeks_factors(self) -> bool:
         """Whether factors are looked for. What names its bytes says all that is stored by its options."""
         if self.step is not None or self.step_rows is not None or self.sparsity:
             return False
         return self.factors == "both" or (self.factors is None and self.code_bytes is None)
 
     def prepare(self, specs: Sequence[TensorSpec]) -> Prepared:
-        if not self._seeks_factors:
+        if not self.seeks_factors:
             return Counting(self, tuple(specs), {})
         return with_factors(
             specs, always=self.factors == "both", after=lambda found: Counting(self, tuple(specs), found)

@@ -35,6 +35,7 @@ from compressor.core.workspace import Array
 from compressor.methods.contract import Block, ByTensor, Method, Scheme, Survey
 from compressor.methods.counted_scheme import CountedScheme
 from compressor.methods.numerics.even_steps import Classes
+from compressor.methods.numerics.factors import Sizes
 from compressor.methods.unlisted.dense import Dense
 from compressor.recipe.budget import SAMPLE
 from compressor.workflows.budget.candidates import DENSE, Candidate
@@ -120,10 +121,25 @@ class ProbedEach(ByTensor):
 
 @dataclass
 class Seen:
-    """Of a tensor so far: sums [1 + candidates, _SUMS], and how often which weight was there."""
+    """Of a tensor so far: sums [1 + candidates, _SUMS], how often which weight was there, and which over factors;
+    and what noise those make: `noise`, Σ over rows of the mean square of the factors, and that weighed as errors."""
 
     sums: Array
     classes: Classes
+    over_factors: Classes
+    noise: Array = field(default_factory=lambda: np.zeros(2))
+
+    def merge(self, more: Seen) -> None:
+        """Take in other blocks of the tensor."""
+        self.sums += more.sums
+        self.noise += more.noise
+        self.classes.merge(more.classes)
+        self.over_factors.merge(more.over_factors)
+
+    def settle(self) -> None:
+        """Hold one table of counts only."""
+        self.classes.settle()
+        self.over_factors.settle()
 
 
 @dataclass(frozen=True)
@@ -141,7 +157,8 @@ class Measure(Survey["dict[str, Seen]"]):
         keys = self.probe.wanted.get(block.spec.name, ())
         seen = stats.get(block.spec.name)
         if seen is None:
-            seen = stats[block.spec.name] = Seen(np.zeros((1 + len(keys), _SUMS)), Classes.of(block.spec))
+            classes = Classes.of(block.spec), Classes.of(block.spec, scaled=True)
+            seen = stats[block.spec.name] = Seen(np.zeros((1 + len(keys), _SUMS)), *classes)
         sums = seen.sums
         values, work = block.values, block.work
         if (block.start // max(len(values), 1)) % self._every(block.spec) or not keys:
@@ -156,6 +173,8 @@ class Measure(Survey["dict[str, Seen]"]):
         restored = work.array("survey.restored", values.shape, values.dtype.str)
         if any(counted(key, encoders) for key in keys):
             seen.classes.add(values, work)
+        if any(_over_factors(encoders.get(key)) for key in keys):
+            _count_over_factors(block, self.probe.informed, share, seen)
         for place, key in enumerate(keys, 1):
             if counted(key, encoders):
                 continue
@@ -171,11 +190,10 @@ class Measure(Survey["dict[str, Seen]"]):
     def merge(self, stats: dict[str, Seen], more: dict[str, Seen]) -> dict[str, Seen]:
         for name, seen in more.items():
             if name in stats:
-                stats[name].sums += seen.sums
-                stats[name].classes.merge(seen.classes)
+                stats[name].merge(seen)
             else:
                 stats[name] = seen
-                seen.classes.settle()
+                seen.settle()
         return stats
 
     def conclude(self, stats: dict[str, Seen]) -> ProbedEach:
@@ -235,12 +253,32 @@ def counted(key: str, encoders: Mapping[str, Scheme]) -> bool:
     return key == DENSE or isinstance(encoders[key], CountedScheme)
 
 
+def _over_factors(scheme: Scheme | None) -> bool:
+    return isinstance(scheme, CountedScheme) and scheme.seeks_factors
+
+
+def _count_over_factors(block: Block, informed: str, share: Array, seen: Seen) -> None:
+    """Count a block's weights over the factors that it would have by itself, and add what noise these give."""
+    values, kind = block.values, block.values.dtype.str
+    square = block.inputs.square if informed and block.inputs is not None else np.ones(values.shape[1])
+    sizes = Sizes()
+    sizes.add(values, 0, block.inputs.square if informed and block.inputs is not None else None)
+    factors = sizes.factors(TensorSpec("", block.spec.dtype, values.shape))
+    by_row, by_column = factors.by_row(0, len(values), kind), factors.by_column(kind)
+    seen.over_factors.add(values / by_row / by_column, block.work)
+    rows, columns = np.square(by_row[:, 0], dtype=np.float64), np.square(by_column, dtype=np.float64)
+    mean = float(square.mean()) or 1.0
+    seen.noise += (
+        rows.sum() * float(columns.mean()),
+        dot(rows, share) * float((columns * square).mean()) / mean,
+    )
+
+
 def _forecast(
     keys: Sequence[str], encoders: Mapping[str, Scheme], seen: Seen, spec: TensorSpec
 ) -> dict[str, Measured]:
     """What counts tell of these candidates."""
     rows, plain, energy, _, shares = (float(value) for value in seen.sums[0])
-    each = shares / (rows or 1)  # what a row counts
     found = {DENSE: Measured(0.0, 0.0, 0.0, seen.classes.bits() or 1e-9)} if DENSE in keys else {}
     groups: dict[CountedScheme, dict[str, float]] = {}  # the bits of those that differ in nothing else, by key
     for key in keys:
@@ -248,10 +286,12 @@ def _forecast(
         if isinstance(encoder, CountedScheme) and encoder.aimed_bits is not None:
             groups.setdefault(encoder.aiming_at(None), {})[key] = encoder.aimed_bits
     for alike, aims in groups.items():
-        forecasts = alike.forecasts(seen.classes, spec, tuple(aims.values()))
+        classes, noise = (seen.over_factors, seen.noise) if alike.seeks_factors else (seen.classes, (rows, shares))
+        each, weighed = (float(value) / (rows or 1) for value in noise)  # of a row
+        forecasts = alike.forecasts(classes, spec, tuple(aims.values()))
         for key, (bits, lost) in zip(aims, forecasts, strict=True):
-            error = sqrt(lost / plain) if plain else 0.0
-            found[key] = Measured(error, lost * each / energy if energy else 0.0, 0.0, bits)
+            error = sqrt(lost * each / plain) if plain else 0.0
+            found[key] = Measured(error, lost * weighed / energy if energy else 0.0, 0.0, bits)
     return found
 
 
