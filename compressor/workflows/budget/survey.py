@@ -122,7 +122,7 @@ class ProbedEach(ByTensor):
 @dataclass
 class Seen:
     """Of a tensor so far: sums [1 + candidates, _SUMS], how often which weight was there, and which over factors;
-    and what noise those make: `noise`, Σ over rows of the mean square of the factors, and that weighed as errors."""
+    and what noise those make: `noise`, Σ over rows of the mean square of the factors, and that as errors weigh."""
 
     sums: Array
     classes: Classes
