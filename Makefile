@@ -34,6 +34,7 @@ help:
 		--requirement tests/interop/gptqmodel.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --no-deps --target .venv/llama_cpp \
 		--requirement tests/interop/llama_cpp.txt
+	command -v chromium >/dev/null || { apt-get update -qq && apt-get install --yes -qq --no-install-recommends chromium; }
 	touch $@
 
 demo: .venv/base
@@ -101,6 +102,7 @@ bench: .venv/bench
 	$(BIN)/python -m bench.quality.soft_targets
 	$(BIN)/python -m bench.quality.deep_compression
 	$(BIN)/python -m bench.speed.archive
+	$(BIN)/python -m bench.speed.cluster
 	$(BIN)/python -m bench.quality.uniform
 	$(BIN)/python -m bench.quality.outputs
 	$(BIN)/python -m bench.quality.minilm_structure

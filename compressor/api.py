@@ -30,7 +30,7 @@ from compressor.workflows import keywords as words
 from compressor.workflows import merge as merging
 from compressor.workflows import survey as surveying
 from compressor.workflows.budget.run import run_tune
-from compressor.workflows.budget.tune import Search
+from compressor.workflows.budget.search import search_of
 from compressor.workflows.compare import ComparisonReport
 from compressor.workflows.inspect import InspectReport
 from compressor.workflows.keywords import check_keywords
@@ -140,19 +140,13 @@ def run_recipe(
 
 def tune(source: Path, output: Path, **keywords: Unpack[words.TuneKeywords]) -> Report:
     """The smallest output at which your own measure holds: `evaluate="python score.py {path}"` prints a number or a
-    JSON line with `metric`, which must be at least `min_metric`. Further keywords as `quantize`'s, or a `recipe`;
-    `tell` is given each output that was measured."""
+    JSON line with `metric`, which must be at least `min_metric`. Or without a command what the outputs lost:
+    `text`, `tokens` or `inputs` of a `LossInput`, and limits of `LossGates` such as `max_kld=0.01`. Further
+    keywords as `quantize`'s, or a `recipe`; `tell` is given each output that was measured."""
     check_keywords("tune", keywords, words.TuneKeywords)
     run, options = _parted(keywords)
     tell, recipe = options.pop("tell", None), options.pop("recipe", None)
-    search = Search(
-        options.pop("evaluate"),
-        options.pop("metric", "metric"),
-        options.pop("min_metric"),
-        options.pop("evaluations", 10),
-        options.pop("timeout", 3600.0),
-        os.fspath(options.pop("log", None) or ""),
-    )
+    search = search_of(options, os.fspath(output))
     if recipe is None:
         budget = take_budget(options) or Budget()
         recipe = replace(_recipe("quantize", options), budget=budget)

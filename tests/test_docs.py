@@ -6,6 +6,7 @@ import ast
 import importlib
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,16 @@ def test_ways_to_make_parts(way: str, workplace: Path, one_run: dict[str, bytes]
         parts = [step.replace("${{ matrix.part }}", str(part)) for part in (1, 2, 3) for step in jobs]
         script = "\n".join([*parts, "rm -r small.part-*", last, merge])
     done = shell(script, workplace)
+    assert done.returncode == 0, done.stderr
+    assert {file.name: file.read_bytes() for file in (workplace / "small").iterdir()} == one_run
+
+
+def test_a_cluster_in_three_lines(workplace: Path, one_run: dict[str, bytes]) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    lines = cluster("bash", 3).replace("8786", port).replace("dask scheduler", "dask scheduler --no-dashboard")
+    done = shell(f"trap 'kill $(jobs -p)' EXIT\n{lines}", workplace)
     assert done.returncode == 0, done.stderr
     assert {file.name: file.read_bytes() for file in (workplace / "small").iterdir()} == one_run
 

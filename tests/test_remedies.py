@@ -23,8 +23,7 @@ from compressor.cli.main import cli
 
 PACKAGE = Path(__file__).parents[1] / "compressor"
 OPTION = re.compile(r"(?<![\w`-])--[a-z][a-z0-9-]*")
-# Of other programs, or of the environment; `--to` and the like never stand here
-OTHERS = {"--debug", "--help"}
+OTHERS = {"--debug", "--help", "--pure"}  # the last is llama-quantize's
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "num_attention_heads": 4}
 
 
@@ -54,7 +53,7 @@ def test_every_option_that_a_text_names_is_there() -> None:
         for module in PACKAGE.rglob("*.py")
         for text in texts(module)
         for found in OPTION.findall(text)
-        if not text.endswith(found + "-")
+        if not re.search(rf"{found}[:)]", text)  # a style sheet's
     }
     assert len(named) > 150
     # the tail of a name that is put together

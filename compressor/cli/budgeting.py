@@ -39,6 +39,11 @@ details: Decorator = chain(
     ),
     click.option("--curve", metavar="FILE.svg", help="Budget: draw error against size."),
 )
+weighing: Decorator = click.option(
+    "--text",
+    metavar="FILE",
+    help="Budget: weigh errors by what they cost the model's outputs on this text (needs the extra calibrate).",
+)
 
 
 def taken(
@@ -46,7 +51,7 @@ def taken(
 ) -> Budget | None:
     """Take the options of a budget out of `values`; the budget they make, on top of a recipe's own; None where none
     is asked for. `options` are those of the stage: scheme auto asks for a budget, another one forbids it."""
-    given: dict[str, Any] = {key: values.pop(key) for key in (*TARGETS, "min_sqnr", "survey", "sample")}
+    given: dict[str, Any] = {key: values.pop(key) for key in (*TARGETS, "min_sqnr", "survey", "sample", "text")}
     given = {key: value for key, value in given.items() if value is not None}
     names = tuple(part for text in values.pop("candidates") for part in text.split())
     auto = options is not None and options.get("scheme") == "auto"

@@ -19,6 +19,7 @@ from compressor.core.errors import GateFailed
 @losing.tokens
 @losing.recorded
 @losing.sampling
+@losing.seed
 @click.option("--per-tensor", is_flag=True, help="Also what each tensor's compression alone costs, on a sample.")
 @click.option("--max-error", type=options.Finite(0), help="Gate: largest relative error of any tensor.")
 @click.option("--min-sqnr", type=options.Finite(-1000), help="Gate: smallest signal to noise of any tensor, in dB.")

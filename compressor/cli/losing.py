@@ -23,8 +23,8 @@ recorded: options.Decorator = options.chain(
 sampling: options.Decorator = options.chain(
     click.option("--samples", type=click.IntRange(1, 10**9), help="Windows of the text [32], by the seed."),
     click.option("--length", type=click.IntRange(2, 10**7), help="Tokens of a window [512]."),
-    click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Which windows are taken: 0 by default."),
 )
+seed = click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Which windows are taken: 0 by default.")
 gates: options.Decorator = options.chain(
     click.option("--max-kld", type=options.Finite(0), help="Gate: mean KL divergence of the outputs, in nats."),
     click.option(

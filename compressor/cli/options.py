@@ -159,6 +159,9 @@ part = chain(
         metavar="FILE",
         help="What `compressor survey` found of the whole model, in place of looking at all of it again.",
     ),
+    click.option(
+        "--scheduler", metavar="ADDRESS", help="Work on the Dask cluster of this scheduler, as tcp://host:8786."
+    ),
 )
 show_recipe = click.option(
     "--show-recipe", is_flag=True, help="Print the recipe that does this, with all that was left open; run nothing."

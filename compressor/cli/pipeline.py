@@ -35,6 +35,7 @@ def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 )
 @budgeting.targets
 @budgeting.details
+@budgeting.weighing
 @options.teacher
 @click.option("--inputs", metavar="FILE", help="Example inputs (.npy) for stages that train and name none.")
 @click.option(

@@ -15,6 +15,7 @@ from compressor.recipe.stages import make_stage
 @options.writing
 @budgeting.targets
 @budgeting.details
+@budgeting.weighing
 @options.method_options("quantize")
 @options.stats
 @options.preset

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from compressor.cli import budgeting, options
+from compressor.cli import budgeting, losing, options
 from compressor.cli.streams import say
 from compressor.core.text import printable, size_text
 from compressor.recipe.budget import TARGETS
@@ -26,29 +26,30 @@ store = click.option(
 @options.writing
 @click.option(
     "--evaluate",
-    required=True,
     metavar="COMMAND",
-    help="The program that measures an output, with its arguments; {path} stands for the output. No shell is used.",
+    help="The program that measures an output, with its arguments; {path} stands for the output, {restored} for a "
+    "dense copy of it. No shell is used.",
 )
 @click.option(
     "--metric",
-    default="metric",
     metavar="NAME",
     help="The metric's name in the JSON line that the command prints [metric].",
 )
-@click.option("--min-metric", type=options.Finite(-1e300), required=True, help="The least that the metric must be.")
+@click.option("--min-metric", type=options.Finite(-1e300), help="The least that the metric must be.")
 @click.option(
     "--evaluations", type=click.IntRange(1, 1000), default=10, help="How many outputs are measured at most [10]."
 )
-@click.option(
-    "--timeout", type=options.Finite(0.001), default=3600.0, help="Seconds that one measurement may take [3600]."
-)
+@click.option("--timeout", type=options.Finite(0.001), help="Seconds that one measurement may take [3600].")
 @click.option(
     "--log",
     default="",
     metavar="FILE",
     help="Where measurements are kept, for a search that was interrupted [OUTPUT.tune.jsonl].",
 )
+@losing.tokens
+@losing.recorded
+@losing.sampling
+@losing.gates
 @budgeting.details
 @options.method_options("quantize")
 @options.stats
@@ -66,24 +67,28 @@ def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any
     it gets the path of such an output, a file or a folder as OUTPUT will be, hidden beside it and removed
     afterwards. It prints a number, higher is better, or a JSON object that has one under the name of --metric; the
     last such line counts, and it must end with exit code 0. The smallest output whose metric is at least
-    --min-metric becomes OUTPUT. Limits of budgets (--max-error, --min-sqnr) hold as well.
+    --min-metric becomes OUTPUT. Limits of budgets (--max-error, --min-sqnr) hold as well. {restored} is a sibling
+    of {path} with dense tensors under their own names, which any script loads.
+
+    Without a command --text, --tokens or --inputs measure what an output lost against INPUT, as `compare` does, and
+    --max-kld, --min-agreement, --max-perplexity-ratio or --min-cosine are the limit.
 
     \b
     Example, where score.py prints {"accuracy": 0.981}:
       compressor tune model.safetensors -o small.safetensors \\
         --evaluate 'python score.py {path}' \\
         --metric accuracy --min-metric 0.97
+      compressor tune MODEL -o OUT --text FILE --max-kld 0.01
     """
     from compressor.workflows.budget.choice import Evaluation
     from compressor.workflows.budget.run import run_tune
-    from compressor.workflows.budget.tune import Search
+    from compressor.workflows.budget.search import OPTIONS, search_of
 
     stage_options = {"scheme": "auto", **options.given("quantize", values)}
-    names = ("evaluate", "metric", "min_metric", "evaluations", "timeout", "log")
-    search = Search(*(values.pop(key) for key in names))
+    search = search_of({key: values.pop(key) for key in OPTIONS}, output)
     curve = values.get("curve")
     budgeting.check_curve(curve, force=values["force"])
-    values |= dict.fromkeys(TARGETS)
+    values |= dict.fromkeys((*TARGETS, "text"))
     budget = budgeting.taken(values, stage_options)
     del values["curve"]
     if values["store"] == "auto":
@@ -93,7 +98,7 @@ def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any
     recipe = replace(Recipe((stage,)), budget=budget)
 
     def tell(one: Evaluation) -> None:
-        score = f"{search.metric} {one.metric:g}"
+        score = f"{search.metric} {one.metric:.6g}"
         say("evaluated", f"{size_text(one.size)}: {printable(score, 100)}")
 
     force = values["force"]

@@ -88,7 +88,7 @@ class Section(InputFile):
 
 
 def _identity(info: os.stat_result) -> tuple[int, ...]:
-    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
+    return info.st_ino, info.st_size, info.st_mtime_ns  # numbers of devices are a machine's own
 
 
 def _open(path: str) -> tuple[int, os.stat_result]:

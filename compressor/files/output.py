@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from threading import Lock
+from typing import Any
 
 from compressor.core.errors import InputError, OutputError
 from compressor.core.workspace import Array
@@ -22,7 +23,8 @@ _IDLE = 8  # descriptors kept open between writes; a model may have more files t
 
 
 class Output:
-    """An output under construction. `layouts` are the container files by name; a single-file output has one."""
+    """An output under construction. `layouts` are the container files by name; a single-file output has one. Where
+    machines are `spread`, what each wrote has to be seen by all: files are closed after each write."""
 
     def __init__(
         self,
@@ -37,11 +39,11 @@ class Output:
         that fails."""
         self.target, self.container, self.layouts = target, container, layouts
         self.staging = Staging(target, folder=container == "folder", replace=replace, recorded=recorded)
+        self.root, self.folder, self.spread = self.staging.path, self.staging.folder, False
         self.folders: set[str] = set()
         self.idle: list[tuple[tuple[str, int], int]] = []
         self.lock = Lock()
-        large = unbuffered.FLAG and any(layout.size >= _LARGE for _, layout in layouts)
-        self.direct = unbuffered.Direct(self._write) if large else None
+        self.direct = self._unbuffered()
         try:
             for name, layout in layouts:
                 self._make_folders(name)
@@ -52,9 +54,22 @@ class Output:
             self.discard()
             raise
 
+    def _unbuffered(self) -> unbuffered.Direct | None:
+        large = unbuffered.FLAG and any(layout.size >= _LARGE for _, layout in self.layouts)
+        return unbuffered.Direct(self._write) if large else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a process elsewhere, which writes into the same files; it neither publishes nor discards."""
+        own = ("staging", "idle", "lock", "direct")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, idle=[], lock=Lock(), spread=True)
+        self.direct = self._unbuffered()
+
     def path(self, name: str) -> str:
         """Where a file of the output lies until it is published."""
-        return os.path.join(self.staging.path, name) if self.staging.folder else self.staging.path
+        return os.path.join(self.root, name) if self.folder else self.root
 
     def write(self, file: int, offset: int, data: Array) -> None:
         """Write an array's bytes (C-ordered) at a planned offset of a container file."""
@@ -120,7 +135,7 @@ class Output:
     @contextmanager
     def rewriting(self, name: str) -> Iterator[int]:
         """A new file, open, that takes the place of a written one when all went well."""
-        spare = None if self.staging.folder else Staging(self.target, folder=False, replace=self.staging.replace)
+        spare = None if self.folder else Staging(self.target, folder=False, replace=self.staging.replace)
         path = f"{self.path(name)}.new.tmp" if spare is None else spare.path
         try:
             with reporting(self.target):
@@ -189,6 +204,9 @@ class Output:
         except BaseException:
             os.close(fd)
             raise
+        if self.spread:
+            os.close(fd)
+            return
         with self.lock:
             self.idle.append((key, fd))
             surplus = self.idle.pop(0)[1] if len(self.idle) > _IDLE else None
@@ -221,7 +239,7 @@ class Output:
             os.close(fd)
 
     def _new(self, name: str, flags: int = 0) -> int:
-        flags |= os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if self.staging.folder else 0)
+        flags |= os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if self.folder else 0)
         return os.open(self.path(name), flags, 0o666)
 
 

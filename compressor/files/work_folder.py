@@ -69,6 +69,10 @@ class WorkFolder:
             raise
         self._entry = cleanup.add(leftover=self.kept)  # also after its release: it stays as it is
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For a process elsewhere, which puts files here; the lock is that of the run."""
+        return {"path": self.path, "entries": self.entries, "lock": None}
+
     def release(self) -> None:
         """Unlock the work folder, for other runs to use."""
         fd, self.lock = self.lock, None
@@ -107,6 +111,7 @@ class WorkFolder:
         """Have a finished file here too, under `name`: the hash of its content."""
         kept = os.path.join(self.path, name)
         with reporting(self.path):
+            remove(kept)  # of a worker that was lost before it could say so
             link_or_copy(path, kept)
         return content_hash([kept])
 

@@ -29,7 +29,8 @@ class Budget:
     """`target_size` bytes of the container files, `target_ratio` times smaller, `target_bits` a weight of what is
     decided; `max_error` and `min_sqnr` (dB) of every tensor, unweighted, as the gates of those names mean them.
     `candidates` are names (none: the layout's), `survey` the table's file, `sample` how many weights of a tensor
-    are measured (0: all)."""
+    are measured (0: all); `text` a file that runs through the model, to weigh errors by what they cost its
+    outputs."""
 
     target_size: int | None = None
     target_ratio: float | None = None
@@ -39,6 +40,7 @@ class Budget:
     candidates: tuple[str, ...] = ()
     survey: str | None = None
     sample: int = SAMPLE
+    text: str | None = None
 
     def __post_init__(self) -> None:
         given = [name for name in TARGETS if getattr(self, name) is not None]
@@ -136,6 +138,7 @@ class _Table(msgspec.Struct, forbid_unknown_fields=True):
     candidates: list[str] = []
     survey: str | None = None
     sample: int = SAMPLE
+    text: str | None = None
 
 
 def parse_budget(table: Mapping[str, Any], where: str = "") -> Budget:

@@ -56,6 +56,7 @@ class RunKeywords(TypedDict, total=False):
     part: str | None
     surveyed: Path | None
     surveys_only: bool
+    scheduler: str | None
 
 
 class RestoreKeywords(RunKeywords, total=False):
@@ -201,6 +202,7 @@ class _CodingKeywords(StageKeywords, total=False):
     candidates: Iterable[str]
     survey: str | None
     sample: int
+    text: str | None
 
 
 class QuantizeKeywords(_CodingKeywords, total=False):
@@ -209,17 +211,24 @@ class QuantizeKeywords(_CodingKeywords, total=False):
     tell: Callable[[Allocation], None] | None
 
 
-class _MeasureKeywords(TypedDict):
-    """What `tune` cannot do without."""
+class TuneKeywords(_CodingKeywords, total=False):
+    """`tune`: the measure (a command with its limit, or what runs through the models and gates of that), and what
+    `quantize` takes, or a `recipe`."""
 
     evaluate: str
     min_metric: float
-
-
-class TuneKeywords(_CodingKeywords, _MeasureKeywords, total=False):
-    """`tune`: the measure, and what `quantize` takes, or a `recipe`."""
-
     metric: str
+    tokens: Path | None
+    inputs: Path | None
+    labels: Path | None
+    network: str | None
+    divide: float | None
+    samples: int | None
+    length: int | None
+    max_kld: float | None
+    min_agreement: float | None
+    max_perplexity_ratio: float | None
+    min_cosine: float | None
     evaluations: int
     timeout: float
     log: Path | None

@@ -52,6 +52,8 @@ def run_legs(
     """
     cleanup.begin()
     options.check_work(source, output)
+    if options.scheduler is not None:  # its workers are in other folders
+        source, recipe, options = os.path.abspath(source), _absolute(recipe), options.absolute()
     recipe = for_loader(recipe, options.loader)
     legs = plan_legs(recipe, source)
     options.check_part(trained=len(legs) > 1 or legs[0].training is not None)
@@ -75,6 +77,20 @@ def run_legs(
         way.announce(len(legs) - 1)
         report = run_leg(verb, taken, output, way.leg(-1), way.last, tell=tell, origin=way.origin)
     return _joined(report, plans, source, adapter=makes_adapter_of(legs))
+
+
+def _absolute(recipe: Recipe) -> Recipe:
+    """The recipe with what is read at paths from the root on."""
+    stages = [
+        replace(
+            stage,
+            teacher=None if stage.teacher is None else os.path.abspath(stage.teacher),
+            stats=None if stage.stats is None else os.path.abspath(stage.stats),
+        )
+        for stage in recipe.stages
+    ]
+    stats = None if recipe.stats is None else os.path.abspath(recipe.stats)
+    return replace(recipe, stages=tuple(stages), stats=stats)
 
 
 def run_leg(
@@ -185,6 +201,7 @@ def _on_the_way(options: RunOptions) -> RunOptions:
         workers=options.workers,
         progress=options.progress,
         processes=options.processes,
+        scheduler=options.scheduler,
         non_finite=options.non_finite,
     )
 

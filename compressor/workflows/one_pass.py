@@ -400,7 +400,8 @@ def make_final_plan(transformed: Transformed) -> Planned:
         importlib.import_module("numpy")
         worker = _worker(request, plan)
         with _engine(opened, worker) as executor, _naming(order.source):
-            runner = Runner(worker, executor, 2 * opened.workers + 2, book=_book(opened))
+            window, chunks = _tasks_of(executor, opened)
+            runner = Runner(worker, executor, window, book=_book(opened), chunks_each=chunks)
             request = replace(request, sizes_known=runner.count())
         plan, surveyed = make_plan(request), runner.surveyed
     return _judged(Planned(opened, request, plan, surveyed))
@@ -431,7 +432,14 @@ def _worker(request: PlanRequest, plan: Plan, sink: Output | None = None, shards
 
 
 def _engine(opened: Opened, worker: Worker) -> AbstractContextManager[Executor]:
-    """Processes where it pays to start them, else threads."""
+    """Workers of a cluster where one is named, processes where it pays to start them, else threads."""
+    scheduler = opened.order.options.scheduler
+    if scheduler is not None:
+        from compressor.core.parallel.cluster import cluster
+
+        if worker.sink is not None:
+            worker.sink.spread = True
+        return cluster(scheduler, [worker, *worker.plan.jobs])
     allowed = opened.order.options.processes and forked.available and opened.workers > 1
     if allowed and worker.plan.size_before >= _LARGE:
         methods = [step.method for job in worker.plan.jobs for step in job.steps if step.method.verb == "store"]
@@ -448,6 +456,11 @@ def _book(opened: Opened) -> SurveyBook | None:
     from compressor.workflows.survey_book import book_of
 
     return book_of(options, (opened.checkpoint, *opened.teachers.values()))
+
+
+def _tasks_of(executor: Executor, opened: Opened) -> tuple[int, int]:
+    """How many tasks are to be under way, and how many chunks they are to have: of an engine that says so."""
+    return 2 * getattr(executor, "workers", opened.workers) + 2, getattr(executor, "chunks", 1)
 
 
 @contextmanager
@@ -516,7 +529,7 @@ def _write_part(planned: Planned, plan: Plan, share: Share) -> Report:
         layouts = [(file.name, file.layout) for file in plan.files]
         sink = PartOutput(target, layouts, runner.files, replace=options.force)
         try:
-            runner.worker.sink = sink
+            runner.worker.sink, sink.spread = sink, options.scheduler is not None
             done, changes = _carried_out(planned, runner, sink)
             small = _small_files(sink, done, request) if share.number == 1 else []
             record = PartRecord(
@@ -553,7 +566,8 @@ def _runner(planned: Planned, worker: Worker, stack: ExitStack, share: Share | N
     """Who carries the plan out that `worker` knows, until the stack is left."""
     opened, stored = planned.opened, worker.checkpoint.stored
     executor = stack.enter_context(local(1) if stored else _engine(opened, worker))
-    runner = Runner(worker, executor, 2 * opened.workers + 2, surveyed=dict(planned.surveyed), share=share)
+    window, chunks = _tasks_of(executor, opened)
+    runner = Runner(worker, executor, window, surveyed=dict(planned.surveyed), share=share, chunks_each=chunks)
     runner.book = _book(opened)
     total = sum(job.spec.nbytes for job in worker.plan.jobs)
     if share is not None:

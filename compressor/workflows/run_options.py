@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from compressor.architectures.loaders import READERS, Loader
@@ -49,7 +49,8 @@ class RunOptions:
     it is not. With `histograms` the report has one of every tensor that was treated, before and after. `part` is
     "K/N": the run is job K of N that write an output together, each a part of it beside its place, which `merge`
     puts together. `surveyed` is the file of what `survey` found of the whole model; with `surveys_only` the run
-    makes passes over the whole model and nothing else.
+    makes passes over the whole model and nothing else. `scheduler` is the address of a Dask scheduler, whose
+    workers then read, treat and write all that is large.
     """
 
     force: bool = False
@@ -80,6 +81,7 @@ class RunOptions:
     part: str | None = None
     surveyed: str | None = None
     surveys_only: bool = False
+    scheduler: str | None = None
 
     def __post_init__(self) -> None:
         if self.loader not in (None, *READERS):
@@ -98,6 +100,11 @@ class RunOptions:
         own = {one.name: given[one.name] for one in fields(cls) if given.get(one.name) is not None}
         own |= {key: os.fspath(own[key]) for key in _PATHS if key in own}
         return cls(**own | {key: tuple(own[key]) for key in _LISTS if key in own})
+
+    def absolute(self) -> RunOptions:
+        """These options with paths from the root on."""
+        given = {key: value for key in _PATHS if (value := getattr(self, key)) is not None}
+        return replace(self, **{key: os.path.abspath(value) for key, value in given.items()})
 
     def announce(self, text: str) -> None:
         """Tell `progress` of a pass, where it has a `stage` to be told by."""

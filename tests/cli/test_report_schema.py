@@ -17,7 +17,13 @@ from compressor import api
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "docs" / "report-schema.json").read_text(encoding="utf-8"))
-KINDS = {"compare": "comparison", "inspect": "inspection", "calibrate": "calibration", "merge": "merged"}
+KINDS = {
+    "compare": "comparison",
+    "inspect": "inspection",
+    "calibrate": "calibration",
+    "merge": "merged",
+    "survey": "surveyed",
+}
 MODEL = ROOT / "sample_weights" / "lenet300_teacher.safetensors"
 
 
@@ -65,6 +71,9 @@ def test_other_reports_are_too(tmp_path: Path) -> None:
     for number in (1, 2):
         checked("quantize", MODEL, "-o", tmp_path / "p.safetensors", "--bits", "4", "--part", f"{number}/2")
     checked("merge", *parts, "-o", tmp_path / "p.safetensors")
+    pruning = ("prune", MODEL, "-o", tmp_path / "s.safetensors", "--sparsity", "0.5", "--scope", "global")
+    checked("survey", *pruning)
+    checked("merge", tmp_path / "s.safetensors.survey-1-of-1", "-o", tmp_path / "book")
 
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16", "F64"])

@@ -53,7 +53,9 @@ def test_every_code_widens_exactly_and_narrows_back(dtype: str) -> None:
     work = Workspace()
     wide = floats.widen(raw, dtype, work)
     assert wide.dtype == np.float32
-    assert np.array_equal(wide, codes.view(kind).astype(np.float32), equal_nan=True)
+    with np.errstate(invalid="ignore"):  # some processors signal a signalling NaN
+        expected = codes.view(kind).astype(np.float32)
+    assert np.array_equal(wide, expected, equal_nan=True)
     finite = np.isfinite(wide)
     out = np.empty_like(raw)
     floats.narrow(wide, dtype, out)

@@ -579,6 +579,52 @@ def test_wrong_searches(model: Path, tmp_path: Path, capsys: Any) -> None:
     assert (tmp_path / "t.safetensors").exists()
 
 
+def test_tune_measures_what_outputs_lost_itself(tmp_path: Path) -> None:
+    """The smallest within the limit, judged by a comparison of the output; the log goes by the input's bytes."""
+    random = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", random.random((300, 784), np.float32))
+    how: dict[str, Any] = {"inputs": tmp_path / "x.npy", "candidates": ["int3c", "int4c", "int6c", "int8c"]}
+    report = compressor.tune(TEACHER, tmp_path / "o.safetensors", max_kld=0.01, **how)
+    tried = report.allocation.tried
+    loss = compressor.compare(TEACHER, tmp_path / "o.safetensors", inputs=tmp_path / "x.npy").loss
+    assert loss is not None
+    kept = [one for one in tried if one.metric <= 0.01]
+    assert loss.outputs.kld == min(kept, key=lambda one: one.point).metric <= 0.01
+    assert any(one.metric > 0.01 for one in tried)
+    assert kept[0].values["min_agreement"] <= 1
+    assert report.allocation.asked.startswith("--max-kld 0.01, ")
+    again = compressor.tune(TEACHER, tmp_path / "o.safetensors", max_kld=0.01, min_agreement=0, force=True, **how)
+    assert again.allocation.tried == tried  # out of the log
+    np.save(tmp_path / "x.npy", random.random((300, 784), np.float32))
+    with pytest.raises(compressor.InputError, match="the log of another search"):
+        compressor.tune(TEACHER, tmp_path / "o.safetensors", max_kld=0.01, force=True, **how)
+    (tmp_path / "o.safetensors.tune.jsonl").unlink()
+    with pytest.raises(compressor.CompressorError, match="--max-kld 1e-30: even the best"):
+        compressor.tune(TEACHER, tmp_path / "o.safetensors", max_kld=1e-30, force=True, **how)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "o.safetensors",
+        "o.safetensors.tune.jsonl",
+        "x.npy",
+    ]
+
+
+def test_a_command_gets_a_dense_copy(tmp_path: Path) -> None:
+    """The script that ships with the sample weights scores what it is handed."""
+    score = TEACHER.parent / "score.py"
+    command = f"{sys.executable} {score} --json {{restored}}"
+    out = tmp_path / "o.safetensors"
+    options: dict[str, Any] = {"metric": "accuracy", "min_metric": 97.5, "evaluations": 4}
+    report = compressor.tune(
+        TEACHER, out, evaluate=command, candidates=["int2c", "int3c", "int4c", "int8c"], **options
+    )
+    assert report.allocation.tried[0].metric > 98
+    with pytest.raises(compressor.UsageError, match="exit code 2"):
+        compressor.tune(
+            TEACHER, tmp_path / "p.safetensors", evaluate=command.replace("restored", "path"), **options
+        )
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
 def test_small_networks_with_odd_rows_meet_a_budget(tmp_path: Path) -> None:
     report = compressor.quantize(TEACHER, tmp_path / "o.safetensors", target_bits=4.5)
     assert 4 < report.allocation.point.bits <= 4.5

@@ -233,6 +233,7 @@ def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
         ("qwen2", {"rope_scaling": {**YARN, "beta_fast": 16}}, "beta_fast of its YaRN is 16"),
         ("deepseek_v3", {"rope_scaling": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.7}}, "are not one number"),
         ("deepseek_v2", {"norm_topk_prob": True}, "norm_topk_prob is set"),
+        ("deepseek_v2", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "its rope_type is 'linear'"),
         ("qwen2", {"head_dim": 4}, "not as wide as the model"),
         ("gemma", {"tie_word_embeddings": False}, "another than its embedding"),
         ("gemma2", {"final_logit_softcapping": None}, "final_logit_softcapping is None"),

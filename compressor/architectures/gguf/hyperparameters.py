@@ -477,6 +477,8 @@ def _rope_refusals(config: Config, family: Family) -> Iterator[str]:
     rope = rope_of(config)
     kind, partial = rope["rope_type"], rope["partial_rotary_factor"]
     known = {"default", "linear", "yarn"} | ({"longrope", "su"} if arch == "phi3" else set())
+    if arch == "deepseek2":  # which scales attention by the factor, whatever the kind
+        known.remove("linear")
     if arch in _LLAMA3_FACTORS:
         known.add("llama3")
     if kind not in known:

@@ -54,7 +54,8 @@ def render_allocation(allocation: Allocation, *, top: int | None = None, quiet: 
         if sampled
         else ""
     )
-    page.line(f"errors are relative; weighted: {_BY[allocation.weighted]}{how}")
+    by = _BY[allocation.weighted] + (", times what they cost the outputs" if allocation.sloped else "")
+    page.line(f"errors are relative; weighted: {by}{how}")
     page.line(
         f"chosen: {size_text(allocation.size_after)} in files, {allocation.point.bits:.4g} bits a weight, "
         f"error {error_text(allocation.point.error)}",

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from compressor.core.text import printable
+from compressor.core.version import __version__
 
 if TYPE_CHECKING:
     from compressor.workflows.survey import SurveyReport
@@ -15,7 +16,11 @@ def render_survey(report: SurveyReport, style: str) -> str:
     """One line, or one JSON object, and a newline."""
     number, count = report.part
     if style == "json":
+        from compressor.cli.report.json import SCHEMA
+
         said = {
+            "schema": SCHEMA,
+            "tool": f"compressor {__version__}",
             "verb": "survey",
             "output": report.output,
             "part": list(report.part),

@@ -136,7 +136,7 @@ class ForkedExecutor(Executor):
         end = self._idle.get()
         try:
             text = io.BytesIO()
-            _Pickler(text, self._numbers).dump(task)
+            SharedPickler(text, self._numbers).dump(task)
             _send(end, text.getbuffer())
             done, result = self._receive(end)
         except (EOFError, OSError) as error:
@@ -152,10 +152,10 @@ class ForkedExecutor(Executor):
 
     def _receive(self, end: socket.socket) -> Any:
         (size,) = _LENGTH.unpack(_take(end, _LENGTH.size))
-        return _Unpickler(io.BytesIO(_take(end, size)), self._shared).load()
+        return SharedUnpickler(io.BytesIO(_take(end, size)), self._shared).load()
 
 
-class _Pickler(pickle.Pickler):
+class SharedPickler(pickle.Pickler):
     """Writes the number of what is shared in its place."""
 
     def __init__(self, file: io.BytesIO, numbers: Mapping[int, int]) -> None:
@@ -166,7 +166,7 @@ class _Pickler(pickle.Pickler):
         return self._numbers.get(id(obj))
 
 
-class _Unpickler(pickle.Unpickler):
+class SharedUnpickler(pickle.Unpickler):
     """Puts what is shared in the place of its number."""
 
     def __init__(self, file: io.BytesIO, shared: Sequence[Any]) -> None:

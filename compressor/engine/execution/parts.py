@@ -28,8 +28,8 @@ def inputs_of(checkpoints: Iterable[Checkpoint], more: Sequence[str]) -> tuple[s
     known, files = list(more), list[Any]()
     for one in checkpoints:
         known += identity_of(one.source)
-        # a file is known by its last time, size and name: numbers of disks and files are a machine's own
-        files.append([(file.path.rpartition("/")[2], *file.identity[2:]) for file in one.source.opened])
+        # by name, size and time: numbers of files are a disk's own
+        files.append([(file.path.rpartition("/")[2], *file.identity[1:]) for file in one.source.opened])
     return sha256(repr(known).encode()).hexdigest(), sha256(repr(files).encode()).hexdigest()
 
 

@@ -9,7 +9,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from copy import deepcopy
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -60,7 +61,7 @@ Surveyed = dict[tuple[str, int], Survey[Any] | Treatment]  # by tensor and place
 @dataclass
 class Runner:
     """One run of the plan that `worker` knows, or a `share` of it; at most `window` tasks are under way at a
-    time."""
+    time, each of `chunks_each` chunks."""
 
     worker: Worker
     executor: Executor
@@ -70,6 +71,7 @@ class Runner:
     share: Share | None = None
     pieces: list[Change] = field(default_factory=list)
     book: SurveyBook | None = None
+    chunks_each: int = 1
 
     def count(self) -> SizesKnown:
         """For a plan whose sizes are not known: the last steps by tensor, knowing what they will store. What else
@@ -114,11 +116,11 @@ class Runner:
                 continue
             for name, change in done:
                 if name == self.divided:
-                    self.pieces.append(replace(change))
+                    self.pieces.append(deepcopy(change))
                 changes[name].merge(change)
                 self.progress(change.size * DTYPES[jobs[name].spec.dtype].bits // 8)
             number = jobs[done[0][0]].file
-            waiting[number] -= 1
+            waiting[number] -= len(done) if jobs[done[0][0]].spec.size > SMALL else 1
             if not waiting[number]:
                 finish.append(number)
         for file in in_order(
@@ -166,6 +168,7 @@ class Runner:
         threads of that are slower than one."""
         job: Job | None = None
         treatments: list[Treatment] = []
+        places: list[tuple[int, int]] = []
         for unit in units:
             while finish:
                 yield partial(self.worker.finish, finish.popleft())
@@ -174,7 +177,10 @@ class Runner:
                 continue
             if unit.job is not job:
                 job, treatments = unit.job, self._treatments(unit.job, self._fold)
-            yield partial(self.worker.chunk, unit.job, unit.cut, treatments, unit.start, unit.stop)
+            places.append((unit.start, unit.stop))
+            if len(places) == self.chunks_each or unit.stop >= unit.cut.rows or unit is units[-1]:
+                yield partial(self.worker.chunks, unit.job, unit.cut, treatments, tuple(places))
+                places = []
 
     def _small(self, jobs: Sequence[Job]) -> list[Done]:
         """Whole tensors, one after the other, surveys included; alike neighbours at once."""
@@ -271,8 +277,22 @@ class Runner:
                 batch, held = [], 0
         return [*found, _Look(batch, small=True)] if batch else found
 
-    def _survey_tasks(self, survey: Survey[Any], looks: Sequence[_Look]) -> Iterator[Task[Any]]:
+    def _together(self, looks: Sequence[_Look]) -> Iterator[_Look]:
+        """As many looks at one tensor at once as a task has chunks."""
+        held: list[_Rows] = []
         for look in looks:
+            if held and (look.small or not look.continues or len(held) >= self.chunks_each):
+                yield _Look(held, small=False)
+                held = []
+            if look.small:
+                yield look
+            else:
+                held += look.rows
+        if held:
+            yield _Look(held, small=False)
+
+    def _survey_tasks(self, survey: Survey[Any], looks: Sequence[_Look]) -> Iterator[Task[Any]]:
+        for look in self._together(looks):
             pieces: list[Piece] = [
                 (job, cut, self._treatments(job, self._fold, before=place), start, stop)
                 for job, place, cut, start, stop in look.rows

@@ -59,6 +59,10 @@ class Worker:
     histograms: bool = False
     idle: deque[Workspace] = field(default_factory=deque)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For a process elsewhere: without scratch memory."""
+        return {**self.__dict__, "idle": deque()}
+
     def cut(self, job: Job) -> Slice:
         """How the tensor of a job is divided into chunks and blocks."""
         tensor = self.checkpoint.tensors[job.spec.name]
@@ -90,6 +94,12 @@ class Worker:
                     seen = self._seen(job, block, after) if self.histograms else None
                     change.merge(Change(notes=tuple(block.remarks), histogram=seen))
         return [(job.spec.name, change)]
+
+    def chunks(
+        self, job: Job, cut: Slice, treatments: Sequence[Treatment], places: Sequence[tuple[int, int]]
+    ) -> list[Done]:
+        """Several chunks of a tensor, one after the other, where a task is dear."""
+        return [done for start, stop in places for done in self.chunk(job, cut, treatments, start, stop)]
 
     def joined(self, joined: Joined) -> list[Done]:
         """Treat joined neighbours as one tensor. InputError or UsageError that may name the wrong one of them."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,15 @@ class Allocation:
     size_after: int
     tried: tuple[Evaluation, ...] = ()  # outputs that `tune` measured, in order
     note: str = ""  # what is odd about the target
+    sloped: bool = False  # whether errors are weighed by what they cost the outputs
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A point that was tried: its place on the curve, the files' size, and what the command said of it."""
+    """A point that was tried: its place on the curve, the files' size, and what was said of it: the metric, and
+    where several things were measured all of these."""
 
     point: int
     size: int
     metric: float
+    values: Mapping[str, float] = field(default_factory=dict)

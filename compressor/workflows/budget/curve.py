@@ -55,6 +55,7 @@ def allocation_of(
         _uniform(found),
         size_after,
         note=found.note,
+        sloped=found.sloped,
     )
 
 

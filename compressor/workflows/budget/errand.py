@@ -45,12 +45,15 @@ class Errand:
             fold_weight_norm=options.fold_weight_norm,
             component=options.component,
             max_shard_size=options.max_shard_size,
+            no_tokenizer=options.no_tokenizer,
+            leave_out=options.leave_out,
             non_finite=options.non_finite,
             workers=options.workers,
             processes=options.processes,
             stats=self._taken(recipe),
             part=options.part,
             surveys_only=options.surveys_only,
+            scheduler=options.scheduler,
             surveyed=options.surveyed,
         )
         return run_one_pass(self.verb, self.source, self.output, recipe, planning, only=only)
@@ -69,6 +72,10 @@ class Errand:
             stats=self._taken(recipe),
         )
         return run_one_pass(self.verb, self.source, path, recipe, quiet, origin=self.origin)
+
+    def restore(self, path: str, to: str) -> None:
+        """Write a dense copy of a trial; of a `.gguf` the folder that transformers loads."""
+        run_one_pass("restore", path, to, Recipe(()), RunOptions(workers=self.options.workers))
 
     def hidden_trial(self, recipe: Recipe) -> Report:
         """Write the recipe's output beside its place, under a hidden name, and remove it again."""

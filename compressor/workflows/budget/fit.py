@@ -77,6 +77,7 @@ class Fitting:
     shared: Mapping[str, Any]  # options of the stage that hold for all candidates
     informed: str  # by which statistics errors are weighted: "", "square", "gram"
     archived: bool = False  # sizes are those in an archive, and estimates
+    sloped: bool = False  # whether losses are weighed by what they cost the outputs
     more: float = 0.0  # bits a weight that every even step gets beyond its candidate's
 
     @cached_property

@@ -19,7 +19,7 @@ from compressor.workflows.budget.curve import allocation_of
 from compressor.workflows.budget.errand import Errand
 from compressor.workflows.budget.fit import Fitting, fitting
 from compressor.workflows.budget.meet_in_archive import met
-from compressor.workflows.budget.tune import Search, tuned, with_log
+from compressor.workflows.budget.tune import Measure, tuned
 from compressor.workflows.one_pass import open_input
 from compressor.workflows.results import Report
 from compressor.workflows.run_options import RunOptions
@@ -48,7 +48,13 @@ def run_budget(
         )
     if budget.max_error is not None:  # what was measured on a sample is judged on the result
         options = replace(options, gates=replace(options.gates, max_error=budget.max_error))
+    if budget.text is not None and options.dry_run:
+        raise UsageError("what errors cost is measured on a trial, so that there is no dry run of --text")
     surveyed = _surveyed(_errand(verb, source, output, recipe, options, origin), recipe, budget)
+    if budget.text is not None:
+        from compressor.workflows.budget.slopes import by_slopes
+
+        surveyed = by_slopes(surveyed, budget.text)
     if surveyed.archived:
         reached = met(surveyed, trials=not options.dry_run)
         surveyed, chosen = reached.found, reached.chosen
@@ -65,7 +71,7 @@ def run_tune(
     source: str,
     output: str,
     recipe: Recipe,
-    search: Search,
+    search: Measure,
     options: RunOptions,
     *,
     tell: Callable[[Evaluation], None] | None = None,
@@ -85,7 +91,7 @@ def run_tune(
         raise UsageError("a search goes by whole outputs, so that it has no parts", remedy="Leave --part out")
     if options.dry_run:
         raise UsageError("a search has to write what it measures, so that there is no dry run of it")
-    search = with_log(search, output)
+    search.check()
     check_apart(search.log, output, option="--log", of="output")
     surveyed = _surveyed(_errand("tune", source, output, recipe, options), recipe, budget)
     checkpoint = open_input(source, options)
@@ -94,7 +100,7 @@ def run_tune(
     chosen, tried = tuned(surveyed, search, identity, tell)
     report = surveyed.errand.carry_out(surveyed.recipe_for(chosen))
     allocation = allocation_of(surveyed, chosen, report.plan.size_after)
-    asked = f"--min-metric {search.minimum:g} of {search.metric}, {len(tried)} outputs tried"
+    asked = f"{search.limit}, {len(tried)} outputs tried"
     return replace(report, allocation=replace(allocation, asked=asked, tried=tuple(tried)))
 
 
