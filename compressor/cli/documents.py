@@ -26,6 +26,9 @@ summary_option = click.option(
     type=click.Choice(["markdown"]),
     help="Also tell it in Markdown: at the end of $GITHUB_STEP_SUMMARY, or printed where there is none.",
 )
+card_option = click.option(
+    "--card", is_flag=True, help="Of an output folder: README.md becomes a model card, above what INPUT's says."
+)
 _ENDS = {"--report": ".html", "--junit": ".xml"}
 
 

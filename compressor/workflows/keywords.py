@@ -53,6 +53,7 @@ class RunKeywords(TypedDict, total=False):
     work: Path | None
     keep_work: bool
     histograms: bool
+    card: bool
     part: str | None
     surveyed: Path | None
     surveys_only: bool

@@ -215,6 +215,8 @@ def _way(verb: str, legs: Sequence[Recipe], source: str, output: str, options: R
     stats = options.stats or legs[-1].stats
     if stats is not None and not any(map(asks_for_statistics, legs)):
         raise UsageError("--stats: no stage takes it", remedy="Leave it out")
+    if options.card:
+        raise UsageError("--card is for recipes of one pass", remedy="Leave it out")
     if options.component or options.strip_prefix is not None or options.fold_weight_norm:
         raise UsageError(
             "--component, --strip-prefix and --fold-weight-norm are for recipes of one pass",

@@ -45,6 +45,7 @@ from compressor.files.identity import Identity, identity_of
 from compressor.files.layout import Container
 from compressor.files.output import Output
 from compressor.files.staging import check_place
+from compressor.files.strict_json import parse_object
 from compressor.methods.registry import methods_of
 from compressor.recipe.archive_store import archive_store
 from compressor.recipe.model import Cut, Recipe, Stage
@@ -211,12 +212,18 @@ def _teacher(path: str, options: RunOptions) -> Checkpoint:
     return teacher
 
 
+def _check_card(options: RunOptions, container: Container) -> None:
+    if options.card and (container != "folder" or options.part is not None):
+        raise UsageError("--card is for a folder that one run writes", remedy="Leave it out")
+
+
 def open_inputs(order: Order) -> Opened:
     """Open everything that is read. UsageError, InputError or OutputError for what cannot be read, or written."""
     order = checked(order)
     options, recipe = order.options, order.recipe
     checkpoint = open_input(order.source, options)
     container = container_of(order.output, checkpoint.source)
+    _check_card(options, container)
     if container != "gguf" and checkpoint.source.kind == "gguf":
         from compressor.checkpoint.gguf.reshaped import with_original_shapes
 
@@ -504,7 +511,7 @@ def write(planned: Planned) -> Report:
             report = replace(report, gates=(*planned.gates, *sizes, *measured))
             if report.failures:
                 raise ReportedGateFailed(report)
-            _finish(sink, plan, request)
+            _finish(sink, plan, request, _card(report, request) if order.options.card else None)
             if shards is not None and not order.options.keep_work:
                 shards.folder.clear()
     except BaseException:
@@ -593,11 +600,33 @@ def _carried_out(planned: Planned, runner: Runner, sink: Output) -> tuple[Plan, 
     return archive_files(sink, plan, effort, workers, files=files)[0], changes
 
 
-def _finish(sink: Output, plan: Plan, request: PlanRequest) -> None:
-    """Small files, a last look at the inputs, then the name."""
+def _finish(sink: Output, plan: Plan, request: PlanRequest, card: str | None) -> None:
+    """Small files, with this model card where one is asked for, a last look at the inputs, then the name."""
+    if card is not None:
+        from compressor.workflows.model_card import NAME
+
+        plan = replace(
+            plan,
+            carried=tuple(name for name in plan.carried if name != NAME),
+            texts=(*plan.texts, (NAME, card.encode(errors="surrogateescape"))),
+        )
     _small_files(sink, plan, request)
     _check_unchanged(request)
     sink.publish()
+
+
+def _card(report: Report, request: PlanRequest) -> str:
+    """The README of the output."""
+    from compressor.workflows.model_card import NAME, model_card
+
+    carried = request.checkpoint.source.carried
+    texts = dict(report.plan.texts)
+    before = carried[NAME].read(0, carried[NAME].size) if NAME in carried else b""
+    config = texts.get("config.json", b"{}")
+    if "config.json" not in texts and "config.json" in carried:
+        config = carried["config.json"].read(0, carried["config.json"].size)
+    found = parse_object(bytes(config), "config.json")
+    return model_card(report, bytes(before).decode(errors="surrogateescape"), found)
 
 
 def _small_files(sink: Output, plan: Plan, request: PlanRequest) -> list[str]:

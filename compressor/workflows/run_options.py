@@ -46,11 +46,12 @@ class RunOptions:
     of layer inputs, for stages that go by some and name none. `save_mask` is a .safetensors for the bits of which
     pruned weights stay, written when the output is complete; `save_base` is where the base goes that an adapter is
     for. `work` is a folder that keeps finished passes and shards when the run is stopped, and `keep_work` also when
-    it is not. With `histograms` the report has one of every tensor that was treated, before and after. `part` is
-    "K/N": the run is job K of N that write an output together, each a part of it beside its place, which `merge`
-    puts together. `surveyed` is the file of what `survey` found of the whole model; with `surveys_only` the run
-    makes passes over the whole model and nothing else. `scheduler` is the address of a Dask scheduler, whose
-    workers then read, treat and write all that is large.
+    it is not. With `histograms` the report has one of every tensor that was treated, before and after; with `card`
+    an output folder's README.md is a model card, above what the input's says. `part` is "K/N": the run is job K of
+    N that write an output together, each a part of it beside its place, which `merge` puts together. `surveyed` is
+    the file of what `survey` found of the whole model; with `surveys_only` the run looks at the whole model
+    and nothing else. `scheduler` is the address of a Dask scheduler, whose workers then read, treat and write all
+    that is large.
     """
 
     force: bool = False
@@ -78,6 +79,7 @@ class RunOptions:
     work: str | None = None
     keep_work: bool = False
     histograms: bool = False
+    card: bool = False
     part: str | None = None
     surveyed: str | None = None
     surveys_only: bool = False

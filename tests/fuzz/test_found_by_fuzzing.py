@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from support.archives import rewritten_directory
 from support.fault_injection import invoke, is_one_line
+from support.gguf_models import config_named, folder_named, tensors_named
 from support.hostile import Damage, Rename, Retype, bounded, check_command, check_model
 from support.small_models import BITS, Model, Stored, array, llama, mlp, model_of
 
@@ -222,3 +223,11 @@ def test_an_archive_of_two_hundred_thousand_dimensions(tmp_path: Path) -> None:
 def test_a_name_that_only_looks_like_a_scale() -> None:
     model = model_of("pack-quantized")
     check_model(model, [Rename(14, "moved", ".SCB")], Damage(None), ("restore",))
+
+
+@pytest.mark.parametrize("dense", [1e308, 2**62, -1, "all"])
+def test_layers_that_no_model_has(tmp_path: Path, dense: Any) -> None:
+    """1e308 dense layers of a DeepSeek that becomes a GGUF file were counted one by one."""
+    config = config_named("deepseek_v3") | {"first_k_dense_replace": dense}
+    folder = folder_named(tmp_path / "in", "deepseek_v3", config=config, tensors=tensors_named("deepseek_v3"))
+    assert check_command(folder, ["restore"], name="out.gguf") == 3
