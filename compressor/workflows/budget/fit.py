@@ -314,8 +314,9 @@ def fitting(
     _check_statistics(candidates, decided, errand.stats)
     survey = _Survey(checkpoint, recipe, budget, errand, candidates, fits, archived)
     measured, informed = survey.measured(scout, decided)
+    worth = _worth(decided, informed)
     units = tuple(
-        _unit(members, candidates, fits, measured, budget.limit)
+        _unit(members, candidates, fits, measured, budget.limit, worth)
         for members in groups
         if members[0].name not in alone
     )
@@ -393,7 +394,11 @@ class _Survey:
         """What is known of every tensor's candidates, from the table or measured; and by which statistics."""
         informed, identity = self._informed(decided)
         budget = self.budget
-        way = {"stages": list(scout.stages[:-1]), "stats": [informed, identity], "sample": budget.sample}
+        way = {
+            "stages": list(scout.stages[:-1]),
+            "stats": [informed and f"{informed}, by rows", identity],
+            "sample": budget.sample,
+        }
         key = key_of(self.checkpoint, way)
         known = read_table(budget.survey, key) if budget.survey is not None else {}
         wanted = self._wanted(decided, known)
@@ -480,14 +485,26 @@ def _common(members: Sequence[TensorSpec], fits: Mapping[str, Sequence[Candidate
     return any(one.encoder and all(one in fits[spec.name] for spec in members) for one in fits[members[0].name])
 
 
+def _worth(decided: Sequence[TensorSpec], informed: str) -> dict[str, float]:
+    """What the relative loss of each tensor counts, together as many as there are weights. Without statistics every
+    weight counts the same, so that losses of tensors add up as those of one matrix would; losses of outputs are by
+    the outputs, however many inputs each has."""
+    if not informed:
+        return {spec.name: float(spec.size) for spec in decided}
+    each = sum(spec.size for spec in decided) / (sum(spec.matrix[0] for spec in decided) or 1)
+    return {spec.name: spec.matrix[0] * each for spec in decided}
+
+
 def _unit(
     members: Sequence[TensorSpec],
     candidates: Sequence[Candidate],
     fits: dict[str, list[Candidate]],
     measured: dict[str, dict[str, Measured]],
     limit: float,
+    worth: Mapping[str, float],
 ) -> Unit:
-    """The options of a group. GateFailed where none is within the limit of the error."""
+    """The options of a group; by tensor what its loss is `worth`. GateFailed where none is within the limit of the
+    error."""
     places, options, least = [], [], inf
     for place, one in enumerate(candidates):
         if not all(one in fits[spec.name] for spec in members):
@@ -498,8 +515,7 @@ def _unit(
         if worst > limit or not all(row.loss < inf for row in rows):
             continue
         places.append(place)
-        # every weight counts the same: so the losses of tensors add up as losses of one matrix would
-        loss = fsum(row.loss * spec.size for row, spec in zip(rows, members, strict=True))
+        loss = fsum(row.loss * worth[spec.name] for row, spec in zip(rows, members, strict=True))
         size = sum(size_of(one, spec, row) for row, spec in zip(rows, members, strict=True))
         options.append(Option(size, loss))
     if not options:  # dense is no candidate, or it would be within the limit
