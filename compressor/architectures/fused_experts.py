@@ -57,3 +57,15 @@ _TYPES: Mapping[str, FusedExperts] = {
 def fused_experts(config: Mapping[str, Any]) -> FusedExperts | None:
     """The names in the model that config.json describes, or in the first known one inside it; None for others."""
     return next((_TYPES[name] for name in model_types(config) if name in _TYPES), None)
+
+
+_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
+
+
+def holds_experts(config: Mapping[str, Any], shape: tuple[int, ...]) -> bool:
+    """Whether a tensor of this shape has a matrix for each expert of the model that config.json describes, or a
+    part of it."""
+    parts = [config, *(value for value in config.values() if isinstance(value, Mapping))]
+    return (
+        len(shape) == 3 and shape[0] > 1 and any(part.get(entry) == shape[0] for part in parts for entry in _COUNTS)
+    )

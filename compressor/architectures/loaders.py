@@ -73,8 +73,8 @@ class Limit:
 class Reader:
     """A loader: its `name` with the version that was seen, the dialects whose codes it reads, and what of these it
     does not take. `lacks` are types of models that it has not; `container` is what it loads; `splits`: it knows
-    experts as single matrices in every family. `options` are those of methods that it needs, where they are left as
-    they are by default."""
+    experts as single matrices in every family; `alike`: experts of all layers have one scheme. `options` are those
+    of methods that it needs, where they are left as they are by default."""
 
     name: str
     dialects: tuple[str, ...]
@@ -82,6 +82,7 @@ class Reader:
     lacks: tuple[str, ...] = ()
     container: str = "folder"
     splits: bool = True
+    alike: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -180,6 +181,7 @@ _TRANSFORMERS = (
         instead="--scheme fp8",
     ),
     Limit("nf4.*", "takes no codes of its layers", families=("falcon",), instead="--scheme fp8"),
+    Limit("nf4.*", "takes no codes of its layers", families=("zamba2",), instead="--bits 4"),
     Limit(
         "nf4.*",
         "takes no codes of an attention's output that torch computes",
@@ -187,10 +189,32 @@ _TRANSFORMERS = (
         names=r"head\.attention\.out_proj\.weight$",
         dense=True,
     ),
+    Limit(
+        "nf4.*",
+        "takes no codes of an attention that torch computes",
+        families=("wavlm",),
+        names=r"\.attention\.(q|k|v|out)_proj\.weight$",
+        dense=True,
+    ),
+    Limit(
+        ".*",
+        "ties the weights of shared blocks, and not their codes",
+        families=("zamba", "zamba2"),
+        names=r"\.shared_transf(ormer)?\.",
+        dense=True,
+    ),
     Limit("nf4.*", "keeps this layer in float32", families=_T5, names=r"\.wo\.weight$", dense=True),
     Limit(
         "nf4 odd",
         "computes on a CPU with rows in multiples of 32 and columns in multiples of 64 only (bitsandbytes 0.50)",
+        dense=True,
+        hint=True,
+    ),
+    Limit(
+        "nf4.*",
+        "computes on a CPU as if the layer's inputs lay in order, which they do not here (bitsandbytes 0.50)",
+        families=("segformer",),
+        names=r"(\.mlp\.dense2|\.linear_c\.\d+\.proj)\.weight$",
         dense=True,
         hint=True,
     ),
@@ -238,7 +262,7 @@ _MLX = (
 READERS: Mapping[Loader, Reader] = {
     "vllm": Reader("vLLM 0.32", ("compressed-tensors", "gptq", "bitsandbytes"), _VLLM, _NOT_IN_VLLM),
     "transformers": Reader(
-        "transformers 5.24", ("compressed-tensors", "bitsandbytes", "gptq"), _TRANSFORMERS, splits=False
+        "transformers 5.24", ("compressed-tensors", "bitsandbytes", "gptq"), _TRANSFORMERS, splits=False, alike=True
     ),
     "mlx": Reader("mlx-lm 0.32", ("mlx",), _MLX, splits=False, options={"layout": "mlx"}),
     "llama.cpp": Reader("llama.cpp", (), container="gguf"),

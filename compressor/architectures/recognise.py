@@ -23,6 +23,8 @@ from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
 
 _LARGEST = 1 << 31  # of any size in a config
+# Masks, positions and frequencies, which older versions of libraries saved with the weights
+_BUFFER = re.compile(r"(.*\.)?(masked_bias|inv_freq|position_ids|causal_mask|embed_positions)")
 _UNITS = {"kv": "q", "2q": "q", "3q": "q", "heads": "q", **{f"2{symbol}": symbol for symbol in MLP}}
 DESCRIBE = "Describe what belongs together in a recipe, under [[structure]]"
 
@@ -196,7 +198,8 @@ def _place(models: Iterable[Model], specs: Iterable[TensorSpec]) -> list[tuple[s
                 model.known.append(known)
                 break
         else:
-            unknown.append((spec.name, inside))
+            if not _BUFFER.fullmatch(spec.name):
+                unknown.append((spec.name, inside))
     return unknown
 
 
@@ -206,6 +209,8 @@ def _placed(family: Family, spec: TensorSpec) -> tuple[Known | None, bool]:
     name = next((spec.name[len(p) :] for p in family.prefixes if spec.name.startswith(p)), spec.name)
     match = inside.fullmatch(name)
     layer = int(match[1]) if match else None
+    if match and _BUFFER.fullmatch(match[2]):
+        return Known(spec, (("-",),) * len(spec.shape), match[2], layer=layer), True
     found = _line(family.block if match else family.outer, match[2] if match else name)
     if found is None:
         return None, match is not None

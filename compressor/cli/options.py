@@ -136,6 +136,9 @@ running = chain(
     documents.report_option,
     documents.junit_option,
     documents.summary_option,
+    click.option(
+        "--log-file", metavar="FILE", help="Add lines about the progress to this file, every ten seconds."
+    ),
     documents.card_option,
     workers,
     output_format,
@@ -437,7 +440,8 @@ def session(values: dict[str, Any], recipe: Recipe, places: tuple[str, str] | No
     rows = recipe.report.get("top") if rows is None else rows
     hush = hush or recipe.report.get("quiet", False)
     failed: ReportedGateFailed | None = None
-    with progress.bar(enabled=not hush) as bar:
+    log = values.pop("log_file", None)
+    with progress.bar(enabled=not hush, log=log) as bar:
         gates = gates_of(values).within(recipe.gates)
         told = {"gates": gates, "progress": bar, "processes": True, "histograms": beside.report is not None}
         run = Session(RunOptions.of({**values, **told}))
@@ -470,6 +474,11 @@ def execute(
         return _show(recipe, values)
     from compressor.workflows.legs import run_legs
 
+    if values.get("log_file") is not None:
+        from compressor.files.destination import check_apart
+
+        check_apart(values["log_file"], source, option="--log-file")
+        check_apart(values["log_file"], output, option="--log-file", of="output")
     if click.get_current_context().obj == SURVEY:
         return _survey(verb, source, output, recipe, values)
     with session(values, recipe, (source, output)) as run:

@@ -27,6 +27,11 @@ class CountedScheme(Scheme):
     def one_step_each(self) -> bool:
         """Whether every tensor has one step, found for it alone."""
 
+    @property
+    @abstractmethod
+    def seeks_factors(self) -> bool:
+        """Whether weights are divided by factors of rows and columns (`numerics/factors.py`) before that."""
+
     @abstractmethod
     def aiming_at(self, bits: float | None) -> Self:
         """This scheme with other bits a weight; None: those that it aims at by default."""

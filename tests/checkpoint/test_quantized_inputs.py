@@ -266,6 +266,8 @@ UNREAD: dict[str, tuple[Stored, str]] = {
     "fp8": ({"a.weight": ("F8_E4M3", e4m3(8, 8)), "a.weight_scale": F32}, "codes with a weight_scale"),
     "fp8 of blocks": ({"a.weight": ("F8_E4M3", e4m3(8, 8)), "a.weight_scale_inv": F32}, "FP8 weights with scales"),
     "gpt-oss": ({"e.up_blocks": ints("U8", 2, 2, 2, 16), "e.up_scales": ints("U8", 2, 2, 2)}, "MXFP4 blocks"),
+    "spqr": ({"a.dense_weights": ints(), "a.row_offsets": ("I32", np.ones(9, np.int32))}, "SpQR's codes"),
+    "steps": ({"a.weight": ints("I8"), "a.delta": F32}, "codes beside delta"),
     "made up": ({"a.stuff": ints("U8"), "a.step_scale": F32}, "codes beside step_scale"),
 }
 

@@ -268,3 +268,15 @@ def test_a_diffusion_models_state_dict_is_for_no_loader_here(tmp_path: Path) -> 
     back = load_file(tmp_path / "back.safetensors")
     assert {name: value.shape for name, value in back.items()} == names
     assert all(np.linalg.norm(back[name] - weights[name]) < 0.02 * np.linalg.norm(weights[name]) for name in names)
+
+
+@pytest.mark.parametrize("options", [BITS, {"scheme": "nf4"}, {**BITS, "loader": "transformers"}])
+def test_experts_in_one_tensor_that_stay_dense_are_told(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Granite's mixtures have a matrix [experts, out, in] under names of their own."""
+    name = "model.layers.0.block_sparse_moe.input_linear.weight"
+    model = moe_folder(tmp_path / "model", more={name: (5, 64, 64)})
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "num_local_experts": 5}))
+    report = api.quantize(model, tmp_path / "out", **options, exclude=["*.experts.*"])
+    (note,) = (note for note in report.plan.notes if "hold all experts of a layer" in note)
+    assert re.fullmatch(rf"tensors that .* stay dense, \d+% of the weights \({name}\): loaders .*", note)

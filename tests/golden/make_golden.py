@@ -163,6 +163,14 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "quantize-uniform-model-f64.safetensors": ("quantize", "F64", {"scheme": "uniform", "scope": "model"}),
     "quantize-uniform-step-fp8.safetensors": ("quantize", "F8_E4M3", {"scheme": "uniform", "step": 0.01}),
+    # of rows of 256 some have factors
+    "quantize-uniform-factors-bf16.safetensors": ("quantize", "ROWS-BF16", {"scheme": "uniform", "bits": 3.0}),
+    "quantize-trellis-bf16.safetensors": ("quantize", "ROWS-BF16", {"scheme": "trellis", "bits": 3.0}),
+    "quantize-trellis-high-f64.safetensors": (
+        "quantize",
+        "F64",
+        {"scheme": "trellis", "bits": 9.0, "code_bytes": 2, "factors": "both"},
+    ),
     "store-archive-uniform-bf16.safetensors": (
         "quantize",
         "BF16",

@@ -34,7 +34,7 @@ SOME = (
 @pytest.mark.parametrize("name", SOME)
 def test_transformers_takes_it_or_it_is_refused(name: str) -> None:
     family, loader = FAMILIES[name], LOADERS["transformers"]
-    found = dict(cells(family, loader, SCHEMES, ASKED))
+    found = dict(cells(family, loader, loader.schemes_of(family), ASKED))
     assert {scheme: cell for scheme, cell in found.items() if not cell.right} == {}
     loaded = [cell for cell in found.values() if not cell.refused]
     assert bool(loaded) == (name != "gpt2")
@@ -45,7 +45,7 @@ def test_transformers_takes_it_or_it_is_refused(name: str) -> None:
 def test_mlx_takes_it_or_it_is_refused(name: str) -> None:
     pytest.importorskip("mlx_lm", reason="needs mlx-lm: make test-interop")
     loader = LOADERS["mlx"]
-    found = dict(cells(FAMILIES[name], loader, loader.schemes, {"loader": "mlx"}))
+    found = dict(cells(FAMILIES[name], loader, loader.schemes_of(FAMILIES[name]), {"loader": "mlx"}))
     assert {scheme: cell for scheme, cell in found.items() if not cell.right} == {}
     assert any(cell.refused for cell in found.values()) == (name == "qwen3-moe")
 

@@ -208,6 +208,24 @@ def test_a_dry_run_knows_the_size_and_any_number_of_workers_writes_the_same(mode
     assert planned.plan.fingerprint == one.plan.fingerprint == four.plan.fingerprint
 
 
+def test_buffers_of_older_checkpoints_go_with_their_block(tmp_path: Path) -> None:
+    """Masks, positions and frequencies that older libraries saved, scalars too, stop nothing and lose nothing."""
+    more = {
+        "model.position_ids": np.arange(9).reshape(1, 9),
+        **{f"model.layers.{n}.self_attn.masked_bias": np.array(-n, np.float32) for n in range(LAYERS)},
+        **{f"model.layers.{n}.self_attn.causal_mask": np.full((1, 1, 9, 9), n, bool) for n in range(LAYERS)},
+        **{f"model.layers.{n}.self_attn.freq.inv_freq": np.full(4, n, np.float32) for n in range(LAYERS)},
+    }
+    path = folder(tmp_path / "model", llama() | more, CONFIG, shards=2)
+    for structure in ("neurons", "heads", "hidden"):
+        after, _ = cut(path, structure=structure, fraction=0.5)
+        assert all(np.array_equal(after[name], value) for name, value in more.items())
+    after, _ = cut(path, structure="layers", layers="1", importance="index")
+    assert float(after["model.layers.1.self_attn.masked_bias"]) == -2
+    assert f"model.layers.{LAYERS - 1}.self_attn.masked_bias" not in after
+    assert np.array_equal(after["model.layers.1.self_attn.freq.inv_freq"], np.full(4, 2))
+
+
 # ---- mixtures of experts -------------------------------------------------------------------------------
 
 MOE = {

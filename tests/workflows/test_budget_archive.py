@@ -86,7 +86,8 @@ def test_it_loses_less_than_integers_of_the_same_size(model: Path, tmp_path: Pat
 
 
 def test_bits_go_where_they_gain(model: Path, tmp_path: Path) -> None:
-    report = compressor.quantize(model, tmp_path / "o.safetensors", target_bits=3.0, store="archive")
+    # a budget that does not end among layers that are alike
+    report = compressor.quantize(model, tmp_path / "o.safetensors", target_bits=3.2, store="archive")
     assert report.allocation is not None
     bits = {row.name: row.bits for row in report.allocation.chosen}
     assert bits["few.weight"] < 2  # three values: little more than the entropy of that

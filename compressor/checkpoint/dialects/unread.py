@@ -18,7 +18,7 @@ from compressor.files.source import Source, StoredTensor
 _CODES = ("U8", "I8", "I16", "U16", "I32", "U32", "I4", "U4", "F4", "F6_E2M3", "F6_E3M2")
 _FLOAT_CODES = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0")
 _SCALE = re.compile(r"scale|absmax|zero_?point|codebook|centroid", re.IGNORECASE)
-_OTHER_SCALES = frozenset(("SCB", "qzeros", "suh", "svh", "SU", "SV"))
+_OTHER_SCALES = frozenset(("SCB", "qzeros", "suh", "svh", "SU", "SV", "row_offsets", "delta"))
 _NO_SCALES = re.compile(r"logit_scale|layer_?scale|scale_shift|embed_scale", re.IGNORECASE)
 # Names of codes, or of what lies beside them, and whose they are; the first that fits
 _TOOLS = (
@@ -31,6 +31,7 @@ _TOOLS = (
     (r"\.(trellis|suh|svh)$", "ExLlamaV3's codes"),
     (r"\.Qidxs$", "QuIP#'s codes"),
     (r"\.(codebooks|codes)$", "AQLM's codes"),
+    (r"\.dense_weights$", "SpQR's codes"),
     (r"\.(centroids|res_centroids|indices)$", "VPTQ's codes"),
     (r"_qdata$|\.qdata$", "torchao's serialised tensors"),
     (r"\.weight\._(data|scale)$", "Quanto's codes"),

@@ -1,14 +1,25 @@
-"""A progress bar on stderr, in bytes with the remaining time; only where a person watches a terminal."""
+"""Progress in bytes with the remaining time: a bar where a person watches a terminal, else lines now and then."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
+
+from compressor.cli.streams import say
+from compressor.core.errors import OutputError
+from compressor.core.text import printable, size_text
+from compressor.files.text_files import append_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+
+EVERY = 60.0  # seconds between lines where there is no terminal
+EVERY_LOG = 10.0  # and in a log
 
 
 class Bar:
@@ -28,11 +39,84 @@ class Bar:
             self.progress.update(self.task, description=text, completed=0, total=None)
 
 
+class Lines(Bar):
+    """Has what is done told in a line, at most every so many seconds."""
+
+    def __init__(self, every: float, tell: Callable[[str], None]) -> None:
+        super().__init__()
+        self.every, self.tell, self.name = every, tell, ""
+        self.began = self.last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self.last >= self.every:
+            self.last = now
+            left = (now - self.began) * (total - done) / done if done else 0.0
+            share = f"{done * 100 // max(total, 1)} % of {size_text(total)}"
+            self.tell(f"{self.name}{share}, about {timedelta(seconds=round(left))} left")
+
+    def stage(self, text: str) -> None:
+        """Say what is being done now."""
+        self.began, self.name = time.monotonic(), f"{text}: "
+
+
+def logged(path: str) -> Callable[[str], None]:
+    """What adds lines to a log, with the time. OutputError where the first cannot be; a disk that is full later
+    does not end the run."""
+    begun = False
+
+    def write(text: str) -> None:
+        nonlocal begun
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        with suppress(OutputError) if begun else nullcontext():
+            append_line(path, f"{now} {printable(text, 2000)}")
+        begun = True
+
+    return write
+
+
+class Both(Bar):
+    """A bar, and lines in a log."""
+
+    def __init__(self, *bars: Bar) -> None:
+        super().__init__()
+        self.bars = bars
+
+    def __call__(self, done: int, total: int) -> None:
+        for one in self.bars:
+            one(done, total)
+
+    def stage(self, text: str) -> None:
+        """Say what is being done now."""
+        for one in self.bars:
+            one.stage(text)
+
+
 @contextmanager
-def bar(*, enabled: bool) -> Iterator[Bar]:
-    """A bar, mute where stderr is no terminal."""
-    if not enabled or not sys.stderr.isatty():
+def bar(*, enabled: bool, log: str | None = None) -> Iterator[Bar]:
+    """A bar; where stderr is no terminal, lines on it. Lines in the file `log` too, with how the run ended."""
+    if log is None:
+        with _shown(enabled=enabled) as shown:
+            yield shown
+        return
+    write = logged(log)
+    write("begun")
+    try:
+        with _shown(enabled=enabled) as shown:
+            yield Both(shown, Lines(EVERY_LOG, write))
+    except Exception as error:
+        write(f"ended: {error}")
+        raise
+    write("done")
+
+
+@contextmanager
+def _shown(*, enabled: bool) -> Iterator[Bar]:
+    if not enabled:
         yield Bar()
+        return
+    if not sys.stderr.isatty():
+        yield Lines(EVERY, lambda text: say("progress", text))
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
 
-VERSION = 10  # of the functions' arguments and meaning; goes up with any change of the C files
+VERSION = 11  # of the functions' arguments and meaning; goes up with any change of the C files
 LIBRARY = Path(__file__).with_name("_kernels.so")
 
 GGML_TYPES = (  # that are written here, and read by compiled loops
@@ -52,6 +52,8 @@ _SIGNATURES = {
     "table_products": (c_void_p, c_void_p, c_size_t, c_size_t, *(c_void_p,) * 4),
     "count_below": (c_void_p, c_size_t, c_size_t, c_void_p, c_size_t, c_size_t, c_void_p),
     "pack_nibbles": (c_void_p, c_size_t, c_void_p),
+    "trellis_codes": (c_void_p, c_size_t, c_size_t, c_void_p, c_void_p),
+    "trellis_points": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p),
     "adam": (*(c_void_p,) * 6, c_size_t, c_void_p, c_float, c_float),
     "dots_f32": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p),
     "dots_f64": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p),
@@ -415,4 +417,24 @@ def adam(
         rate,
         epsilon,
     )
+    return True
+
+
+def trellis_codes(numbers: Array, costs: Array, out: Array) -> bool | None:
+    """Codes of the best paths through float32 `numbers` [rows, columns] into `out`, int32, where `costs` [512] are
+    what codes from -256 on cost; `methods/numerics/trellis.py` has what that means."""
+    given = numbers.dtype == costs.dtype == np.float32 and out.dtype == np.int32
+    kernels = _takes(numbers, costs, out) if given else None
+    if kernels is None:
+        return None
+    kernels.trellis_codes(numbers.ctypes.data, *numbers.shape, costs.ctypes.data, out.ctypes.data)
+    return True
+
+
+def trellis_points(low: Array, high: Array | None, out: Array) -> bool | None:
+    """What codes [rows, columns], in int8 planes, stand for in the states that they lead to, into `out`, int32."""
+    kernels = _takes(low, out, *(() if high is None else (high,)))
+    if kernels is None:
+        return None
+    kernels.trellis_points(low.ctypes.data, None if high is None else high.ctypes.data, *low.shape, out.ctypes.data)
     return True

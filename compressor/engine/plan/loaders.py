@@ -64,6 +64,20 @@ def left_dense(scheme: Scheme, spec: TensorSpec, checkpoint: Checkpoint, loader:
     return reasons[0] if reasons and all(reasons) else ""
 
 
+def not_taken(loader: Loader | None, spec: TensorSpec, decoder: Decoder, config: Config, *, experts: bool) -> str:
+    """Why the loader that is named, or else any that reads such codes, takes none of a tensor in a folder; "" where
+    one does. Of a model with `experts` some are not taken beside these."""
+    dialect, form = decoder.dialect(spec), form_of(spec, decoder)
+    if loader is not None and dialect not in READERS[loader].dialects:
+        return f"{READERS[loader].name} reads no {decoder.label} as it would be stored here"
+    reasons = []
+    for reader in (loader,) if loader is not None else tuple(readers_of(dialect, config)):
+        limits = limits_of(reader, config, spec.name, form, experts=experts)
+        limit = next((one for one in limits if loader is not None or not one.hint), None)
+        reasons.append("" if limit is None else f"{READERS[reader].name} {limit.why}")
+    return reasons[0] if reasons and all(reasons) else ""
+
+
 def form_of(spec: TensorSpec, decoder: Decoder) -> str:
     """What the table calls the form of a tensor's codes: `pack-quantized int4 group asymmetric`; the dialect alone
     where one form is all that it has, "" for a layout of our own."""
@@ -201,7 +215,7 @@ def _refusals(model: _Model, loader: Loader) -> Iterator[CompressorError]:
             f"--for {loader}: {model.what(tensors)}: {reader.name} {limit.why}: {_named(tensors)}",
             remedy=model.way_on(limit, tensors),
         )
-    if loader == "transformers" and model.schemes_of_experts > 1:
+    if reader.alike and model.schemes_of_experts > 1:
         yield UsageError(
             f"--for {loader}: experts of some layers have another scheme than those of others, and {reader.name} "
             "computes with other weights then",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from compressor.architectures.fused_experts import holds_experts
 from compressor.calibration.statistics import Statistics
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.tensor import TensorSpec
@@ -73,9 +74,21 @@ def _loading(jobs: Sequence[Job], stored: Stored, container: Container, checkpoi
             yield "without a config.json nothing tells loaders that weights are quantized; `restore` knows"
     if container == "folder" and spoken - {""}:
         yield from loader_notes(jobs, checkpoint.source.config)
+        yield from _dense_experts(jobs, checkpoint.source.config or {})
     yield from sorted({encoder.remark(spec) for spec, encoder in stored} - {""})
     if "" in spoken and container not in ("npz", "gguf"):
         yield "part of it is in this project's own layout, which only `compressor restore` reads"
+
+
+def _dense_experts(jobs: Sequence[Job], config: Mapping[str, Any]) -> Iterator[str]:
+    """How much of a model stays dense, since all experts of a layer lie in one tensor."""
+    held = [job.spec for job in jobs if not job.steps and holds_experts(config, job.spec.shape)]
+    if held:
+        share = sum(spec.size for spec in held) / max(sum(job.spec.size for job in jobs), 1)
+        yield (
+            f"tensors that hold all experts of a layer stay dense, {share:.0%} of the weights "
+            f"({_named([spec.name for spec in held])}): loaders take codes of matrices only"
+        )
 
 
 def _named(names: Sequence[str]) -> str:

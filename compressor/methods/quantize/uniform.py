@@ -13,10 +13,15 @@ neighbours with the least (w/Δ − code)² + (ln 2 / 6) · bits(code), the bits
 that all lose about the same share and those with long tails get more bits. With `step_rows` so many rows have one
 Δ, the same share of theirs. Without the archive a code takes one byte, or two where one does not hold them.
 
+Matrices have factors before a step that is found (`numerics/factors.py`): what is rounded is a weight over the
+factor of its row and that of its column, and the step of each weight is Δ times these, so that noise falls where it
+matters least, as norms of rows and columns tell, or with `--stats` the inputs of the layer. Where all factors would
+be 1, with `sparsity` and with `step_rows`, there are none.
+
 Stored, for `NAME` [rows, columns]: `NAME.codes` I8 [rows, columns]; where codes need two bytes also `NAME.high` I8
 [rows, columns], code = codes + 256 · high, two planes that entropy coding takes apart; `NAME.step` F32 (F64 of a
 float64 tensor) [1], or [⌈rows/r⌉]. With `sparsity` at least that share of the weights, the smallest, become zero.
-Error: half a step, or up to 0.95 of one where rounding goes by rate.
+Error: half a step, or up to 0.95 of one where rounding goes by rate, times the factors.
 
     step = 0.5, rounding = nearest: [[0.2, -0.3, 1.1]] becomes the codes [[0, -1, 2]], back [[0, -0.5, 1]]
 """
@@ -28,12 +33,12 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from compressor.core.errors import InputError, UsageError
-from compressor.core.floats import epsilon, smallest
 from compressor.core.floats import largest as limit
+from compressor.core.floats import smallest
 from compressor.core.lazy import np
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block, ByTensor, Decoder, Encoder, Method, Survey
+from compressor.methods.contract import Block, ByTensor, Decoder, Encoder, Method, Prepared, Survey
 from compressor.methods.counted_scheme import CountedScheme
 from compressor.methods.numerics.even_steps import (
     FAR,
@@ -47,16 +52,28 @@ from compressor.methods.numerics.even_steps import (
     shared_factor,
     step_for,
 )
+from compressor.methods.numerics.factors import FAR as FAR_FACTOR
+from compressor.methods.numerics.factors import Factors, power_of
 from compressor.methods.options import option
 from compressor.methods.parts import Part
+from compressor.methods.quantize._even_parts import (
+    BYTE,
+    WIDE,
+    CodeBytes,
+    Found,
+    check_steps,
+    code_parts,
+    entropy_for,
+    error_bound,
+    normed,
+    read_factors,
+    restore,
+    split,
+    step_dtype,
+    with_factors,
+)
 
-_Bytes = Literal[1, 2]
 DEFAULT_BITS = 4.5
-_CHUNK = 1 << 20  # weights that an archive codes with one table
-_TABLE = 1600  # bits of such a table with what surrounds it, about
-_AROUND = 4000  # bits that a tensor adds to an archive's directory, and its share of the header, about
-_SIDE = 0.02  # share of the bits that is reserved for all this and for steps, at most
-_BYTE, _WIDE = 127, 32_639  # the largest codes that one byte and two planes hold on both sides
 
 
 @dataclass(frozen=True)
@@ -79,9 +96,15 @@ class Uniform(CountedScheme):
     code_bytes: Literal[1, 2] | None = option(
         None, help="bytes of a code where it is not coded; unset: by the data"
     )
+    factors: Literal["both", "none"] | None = option(
+        None, help="factors of rows and columns before the step; unset: where they differ"
+    )
+    informed: bool = False  # factors of columns go by the layers' inputs
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.factors == "both" and (self.step is not None or self.step_rows is not None or self.sparsity):
+            raise UsageError("factors are for one step that is found: leave out step, step_rows and sparsity")
         if self.step is not None:
             for name in ("bits", "step_rows"):
                 if getattr(self, name) is not None:
@@ -106,18 +129,37 @@ class Uniform(CountedScheme):
 
     # ---- what the weights tell ---------------------------------------------------------------------
 
-    def prepare(self, specs: Sequence[TensorSpec]) -> Counting:
-        return Counting(self, tuple(specs))
+    @property
+    def statistics(self) -> Literal["", "square", "gram"]:  # type: ignore[override]
+        return "square" if self.informed else ""
 
-    def aim(self, spec: TensorSpec) -> float:
-        """The entropy of codes that, with their tables and steps, take `bits` in an archive."""
-        bits = self.bits or DEFAULT_BITS
+    def with_statistics(self) -> Uniform | None:
+        return replace(self, informed=True) if self.seeks_factors else None
+
+    @property
+    def seeks_factors(self) -> bool:
+        """Whether factors are looked for. What names its bytes says all that is stored by its options."""
+        if self.step is not None or self.step_rows is not None or self.sparsity:
+            return False
+        return self.factors == "both" or (self.factors is None and self.code_bytes is None)
+
+    def prepare(self, specs: Sequence[TensorSpec]) -> Prepared:
+        if not self.seeks_factors:
+            return Counting(self, tuple(specs), {})
+        return with_factors(
+            specs, always=self.factors == "both", after=lambda found: Counting(self, tuple(specs), found)
+        )
+
+    def aim(self, spec: TensorSpec, factors: Factors | None = None) -> float:
+        """The entropy of codes that, with all that is stored beside them, take `bits` in an archive."""
         groups = 1 if self.step_rows is None else -(-spec.matrix[0] // self.step_rows)
-        side = (_AROUND + _TABLE * -(-spec.size // _CHUNK) + 28 * groups) / max(spec.size, 1)
-        return bits - min(side, _SIDE * bits)
+        return entropy_for(self.bits or DEFAULT_BITS, spec, groups, factors)
 
-    def step_of(self, points: Points, spec: TensorSpec, factor: float | None = None) -> tuple[Coding, _Bytes]:
-        """The step for a tensor of these weights, and bytes of its codes. InputError where none hold them."""
+    def step_of(
+        self, points: Points, spec: TensorSpec, factors: Factors | None = None, factor: float | None = None
+    ) -> tuple[Coding, CodeBytes]:
+        """The step for a tensor of these weights over their `factors`, or this `factor` of their root mean square,
+        and bytes of its codes. InputError where none hold them."""
         by_rate, zeroed = self.rounding == "rate", points.smallest_share(self.sparsity)
         least = points.least
         if self.step is not None:
@@ -127,7 +169,7 @@ class Uniform(CountedScheme):
         elif factor is not None:
             step = max(factor * root_of(points), least)
         else:
-            aim, high = self.aim(spec), min(2 * points.top, limit("F64"))
+            aim, high = self.aim(spec, factors), min(2 * points.top, limit("F64"))
             step = step_for(
                 aim,
                 lambda one: points.coding(one, by_rate=by_rate, zeroed=zeroed).entropy,
@@ -137,19 +179,19 @@ class Uniform(CountedScheme):
             )
         step = in_float(step, spec.dtype)
         most = points.top / step + 1
-        if not most <= _WIDE:
+        if not most <= WIDE:
             raise InputError(
                 f"a code reaches {most:.4g}, more than two bytes hold",
                 tensor=spec.name,
                 remedy=f"Use a --step of at least {points.top / LARGEST:.3g}, or --step auto",
             )
-        if self.code_bytes == 1 and most > _BYTE:
+        if self.code_bytes == 1 and most > BYTE:
             raise InputError(
                 f"a code reaches {most:.4g}, more than a byte holds",
                 tensor=spec.name,
                 remedy="Leave --code-bytes out, or use a larger step",
             )
-        return points.coding(step, by_rate=by_rate, zeroed=zeroed), self.code_bytes or (1 if most <= _BYTE else 2)
+        return points.coding(step, by_rate=by_rate, zeroed=zeroed), self.code_bytes or (1 if most <= BYTE else 2)
 
     # ---- what counts alone tell --------------------------------------------------------------------
 
@@ -184,7 +226,7 @@ class EvenCodes(Decoder):
     id: ClassVar[str] = "uniform"
 
     asked: Uniform
-    code_bytes: _Bytes
+    code_bytes: CodeBytes
 
     @property
     def scheme(self) -> Uniform:
@@ -199,22 +241,25 @@ class EvenCodes(Decoder):
 
     def parts(self, spec: TensorSpec) -> tuple[Part, ...]:
         rows = self.asked.step_rows
-        codes = (Part(".codes", "I8", spec.shape), Part(".high", "I8", spec.shape))[: self.code_bytes]
-        dtype = "F64" if DTYPES[spec.dtype].compute == "<f8" else "F32"
+        codes, dtype = code_parts(spec, self.code_bytes, factors=self.asked.factors == "both"), step_dtype(spec)
         if rows is None:
             return (*codes, Part(".step", dtype, (1,), every=0))
         return (*codes, Part(".step", dtype, (-(-spec.matrix[0] // rows),), every=rows))
 
     def bound(self, largest: float, spec: TensorSpec) -> float:
-        """No step is longer than twice the largest weight."""
-        return _bound(2 * largest, largest, spec)
+        """No step is longer than twice the largest weight, or what that is over its factors."""
+        range_ = power_of(4 * FAR_FACTOR) if self.asked.factors == "both" else 1.0
+        return error_bound(2 * largest * range_, largest, spec)
 
     def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
         """Raises InputError where a step is none."""
-        steps = parts[".step"].reshape(-1, 1)
-        if not (np.isfinite(steps) & (steps > 0)).all():
-            raise InputError("has a step that is not positive and finite", tensor=spec.name)
+        steps, factors = parts[".step"].reshape(-1, 1), read_factors(parts, spec)
+        check_steps(steps, factors, spec)
         by_row = steps if self.asked.step_rows is None else _by_row(steps, self.asked.step_rows, len(out))
+        by_column = None
+        if factors is not None:
+            by_row = steps * factors.by_row(start, len(out), steps.dtype.str)
+            by_column = factors.by_column(steps.dtype.str)
         x = work.array("uniform.x", out.shape, out.dtype.str)
         np.copyto(x, parts[".codes"].reshape(out.shape), casting="unsafe")
         width = self.code_bytes
@@ -222,7 +267,7 @@ class EvenCodes(Decoder):
             np.copyto(out, parts[".high"].reshape(out.shape), casting="unsafe")
             np.multiply(out, 256, out=out)
             np.add(x, out, out=x)
-        _restore(x, by_row, spec, out, width)
+        restore(x, by_row, by_column, spec, out, width)
 
 
 @dataclass(frozen=True)
@@ -232,29 +277,38 @@ class Steps(Encoder):
 
     asked: Uniform
     coding: Coding
-    code_bytes: _Bytes
+    code_bytes: CodeBytes
+    factors: Factors | None = None
 
     @property
     def decoder(self) -> EvenCodes:
-        return even_codes(self.asked, self.code_bytes)
+        asked = self.asked if self.factors is None else replace(self.asked, factors="both")
+        return even_codes(replace(asked, informed=False), self.code_bytes)
 
     def bound(self, largest: float, spec: TensorSpec) -> float:
         """A step, as the survey found it, or as many as become zero. No group's root mean square exceeds its
         largest weight, and its step is longer than its share of that by what rounding makes of it."""
-        tiny = smallest("F64" if DTYPES[spec.dtype].compute == "<f8" else "F32")
+        tiny = smallest(step_dtype(spec))
         unit = self.coding.step if self.asked.step_rows is None else 1.02 * self.coding.step * largest
-        return _bound((unit + tiny) * max(1.0, self.coding.zeroed), largest, spec)
+        unit *= 1.0 if self.factors is None else self.factors.largest
+        return error_bound((unit + tiny) * max(1.0, self.coding.zeroed), largest, spec)
 
     def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
         values, work, kind = block.values, block.work, restored.dtype
         steps = np.array([[self.coding.step]], kind)
+        by_column, factors = None, self.factors
         if self.asked.step_rows is not None:
             steps = self.group_steps(values)
         if parts is not None and (self.asked.step_rows is not None or block.start == 0):
             parts[".step"].reshape(-1)[...] = steps[:, 0]
         by_row = steps if self.asked.step_rows is None else _by_row(steps, self.asked.step_rows, len(values))
         x = work.array("uniform.x", values.shape, kind.str)
-        np.divide(values, by_row, out=x)
+        np.divide(normed(block, factors), by_row, out=x)
+        if factors is not None:
+            by_row = steps * factors.by_row(block.start, len(values), kind.str)
+            by_column = factors.by_column(kind.str)
+            if parts is not None and block.start == 0:
+                parts[".factors"].reshape(-1)[...] = factors.stored
         coding = self.coding
         width = self.code_bytes
         table = work.once(
@@ -275,13 +329,13 @@ class Steps(Encoder):
             if width == 1:
                 np.copyto(codes, x, casting="unsafe")
             else:
-                _split(x, codes, parts[".high"].reshape(values.shape), below)
-        _restore(x, by_row, block.spec, restored, width)
+                split(x, codes, parts[".high"].reshape(values.shape), below)
+        restore(x, by_row, by_column, block.spec, restored, width)
 
     def group_steps(self, values: Array) -> Array:
         """The steps [groups, 1] of whole groups of rows: the coding's is in units of their root mean square."""
         roots, peaks = group_roots(values, self.asked.step_rows or 1)
-        least = np.maximum(roots * self.coding.step, peaks / (_BYTE - 2 if self.code_bytes == 1 else LARGEST))
+        least = np.maximum(roots * self.coding.step, peaks / (BYTE - 2 if self.code_bytes == 1 else LARGEST))
         least = np.maximum(least, smallest("F64"))
         steps = least.astype(values.dtype)
         steps = np.where(steps < least, np.nextafter(steps, np.inf, dtype=values.dtype), steps)
@@ -294,13 +348,15 @@ class Counting(Survey[dict[str, Classes]]):
 
     method: Uniform
     specs: tuple[TensorSpec, ...]
+    factors: Found
 
     def start(self) -> dict[str, Classes]:
         return {}
 
     def observe(self, block: Block, stats: dict[str, Classes]) -> dict[str, Classes]:
-        rows, values, spec = self.method.step_rows, block.values, block.spec
-        held = stats.setdefault(spec.name, Classes.of(spec, scaled=rows is not None))
+        rows, spec, factors = self.method.step_rows, block.spec, self.factors.get(block.spec.name)
+        values = normed(block, factors)
+        held = stats.setdefault(spec.name, Classes.of(spec, scaled=rows is not None or factors is not None))
         if rows is not None and values.size:
             roots = group_roots(values, rows)[0][:, None]
             scaled = block.work.array("uniform.x", values.shape, values.dtype.str)
@@ -320,19 +376,23 @@ class Counting(Survey[dict[str, Classes]]):
     def conclude(self, stats: dict[str, Classes]) -> Steps | StepsByTensor:
         """Raises InputError where no code holds a weight."""
         method = self.method
+        factors = self.factors
         points = {
             spec.name: stats.get(spec.name, Classes.of(spec)).points(DTYPES[spec.dtype].compute)
             for spec in self.specs
         }
         if method.reach == "tensor":
             spec = self.specs[0]
-            return Steps(method, *method.step_of(points[spec.name], spec))
+            own = factors.get(spec.name)
+            return Steps(method, *method.step_of(points[spec.name], spec, own), own)
         total = sum(spec.size for spec in self.specs) or 1
-        aim = sum(method.aim(spec) * spec.size for spec in self.specs) / total
+        aim = sum(method.aim(spec, factors.get(spec.name)) * spec.size for spec in self.specs) / total
         factor = shared_factor(aim, points, by_rate=method.rounding == "rate", sparsity=method.sparsity)
-        return StepsByTensor(
-            {spec.name: Steps(method, *method.step_of(points[spec.name], spec, factor)) for spec in self.specs}
-        )
+        found = {}
+        for spec in self.specs:
+            own = factors.get(spec.name)
+            found[spec.name] = Steps(method, *method.step_of(points[spec.name], spec, own, factor), own)
+        return StepsByTensor(found)
 
 
 @dataclass(frozen=True)
@@ -348,14 +408,9 @@ class StepsByTensor(ByTensor):
 # ---- arrays --------------------------------------------------------------------------------------------
 
 
-def even_codes(asked: Uniform, code_bytes: _Bytes) -> EvenCodes:
+def even_codes(asked: Uniform, code_bytes: CodeBytes) -> EvenCodes:
     """What reads codes of so many bytes."""
     return EvenCodes(replace(asked, code_bytes=code_bytes), code_bytes)
-
-
-def _bound(step: float, largest: float, spec: TensorSpec) -> float:
-    """What a step may cost a weight, with what computing and storing adds."""
-    return step + (2.0**-22 + 2 * epsilon(spec.dtype)) * (largest + step) + smallest(spec.dtype)
 
 
 def group_roots(values: Array, rows: int) -> tuple[Array, Array]:
@@ -382,24 +437,6 @@ def _table(coding: Coding, width: int, kind: str) -> Array:
     found = np.full(1 << 8 * width, 0.5, kind)
     found[np.arange(-FAR, FAR)] = coding.rounds
     return found
-
-
-def _split(codes: Array, low: Array, high: Array, wide: Array) -> None:
-    """Codes as two planes of bytes: the low one is in [−128, 128)."""
-    np.copyto(wide, codes, casting="unsafe")
-    np.copyto(low, wide.view("<u2") & 255, casting="unsafe")
-    np.subtract(wide, low, out=wide)
-    np.right_shift(wide, 8, out=wide)
-    np.copyto(high, wide, casting="unsafe")
-
-
-def _restore(codes: Array, steps: Array, spec: TensorSpec, out: Array, width: int) -> None:
-    """codes · step, kept within the dtype's range, which a code rounded up may leave."""
-    top = limit(spec.dtype)
-    with np.errstate(over="ignore"):
-        np.multiply(codes, steps, out=out)
-    if float(steps.max(initial=0)) >= top / (1 << 8 * width):
-        np.clip(out, -top, top, out=out)
 
 
 METHOD = Uniform

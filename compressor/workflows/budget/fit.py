@@ -13,7 +13,7 @@ from itertools import count
 from math import fsum, inf
 from typing import Any
 
-from compressor.architectures.fused_layers import one_scheme
+from compressor.architectures.fused_layers import experts_module
 from compressor.architectures.roles import role_of
 from compressor.calibration.imatrix import open_layers
 from compressor.checkpoint.checkpoint import Checkpoint
@@ -42,6 +42,7 @@ from compressor.workflows.budget.candidates import (
 from compressor.workflows.budget.errand import Errand
 from compressor.workflows.budget.survey import Measured, Probe, Probed, measure_of, size_of
 from compressor.workflows.budget.survey_file import key_of, read_table, write_table
+from compressor.workflows.budget.takers import Takers
 from compressor.workflows.budget.way_on import way_on
 
 _STORES = ("auto", "packed", "archive")
@@ -73,7 +74,7 @@ class Fitting:
     errand: Errand
     size_before: int
     alone: Mapping[str, LeftAlone]  # tensors that no candidate fits, which stay as they are, and why
-    container: Container
+    takers: Takers
     shared: Mapping[str, Any]  # options of the stage that hold for all candidates
     informed: str  # by which statistics errors are weighted: "", "square", "gram"
     archived: bool = False  # sizes are those in an archive, and estimates
@@ -191,7 +192,7 @@ class Fitting:
             return f"Ask for no less, or {more}" if more else "Ask for no less"
         groups, rest = [unit.specs for unit in self.units], size - self.least
         target = (self.target or 0) - rest
-        return way_on(self.budget, groups, self.candidates, self.shared, self.container, target, more)
+        return way_on(self.budget, groups, self.candidates, self.shared, self.takers, target, more)
 
     def _left(self) -> list[TensorSpec]:
         """Weights that are left alone by default, or since others are included."""
@@ -291,36 +292,47 @@ def fitting(
     named = candidates
     if stage.fallback:
         candidates = with_nearest(named, decided, container)
-    fits = {spec.name: [one for one in candidates if one.fits(spec, container)] for spec in decided}
+    experts = any(experts_module(job.spec.name) is not None for job in scout.jobs)
+    takers = Takers(container, errand.options.loader, checkpoint.source.config, experts)
+    fits = {spec.name: [one for one in candidates if takers.fits(one, spec)] for spec in decided}
     if budget.candidates and not errand.options.allow_unmatched:
         check_of_use(named, decided, container, fallback=stage.fallback)
-    groups = _groups(decided, candidates, container)
+        takers.check_taken(named, decided)
+    groups = _groups(decided, candidates, takers)
     alone = {
-        spec.name: _why_alone(members, fits, candidates, container)
+        spec.name: _why_alone(members, fits, candidates, takers)
         for members in groups
         if not _common(members, fits)
         for spec in members
     }
     decided = [spec for spec in decided if spec.name not in alone]
     if not decided:
-        raise UsageError(
-            "there is nothing to decide: no tensor is selected whose shape a candidate allows",
-            remedy="--layout compressor holds rows of any length, and kernels" if "layout" in shared else "",
-        )
+        raise _nothing_to_decide(alone, errand.options.loader, shared)
     for spec in decided:
         for one in fits[spec.name]:
             check_readable(one, spec, archived=archived)
     _check_statistics(candidates, decided, errand.stats)
     survey = _Survey(checkpoint, recipe, budget, errand, candidates, fits, archived)
     measured, informed = survey.measured(scout, decided)
+    worth = _worth(decided, informed)
     units = tuple(
-        _unit(members, candidates, fits, measured, budget.limit)
+        _unit(members, candidates, fits, measured, budget.limit, worth)
         for members in groups
         if members[0].name not in alone
     )
     size = scout.size_before
     return Fitting(
-        recipe, budget, candidates, units, measured, errand, size, alone, container, shared, informed, archived
+        recipe, budget, candidates, units, measured, errand, size, alone, takers, shared, informed, archived
+    )
+
+
+def _nothing_to_decide(alone: Mapping[str, LeftAlone], loader: str | None, shared: Mapping[str, Any]) -> UsageError:
+    why = next((one.reason for one in alone.values()), "")
+    if loader is not None and alone:
+        return UsageError(f"--for {loader}: there is nothing to decide: {why}", remedy="Leave --for out")
+    return UsageError(
+        "there is nothing to decide: no tensor is selected whose shape a candidate allows",
+        remedy="--layout compressor holds rows of any length, and kernels" if "layout" in shared else "",
     )
 
 
@@ -382,7 +394,11 @@ class _Survey:
         """What is known of every tensor's candidates, from the table or measured; and by which statistics."""
         informed, identity = self._informed(decided)
         budget = self.budget
-        way = {"stages": list(scout.stages[:-1]), "stats": [informed, identity], "sample": budget.sample}
+        way = {
+            "stages": list(scout.stages[:-1]),
+            "stats": [informed and f"{informed}, by rows", identity],
+            "sample": budget.sample,
+        }
         key = key_of(self.checkpoint, way)
         known = read_table(budget.survey, key) if budget.survey is not None else {}
         wanted = self._wanted(decided, known)
@@ -433,13 +449,12 @@ class _Survey:
 
 
 def _groups(
-    decided: Sequence[TensorSpec], candidates: Sequence[Candidate], container: Container
+    decided: Sequence[TensorSpec], candidates: Sequence[Candidate], takers: Takers
 ) -> list[list[TensorSpec]]:
     """Tensors that must have one scheme together: what loaders fuse, where any of the candidates is theirs."""
     groups: dict[str, list[TensorSpec]] = {}
     for spec in decided:
-        loaded = container == "folder" and len(spec.shape) == 2
-        whole = one_scheme(spec.name, {one.dialect(spec) for one in candidates}) if loaded else None
+        whole = takers.together(spec, (one.dialect(spec) for one in candidates))
         groups.setdefault(f"tensor {spec.name}" if whole is None else f"group {whole}", []).append(spec)
     return list(groups.values())
 
@@ -448,11 +463,16 @@ def _why_alone(
     members: Sequence[TensorSpec],
     fits: Mapping[str, Sequence[Candidate]],
     candidates: Sequence[Candidate],
-    container: Container,
+    takers: Takers,
 ) -> LeftAlone:
     """Why these tensors, which no candidate fits together, stay as they are."""
+    container = takers.container
     if container == "folder" and not all(spec.name.endswith(".weight") for spec in members):
         return LeftAlone("no module's .weight, so loaders would not look for its codes")
+    for spec in members:
+        refused = [takers.refusal(one, spec) for one in candidates if one.encoder and one.fits(spec, container)]
+        if refused and all(refused):
+            return LeftAlone(f"{refused[0]}, and none of the budget's candidates is taken")
     if all(any(one.encoder for one in fits[spec.name]) for spec in members):
         return LeftAlone("no candidate of the budget fits all that loaders fuse with it")
     nearest = with_nearest(candidates, members, container)
@@ -465,14 +485,26 @@ def _common(members: Sequence[TensorSpec], fits: Mapping[str, Sequence[Candidate
     return any(one.encoder and all(one in fits[spec.name] for spec in members) for one in fits[members[0].name])
 
 
+def _worth(decided: Sequence[TensorSpec], informed: str) -> dict[str, float]:
+    """What the relative loss of each tensor counts, together as many as there are weights. Without statistics every
+    weight counts the same, so that losses of tensors add up as those of one matrix would; losses of outputs are by
+    the outputs, however many inputs each has."""
+    if not informed:
+        return {spec.name: float(spec.size) for spec in decided}
+    each = sum(spec.size for spec in decided) / (sum(spec.matrix[0] for spec in decided) or 1)
+    return {spec.name: spec.matrix[0] * each for spec in decided}
+
+
 def _unit(
     members: Sequence[TensorSpec],
     candidates: Sequence[Candidate],
     fits: dict[str, list[Candidate]],
     measured: dict[str, dict[str, Measured]],
     limit: float,
+    worth: Mapping[str, float],
 ) -> Unit:
-    """The options of a group. GateFailed where none is within the limit of the error."""
+    """The options of a group; by tensor what its loss is `worth`. GateFailed where none is within the limit of the
+    error."""
     places, options, least = [], [], inf
     for place, one in enumerate(candidates):
         if not all(one in fits[spec.name] for spec in members):
@@ -483,8 +515,7 @@ def _unit(
         if worst > limit or not all(row.loss < inf for row in rows):
             continue
         places.append(place)
-        # every weight counts the same: so the losses of tensors add up as losses of one matrix would
-        loss = fsum(row.loss * spec.size for row, spec in zip(rows, members, strict=True))
+        loss = fsum(row.loss * worth[spec.name] for row, spec in zip(rows, members, strict=True))
         size = sum(size_of(one, spec, row) for row, spec in zip(rows, members, strict=True))
         options.append(Option(size, loss))
     if not options:  # dense is no candidate, or it would be within the limit

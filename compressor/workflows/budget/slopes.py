@@ -32,7 +32,7 @@ _LEAST = 1e-3  # of the mean slope: below that a slope is within the noise of it
 
 def check_for_slopes(found: Fitting) -> None:
     """UsageError where slopes cannot be measured: other stages, or names that are not the model's own."""
-    if found.container == "gguf":
+    if found.takers.container == "gguf":
         raise UsageError(
             "--text weighs budgets of folders and .safetensors, whose names are the model's",
             remedy="Leave it out for a .gguf",

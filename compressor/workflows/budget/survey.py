@@ -5,7 +5,10 @@ For a row w of a tensor and w' as a candidate restores it, with what is known of
     loss of a row   (w − w')ᵀ G (w − w'),   energy of a row   wᵀ G w
 
 with G = E[x xᵀ] where statistics have grams, its diagonal where they do not, and the identity without statistics. A
-tensor's error is the sum of the losses over that of the energies: the relative squared error of its outputs.
+tensor's error is the sum of the losses over that of the energies. With statistics a row counts by one over its
+energy (and a little of the block's mean, so that rows which are nearly zero do not outweigh the rest): the error is
+then the mean over the outputs of their relative squared errors. Few outputs may have nearly all of the energy, of
+inputs that hardly change, and what the others lose must not vanish beside it.
 
 Of a tensor of more than `sample` weights, about that many are measured, in blocks of rows spread evenly. The error
 is then a ratio of two sums over sampled rows, with the usual standard error of such (Cochran, Sampling Techniques,
@@ -13,7 +16,8 @@ is then a ratio of two sums over sampled rows, with the usual standard error of 
 
 Even steps, for an archive, are not tried one by one: the weights are counted, and entropy and loss of every step
 follow from the counts. What rounding to a fine step loses is like noise that is the same in all columns, so its
-weighted loss is Σ (w − w')² times the mean of G's diagonal. The same counts tell what the numbers themselves take.
+weighted loss is Σ (w − w')² times the mean of G's diagonal, and of what rows count. The same counts tell what the
+numbers themselves take.
 """
 
 from __future__ import annotations
@@ -31,13 +35,16 @@ from compressor.core.workspace import Array
 from compressor.methods.contract import Block, ByTensor, Method, Scheme, Survey
 from compressor.methods.counted_scheme import CountedScheme
 from compressor.methods.numerics.even_steps import Classes
+from compressor.methods.numerics.factors import Sizes
 from compressor.methods.unlisted.dense import Dense
 from compressor.recipe.budget import SAMPLE
 from compressor.workflows.budget.candidates import DENSE, Candidate
 
 _GRAM = 1 << 33  # multiplications of a gram that a candidate may cost a tensor, about
-# Sums over a tensor's rows: 1, w², energy, energy²; and over a candidate's: lost w², loss, loss², loss·energy
-_SUMS = 4
+_DIM = 0.01  # of the mean energy of a block's rows is added to each, where rows count by one over it
+# Sums over a tensor's rows: 1, w², energy, energy², what rows count; and over a candidate's: lost w², loss, loss²,
+# loss·energy
+_SUMS = 5
 
 
 @dataclass(frozen=True)
@@ -114,10 +121,25 @@ class ProbedEach(ByTensor):
 
 @dataclass
 class Seen:
-    """Of a tensor so far: sums [1 + candidates, _SUMS], and how often which weight was there."""
+    """Of a tensor so far: sums [1 + candidates, _SUMS], how often which weight was there, and which over factors;
+    and what noise those make: `noise`, Σ over rows of the mean square of the factors, and that as errors weigh."""
 
     sums: Array
     classes: Classes
+    over_factors: Classes
+    noise: Array = field(default_factory=lambda: np.zeros(2))
+
+    def merge(self, more: Seen) -> None:
+        """Take in other blocks of the tensor."""
+        self.sums += more.sums
+        self.noise += more.noise
+        self.classes.merge(more.classes)
+        self.over_factors.merge(more.over_factors)
+
+    def settle(self) -> None:
+        """Hold one table of counts only."""
+        self.classes.settle()
+        self.over_factors.settle()
 
 
 @dataclass(frozen=True)
@@ -135,7 +157,8 @@ class Measure(Survey["dict[str, Seen]"]):
         keys = self.probe.wanted.get(block.spec.name, ())
         seen = stats.get(block.spec.name)
         if seen is None:
-            seen = stats[block.spec.name] = Seen(np.zeros((1 + len(keys), _SUMS)), Classes.of(block.spec))
+            classes = Classes.of(block.spec), Classes.of(block.spec, scaled=True)
+            seen = stats[block.spec.name] = Seen(np.zeros((1 + len(keys), _SUMS)), *classes)
         sums = seen.sums
         values, work = block.values, block.work
         if (block.start // max(len(values), 1)) % self._every(block.spec) or not keys:
@@ -143,11 +166,15 @@ class Measure(Survey["dict[str, Seen]"]):
         encoders = dict(self.probe.candidates)
         weigh = _Weighing(block, self.probe.informed)
         plain, energy = weigh(values)
-        sums[0] += (len(values), plain.sum(), energy.sum(), dot(energy, energy))
+        share = _shares(energy) if self.probe.informed else np.ones(len(values))
+        energy = energy * share
+        sums[0] += (len(values), plain.sum(), energy.sum(), dot(energy, energy), share.sum())
         top = float(np.abs(values).max(initial=0))
         restored = work.array("survey.restored", values.shape, values.dtype.str)
         if any(counted(key, encoders) for key in keys):
             seen.classes.add(values, work)
+        if any(_over_factors(encoders.get(key)) for key in keys):
+            _count_over_factors(block, self.probe.informed, share, seen)
         for place, key in enumerate(keys, 1):
             if counted(key, encoders):
                 continue
@@ -156,17 +183,17 @@ class Measure(Survey["dict[str, Seen]"]):
             encoder.encode(block, None, restored)
             np.subtract(values, restored, out=restored)
             lost, loss = weigh(restored)
-            sums[place] += (lost.sum(), loss.sum(), dot(loss, loss), dot(loss, energy))
+            loss = loss * share
+            sums[place] += (lost.sum(), loss.sum(), dot(loss, loss), dot(loss, energy), 0)
         return stats
 
     def merge(self, stats: dict[str, Seen], more: dict[str, Seen]) -> dict[str, Seen]:
         for name, seen in more.items():
             if name in stats:
-                stats[name].sums += seen.sums
-                stats[name].classes.merge(seen.classes)
+                stats[name].merge(seen)
             else:
                 stats[name] = seen
-                seen.classes.settle()
+                seen.settle()
         return stats
 
     def conclude(self, stats: dict[str, Seen]) -> ProbedEach:
@@ -214,16 +241,44 @@ class _Weighing:
         return plain, plain
 
 
+def _shares(energy: Array) -> Array:
+    """What each row counts, by its energy [rows]: about one over it; 1 where there is none at all."""
+    mean = float(energy.mean()) if energy.size else 0.0
+    found: Array = 1 / (energy + _DIM * mean) if mean else np.ones(energy.shape)
+    return found
+
+
 def counted(key: str, encoders: Mapping[str, Scheme]) -> bool:
     """Whether a candidate follows from counts of the weights: an even step, or dense."""
     return key == DENSE or isinstance(encoders[key], CountedScheme)
+
+
+def _over_factors(scheme: Scheme | None) -> bool:
+    return isinstance(scheme, CountedScheme) and scheme.seeks_factors
+
+
+def _count_over_factors(block: Block, informed: str, share: Array, seen: Seen) -> None:
+    """Count a block's weights over the factors that it would have by itself, and add what noise these give."""
+    values, kind = block.values, block.values.dtype.str
+    square = block.inputs.square if informed and block.inputs is not None else np.ones(values.shape[1])
+    sizes = Sizes()
+    sizes.add(values, 0, block.inputs.square if informed and block.inputs is not None else None)
+    factors = sizes.factors(TensorSpec("", block.spec.dtype, values.shape))
+    by_row, by_column = factors.by_row(0, len(values), kind), factors.by_column(kind)
+    seen.over_factors.add(values / by_row / by_column, block.work)
+    rows, columns = np.square(by_row[:, 0], dtype=np.float64), np.square(by_column, dtype=np.float64)
+    mean = float(square.mean()) or 1.0
+    seen.noise += (
+        rows.sum() * float(columns.mean()),
+        dot(rows, share) * float((columns * square).mean()) / mean,
+    )
 
 
 def _forecast(
     keys: Sequence[str], encoders: Mapping[str, Scheme], seen: Seen, spec: TensorSpec
 ) -> dict[str, Measured]:
     """What counts tell of these candidates."""
-    _, plain, energy, _ = (float(value) for value in seen.sums[0])
+    rows, plain, energy, _, shares = (float(value) for value in seen.sums[0])
     found = {DENSE: Measured(0.0, 0.0, 0.0, seen.classes.bits() or 1e-9)} if DENSE in keys else {}
     groups: dict[CountedScheme, dict[str, float]] = {}  # the bits of those that differ in nothing else, by key
     for key in keys:
@@ -231,17 +286,19 @@ def _forecast(
         if isinstance(encoder, CountedScheme) and encoder.aimed_bits is not None:
             groups.setdefault(encoder.aiming_at(None), {})[key] = encoder.aimed_bits
     for alike, aims in groups.items():
-        forecasts = alike.forecasts(seen.classes, spec, tuple(aims.values()))
+        classes, noise = (seen.over_factors, seen.noise) if alike.seeks_factors else (seen.classes, (rows, shares))
+        each, weighed = (float(value) / (rows or 1) for value in noise)  # of a row
+        forecasts = alike.forecasts(classes, spec, tuple(aims.values()))
         for key, (bits, lost) in zip(aims, forecasts, strict=True):
-            error = sqrt(lost / plain) if plain else 0.0
-            found[key] = Measured(error, lost / energy if energy else 0.0, 0.0, bits)
+            error = sqrt(lost * each / plain) if plain else 0.0
+            found[key] = Measured(error, lost * weighed / energy if energy else 0.0, 0.0, bits)
     return found
 
 
 def _measured(head: Array, sums: Array, share: float) -> Measured:
     """From the sums over rows to ratios; `share` of the tensor's rows were measured."""
-    rows, plain, energy, energy2 = (float(value) for value in head)
-    lost, loss, loss2, product = (float(value) for value in sums)
+    rows, plain, energy, energy2, _ = (float(value) for value in head)
+    lost, loss, loss2, product, _ = (float(value) for value in sums)
     error = sqrt(lost / plain) if plain else 0.0 if not lost else inf
     ratio = loss / energy if energy else 0.0 if not loss else inf
     if not ratio or ratio == inf or rows < 2 or share >= 1:

@@ -8,9 +8,9 @@ from typing import Any
 
 from compressor.core.errors import UsageError
 from compressor.core.tensor import TensorSpec
-from compressor.files.layout import Container
 from compressor.recipe.budget import Budget
 from compressor.workflows.budget.candidates import Candidate, make_candidates
+from compressor.workflows.budget.takers import Takers
 
 _SURE = 0.99  # of a target, within which headers that another layout makes longer are too
 
@@ -20,24 +20,24 @@ def way_on(
     groups: Sequence[Sequence[TensorSpec]],
     candidates: Sequence[Candidate],
     shared: Mapping[str, Any],
-    container: Container,
+    takers: Takers,
     target: int,
     more: str,
 ) -> str:
     """What to do about a budget that may take `target` bytes for these tensors (of each group all in one scheme),
     and that no choice of the `candidates` meets. `shared` are options of the stage;
     `more` is how weights that stay dense would be decided too, "" where there are none."""
-    for way, wider in _wider(budget, candidates, shared, container).items():
-        if wider and _least(groups, wider, container) <= target * _SURE:
+    for way, wider in _wider(budget, candidates, shared, takers).items():
+        if wider and _least(groups, wider, takers) <= target * _SURE:
             return f"Ask for no less, or {way}, which makes it possible"
     ways = [more] if more else []
-    if container != "gguf":  # which holds no archive
+    if takers.container != "gguf" and takers.loader is None:  # of which none takes an archive
         ways.append("give --store archive, whose steps go down to half a bit")
     return ", or ".join(["Ask for no less", *ways])
 
 
 def _wider(
-    budget: Budget, candidates: Sequence[Candidate], shared: Mapping[str, Any], container: Container
+    budget: Budget, candidates: Sequence[Candidate], shared: Mapping[str, Any], takers: Takers
 ) -> dict[str, Sequence[Candidate]]:
     """More candidates than there were, by what gives them."""
     found: dict[str, Sequence[Candidate]] = {}
@@ -46,20 +46,20 @@ def _wider(
     with suppress(UsageError):  # an option of the stage that none of them has
         if budget.candidates:
             layout = str(shared.get("layout", "auto"))
-            found["leave out --candidate"] = make_candidates((), shared, layout, container)
+            found["leave out --candidate"] = make_candidates((), shared, layout, takers.container)
     with suppress(UsageError):
-        if shared.get("layout") != "compressor" and container != "gguf":
+        if shared.get("layout") != "compressor" and takers.container != "gguf" and takers.loader is None:
             rest = {**shared, "layout": "compressor"}
             way = "give --layout compressor (widths from 2 bits up, for `compressor restore`)"
-            found[way] = make_candidates((), rest, "compressor", container)
+            found[way] = make_candidates((), rest, "compressor", takers.container)
     return found
 
 
-def _least(groups: Sequence[Sequence[TensorSpec]], candidates: Sequence[Candidate], container: Container) -> int:
+def _least(groups: Sequence[Sequence[TensorSpec]], candidates: Sequence[Candidate], takers: Takers) -> int:
     """Bytes of the smallest choice among these, of tensors that lie dense where none fits."""
     return sum(
         min(
-            sum(one.size(spec) or 0 if one.fits(spec, container) else spec.nbytes for spec in group)
+            sum(one.size(spec) or 0 if takers.fits(one, spec) else spec.nbytes for spec in group)
             for one in candidates
         )
         for group in groups

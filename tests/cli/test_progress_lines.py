@@ -1,0 +1,44 @@
+"""Lines about the progress: on stderr without a terminal, and in a log."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from support.console import MATRIX, TEACHER, compressor
+
+from compressor.cli.report import progress
+
+if TYPE_CHECKING:
+    import pytest
+
+LINE = r"\d+ % of \d.* left"
+
+
+def test_lines_where_there_is_no_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = ("prune", TEACHER, "--sparsity", "0.5", "-o")
+    assert "progress:" not in compressor(*run, tmp_path / "a.safetensors").err
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    told = compressor(*run, tmp_path / "b.safetensors").err.splitlines()
+    assert re.fullmatch(f"progress: {LINE}", told[0])
+    assert told[-1].startswith("progress: 100 % of ")
+    assert compressor(*run, tmp_path / "c.safetensors", "-q").err == ""
+
+
+def test_a_log_tells_how_runs_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "EVERY_LOG", 0.0)
+    log, run = (
+        tmp_path / "log",
+        ("prune", MATRIX, "-q", "--sparsity", "0.5", "-o", tmp_path / "a.npy", "--log-file"),
+    )
+    assert compressor(*run, log).code == 0
+    assert compressor(*run, log).code == 4
+    lines = [line.partition(" ")[2] for line in log.read_text().splitlines()]
+    assert lines[0] == "begun"
+    assert re.fullmatch(LINE, lines[1])
+    done = lines.index("done")
+    assert lines[done + 1 :] == ["begun", f"ended: {tmp_path / 'a.npy'}: exists already. Use --force to replace it"]
+    assert compressor(*run, tmp_path / "a.npy").code == 2
+    assert compressor(*run, MATRIX).code == 2
+    assert compressor(*run, tmp_path / "none" / "log").code == 4
