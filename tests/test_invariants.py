@@ -21,7 +21,7 @@ from compressor.cli.report import render
 from compressor.core.errors import InputError, Problems, UsageError
 from compressor.core.tensor import DTYPES
 from compressor.engine.execution import cut as cutting
-from compressor.engine.execution import runner
+from compressor.engine.execution import runner, units
 from compressor.methods.prune import magnitude
 from compressor.recipe.stages import parse_stage
 from compressor.recipe.toml_file import ready_recipes
@@ -255,7 +255,7 @@ def test_3_the_same_bytes_with_any_number_of_workers(
     monkeypatch.setattr(cutting, "BLOCK", 64)
     monkeypatch.setattr(magnitude, "SMALL", 0)  # no tensor is sure to be a single block
     monkeypatch.setattr(cutting, "CHUNK", 128)
-    monkeypatch.setattr(runner, "_BATCH", 256)
+    monkeypatch.setattr(units, "BATCH", 256)
     source = archives.write(tmp_path / "in.safetensors", {f"t{n}": weights((90, 8), "BF16", n) for n in range(4)})
     mentor = {f"t{n}": ("F32", np.abs(weights((90, 8), "F32", 9 + n)[1]) + 1) for n in range(4)}
     teacher = archives.write(tmp_path / "teacher.safetensors", mentor)
@@ -278,7 +278,7 @@ def test_3_cuts_change_nothing(name: str, animals: Path, tmp_path: Path) -> None
             patch.setattr(cutting, "BLOCK", block)
             patch.setattr(magnitude, "SMALL", 0)
             patch.setattr(cutting, "CHUNK", 2 * block)
-            patch.setattr(runner, "_BATCH", 4 if block == 8 else 1 << 19)
+            patch.setattr(units, "BATCH", 4 if block == 8 else 1 << 19)
             api.pipeline(animals, tmp_path / f"{stem}.safetensors", stages=[NAMES[name]])
             api.restore(tmp_path / f"{stem}.safetensors", tmp_path / f"{stem}-back.safetensors")
     for end in (".safetensors", "-back.safetensors"):
@@ -341,7 +341,7 @@ def test_3_a_packed_teacher_is_read_rightly_in_many_blocks(tmp_path: Path, monke
     monkeypatch.setattr(cutting, "BLOCK", 24)
     monkeypatch.setattr(magnitude, "SMALL", 0)
     monkeypatch.setattr(cutting, "CHUNK", 48)
-    monkeypatch.setattr(runner, "_BATCH", 4)
+    monkeypatch.setattr(units, "BATCH", 4)
     for stem, mentor in (("a", packed), ("b", dense)):
         api.distill(source, tmp_path / f"{stem}.safetensors", teacher=mentor, alpha=0.5)
     assert contents(tmp_path / "a.safetensors") == contents(tmp_path / "b.safetensors")

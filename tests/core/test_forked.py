@@ -104,7 +104,7 @@ def test_fewer_workers_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_same_bytes_and_figures_as_threads(
     stages: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compressor.engine.execution.runner._BATCH", 1 << 12)  # small tensors become tasks too
+    monkeypatch.setattr("compressor.engine.execution.units.BATCH", 1 << 12)  # small tensors become tasks too
     threads = api.pipeline(SAMPLES / "tiny-llama", tmp_path / "threads", stages=stages, workers=2)
     monkeypatch.setattr(execution, "_LARGE", 0)
     processes = api.pipeline(

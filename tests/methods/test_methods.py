@@ -19,7 +19,7 @@ from compressor.core.errors import InputError, UsageError
 from compressor.core.metrics import Change
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.engine.execution import cut as cutting
-from compressor.engine.execution import joined, runner
+from compressor.engine.execution import joined, units
 from compressor.methods.contract import ByTensor, Encoder, Method, Survey, TensorMethod, Transform
 from compressor.methods.numerics import smallest_keys
 from compressor.methods.options import describe, options_of
@@ -159,7 +159,7 @@ def test_magnitude_is_exactly_a_stable_sort(
         patch.setattr(cutting, "BLOCK", block)
         patch.setattr(joined, "BLOCK", block)
         patch.setattr(cutting, "CHUNK", 2 * block)
-        patch.setattr(runner, "_BATCH", 1 << 19 if block > magnitude.SMALL and few else 8)  # joined, or not
+        patch.setattr(units, "BATCH", 1 << 19 if block > magnitude.SMALL and few else 8)  # joined, or not
         if block < magnitude.SMALL:  # then no tensor is sure to be a single block
             patch.setattr(magnitude, "SMALL", 0)
         patch.setattr(smallest_keys, "_FEW", few)

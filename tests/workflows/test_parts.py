@@ -42,7 +42,7 @@ def fine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cut, "BLOCK", 1 << 11)
     for module in (units, runner):
         monkeypatch.setattr(module, "SMALL", 1 << 11)
-    monkeypatch.setattr(units, "_BATCH", 1 << 11)
+    monkeypatch.setattr(units, "BATCH", 1 << 11)
 
 
 def tensors(dtype: Any = ml_dtypes.bfloat16) -> dict[str, Any]:

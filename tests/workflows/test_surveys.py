@@ -16,7 +16,7 @@ from support.fault_injection import tree
 
 from compressor import api
 from compressor.core.errors import InputError, UsageError
-from compressor.engine.execution import runner
+from compressor.engine.execution import units
 from compressor.engine.execution.runner import Runner
 
 N = 3
@@ -25,7 +25,7 @@ N = 3
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file of weights, many of which have the same magnitude, with tensors that make a task each."""
-    monkeypatch.setattr(runner, "_BATCH", 1)
+    monkeypatch.setattr(units, "BATCH", 1)
     rng = np.random.default_rng(0)
     tensors = {f"layers.{n}.mlp.up_proj.weight": rng.integers(-9, 9, (64, 64)).astype(np.float32) for n in range(5)}
     save_file(tensors, tmp_path / "in.safetensors")

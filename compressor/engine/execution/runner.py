@@ -19,6 +19,7 @@ from compressor.core.errors import InputError, UsageError
 from compressor.core.metrics import Change
 from compressor.core.parallel.threads import Task, in_order
 from compressor.core.tensor import DTYPES
+from compressor.engine.execution import units as dividing
 from compressor.engine.execution.cut import Slice
 from compressor.engine.execution.joined import Joined, join
 from compressor.engine.execution.units import Batch, Chunk, Share, Unit, units_of
@@ -28,8 +29,6 @@ from compressor.methods.contract import SMALL, ByTensor, Encoder, Survey, Tensor
 
 if TYPE_CHECKING:
     from compressor.engine.execution.survey_book import SurveyBook
-
-_BATCH = 1 << 19  # elements of small tensors that make one task of a survey
 
 _Rows = tuple[Job, int, Slice, int, int]  # rows of a tensor, and the place of the step that a pass is for
 
@@ -272,7 +271,7 @@ class Runner:
                 continue
             batch += own
             held += job.spec.size + 512
-            if held >= _BATCH:
+            if held >= dividing.BATCH:
                 found.append(_Look(batch, small=True))
                 batch, held = [], 0
         return [*found, _Look(batch, small=True)] if batch else found

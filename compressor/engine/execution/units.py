@@ -14,7 +14,7 @@ from compressor.engine.execution.worker import Worker
 from compressor.engine.plan.plan import Job
 from compressor.methods.contract import SMALL
 
-_BATCH = 1 << 19  # elements of small tensors that make one task
+BATCH = 1 << 19  # elements of small tensors that make one task
 _EACH = 512  # elements that a tensor counts for, however small it is
 
 
@@ -82,7 +82,7 @@ def _batches(jobs: list[Job], worker: Worker) -> Iterator[Batch]:
     for job in sorted(jobs, key=place):
         batch.append(job)
         held += job.spec.size + _EACH
-        if held >= _BATCH:
+        if held >= BATCH:
             yield Batch(tuple(batch))
             batch, held = [], 0
     if batch:
