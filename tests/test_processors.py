@@ -73,6 +73,7 @@ def differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
     return [name for name in one if one[name] != other[name]]
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_the_bytes_are_the_same(environment: str) -> None:
     variables, kinds = ENVIRONMENTS[environment]
