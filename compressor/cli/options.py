@@ -14,7 +14,7 @@ import click
 from compressor.architectures.loaders import READERS
 from compressor.cli import documents
 from compressor.cli.streams import emit, say
-from compressor.core.errors import UsageError
+from compressor.core.errors import CompressorError, UsageError, problems_of
 from compressor.core.text import size_of
 from compressor.methods.contract import Method
 from compressor.methods.options import SELECTOR, SHARED, Option, choices_of, describe, options_of, required_options
@@ -455,9 +455,13 @@ def session(values: dict[str, Any], recipe: Recipe, places: tuple[str, str] | No
         say("warning", sentence)
     try:
         beside.write(run.report)
-    finally:
-        if failed is not None:
-            raise failed
+    except CompressorError as error:
+        if failed is None:
+            raise
+        for problem in problems_of(error):
+            say("warning", str(problem))
+    if failed is not None:
+        raise failed
 
 
 def execute(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from compressor.core.errors import OutputError
 from compressor.files.staging import Staging, reporting
 
 
@@ -22,7 +23,10 @@ def write_document(path: str, content: bytes, *, replace: bool) -> None:
 
 def append_line(path: str, line: str) -> None:
     """One more line of a log, on disk when this returns. OutputError when it cannot be."""
-    with reporting(path), open(path, "ab") as file:
-        file.write(line.encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(path, "ab") as file:
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:  # what was in the file before stays there
+        raise OutputError(f"cannot be written: {error.strerror or error}", file=path) from error
