@@ -2,20 +2,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OUT := demo-output
-FAST := "not faults and not interop and not vllm"
+FAST := "not faults and not interop and not processors and not vllm"
 
-.PHONY: help demo test coverage lint format test-faults test-interop test-vllm loaders bench clean
+.PHONY: help demo test coverage lint format test-processors test-faults test-interop test-vllm loaders bench clean
 
 help:
-	@echo "make demo          install, compress the sample weights, show the tables"
-	@echo "make test          install, run the tests (about five minutes)"
-	@echo "make coverage      the same with coverage, which must be 95 percent"
-	@echo "make lint          ruff and strict mypy"
-	@echo "make test-faults   the long fault injection: killed runs, failing disks, mutated files"
-	@echo "make test-interop  load the results in compressed-tensors and transformers (installs torch)"
-	@echo "make test-vllm     vLLM on the CPU: the log-probabilities of quantized folders (installs vLLM, 2 GB)"
-	@echo "make loaders       every family of models in every scheme through its loaders: docs/loaders.md (half an hour)"
-	@echo "make bench         throughput and memory beside cp, NumPy, torch, HQQ, scikit-learn (writes 2.4 GB to bench-data)"
+	@echo "make demo              install, compress the sample weights, show the tables"
+	@echo "make test              install, run the tests (about five minutes)"
+	@echo "make coverage          the same with coverage, which must be 95 percent"
+	@echo "make lint              ruff and strict mypy"
+	@echo "make test-processors   the golden files as if on other processors, and without the kernels"
+	@echo "make test-faults       the long fault injection: killed runs, failing disks, mutated files"
+	@echo "make test-interop      load the results in compressed-tensors and transformers (installs torch)"
+	@echo "make test-vllm         vLLM on the CPU: the log-probabilities of quantized folders (installs vLLM, 2 GB)"
+	@echo "make loaders           every family of models in every scheme through its loaders: docs/loaders.md (half an hour)"
+	@echo "make bench             throughput and memory beside cp, NumPy, torch, HQQ, scikit-learn (writes 2.4 GB to bench-data)"
 
 # A stamp for each set of packages: it is renewed when what is to be installed changes.
 .venv/base: pyproject.toml hatch_build.py $(wildcard compressor/core/kernels/*.c) compressor/core/kernels/__init__.py
@@ -68,6 +69,9 @@ lint: .venv/dev
 format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+test-processors: .venv/dev
+	$(BIN)/python -m pytest -n 2 -m processors
 
 test-faults: .venv/dev
 	$(BIN)/python -m pytest -n 2 -m faults

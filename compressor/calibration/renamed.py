@@ -14,7 +14,7 @@ from compressor.calibration.statistics import Statistics
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.gguf.from_file import is_file_of_a_model, layers_of_folder
 from compressor.checkpoint.gguf.to_file import layers_of_file
-from compressor.core.errors import InputError
+from compressor.core.errors import InputError, Problems
 from compressor.core.layer_inputs import Layer
 from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
@@ -76,7 +76,7 @@ def by_names_of(statistics: Statistics, checkpoint: Checkpoint) -> Statistics:
     in_file = is_file_of_a_model(checkpoint)
     try:
         layers = layers_of_folder(checkpoint) if in_file else layers_of_file(checkpoint)
-    except InputError:  # of a model that is not known as both
+    except (InputError, Problems):  # of a model that is not known as both
         return statistics
     if not in_file:
         return _for_folder(statistics, layers)

@@ -190,6 +190,7 @@ class _CodingKeywords(StageKeywords, total=False):
     code_bytes: Literal[1, 2] | None
     step: float | None
     step_rows: int | None
+    factors: Literal["both", "none"] | None
     rounding: Literal["rate", "nearest"]
     scope: Literal["tensor", "model"]
     sparsity: float

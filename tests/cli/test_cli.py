@@ -191,7 +191,7 @@ def test_help_is_ascii_and_fits(tmp_path: Path) -> None:
 
 def test_help_tells_defaults_and_what_must_be_given() -> None:
     text = " ".join(compressor("quantize", "--help").out.split())
-    assert "[int: 8; step: required; uniform]" in text
+    assert "[int: 8; step: required; trellis: 4.5; uniform]" in text
     assert "[factor, step: 16]" in text
     assert "[int: symmetric]" in text
     assert "[factor: required]" in text

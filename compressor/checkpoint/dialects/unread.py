@@ -8,7 +8,7 @@ below, and lie in the same module. What looks like that and belongs to no tensor
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from compressor.core.errors import UnreadCodes
@@ -56,7 +56,7 @@ def check(source: Source, taken: Container[str]) -> None:
             modules.setdefault(_module(name), []).append(name)
     for names in modules.values():
         codes = [name for name in names if _is_codes(source.tensors[name])]
-        scales = [name for name in names if _is_scale(name)]
+        scales = [name for name in names if _is_scale(name) and not _of_a_mask(name, names)]
         lone = next((name for name in codes if any(other != name for other in scales)), None)
         if lone is not None:
             scale = next(name for name in scales if name != lone)
@@ -86,6 +86,12 @@ def _module(name: str) -> str:
     """The module whose codes and scales a tensor is one of."""
     found = name.rpartition(".")[0]
     return re.sub(r"\.(weight_quantizer|weight|_weight|quant_state)$", "", found)
+
+
+def _of_a_mask(name: str, names: Sequence[str]) -> bool:
+    """Whether these are the offsets of rows of a bit mask, and not SpQR's."""
+    stem, _, kind = name.rpartition(".")
+    return kind == "row_offsets" and f"{stem}.bitmask" in names
 
 
 def _is_codes(tensor: StoredTensor) -> bool:

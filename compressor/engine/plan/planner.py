@@ -315,7 +315,11 @@ def _stored_form(
     if store == "codes" or (store in SPARSE and store != "smallest"):
         plain = method.codes(spec)
         if plain is None:
-            raise UsageError(f"scheme {method.id} has no integer codes", tensor=spec.name)
+            raise UsageError(
+                f"scheme {method.id} has no integer codes",
+                tensor=spec.name,
+                remedy="Leave --store out: what it has instead is stored as it is",
+            )
         return plain
     if store in ("packed", "smallest") and request.container == "folder" and method.verb == "quantize":
         if len(spec.shape) != 2 and not stage.include:

@@ -93,41 +93,35 @@ def may_have(spec: TensorSpec) -> bool:
 
 @dataclass
 class Sizes:
-    """Of a tensor so far: `rows`, root mean squares by the first row of each block; `columns`, Σ (w/unit)² of each
-    column, with `unit` a power of two; the largest magnitude `top`; mean squares of the layer's `inputs`."""
+    """Of a tensor so far: `rows`, root mean squares by the first row of each block; `columns`, Σ w² of each column;
+    the largest magnitude `top`; mean squares of the layer's `inputs`."""
 
     rows: dict[int, Array] = field(default_factory=dict)
     columns: Array | None = None
-    unit: float = 0.0
     top: float = 0.0
     inputs: Array | None = None
 
     def add(self, values: Array, start: int, inputs: Array | None) -> None:
         """Whole rows of the tensor from `start` on."""
-        self.inputs = inputs
-        peak = float(max(values.max(initial=0), -values.min(initial=0)))
-        if not 1 / _ORDINARY < peak < _ORDINARY:
-            self.top = max(self.top, peak)
-            self.rows[start] = np.zeros(len(values))
+        peaks = np.maximum(values.max(axis=1), -values.min(axis=1))
+        top = float(peaks.max())
+        if not top < _ORDINARY:
+            self.merge(Sizes({start: np.zeros(len(values))}, None, top, inputs))
             return
-        unit = ldexp(1.0, int(np.frexp(peak)[1]))
-        square = np.square(values / values.dtype.type(unit), dtype=np.float64)
-        means = np.add.reduce(square, axis=1) / max(values.shape[1], 1)
-        self.merge(Sizes({start: np.sqrt(means) * unit}, np.add.reduce(square, axis=0), unit, peak, inputs))
+        square = np.square(values, dtype=np.float64)
+        square[peaks <= 1 / _ORDINARY] = 0
+        roots = np.sqrt(np.add.reduce(square, axis=1) / values.shape[1])
+        self.merge(Sizes({start: roots}, np.add.reduce(square, axis=0), top, inputs))
 
     def merge(self, more: Sizes) -> None:
         """Take in other rows of the same tensor."""
         self.rows |= more.rows
         self.top = max(self.top, more.top)
         self.inputs = more.inputs if self.inputs is None else self.inputs
-        if more.columns is None:
-            return
         if self.columns is None:
-            self.columns, self.unit = more.columns, more.unit
-            return
-        unit = max(self.unit, more.unit)
-        self.columns = self.columns * (self.unit / unit) ** 2 + more.columns * (more.unit / unit) ** 2
-        self.unit = unit
+            self.columns = more.columns
+        elif more.columns is not None:
+            self.columns = self.columns + more.columns
 
     def factors(self, spec: TensorSpec) -> Factors:
         """What these sizes give; all 1 where weights leave the ordinary range."""
@@ -136,7 +130,7 @@ class Sizes:
         if self.columns is None or not self.top < _ORDINARY:
             return Factors.of(of_rows, of_columns)
         by_row = np.concatenate([self.rows[start] for start in sorted(self.rows)])
-        by_column = np.sqrt(self.columns / max(rows, 1)) * self.unit
+        by_column = np.sqrt(self.columns / max(rows, 1))
         if columns >= LONG:
             of_rows = _exponents(by_row, _ROW * _logs(by_row))
         if rows >= LONG and self.inputs is not None and self.inputs.any():

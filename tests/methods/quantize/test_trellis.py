@@ -14,6 +14,8 @@ from compressor.calibration.statistics import write_statistics
 from compressor.core import kernels
 from compressor.core.errors import CompressorError, InputError
 from compressor.core.layer_inputs import Gather
+from compressor.core.tensor import TensorSpec
+from compressor.methods.numerics.factors import Sizes
 from compressor.methods.numerics.trellis import SEGMENT, codes_of, points_of
 
 Array = np.ndarray[Any, Any]
@@ -152,3 +154,20 @@ def test_codes_beyond_a_byte_need_two(tmp_path: Path) -> None:
     source = saved(tmp_path / "in.safetensors", uneven(40, 50))
     with pytest.raises(InputError, match=r"more than a byte holds.*fewer --bits, or leave --code-bytes out"):
         compressor.quantize(source, tmp_path / "out.safetensors", scheme="trellis", bits=10.0, code_bytes=1)
+
+
+def test_factors_do_not_depend_on_how_rows_are_cut() -> None:
+    """Also where some rows are too faint to have any, and columns of the others are zero."""
+    values = uneven(200, 200)
+    values[100:] *= np.float32(1e-22)
+    values[:100, 5] = values[100:, 6] = 0
+    spec = TensorSpec("a.weight", "F32", values.shape)
+    whole, cut = Sizes(), Sizes()
+    whole.add(values, 0, None)
+    for start in (100, 0):
+        part = Sizes()
+        part.add(values[start : start + 100], start, None)
+        cut.merge(part)
+    assert whole.factors(spec) == cut.factors(spec)
+    assert whole.factors(spec).stored[:100].any()
+    assert not whole.factors(spec).stored[[*range(100, 200), 205]].any()
