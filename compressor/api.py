@@ -192,8 +192,8 @@ def merge(
     and of the same inputs. The bytes are those of one run. Or write what surveys of all jobs gathered together."""
     check_keywords("merge", keywords, words.PartKeywords)
     if parts and is_survey(os.fspath(parts[0])):
-        paths, same = [os.fspath(part) for part in parts], keywords.get("copies", False)
-        return surveying.merge_surveys(paths, os.fspath(output), force=keywords.get("force", False), copies=same)
+        own = {key: bool(keywords.get(key)) for key in ("force", "copies", "remove_parts")}
+        return surveying.merge_surveys([os.fspath(part) for part in parts], os.fspath(output), **own)
     return merging.merge(parts, output, **keywords)
 
 

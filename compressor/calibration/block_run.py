@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from compressor.calibration.meta_model import ELSEWHERE, MetaModel, foreign
+from compressor.calibration.meta_model import MetaModel, foreign
 from compressor.core.errors import InputError
 from compressor.core.text import printable
 
@@ -114,7 +114,9 @@ class BlockRun:
             self._rest[number] = result[1:]
         if first.shape != entering.shape:
             raise InputError(
-                "has blocks that change the shape of what they pass on", file=self.meta.path, remedy=ELSEWHERE
+                "has blocks that change the shape of what they pass on",
+                file=self.meta.path,
+                remedy=self.meta.elsewhere,
             )
         return first
 

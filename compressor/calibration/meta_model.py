@@ -66,10 +66,12 @@ class MetaModel:
     """A model of the class that config.json names. `blocks` is its list of layers, all of whose tensors are meta;
     what lies outside is filled by `fill_outside`, the output head by `fill_head`.
 
-    `described` is the source whose config.json is taken where the checkpoint has none.
+    `described` is the source whose config.json is taken where the checkpoint has none; `elsewhere` is the way on
+    where a model cannot be run.
     """
 
-    def __init__(self, checkpoint: Checkpoint, described: Source | None = None) -> None:
+    def __init__(self, checkpoint: Checkpoint, described: Source | None = None, elsewhere: str = ELSEWHERE) -> None:
+        self.elsewhere = elsewhere
         self.torch, transformers = libraries()
         self.checkpoint, self.path = checkpoint, checkpoint.path
         own = described is None or checkpoint.source.config is not None
@@ -77,7 +79,7 @@ class MetaModel:
         if self.described.config is None:
             raise UsageError(
                 f"{printable(self.path)}: --text runs Hugging Face folders, with config.json and a tokenizer",
-                remedy=ELSEWHERE,
+                remedy=self.elsewhere,
             )
         config = self._config(transformers, self.described.config)
         with foreign("build the model", self.path), _on_meta(self.torch):
@@ -100,7 +102,7 @@ class MetaModel:
                 config = transformers.CONFIG_MAPPING[said["model_type"]].from_dict(dict(said))
         if config.is_encoder_decoder or any(hasattr(config, f"{kind}_config") for kind in ("vision", "audio")):
             raise InputError(
-                "is no plain language model, so text alone does not run it", file=self.path, remedy=ELSEWHERE
+                "is no plain language model, so text alone does not run it", file=self.path, remedy=self.elsewhere
             )
         if getattr(config, "quantization_config", None) is not None:
             del config.quantization_config  # its codes are decoded here
@@ -126,7 +128,9 @@ class MetaModel:
                 continue
             pending += [(f"{name}.{child}".lstrip("."), one) for child, one in module.named_children()]
         if not lists:
-            raise InputError("has no list of layers that could be run one by one", file=self.path, remedy=ELSEWHERE)
+            raise InputError(
+                "has no list of layers that could be run one by one", file=self.path, remedy=self.elsewhere
+            )
         _, name, module = max(lists, key=lambda found: found[0])
         return module, name
 
@@ -149,7 +153,7 @@ class MetaModel:
                 "is not in the model, and its class in transformers has it (mixtures of experts are fused there)",
                 file=self.path,
                 tensor=name,
-                remedy=ELSEWHERE,
+                remedy=self.elsewhere,
             )
         tensor = self.checkpoint.tensors[called]
         if tensor.spec.shape != tuple(shape) or not tensor.spec.is_float:

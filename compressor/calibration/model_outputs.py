@@ -141,6 +141,9 @@ def _embeddings(a: BlockRun, last_a: Any, others: Sequence[tuple[BlockRun, Any]]
         own = embeddings(a, part, last_a).double()
         for place, (run, last) in enumerate(others):
             theirs = embeddings(run, part, last).double()
+            for path, found in ((a.meta.path, own), (run.meta.path, theirs)):
+                if not bool(found.isfinite().all()):
+                    raise InputError("gives NaN or infinite embeddings", file=path, remedy="Compress it less")
             sums[place] += float(a.torch.nn.functional.cosine_similarity(own, theirs, dim=1).sum())
     return [OutputLoss("encoder", samples, cosine=total / samples) for total in sums]
 

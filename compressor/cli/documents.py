@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compressor.cli.streams import emit
-from compressor.core.errors import CompressorError, OutputError, UsageError
+from compressor.core.errors import CompressorError, OutputError, Problems, UsageError
 from compressor.core.text import printable
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ summary_option = click.option(
 card_option = click.option(
     "--card", is_flag=True, help="Of an output folder: README.md becomes a model card, above what INPUT's says."
 )
+_SUMMARY = "GITHUB_STEP_SUMMARY"
 _ENDS = {"--report": ".html", "--junit": ".xml"}
 
 
@@ -52,6 +53,11 @@ class Documents:
                 found._check(option, path)
         if found.report is not None and found.report == found.junit:
             raise UsageError("--report and --junit name the same file", remedy="Give each a name of its own")
+        place = os.environ.get(_SUMMARY, "") if found.summary is not None else ""
+        if place and (os.path.isdir(place) or not os.path.isdir(os.path.dirname(place) or ".")):
+            raise OutputError(
+                f"${_SUMMARY} is no file that could be written", file=place, remedy="Unset it to have it printed"
+            )
         return found
 
     def _check(self, option: str, path: str) -> None:
@@ -71,39 +77,45 @@ class Documents:
                 check_apart(path, output, option=option, of="output")
 
     def write(self, report: Report) -> None:
-        """All that were asked for. OutputError where one could not be written; the run is done all the same."""
+        """All that were asked for. OutputError where some could not be written, once the others are; the run is
+        done all the same."""
+        problems = []
+        for write in (self._write_report, self._write_junit, self._tell):
+            try:
+                write(report)
+            except OutputError as error:
+                if report.changes is not None and not report.failures:
+                    error.remedy = f"{printable(report.output)} is complete all the same"
+                problems.append(error)
+        if problems:
+            raise problems[0] if len(problems) == 1 else Problems(problems)
+
+    def _write_report(self, report: Report) -> None:
         if self.report is not None:
             from compressor.cli.report.html.document import Origin, render_html
+            from compressor.files.text_files import write_document
 
-            self._write(self.report, render_html(report, Origin(_command(), list(_hashes(report)))), report)
+            text = render_html(report, Origin(_command(), list(_hashes(report))))
+            write_document(self.report, text.encode(), replace=self.replace)
+
+    def _write_junit(self, report: Report) -> None:
         if self.junit is not None:
             from compressor.cli.report.junit import render_junit
+            from compressor.files.text_files import write_document
 
-            self._write(self.junit, render_junit(report), report)
-        if self.summary is not None:
-            from compressor.cli.report.markdown import render_markdown
+            write_document(self.junit, render_junit(report).encode(), replace=self.replace)
 
-            _tell(render_markdown(report))
-
-    def _write(self, path: str, text: str, report: Report) -> None:
-        from compressor.files.text_files import write_document
-
-        try:
-            write_document(path, text.encode(), replace=self.replace)
-        except OutputError as error:
-            if report.changes is not None and not report.failures:
-                error.remedy = f"{printable(report.output)} is complete all the same"
-            raise
-
-
-def _tell(text: str) -> None:
-    place = os.environ.get("GITHUB_STEP_SUMMARY", "")
-    if place:
+    def _tell(self, report: Report) -> None:
+        if self.summary is None:
+            return
+        from compressor.cli.report.markdown import render_markdown
         from compressor.files.text_files import append_line
 
-        append_line(place, text.rstrip("\n"))
-    else:
-        emit(text, essential=False)
+        place, text = os.environ.get(_SUMMARY, ""), render_markdown(report)
+        if place:
+            append_line(place, text.rstrip("\n"))
+        else:
+            emit(text, essential=False)
 
 
 def _command() -> str:

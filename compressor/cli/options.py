@@ -14,7 +14,7 @@ import click
 from compressor.architectures.loaders import READERS
 from compressor.cli import documents
 from compressor.cli.streams import emit, say
-from compressor.core.errors import UsageError
+from compressor.core.errors import CompressorError, UsageError, problems_of
 from compressor.core.text import size_of
 from compressor.methods.contract import Method
 from compressor.methods.options import SELECTOR, SHARED, Option, choices_of, describe, options_of, required_options
@@ -455,9 +455,13 @@ def session(values: dict[str, Any], recipe: Recipe, places: tuple[str, str] | No
         say("warning", sentence)
     try:
         beside.write(run.report)
-    finally:
-        if failed is not None:
-            raise failed
+    except CompressorError as error:
+        if failed is None:
+            raise
+        for problem in problems_of(error):
+            say("warning", str(problem))
+    if failed is not None:
+        raise failed
 
 
 def execute(
@@ -477,8 +481,9 @@ def execute(
     if values.get("log_file") is not None:
         from compressor.files.destination import check_apart
 
-        check_apart(values["log_file"], source, option="--log-file")
-        check_apart(values["log_file"], output, option="--log-file", of="output")
+        read = [source, *_teachers_of(recipe), *filter(None, (values.get("stats"), values.get("surveyed")))]
+        check_apart(values["log_file"], *read, option="--log-file")
+        check_apart(values["log_file"], *_made(output, values.get("part")), option="--log-file", of="output")
     if click.get_current_context().obj == SURVEY:
         return _survey(verb, source, output, recipe, values)
     with session(values, recipe, (source, output)) as run:
@@ -486,17 +491,38 @@ def execute(
     return 0
 
 
+def _teachers_of(recipe: Recipe) -> list[str]:
+    """The paths of the stages' teachers."""
+    return sorted({stage.teacher for stage in recipe.stages if stage.teacher is not None})
+
+
+def _made(output: str, part: str | None) -> list[str]:
+    """The places that a run writes at: of its output, and of its part of that."""
+    if part is None:
+        return [output]
+    from compressor.workflows.part import part_path, share_of
+    from compressor.workflows.survey import survey_path
+
+    return [output, part_path(output, share_of(part, whole=False)), survey_path(output, part)]
+
+
 def _survey(verb: str, source: str, output: str, recipe: Recipe, values: dict[str, Any]) -> int:
     """Make one job's share of the next pass over the whole model that the recipe takes, and tell of it."""
+    from compressor.cli.report import progress
     from compressor.cli.report.survey import render_survey
     from compressor.workflows.legs import run_legs
     from compressor.workflows.run_options import RunOptions
     from compressor.workflows.survey import run_survey
 
+    for name in ("dry_run", "report", "junit", "summary"):
+        if values.get(name):
+            said = f"--{name.replace('_', '-')} is for the run itself, and a survey makes no output"
+            raise UsageError(said, remedy="Leave it out")
     style, hush = values.pop("style"), values.pop("quiet")
-    told = RunOptions.of({**values, "processes": True})
-    teachers = sorted({stage.teacher for stage in recipe.stages if stage.teacher is not None})
-    report = run_survey(source, output, told, lambda one: run_legs(verb, source, output, recipe, one), teachers)
+    teachers = _teachers_of(recipe)
+    with progress.bar(enabled=not hush, log=values.pop("log_file", None)) as bar:
+        told = RunOptions.of({**values, "processes": True, "progress": bar})
+        report = run_survey(source, output, told, lambda one: run_legs(verb, source, output, recipe, one), teachers)
     emit(render_survey(report, style or "table"), essential=False) if not hush else None
     return 0
 

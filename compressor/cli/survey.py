@@ -34,5 +34,6 @@ def command(context: click.Context, verb: str, arguments: tuple[str, ...]) -> in
         click.echo(context.get_help())
         return 0
     asked: click.Command = importlib.import_module(f"compressor.cli.{verb}").command
-    with asked.make_context(verb, list(arguments), parent=context, obj=options.SURVEY) as inner:
+    # beside this command, so that help and messages are those of the verb
+    with asked.make_context(verb, list(arguments), parent=context.parent, obj=options.SURVEY) as inner:
         return int(asked.invoke(inner) or 0)

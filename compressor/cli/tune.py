@@ -9,6 +9,7 @@ import click
 
 from compressor.cli import budgeting, losing, options
 from compressor.cli.streams import say
+from compressor.core.errors import OutputError
 from compressor.core.text import printable, size_text
 from compressor.recipe.budget import TARGETS
 from compressor.recipe.model import Recipe
@@ -104,5 +105,10 @@ def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any
     force = values["force"]
     with options.session(values, recipe, (input_path, output)) as run:
         run.report = run_tune(input_path, output, recipe, search, run.options, tell=tell)
-        budgeting.draw(curve, run.report.allocation, replace_it=force)
+    if run.report is not None:
+        try:
+            budgeting.draw(curve, run.report.allocation, replace_it=force)
+        except OutputError as error:
+            error.remedy = f"{printable(output)} is complete all the same"
+            raise
     return 0

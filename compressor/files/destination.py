@@ -47,6 +47,15 @@ def container_of(output: str, source: Source) -> Container:
     return "folder"
 
 
+def check_container(output: str, container: str) -> None:
+    """UsageError where the output's suffix is of another container than what is to be written there."""
+    suffix = os.path.splitext(output.rstrip("/"))[1].lower()
+    if _FILES.get(suffix, "folder") != container:
+        what = "a folder" if container == "folder" else f"an .{container}"
+        remedy = "Name a folder" if container == "folder" else f"End it in .{container}"
+        raise UsageError(f"-o {printable(output)}: the parts are of {what}", remedy=remedy)
+
+
 def check_apart(output: str, *inputs: str, option: str = "-o", of: str = "input") -> None:
     """UsageError when the output, which `option` names, is an input, lies inside one, or holds one: by any path,
     link or hard link. `of`: what the others are to the user."""

@@ -13,6 +13,7 @@ from compressor.files.input_file import InputFile
 
 RECORD = "compressor"  # the key of a header's metadata under which a run says what it did
 PART_RECORD = "part.json"  # what a part of an output says of itself
+MOST_PARTS = 100_000  # of an output
 _PART = b'{"format":"compressor-part"'
 ARCHIVE = "compressor.archive"  # the key that says that a file is an archive, and of which version
 _MODEL = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")

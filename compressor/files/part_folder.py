@@ -9,12 +9,11 @@ No name in it is one that a loader looks for. Like any output it is whole or abs
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, get_args
 
 from compressor.core.errors import InputError
 from compressor.core.lazy import np
@@ -22,9 +21,10 @@ from compressor.core.text import printable
 from compressor.core.version import __version__
 from compressor.core.workspace import Array
 from compressor.files.input_file import InputFile
-from compressor.files.layout import FileLayout
-from compressor.files.ours import PART_RECORD
+from compressor.files.layout import Container, FileLayout
+from compressor.files.ours import MOST_PARTS, PART_RECORD
 from compressor.files.output import Output
+from compressor.files.sealed_json import is_as_sealed, sealed
 from compressor.files.staging import reporting
 from compressor.files.strict_json import read_object
 
@@ -155,8 +155,7 @@ class PartOutput(Output):
             "small": [_said(file) for file in record.small],
             "said": record.said,
         }
-        text = json.dumps(said, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-        Output.add_text(self, PART_RECORD, text.encode())
+        Output.add_text(self, PART_RECORD, sealed(said))
         self.publish()
 
 
@@ -227,9 +226,11 @@ def read_part(path: str) -> Part:
         texts = [_is(str, found[name]) for name in _TEXTS]
         files, small = (tuple(map(_file, _is(list, found[key]))) for key in ("files", "small"))
         names = tuple(_is(str, name) for name in _is(list, found["names"]))
-        if not 1 <= _size(number) <= _size(count) or {file.name for file in files} - set(names):
+        if not 1 <= _size(number) <= _size(count) <= MOST_PARTS or {file.name for file in files} - set(names):
             raise ValueError
         tool, plan, inputs, times, container = texts
+        if not is_as_sealed(found) or container not in get_args(Container):
+            raise ValueError
         said = _is(dict, found["said"])
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(path) from error
@@ -254,6 +255,8 @@ def _file(said: Any) -> PartFile:
         tuple(map(_size, offsets)),
         tuple(Extent(*map(_size, one)) for one in extents),
     )
+    if any(not one.size or not one.count or (one.count > 1 and one.stride < one.size) for one in found.extents):
+        raise ValueError  # nothing, or the same bytes again and again
     ends = [offset + length for offset, length in found.pieces]
     ends += [one.offset + one.stride * max(one.count - 1, 0) + one.size for one in found.extents]
     if max(ends, default=0) > found.size:

@@ -2,14 +2,14 @@
 
     {"format": "compressor-survey-part", "version": 1, "tool": …, "inputs": …, "times": …, "part": [K, N],
      "passes": {KEY: [what each share gathered, …], …},      passes that are finished
-     "key": KEY or null, "stats": …}                         of one job: what its share of the next pass gathered
+     "key": KEY or null, "stats": …,                         of one job: what its share of the next pass gathered
+     "content": …}                                           SHA-256 of all that
 
 `key` is null where no pass is left; in a merged file `part` is [0, 0], and `stats` null.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -17,6 +17,8 @@ from typing import Any
 from compressor.core.errors import InputError
 from compressor.core.version import __version__
 from compressor.files.input_file import InputFile
+from compressor.files.ours import MOST_PARTS
+from compressor.files.sealed_json import is_as_sealed, sealed
 from compressor.files.strict_json import parse_object
 from compressor.files.text_files import write_document
 
@@ -62,9 +64,9 @@ def read_survey(path: str) -> SurveyFile:
         survey = SurveyFile(**values)
         texts = all(isinstance(text, str) for text in (survey.inputs, survey.times, survey.key))
         numbers = all(type(size) is int for size in (number, count))
-        if not texts or not numbers or not 0 <= number <= count or not isinstance(survey.passes, dict):
+        if not (texts and numbers and is_as_sealed(found)) or not 0 <= number <= count <= MOST_PARTS:
             raise ValueError
-        if not all(isinstance(stats, list) for stats in survey.passes.values()):
+        if not all(isinstance(stats, list) for stats in dict(survey.passes).values()):
             raise ValueError
     except (KeyError, TypeError, ValueError) as error:
         raise InputError("is damaged", file=path, remedy="Make the survey again") from error
@@ -74,5 +76,4 @@ def read_survey(path: str) -> SurveyFile:
 def write_survey(path: str, survey: SurveyFile, *, replace: bool) -> None:
     """Write it, whole. OutputError where that cannot be."""
     content = {"format": FORMAT, "version": VERSION, **asdict(survey)}
-    text = json.dumps(content, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-    write_document(path, text.encode(), replace=replace)
+    write_document(path, sealed(content), replace=replace)

@@ -46,7 +46,8 @@ class LossGates:
                 raise UsageError(f"{flag_of(name)}: such a model has no {_NAMES[name]}")
             keeps = value <= limit if name.startswith("max_") else value >= limit
             if not keeps:
-                failed.append(f"{flag_of(name)} {limit:g}: it is {value:.4g}")
+                told = f"{value:.4g}" if abs(value - limit) > abs(limit) / 1000 else f"{value!r}"
+                failed.append(f"{flag_of(name)} {limit:.15g}: it is {told}")
         return failed
 
 

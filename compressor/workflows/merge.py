@@ -12,7 +12,7 @@ from compressor.core.parallel.threads import available_workers, in_order, local
 from compressor.core.text import printable
 from compressor.engine.execution.archive import merge_archives
 from compressor.engine.execution.parts import check_covered, merged_tensors
-from compressor.files.destination import check_apart
+from compressor.files.destination import check_apart, check_container
 from compressor.files.layout import FileLayout
 from compressor.files.output import Output
 from compressor.files.part_folder import Part, PartFile, damaged, read_part
@@ -47,6 +47,7 @@ def merge(
     found = [read_part(path) for path in paths]
     found = _in_order(found, copies=copies)
     record = found[0].record
+    check_container(target, record.container)
     archived, recorded = (record.said.get(key) is True for key in ("archived", "recorded"))
     check_place(target, folder=record.container == "folder", replace=force, recorded=recorded)
     check_covered(found, archived=archived)

@@ -17,6 +17,7 @@ from compressor.recipe.loss_gates import LossGates
 
 Path = str | os.PathLike[str]
 SAMPLES, LENGTH = 32, 512
+_ELSEWHERE = "compressor compare without --text and --tokens compares its tensors"
 _OWN = {  # options that only some inputs have
     "samples": ("text", "tokens"),
     "length": ("text",),
@@ -90,14 +91,10 @@ def _through_models(
     from compressor.calibration.meta_model import MetaModel
     from compressor.calibration.side_by_side import SideBySide
 
-    one, other = MetaModel(a), MetaModel(b, a.source)
+    one, other = MetaModel(a, elsewhere=_ELSEWHERE), MetaModel(b, a.source, _ELSEWHERE)
     ids, source, notes = _ids(one, other, what)
     pair = SideBySide(one, other, ids)
-    if pair.kind == "language model" and ids.shape[1] < 2:
-        raise InputError(
-            "holds one token, and what comes next is asked", file=os.fspath(what.text or what.tokens or "")
-        )
-    gates.failures(_possible(pair.kind))
+    _check(pair.kind, ids, what, gates)
     outputs, blocks = pair.run(progress)
     if not blocks:
         notes.append("the models differ in their blocks, so that these are not compared one by one")
@@ -108,6 +105,30 @@ def _through_models(
         tensors, sample = tensor_losses(pair, progress)
         found = replace(found, tensors=tuple(tensors), sample=sample)
     return found
+
+
+def check_measurable(a: Checkpoint, what: LossInput, gates: LossGates) -> None:
+    """Before there is anything to measure against A: the errors of `measure_loss` that A and the input alone are
+    the reason for."""
+    if what.way == "inputs":
+        measure_loss(a, a, what, gates)
+        return
+    from compressor.calibration.meta_model import MetaModel, libraries, quiet
+    from compressor.calibration.model_outputs import kind_of
+
+    libraries()
+    with quiet():
+        meta = MetaModel(as_model(a), elsewhere=_ELSEWHERE)
+        _check(kind_of(meta), _ids(meta, meta, what)[0], what, gates)
+
+
+def _check(kind: str, ids: Any, what: LossInput, gates: LossGates) -> None:
+    """Errors for an input that tells nothing of models of a kind, and for gates that they have nothing for."""
+    if kind == "language model" and ids.shape[1] < 2:
+        raise InputError(
+            "holds one token, and what comes next is asked", file=os.fspath(what.text or what.tokens or "")
+        )
+    gates.failures(_possible(kind))
 
 
 def as_model(checkpoint: Checkpoint) -> Checkpoint:

@@ -48,6 +48,7 @@ from compressor.files.staging import check_place
 from compressor.files.strict_json import parse_object
 from compressor.methods.registry import methods_of
 from compressor.recipe.archive_store import archive_store
+from compressor.recipe.gates import Gates
 from compressor.recipe.model import Cut, Recipe, Stage
 from compressor.recipe.preset_rules import implied_notes, with_presets
 from compressor.recipe.presets import MIXTURES
@@ -564,6 +565,8 @@ def _write_part(planned: Planned, plan: Plan, share: Share) -> Report:
             sink.discard()
             raise
     said = f"part {share.number} of {share.count}: `compressor merge` makes the output of all parts"
+    if options.gates != Gates():
+        said += ", and judges the gates"
     own = [job for jobs in runner.files.values() for job in jobs]
     done = replace(done, notes=(said, *done.notes))
     return Report(order.verb, order.source, target, done, changes, part={job.spec.name for job in own})

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from compressor.core.errors import UsageError
 from compressor.core.text import printable
+from compressor.files.ours import MOST_PARTS
 
 if TYPE_CHECKING:
     from compressor.engine.execution.units import Share
 
-_MOST = 100_000  # parts of an output
 _PART = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
 
 
@@ -19,7 +19,7 @@ def numbers_of(part: str) -> tuple[int, int]:
     """The K and N of a text `K/N`: 1 ≤ K ≤ N. UsageError where it is none."""
     found = _PART.fullmatch(part)
     number, count = (0, 0) if found is None else map(int, found.groups())
-    if not 1 <= number <= count <= _MOST:
+    if not 1 <= number <= count <= MOST_PARTS:
         raise UsageError(
             f"--part {printable(part, 40)}: is not K/N with K from 1 to N",
             remedy="The jobs of three are --part 1/3, --part 2/3 and --part 3/3",

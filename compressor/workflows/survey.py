@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +10,7 @@ from compressor.core.text import printable
 from compressor.engine.execution.parts import inputs_of
 from compressor.engine.execution.survey_book import Paused, to_json
 from compressor.files.destination import check_apart
-from compressor.files.staging import check_place
+from compressor.files.staging import check_place, remove
 from compressor.files.survey_file import SurveyFile, read_survey, write_survey
 from compressor.workflows.one_pass import open_input
 from compressor.workflows.part import numbers_of
@@ -59,9 +58,11 @@ def run_survey(
     return SurveyReport(path, found.part, len(passes), complete=not key)
 
 
-def merge_surveys(paths: Sequence[str], output: str, *, force: bool = False, copies: bool = False) -> SurveyReport:
-    """Merge what all jobs gathered in a pass. UsageError for jobs that are missing or given twice, InputError for
-    surveys of other inputs, or that know other passes."""
+def merge_surveys(
+    paths: Sequence[str], output: str, *, force: bool = False, copies: bool = False, remove_parts: bool = False
+) -> SurveyReport:
+    """Merge what all jobs gathered in a pass, and with `remove_parts` remove their files. UsageError for jobs that
+    are missing or given twice, InputError for surveys of other inputs, or that know other passes."""
     check_apart(output, *paths)
     surveys = [(path, read_survey(path)) for path in paths]
     (first_path, first), *others = surveys
@@ -96,5 +97,8 @@ def merge_surveys(paths: Sequence[str], output: str, *, force: bool = False, cop
     if first.key:
         passes[first.key] = [by_number[number][1].stats for number in sorted(by_number)]
     merged = SurveyFile(first.inputs, first.times, (0, 0), passes, "", None)
-    write_survey(os.fspath(output), merged, replace=force)
+    write_survey(output, merged, replace=force)
+    if remove_parts:
+        for path in paths:
+            remove(path)
     return SurveyReport(output, (0, first.part[1]), len(passes), complete=not first.key)

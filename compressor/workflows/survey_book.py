@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from compressor.checkpoint.checkpoint import Checkpoint
-from compressor.core.errors import InputError
+from compressor.core.errors import InputError, UsageError
 from compressor.engine.execution.parts import inputs_of
 from compressor.engine.execution.survey_book import SurveyBook
 from compressor.files.survey_file import read_survey
@@ -19,6 +19,8 @@ def book_of(options: RunOptions, checkpoints: Iterable[Checkpoint]) -> SurveyBoo
     share = share_of(options.part or "1/1", whole=True) if options.surveys_only else None
     if options.surveyed is None:
         return SurveyBook({}, share, "")
+    if not options.surveyed:
+        raise UsageError("--surveyed names no file", remedy="Give what `compressor merge` made of surveys")
     found = read_survey(options.surveyed)
     if found.part != (0, 0):
         said = f"is of job {found.part[0]} of {found.part[1]} alone"

@@ -197,6 +197,26 @@ def test_a_summary_goes_where_github_wants_it(tmp_path: Path, monkeypatch: pytes
     assert "| zeros | 0 % | " in text
 
 
+def test_a_summary_that_has_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be known is said first; what cannot undoes neither the output nor the other documents."""
+    given = ("prune", LLAMA, "-o", tmp_path / "out", "--sparsity", "0.5", "-q", "--summary", "markdown")
+    for place in (tmp_path, tmp_path / "missing" / "summary.md"):
+        monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(place))
+        done = compressor(*given)
+        assert done.code == 4
+        assert "Unset it to have it printed" in done.err
+        assert not (tmp_path / "out").exists()
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "/dev/full")
+    done = compressor(*given, "--report", "/proc/r.html", "--junit", tmp_path / "r.xml")
+    assert done.code == 4
+    assert done.err.count("is complete all the same") == 2
+    assert (tmp_path / "out").exists()
+    assert (tmp_path / "r.xml").exists()
+    done = compressor(*given, "--force", "--max-error", "0.001")
+    assert done.code == 1
+    assert "warning: /dev/full: cannot be written" in done.err
+
+
 # ---- pictures ------------------------------------------------------------------------------------------
 
 

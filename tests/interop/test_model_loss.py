@@ -259,4 +259,15 @@ def test_bad_input(tmp_path: Path) -> None:
     del tensors["lm_head.weight"]
     save_file(tensors, b / "model.safetensors", metadata={"format": "pt"})
     assert "lm_head.weight': is not in the model" in refused(a, b, tmp_path)
-    assert "config.json" in refused(a / "model.safetensors", b, tmp_path)
+    said = refused(a / "model.safetensors", b, tmp_path)
+    assert "config.json" in said
+    assert "compressor compare without --text and --tokens compares its tensors" in said
+
+
+def test_embeddings_that_are_none(tmp_path: Path) -> None:
+    a, b, _ = pair("bert", tmp_path)
+    tensors = load_file(b / "model.safetensors")
+    tensors["encoder.layer.2.output.LayerNorm.weight"] *= np.float32(1e37)
+    save_file(tensors, b / "model.safetensors", metadata={"format": "pt"})
+    # every hidden state is finite, the mean over 64 tokens is not
+    assert "gives NaN or infinite embeddings" in refused(a, b, tmp_path, length=64)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from math import gcd
 from typing import Any
 
 import numpy as np
@@ -296,7 +295,8 @@ def edges(dtype: str) -> dict[str, Array]:
 
 
 def fitting(method: Method, raw: Array) -> Array:
-    """The array repeated to a matrix of whole groups and words, for layouts that hold nothing else."""
+    """The array repeated, the last time in part, to a matrix of whole groups and words, for layouts that hold
+    nothing else. As few as there can be: grams of inputs grow with the square of the width."""
     if method.id in GGML_BLOCKS:
         sizes = (1, GGML_BLOCKS[method.id])
     elif getattr(getattr(method, "stored", None) or method, "layout", "") in ("mlx", "gptq"):
@@ -304,7 +304,10 @@ def fitting(method: Method, raw: Array) -> Array:
     else:
         return raw
     matrix = raw.reshape(TensorSpec("", "F32", raw.shape).matrix)
-    return np.tile(matrix, [size // gcd(size, length) for size, length in zip(sizes, matrix.shape, strict=True)])
+    rows, columns = (
+        np.arange(-(-length // size) * size) % length for size, length in zip(sizes, matrix.shape, strict=True)
+    )
+    return matrix[np.ix_(rows, columns)]
 
 
 # ---- running a method ----------------------------------------------------------------------------------

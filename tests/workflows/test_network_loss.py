@@ -13,6 +13,7 @@ from support.console import STUDENT, TEACHER, compressor
 
 from compressor import api
 from compressor.core.errors import InputError, UsageError
+from compressor.recipe.loss_gates import LossGates
 
 
 @pytest.fixture
@@ -99,3 +100,21 @@ def test_gates_of_outputs_need_something_to_run() -> None:
         api.compare(TEACHER, STUDENT, max_kld=0.1)
     with pytest.raises(UsageError, match="--labels is for --inputs, and none is given"):
         api.compare(TEACHER, STUDENT, labels=TEACHER)
+
+
+def test_a_search_that_could_measure_nothing_writes_nothing(files: Path, tmp_path: Path) -> None:
+    """Also no log, which would stand in the way of the next search."""
+    before = set(tmp_path.iterdir())
+    done = compressor(
+        *("tune", TEACHER, "-o", tmp_path / "o.safetensors", "--inputs", files / "x.npy", "--min-cosine", "0.5")
+    )
+    assert done.code == 2
+    assert "--min-cosine: such a model has no embedding" in done.err
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_gate_that_is_missed_by_little_says_by_how_much() -> None:
+    assert LossGates(min_cosine=0.9999999).failures({"min_cosine": 0.99999985}) == [
+        "--min-cosine 0.9999999: it is 0.99999985"
+    ]
+    assert LossGates(max_kld=0.01).failures({"max_kld": 1 / 3}) == ["--max-kld 0.01: it is 0.3333"]

@@ -28,7 +28,7 @@ class Cluster:
     """A scheduler and its workers on this machine, each a process of its own; none is started again."""
 
     def __init__(self, place: Path) -> None:
-        self.place = place
+        self.place, self.killed = place, False
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -49,6 +49,7 @@ class Cluster:
         self.workers.append(self._start("dask_worker", self.address, *more))
 
     def kill(self, one: subprocess.Popen[bytes]) -> None:
+        self.killed = True
         one.send_signal(signal.SIGKILL)
         one.wait(HANGS)
 
@@ -68,10 +69,20 @@ def started(place: Path) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A cluster of two workers that no test kills."""
-    with started(tmp_path_factory.mktemp("dask") / "cluster") as found:
-        yield found
+def clusters() -> Iterator[list[Cluster]]:
+    """Those that were started."""
+    found: list[Cluster] = []
+    yield found
+    for one in found:
+        one.close()
+
+
+@pytest.fixture
+def cluster(clusters: list[Cluster], tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+    """A cluster of two workers: another one only where a test has killed the last, as each start takes seconds."""
+    if not clusters or clusters[-1].killed:
+        clusters.append(Cluster(tmp_path_factory.mktemp("dask")))
+    return clusters[-1]
 
 
 def make_model(place: Path, layers: int = 4, rows: int = 512) -> Path:
@@ -139,7 +150,7 @@ def test_what_a_worker_refuses_is_told_here(tmp_path: Path, cluster: Cluster) ->
 
 def test_a_scheduler_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model(tmp_path)
-    monkeypatch.setattr(cluster_module, "_WAIT", 1)
+    monkeypatch.setattr(cluster_module, "_WAIT", 0.3)
     for address in ("tcp://127.0.0.1:9", "nonsense://x", "127.0.0.1:9"):
         with pytest.raises(OutputError, match="no scheduler answers there"):
             api.quantize(model, tmp_path / "out", bits=4, scheduler=address)
@@ -172,17 +183,16 @@ def after(results: int, act: Callable[[], None]) -> Callable[[int, int], None]:
     return progress
 
 
-def test_a_killed_worker_and_a_lost_scheduler(tmp_path: Path) -> None:
+def test_a_killed_worker_and_a_lost_scheduler(tmp_path: Path, cluster: Cluster) -> None:
     model = make_model(tmp_path, layers=10)
     api.quantize(model, tmp_path / "here", bits=4)
-    with started(tmp_path / "cluster") as dask:
-        kill = after(2, lambda: dask.kill(dask.workers[0]))
-        api.quantize(model, tmp_path / "out", bits=4, scheduler=dask.address, progress=kill)
-        assert tree(tmp_path / "out") == tree(tmp_path / "here")
-        work = {"work": tmp_path / "work", "stages": ["quantize:bits=4"]}
-        shards = after(8, lambda: dask.kill(dask.scheduler))
-        with pytest.raises(OutputError, match=r"the scheduler at .* was lost"):
-            api.pipeline(model, tmp_path / "new", scheduler=dask.address, progress=shards, **work)
+    kill = after(2, lambda: cluster.kill(cluster.workers[0]))
+    api.quantize(model, tmp_path / "out", bits=4, scheduler=cluster.address, progress=kill)
+    assert tree(tmp_path / "out") == tree(tmp_path / "here")
+    work = {"work": tmp_path / "work", "stages": ["quantize:bits=4"]}
+    shards = after(8, lambda: cluster.kill(cluster.scheduler))
+    with pytest.raises(OutputError, match=r"the scheduler at .* was lost"):
+        api.pipeline(model, tmp_path / "new", scheduler=cluster.address, progress=shards, **work)
     assert not (tmp_path / "new").exists()
     assert strays(tmp_path) == []
     api.pipeline(model, tmp_path / "new", **work)

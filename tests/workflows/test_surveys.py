@@ -18,6 +18,7 @@ from compressor import api
 from compressor.core.errors import InputError, UsageError
 from compressor.engine.execution import units
 from compressor.engine.execution.runner import Runner
+from compressor.files.sealed_json import sealed
 
 N = 3
 
@@ -130,8 +131,13 @@ def test_surveys_that_a_run_does_not_go_by(model: Path, surveyed: Path, tmp_path
         api.prune(other, out, surveyed=book, **PRUNE)
     said = json.loads(book.read_text())
     (key,) = said["passes"]
-    for value in (3, [[]], [{"a": ["|O", [1], ""]}], [{"c": ["os", "system", {}]}], [{"l": 4}], [{"f": "x"}]):
-        book.write_text(json.dumps(said | {"passes": {key: value}}, separators=(",", ":")))
+    book.write_text(json.dumps(said | {"content": "0"}, separators=(",", ":")))
+    with pytest.raises(InputError, match="is damaged"):
+        api.prune(model, out, surveyed=book, **PRUNE)
+    del said["content"]
+    odd = [{"a": ["|O", [1], ""]}], [{"c": ["os", "system", {}]}], [{"l": 4}], [{"f": "x"}], [{"f": "0x1p9999"}]
+    for value in (3, [[]], *odd):
+        book.write_bytes(sealed(said | {"passes": {key: value}}))
         with pytest.raises(InputError, match="is damaged"):
             api.prune(model, out, surveyed=book, **PRUNE)
     book.write_text(json.dumps(said | {"tool": "0.0.1"}, separators=(",", ":")))
@@ -150,6 +156,16 @@ def test_the_command_line_surveys(model: Path, tmp_path: Path) -> None:
     told = command("merge", *files_of(out, 2), "-o", tmp_path / "book", "--format", "json")
     assert json.loads(told.out)["complete"] is False
     assert command(*run, "-q", "--surveyed", tmp_path / "book").code == 0
+    assert command("survey", *run, "--dry-run").err.startswith("error: --dry-run is for the run itself")
+    log, second = tmp_path / "log", files_of(out, 2)[1]
+    for place, said in ((tmp_path / "book", "input"), (second, "output"), (tmp_path, "holds")):
+        told = command("survey", *run, "--part", "2/2", "--surveyed", tmp_path / "book", "--log-file", place)
+        assert (told.code, said in told.err) == (2, True), told.err
+    assert command("survey", *run, "--part", "2/2", "--force", "-q", "--log-file", log).code == 0
+    assert len(log.read_text().splitlines()) == 2
+    assert command("merge", *files_of(out, 2), "-o", tmp_path / "book", "--force", "--remove-parts").code == 0
+    assert not any(file.exists() for file in files_of(out, 2))
+    assert "Usage: compressor prune" in command("survey", "prune", "--help").out
     api.prune(model, tmp_path / "one.safetensors", sparsity=0.45, scope="global")
     assert tree(out) == tree(tmp_path / "one.safetensors")
     assert "Usage: compressor survey" in command("survey", "--help").out

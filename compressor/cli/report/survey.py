@@ -35,5 +35,5 @@ def render_survey(report: SurveyReport, style: str) -> str:
     else:
         left = "survey with it again, until nothing is left, or run with it"
     done = f"{report.passes} pass{'' if report.passes == 1 else 'es'} finished"
-    which = f"job {number} of {count}" if number else f"{count} jobs"
+    which = f"job {number} of {count}" if number else f"{count} job{'' if count == 1 else 's'}"
     return f"wrote {printable(report.output)}, {which}: {done}, {left}\n"

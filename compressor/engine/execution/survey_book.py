@@ -47,7 +47,7 @@ class SurveyBook:
             stats = survey.start()
             for more in self.passes[key]:
                 stats = survey.merge(stats, from_json(more))
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError, zlib.error) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, zlib.error) as error:
             raise InputError("is damaged", file=self.path, remedy="Make the survey again") from error
         return stats
 

@@ -10,7 +10,7 @@ from compressor.core.errors import UsageError
 from compressor.files.work_folder import content_hash
 from compressor.recipe.loss_gates import LossGates, flag_of
 from compressor.workflows.budget.choice import Evaluation
-from compressor.workflows.model_loss import LossInput, measure_loss, values_of
+from compressor.workflows.model_loss import LossInput, check_measurable, measure_loss, values_of
 
 _CALLED = {
     "max_kld": "KL divergence",
@@ -56,6 +56,10 @@ class LossSearch:
                 f"--{self.what.way} measures what is lost, and no limit is given",
                 remedy=f"Give one of {', '.join(flag_of(one.name) for one in fields(LossGates))}",
             )
+
+    def check_input(self, source: str) -> None:
+        """UsageError or InputError where the input, or what runs through it, cannot be measured."""
+        check_measurable(open_checkpoint(source), self.what, self.gates)
 
     def identity(self) -> list[str]:
         """What the numbers of a log hold for, beside the input: the SHA-256 of what runs, and how it is cut."""

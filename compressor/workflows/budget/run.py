@@ -93,6 +93,7 @@ def run_tune(
         raise UsageError("a search has to write what it measures, so that there is no dry run of it")
     search.check()
     check_apart(search.log, output, option="--log", of="output")
+    search.check_input(source)
     surveyed = _surveyed(_errand("tune", source, output, recipe, options), recipe, budget)
     checkpoint = open_input(source, options)
     check_apart(search.log, source, option="--log")

@@ -48,6 +48,9 @@ class Measure(Protocol):
     def check(self) -> None:
         """UsageError for what could never measure anything."""
 
+    def check_input(self, source: str) -> None:
+        """InputError or UsageError where nothing that is made of the input could be measured."""
+
     def identity(self) -> list[str]:
         """What the numbers of a log hold for, beside the input and its curve; not the limit."""
 
@@ -89,6 +92,9 @@ class Search:
 
     def check(self) -> None:
         self.arguments("", "")
+
+    def check_input(self, source: str) -> None:
+        """Only the command can tell."""
 
     def identity(self) -> list[str]:
         return [self.command, self.metric]
