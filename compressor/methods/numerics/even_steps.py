@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from math import fsum, ldexp, sqrt
 
 from compressor.core.elementary import LN2, exp2, log2
-from compressor.core.floats import smallest
+from compressor.core.floats import largest, smallest
 from compressor.core.lazy import np
 from compressor.core.sums import dot
 from compressor.core.tensor import DTYPES, TensorSpec
@@ -162,6 +162,7 @@ class Points:
     def coding(self, step: float, *, by_rate: bool, zeroed: float = -1.0) -> Coding:
         """What this step gives; `by_rate` rounds by rate and distortion, else to the nearest code; magnitudes up to
         `zeroed` become zero."""
+        step = min(step, largest("F64"))  # of the largest weights there are, twice one is an infinity
         x = self.values / step
         kept = np.abs(self.values) > zeroed
         x *= kept
