@@ -218,6 +218,25 @@ def _check_card(options: RunOptions, container: Container) -> None:
         raise UsageError("--card is for a folder that one run writes", remedy="Leave it out")
 
 
+def _from_gguf(checkpoint: Checkpoint, container: Container) -> Checkpoint:
+    """A GGUF input with the shapes, and for a folder the names, that other containers have."""
+    from compressor.checkpoint.gguf.from_file import as_folder, is_file_of_a_model
+    from compressor.checkpoint.gguf.reshaped import with_original_shapes
+
+    checkpoint = with_original_shapes(checkpoint)
+    return as_folder(checkpoint) if container == "folder" and is_file_of_a_model(checkpoint) else checkpoint
+
+
+def _archived_as_it_is(checkpoint: Checkpoint, container: Container, options: RunOptions) -> Checkpoint:
+    """The input for an archive of it; UsageError where options would change its tensors."""
+    if options.strip_prefix is not None or options.fold_weight_norm:
+        said = "--strip-prefix and --fold-weight-norm: an archive of a file has its tensors"
+        raise UsageError(said, remedy="Leave them out")
+    from compressor.engine.execution.archive import as_stored
+
+    return as_stored(checkpoint, container)
+
+
 def open_inputs(order: Order) -> Opened:
     """Open everything that is read. UsageError, InputError or OutputError for what cannot be read, or written."""
     order = checked(order)
@@ -226,13 +245,7 @@ def open_inputs(order: Order) -> Opened:
     container = container_of(order.output, checkpoint.source)
     _check_card(options, container)
     if container != "gguf" and checkpoint.source.kind == "gguf":
-        from compressor.checkpoint.gguf.reshaped import with_original_shapes
-
-        checkpoint = with_original_shapes(checkpoint)
-    if container == "folder" and checkpoint.source.kind == "gguf":
-        from compressor.checkpoint.gguf.from_file import as_folder, is_file_of_a_model
-
-        checkpoint = as_folder(checkpoint) if is_file_of_a_model(checkpoint) else checkpoint
+        checkpoint = _from_gguf(checkpoint, container)
     changes = bool(recipe.stages or recipe.cuts or recipe.training)
     if changes and container != "npy" and not options.dry_run:  # else nothing records it
         checkpoint = replace(checkpoint, identity=order.origin or identity_of(checkpoint.source))
@@ -240,12 +253,7 @@ def open_inputs(order: Order) -> Opened:
     if archived and options.loader is not None:
         raise UsageError(f"--for {options.loader}: it loads no archives", remedy="Leave --store archive out")
     if archived and not changes:
-        if options.strip_prefix is not None or options.fold_weight_norm:
-            said = "--strip-prefix and --fold-weight-norm: an archive of a file has its tensors"
-            raise UsageError(said, remedy="Leave them out")
-        from compressor.engine.execution.archive import as_stored
-
-        checkpoint = as_stored(checkpoint, container)
+        checkpoint = _archived_as_it_is(checkpoint, container, options)
     coding = [stage.store for stage in recipe.stages if stage.method.verb == "quantize"]
     if container == "npz" and any(store in ("dense", "packed") for store in coding):
         raise UsageError("an .npz output holds codes", remedy="Use --store codes, or end the output otherwise")
