@@ -130,7 +130,7 @@ def _idle(jobs: Sequence[Job], recipe: Recipe, checkpoint: Checkpoint) -> Iterat
         those = "what the cut left" if checkpoint.cuts else "those of the input"
         yield f"no tensor was selected: the output's tensors are {those}"
     changed = recipe.stages or recipe.training or checkpoint.compression or checkpoint.cuts or checkpoint.stored
-    if not changed:
+    if not changed and checkpoint.tensors.keys() <= checkpoint.source.tensors.keys():  # none is folded or joined
         yield "it stores no codes: the output's tensors are those of the input"
 
 
