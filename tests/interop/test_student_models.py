@@ -44,7 +44,7 @@ SMALLER: dict[str, Any] = {
     "n_heads": 2,
     "num_experts": 3,
     "num_local_experts": 3,
-    "moe_intermediate_size": 12,
+    "moe_intermediate_size": 8,
     "shared_expert_intermediate_size": 20,
 }
 
