@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import Any
 
 from compressor.architectures.gguf.pretokenizers import name_of
-from compressor.architectures.gguf.sentencepiece import Piece, SentencePiece
+from compressor.architectures.gguf.sentencepiece import SentencePiece
 from compressor.architectures.gguf.spaces import SPACE, Json, Spaces, Unsupported, normalizers, spaces_of
 
 PREFIX = "tokenizer.ggml"
@@ -425,8 +425,3 @@ def _templates(files: TokenizerFiles) -> dict[str, Any]:
             made["tokenizer.chat_template" + ("" if name == "default" else f".{name}")] = text
     others = [key.removeprefix("tokenizer.chat_template.") for key in made if key != "tokenizer.chat_template"]
     return made | ({"tokenizer.chat_templates": others} if others else {})
-
-
-def pieces_of(tokens: Sequence[str], scores: Sequence[float], types: Sequence[int]) -> list[Piece]:
-    """A vocabulary of SentencePiece's out of the lists of a GGUF file."""
-    return [Piece(text, score, kind) for text, score, kind in zip(tokens, scores, types, strict=True)]

@@ -74,7 +74,7 @@ class Classes:
         if not self.tables:
             return 0.0
         counts = _merged(self.tables)[1].astype(np.float64)
-        return _entropy(counts) + (0 if self.exact else self.dropped)
+        return entropy_of(counts) + (0 if self.exact else self.dropped)
 
     def merge(self, more: Classes) -> None:
         """Add the counts of other weights of the same tensor."""
@@ -183,11 +183,11 @@ class Points:
             raised = 0.5 - _SLOPE / 2 * np.append(np.diff(bits), 0)
             np.clip(raised, _LEAST, 1 - _LEAST, out=rounds, where=near)
             codes, counts = shares()
-        entropy = _entropy(counts)
+        entropy = entropy_of(counts)
         numbers = np.arange(span) + low
         if np.abs(numbers[counts > 0]).max(initial=0) > _BYTE:  # two planes, which are coded one by one
             planes = numbers & 255, (numbers + 128) >> 8
-            entropy = sum(_entropy(np.bincount(plane - plane.min(), counts)) for plane in planes)
+            entropy = sum(entropy_of(np.bincount(plane - plane.min(), counts)) for plane in planes)
         table = np.full(2 * FAR, 0.5)
         places = np.flatnonzero(near)
         table[places + low + FAR] = rounds[places]
@@ -198,9 +198,9 @@ class Points:
         return Coding(step, tuple(table.astype(np.float32).tolist()), entropy, lost, top)
 
 
-def _entropy(counts: Array) -> float:
-    """Bits a symbol."""
-    seen = counts[counts > 0]
+def entropy_of(counts: Array) -> float:
+    """Bits a symbol, of symbols that are there so often."""
+    seen = counts[counts > 0].astype(np.float64, copy=False)
     total = float(seen.sum())
     return float(log2(total)) - dot(seen, log2(seen)) / total if len(seen) > 1 else 0.0
 

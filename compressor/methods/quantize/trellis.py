@@ -34,11 +34,10 @@ from compressor.core.errors import InputError
 from compressor.core.floats import largest as limit
 from compressor.core.floats import smallest
 from compressor.core.lazy import np
-from compressor.core.sums import dot
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block, Decoder, Encoder, Prepared, Scheme, Survey
-from compressor.methods.numerics.even_steps import Classes, Points, in_float, root_of, step_for
+from compressor.methods.numerics.even_steps import Classes, Points, entropy_of, in_float, root_of, step_for
 from compressor.methods.numerics.factors import FAR as FAR_FACTOR
 from compressor.methods.numerics.factors import Factors, power_of
 from compressor.methods.numerics.trellis import FAR, codes_of, points_of
@@ -292,16 +291,9 @@ def _counted(codes: Array) -> tuple[Array, float]:
     """How often each code from −256 on is there, the rest with the last ones; and the entropy as stored."""
     near: Array = np.bincount((np.clip(codes, -FAR, FAR - 1) + FAR).reshape(-1), minlength=2 * FAR)
     if np.abs(codes).max(initial=0) <= BYTE:
-        return near, _entropy(near)
+        return near, entropy_of(near)
     planes = codes & 255, (codes + 128) >> 8
-    return near, sum(_entropy(np.bincount((plane - plane.min()).reshape(-1))) for plane in planes)
-
-
-def _entropy(counts: Array) -> float:
-    """Bits a symbol."""
-    seen = counts[counts > 0].astype(np.float64)
-    total = float(seen.sum())
-    return float(log2(total)) - dot(seen, log2(seen)) / total if len(seen) > 1 else 0.0
+    return near, sum(entropy_of(np.bincount((plane - plane.min()).reshape(-1))) for plane in planes)
 
 
 def _bits(counts: Array) -> Array:
