@@ -96,9 +96,7 @@ class Order:
 def _files_of_cuts(recipe: Recipe) -> tuple[str, ...]:
     if not recipe.cuts:
         return ()
-    from compressor.surgery.make_student import (
-        files_of,  # as other imports in functions here: most runs cut nothing
-    )
+    from compressor.surgery.make_student import files_of  # here, like others below: most runs have no use for it
 
     return files_of(recipe.cuts)
 
