@@ -141,7 +141,7 @@ class Planned:
     def report(self) -> Report:
         """The report of a dry run: the plan with what gates say of it, and nothing measured."""
         order = self.opened.order
-        return Report(order.verb, order.source, order.output, self.plan, gates=self.gates)
+        return Report(order.verb, order.source, _place(order.output, self.plan), self.plan, gates=self.gates)
 
 
 def run_one_pass(
@@ -500,6 +500,10 @@ def write(planned: Planned) -> Report:
     if order.options.part is not None:
         return _write_part(planned, plan, share_of(order.options.part, whole=opened.archived))
     layouts = [(file.name, file.layout) for file in plan.files]
+    for file in plan.files[1:]:  # of a split .gguf
+        read = (one.source for one in (checkpoint, *request.teachers.values()))
+        beside = os.path.join(os.path.dirname(order.output), file.name)
+        check_apart(beside, *(path for source in read for path in source.guarded))
     sink = Output(order.output, opened.container, layouts, replace=order.options.force, recorded=bool(plan.stages))
     try:
         with ExitStack() as stack, _naming(order.source):  # workers must have stopped before their files go
@@ -511,7 +515,7 @@ def write(planned: Planned) -> Report:
             worker.histograms = order.options.histograms
             runner = _runner(planned, worker, stack)
             plan, changes = _carried_out(planned, runner, sink)
-            report = Report(order.verb, order.source, order.output, plan, changes)
+            report = Report(order.verb, order.source, _place(order.output, plan), plan, changes)
             gates = order.options.gates
             sizes = judge_sizes(gates, plan.size_before, plan.size_after) if opened.archived else []
             measured = judge(gates, report.measured, report.total)
@@ -525,6 +529,13 @@ def write(planned: Planned) -> Report:
         sink.discard()
         raise
     return report
+
+
+def _place(output: str, plan: Plan) -> str:
+    """Where the output is found: a .gguf that is split by its first part."""
+    if plan.container != "gguf" or len(plan.files) == 1:
+        return output
+    return os.path.join(os.path.dirname(output), plan.files[0].name)
 
 
 def _write_part(planned: Planned, plan: Plan, share: Share) -> Report:
