@@ -331,7 +331,10 @@ def test_secrets_of_addresses_are_nowhere(files: Files, tmp_path: Path) -> None:
     source = f"{place}/tiny?X-Signature=verysecret#verysecret"
     command = [sys.executable, "-m", "compressor", "quantize", source, "--bits", "4"]
     outputs = []
-    for more in (["-o", tmp_path / "a", "--format", "json"], ["-o", tmp_path / "b", "--log-file", tmp_path / "log"]):
+    for more in (
+        ["-o", tmp_path / "a", "--format", "json"],
+        ["-o", tmp_path / "b", "--log-file", tmp_path / "log"],
+    ):
         done = subprocess.run([*command, *more], capture_output=True, text=True, check=True)
         outputs += [done.stdout, done.stderr]
     files.fault = refused(403)
