@@ -11,6 +11,7 @@ from compressor.calibration.loss import ModelLoss
 from compressor.calibration.result import CalibrationReport
 from compressor.checkpoint.checkpoint import Tensor
 from compressor.core.metrics import Change, Comparison, Moments
+from compressor.core.text import without_secrets
 from compressor.core.version import __version__
 from compressor.engine.plan.plan import Job
 from compressor.reports.choice import to_json as allocation_json
@@ -53,8 +54,8 @@ def _report(report: Report, quiet: bool) -> dict[str, Any]:
     plan = report.plan
     content: dict[str, Any] = {
         "verb": report.verb,
-        "input": report.input,
-        "output": report.output,
+        "input": without_secrets(report.input),
+        "output": without_secrets(report.output),
         **({"part": sorted(report.part)} if report.part is not None else {}),
         "dry_run": report.changes is None and not report.failures,
         "container": plan.container,
@@ -115,7 +116,7 @@ def _change(change: Change | None) -> dict[str, Any] | None:
 def _merged(report: MergeReport, quiet: bool) -> dict[str, Any]:
     content: dict[str, Any] = {
         "verb": "merge",
-        "output": report.output,
+        "output": without_secrets(report.output),
         "parts": report.parts,
         "fingerprint": report.fingerprint,
         "size_before": report.size_before,
@@ -142,8 +143,8 @@ def _merged(report: MergeReport, quiet: bool) -> dict[str, Any]:
 def _comparison(report: ComparisonReport) -> dict[str, Any]:
     return {
         "verb": "compare",
-        "a": report.a,
-        "b": report.b,
+        "a": without_secrets(report.a),
+        "b": without_secrets(report.b),
         "size_a": report.sizes[0],
         "size_b": report.sizes[1],
         "failed_gates": list(report.failures),
@@ -188,7 +189,7 @@ def _measured(found: Comparison) -> dict[str, Any]:
 def _inspection(report: InspectReport) -> dict[str, Any]:
     return {
         "verb": "inspect",
-        "input": report.path,
+        "input": without_secrets(report.path),
         "kind": report.kind,
         "size": report.size,
         "compression": report.compression,
@@ -221,8 +222,8 @@ def _coding(found: CodingGain) -> dict[str, Any]:
 def _calibration(report: CalibrationReport, quiet: bool) -> dict[str, Any]:
     content: dict[str, Any] = {
         "verb": "calibrate",
-        "output": report.output,
-        "source": report.source,
+        "output": without_secrets(report.output),
+        "source": without_secrets(report.source),
         "size": report.size,
         "notes": list(report.notes),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from compressor.core.text import printable
+from compressor.core.text import printable, without_secrets
 from compressor.core.version import __version__
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def render_survey(report: SurveyReport, style: str) -> str:
             "schema": SCHEMA,
             "tool": f"compressor {__version__}",
             "verb": "survey",
-            "output": report.output,
+            "output": without_secrets(report.output),
             "part": list(report.part),
             "passes": report.passes,
             "complete": report.complete,
