@@ -229,8 +229,10 @@ def tune(source: Path, output: Path, **keywords: Unpack[words.TuneKeywords]) -> 
     >>> def kept(path):
     ...     before, after = load_file("model.safetensors"), load_file(path)
     ...     return 1 - max(numpy.abs(after[name] - before[name]).max() for name in before)
-    >>> report = compressor.tune("model.safetensors", "tuned.safetensors", evaluate=kept, restored=True,
-    ...                          min_metric=0.98, candidates=["int4c", "int8c"], evaluations=4)
+    >>> given = {"candidates": ["int4c", "int8c"], "evaluations": 4}
+    >>> report = compressor.tune(
+    ...     "model.safetensors", "tuned.safetensors", evaluate=kept, restored=True, min_metric=0.98, **given
+    ... )
     >>> report.ratio > 3.9
     True
     """

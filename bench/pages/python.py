@@ -29,9 +29,9 @@ names the nearest.
 import compressor
 
 report = compressor.quantize("model.safetensors", "small.safetensors", bits=4, granularity="channel")
-report                  # one line; in a notebook a table
-report.to_dict()        # what --format json prints
-report.to_html()        # what --report writes; with histograms=True its histograms too
+report  # one line; in a notebook a table
+report.to_dict()  # what --format json prints
+report.to_html()  # what --report writes; with histograms=True its histograms too
 ```
 
 Paths are those of the command line: `.safetensors`, `.gguf`, `.npy`, `.npz`, Hugging Face folders. Sizes are
