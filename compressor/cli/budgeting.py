@@ -108,8 +108,8 @@ def telling(values: dict[str, Any]) -> Callable[[Any], None]:
 def draw(curve: str | None, allocation: Any, *, replace_it: bool) -> None:
     """The curve as a picture, where one was asked for."""
     if curve is not None:
-        from compressor.cli.report.curve import render_curve
         from compressor.files.text_files import write_document
+        from compressor.reports.curve import render_curve
 
         write_document(curve, render_curve(allocation).encode(), replace=replace_it)
 

@@ -28,6 +28,7 @@ LAYERS = (
     ("engine/plan",),
     ("engine/execution",),
     ("workflows",),
+    ("reports",),
     ("api.py", "__init__.py"),
     ("cli", "__main__.py"),
 )
@@ -40,7 +41,7 @@ SAYING_NOTHING = {"utils", "helpers", "common", "base", "misc"}
 DISK = {
     "checkpoint/dialects/comfy.py: described.read_bytes",  # a tensor's, as files/ offers it
     "cli/catalogue.py: entry.read_text",  # the package's own, as the next
-    "cli/report/html/document.py: (folder / name).read_text",  # the package's own style and script
+    "reports/html/document.py: (folder / name).read_text",  # the package's own style and script
     "cli/signals.py: os.open",  # the last line of a run that is stopped goes to the bare terminal
     "cli/signals.py: os.write",
     "cli/streams.py: open",  # /dev/null in place of a closed stream

@@ -16,7 +16,7 @@ def render_survey(report: SurveyReport, style: str) -> str:
     """One line, or one JSON object, and a newline."""
     number, count = report.part
     if style == "json":
-        from compressor.cli.report.json import SCHEMA
+        from compressor.reports.json import SCHEMA
 
         said = {
             "schema": SCHEMA,

@@ -8,10 +8,11 @@ from math import isinf
 from compressor.architectures.groups import Coupled
 from compressor.calibration.result import CalibrationReport
 from compressor.checkpoint.checkpoint import Tensor
-from compressor.cli.report.page import Column, Page, error_text, percent, shown_name
+from compressor.cli.report.page import Column, Page, shown_name
 from compressor.core.metrics import Change, Moments
 from compressor.core.text import printable, size_text
 from compressor.engine.plan.plan import Job, Plan
+from compressor.reports.figures import error_text, percent
 from compressor.workflows.archive_contents import CodingGain, summed
 from compressor.workflows.compare import ComparisonReport
 from compressor.workflows.inspect import InspectReport
