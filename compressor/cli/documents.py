@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from compressor.workflows.results import Report
 
 report_option = click.option(
-    "--report", "report_file", metavar="FILE.html", help="Write a report to look at: one file that loads nothing."
+    "--report",
+    "report_file",
+    metavar="FILE.html",
+    help="Write a report to look at in a browser. One file that loads nothing.",
 )
 junit_option = click.option("--junit", metavar="FILE.xml", help="Write the gates as JUnit XML, for a CI to show.")
 summary_option = click.option(

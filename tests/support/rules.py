@@ -40,6 +40,7 @@ SAYING_NOTHING = {"utils", "helpers", "common", "base", "misc"}
 # Who else may do what one folder is there for, each with its reason.
 DISK = {
     "checkpoint/dialects/comfy.py: described.read_bytes",  # a tensor's, as files/ offers it
+    "cli/catalogue.py: entry.read_text",  # the package's own, as the next
     "reports/html/document.py: (folder / name).read_text",  # the package's own style and script
     "cli/signals.py: os.open",  # the last line of a run that is stopped goes to the bare terminal
     "cli/signals.py: os.write",
