@@ -89,7 +89,7 @@ def test_memory_and_secrets(store: Any, tmp_path: Path) -> None:
     header = json.dumps(
         {"a.weight": {"dtype": "BF16", "shape": [rows, columns], "data_offsets": [0, 2 * rows * columns]}}
     ).encode()
-    numbers = (np.random.default_rng(3).normal(size=(1000, columns)).astype(np.float32).view(np.uint32) >> 16)
+    numbers = np.random.default_rng(3).normal(size=(1000, columns)).astype(np.float32).view(np.uint32) >> 16
     piece = numbers.astype(np.uint16).tobytes()
     local = tmp_path / "big.safetensors"
     with local.open("wb") as file:
