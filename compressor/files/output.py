@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compressor.core.errors import InputError, OutputError
 from compressor.core.workspace import Array
@@ -16,6 +16,9 @@ from compressor.files.containers import read_header
 from compressor.files.input_file import InputFile
 from compressor.files.layout import FileLayout
 from compressor.files.staging import Staging, link_or_copy, reporting, sync_folder
+
+if TYPE_CHECKING:
+    from compressor.files.work_folder import WorkFolder
 
 _CHUNK = 8 << 20
 _LARGE = 64 << 20  # bytes of a file that is written past the page cache; a smaller one may be read again soon
@@ -129,6 +132,17 @@ class Output:
             self._close(name)
             os.unlink(self.path(name))
             link_or_copy(path, self.path(name))
+
+    def kept(self, folder: WorkFolder, entry: str, name: str) -> str:
+        """Have a finished file in a work folder too, as its `entry`: what its content is known by."""
+        return folder.keep(entry, self.path(name))
+
+    def taken(self, folder: WorkFolder, entry: str, key: str, name: str) -> bool:
+        """Whether an earlier run finished this file, under the `key` of what makes it; then it is in its place."""
+        path = folder.finished(entry, key)
+        if path is not None:
+            self.take(name, path)
+        return path is not None
 
     @contextmanager
     def reading(self, name: str) -> Iterator[InputFile]:

@@ -24,6 +24,7 @@ from typing import Any
 from compressor.core import cleanup
 from compressor.core.errors import NothingLeft, OutputError
 from compressor.core.text import printable
+from compressor.files.addresses import is_address
 from compressor.files.ours import foreign, has_record, may_be_replaced
 
 _NOREPLACE, _EXCHANGE = 1, 2  # flags of Linux's renameat2
@@ -224,6 +225,10 @@ def check_place(target: str, *, folder: bool, replace: bool, recorded: bool = Tr
     `recorded`: what will be written carries a record of the run. Returns its path from the root on, without a
     trailing slash; folders on the way may be links.
     """
+    if is_address(target):
+        raise OutputError(
+            "is an address, and this is written to a disk", file=target, remedy="Name a place on a disk"
+        )
     place = target.rstrip("/")
     if os.path.basename(place) in ("", ".", ".."):
         raise OutputError("is not the name of something new", file=target, remedy="Name a file or a folder")

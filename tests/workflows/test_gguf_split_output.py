@@ -145,3 +145,8 @@ def test_too_many_parts_are_refused(source: Path, tmp_path: Path) -> None:
         pytest.raises(UsageError, match=r"there would be \d+ files"),
     ):
         split(source, tmp_path / "out.gguf")
+
+
+def test_in_an_object_store_it_is_one_file(source: Path) -> None:
+    with pytest.raises(UsageError, match="is one file"):
+        split(source, "s3://bucket/out.gguf")  # type: ignore[arg-type]
