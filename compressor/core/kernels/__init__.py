@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
 
-VERSION = 11  # of the functions' arguments and meaning; goes up with any change of the C files
+VERSION = 12  # of the functions' arguments and meaning; goes up with any change of the C files
 LIBRARY = Path(__file__).with_name("_kernels.so")
 
 GGML_TYPES = (  # that are written here, and read by compiled loops
