@@ -17,7 +17,7 @@ from compressor.engine.plan.checks import check_axes, check_container, check_dia
 from compressor.engine.plan.fused import agreed, check_fused
 from compressor.engine.plan.loaders import check_loader, check_matrix, left_dense
 from compressor.engine.plan.notes import is_language_model, plan_notes
-from compressor.engine.plan.output_files import carried_over, lay_out
+from compressor.engine.plan.output_files import carried_over, fingerprinted, lay_out
 from compressor.engine.plan.pairing import bias_left_alone, informed, partner_for
 from compressor.engine.plan.patterns import check_patterns
 from compressor.engine.plan.plan import Job, Plan, Step, dense_part, short_name
@@ -119,7 +119,11 @@ def with_fingerprint(plan: Plan, request: PlanRequest) -> Plan:
     """The plan of this request with its own fingerprint in the headers of its files, where they record anything."""
     if not plan.stages:
         return plan
-    files, _ = lay_out(request, plan.jobs, plan.stages, fingerprint=plan.fingerprint)
+    fingerprint = plan.fingerprint
+    if plan.container in ("safetensors", "folder") and not makes_adapter(request.recipe.stages):
+        files = tuple(fingerprinted(file, fingerprint) for file in plan.files)
+    else:
+        files, _ = lay_out(request, plan.jobs, plan.stages, fingerprint=fingerprint)
     return replace(plan, files=files)
 
 
