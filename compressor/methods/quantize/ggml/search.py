@@ -189,8 +189,8 @@ def search_range(
     candidates: Sequence[tuple[float, float]],
     again: bool = True,
 ) -> tuple[Array, Array]:
-    """s and m of each column, float32 [groups]; with `positive` no m is above zero. `again`: what candidates find is
-    refitted once more."""
+    """s and m of each column, float32 [groups]; with `positive` no m is above zero. `again`: what candidates find
+    is refitted once more."""
     x = columns.x
     high, low = x.max(axis=0), x.min(axis=0)
     fixed = _fixed_sums(columns)
