@@ -35,6 +35,9 @@ from compressor.core.errors import GateFailed
 @options.workers
 @options.output_format
 @options.top
+@options.wide
+@options.quiet
+@options.verbose
 @options.debug
 def command(a: str, b: str, style: str, top: int | None, **values: Any) -> int:
     """Measure B against A tensor by tensor, worst first; files that store codes are restored on the way.
@@ -47,12 +50,13 @@ def command(a: str, b: str, style: str, top: int | None, **values: Any) -> int:
     from compressor import api
     from compressor.cli.report import progress, render
 
+    hush, wide = values.pop("quiet"), values.pop("wide")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the libraries look: folders have all that is needed
-    with warnings.catch_warnings(), progress.bar(enabled=True) as advance:
+    with warnings.catch_warnings(), progress.bar(enabled=not hush, verbose=values.pop("verbose")) as advance:
         if values["text"] is not None or values["tokens"] is not None:
             warnings.simplefilter("ignore")  # torch's and transformers', of what is theirs
         report = api.compare(a, b, **values, progress=advance)
-    printed = emit(render(report, style, top=top), essential=True)
+    printed = emit(render(report, style, top=top, quiet=hush, wide=wide), essential=True)
     if report.failures:
         raise GateFailed("; ".join(report.failures[:5]))
     return 0 if printed else 4

@@ -55,13 +55,15 @@ def compare(
     max_error: float | None = None,
     min_sqnr: float | None = None,
     workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> ComparisonReport:
     """Measure B against A, tensor by tensor, both restored if they store codes; worst first.
 
     A tensor that only one side has, or that differs in shape, is a row with a problem, and fails any gate.
+    `progress` is told the bytes that are compared, of how many.
     """
     left, right = open_checkpoint(a), open_checkpoint(b)
-    rows, total = _tensors(left, right, workers)
+    rows, total = _tensors(left, right, workers, progress)
     left.source.check_unchanged()
     right.source.check_unchanged()
     failures = _judge(rows, max_error, min_sqnr)
@@ -82,7 +84,9 @@ def compare_outputs(
     return ComparisonReport(os.fspath(a), os.fspath(b), (), Comparison(), sizes, failures, loss)
 
 
-def _tensors(left: Checkpoint, right: Checkpoint, workers: int | None) -> tuple[list[ComparedTensor], Comparison]:
+def _tensors(
+    left: Checkpoint, right: Checkpoint, workers: int | None, progress: Callable[[int, int], None] | None
+) -> tuple[list[ComparedTensor], Comparison]:
     """A row for each tensor of either side, worst first, and all of them together."""
     if "gguf" in (left.source.kind, right.source.kind):
         left, right = _of_one_naming(left, right)
@@ -107,11 +111,14 @@ def _tensors(left: Checkpoint, right: Checkpoint, workers: int | None) -> tuple[
             if name not in left.tensors
         ]
     count = available_workers() if workers is None else workers
-    total = Comparison()
+    total, done, size = Comparison(), 0, sum(one.nbytes + other.nbytes for one, other in pairs)
     with local(count) as executor:
         for (one, other), measured in zip(pairs, in_order(executor, _compare_tasks(pairs), 2 * count), strict=True):
             rows.append(ComparedTensor(one.spec.name, one.spec.shape, (one.spec.dtype, other.spec.dtype), measured))
             total.merge(measured)
+            done += one.nbytes + other.nbytes
+            if progress is not None:
+                progress(done, size)
     rows.sort(key=lambda row: (not row.problem, -row.measured.error if row.measured else 0, row.name))
     return rows, total
 
