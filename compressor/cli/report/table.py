@@ -267,6 +267,8 @@ def _comparison(page: Page, report: ComparisonReport, top: int | None) -> None:
     if len(shown) < len(report.rows):
         page.line(f"{len(report.rows) - len(shown)} more tensors; --top 0 shows all")
     total = report.total
+    if report.apart:
+        page.line(f"{len(report.apart)} of {len(report.rows)} tensors do not match; the others were compared")
     page.line()
     page.verdict(
         f"{printable(report.b)} against {printable(report.a)}: {size_text(report.sizes[0])} {page.arrow} "
