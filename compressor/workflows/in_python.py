@@ -17,7 +17,7 @@ from compressor.methods.registry import methods_of
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Keywords that are called otherwise than their options
-_CALLED = {"for": "loader", "set": "rules", "candidate": "candidates", "stage": "stages", "output": "output"}
+_CALLED = {"for": "loader", "set": "rules", "candidate": "candidates"}
 _FLAGS = (
     *(
         "force",
@@ -61,9 +61,9 @@ def in_python(text: str) -> str:
         if option in flags:
             return flags[option] + beside
         name = _CALLED.get(option, option.replace("-", "_"))
-        if value in words:
-            return f'{name}="{value}"'
-        return f"{name}={value}" if _NUMBER.fullmatch(value) else f"{name}{beside}"
+        if _NUMBER.fullmatch(value):
+            return f"{name}={value}"
+        return f'{name}="{value}"' if value in words else f"{name}{beside}"
 
     return _OPTION.sub(keyword, text)
 
