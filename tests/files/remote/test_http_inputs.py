@@ -298,7 +298,7 @@ def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trying, "FIRST", 0.0)
     with served() as files:
         url = files.url
-    with pytest.raises(InputError, match=r"cannot be fetched: the connection failed \(ConnectionRefusedError\)"):
+    with pytest.raises(InputError, match=r"the connection failed \(ConnectionRefusedError\)"):
         open_source(f"{url}/a.npy")
     with pytest.raises(InputError, match="ftp://"):
         open_source("ftp://127.0.0.1:1/a.npy")
