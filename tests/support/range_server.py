@@ -58,6 +58,16 @@ class _Handler(BaseHTTPRequestHandler):
         if not files.fault(self, path, len(files.asked)):
             self.answer(path)
 
+    def do_HEAD(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        if path not in self.files.contents:
+            self.status(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(self.files.contents[path][0]))
+        self.send_header("ETag", self.files.tags[path])
+        self.end_headers()
+
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.files.change(self, self.command, unquote(urlsplit(self.path).path), body)
