@@ -143,7 +143,7 @@ class Planned:
     def report(self) -> Report:
         """The report of a dry run: the plan with what gates say of it, and nothing measured."""
         order = self.opened.order
-        return Report(order.verb, order.source, order.output, self.plan, gates=self.gates)
+        return Report(order.verb, order.source, _place(order.output, self.plan), self.plan, gates=self.gates)
 
 
 def run_one_pass(
@@ -259,6 +259,8 @@ def open_inputs(order: Order) -> Opened:
     checkpoint = open_input(order.source, options)
     container = container_of(order.output, checkpoint.source)
     _check_card(options, container)
+    if container == "gguf" and options.max_shard_size is not None and is_address(order.output):
+        raise UsageError("--max-shard-size: a .gguf in an object store is one file", remedy="Leave it out")
     if container != "gguf" and checkpoint.source.kind == "gguf":
         checkpoint = _from_gguf(checkpoint, container)
     changes = bool(recipe.stages or recipe.cuts or recipe.training)
@@ -517,6 +519,10 @@ def write(planned: Planned) -> Report:
     plan = with_fingerprint(planned.plan, request)
     if order.options.part is not None:
         return _write_part(planned, plan, share_of(order.options.part, whole=opened.archived))
+    for file in plan.files[1:]:  # of a split .gguf
+        read = (one.source for one in (checkpoint, *request.teachers.values()))
+        beside = os.path.join(os.path.dirname(order.output), file.name)
+        check_apart(beside, *(path for source in read for path in source.guarded))
     sink = _output(opened, plan)
     try:
         with ExitStack() as stack, _naming(order.source):  # workers must have stopped before their files go
@@ -528,7 +534,7 @@ def write(planned: Planned) -> Report:
             worker.histograms = order.options.histograms
             runner = _runner(planned, worker, stack)
             plan, changes = _carried_out(planned, runner, sink)
-            report = Report(order.verb, order.source, order.output, plan, changes)
+            report = Report(order.verb, order.source, _place(order.output, plan), plan, changes)
             gates = order.options.gates
             sizes = judge_sizes(gates, plan.size_before, plan.size_after) if opened.archived else []
             measured = judge(gates, report.measured, report.total)
@@ -542,6 +548,13 @@ def write(planned: Planned) -> Report:
         sink.discard()
         raise
     return report
+
+
+def _place(output: str, plan: Plan) -> str:
+    """Where the output is found: a .gguf that is split by its first part."""
+    if plan.container != "gguf" or len(plan.files) == 1:
+        return output
+    return os.path.join(os.path.dirname(output), plan.files[0].name)
 
 
 def _output(opened: Opened, plan: Plan) -> Output:
