@@ -2,9 +2,9 @@
 docs/loaders.md.
 
 A cell is what `--for LOADER` makes of a family and a scheme: it loads as it is, with nothing missing, and answers
-what its codes and its config.json say; or it is refused at plan time. `--families` chooses some, and prints instead. vLLM
-is asked where VLLM_PYTHON names a Python that has it, mlx-lm where it is installed. With `--keep FILE` what was
-found is noted there, and not tried again.
+what its codes and its config.json say; or it is refused at plan time. `--families` chooses some, and prints
+instead. vLLM is asked where VLLM_PYTHON names a Python that has it, mlx-lm where it is installed. With `--keep`
+what was found is noted in a file, and not tried again.
 """
 
 from __future__ import annotations
