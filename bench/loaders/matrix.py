@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.loaders.answers import Answers
+from bench.loaders.cpu_kernels import check_kernels
 from bench.loaders.families import FAMILIES, Family, output_of, quietly
 from bench.loaders.rounded_inputs import round_inputs
 from bench.loaders.vllm_loader import Vllm
@@ -120,6 +121,7 @@ class Transformers:
         for one in kernels:
             one.support_avx512bf16_for_cpu = False
         found = output_of(model, family.given)
+        check_kernels(kernels)
         for one in kernels:
             one.support_avx512bf16_for_cpu = True
         loaded = output_of(model, family.given) if kernels else found

@@ -15,12 +15,14 @@ from typing import Any
 def round_inputs(model: Any, folder: Path) -> int:
     """Let the layers of a restored `model` round what they are given as the config.json of the quantized `folder`
     says, and tell how many do. Experts that transformers keeps in one tensor are no layers, and it rounds nothing
-    there; nor does it where a layer's inputs are not to be rounded."""
+    there; nor does it where a layer's inputs are not to be rounded. Those of Llama 4 it makes layers where they are
+    quantized, so the model's become such here."""
     from compressed_tensors.quantization import QuantizationConfig
     from compressed_tensors.quantization.lifecycle.forward import fake_quantize
     from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
     from compressed_tensors.utils.match import match_named_modules, match_targets
 
+    _apart(model)
     said = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config") or {}
     if said.get("quant_method") != "compressed-tensors":
         return 0
@@ -39,3 +41,21 @@ def round_inputs(model: Any, folder: Path) -> int:
         module.register_forward_pre_hook(rounded)
         count += 1
     return count
+
+
+def _apart(model: Any) -> None:
+    """Make layers of Llama 4's experts, with the same weights."""
+    import torch
+    from transformers.quantizers.base import SequentialLlama4TextExperts
+
+    for name, module in list(model.named_modules()):
+        if type(module).__name__ != "Llama4TextExperts":
+            continue
+        layers = SequentialLlama4TextExperts(model.config.get_text_config()).to(module.down_proj.dtype)
+        with torch.no_grad():
+            for number, layer in enumerate(layers):
+                gate, up = module.gate_up_proj[number].T.chunk(2)
+                layer.gate_proj.weight.copy_(gate)
+                layer.up_proj.weight.copy_(up)
+                layer.down_proj.weight.copy_(module.down_proj[number].T)
+        model.set_submodule(name, layers.eval())

@@ -267,8 +267,8 @@ _TRANSFORMERS = (
     Limit(
         "nf4.*",
         "computes on a CPU as if the layer's inputs lay in order, which they do not here (bitsandbytes 0.50)",
-        families=("segformer",),
-        names=r"(\.mlp\.dense2|\.linear_c\.\d+\.proj)\.weight$",
+        families=("segformer", "detr", "table-transformer", "conditional_detr"),
+        names=r"(\.mlp\.dense2|\.linear_c\.\d+\.proj|encoder\.layers\.0\.self_attn\.[qkv]_proj)\.weight$",
         dense=True,
         hint=True,
     ),
