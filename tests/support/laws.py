@@ -177,6 +177,9 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
         ),
         {"group_size": 32},
         {"group_size": 128, "double_quant": True},
+        {"group_size": 32, "method": "gptq"},
+        {"group_size": 32, "method": "gptq", "act_order": True},
+        {"group_size": 32, "method": "gptq", "double_quant": True},
     ),
     ("quantize", "fp8"): tuple(
         {"element": element, "granularity": grain, "method": method}
@@ -185,7 +188,15 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
         for method in ("absmax", "search")
         if (grain, method) != ("tensor", "absmax")
     ),
-    **{("quantize", name): ({"method": "absmax"}, {}) for name in ("nvfp4", "mxfp4", "mxfp8")},
+    **{
+        ("quantize", name): (
+            {"method": "absmax"},
+            {},
+            {"method": "gptq"},
+            {"method": "gptq", "act_order": True},
+        )
+        for name in ("nvfp4", "mxfp4", "mxfp8")
+    },
     **{("quantize", name): ({}, {"informed": True}) for name in GGML_BLOCKS},
     ("quantize", "f16"): ({},),
     ("quantize", "bf16"): ({},),
