@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from compressor.core.floats import largest
+from compressor.core.floats import smallest as smallest
 from compressor.core.tensor import TensorSpec
 from compressor.methods import laws
 from compressor.methods.contract import Method
