@@ -230,6 +230,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     # rows of 256; of 192 and 13, which blocks of 256 and 32 do not divide
     **{f"quantize-{scheme}-rows-bf16.safetensors": _floats(scheme, "ROWS-BF16") for scheme in GGML_BLOCKS},
     **{f"quantize-{scheme}-f32.safetensors": _floats(scheme, "F32") for scheme in ("f16", "bf16")},
+    "quantize-f32-bf16.safetensors": _floats("f32", "BF16"),
 }
 
 

@@ -200,6 +200,7 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
     },
     **{("quantize", name): ({}, {"informed": True}) for name in GGML_BLOCKS},
     ("quantize", "f16"): ({},),
+    ("quantize", "f32"): ({},),
     ("quantize", "bf16"): ({},),
     **{
         ("store", layout): (
@@ -222,7 +223,7 @@ GIVEN_STEP = ("quantize", "uniform")
 # float16 scales, and float16 itself.
 IN_FLOAT16 = {("quantize", name) for name in (*GGML_BLOCKS, "f16", "bf16")}
 # What keeps float32 scales, as its layout wants them, may say no to a float64 beyond their range.
-IN_FLOAT32 = {("quantize", name) for name in ("nf4", "nvfp4", "mxfp4", "mxfp8")}
+IN_FLOAT32 = {("quantize", name) for name in ("nf4", "nvfp4", "mxfp4", "mxfp8", "f32")}
 
 
 def every_method() -> dict[tuple[str, str], type[Method]]:

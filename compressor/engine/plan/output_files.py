@@ -41,10 +41,10 @@ def lay_out(
     if container == "npz":
         return (OutputFile(request.output_name, _npz_layout(jobs[0], stages, checkpoint, fingerprint)),), ()
     if container == "gguf":
-        from compressor.engine.plan.gguf_file import gguf_file
+        from compressor.engine.plan.gguf_file import gguf_files
 
         said = _record(checkpoint, _origins(request, 0), (), stages, fingerprint)
-        return (gguf_file(request, jobs, said.get(RECORD)),), ()
+        return gguf_files(request, jobs, said.get(RECORD)), ()
     names, index = _names(request, jobs)
     members: list[list[Job]] = [[] for _ in names]
     for job in jobs:

@@ -96,11 +96,23 @@ def make_plan(request: PlanRequest) -> Plan:
 
 def _sharded(jobs: Sequence[Job], size: int, request: PlanRequest) -> list[Job]:
     """The jobs in files of this size. UsageError for an output of one file, or one that takes files as they are."""
-    if request.container != "folder" or makes_adapter(request.recipe.stages):
-        raise UsageError("--max-shard-size is for folders, and this output is one file")
+    if request.container not in ("folder", "gguf") or makes_adapter(request.recipe.stages):
+        raise UsageError("--max-shard-size is for folders and .gguf, and this output is one file")
     if request.checkpoint.stored:
         raise UsageError("--max-shard-size: an archive of a folder has its files", remedy="Leave it out")
-    return resharded(jobs, size)
+    if request.container == "folder":
+        return resharded(jobs, size)
+    from compressor.engine.plan.gguf_file import in_file_order
+    from compressor.files.gguf.split import MOST_FILES
+
+    files = {job.spec.name: job.file for job in resharded(in_file_order(jobs, request.checkpoint.source), size)}
+    count = 1 + max(files.values(), default=0)
+    if count > MOST_FILES:
+        raise UsageError(
+            f"--max-shard-size: there would be {count} files, and the parts of a .gguf are {MOST_FILES} at most",
+            remedy="Give a larger size",
+        )
+    return [replace(job, file=files[job.spec.name]) for job in jobs]
 
 
 def with_fingerprint(plan: Plan, request: PlanRequest) -> Plan:
