@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from compressor.checkpoint import dialects, record
@@ -61,6 +62,16 @@ def lay_out(
         files.append(OutputFile(names[number], safetensors.layout(specs, metadata)))
     _check_growth(stored, files)
     return tuple(files), _texts(jobs, files, checkpoint, index) if container == "folder" else ()
+
+
+def fingerprinted(file: OutputFile, fingerprint: str) -> OutputFile:
+    """A safetensors file of a plan with the plan's fingerprint in its header, if that records anything."""
+    metadata = record.with_plan(file.layout.metadata, fingerprint)
+    return (
+        file
+        if metadata == file.layout.metadata
+        else replace(file, layout=safetensors.relabelled(file.layout, metadata))
+    )
 
 
 def _check_growth(stored: dialects.Stored, files: Sequence[OutputFile]) -> None:

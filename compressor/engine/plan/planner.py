@@ -17,7 +17,7 @@ from compressor.engine.plan.checks import check_axes, check_container, check_dia
 from compressor.engine.plan.fused import agreed, check_fused
 from compressor.engine.plan.loaders import check_loader, check_matrix, left_dense
 from compressor.engine.plan.notes import is_language_model, plan_notes
-from compressor.engine.plan.output_files import carried_over, lay_out
+from compressor.engine.plan.output_files import carried_over, fingerprinted, lay_out
 from compressor.engine.plan.pairing import bias_left_alone, informed, partner_for
 from compressor.engine.plan.patterns import check_patterns
 from compressor.engine.plan.plan import Job, Plan, Step, dense_part, short_name
@@ -34,7 +34,7 @@ from compressor.recipe.selection import VECTOR, LeftAlone
 
 _DEFAULT_STORE: Mapping[Container, Store] = {
     "npy": "dense",
-    "npz": "codes",
+    "npz": "packed",
     "safetensors": "packed",
     "gguf": "packed",
     "folder": "packed",
@@ -119,14 +119,18 @@ def with_fingerprint(plan: Plan, request: PlanRequest) -> Plan:
     """The plan of this request with its own fingerprint in the headers of its files, where they record anything."""
     if not plan.stages:
         return plan
-    files, _ = lay_out(request, plan.jobs, plan.stages, fingerprint=plan.fingerprint)
+    fingerprint = plan.fingerprint
+    if plan.container in ("safetensors", "folder") and not makes_adapter(request.recipe.stages):
+        files = tuple(fingerprinted(file, fingerprint) for file in plan.files)
+    else:
+        files, _ = lay_out(request, plan.jobs, plan.stages, fingerprint=fingerprint)
     return replace(plan, files=files)
 
 
 def stores_packed(stage: Stage, container: Container) -> bool:
     """Whether the stage stores codes in layouts that loaders or `restore` unpack."""
     store = _DEFAULT_STORE[container] if stage.store == "auto" else stage.store
-    return stage.method.verb == "quantize" and store == "packed"
+    return stage.method.verb == "quantize" and store == "packed" and container != "npz"
 
 
 def _check_requantized(request: PlanRequest) -> None:
@@ -324,8 +328,9 @@ def _stored_form(
     """The scheme by which a stage stores a tensor, or why loaders would not find it."""
     if request.container == "gguf" and len(spec.shape) < 2 and store != "dense":
         return LeftAlone("vector or scalar: llama.cpp reads those as numbers only")
-    if store == "codes" or (store in SPARSE and store != "smallest"):
-        plain = method.codes(spec)
+    in_bits = request.container == "npz" and store == "packed"
+    if in_bits or store == "codes" or (store in SPARSE and store != "smallest"):
+        plain = method.codes_in_bits(spec) if in_bits else method.codes(spec)
         if plain is None:
             raise UsageError(
                 f"scheme {method.id} has no integer codes",
