@@ -1,6 +1,6 @@
 """The archive: a safetensors file whose one tensor, U8, holds the coded chunks of all others, and says so.
 
-    {"__metadata__": {"compressor.archive": "1"}, "archive": {"dtype": "U8", …}}
+    {"__metadata__": {"compressor.archive": "2"}, "archive": {"dtype": "U8", …}}
     chunks of every tensor, in the directory's order · zeros · directory · its length and CRC-32 (4 bytes each)
 
 The directory is JSON, deflated: {"metadata": {…}, "tensors": {NAME: [DTYPE, SHAPE, FORM, [BYTES OF EACH CHUNK]]}},
@@ -32,7 +32,8 @@ from compressor.files.layout import Header, Placed
 from compressor.files.ours import ARCHIVE
 from compressor.files.strict_json import parse_object
 
-VERSION = "1"
+VERSION = "2"
+_READ = ("1", VERSION)
 TENSOR = "archive"
 TRAILER = 8
 _DIRECTORY = 100_000_000  # bytes of a directory, inflated
@@ -45,12 +46,13 @@ _AGAIN = "Archive or download it again"
 @dataclass(frozen=True)
 class Entry:
     """A tensor in an archive. Its bytes begin at `begin` of the file that the archive stands for, its chunks' at
-    `places` of the archive, the last of which is their end."""
+    `places` of the archive, the last of which is their end; they are coded as archives of `version` are."""
 
     spec: TensorSpec
     form: Form
     begin: int
     places: tuple[int, ...]
+    version: int
 
     @property
     def coded(self) -> int:
@@ -140,7 +142,9 @@ class ArchivedFile(InputFile):
         raw = bytearray(end - begin)
         InputFile.read_runs(self, [(memoryview(raw), begin)])
         try:
-            return decode_chunk(memoryview(raw), chunk_shape(entry.spec, number), entry.form, account)
+            return decode_chunk(
+                memoryview(raw), chunk_shape(entry.spec, number), entry.form, entry.version, account
+            )
         except Damaged as error:
             raise InputError(
                 f"is damaged in the archive: {error}", file=self.path, tensor=entry.spec.name, remedy=_AGAIN
@@ -164,9 +168,9 @@ def opened(file: InputFile, header: Header) -> tuple[InputFile, Header]:
     version = header.metadata.get(ARCHIVE)
     if version is None:
         return file, header
-    if version != VERSION:
+    if version not in _READ:
         raise InputError(
-            f"is an archive of version {printable(version, 20)!r}, and this compressor reads {VERSION}",
+            f"is an archive of version {printable(version, 20)!r}, and this compressor reads {' and '.join(_READ)}",
             file=file.path,
             remedy="Use a newer compressor",
         )
@@ -174,7 +178,7 @@ def opened(file: InputFile, header: Header) -> tuple[InputFile, Header]:
     if placed is None or placed.spec.name != TENSOR or placed.spec.dtype != "U8" or len(placed.spec.shape) != 1:
         raise _damaged(file, "it has other tensors than an archive has")
     try:
-        entries, metadata = _directory(file, placed)
+        entries, metadata = _directory(file, placed, int(version))
     except (KeyError, ValueError, TypeError, AttributeError, zlib.error) as error:
         raise _damaged(file, "its directory does not say what it should") from error
     tensors = sorted((Placed(entry.spec, entry.begin) for entry in entries), key=lambda one: one.spec.name)
@@ -189,11 +193,11 @@ def directory_of(file: InputFile, header: Header) -> tuple[list[Entry], Mapping[
     archived, stands_for = opened(file, header)
     if archived is file:
         raise _damaged(file, "it is none")
-    entries, _ = _directory(file, header.tensors[0])
+    entries, _ = _directory(file, header.tensors[0], int(header.metadata[ARCHIVE]))
     return entries, stands_for.metadata
 
 
-def _directory(file: InputFile, placed: Placed) -> tuple[list[Entry], Mapping[str, str]]:
+def _directory(file: InputFile, placed: Placed, version: int) -> tuple[list[Entry], Mapping[str, str]]:
     size = placed.spec.nbytes
     if size < TRAILER:
         raise _damaged(file, "it is too short")
@@ -221,7 +225,7 @@ def _directory(file: InputFile, placed: Placed) -> tuple[list[Entry], Mapping[st
             raise ValueError(name)
         places = list(accumulate(sizes, initial=place))
         place = places[-1]
-        entries.append(Entry(spec, form_named(form, dtype), begin, tuple(places)))
+        entries.append(Entry(spec, form_named(form, dtype), begin, tuple(places), version))
         begin += spec.nbytes
     if place > end - length or begin > most(size):
         raise _damaged(file, "its tensors are larger than it can hold")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,16 @@ from support.console import compressor
 from support.fault_injection import damaged, invoke, is_one_line
 
 from compressor import api
+from compressor.core import kernels
 from compressor.core.errors import InputError, UsageError
 from compressor.core.tensor import DTYPES
 from compressor.files import archive as format_of
-from compressor.files.entropy import ans, planes
+from compressor.files.entropy import ans, elements, planes, rans
 from compressor.files.entropy.bitio import BitReader, BitWriter
 from compressor.files.entropy.chunk import decode_chunk, encode_chunk
 from compressor.files.entropy.damage import Damaged, NeedsPackage
 from compressor.files.entropy.elements import likely_form, possible
-from compressor.files.entropy.tables import read_tables, table_of, write_tables
+from compressor.files.entropy.tables import Table, read_tables, table_of, write_tables
 from compressor.recipe.gates import Gates
 from compressor.workflows.results import ReportedGateFailed
 
@@ -74,38 +77,132 @@ def test_everything_comes_back(tmp_path: Path, effort: str) -> None:
     assert (name, dtype, len(shape)) == ("archive", "U8", 1)
 
 
-def test_the_own_decoder_is_the_librarys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing() -> Any:
-        raise NeedsPackage("constriction")
-
-    source, output = archived(tmp_path, everything(), "small")
-    monkeypatch.setattr(ans, "constriction", missing)
-    api.restore(output, tmp_path / "back.safetensors")
-    assert archives.read(tmp_path / "back.safetensors") == archives.read(source)
-    with pytest.raises(UsageError, match=r"takes the package constriction.*compressor\[entropy\]"):
-        api.pipeline(source, tmp_path / "other.safetensors", store="archive")
-    assert not (tmp_path / "other.safetensors").exists()
+# What version 1 wrote, and the SHA-256 of what comes back: the larger one has frames of zstd.
+VERSION_1 = {
+    "fast": "4a95e787c0c280957677d3c382074d9e01f5b47276bb6d6a5e2c13718d6dad2d",
+    "small": "3dbe7c0302930d6c662c33a40bb9294d6b3744e2231df9fcd71144d3079cf0ed",
+}
 
 
-def test_decoders_agree_on_noise() -> None:
-    """Also where the words run out."""
-    table = table_of(np.array([5, 0, 900, 3, 41]), 16)
-    words = np.random.default_rng(0).integers(1, 2**32, 40).astype("<u4")
-    library = ans.AnsReader(words.tobytes()).take(table, 2000)
-    own = ans.OwnDecoder(words).take(table, 2000)
-    assert np.array_equal(library, table.symbols[own])
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("effort", VERSION_1)
+def test_archives_of_version_1_come_back(
+    effort: str, compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(kernels, "library", lambda: None)
+    path = Path(__file__).parent / "data" / f"version-1-{effort}.safetensors"
+    api.restore(path, tmp_path / "back.safetensors")
+    assert hashlib.sha256((tmp_path / "back.safetensors").read_bytes()).hexdigest() == VERSION_1[effort]
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 3] ^= 4
+    (tmp_path / "bad.safetensors").write_bytes(raw)
+    with pytest.raises(InputError, match="is damaged in the archive"):
+        api.restore(tmp_path / "bad.safetensors", tmp_path / "other.safetensors")
 
 
-def test_without_zstandard_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = (np.random.default_rng(0).standard_normal((512, 1024)) * 0.02).astype(np.float32)
-    _, output = archived(tmp_path, {"w": ("F32", weights)})
-
+def test_frames_of_version_1_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> Any:
         raise NeedsPackage("zstandard")
 
     monkeypatch.setattr(planes, "_zstandard", missing)
+    path = Path(__file__).parent / "data" / "version-1-fast.safetensors"
     with pytest.raises(InputError, match=r"takes the package zstandard. Install it with pip install"):
-        api.restore(output, tmp_path / "back.safetensors")
+        api.restore(path, tmp_path / "back.safetensors")
+
+
+def test_decoders_of_version_1_agree_on_noise() -> None:
+    """Also where the words run out."""
+    table = table_of(np.array([5, 0, 900, 3, 41]), 16)
+    words = np.random.default_rng(0).integers(1, 2**32, 40).astype("<u4").tobytes()
+    compiled = ans.AnsReader(memoryview(words)).take(table, 2000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "library", lambda: None)
+        assert np.array_equal(compiled, ans.AnsReader(memoryview(words)).take(table, 2000))
+
+
+# ---- the coder -----------------------------------------------------------------------------------------
+
+
+def runs_of(seed: int) -> list[tuple[np.ndarray, Table]]:
+    """Runs of symbols that begin anywhere in a round: of few and many symbols, rare ones, a single one, none."""
+    chance = np.random.default_rng(seed)
+    found = []
+    for alphabet, count, bits in [(2, 70_000, 12), (30, 5000, 12), (30, 33, 15), (256, 9000, 12), (1000, 700, 13)]:
+        shares = chance.random(alphabet) ** 9 + 1e-9
+        symbols = chance.choice(alphabet, count, p=shares / shares.sum())
+        table = table_of(np.bincount(symbols, minlength=alphabet), 16)
+        found.append((symbols, replace(table, bits=bits)))
+    found.append((np.full(50, 3), table_of(np.eye(9, dtype=np.int64)[3], 4)))
+    found.append((np.zeros(0, np.int64), found[0][1]))
+    order = chance.permutation(len(found))
+    return [found[place] for place in order]
+
+
+def coded(runs: list[tuple[np.ndarray, Table]], expected: float) -> bytes:
+    out = rans.RansWriter()
+    for symbols, table in runs:
+        out.put(symbols, table)
+    out.expected = expected
+    return b"".join(part.tobytes() for part in out.to_bytes())
+
+
+def decoded(raw: bytes, lanes: int, runs: list[tuple[np.ndarray, Table]]) -> list[np.ndarray]:
+    source = rans.RansReader(memoryview(raw), lanes)
+    found = [source.take(table, len(symbols)) for symbols, table in runs]
+    source.finish()
+    return found
+
+
+@pytest.mark.parametrize("expected", [0, 60_000, 10**6])
+def test_the_coder_is_the_same_with_any_vectors_and_without_kernels(expected: float) -> None:
+    runs = runs_of(int(expected))
+    first = None
+    for vectors in (2, 1, 0, None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kernels, "VECTORS", vectors)
+            if vectors is None:
+                patch.setattr(kernels, "library", lambda: None)
+            raw = coded(runs, expected)
+            first = first or raw
+            assert raw == first
+            lanes = {0: 0, 60_000: 1, 10**6: 5}[int(expected)]
+            for found, (symbols, _) in zip(decoded(raw, lanes, runs), runs, strict=True):
+                assert np.array_equal(found, symbols)
+            for cut in (raw[:-2], raw[: len(raw) // 2 & ~1], raw[: 4 << lanes], raw[:-1], b""):
+                with pytest.raises(Damaged):
+                    decoded(cut, lanes, runs)
+    lengths = sum(table.cost(np.bincount(symbols, minlength=len(table.levels))) for symbols, table in runs)
+    assert first is not None
+    assert len(first) * 8 <= 1.001 * lengths + (32 << lanes)
+
+
+def test_states_that_are_none_and_symbols_that_are_left_are_refused() -> None:
+    runs = runs_of(1)
+    raw = bytearray(coded(runs, 10**6))
+    raw[4:8] = (65535).to_bytes(4, "little")
+    with pytest.raises(Damaged, match="out of range"):
+        rans.RansReader(memoryview(raw), 5)
+    with pytest.raises(Damaged, match="too short"):
+        rans.RansReader(memoryview(bytes(1000)), 6)
+    with pytest.raises(Damaged, match="do not end"):
+        rans.RansReader(memoryview(coded(runs, 10**6)), 5).finish()
+
+
+def test_floats_are_taken_apart_the_same_without_kernels() -> None:
+    chance = np.random.default_rng(0)
+    for size, exponent in ((2, 8), (2, 5), (4, 8), (8, 11)):
+        raw = chance.integers(0, 256, (9, 31 * size), np.uint8).view(f"<u{size}")
+        for lead in range(2 if size == 8 else 4):
+            low = 8 * size - 1 - exponent - lead
+            found = elements._split(raw, low, exponent + lead)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(kernels, "library", lambda: None)
+                twin = elements._split(raw, low, exponent + lead)
+                back = elements._joined(twin[0], list(twin[1]), low, raw.dtype)
+            assert all(map(np.array_equal, found, twin))
+            assert np.array_equal(back, raw)
+            assert np.array_equal(elements._joined(found[0], list(found[1]), low, raw.dtype), raw)
 
 
 # ---- size ----------------------------------------------------------------------------------------------
@@ -129,8 +226,8 @@ def test_bfloat16_is_as_small_as_promised() -> None:
     weights = (np.random.default_rng(0).standard_normal((512, 2048)) * 0.02).astype(np.float32)
     data = (weights.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
     (form,) = possible("BF16")
-    assert len(encode_chunk(data, form, "fast")) <= 0.675 * data.size
-    assert len(encode_chunk(data, form, "small")) <= 0.66 * data.size
+    assert len(encode_chunk(data, form, "fast")) <= 0.66 * data.size
+    assert len(encode_chunk(data, form, "small")) <= 0.655 * data.size
 
 
 def test_packed_codes_are_found_to_be_codes() -> None:
@@ -249,7 +346,7 @@ def rebuilt(good: bytes, change: Any) -> bytes:
     raw = deflater.compress(json.dumps(found).encode()) + deflater.flush()
     data[-8 - length :] = raw + len(raw).to_bytes(4, "little") + zlib.crc32(raw).to_bytes(4, "little")
     header = {
-        "__metadata__": {"compressor.archive": "1"},
+        "__metadata__": {"compressor.archive": "2"},
         "archive": {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]},
     }
     text = json.dumps(header).encode().ljust(160)
@@ -301,7 +398,7 @@ def test_one_large_claim_is_refused_at_once(tmp_path: Path, good: bytes) -> None
 
 
 def test_other_versions_and_shapes(tmp_path: Path, good: bytes) -> None:
-    newer = good.replace(b'"compressor.archive":"1"', b'"compressor.archive":"2"')
+    newer = good.replace(b'"compressor.archive":"2"', b'"compressor.archive":"3"')
     assert "Use a newer compressor" in refused(tmp_path, newer)
     content = np.zeros(40, np.uint8)
     for name, tensors in {
@@ -309,10 +406,10 @@ def test_other_versions_and_shapes(tmp_path: Path, good: bytes) -> None:
         "dtype": {"archive": ("I8", content)},
         "empty": {},
     }.items():
-        path = archives.write(tmp_path / f"{name}.safetensors", tensors, {"compressor.archive": "1"})
+        path = archives.write(tmp_path / f"{name}.safetensors", tensors, {"compressor.archive": "2"})
         assert "damaged archive" in refused(tmp_path, path.read_bytes())
     short = archives.write(
-        tmp_path / "s.safetensors", {"archive": ("U8", content[:3])}, {"compressor.archive": "1"}
+        tmp_path / "s.safetensors", {"archive": ("U8", content[:3])}, {"compressor.archive": "2"}
     )
     assert "too short" in refused(tmp_path, short.read_bytes())
 
@@ -391,8 +488,8 @@ def test_tables_come_back_and_sum_up() -> None:
             assert np.array_equal(table.symbols, back.symbols)
             if len(table.symbols):
                 assert np.array_equal(table.frequencies, back.frequencies)
-                assert table.frequencies.sum() == 1 << 24
-                assert table.cumulative[-1] == 1 << 24
+                assert table.frequencies.sum() == 1 << 12
+                assert table.frequencies.min() >= 1
 
 
 def test_rows_are_cut_as_the_format_says() -> None:

@@ -22,7 +22,6 @@ from compressor.files import archive, safetensors
 from compressor.files.archive import chunk_shape, chunks_of, rows_of
 from compressor.files.archive_writing import ArchiveWriter
 from compressor.files.entropy.chunk import encode_chunk
-from compressor.files.entropy.damage import NeedsPackage
 from compressor.files.entropy.elements import Form, likely_form, possible
 from compressor.files.input_file import InputFile
 from compressor.files.layout import Container
@@ -63,8 +62,7 @@ def archive_files(
     """Put an archive in the place of every container file; the plan with the sizes that this gave, and the zeros.
 
     The tensors are those that the files hold or, where a `checkpoint` is given, its own as they lie there; only
-    those of some jobs, in the `files` of these numbers, where they are given. Raises UsageError where a package is
-    missing, OutputError where writing fails.
+    those of some jobs, in the `files` of these numbers, where they are given. OutputError where writing fails.
     """
     coded: dict[str, int] = {}
     changes: dict[str, Change] = {}
@@ -85,15 +83,9 @@ def archive_files(
                     stored = [checkpoint.tensors[job.spec.name].whole for job in mine]
                     metadata = file.layout.metadata
                 writer = ArchiveWriter(used.enter_context(sink.rewriting(name)))
-                try:
-                    for tensor, change in _archive(stored, writer, effort, executor, workers + 2):
-                        changes.setdefault(tensor, Change()).merge(change)
-                        progress(change.size * DTYPES[writer.tensors[tensor][0]].bits // 8)
-                except NeedsPackage as error:
-                    raise UsageError(
-                        f"--store archive takes the package {error}",
-                        remedy="Install it with pip install 'compressor[entropy]'",
-                    ) from error
+                for tensor, change in _archive(stored, writer, effort, executor, workers + 2):
+                    changes.setdefault(tensor, Change()).merge(change)
+                    progress(change.size * DTYPES[writer.tensors[tensor][0]].bits // 8)
                 _finish(writer, metadata, name)
                 coded |= writer.coded()
             with sink.reading(name) as finished:
