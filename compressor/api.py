@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, Unpack
 
+from compressor import reports
 from compressor.calibration import run as calibration
 from compressor.calibration.result import CalibrationReport
 from compressor.core.errors import UsageError
+from compressor.core.shown import documents_by
 from compressor.core.text import printable
 from compressor.files.survey_file import is_survey
 from compressor.methods.structured_cut import is_structured_cut, make_structured_cut
@@ -62,6 +64,8 @@ __all__ = [
     "survey",
     "tune",
 ]
+
+documents_by(reports)
 
 
 def prune(source: Path, output: Path, **keywords: Unpack[words.PruneKeywords]) -> Report:
