@@ -45,7 +45,12 @@ def open_source(path: str | os.PathLike[str], component: str = "") -> Source:
             remedy="Give a .safetensors, .gguf, .npy, .npz or .pt, or a folder with model.safetensors",
         )
     file, header = read_file(found, suffix)
-    return assemble(found.path, suffix[1:], (SourceFile(os.path.basename(name), file, header),))
+    files = (SourceFile(os.path.basename(name), file, header),)
+    if file.stands_for == ".gguf":
+        from compressor.files.gguf.split import source_of
+
+        return source_of(found.path, files)
+    return assemble(found.path, (file.stands_for or suffix)[1:], files)
 
 
 def _found(path: str) -> tuple[Tree, str]:

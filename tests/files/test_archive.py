@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shutil
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +100,83 @@ def test_archives_of_version_1_come_back(
     (tmp_path / "bad.safetensors").write_bytes(raw)
     with pytest.raises(InputError, match="is damaged in the archive"):
         api.restore(tmp_path / "bad.safetensors", tmp_path / "other.safetensors")
+
+
+# ---- files as they are ---------------------------------------------------------------------------------
+
+
+def odd_file(path: Path, tensors: archives.Tensors, metadata: dict[str, str]) -> None:
+    """A safetensors file as no program here lays it out: in the given order, with an indented header."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    body = b""
+    for name, (dtype, array) in tensors.items():
+        raw = np.ascontiguousarray(array).tobytes()
+        header[name] = {"data_offsets": [len(body), len(body) + len(raw)], "shape": array.shape, "dtype": dtype}
+        body += raw
+    text = json.dumps(header, indent=1).encode() + b"   "
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return (np.random.default_rng(len(shape)).standard_normal(shape) * 0.02).astype(np.float32)
+
+
+def files(folder: Path) -> list[Path]:
+    """One of each container that comes back byte for byte."""
+    odd_file(
+        folder / "a.safetensors",
+        {"z.weight": ("F32", normal(70, 50)), "a": ("U8", np.arange(5, dtype=np.uint8))},
+        {"b": "c"},
+    )
+    odd_file(folder / "none.safetensors", {"e": ("F32", np.zeros((0, 3), np.float32))}, {})
+    np.save(folder / "b.npy", normal(70, 50))
+    np.save(folder / "fortran.npy", np.asfortranarray(normal(70, 50)))
+    np.save(folder / "big.npy", normal(7, 5).astype(">f4"))
+    shutil.copy(Path(__file__).parents[1] / "golden" / "ggml-types.gguf", folder / "c.gguf")
+    return [path for path in folder.iterdir() if path.is_file()]
+
+
+def test_files_come_back_byte_for_byte(tmp_path: Path) -> None:
+    for path in files(tmp_path):
+        archive = tmp_path / "archive" / f"{path.name}.safetensors"
+        archive.parent.mkdir(exist_ok=True)
+        api.pipeline(path, archive, store="archive")
+        back = archive.parent / f"back.{path.name}"
+        api.restore(archive, back)
+        assert back.read_bytes() == path.read_bytes(), path.name
+        again = archive.parent / f"again.{path.name}.safetensors"  # the archive of an archive is that of the file
+        api.pipeline(archive, again, store="archive")
+        assert again.read_bytes() == archive.read_bytes()
+        numbers, expected = tmp_path / "archive" / "n.safetensors", tmp_path / "archive" / "e.safetensors"
+        api.restore(archive, numbers, force=True)
+        api.restore(path, expected, force=True)
+        assert archives.read(numbers) == archives.read(expected)
+        for number in (1, 2):
+            api.restore(archive, archive.parent / f"parts.{path.name}", part=f"{number}/2")
+        api.merge(sorted(archive.parent.glob(f"parts.{path.name}.part-*")), archive.parent / f"merged.{path.name}")
+        assert (archive.parent / f"merged.{path.name}").read_bytes() == path.read_bytes()
+
+
+def test_folders_come_back_file_by_file(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    for number, name in enumerate(names):
+        odd_file(folder / name, {f"b{number}": ("F32", normal(9)), f"a{number}": ("F32", normal(8, 9))}, {})
+    index = {f"{tensor}{number}": name for tensor in "ba" for number, name in enumerate(names)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}, indent=5))
+    (folder / "config.json").write_text('{"model_type":  "bert"}')
+    (folder / "tokenizer.json").write_text("{}  ")
+    api.pipeline(folder, tmp_path / "archive", store="archive")
+    api.restore(tmp_path / "archive", tmp_path / "back")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "back").iterdir()} == {
+        path.name: path.read_bytes() for path in folder.iterdir()
+    }
+    for number in (1, 2, 3):
+        api.pipeline(folder, tmp_path / "parts", store="archive", part=f"{number}/3")
+    api.merge(sorted(tmp_path.glob("parts.part-*")), tmp_path / "merged")
+    for path in (tmp_path / "archive").iterdir():
+        assert (tmp_path / "merged" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_frames_of_version_1_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,6 +438,18 @@ def good(tmp_path: Path) -> bytes:
     return archived(tmp_path, tensors)[1].read_bytes()
 
 
+@pytest.fixture
+def parts(good: bytes) -> bytes:
+    """An archive that says nothing of the file that it was."""
+
+    def forget(found: Any) -> None:
+        del found["original"]
+        for entry in found["tensors"].values():
+            entry.pop()
+
+    return rebuilt(good, forget)
+
+
 def refused(folder: Path, raw: bytes) -> str:
     (folder / "bad.safetensors").write_bytes(raw)
     code, lines = invoke(["restore", str(folder / "bad.safetensors"), "-o", str(folder / "out.safetensors")])
@@ -386,15 +476,59 @@ HUGE = {
 
 
 @pytest.mark.parametrize("what", HUGE)
-def test_directories_that_lie(tmp_path: Path, good: bytes, what: str) -> None:
-    assert "archive" in refused(tmp_path, rebuilt(good, HUGE[what]))
+def test_directories_that_lie(tmp_path: Path, parts: bytes, what: str) -> None:
+    assert "archive" in refused(tmp_path, rebuilt(parts, HUGE[what]))
 
 
-def test_one_large_claim_is_refused_at_once(tmp_path: Path, good: bytes) -> None:
+def test_one_large_claim_is_refused_at_once(tmp_path: Path, parts: bytes, good: bytes) -> None:
     def claim(found: Any) -> None:
         found["tensors"]["w"] = ["F32", [1 << 14, 1 << 14], "f32.8", [5] * 256]
 
-    assert "can hold" in refused(tmp_path, rebuilt(good, claim))
+    assert "can hold" in refused(tmp_path, rebuilt(parts, claim))
+
+    def of_a_file(found: Any) -> None:
+        found["original"].update(size=1 << 40, plain=["c8", [5] * ((1 << 20) - 1)])
+
+    assert "damaged archive" in refused(tmp_path, rebuilt(good, of_a_file))
+
+
+def original(**changes: Any) -> Any:
+    return lambda found: found["original"].update(changes)
+
+
+LIES_OF_FILES = {
+    "less than its tensors": original(size=100),
+    "another size": original(size=4000),
+    "a negative one": original(size=-1),
+    "no number": original(size=2.5),
+    "another container": original(suffix=".bin"),
+    "one that it is not": original(suffix=".npy"),
+    "none": original(suffix=7),
+    "no hash": original(sha256="x" * 64),
+    "a hash of bytes": original(sha256=[1]),
+    "no plain bytes": original(plain=["c8", []]),
+    "plain bytes in another form": original(plain=["f32.8", [50]]),
+    "plain bytes that end too late": original(plain=["c8", [1 << 40]]),
+    "something else": original(more=1),
+    "nothing": lambda found: found.update(original={}),
+    "no object": lambda found: found.update(original=[1]),
+    "tensors over one another": lambda found: found["tensors"]["i"].__setitem__(4, found["tensors"]["w"][4]),
+    "a tensor before the file": lambda found: found["tensors"]["w"].__setitem__(4, -8),
+    "a tensor behind it": lambda found: found["tensors"]["w"].__setitem__(4, 10**15),
+    "a place that is no number": lambda found: found["tensors"]["w"].__setitem__(4, True),
+    "tensors without places": lambda found: [entry.pop() for entry in found["tensors"].values()],
+}
+
+
+@pytest.mark.parametrize("what", LIES_OF_FILES)
+def test_what_is_said_of_the_file_that_it_was_is_not_believed(tmp_path: Path, good: bytes, what: str) -> None:
+    assert "archive" in refused(tmp_path, rebuilt(good, LIES_OF_FILES[what]))
+
+
+def test_another_sha256_leaves_no_output(tmp_path: Path, good: bytes) -> None:
+    said = refused(tmp_path, rebuilt(good, original(sha256="0" * 64)))
+    assert "another SHA-256" in said
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == []
 
 
 def test_other_versions_and_shapes(tmp_path: Path, good: bytes) -> None:
