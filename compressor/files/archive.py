@@ -218,7 +218,7 @@ class ArchivedFile(InputFile):
         InputFile.read_runs(self, [(memoryview(raw), begin)])
         try:
             return decode_chunk(
-                memoryview(raw), chunk_shape(entry.spec, number), entry.form, entry.version, account
+                memoryview(raw), chunk_shape(entry.spec, number), entry.form, account, entry.version
             )
         except Damaged as error:
             raise InputError(

@@ -43,7 +43,7 @@ def encode_chunk(data: Array, form: Form, effort: Effort) -> bytes:
 
 
 def decode_chunk(
-    chunk: memoryview, shape: tuple[int, int], form: Form, version: int = 2, account: Account | None = None
+    chunk: memoryview, shape: tuple[int, int], form: Form, account: Account | None = None, version: int = 2
 ) -> Array:
     """Undo `encode_chunk`, also as version 1 had it: uint8 [rows, bytes] of this shape; what its streams take is
     added to an `account`. Raises Damaged and, of version 1, NeedsPackage."""
