@@ -63,7 +63,7 @@ def make_plan(request: PlanRequest) -> Plan:
         jobs = _sharded(jobs, request.max_shard_size, request)
     check_names(jobs, checkpoint)
     check_axes(jobs, checkpoint)
-    if container == "gguf":
+    if container == "gguf" and not checkpoint.verbatim:
         from compressor.engine.plan.gguf_file import check_ggml
 
         check_ggml(jobs, request)
