@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import struct
 import tempfile
@@ -178,18 +179,18 @@ def imatrix(data: st.DataObject) -> None:
 
 
 def old_imatrix(data: st.DataObject) -> None:
-    """The older list of entries, with other numbers before names and values."""
-    strange = st.sampled_from([None] * 30 + [-(2**31), -1, 0, 1, 2, 255, 2**20, 2**31 - 1])
+    """The older list of entries, of which a number before names and values may be another."""
+    victim, places = data.draw(st.integers(-6, 9)), itertools.count()
+    other = data.draw(st.sampled_from([-(2**31), -1, 0, 1, 2, 255, 2**20, 2**31 - 1]))
 
     def number(true: int) -> bytes:
-        drawn = data.draw(strange)
-        return struct.pack("<i", true if drawn is None else drawn)
+        return struct.pack("<i", other if next(places) == victim else true)
 
     content = number(len(WEIGHED))
     for name, shape in WEIGHED.items():
-        drawn = data.draw(st.sampled_from([name, name, name, "", "blk.0.attn_q.weight", "\x1b[31m", "é" * 600]))
+        odd = data.draw(st.sampled_from([name] * 9 + ["", "blk.0.attn_q.weight", "\x1b[31m", "é" * 600]))
         size = shape[0] * shape[1]
-        content += number(len(drawn.encode())) + drawn.encode() + number(5) + number(size) + sums(data, size)
+        content += number(len(odd.encode())) + odd.encode() + number(5) + number(size) + sums(data, size)
     content += data.draw(st.sampled_from([b"", b"\0", struct.pack("<ii", 3, 4) + b"text", bytes(4096)]))
     with_matrix("i.dat", data.draw(DAMAGE).of(content), data)
 
