@@ -19,7 +19,7 @@ help:
 	@echo "make bench             throughput and memory beside cp, NumPy, torch, HQQ, scikit-learn (writes 2.4 GB to bench-data)"
 
 # A stamp for each set of packages: it is renewed when what is to be installed changes.
-.venv/base: pyproject.toml hatch_build.py $(wildcard compressor/core/kernels/*.c) compressor/core/kernels/__init__.py
+.venv/base: pyproject.toml hatch_build.py $(wildcard compressor/core/kernels/*.[ch]) compressor/core/kernels/__init__.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	touch $@
