@@ -67,3 +67,7 @@ def __getattr__(name: str) -> Any:
     from compressor.workflows import results
 
     return getattr({"Gates": gates, "Report": results}.get(name, api), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -166,7 +166,7 @@ def test_what_tune_needs_and_takes_with_a_recipe(tmp_path: Path) -> None:
 TABLES = {
     "prune": (keywords.PruneKeywords, cut_options()),
     "distill": (keywords.DistillKeywords, {**training_options(), **options_of(Sequential)}),
-    "quantize": (keywords.QuantizeKeywords, {one.name: None for one in fields(Budget)}),
+    "quantize": (keywords.QuantizeKeywords, {one.name: None for one in fields(Budget) if one.name != "max_error"}),
 }
 
 
@@ -175,13 +175,14 @@ def test_keywords_are_typed_as_methods_declare_them(verb: str) -> None:
     table, more = TABLES[verb]
     options = {key for method in methods_of(verb).values() for key in options_of(method)} | set(more)
     stage = {"include", "exclude", "rules", "store", "mask", "scores", "teacher", "fallback", "preset", "tell"}
-    run = {one.name for one in fields(RunOptions)} - {"store"}
+    run = keywords.RunKeywords.__annotations__.keys()
     own = table.__annotations__.keys() - stage - run - {SELECTOR[verb], *FILES}
     assert own == options - run - {SELECTOR[verb]}
 
 
 def test_options_of_a_run_are_keywords_and_the_other_way_round() -> None:
-    assert {one.name for one in fields(RunOptions)} == keywords.RestoreKeywords.__annotations__.keys()
+    limits = {one.name for one in fields(compressor.Gates)}
+    assert {one.name for one in fields(RunOptions)} | limits == keywords.RestoreKeywords.__annotations__.keys()
     assert {one.name for one in fields(Calibration)} == keywords.CalibrateKeywords.__annotations__.keys()
 
 
@@ -228,3 +229,84 @@ def test_a_choice_is_told_before_it_is_carried_out(tmp_path: Path) -> None:
 
     report = compressor.quantize(model, tmp_path / "out", target_bits=4.5, tell=tell)
     assert told == [report.allocation]
+
+
+def test_a_gate_is_a_keyword_of_every_verb_and_means_what_it_does_on_the_command_line(
+    matrix: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "o.safetensors"
+    with pytest.raises(ReportedGateFailed, match=r"--max-error 0\.01: the relative error of"):
+        compressor.quantize(matrix, out, bits=4, granularity="channel", max_error=0.01)
+    with pytest.raises(ReportedGateFailed, match=r"--max-size 1\.00 kB"):
+        compressor.prune(matrix, out, sparsity=0.5, max_size="1kB")
+    with pytest.raises(ReportedGateFailed, match="--min-ratio 2"):
+        compressor.restore(matrix, out, min_ratio=2)
+    with pytest.raises(ReportedGateFailed, match=r"--min-sparsity 0\.9"):
+        compressor.pipeline(matrix, out, stages=["prune:sparsity=0.5"], min_sparsity=0.9)
+    assert not out.exists()
+    # with a budget it limits the choice as well, so that the gate holds
+    report = compressor.quantize(matrix, out, scheme="auto", max_error=0.05)
+    assert report.total is not None
+    assert 0.001 < report.total.error <= 0.05
+    assert report.allocation is not None
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"bits": 4, "max_error": 0.1, "gates": compressor.Gates(min_ratio=1)}, "--max-error is a gate, and gates"),
+        ({"bits": 4, "max_error": float("nan")}, "--max-error must be at least 0, not nan"),
+        ({"bits": 4, "min_sparsity": 2}, "--min-sparsity must be from 0 to 1, not 2"),
+        ({"bits": 4, "max_size": "much"}, "--max-size: 'much' is not a size"),
+        ({"bits": 4, "max_shard_size": "5 apples"}, "--max-shard-size: '5 apples' is not a size"),
+        ({"target_size": "small"}, "--target-size: 'small' is not a size"),
+        ({"min_sqnr": 30}, "--min-sqnr is for a budget. Ask for one with scheme='auto'"),
+    ],
+)
+def test_limits_that_cannot_be(given: dict[str, Any], said: str, matrix: Path, tmp_path: Path) -> None:
+    with pytest.raises(compressor.UsageError) as caught:
+        compressor.quantize(matrix, tmp_path / "o.safetensors", **given)
+    assert said in str(caught.value)
+
+
+def test_sizes_may_be_texts(tmp_path: Path) -> None:
+    model = folder_of_two(tmp_path / "in")
+    report = compressor.quantize(model, tmp_path / "a", target_size="6kB")
+    assert report.plan.size_after <= 6000
+    compressor.restore(model, tmp_path / "b", max_shard_size="9kB")
+    assert len(list((tmp_path / "b").glob("*.safetensors"))) == 2
+
+
+def test_a_function_measures_outputs(matrix: Path, tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def kept(path: str) -> dict[str, Any]:
+        seen.append(path)
+        return {"kept": 1 - np.abs(np.load(path) - np.load(matrix)).max()}
+
+    given: dict[str, Any] = {
+        "metric": "kept",
+        "min_metric": 0.9,
+        "candidates": ["int4c", "int8c"],
+        "evaluations": 3,
+    }
+    out = tmp_path / "o.safetensors"
+    with pytest.raises(ValueError, match="pickle"):  # its own error: it was not given a dense copy
+        compressor.tune(matrix, out, evaluate=kept, **given)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["w.npy"]
+    report = compressor.tune(
+        matrix, out, evaluate=lambda path: {"kept": 1.0 if "restored" in path else 0.0}, restored=True, **given
+    )
+    assert report.allocation is not None
+    assert [one.metric for one in report.allocation.tried] == [1.0] * len(report.allocation.tried)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o.safetensors", "w.npy"]
+    for answer in (None, "0.9", float("nan"), {"other": 1}):
+        with pytest.raises(compressor.UsageError, match="evaluate returned no number"):
+            compressor.tune(matrix, out, evaluate=lambda _, said=answer: said, force=True, **given)
+    with pytest.raises(compressor.GateFailed, match="even the best"):
+        compressor.tune(matrix, out, evaluate=lambda _: np.float32(0.5), force=True, log=tmp_path / "log", **given)
+    assert (tmp_path / "log").read_text().count("metric") == 1
+    with pytest.raises(compressor.UsageError, match="timeout is for a command"):
+        compressor.tune(matrix, out, evaluate=kept, timeout=3, force=True, **given)
+    with pytest.raises(compressor.UsageError, match="restored is for a function"):
+        compressor.tune(matrix, out, evaluate="x {path}", restored=True, force=True, **given)

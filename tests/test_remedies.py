@@ -23,7 +23,12 @@ from compressor.cli.main import cli
 
 PACKAGE = Path(__file__).parents[1] / "compressor"
 OPTION = re.compile(r"(?<![\w`-])--[a-z][a-z0-9-]*")
-OTHERS = {"--debug", "--help", "--pure"}  # the last is llama-quantize's
+OTHERS = {
+    "--debug",
+    "--help",
+    "--pure",
+    "--json",
+}  # the last two are llama-quantize's and sample_weights/score.py's
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "num_attention_heads": 4}
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from compressor.calibration.statistics import Writer
 from compressor.core.errors import InputError
 from compressor.core.layer_inputs import Layer
+from compressor.core.shown import Shown
 
 WIDEST = 8192  # of layers that have a gram unless it is asked for: 268 MB in the file, twice that in memory
 
@@ -123,8 +124,8 @@ class Gathered:
     size: int
 
 
-@dataclass(frozen=True)
-class CalibrationReport:
+@dataclass(frozen=True, repr=False)
+class CalibrationReport(Shown):
     """`calibrate`: the layers in the order in which they ran, the file's size, and what is to be known of it."""
 
     output: str

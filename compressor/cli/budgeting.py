@@ -18,31 +18,31 @@ from compressor.core.errors import UsageError
 from compressor.recipe.budget import SAMPLE, TARGETS, Budget, check_open
 
 targets: Decorator = chain(
-    click.option("--target-size", type=Size(), help="Budget: bytes of the files, such as 300MB; never more."),
-    click.option("--target-ratio", type=Finite(1e-9), help="Budget: how many times smaller."),
-    click.option("--target-bits", type=Finite(1e-9), help="Budget: stored bits a weight of the treated tensors."),
+    click.option("--target-size", type=Size(), help="Size of the output, such as 300MB; never more."),
+    click.option("--target-ratio", type=Finite(1e-9), help="How many times smaller than the input."),
+    click.option("--target-bits", type=Finite(1e-9), help="Stored bits of a weight on average, such as 4.5."),
 )
 details: Decorator = chain(
-    click.option("--min-sqnr", type=Finite(-1e9), help="Budget: least SQNR of any tensor, in decibels."),
+    click.option("--min-sqnr", type=Finite(-1e9), help="Least SQNR of any tensor, in decibels."),
     click.option(
         "--candidate",
         "candidates",
         multiple=True,
         metavar="NAME",
-        help="Budget: what a tensor may become: dense, int4g64, int8c, mxfp4, SCHEME:KEY=VALUE,...; repeatable.",
+        help="What a tensor may become: dense, int4g64, int8c, mxfp4, SCHEME:KEY=VALUE,...; repeatable.",
     ),
-    click.option("--survey", metavar="FILE", help="Budget: keep what was measured there, and use it again."),
+    click.option("--survey", metavar="FILE", help="Keep what was measured there, and use it again."),
     click.option(
         "--sample",
         type=click.IntRange(0),
-        help=f"Budget: weights of a tensor that are measured: {SAMPLE} by default; 0 is all.",
+        help=f"Weights of a tensor that are measured: {SAMPLE} by default; 0 is all.",
     ),
-    click.option("--curve", metavar="FILE.svg", help="Budget: draw error against size."),
+    click.option("--curve", metavar="FILE.svg", help="Draw error against size."),
 )
 weighing: Decorator = click.option(
     "--text",
     metavar="FILE",
-    help="Budget: weigh errors by what they cost the model's outputs on this text (needs the extra calibrate).",
+    help="Of a budget: weigh errors by what they cost the outputs on this text (needs the extra calibrate).",
 )
 
 
@@ -108,8 +108,8 @@ def telling(values: dict[str, Any]) -> Callable[[Any], None]:
 def draw(curve: str | None, allocation: Any, *, replace_it: bool) -> None:
     """The curve as a picture, where one was asked for."""
     if curve is not None:
-        from compressor.cli.report.curve import render_curve
         from compressor.files.text_files import write_document
+        from compressor.reports.curve import render_curve
 
         write_document(curve, render_curve(allocation).encode(), replace=replace_it)
 

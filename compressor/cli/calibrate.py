@@ -9,11 +9,19 @@ from typing import Any
 import click
 
 from compressor.cli import options
+from compressor.cli.help import Command
 from compressor.cli.streams import emit
 from compressor.core.errors import UsageError
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "compressor calibrate MODEL -o stats.safetensors --text text.txt",
+        "compressor calibrate model.safetensors -o stats.safetensors --inputs x.npy",
+        "compressor calibrate --merge a.safetensors b.safetensors -o all.safetensors",
+    ),
+)
 @click.argument("paths", nargs=-1, metavar="[MODEL]")
 @click.option(
     "-o",

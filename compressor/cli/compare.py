@@ -9,11 +9,19 @@ from typing import Any
 import click
 
 from compressor.cli import losing, options
+from compressor.cli.help import Command
 from compressor.cli.streams import emit
 from compressor.core.errors import GateFailed
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "compressor compare model.safetensors small.safetensors --max-error 0.2",
+        "compressor compare MODEL SMALL --text text.txt --max-kld 0.05",
+    ),
+    gates="min_sqnr",
+)
 @click.argument("a")
 @click.argument("b")
 @losing.tokens

@@ -7,13 +7,22 @@ from typing import Any
 import click
 
 from compressor.cli import options
+from compressor.cli.help import Command
 from compressor.core.errors import UsageError
 from compressor.recipe.model import Recipe, recipe_of
 from compressor.recipe.stages import make_stage
 from compressor.recipe.training import METHOD
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "compressor distill small.safetensors -o better.safetensors \\\n  --teacher model.safetensors",
+        "compressor distill --from MODEL -o STUDENT --method depth --count 1",
+    ),
+    rare="stats sparsity labels",
+    lists="methods distill",
+)
 @click.argument("input_path", metavar="[STUDENT]", required=False)
 @options.output_option
 @click.option(
@@ -35,8 +44,10 @@ from compressor.recipe.training import METHOD
 def command(
     input_path: str | None, origin: str | None, output: str, include: Any, exclude: Any, rules: Any, **values: Any
 ) -> int:
-    """Carry the weights of a teacher into a student of the same shapes, tensor by tensor of the same name. residual
-    writes what the student lost as an adapter, a PEFT folder.
+    """Carry the weights of a teacher into a student of the same shapes, tensor by tensor of the same name; or
+    make a student of a teacher; or train one.
+
+    residual writes what the student lost as an adapter, a PEFT folder.
 
     Vectors (biases, norms) are left alone unless included.
 

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from compressor.workflows.results import Report
 
 report_option = click.option(
-    "--report", "report_file", metavar="FILE.html", help="Write a report to look at: one file that loads nothing."
+    "--report",
+    "report_file",
+    metavar="FILE.html",
+    help="Write a report to look at in a browser. One file that loads nothing.",
 )
 junit_option = click.option("--junit", metavar="FILE.xml", help="Write the gates as JUnit XML, for a CI to show.")
 summary_option = click.option(
@@ -92,24 +95,24 @@ class Documents:
 
     def _write_report(self, report: Report) -> None:
         if self.report is not None:
-            from compressor.cli.report.html.document import Origin, render_html
             from compressor.files.text_files import write_document
+            from compressor.reports.html.document import Origin, render_html
 
             text = render_html(report, Origin(_command(), list(_hashes(report))))
             write_document(self.report, text.encode(), replace=self.replace)
 
     def _write_junit(self, report: Report) -> None:
         if self.junit is not None:
-            from compressor.cli.report.junit import render_junit
             from compressor.files.text_files import write_document
+            from compressor.reports.junit import render_junit
 
             write_document(self.junit, render_junit(report).encode(), replace=self.replace)
 
     def _tell(self, report: Report) -> None:
         if self.summary is None:
             return
-        from compressor.cli.report.markdown import render_markdown
         from compressor.files.text_files import append_line
+        from compressor.reports.markdown import render_markdown
 
         place, text = os.environ.get(_SUMMARY, ""), render_markdown(report)
         if place:

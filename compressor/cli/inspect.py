@@ -5,10 +5,17 @@ from __future__ import annotations
 import click
 
 from compressor.cli import options
+from compressor.cli.help import Command
 from compressor.cli.streams import emit
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "compressor inspect model.safetensors",
+        "compressor inspect MODEL --stats --top 5",
+    ),
+)
 @options.input_argument
 @click.option("--stats", is_flag=True, help="Read the data too: sparsity, range, mean, deviation.")
 @click.option(

@@ -26,10 +26,10 @@ sampling: options.Decorator = options.chain(
 )
 seed = click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Which windows are taken: 0 by default.")
 gates: options.Decorator = options.chain(
-    click.option("--max-kld", type=options.Finite(0), help="Gate: mean KL divergence of the outputs, in nats."),
+    click.option("--max-kld", type=options.Finite(0), help="Mean KL divergence of the outputs, in nats."),
     click.option(
-        "--min-agreement", type=options.Finite(0, 1), help="Gate: share of equal top-1 tokens, or of equal classes."
+        "--min-agreement", type=options.Finite(0, 1), help="Share of equal top-1 tokens, or of equal classes."
     ),
-    click.option("--max-perplexity-ratio", type=options.Finite(0), help="Gate: B's perplexity over A's."),
-    click.option("--min-cosine", type=options.Finite(-1, 1), help="Gate: mean cosine of embeddings."),
+    click.option("--max-perplexity-ratio", type=options.Finite(0), help="B's perplexity over A's."),
+    click.option("--min-cosine", type=options.Finite(-1, 1), help="Mean cosine of embeddings."),
 )

@@ -11,25 +11,44 @@ from difflib import get_close_matches
 
 import click
 
+from compressor.cli.help import heading
 from compressor.cli.streams import prepare_streams, say
 from compressor.core import cleanup
 from compressor.core.errors import CompressorError, NothingLeft, NothingWritten, problems_of
 from compressor.core.version import __version__
 
-# Name → what the group's help says of it. The modules are imported only when their command runs.
-_COMMANDS = {
-    "prune": "Make weights exactly zero.",
-    "distill": "Carry a teacher's weights into a student.",
-    "quantize": "Store weights as integer codes of few bits.",
-    "pipeline": "Apply a recipe of several stages in one pass.",
-    "tune": "Find the smallest output at which your own measure holds.",
-    "calibrate": "Gather statistics of layer inputs for data-aware methods.",
-    "inspect": "Show what an input holds, from its headers.",
-    "compare": "Measure what B lost against A, worst first.",
-    "restore": "Turn stored codes back into dense tensors.",
-    "survey": "Make one pass over a whole model by several jobs.",
-    "merge": "Put the parts together that several jobs wrote of one output.",
+# What the group's help says of each command, in groups. The modules are imported only when their command runs.
+_GROUPS = {
+    "Make weights smaller": {
+        "quantize": "Store weights as codes of few bits.",
+        "prune": "Make weights exactly zero, or cut whole neurons, heads, layers.",
+        "distill": "Carry a teacher's weights into a student, or make one.",
+        "pipeline": "Apply a recipe of several stages in one pass.",
+        "tune": "Find the smallest output at which your own measure holds.",
+    },
+    "See what there is, and what it cost": {
+        "inspect": "Show what an input holds, from its headers.",
+        "compare": "Measure what B lost against A, worst first.",
+        "restore": "Turn stored codes back into dense tensors.",
+    },
+    "Find your way": {
+        "methods": "Explain what there is to choose from, and when to take it.",
+        "recipes": "List the ready recipes, or show one.",
+        "completion": "Have a shell complete options, methods and tensor names.",
+    },
+    "Data, and many machines": {
+        "calibrate": "Gather statistics of layer inputs for data-aware methods.",
+        "survey": "Make one pass over a whole model by several jobs.",
+        "merge": "Put the parts together that several jobs wrote of one output.",
+    },
 }
+_COMMANDS = {name: said for group in _GROUPS.values() for name, said in group.items()}
+EXAMPLES = (
+    "compressor quantize model.safetensors -o small.safetensors --bits 8",
+    "compressor compare model.safetensors small.safetensors",
+    "compressor quantize --help",
+)
+_WIDE = 10  # columns for names of commands
 _LINES = 20  # of errors that are shown
 
 
@@ -55,15 +74,18 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(_COMMANDS.items()))
+        for title, commands in _GROUPS.items():
+            with formatter.section(heading(title)):
+                formatter.write_dl([(name.ljust(_WIDE), said) for name, said in commands.items()])
+        with formatter.section(heading("Examples")):
+            formatter.write("".join(f"  {line}\n" for line in EXAMPLES))
 
 
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 done, 1 a gate failed, 2 wrong usage or recipe, 3 input refused, "
-    "4 output failed, 70 a bug, 128+N stopped by signal N.",
+    "4 output failed, 70 a bug, 128+N stopped by signal N (docs/command-line.md).",
 )
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:

@@ -7,10 +7,18 @@ from typing import Any
 import click
 
 from compressor.cli import options
+from compressor.cli.help import Command
 from compressor.cli.streams import emit
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "compressor quantize MODEL -o SMALL --bits 4 --part 1/2",
+        "compressor quantize MODEL -o SMALL --bits 4 --part 2/2",
+        "compressor merge SMALL.part-*-of-2 -o SMALL --remove-parts",
+    ),
+)
 @click.argument("parts", nargs=-1, required=True, metavar="PART...")
 @options.output_option
 @click.option("--force", is_flag=True, help="Replace OUTPUT if it exists, whole and at the end.")
@@ -28,13 +36,6 @@ def command(parts: tuple[str, ...], output: str, **values: Any) -> int:
 
     All of them must be there, of one plan, of the same inputs and of one version of compressor. Gates that were
     given with --part are judged here. What `compressor survey` wrote is merged too, into a file for --surveyed.
-
-    \b
-    Example, three jobs on one machine or on three:
-      compressor quantize model -o small --bits 4 --part 1/3
-      compressor quantize model -o small --bits 4 --part 2/3
-      compressor quantize model -o small --bits 4 --part 3/3
-      compressor merge small.part-*-of-3 -o small --remove-parts
     """
     from compressor import api
     from compressor.cli.report import progress, render

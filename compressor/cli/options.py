@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     from compressor.workflows.run_options import RunOptions
 
 SURVEY = "survey"  # in a command's context: that it is to survey, and not to run
+# What the option that names a method says first
+_CHOICE = {
+    "prune": "Which weights go: by default those of smallest magnitude",
+    "distill": "How the teacher is used: by default blend, a mean of both",
+    "quantize": "What weights become: by default int (integers)",
+}
 _WIDE = 60  # of what stands for the value of an option in help; longer lists are told in words
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -84,22 +90,26 @@ input_argument = click.argument("input_path", metavar="INPUT")
 debug = click.option(
     "--debug", is_flag=True, expose_value=False, help="Show a traceback when something is our bug."
 )
-workers = click.option("--workers", type=click.IntRange(1, 256), help="Workers; by default one a processor.")
+workers = click.option(
+    "--workers", type=click.IntRange(1, 256), help="How many work at once; by default one a processor."
+)
 output_format = click.option(
     "--format",
     "style",
     type=click.Choice(["table", "json"]),
-    help="How results are printed: a table, unless said otherwise.",
+    help="How results are printed; by default as a table.",
 )
-top = click.option("--top", type=click.IntRange(0), help="Rows to show, the worst first; 0 shows all.")
-quiet = click.option("-q", "--quiet", is_flag=True, help="Totals only, and no progress.")
+top = click.option(
+    "--top", type=click.IntRange(0), help="Rows to show, the worst first; by default 60, and 0 shows all."
+)
+quiet = click.option("-q", "--quiet", is_flag=True, help="One line, and no progress.")
 
 output_option = click.option(
     "-o",
     "--output",
     required=True,
     metavar="OUTPUT",
-    help="Its suffix decides the container; else a folder.",
+    help="A file (.safetensors, .npy, .npz, .gguf) or folder. Its suffix decides which.",
 )
 writing = chain(input_argument, output_option)
 running = chain(
@@ -120,8 +130,8 @@ running = chain(
         metavar="PATTERN",
         help="Of a folder that becomes a .gguf: tensors that are not to be in it.",
     ),
-    click.option("--force", is_flag=True, help="Replace OUTPUT if it exists, whole and at the end."),
-    click.option("--dry-run", is_flag=True, help="Show what would be done, with exact sizes; write nothing."),
+    click.option("--force", is_flag=True, help="Replace what is at OUTPUT. Whole, and at the end."),
+    click.option("--dry-run", is_flag=True, help="Show what would be done, and exact sizes. Nothing is written."),
     click.option("--strict", is_flag=True, help="Leaving a weight matrix alone by default is an error."),
     click.option(
         "--non-finite",
@@ -129,10 +139,10 @@ running = chain(
         default="error",
         help="Tensors with NaN or Inf: refuse, or carry over untouched.",
     ),
-    click.option("--max-error", type=Finite(0), help="Gate: largest relative error of any tensor."),
-    click.option("--min-ratio", type=Finite(0), help="Gate: how many times smaller at least."),
-    click.option("--max-size", type=Size(), help="Gate: largest output, such as 300MB."),
-    click.option("--min-sparsity", type=Finite(0, 1), help="Gate: smallest share of zeros in the treated tensors."),
+    click.option("--max-error", type=Finite(0), help="Largest relative error of a tensor; 0.1 is 10 %."),
+    click.option("--min-ratio", type=Finite(0), help="How many times smaller at least."),
+    click.option("--max-size", type=Size(), help="Largest output, such as 300MB."),
+    click.option("--min-sparsity", type=Finite(0, 1), help="Smallest share of zeros in the treated tensors."),
     documents.report_option,
     documents.junit_option,
     documents.summary_option,
@@ -150,7 +160,7 @@ for_loader = click.option(
     "--for",
     "loader",
     type=click.Choice(list(READERS)),
-    help="Write what this loader takes: its layout, its names, and dense what it wants so; else refuse.",
+    help="Write what this loader takes, or refuse. Its layout, its names, and dense what it wants so.",
 )
 part = chain(
     click.option(
@@ -180,20 +190,20 @@ selecting = chain(
         "--include",
         multiple=True,
         metavar="GLOB",
-        help="Treat only these tensors, also those left alone by default.",
+        help="Only these, also what is left alone by default. Repeatable.",
     ),
     click.option(
         "--exclude",
         multiple=True,
         metavar="GLOB",
-        help="Leave these tensors alone. Globs, or regular expressions after re:",
+        help="Leave these tensors alone. GLOB as in *.mlp.*, or a regular expression after re:",
     ),
     click.option(
         "--set",
         "rules",
         multiple=True,
         metavar="GLOB:KEY=VALUE,...",
-        help="Other options for these tensors; first match wins.",
+        help="Other options for these tensors. The first match wins.",
     ),
     allow_unmatched,
 )
@@ -205,24 +215,27 @@ fallback = click.option(
     "--fallback", is_flag=True, help="Where a shape does not allow what is asked, take what is nearest, and say so."
 )
 preset = click.option(
-    "--preset", default="", metavar="NAME", help=f"Ready choice of bits per tensor: {', '.join(PRESETS)}."
+    "--preset",
+    default="",
+    metavar="NAME",
+    help=f"Ready bits for each tensor, such as q4_k_m. One of {', '.join(PRESETS)}.",
 )
 store = click.option(
     "--store",
     type=click.Choice(["auto", "dense", "packed", "codes", "bitmask", "csr", "nm", "smallest", "archive"]),
     default="auto",
-    help="Restored floats, packed codes, plain integers (.npz), or the non-zero codes only. auto: packed, dense "
-    "for .npy; smallest: of packed and the sparse layouts, tensor by tensor; archive: packed, then the whole file "
-    "entropy-coded.",
+    help="How codes are stored; by default packed. In a .npy as floats. Else restored floats (dense), plain "
+    "integers (.npz; codes), or the non-zero codes only; smallest: of packed and the sparse layouts, tensor by "
+    "tensor; archive: packed, then the whole file entropy-coded.",
 )
 store_distilled = click.option(
     "--store",
     type=click.Choice(["auto", "dense", "packed"]),
-    help="Of low-rank: the product in the tensor's own shape, or the two factors, for `restore`. auto: factors, "
-    "dense for .npy.",
+    help="Of low-rank: dense, the product in the tensor's own shape; packed, the two factors, for `restore`. auto: "
+    "factors, dense for .npy.",
 )
 stats = click.option(
-    "--stats", metavar="FILE", help="Statistics of the layers' inputs, for methods that go by them."
+    "--stats", metavar="FILE", help="What `compressor calibrate` found of the inputs. For methods that go by it."
 )
 scores = click.option(
     "--scores", metavar="FILE", help="Weigh magnitudes by these scores of inputs, a vector a layer, row by row."
@@ -234,9 +247,9 @@ save_mask = click.option(
 store_pruned = click.option(
     "--store",
     type=click.Choice(["dense", "bitmask", "csr", "nm", "auto", "archive"]),
-    help="Zeros as they are (dense, the default), which all loaders take, or the non-zero weights only, for "
-    "`restore`: a bit a weight, column indices (.npz: SciPy's), two of four, or the smallest of all these tensor "
-    "by tensor; archive: the whole file entropy-coded.",
+    help="How zeros are stored; by default as they are. That is dense, which all loaders take. Or the non-zero "
+    "weights only, for `restore`: a bit a weight, column indices (.npz: SciPy's), two of four, or the smallest of "
+    "all these tensor by tensor; archive: the whole file entropy-coded.",
 )
 store_archive = click.option(
     "--store",
@@ -350,10 +363,8 @@ def method_options(verb: str, *others: str) -> Decorator:
     for name, method in known.items():
         for key, (hint, declared) in options_of(method).items():
             fields.setdefault(key, []).append((name, hint, declared, key in required_options(method)))
-    names, which = "|".join((*known, *others)), f"Which {verb} {selector}"
-    if len(names) > _WIDE:
-        names, which = selector.upper(), f"{which}: {', '.join((*known, *others))}"
-    told = f"{which}; may be left out where the other options tell."
+    told = f"{_CHOICE[verb]}. May be left out where the other options tell. One of {', '.join((*known, *others))}."
+    names = selector.upper()
     made = [click.option(f"--{selector}", selector, metavar=names, help=told)]
     for key, uses in fields.items():
         flag = "--" + key.replace("_", "-")

@@ -8,19 +8,28 @@ from typing import Any
 import click
 
 from compressor.cli import budgeting, options
+from compressor.cli.help import Command
 from compressor.cli.streams import emit
 
 
 def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        from compressor.cli.report.table import render_recipes
-        from compressor.recipe.toml_file import parse_recipe, ready_recipes
+    if wanted and not context.resilient_parsing:
+        from compressor.cli.recipes import listed
 
-        recipes = {name: parse_recipe(text, name) for name, text in ready_recipes().items()}
-        context.exit(0 if emit(render_recipes(recipes), essential=True) else 4)
+        context.exit(0 if emit(listed(), essential=True) else 4)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "compressor recipes list",
+        "compressor pipeline MODEL -o SMALL --recipe w4a16",
+        "compressor pipeline model.safetensors -o small.safetensors \\\n"
+        "  --stage prune:sparsity=0.5 --stage quantize:bits=8",
+    ),
+    rare="inputs",
+    lists="recipes list",
+)
 @options.writing
 @click.option("--recipe", metavar="FILE|NAME", help="A TOML file, or the name of a ready recipe.")
 @click.option(

@@ -7,12 +7,22 @@ from typing import Any
 import click
 
 from compressor.cli import options
+from compressor.cli.help import Command
 from compressor.methods.structured_cut import make_structured_cut
 from compressor.recipe.model import Recipe
 from compressor.recipe.stages import make_stage
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "compressor prune model.safetensors -o sparse.safetensors --sparsity 0.5",
+        "compressor prune MODEL -o SPARSE --method nm --pattern 2:4",
+        "compressor prune MODEL -o SMALL --structure neurons --fraction 0.25",
+    ),
+    rare="granularity",
+    lists="methods prune",
+)
 @options.writing
 @options.method_options("prune")
 @options.structure

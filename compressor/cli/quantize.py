@@ -7,11 +7,21 @@ from typing import Any
 import click
 
 from compressor.cli import budgeting, options
+from compressor.cli.help import Command
 from compressor.recipe.model import Recipe
 from compressor.recipe.stages import make_stage
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "compressor quantize model.safetensors -o small.safetensors --bits 8",
+        "compressor quantize MODEL -o SMALL --bits 4 --for vllm",
+        "compressor quantize MODEL -o SMALL --target-bits 4.5",
+    ),
+    lists="methods quantize",
+    rare="sparsity scope text",
+)
 @options.writing
 @budgeting.targets
 @budgeting.details
@@ -29,12 +39,12 @@ from compressor.recipe.stages import make_stage
 @options.part
 @options.running
 def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any, **values: Any) -> int:
-    """Store weights as codes of few bits, in files that loaders take as they are.
+    """Store weights as codes of few bits, in files that loaders take as they are. Vectors, embeddings, output
+    heads and routers are left alone unless included.
 
     Integers of 4 and 8 bits and small floats (fp8, nvfp4, mxfp4, mxfp8) are stored as compressed-tensors does
     (vLLM, transformers), other widths in a layout of our own that `compressor restore` reads;
-    `--layout mlx` and `--layout gptq` are what their names say. Vectors,
-    embeddings, output heads and routers are left alone unless included.
+    `--layout mlx` and `--layout gptq` are what their names say.
 
     With --target-size, --target-ratio or --target-bits (or --scheme auto and limits: --max-error, --min-sqnr) the
     scheme of every tensor is chosen for a budget, and told before it is carried out.

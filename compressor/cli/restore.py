@@ -7,10 +7,17 @@ from typing import Any
 import click
 
 from compressor.cli import options
+from compressor.cli.help import Command
 from compressor.recipe.model import Recipe
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "compressor restore small.safetensors -o dense.safetensors",
+        "compressor restore SMALL -o model.gguf",
+    ),
+)
 @options.writing
 @options.part
 @options.running

@@ -25,10 +25,13 @@ def command(context: click.Context, verb: str, arguments: tuple[str, ...]) -> in
 
     \b
     Example, two jobs:
-      compressor survey prune model -o small --sparsity 0.5 --scope global --part 1/2
-      compressor survey prune model -o small --sparsity 0.5 --scope global --part 2/2
+      compressor survey prune model -o small --sparsity 0.5 \\
+        --scope global --part 1/2
+      compressor survey prune model -o small --sparsity 0.5 \\
+        --scope global --part 2/2
       compressor merge small.survey-*-of-2 -o small.survey
-      compressor prune model -o small --sparsity 0.5 --scope global --surveyed small.survey
+      compressor prune model -o small --sparsity 0.5 \\
+        --scope global --surveyed small.survey
     """
     if verb not in _VERBS:
         click.echo(context.get_help())

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from compressor.cli import budgeting, losing, options
+from compressor.cli.help import Command
 from compressor.cli.streams import say
 from compressor.core.errors import OutputError
 from compressor.core.text import printable, size_text
@@ -23,18 +24,27 @@ store = click.option(
 )
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "compressor tune model.safetensors -o small.safetensors \\\n"
+        "  --evaluate 'python score.py --json {restored}' \\\n  --metric accuracy --min-metric 0.97",
+        "compressor tune MODEL -o SMALL --text text.txt --max-kld 0.01",
+    ),
+    rare="granularity group_size layout labels",
+    lists="methods quantize",
+)
 @options.writing
 @click.option(
     "--evaluate",
     metavar="COMMAND",
-    help="The program that measures an output, with its arguments; {path} stands for the output, {restored} for a "
-    "dense copy of it. No shell is used.",
+    help="A program that measures {path}, the output. Or {restored}, a dense copy of it; with its arguments. No "
+    "shell is used.",
 )
 @click.option(
     "--metric",
     metavar="NAME",
-    help="The metric's name in the JSON line that the command prints [metric].",
+    help="Its name in the JSON line that it prints [metric].",
 )
 @click.option("--min-metric", type=options.Finite(-1e300), help="The least that the metric must be.")
 @click.option(
@@ -73,13 +83,6 @@ def command(input_path: str, output: str, include: Any, exclude: Any, rules: Any
 
     Without a command --text, --tokens or --inputs measure what an output lost against INPUT, as `compare` does, and
     --max-kld, --min-agreement, --max-perplexity-ratio or --min-cosine are the limit.
-
-    \b
-    Example, where score.py prints {"accuracy": 0.981}:
-      compressor tune model.safetensors -o small.safetensors \\
-        --evaluate 'python score.py {path}' \\
-        --metric accuracy --min-metric 0.97
-      compressor tune MODEL -o OUT --text FILE --max-kld 0.01
     """
     from compressor.workflows.budget.choice import Evaluation
     from compressor.workflows.budget.run import run_tune

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from compressor.core.text import printable
+from compressor.core.text import printable, without_secrets
 
 
 class CompressorError(Exception):
@@ -17,7 +17,7 @@ class CompressorError(Exception):
 
     def __init__(self, reason: str, *, file: object = None, tensor: str | None = None, remedy: str = "") -> None:
         self.reason = reason
-        self.file = None if file is None else str(file)
+        self.file = None if file is None else without_secrets(str(file))
         self.tensor = tensor
         self.remedy = remedy
         super().__init__(reason)

@@ -12,6 +12,10 @@ import unicodedata
 # Cc control, Cf format (bidi overrides, zero-width), Cs surrogate, Co private, Cn unassigned, Zl/Zp separators
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
+_URL = re.compile(
+    r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]*://)(?:[^/?#\s]*@)?(?P<place>[^?#\s]*)(?:\?[^#\s]*)?(?:#\S*)?"
+)
+
 _UNITS = {"": 1, "b": 1}
 _UNITS |= {f"{p}b": 1000**n for n, p in enumerate("kmgt", 1)} | {f"{p}ib": 1024**n for n, p in enumerate("kmgt", 1)}
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?([A-Za-z]{0,3})")
@@ -20,8 +24,11 @@ _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?([A-Za-z]{0,3})")
 def printable(text: str, limit: int = 300) -> str:
     """Return `text` with everything that a terminal could obey written as an escape.
 
-    Longer texts keep their beginning and end around an ellipsis, at most `limit` characters in all.
+    Longer texts keep their beginning and end around an ellipsis, at most `limit` characters in all; URLs lose
+    what may be a secret.
     """
+    if "://" in text:
+        text = without_secrets(text)
     if len(text) <= limit and text.isascii() and text.isprintable():
         return text
     head = _escaped(text[:limit])
@@ -29,6 +36,11 @@ def printable(text: str, limit: int = 300) -> str:
         return head
     kept = limit * 2 // 3
     return f"{head[:kept]}…{_escaped(text[-limit:])[kept - limit + 1 :]}"
+
+
+def without_secrets(text: str) -> str:
+    """The text with every URL in it without user, password, query and fragment: queries may be signed."""
+    return _URL.sub(lambda found: f"{found['scheme']}{found['place']}", text)
 
 
 def _escaped(text: str) -> str:

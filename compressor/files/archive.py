@@ -179,7 +179,8 @@ def opened(file: InputFile, header: Header) -> tuple[InputFile, Header]:
         raise _damaged(file, "its directory does not say what it should") from error
     tensors = sorted((Placed(entry.spec, entry.begin) for entry in entries), key=lambda one: one.spec.name)
     there = [entry for entry in entries if entry.spec.nbytes]  # where a byte is looked for
-    archived = ArchivedFile(file.path, file.size, file.identity, tuple(there), tuple(e.begin for e in there))
+    begins = tuple(entry.begin for entry in there)
+    archived = ArchivedFile(file.path, file.size, file.identity, tuple(there), begins, origin=file.origin)
     return archived, Header(tuple(tensors), metadata)
 
 

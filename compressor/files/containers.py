@@ -24,10 +24,9 @@ def read_header(file: InputFile, suffix: str) -> Header:
     return found
 
 
-def open_file(path: str, suffix: str) -> tuple[InputFile, Header]:
-    """A container file of this kind and its header; of an archive the file that it stands for. InputError where it
+def read_file(file: InputFile, suffix: str) -> tuple[InputFile, Header]:
+    """A container file of this kind with its header; of an archive the file that it stands for. InputError where it
     cannot be read or is damaged."""
-    file = InputFile.open(path)
     header = read_header(file, suffix)
     if ARCHIVE in header.metadata:
         from compressor.files.archive import opened

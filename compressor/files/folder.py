@@ -21,17 +21,17 @@ from __future__ import annotations
 import json
 import os
 import re
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from compressor.core.errors import InputError, UsageError
 from compressor.core.text import printable
-from compressor.files.containers import open_file
+from compressor.files.containers import read_file
 from compressor.files.input_file import InputFile
 from compressor.files.source import Source, SourceFile, assemble
 from compressor.files.strict_json import read_object
+from compressor.files.tree import Tree
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -71,31 +71,30 @@ class _Weights:
     notes: tuple[str, ...] = ()
 
 
-def open_folder(path: str, component: str = "") -> Source:
+def open_folder(tree: Tree, component: str) -> Source:
     """Read the index (or the single file), every header, and the list of the other files.
 
     Of a pipeline of diffusers `component` names the sub-folder whose weights are read; everything else goes along,
     the weights of other components too. InputError where there are no weights, a shard is missing, or a file is
     damaged; UsageError where there is no such component.
     """
-    names, inside = _names(path), ""
+    names, inside = tree.names(), ""
     if component:
-        inside, place = _component(path, names, component), os.path.join(path, component)
-        names = _names(place)
-    weights = _weights(os.path.join(path, component) if component else path, names)
-    shards = {f"{inside}{shard}": shard for shard in weights.shards}
+        inside = _component(tree, names, component)
+        names = tree.names(inside)
+    weights = _weights(tree, inside, names)
     files = []
-    for name in shards:
-        suffix = ".bin" if name.endswith(".bin") else ".safetensors"
-        files.append(SourceFile(_converted(name), *open_file(os.path.join(path, name), suffix)))
-    read = {*shards, f"{inside}{weights.index}", f"{inside}{CONFIG}"}
-    carried, left, linked = _others(path, read, component)
+    for shard in weights.shards:
+        suffix = ".bin" if shard.endswith(".bin") else ".safetensors"
+        files.append(SourceFile(_converted(f"{inside}{shard}"), *read_file(tree.open(f"{inside}{shard}"), suffix)))
+    read = {*(f"{inside}{name}" for name in (*weights.shards, weights.index, CONFIG))}
+    carried, left, linked = _others(tree, read, component)
     config = None
     if CONFIG in names:
-        carried[f"{inside}{CONFIG}"] = InputFile.open(os.path.join(path, inside, CONFIG))
+        carried[f"{inside}{CONFIG}"] = tree.open(f"{inside}{CONFIG}")
         config = read_object(carried[f"{inside}{CONFIG}"], lenient=True)
     source = assemble(
-        path,
+        tree.path,
         "folder",
         tuple(files),
         config=config,
@@ -113,21 +112,14 @@ def open_folder(path: str, component: str = "") -> Source:
     return replace(source, notes=notes)
 
 
-def _names(path: str) -> list[str]:
-    try:
-        return sorted(os.listdir(path))
-    except OSError as error:
-        raise InputError(f"cannot be listed: {error.strerror}", file=path) from error
-
-
-def _components(path: str, names: Sequence[str]) -> list[str]:
+def _components(tree: Tree, names: Sequence[str]) -> list[str]:
     """The sub-folders of a pipeline that are models."""
-    return [name for name in names if os.path.isfile(os.path.join(path, name, CONFIG))]
+    return [name for name in names if tree.has(f"{name}/{CONFIG}")]
 
 
-def _component(path: str, names: Sequence[str], component: str) -> str:
+def _component(tree: Tree, names: Sequence[str], component: str) -> str:
     """The sub-folder of this name, with a slash."""
-    known = _components(path, names) if PIPELINE in names else []
+    known = _components(tree, names) if PIPELINE in names else []
     if component not in known:
         there = (
             f"There are {', '.join(map(printable, known))}" if known else "The input is no pipeline of diffusers"
@@ -142,7 +134,7 @@ def _converted(name: str) -> str:
     return f"{stem.replace('pytorch_model', 'model', 1)}.safetensors{rest}" if bin_ else name
 
 
-def _weights(path: str, names: Sequence[str]) -> _Weights:
+def _weights(tree: Tree, inside: str, names: Sequence[str]) -> _Weights:
     """Which files hold the weights: of plain names before variants, what an index says before a whole file."""
     found: list[tuple[tuple[bool, str, int], str]] = []
     for name in names:
@@ -153,20 +145,24 @@ def _weights(path: str, names: Sequence[str]) -> _Weights:
     for _, name in sorted(found, key=lambda one: (one[0], not one[1].endswith(".json"))):
         if not name.endswith(".json"):
             return _Weights((name,), notes=stale)
-        weights = _indexed(path, name)
-        missing = [shard for shard in weights.shards if not os.path.lexists(os.path.join(path, shard))]
+        weights = _indexed(tree, inside, name)
+        missing = [shard for shard in weights.shards if not tree.has(f"{inside}{shard}")]
         if not missing:
             return weights
         whole = name.partition(".index")[0]
         if whole not in names:
-            raise _missing(path, missing)
+            raise _missing(_shown_path(tree, inside), missing)
         stale = (f"{name} names shards that are not there: {whole} was read, as loaders do",)
-    return _unindexed(path, names)
+    return _unindexed(tree, inside, names)
 
 
-def _indexed(path: str, name: str) -> _Weights:
+def _shown_path(tree: Tree, inside: str) -> str:
+    return os.path.join(tree.path, inside.rstrip("/")) if inside else tree.path
+
+
+def _indexed(tree: Tree, inside: str, name: str) -> _Weights:
     """The shards that an index names, and those of their set that it leaves out."""
-    file = InputFile.open(os.path.join(path, name))
+    file = tree.open(f"{inside}{name}")
     index = read_object(file, lenient=True)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -181,7 +177,7 @@ def _indexed(path: str, name: str) -> _Weights:
     named = sorted(set(weight_map.values()))
     notes: tuple[str, ...] = ()
     # of their set those that are not there were left out when the folder was written, as shards that a cut emptied
-    there = {shard for shard in _set_of(named) if os.path.lexists(os.path.join(path, shard))}
+    there = {shard for shard in _set_of(named) if tree.has(f"{inside}{shard}")}
     whole = sorted({*named, *there})
     if len(whole) > len(named):
         left_out = len(whole) - len(named)
@@ -213,20 +209,20 @@ def _members(inside: str, stem: str, count: str, variant: str | None, suffix: st
     return [os.path.join(inside, name) for name in names]
 
 
-def _unindexed(path: str, names: Sequence[str]) -> _Weights:
+def _unindexed(tree: Tree, inside: str, names: Sequence[str]) -> _Weights:
     """Shards without an index whose names form one set. InputError where they do not, or nothing is there."""
     sets = {
         (match["stem"], match["count"], match["variant"])
         for name in names
         if (match := _SHARD.fullmatch(name)) and match["stem"] in _STEMS and match["suffix"] == "safetensors"
     }
-    if not sets and (weights := _torch_weights(path, names)) is not None:
+    if not sets and (weights := _torch_weights(tree, inside, names)) is not None:
         return weights
     chosen = min(
         sets, key=lambda one: (one[2] is not None, _STEMS.index(one[0]), one[2] or "", one[1]), default=None
     )
     if chosen is None:
-        raise _no_weights(path, names)
+        raise _no_weights(tree, inside, names)
     shards = _members("", *chosen, "safetensors") if int(chosen[1]) <= 100_000 else []
     missing = [shard for shard in shards if shard not in names]
     if missing or not shards:
@@ -234,7 +230,7 @@ def _unindexed(path: str, names: Sequence[str]) -> _Weights:
             f"{len(missing)} of {int(chosen[1])} shards are missing, {printable(missing[0], 100)} first"
             if missing
             else "its shards number none",
-            file=path,
+            file=_shown_path(tree, inside),
             remedy="Fetch the missing shards",
         )
     stem, _, variant = chosen
@@ -242,17 +238,17 @@ def _unindexed(path: str, names: Sequence[str]) -> _Weights:
     return _Weights(tuple(shards), index, notes=("the shards have no index: all of their set are read",))
 
 
-def _torch_weights(path: str, names: Sequence[str]) -> _Weights | None:
+def _torch_weights(tree: Tree, inside: str, names: Sequence[str]) -> _Weights | None:
     """Weights as PyTorch pickles them, where there are no others: the whole, or shards with their index."""
     note = ("the weights are pickles of PyTorch: their tensors were read, nothing in them was run",)
     if TORCH_SINGLE in names:
         return _Weights((TORCH_SINGLE,), notes=note)
     if TORCH_INDEX not in names:
         return None
-    weights = _indexed(path, TORCH_INDEX)
-    missing = [shard for shard in weights.shards if not os.path.lexists(os.path.join(path, shard))]
+    weights = _indexed(tree, inside, TORCH_INDEX)
+    missing = [shard for shard in weights.shards if not tree.has(f"{inside}{shard}")]
     if missing:
-        raise _missing(path, missing)
+        raise _missing(_shown_path(tree, inside), missing)
     return replace(weights, notes=(*note, *weights.notes))
 
 
@@ -302,28 +298,27 @@ def _shown(names: Sequence[str]) -> str:
 
 
 def _others(
-    path: str, known: set[str], component: str
+    tree: Tree, known: set[str], component: str
 ) -> tuple[dict[str, InputFile], dict[str, str], tuple[str, ...]]:
     """Files to carry over by their path within the folder, those left behind with the reason, and where links lead
     that are not followed."""
     linked: list[str] = []
     carried: dict[str, InputFile] = {}
     left: dict[str, str] = {}
-    homes = _homes(path)
     pending = [""]
     while pending:
         inside = pending.pop()
-        entries = _listed(path, inside)
+        entries = tree.entries(inside)
         adapted = any(entry.name == ADAPTER_CONFIG for entry in entries)
         for entry in entries:
             name = f"{inside}{entry.name}"
             if name in known:
                 continue
-            if stat.S_ISDIR(_mode(entry, follow=False)):
+            if entry.kind == "folder":
                 if entry.name.startswith("."):
                     left[name] = "hidden folder"
                 elif inside.count("/") == _DEEPEST:
-                    raise InputError(f"has more than {_DEEPEST} folders inside one another", file=path)
+                    raise InputError(f"has more than {_DEEPEST} folders inside one another", file=tree.path)
                 else:
                     pending.append(f"{name}/")
             elif (
@@ -333,50 +328,28 @@ def _others(
                 and not (adapted and _ADAPTERS.fullmatch(entry.name))
             ):
                 left[name] = "weights that the index does not name"
-            elif not stat.S_ISREG(_mode(entry, follow=True)):
+            elif entry.kind != "file":
                 left[name] = "not a regular file"
             elif entry.name.startswith(".") and entry.name.endswith(".tmp"):
                 left[name] = "temporary file"
-            elif entry.is_symlink() and not os.path.realpath(entry.path).startswith(homes):
+            elif entry.strays:
                 left[name] = "a link that leads out of the folder"
-                linked.append(os.path.realpath(entry.path))
+                linked.append(entry.strays)
             else:
-                carried[name] = InputFile.open(entry.path)
+                carried[name] = tree.open(name)
         if adapted and not any(_ADAPTERS.fullmatch(entry.name) for entry in entries):
             carried.pop(f"{inside}{ADAPTER_CONFIG}", None)
             left[f"{inside}{ADAPTER_CONFIG}"] = "describes an adapter whose weights are not there"
     return carried, left, tuple(linked)
 
 
-def _homes(path: str) -> tuple[str, ...]:
-    """Where links of a folder may lead: into itself, and into the blobs of its hub cache."""
-    found = os.path.realpath(path)
-    snapshots = os.path.dirname(found)
-    cache = os.path.join(os.path.dirname(snapshots), "blobs")
-    return (f"{found}/", f"{cache}/") if os.path.basename(snapshots) == "snapshots" else (f"{found}/",)
-
-
-def _listed(path: str, inside: str) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(os.path.join(path, inside)) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        raise InputError(f"cannot be listed: {error.strerror}", file=os.path.join(path, inside)) from error
-
-
-def _mode(entry: os.DirEntry[str], *, follow: bool) -> int:
-    try:
-        return entry.stat(follow_symlinks=follow).st_mode
-    except OSError:  # a link that leads nowhere, or in circles
-        return 0
-
-
-def _no_weights(path: str, names: Sequence[str]) -> InputError:
+def _no_weights(tree: Tree, inside: str, names: Sequence[str]) -> InputError:
+    path = _shown_path(tree, inside)
     lone = [name for name in names if name.endswith(".safetensors")]
     other = [name for name in names if _OTHER_WEIGHTS.match(name)]
     remedy = "Give a folder with model.safetensors, or with shards and their index"
     if PIPELINE in names:
-        parts = ", ".join(map(printable, _components(path, names)[:8]))
+        parts = ", ".join(map(printable, _components(tree, names)[:8]))
         remedy = f"It is a pipeline of diffusers: say which of its components, --component {parts}"
         return InputError("holds no weights itself", file=path, remedy=remedy)
     if len(lone) == 1:

@@ -11,7 +11,8 @@ import os
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from compressor.core.errors import InputError
 
@@ -19,13 +20,25 @@ _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _CHUNK = 1 << 30  # Linux transfers at most 2 GiB in one call
 
 
+class Origin(Protocol):
+    """Where the bytes of a file are fetched from that is on no disk."""
+
+    def read_runs(self, runs: Iterable[tuple[memoryview, int]]) -> None:
+        """Fill several buffers, each from its offset; InputError if that cannot be, or the file was changed."""
+
+    def check_unchanged(self) -> None:
+        """InputError if the file was replaced since it was first seen."""
+
+
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """A regular file as it was when first seen."""
+    """A regular file as it was when first seen, or one that is fetched from its `origin`; `path` is then what is
+    shown of its address."""
 
     path: str
     size: int
     identity: tuple[int, ...]
+    origin: Origin | None = field(default=None, compare=False, kw_only=True)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> InputFile:
@@ -44,6 +57,9 @@ class InputFile:
 
     def read_runs(self, runs: Iterable[tuple[memoryview, int]]) -> None:
         """Fill several buffers, each from its offset."""
+        if self.origin is not None:
+            self.origin.read_runs(runs)
+            return
         fd, info = _open(self.path)
         try:
             try:
@@ -69,8 +85,16 @@ class InputFile:
 
     def check_unchanged(self) -> None:
         """InputError if the file was replaced or written to since it was first seen."""
-        if InputFile.open(self.path).identity != self.identity:
+        if self.origin is not None:
+            self.origin.check_unchanged()
+        elif InputFile.open(self.path).identity != self.identity:
             raise self._changed()
+
+    def as_stored(self) -> InputFile:
+        """The file itself, whatever it stands for (what an archive has in it is read as another)."""
+        if self.origin is not None:
+            return InputFile(self.path, self.size, self.identity, origin=self.origin)
+        return InputFile.open(self.path)
 
     def _changed(self) -> InputError:
         return InputError("changed while it was read", file=self.path, remedy="Run again when nothing writes to it")

@@ -139,7 +139,8 @@ def _arrays(file: InputFile) -> Header:
         if not name.endswith(".npy"):
             raise InputError(f"its member {printable(name, 60)} is no array", file=file.path)
         try:
-            (placed,) = npy.read_header(Section(file.path, member.size, file.identity, member.begin)).tensors
+            section = Section(file.path, member.size, file.identity, member.begin, origin=file.origin)
+            (placed,) = npy.read_header(section).tensors
         except InputError as error:
             raise InputError(
                 f"its member {printable(name, 60)} {error.reason}", file=file.path, remedy=error.remedy

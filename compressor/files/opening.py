@@ -7,9 +7,10 @@ import stat
 
 from compressor.core.errors import InputError, UsageError
 from compressor.core.text import printable
-from compressor.files.containers import READERS, open_file
-from compressor.files.input_file import InputFile
+from compressor.files.addresses import is_address
+from compressor.files.containers import READERS, read_file
 from compressor.files.source import Source, SourceFile, assemble
+from compressor.files.tree import LocalTree, Tree
 
 
 def names_in(folder: str) -> list[str]:
@@ -24,28 +25,41 @@ def open_source(path: str | os.PathLike[str], component: str = "") -> Source:
     """Open whatever `path` is; of a pipeline of diffusers one component. InputError when it is missing, unsupported
     or damaged; UsageError where there is no such component."""
     path = os.fspath(path)
+    tree, name = _found(path)
+    if not name:
+        from compressor.files.folder import open_folder  # here, like others: a plain file needs none of it
+
+        return open_folder(tree, component)
+    if component:
+        raise UsageError("--component is for folders that are pipelines of diffusers")
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix == ".gguf":
+        from compressor.files.gguf.split import open_model
+
+        return open_model(tree, name)
+    found = tree.open(name)  # what is no file at all is told first
+    if suffix not in READERS:
+        raise InputError(
+            f"is not a container that is read here ({printable(suffix, 40) or 'no suffix'})",
+            file=path,
+            remedy="Give a .safetensors, .gguf, .npy, .npz or .pt, or a folder with model.safetensors",
+        )
+    file, header = read_file(found, suffix)
+    return assemble(found.path, suffix[1:], (SourceFile(os.path.basename(name), file, header),))
+
+
+def _found(path: str) -> tuple[Tree, str]:
+    """The folder that a path names with "", or the folder that a file is in with its name there."""
+    if is_address(path):
+        from compressor.files.remote.opening import found
+
+        return found(path)
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InputError(f"cannot be opened: {reason}", file=path) from error
     if stat.S_ISDIR(mode):
-        from compressor.files.folder import open_folder  # here because folder.py builds on this module
-
-        return open_folder(path, component)
-    if component:
-        raise UsageError("--component is for folders that are pipelines of diffusers")
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix == ".gguf":
-        from compressor.files.gguf.split import open_model
-
-        return open_model(path)
-    if suffix not in READERS:
-        InputFile.open(path)  # what is no file at all is told first
-        raise InputError(
-            f"is not a container that is read here ({printable(suffix, 40) or 'no suffix'})",
-            file=path,
-            remedy="Give a .safetensors, .gguf, .npy, .npz or .pt, or a folder with model.safetensors",
-        )
-    file, header = open_file(path, suffix)
-    return assemble(path, suffix[1:], (SourceFile(os.path.basename(path), file, header),))
+        return LocalTree(path), ""
+    folder, name = os.path.split(path)
+    return LocalTree(folder), name

@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from math import prod
+from tempfile import NamedTemporaryFile
 from typing import Any, TypeVar
 
 from compressor.core.errors import InputError, OutputError
@@ -323,13 +324,16 @@ def _standing_in(file: InputFile, raw: bytearray) -> Iterator[str]:
     with ExitStack() as stack:
         path = file.path
         with suppress(OSError, AttributeError):  # a limit of file sizes holds for these too
-            fd = os.memfd_create("header", os.MFD_CLOEXEC)
-            stack.callback(os.close, fd)
+            if file.origin is not None and not hasattr(os, "memfd_create"):
+                fd = stack.enter_context(NamedTemporaryFile()).fileno()
+            else:
+                fd = os.memfd_create("header", os.MFD_CLOEXEC)
+                stack.callback(os.close, fd)
             os.truncate(fd, file.size)
             for offset, piece in ((0, len(raw).to_bytes(8, "little")), (8, raw)):
                 view = memoryview(piece)
                 while view:
                     done = os.pwrite(fd, view, offset)
                     view, offset = view[done:], offset + done
-            path = f"/proc/self/fd/{fd}"
+            path = f"/proc/self/fd/{fd}" if hasattr(os, "memfd_create") else f"/dev/fd/{fd}"
         yield path

@@ -151,6 +151,11 @@ class Source:
         return (*(part.file for part in self.files), *self.carried.values())
 
     @property
+    def fetched(self) -> bool:
+        """Whether any file of it is on no disk of this machine."""
+        return any(file.origin is not None for file in self.opened)
+
+    @property
     def config_name(self) -> str:
         """What the config is called among the files of the folder."""
         return f"{self.inside}config.json"

@@ -8,8 +8,12 @@ from compressor.core.errors import OutputError
 from compressor.files.staging import Staging, reporting
 
 
-def write_document(path: str, content: bytes, *, replace: bool) -> None:
-    """A file with this content, published at once. OutputError when it cannot be."""
+def write_document(path: str, content: bytes, *, replace: bool, folders: bool = False) -> None:
+    """A file with this content, published at once; with `folders` those that it lies in are made. OutputError when
+    it cannot be."""
+    if folders:
+        with reporting(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
     staging = Staging(path, folder=False, replace=replace)
     try:
         with reporting(path), open(staging.path, "wb") as file:

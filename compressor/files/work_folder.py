@@ -113,7 +113,7 @@ class WorkFolder:
         with reporting(self.path):
             remove(kept)  # of a worker that was lost before it could say so
             link_or_copy(path, kept)
-        return content_hash([kept])
+        return content_hash([InputFile.open(kept)])
 
     def note(self, name: str, key: str, *, content: str = "", said: Mapping[str, Any] | None = None) -> None:
         """`name` is finished; its `content` is hashed unless it is given."""
@@ -205,12 +205,11 @@ def _check_folders(path: str) -> None:
         raise OutputError(f"--work {within}", file=path, remedy="Give a folder that is empty or does not exist")
 
 
-def content_hash(paths: Iterable[str]) -> str:
+def content_hash(files: Iterable[InputFile]) -> str:
     """SHA-256 over the names and bytes of files, in this order; InputError when one cannot be read."""
     total, buffer = hashlib.sha256(), memoryview(bytearray(_BUFFER))
-    for path in paths:
-        file = InputFile.open(path)
-        total.update(f"{os.path.basename(path)}\0{file.size}\0".encode(errors="surrogateescape"))
+    for file in files:
+        total.update(f"{os.path.basename(file.path)}\0{file.size}\0".encode(errors="surrogateescape"))
         for start in range(0, file.size, _BUFFER):
             piece = buffer[: min(_BUFFER, file.size - start)]
             file.read_into(piece, start)
@@ -218,11 +217,11 @@ def content_hash(paths: Iterable[str]) -> str:
     return total.hexdigest()
 
 
-def _files(path: str) -> list[str]:
+def _files(path: str) -> list[InputFile]:
     if not os.path.isdir(path):
-        return [path]
+        return [InputFile.open(path)]
     with reporting(path):
-        return [os.path.join(path, name) for name in sorted(os.listdir(path))]
+        return [InputFile.open(os.path.join(path, name)) for name in sorted(os.listdir(path))]
 
 
 def _read(path: str) -> dict[str, dict[str, Any]]:

@@ -191,21 +191,21 @@ SHARED: Mapping[tuple[str, str], str] = {
     (
         "quantize",
         "granularity",
-    ): "Which weights share a scale: those of a group, a row (channel), a square block, or "
-    "the whole tensor. Left out, int below 8 bits and whatever is given --group-size take groups, others rows",
-    ("quantize", "group_size"): "How many neighbours in a row share a scale, 128 unless said otherwise; a power of "
-    "two for nf4",
+    ): "Which weights share a scale. Those of a group, a row (channel), a square block, or "
+    "the whole tensor; left out, int below 8 bits and whatever is given --group-size take groups, others rows",
+    ("quantize", "group_size"): "Neighbours that share a scale; by default 128. For nf4 64, a power of two",
     (
         "quantize",
         "method",
-    ): "How scales are chosen: by the range of the weights (absmax), for the least squared error "
-    "(search), half-quadratic (hqq), or for the least error on the inputs of --stats (gptq; awq, which scales "
-    "them)",
+    ): "How scales are chosen. For the least squared error (search), by the range of the "
+    "weights (absmax), half-quadratic (hqq), or for the least error on the inputs of --stats (gptq; awq, which "
+    "scales them)",
     (
         "quantize",
         "layout",
-    ): "How codes are laid out in the file. auto is what compressed-tensors loads, where it has a "
-    "layout for them; mlx, gptq and compressor are what their names say; naive-quantized leaves activations alone, "
+    ): "How codes lie in the file; by default as vLLM and transformers load them. Auto is what "
+    "compressed-tensors loads, where it has a layout for them; mlx, gptq and compressor are what their "
+    "names say; naive-quantized leaves activations alone, "
     "float-quantized has them rounded too; base3 packs five ternary codes into a byte, 2bit four",
-    ("quantize", "bits"): "Bits of a code (int), or the b of a step of 2^(b-1) (step)",
+    ("quantize", "bits"): "Bits of a code; by default 8. Of step the b of a step of 2^(b-1)",
 }

@@ -16,6 +16,7 @@ import msgspec
 from compressor.core.elementary import power
 from compressor.core.errors import UsageError
 from compressor.core.text import printable, size_of, size_text
+from compressor.methods.options import flag
 
 SAMPLE = 1 << 22  # weights of a tensor that a survey measures, if nothing else is asked
 # Options that the candidates give; a stage under a budget has none of them
@@ -104,18 +105,25 @@ class Budget:
 KEYS = tuple(one.name for one in fields(Budget))
 
 
-def take_budget(options: dict[str, Any]) -> Budget | None:
-    """Take what makes a budget out of Python keywords; None where nothing does. `scheme="auto"` asks for one.
+def take_budget(options: dict[str, Any], max_error: float | None, *, asked: bool = False) -> Budget | None:
+    """Take what makes a budget out of Python keywords; None where nothing asks for one: a target, `scheme="auto"`,
+    or the verb (`asked`). `max_error` is a gate of every run, and a limit of the choice as well.
 
-    UsageError where a fixed scheme is given beside it, or there is nothing to meet.
+    UsageError where a fixed scheme is given beside it, or what is a budget's and there is none.
     """
-    given = {key: options.pop(key) for key in KEYS if key in options}
+    given = {key: value for key in KEYS if (value := options.pop(key, None)) is not None}
     auto = options.get("scheme") == "auto"
     if auto:
         options.pop("scheme")
-    if not given and not auto:
+    if not (asked or auto or any(key in given for key in TARGETS)):
+        for key in given:
+            raise UsageError(
+                f"{flag(key, '')} is for a budget", remedy="Ask for one with scheme='auto', or target_size='300MB'"
+            )
         return None
     check_open(options)
+    if max_error is not None:
+        given["max_error"] = max_error
     given["candidates"] = tuple(given.get("candidates", ()))
     return Budget(**given)
 

@@ -16,6 +16,7 @@ from compressor.core import kernels
 from compressor.core.lazy import np
 from compressor.core.metrics import Comparison, count_zeros, dot, is_safe
 from compressor.core.parallel.threads import available_workers, in_order, local
+from compressor.core.shown import Shown
 from compressor.core.tensor import DTYPES
 from compressor.core.workspace import Array, Workspace
 from compressor.recipe.loss_gates import LossGates
@@ -35,8 +36,8 @@ class ComparedTensor:
     problem: str = ""
 
 
-@dataclass(frozen=True)
-class ComparisonReport:
+@dataclass(frozen=True, repr=False)
+class ComparisonReport(Shown):
     """`compare A B`: rows sorted worst first, and the gates that failed; or what the outputs lost."""
 
     a: str

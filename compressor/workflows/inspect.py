@@ -14,6 +14,7 @@ from compressor.core.errors import UnreadCodes
 from compressor.core.lazy import np
 from compressor.core.metrics import Moments
 from compressor.core.parallel.threads import available_workers, in_order, local
+from compressor.core.shown import Shown
 from compressor.core.tensor import DTYPES
 from compressor.core.workspace import Workspace
 from compressor.engine.plan.plan import Plan
@@ -22,8 +23,8 @@ from compressor.workflows.archive_contents import CodingGain, check_archive, cod
 Path = str | os.PathLike[str]
 
 
-@dataclass(frozen=True)
-class InspectReport:
+@dataclass(frozen=True, repr=False)
+class InspectReport(Shown):
     """`inspect`: what the headers say, and per-tensor moments, or an archive's codings, where asked."""
 
     path: str

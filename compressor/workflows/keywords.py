@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from inspect import Parameter, Signature
 from typing import Any, Literal, TypedDict
 
 from compressor.architectures.loaders import Loader
@@ -27,7 +28,14 @@ Rules = Iterable[tuple[str, Mapping[str, Any]]]
 
 
 class RunKeywords(TypedDict, total=False):
-    """How a run is carried out: the fields of `RunOptions` but `store`, which is a stage's own in some verbs."""
+    """How a run is carried out: the fields of `RunOptions` but `store`, which is a stage's own in some verbs; and
+    the limits of `Gates`, as keywords or as one `gates`. Sizes are bytes, or texts such as "300MB"."""
+
+    max_error: float | None
+    min_ratio: float | None
+    max_size: int | str | None
+    min_sparsity: float | None
+    gates: Gates | None
 
     force: bool
     dry_run: bool
@@ -38,11 +46,10 @@ class RunKeywords(TypedDict, total=False):
     strip_prefix: str | None
     fold_weight_norm: bool
     component: str
-    max_shard_size: int | None
+    max_shard_size: int | str | None
     no_tokenizer: bool
     leave_out: Iterable[str]
     non_finite: NonFinite
-    gates: Gates | None
     workers: int | None
     processes: bool
     progress: Progress | None
@@ -196,10 +203,9 @@ class _CodingKeywords(StageKeywords, total=False):
     sparsity: float
     fallback: bool
     preset: str
-    target_size: int | None
+    target_size: int | str | None
     target_ratio: float | None
     target_bits: float | None
-    max_error: float | None
     min_sqnr: float | None
     candidates: Iterable[str]
     survey: str | None
@@ -217,7 +223,8 @@ class TuneKeywords(_CodingKeywords, total=False):
     """`tune`: the measure (a command with its limit, or what runs through the models and gates of that), and what
     `quantize` takes, or a `recipe`."""
 
-    evaluate: str
+    evaluate: str | Callable[[str], float | Mapping[str, float]]
+    restored: bool
     min_metric: float
     metric: str
     tokens: Path | None
@@ -304,6 +311,18 @@ class CompareKeywords(LossKeywords, total=False):
     min_sqnr: float | None
     workers: int | None
     progress: Progress | None
+
+
+def spell_out(verb: Callable[..., Any], table: type[Any]) -> None:
+    """Give a function that takes `**keywords` of a table the signature that has them one by one, its own before
+    those of every run. `...` stands for a keyword that is left out."""
+    common = RunKeywords.__annotations__
+    names = sorted(table.__annotations__, key=lambda key: key in common)
+    types = {key: getattr(said, "__forward_arg__", said) for key, said in table.__annotations__.items()}
+    own = Signature.from_callable(verb)
+    places = [one for one in own.parameters.values() if one.kind is not Parameter.VAR_KEYWORD]
+    keywords = [Parameter(key, Parameter.KEYWORD_ONLY, default=..., annotation=types[key]) for key in names]
+    verb.__signature__ = own.replace(parameters=[*places, *keywords])  # type: ignore[attr-defined]
 
 
 def check_keywords(verb: str, given: Mapping[str, Any], table: type[Any]) -> None:

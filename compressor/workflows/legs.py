@@ -17,6 +17,7 @@ from compressor.core.text import printable, size_text
 from compressor.engine.plan.plan import Plan
 from compressor.files.destination import check_apart, container_of
 from compressor.files.identity import Identity, identity_of
+from compressor.files.input_file import InputFile
 from compressor.files.staging import Staging, check_place
 from compressor.files.work_folder import WorkFolder, content_hash
 from compressor.recipe.for_loader import for_loader
@@ -158,6 +159,7 @@ class _Way:
     origin: Identity | None
     work: str | None
     keep_work: bool
+    folder: bool  # whether the source is one
 
     @property
     def rehearsed(self) -> bool:
@@ -166,7 +168,7 @@ class _Way:
     @property
     def _suffix(self) -> str:
         """Of what legs on the way write: a container that keeps what the output's needs."""
-        if not os.path.isfile(self.source):
+        if self.folder:
             return ""
         kinds = {os.path.splitext(path)[1].lower() for path in (self.source, self.output)}
         return ".gguf" if kinds == {".gguf"} else ".safetensors"
@@ -239,7 +241,20 @@ def _way(verb: str, legs: Sequence[Recipe], source: str, output: str, options: R
     work = None if options.dry_run else options.work
     origin = None if options.dry_run else identity_of(opened)
     others = _on_the_way(options)
-    return _Way(verb, legs, source, output, last, others, base, stats, origin, work, options.keep_work)
+    return _Way(
+        verb,
+        legs,
+        source,
+        output,
+        last,
+        others,
+        base,
+        stats,
+        origin,
+        work,
+        options.keep_work,
+        opened.kind == "folder",
+    )
 
 
 def _base_of(legs: Sequence[Recipe], source: str, output: str, options: RunOptions) -> str | None:
@@ -295,9 +310,11 @@ def _leg(way: _Way, number: int, taken: str, place: str | WorkFolder) -> tuple[P
     return report.plan, written
 
 
-def _read(path: str) -> list[str]:
+def _read(path: str) -> list[InputFile]:
     """The files that are read of an input, which may be a folder, or of an array."""
-    return [file.path for file in open_checkpoint(path).source.opened] if os.path.isdir(path) else [path]
+    if os.path.isfile(path):
+        return [InputFile.open(path)]
+    return [file.as_stored() for file in open_checkpoint(path).source.opened]
 
 
 def _joined(report: Report, plans: Sequence[Plan], source: str, *, adapter: bool) -> Report:

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 
 from compressor.core.errors import NothingWritten
 from compressor.core.metrics import Change
+from compressor.core.shown import Shown
 from compressor.workflows.results import merged
 
 if TYPE_CHECKING:
     from compressor.engine.execution.parts import MergedTensor
 
 
-@dataclass(frozen=True)
-class MergeReport:
+@dataclass(frozen=True, repr=False)
+class MergeReport(Shown):
     """What an output of `parts` parts came to: bytes of its container files before and after, and its tensors."""
 
     output: str

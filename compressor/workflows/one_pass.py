@@ -455,7 +455,8 @@ def _engine(opened: Opened, worker: Worker) -> AbstractContextManager[Executor]:
             worker.sink.spread = True
         return cluster(scheduler, [worker, *worker.plan.jobs])
     allowed = opened.order.options.processes and forked.available and opened.workers > 1
-    if allowed and worker.plan.size_before >= _LARGE:
+    fetched = any(one.source.fetched for one in (opened.checkpoint, *opened.teachers.values()))
+    if allowed and not fetched and worker.plan.size_before >= _LARGE:  # processes would not share what is fetched
         methods = [step.method for job in worker.plan.jobs for step in job.steps if step.method.verb == "store"]
         return forked.forked(opened.workers, [worker, *worker.plan.jobs, *methods])
     return local(opened.workers)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from compressor.core.errors import NothingWritten
 from compressor.core.metrics import Change
+from compressor.core.shown import Shown, document_of
 from compressor.engine.plan.plan import Job, Plan
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ class Verdict:
     failure: str = ""
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Shown):
     """A plan and, unless it was a dry run, what it changed. `changes` are in the order of the plan's jobs; of a run
     that was one of several for an output, `part` are the tensors of which it did anything. `gates` are those that
     were judged."""
@@ -42,6 +43,11 @@ class Report:
     gates: tuple[Verdict, ...] = ()
     allocation: Allocation | None = None  # what a budget chose
     part: Set[str] | None = None
+
+    def to_html(self) -> str:
+        """The whole report to look at, as `--report FILE.html` writes it: one document that loads nothing. It has
+        histograms where the run was asked for them (`histograms=True`)."""
+        return document_of(self)
 
     @property
     def failures(self) -> tuple[str, ...]:

@@ -175,6 +175,54 @@ def test_mixtures_of_modelopt(tmp_path: Path, algorithm: str) -> None:
     assert np.array_equal(restored(model)["b.weight"], number(eight) * 2)
 
 
+def test_one_scale_a_row_of_fbgemm(tmp_path: Path) -> None:
+    codes, row = e4m3(4, 8), np.array([[0.5], [1], [2], [4]], np.float32)
+    stored: Stored = {
+        "a.weight": ("F8_E4M3", codes),
+        "a.weight_scale": ("F32", row),
+        "a.input_scale_ub": ("F32", np.ones(1, np.float32)),
+    }
+    config = {"quantization_config": {"quant_method": "fbgemm_fp8"}}
+    assert np.array_equal(restored(put(tmp_path / "in", stored, config))["a.weight"], number(codes) * row)
+
+
+@pytest.mark.parametrize("place", ["top", "list", "deep"])
+def test_gptq_before_it_had_a_name(tmp_path: Path, place: str) -> None:
+    stored, values = gptq()
+    config: dict[str, Any] = {"quantization_config": {"bits": 4, "group_size": 16, "desc_act": False, "sym": False}}
+    if place != "top":
+        config["quantization_config"]["quant_method"] = "gptq"
+        config = {"parts": [config]} if place == "list" else {"a": {"b": {"c": {"d": {"e": config}}}}}
+    model = put(tmp_path / "in", stored, config)
+    assert near(restored(model)["a.weight"], values)
+    assert invoke(["restore", str(model), "-o", str(tmp_path / "out"), "-q"])[0] == 0
+    assert "quantization_config" not in (tmp_path / "out" / "config.json").read_text()
+
+
+@pytest.mark.parametrize("location", ["input", "weight_output"])
+def test_weights_that_go_with_a_transform(tmp_path: Path, location: str) -> None:
+    """Those rotated for good are read; those that stand for the model's only behind a rotation are not."""
+    codes = e4m3(4, 8)
+    stored: Stored = {"a.weight": ("F8_E4M3", codes), "a.weight_scale": ("F32", np.ones((4, 1), np.float32))}
+    weights = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel", "dynamic": False}
+    said = {
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        "transform_config": {"config_groups": {"u": {"type": "hadamard", "apply": [{"location": location}]}}},
+    }
+    model = put(tmp_path / "in", stored, {"quantization_config": said})
+    if location == "input":
+        assert "transform_config" in refused(model)
+    else:
+        assert np.array_equal(restored(model)["a.weight"], number(codes))
+
+
+def test_a_codec_that_quantizes_sound(tmp_path: Path) -> None:
+    model = put(tmp_path / "in", {"a.weight": F16}, {"codec": {"quantization": {"n_q": 8}}})
+    assert invoke(["restore", str(model), "-o", str(tmp_path / "out"), "-q"])[0] == 0
+
+
 # ---- where names say it ----------------------------------------------------------------------------------------
 
 
@@ -243,7 +291,9 @@ def test_eight_bits_of_bitsandbytes(tmp_path: Path) -> None:
 
 
 def ints(dtype: str = "I32", *shape: int) -> tuple[str, Array]:
-    kind = {"I32": np.int32, "U8": np.uint8, "I8": np.int8, "U32": np.uint32, "I16": np.int16}[dtype]
+    kind = {"I32": np.int32, "U8": np.uint8, "I8": np.int8, "U32": np.uint32, "I16": np.int16, "U16": np.uint16}[
+        dtype
+    ]
     return dtype, np.ones(shape or (8, 8), kind)
 
 
@@ -268,6 +318,29 @@ UNREAD: dict[str, tuple[Stored, str]] = {
     "gpt-oss": ({"e.up_blocks": ints("U8", 2, 2, 2, 16), "e.up_scales": ints("U8", 2, 2, 2)}, "MXFP4 blocks"),
     "spqr": ({"a.dense_weights": ints(), "a.row_offsets": ("I32", np.ones(9, np.int32))}, "SpQR's codes"),
     "steps": ({"a.weight": ints("I8"), "a.delta": F32}, "codes beside delta"),
+    "vptq without norms": ({"a.indices": ints("U16", 1, 8, 8), "a.centroids.weight": F16}, "VPTQ's codes"),
+    "hqq as floats": ({"a.W_q": F16, "a.scale": F16, "a.zero": F16}, "HQQ's codes"),
+    "hqq with a tree of scales": ({"a.W_q": ints("U8", 64), "a.meta.scale": F16}, "HQQ's codes"),
+    "quip": ({"a.Qidxs": ("I64", np.ones((4, 4), np.int64)), "a.SU": F16, "a.SV": F16}, "QuIP#'s codes"),
+    "spqr in a row": ({"a.dense_weights": ("I64", np.ones(9, np.int64)), "a.in_perm": F16}, "SpQR's codes"),
+    "aqlm of 64 bits": ({"a.codes": ("I64", np.ones((4, 4, 1), np.int64)), "a.codebooks": F16}, "AQLM's codes"),
+    "marlin": ({"a.B": ints("I32", 4, 16), "a.s": F16, "a.workspace": ints("I32", 4)}, "Marlin's codes"),
+    "qqq": ({"a.B": ints("I32", 4, 16), "a.s_channel": F32}, "QQQ's codes"),
+    "tensorrt": ({"a.weight": ("F8_E4M3", e4m3(8, 8)), "a.weights_scaling_factor": F32}, "TensorRT-LLM's codes"),
+    "squeezellm": ({"a.qweight": ints("I32"), "a.lookup_table": F16}, "SqueezeLLM's"),
+    "any-precision": ({"a.qweight": ints("I32", 3, 8, 8), "a.lut3": F16}, "SqueezeLLM's or Any-Precision's"),
+    "lut-gemm": ({"a.binary": ints("I32", 4, 2, 8), "a.alpha": F16}, "codes beside alpha"),
+    "quanto of 4 bits": ({"a.weight._data._data": ints("U8"), "a.weight._scale": F16}, "Quanto's codes"),
+    "torchao in a tree": (
+        {"a.weight.tensor_impl.int_data": ints("I8"), "a.weight.tensor_impl.scale": F16},
+        "torchao's serialised tensors",
+    ),
+    "torchao by colons": ({"a.weight:qdata": ints("I8"), "a.weight:scale": F16}, "torchao's serialised tensors"),
+    "quantizers below": ({"a.weight": ints("I8"), "a.quantizer.scale": F16}, "codes beside scale"),
+    "nncf": ({"a.weight": ints("U8", 64), "a.pre_ops.0._scale": F16}, "NNCF's codes"),
+    "lowest and highest": ({"a.weight": ints("U8"), "a.min": F32, "a.max": F32}, "codes beside m"),
+    "ranges": ({"a.weight_codes": ints("U8"), "a.weight_range": F32}, "codes beside weight_range"),
+    "tiny floats in a row": ({"a.weight": ("F4", np.ones(64, np.uint8)), "a.amax": F32}, "codes beside amax"),
     "made up": ({"a.stuff": ints("U8"), "a.step_scale": F32}, "codes beside step_scale"),
 }
 
@@ -341,6 +414,9 @@ NO_CODES: dict[str, Callable[[], Stored]] = {
     "a scale_weight of a float weight": lambda: {"a.scale_weight": F32, "a.weight": F16},
     "a mark without codes": lambda: {"scaled_fp8": F32, "a.weight": F16},
     "scales alone": lambda: {"a.weight_scale_inv": F32, "a.absmax": F32, "a.qzeros": F32, "a.weight": F16},
+    "a mask of a weight": lambda: {"a.weight": F16, "a.weight_keep_mask": ints("U8", 8, 8)},
+    "scales of a whole model": lambda: {"position_ids": ints("I32", 1, 8), "layers.0.scale": F32, "a.weight": F16},
+    "integers that index": lambda: {"a.relative_index": ("I64", np.ones((4, 4), np.int64)), "a.scale": F32},
     "layer scale": lambda: {"a.index": ints("I32", 8, 8), "a.layer_scale": F32},
 }
 

@@ -23,7 +23,7 @@ from support.fault_injection import invoke, is_one_line, make_folder, make_npy, 
 from compressor.api import prune, quantize, restore
 from compressor.core.errors import InputError
 from compressor.files import folder as module
-from compressor.files.folder import CONFIG, INDEX, SINGLE, open_folder
+from compressor.files.folder import CONFIG, INDEX, SINGLE
 from compressor.files.opening import open_source
 from compressor.workflows.inspect import inspect
 
@@ -131,7 +131,7 @@ def test_an_index_that_says_otherwise_than_the_shards(model: Path) -> None:
     write_index(model, {**true, "absent": FIRST, UP: SECOND})
     out = accepted(model)
     assert index_of(out)["weight_map"] == true
-    assert open_folder(str(model)).notes == (
+    assert open_source(str(model)).notes == (
         "the index names absent, which no shard holds",
         f"the index places {UP} in other shards than those that hold them",
     )
@@ -147,7 +147,7 @@ def test_a_tensor_that_the_index_does_not_name(model: Path) -> None:
     put(model, FIRST, UP, "hidden.weight")
     out = accepted(model)
     assert index_of(out)["weight_map"]["hidden.weight"] == FIRST
-    assert open_folder(str(model)).notes == (
+    assert open_source(str(model)).notes == (
         "the index leaves out hidden.weight, which a shard holds: read, as loaders do",
     )
 
@@ -256,7 +256,7 @@ def test_a_shard_index_or_config_that_is_something_else(
 def test_strange_files_beside_the_model_stay_behind(model: Path, make: Callable[[Path], None]) -> None:
     """Policy: what is no regular file is not carried over, and the report says so."""
     make(model / "notes.txt")
-    assert open_folder(str(model)).left["notes.txt"] == "not a regular file"
+    assert open_source(str(model)).left["notes.txt"] == "not a regular file"
     assert not os.path.lexists(accepted(model) / "notes.txt")
 
 
@@ -306,7 +306,7 @@ def test_a_nan_in_the_second_shard_leaves_nothing_of_the_first(model: Path) -> N
 def test_the_index_is_followed_beside_a_single_file(model: Path) -> None:
     """Policy: with an index only its shards are read; a `model.safetensors` beside them stays behind."""
     put(model, SINGLE, "other.weight")
-    source = open_folder(str(model))
+    source = open_source(str(model))
     assert "other.weight" not in source.tensors
     assert source.left == {SINGLE: "weights that the index does not name"}
     assert not (accepted(model) / SINGLE).exists()
@@ -333,7 +333,7 @@ def test_shards_without_an_index_are_read_where_their_names_form_one_set(model: 
     (model / INDEX).unlink()
     out = accepted(model)
     assert index_of(out)["weight_map"] == whole
-    assert "the shards have no index: all of their set are read" in open_folder(str(model)).notes
+    assert "the shards have no index: all of their set are read" in open_source(str(model)).notes
     (model / SECOND).unlink()
     refused(model, f"1 of 2 shards are missing, {SECOND} first")
 
@@ -343,7 +343,7 @@ def test_an_index_that_leaves_out_a_shard(model: Path) -> None:
     weight_map = index_of(model)["weight_map"]
     write_index(model, {name: shard for name, shard in weight_map.items() if shard == FIRST})
     assert index_of(accepted(model))["weight_map"] == weight_map
-    assert any("leaves out 1 of the 2 shards" in note for note in open_folder(str(model)).notes)
+    assert any("leaves out 1 of the 2 shards" in note for note in open_source(str(model)).notes)
     shutil.rmtree(model.parent / "out")
     (model / SECOND).unlink()  # as a cut leaves a folder: the index is the whole truth
     assert set(index_of(accepted(model))["weight_map"].values()) == {FIRST}
@@ -352,7 +352,7 @@ def test_an_index_that_leaves_out_a_shard(model: Path) -> None:
 def test_a_stale_index_beside_whole_weights(model: Path) -> None:
     put(model, SINGLE, "whole.weight")
     (model / SECOND).unlink()
-    source = open_folder(str(model))
+    source = open_source(str(model))
     assert list(source.tensors) == ["whole.weight"]
     assert source.notes == (f"{INDEX} names shards that are not there: {SINGLE} was read, as loaders do",)
     assert sorted(os.listdir(accepted(model))) == sorted([CONFIG, SINGLE, *_carried(model)])
@@ -371,7 +371,7 @@ def test_shards_in_a_sub_folder(model: Path) -> None:
     weight_map = index_of(out)["weight_map"]
     assert {str(path.relative_to(out)) for path in out.rglob("*.safetensors")} == set(weight_map.values())
     assert set(weight_map.values()) == {f"parts/{FIRST}", f"parts/{SECOND}"}
-    assert any("in sub-folders" in note for note in open_folder(str(model)).notes)
+    assert any("in sub-folders" in note for note in open_source(str(model)).notes)
     assert all(name in load_file(out / shard) for name, shard in weight_map.items())
 
 
@@ -413,7 +413,7 @@ def test_plain_names_come_before_variants(tmp_path: Path) -> None:
     folder.mkdir()
     put(folder, "model.fp16.safetensors", "half.weight")
     put(folder, SINGLE, "full.weight")
-    source = open_folder(str(folder))
+    source = open_source(str(folder))
     assert list(source.tensors) == ["full.weight"]
     assert list(source.left) == ["model.fp16.safetensors"]
 
@@ -435,7 +435,7 @@ def test_a_pipeline_names_its_components(tmp_path: Path) -> None:
 def test_an_adapter_goes_along_with_its_weights_or_not_at_all(model: Path) -> None:
     (model / "adapter_config.json").write_text("{}")
     assert "adapter_config.json" not in os.listdir(accepted(model))
-    left = open_folder(str(model)).left
+    left = open_source(str(model)).left
     assert left["adapter_config.json"] == "describes an adapter whose weights are not there"
     shutil.rmtree(model.parent / "out")
     put(model, "adapter_model.safetensors", "lora")
@@ -451,7 +451,7 @@ def test_links_that_lead_out_of_the_folder_are_not_carried(model: Path) -> None:
     (model / "tokenizer.json").symlink_to(secret)
     (model / "inner.txt").write_text("y")
     (model / "alias.txt").symlink_to("inner.txt")
-    source = open_folder(str(model))
+    source = open_source(str(model))
     assert source.left["tokenizer.json"] == "a link that leads out of the folder"
     assert "alias.txt" in source.carried
 
@@ -464,7 +464,7 @@ def test_links_of_a_hub_cache_are_followed(tmp_path: Path) -> None:
     (blobs / "t").write_text("{}")
     (snapshot / SINGLE).symlink_to("../../blobs/w.safetensors")
     (snapshot / "tokenizer.json").symlink_to("../../blobs/t")
-    assert list(open_folder(str(snapshot)).carried) == ["tokenizer.json"]
+    assert list(open_source(str(snapshot)).carried) == ["tokenizer.json"]
 
 
 def test_odd_shard_names_are_kept(tmp_path: Path) -> None:
@@ -491,7 +491,7 @@ def test_subfolders_go_along_but_not_other_weights(model: Path) -> None:
     (model / ".model.123.tmp").write_bytes(b"stale")
     (model / "empty").mkdir()
     (model / "README.md").write_bytes(b"\xff not text")
-    source = open_folder(str(model))
+    source = open_source(str(model))
     assert source.left == {
         "onnx/model.onnx": "weights that the index does not name",
         "pytorch_model.bin": "weights that the index does not name",
@@ -534,7 +534,7 @@ def test_a_subfolder_that_cannot_be_listed(model: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(module.os, "scandir", failing)
     with pytest.raises(InputError, match="1_Pooling/: cannot be listed: Permission denied"):
-        open_folder(str(model))
+        open_source(str(model))
 
 
 def test_a_folder_that_cannot_be_listed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -636,7 +636,7 @@ def test_a_config_that_is_too_large(model: Path) -> None:
 def test_a_folder_without_a_config(model: Path) -> None:
     (model / CONFIG).unlink()
     assert not (accepted(model, "quantize", "--bits", "8") / CONFIG).exists()
-    assert open_folder(str(model)).config is None
+    assert open_source(str(model)).config is None
 
 
 def test_a_config_that_nothing_changes_is_carried_to_the_byte(model: Path) -> None:
@@ -762,4 +762,4 @@ def test_a_json_file_that_changes_while_it_is_read_is_noticed(
 
     monkeypatch.setattr(module, "read_object", late)
     with pytest.raises(InputError, match="changed while it was read"):
-        open_folder(str(model))
+        open_source(str(model))

@@ -19,8 +19,8 @@ from support.fault_injection import invoke, is_one_line
 from compressor.checkpoint.checkpoint import open_checkpoint
 from compressor.checkpoint.rows import read_whole
 from compressor.core.errors import InputError
-from compressor.files.folder import open_folder
 from compressor.files.input_file import InputFile
+from compressor.files.opening import open_source
 from compressor.files.torch_state import read_header
 
 DATA = Path(__file__).parent / "data"
@@ -64,13 +64,13 @@ def test_shards_of_pickles(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin.index.json").write_text(
         f'{{"weight_map": {str(index).replace(chr(39), chr(34))}}}'
     )
-    source = open_folder(str(tmp_path))
+    source = open_source(str(tmp_path))
     assert source.files[0].name == "model-00001-of-00001.safetensors"
     assert source.index == "model.safetensors.index.json"
     assert source.notes == ("the weights are pickles of PyTorch: their tensors were read, nothing in them was run",)
     (tmp_path / shard).unlink()
     with pytest.raises(InputError, match=f"the index names {shard}, which is not there"):
-        open_folder(str(tmp_path))
+        open_source(str(tmp_path))
 
 
 class Evil:

@@ -28,6 +28,7 @@ LAYERS = (
     ("engine/plan",),
     ("engine/execution",),
     ("workflows",),
+    ("reports",),
     ("api.py", "__init__.py"),
     ("cli", "__main__.py"),
 )
@@ -39,7 +40,8 @@ SAYING_NOTHING = {"utils", "helpers", "common", "base", "misc"}
 # Who else may do what one folder is there for, each with its reason.
 DISK = {
     "checkpoint/dialects/comfy.py: described.read_bytes",  # a tensor's, as files/ offers it
-    "cli/report/html/document.py: (folder / name).read_text",  # the package's own style and script
+    "cli/catalogue.py: entry.read_text",  # the package's own, as the next
+    "reports/html/document.py: (folder / name).read_text",  # the package's own style and script
     "cli/signals.py: os.open",  # the last line of a run that is stopped goes to the bare terminal
     "cli/signals.py: os.write",
     "cli/streams.py: open",  # /dev/null in place of a closed stream

@@ -188,7 +188,9 @@ def test_limits_are_of_every_tensor(model: Path, tmp_path: Path) -> None:
     assert report.allocation is not None
     assert all(row.error <= 10**-1.5 for row in report.allocation.chosen)
     with pytest.raises(compressor.GateFailed, match="within 1e-05"):
-        compressor.quantize(model, tmp_path / "n.safetensors", max_error=1e-5, candidates=["int4g64"])
+        compressor.quantize(
+            model, tmp_path / "n.safetensors", scheme="auto", max_error=1e-5, candidates=["int4g64"]
+        )
 
 
 def test_what_loaders_fuse_has_one_scheme(tmp_path: Path) -> None:
@@ -393,7 +395,7 @@ def test_nvfp4_is_measured_nearly_as_it_will_be(model: Path, tmp_path: Path) -> 
         ({"target_bits": 4.5, "preset": "q4_mixed"}, "preset"),
         ({"target_bits": 4.5, "store": "dense"}, "stored codes"),
         ({"target_bits": 4.5, "sample": -1}, "sample"),
-        ({"min_sqnr": float("inf")}, "decibels"),
+        ({"scheme": "auto", "min_sqnr": float("inf")}, "decibels"),
     ],
 )
 def test_wrong_requests(model: Path, tmp_path: Path, options: dict[str, Any], said: str) -> None:

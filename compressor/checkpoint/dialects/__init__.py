@@ -115,7 +115,13 @@ def _declaring(source: Source) -> Mapping[str, Any]:
     """config.json with what it, a config within it, or a file beside it says of quantization at its top."""
     config = source.config or {}
     if any(config.get(key) is not None for key in KEYS):
-        return config
+        said = config.get(KEYS[0])
+        early = (
+            isinstance(said, dict)
+            and "quant_method" not in said
+            and {"bits", "group_size", "desc_act"} <= set(said)
+        )
+        return {**config, KEYS[0]: _auto_gptq(said)} if early and said else config  # as GPTQ's first tools wrote it
     nested = unread.declared_in(config, KEYS)
     if any(one != nested[0] for one in nested):
         raise InputError(
@@ -157,11 +163,13 @@ SIDECARS: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
 
 def without(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json that says nothing of quantization, nor do the configs within it."""
-    return {
-        key: without(value) if isinstance(value, dict) else value
-        for key, value in config.items()
-        if key not in (*KEYS, *_OLDER)
-    }
+    return {key: _bare(value) for key, value in config.items() if key not in (*KEYS, *_OLDER)}
+
+
+def _bare(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_bare(inner) for inner in value]
+    return without(value) if isinstance(value, dict) else value
 
 
 def configure(config: Mapping[str, Any], packed: Stored, dense: Sequence[TensorSpec]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Literal
 
 from compressor.checkpoint.dialects._scales import is_block, model_dtype, orphans, single
-from compressor.core.errors import CompressorError, InputError, UsageError
+from compressor.core.errors import CompressorError, InputError, UnreadCodes, UsageError
 from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
@@ -50,6 +50,12 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Decoder]]:
     declared = config.get("config_groups")
     if not isinstance(declared, dict) or not declared or not all(isinstance(g, dict) for g in declared.values()):
         raise InputError(f"config.json: {KEY} has no config_groups", file=source.path)
+    if _turns_inputs(config.get("transform_config")):
+        raise UnreadCodes(
+            "its weights go with transforms of what enters layers (transform_config), which are not undone here",
+            file=source.path,
+            remedy="Give the model before it was quantized",
+        )
     groups = {
         layout: [made for group in declared.values() for made in _made(how, group, config.get("format"))]
         for layout, how in _LAYOUTS.items()
@@ -82,6 +88,20 @@ def leftovers(source: Source, stored: Sequence[tuple[TensorSpec, Decoder]]) -> s
     if (source.config or {})[KEY].get("kv_cache_scheme") is not None:
         names |= {name for name in source.tensors if name.endswith(tuple(f".{last}" for last in _CACHE))}
     return names
+
+
+def _turns_inputs(declared: object) -> bool:
+    """Whether a loader computes something beside the weights, which mean nothing then without it.
+
+    Rotations that were multiplied into weights (`weight_input`, `weight_output`) leave the model what it was.
+    """
+    groups = declared.get("config_groups") if isinstance(declared, dict) else None
+    applied = [
+        one
+        for group in (groups.values() if isinstance(groups, dict) else ())
+        for one in (group.get("apply") or () if isinstance(group, dict) else ())
+    ]
+    return any(not isinstance(one, dict) or not str(one.get("location")).startswith("weight_") for one in applied)
 
 
 # ---- how a tensor is stored ----------------------------------------------------------------------------

@@ -14,7 +14,7 @@ Printable = Report | ComparisonReport | InspectReport | CalibrationReport | Merg
 def render(report: Printable, style: str, *, top: int | None = None, quiet: bool = False) -> str:
     """A report as text: `style` is table or json."""
     if style == "json":
-        from compressor.cli.report import json as reporter
+        from compressor.reports import json as reporter
     else:
         from compressor.cli.report import table as reporter  # type: ignore[no-redef]
     return reporter.render(report, top=top, quiet=quiet)

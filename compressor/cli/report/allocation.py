@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
-from compressor.cli.report.page import Column, Page, error_text, shown_name
+from compressor.cli.report.page import Column, Page, shown_name
 from compressor.core.text import printable, size_text
+from compressor.reports.figures import error_text
 from compressor.workflows.budget.choice import Allocation, Chosen, Point
 
 _MANY = 60  # tensors that are shown without being asked for more
@@ -92,38 +92,3 @@ def _spread(allocation: Allocation) -> list[Point]:
 def _point(point: Point, chosen: Point) -> Sequence[str]:
     name = f"all {printable(point.name, 40)}" if point.name else "chosen" if point == chosen else "mixed"
     return [name, size_text(point.size), f"{point.bits:.4g}", error_text(point.error)]
-
-
-def to_json(allocation: Allocation) -> dict[str, Any]:
-    """A budget's choice as JSON types, for machines."""
-    return {
-        "asked": allocation.asked,
-        "weighted_by": allocation.weighted or None,
-        **({"note": allocation.note} if allocation.note else {}),
-        "size_after": allocation.size_after,
-        "point": _numbers(allocation.point),
-        "tensors": [
-            {
-                "name": row.name,
-                "choice": row.choice,
-                "size": row.size,
-                "bits": row.bits,
-                "relative_error": row.error,
-                "weighted_error": row.weighted,
-                "spread": row.spread,
-                "gain_per_mb": row.gain,
-            }
-            for row in allocation.chosen
-        ],
-        "curve": [_numbers(point) for point in allocation.curve],
-        "uniform": [{"candidate": point.name, **_numbers(point)} for point in allocation.uniform],
-        **(
-            {"tried": [{"size": one.size, "metric": one.metric} for one in allocation.tried]}
-            if allocation.tried
-            else {}
-        ),
-    }
-
-
-def _numbers(point: Point) -> dict[str, Any]:
-    return {"size": point.size, "bits": point.bits, "error": point.error}

@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isinf
 
 from rich.box import SIMPLE, SIMPLE_HEAD
 from rich.cells import cell_len
@@ -152,18 +151,3 @@ def _asked_width() -> int | None:
 def shown_name(name: str) -> str:
     """A tensor's name as a cell; a name of no characters is shown too."""
     return printable(name, 100) or "''"
-
-
-def percent(share: float) -> str:
-    """`0 %`, `50 %`, `99.95 %`: never rounded to all or nothing."""
-    if share in (0, 1):
-        return f"{share:.0%}".replace("%", " %")
-    text = f"{100 * share:.3g}"
-    if text == "100":
-        text = ">99.9"
-    return f"{'<0.01' if share < 1e-4 else text} %"
-
-
-def error_text(error: float) -> str:
-    """A relative error as tables print it."""
-    return "0" if error == 0 else "inf" if isinf(error) else f"{error:.3g}"

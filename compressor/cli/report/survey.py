@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from compressor.core.text import printable
+from compressor.core.text import printable, without_secrets
 from compressor.core.version import __version__
 
 if TYPE_CHECKING:
@@ -16,13 +16,13 @@ def render_survey(report: SurveyReport, style: str) -> str:
     """One line, or one JSON object, and a newline."""
     number, count = report.part
     if style == "json":
-        from compressor.cli.report.json import SCHEMA
+        from compressor.reports.json import SCHEMA
 
         said = {
             "schema": SCHEMA,
             "tool": f"compressor {__version__}",
             "verb": "survey",
-            "output": report.output,
+            "output": without_secrets(report.output),
             "part": list(report.part),
             "passes": report.passes,
             "complete": report.complete,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import isinf
 
 from compressor.architectures.groups import Coupled
 from compressor.calibration.result import CalibrationReport
 from compressor.checkpoint.checkpoint import Tensor
-from compressor.cli.report.page import Column, Page, error_text, percent, shown_name
+from compressor.cli.report.page import Column, Page, shown_name
 from compressor.core.metrics import Change, Moments
 from compressor.core.text import printable, size_text
 from compressor.engine.plan.plan import Job, Plan
-from compressor.recipe.model import Recipe
+from compressor.reports.figures import error_text, percent
 from compressor.workflows.archive_contents import CodingGain, summed
 from compressor.workflows.compare import ComparisonReport
 from compressor.workflows.inspect import InspectReport
@@ -377,15 +377,6 @@ def _calibration(page: Page, report: CalibrationReport, top: int | None, quiet: 
         f"{size_text(report.size)}, from {printable(report.source, 500)}",
         style="bold",
     )
-
-
-def render_recipes(recipes: Mapping[str, Recipe]) -> str:
-    """The ready recipes with what they say of themselves."""
-    page = Page()
-    for name, recipe in recipes.items():
-        page.line(name, style="bold")
-        page.line(f"  {recipe.description}")
-    return page.text()
 
 
 # ---- what an archive holds, in the columns of Deep Compression's tables -----------------------------------

@@ -12,26 +12,27 @@ import re
 from compressor.core.errors import InputError
 from compressor.files.gguf.agreement import check_agreement, integer
 from compressor.files.gguf.reading import GgufHeader, read_header
-from compressor.files.input_file import InputFile
 from compressor.files.source import Source, SourceFile, assemble
+from compressor.files.tree import Tree
 
 NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
 _ALL = "Give the model with all of its parts, or join them with llama-gguf-split --merge"
 
 
-def open_model(path: str) -> Source:
-    """Open a file and, where it is one of several parts, the others beside it, whichever was named.
+def open_model(tree: Tree, name: str) -> Source:
+    """Open a file of a folder and, where it is one of several parts, the others beside it, whichever was named.
 
     InputError where a part is missing or is not what its name says.
     """
-    file = InputFile.open(path)
+    file = tree.open(name)
+    path = file.path
     header = read_header(file)
     count = integer(header.fields, COUNT)
-    folder, name = os.path.split(path)
+    inside, plain = os.path.split(name)
     if count is None or count == 1:
-        return _source(path, (SourceFile(name, file, header),), header)
-    called = _PART.fullmatch(name)
+        return _source(path, (SourceFile(plain, file, header),), header)
+    called = _PART.fullmatch(plain)
     if called is None or int(called["count"]) != count:
         raise InputError(
             f"is one of {count} parts of a model, and its name does not say which",
@@ -41,14 +42,14 @@ def open_model(path: str) -> Source:
     names = [
         f"{called['stem']}-{number:05d}-of-{called['count']}{called['suffix']}" for number in range(1, count + 1)
     ]
-    missing = [one for one in names if not os.path.lexists(os.path.join(folder, one))]
+    missing = [one for one in names if not tree.has(os.path.join(inside, one))]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise InputError(f"is one of {count} parts; {missing[0]}{more} is missing", file=path, remedy=_ALL)
     parts = []
     for number, one in enumerate(names):
-        other = file if one == name else InputFile.open(os.path.join(folder, one))
-        parts.append(SourceFile(one, other, header if one == name else read_header(other)))
+        other = file if one == plain else tree.open(os.path.join(inside, one))
+        parts.append(SourceFile(one, other, header if one == plain else read_header(other)))
         _check_part(parts[-1], number, count)
     first = parts[0].header
     assert isinstance(first, GgufHeader)  # noqa: S101 - as read above

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 
 from compressor.checkpoint.checkpoint import open_checkpoint
 from compressor.core.errors import UsageError
+from compressor.files.input_file import InputFile
 from compressor.files.work_folder import content_hash
 from compressor.recipe.loss_gates import LossGates, flag_of
 from compressor.workflows.budget.choice import Evaluation
@@ -67,7 +68,7 @@ class LossSearch:
         for one in fields(self.what):
             value = getattr(self.what, one.name)
             is_path = value is not None and one.name in ("text", "tokens", "inputs", "labels")
-            said.append(f"{one.name} {content_hash([os.fspath(value)]) if is_path else value}")
+            said.append(f"{one.name} {content_hash([InputFile.open(os.fspath(value))]) if is_path else value}")
         return said
 
     def measure(self, source: str, path: str, _: str) -> dict[str, float]:

@@ -92,11 +92,12 @@ def run_tune(
     if options.dry_run:
         raise UsageError("a search has to write what it measures, so that there is no dry run of it")
     search.check()
-    check_apart(search.log, output, option="--log", of="output")
+    if search.log:
+        check_apart(search.log, output, option="--log", of="output")
+        check_apart(search.log, source, option="--log")
     search.check_input(source)
     surveyed = _surveyed(_errand("tune", source, output, recipe, options), recipe, budget)
     checkpoint = open_input(source, options)
-    check_apart(search.log, source, option="--log")
     identity = [*fingerprint(checkpoint), [one.key for one in surveyed.candidates], surveyed.informed]
     chosen, tried = tuned(surveyed, search, identity, tell)
     report = surveyed.errand.carry_out(surveyed.recipe_for(chosen))

@@ -1,4 +1,5 @@
-"""What a search goes by, out of the options of `tune`: a command of the user's, or what the outputs lost."""
+"""What a search goes by, out of the options of `tune`: a command or a function of the user's, or what the outputs
+lost."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def search_of(options: dict[str, Any], output: str) -> Measure:
     what = {key: options.pop(key) for key in _INPUT if key in options}
     gates = {one.name: options.pop(one.name) for one in fields(LossGates) if one.name in options}
     evaluations = options.pop("evaluations", None) or 10
-    log = os.fspath(options.pop("log", None) or f"{output.rstrip('/')}.tune.jsonl")
+    named = options.pop("log", None)
+    log = os.fspath(named or f"{output.rstrip('/')}.tune.jsonl")
+    restored = bool(options.pop("restored", False))
     command = {key: options.pop(key, None) for key in ("evaluate", "metric", "min_metric", "timeout")}
     given = next((key for key, value in {**what, **gates}.items() if value is not None), None)
     own = next((key for key, value in command.items() if value is not None), None)
@@ -45,5 +48,18 @@ def search_of(options: dict[str, Any], output: str) -> Measure:
             f"tune needs {' and '.join(lacking)}",
             remedy="Or --text FILE, or --inputs x.npy, with a limit such as --max-kld 0.01",
         )
+    if callable(command["evaluate"]):
+        return _by_function(command, evaluations, os.fspath(named or ""), restored=restored)
+    if restored:
+        raise UsageError("restored is for a function", remedy="In a command say {restored} in place of {path}")
     metric, timeout = command["metric"] or "metric", command["timeout"] or 3600.0
     return Search(command["evaluate"], metric, command["min_metric"], evaluations, timeout, log)
+
+
+def _by_function(command: dict[str, Any], evaluations: int, log: str, *, restored: bool) -> Measure:
+    from compressor.workflows.budget.function_search import FunctionSearch
+
+    if command["timeout"] is not None:
+        raise UsageError("timeout is for a command: a function cannot be stopped", remedy="Leave it out")
+    metric, minimum = command["metric"] or "metric", command["min_metric"]
+    return FunctionSearch(command["evaluate"], metric, minimum, evaluations, log, restored)

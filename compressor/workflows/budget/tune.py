@@ -214,10 +214,13 @@ def _key(identity: Any, search: Measure, sizes: list[int]) -> str:
 
 
 class _Log:
-    """Lines of JSON: the key, then every evaluation. A last line that was cut off is as good as none."""
+    """Lines of JSON: the key, then every evaluation. A last line that was cut off is as good as none. Without a
+    path nothing is kept."""
 
     def __init__(self, search: Measure, key: str) -> None:
         self.path, self.known = search.log, dict[int, Evaluation]()
+        if not self.path:
+            return
         head = {"format": FORMAT, "version": VERSION, "key": key}
         if not os.path.lexists(self.path):
             append_line(self.path, json.dumps(head))
@@ -247,5 +250,7 @@ class _Log:
             append_line(self.path, "")  # so that the next one begins a line
 
     def add(self, one: Evaluation) -> None:
+        if not self.path:
+            return
         row = {"point": one.point, "size": one.size, "metric": one.metric}
         append_line(self.path, json.dumps(row | ({"values": dict(one.values)} if one.values else {})))

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, log
 
-from compressor.cli.report.markup import number, told
-from compressor.cli.report.page import error_text
 from compressor.core.text import size_text
+from compressor.reports.figures import error_text
+from compressor.reports.markup import number, told
 
 LEVELS = 7  # of colour
 _RANGE = 8  # times: values further apart are told apart by their logarithms

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from math import inf
 
-from compressor.cli.report.markup import told
-from compressor.cli.report.page import error_text, percent
 from compressor.core.histogram import BINS, Histogram
 from compressor.core.metrics import Change
 from compressor.core.text import size_text
 from compressor.engine.plan.plan import Job
+from compressor.reports.figures import error_text, percent
+from compressor.reports.markup import told
 from compressor.workflows.results import Report
 
 MANY = 5000  # rows; of more tensors the rest is counted

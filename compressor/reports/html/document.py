@@ -9,16 +9,16 @@ from functools import cached_property
 from importlib import resources
 from math import sqrt
 
-from compressor.cli.report.curve import curve_picture
-from compressor.cli.report.html.bars import Amount, heat_map, waterfall
-from compressor.cli.report.html.places import Place, layers_of, place_of
-from compressor.cli.report.html.tensors import tensors_table
-from compressor.cli.report.markup import told
-from compressor.cli.report.page import error_text, percent
 from compressor.core.metrics import Change
 from compressor.core.text import size_text
 from compressor.core.version import __version__
 from compressor.engine.plan.plan import Job
+from compressor.reports.curve import curve_picture
+from compressor.reports.figures import error_text, percent
+from compressor.reports.html.bars import Amount, heat_map, waterfall
+from compressor.reports.html.places import Place, layers_of, place_of
+from compressor.reports.html.tensors import tensors_table
+from compressor.reports.markup import told
 from compressor.workflows.results import Report
 
 _ROLES = 14  # rows of a picture; the smallest of more roles are one
@@ -40,7 +40,7 @@ class Origin:
 
 def render_html(report: Report, origin: Origin) -> str:
     """The whole document."""
-    folder = resources.files("compressor") / "cli" / "report" / "html"
+    folder = resources.files("compressor") / "reports" / "html"
     style, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     view = _View(report)
     title = f"{report.verb}: {report.output}"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from compressor.cli.report.page import error_text, percent
 from compressor.core.metrics import Change
 from compressor.core.text import printable, size_text
 from compressor.engine.plan.plan import Job
+from compressor.reports.figures import error_text, percent
 from compressor.workflows.results import Report
 
 _WORST = 10  # tensors that are listed

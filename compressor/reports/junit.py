@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compressor.cli.report.markup import told
+from compressor.reports.markup import told
 from compressor.workflows.results import Report
 
 

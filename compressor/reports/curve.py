@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, log10
 
-from compressor.cli.report.markup import number, told
-from compressor.cli.report.page import error_text
+from compressor.reports.figures import error_text
+from compressor.reports.markup import number, told
 from compressor.workflows.budget.choice import Allocation, Point
 
 _WIDE, _HIGH = 720, 420

@@ -14,14 +14,14 @@ from safetensors.numpy import save_file
 from support.console import LLAMA, compressor
 
 from compressor import api
-from compressor.cli.report.curve import render_curve
-from compressor.cli.report.html.bars import LEVELS, Amount, Scale, heat_map, waterfall
-from compressor.cli.report.html.document import Origin, render_html
-from compressor.cli.report.html.places import layers_of, place_of
-from compressor.cli.report.html.tensors import HIGH, POINTS, picture
-from compressor.cli.report.junit import render_junit
-from compressor.cli.report.markdown import render_markdown
 from compressor.core.histogram import BINS, Histogram
+from compressor.reports.curve import render_curve
+from compressor.reports.html.bars import LEVELS, Amount, Scale, heat_map, waterfall
+from compressor.reports.html.document import Origin, render_html
+from compressor.reports.html.places import layers_of, place_of
+from compressor.reports.html.tensors import HIGH, POINTS, picture
+from compressor.reports.junit import render_junit
+from compressor.reports.markdown import render_markdown
 from compressor.workflows.budget.choice import Allocation, Chosen, Point
 
 _VOID = {"meta", "link", "input", "br"}

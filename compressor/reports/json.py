@@ -10,10 +10,11 @@ from typing import Any
 from compressor.calibration.loss import ModelLoss
 from compressor.calibration.result import CalibrationReport
 from compressor.checkpoint.checkpoint import Tensor
-from compressor.cli.report.allocation import to_json as allocation_json
 from compressor.core.metrics import Change, Comparison, Moments
+from compressor.core.text import without_secrets
 from compressor.core.version import __version__
 from compressor.engine.plan.plan import Job
+from compressor.reports.choice import to_json as allocation_json
 from compressor.workflows.archive_contents import CodingGain
 from compressor.workflows.compare import ComparisonReport
 from compressor.workflows.inspect import InspectReport
@@ -24,13 +25,17 @@ SCHEMA = 2  # docs/report-schema.json
 _LONG = 1000  # characters of a metadata value that are shown
 
 
-def render(
-    report: Report | ComparisonReport | InspectReport | CalibrationReport | MergeReport,
-    *,
-    top: int | None = None,
-    quiet: bool = False,
-) -> str:
+Result = Report | ComparisonReport | InspectReport | CalibrationReport | MergeReport
+
+
+def render(report: Result, *, top: int | None = None, quiet: bool = False) -> str:
     """One JSON object and a newline. Complete: `top` does not shorten it; `quiet` leaves the tensors out."""
+    text = json.dumps(to_dict(report, quiet=quiet), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
+    return text.replace("\x7f", "\\u007f")  # the one control character that ASCII JSON leaves as it is
+
+
+def to_dict(report: Result, *, quiet: bool = False) -> dict[str, Any]:
+    """What the JSON object has, as JSON types: lists, no tuples, and None for infinities and NaN."""
     if isinstance(report, Report):
         content = _report(report, quiet)
     elif isinstance(report, ComparisonReport):
@@ -42,16 +47,15 @@ def render(
     else:
         content = _inspection(report)
     head = {"schema": SCHEMA, "tool": f"compressor {__version__}"}
-    text = json.dumps(_finite({**head, **content}), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
-    return text.replace("\x7f", "\\u007f")  # the one control character that ASCII JSON leaves as it is
+    return {key: _finite(value) for key, value in {**head, **content}.items()}
 
 
 def _report(report: Report, quiet: bool) -> dict[str, Any]:
     plan = report.plan
     content: dict[str, Any] = {
         "verb": report.verb,
-        "input": report.input,
-        "output": report.output,
+        "input": without_secrets(report.input),
+        "output": without_secrets(report.output),
         **({"part": sorted(report.part)} if report.part is not None else {}),
         "dry_run": report.changes is None and not report.failures,
         "container": plan.container,
@@ -112,7 +116,7 @@ def _change(change: Change | None) -> dict[str, Any] | None:
 def _merged(report: MergeReport, quiet: bool) -> dict[str, Any]:
     content: dict[str, Any] = {
         "verb": "merge",
-        "output": report.output,
+        "output": without_secrets(report.output),
         "parts": report.parts,
         "fingerprint": report.fingerprint,
         "size_before": report.size_before,
@@ -139,8 +143,8 @@ def _merged(report: MergeReport, quiet: bool) -> dict[str, Any]:
 def _comparison(report: ComparisonReport) -> dict[str, Any]:
     return {
         "verb": "compare",
-        "a": report.a,
-        "b": report.b,
+        "a": without_secrets(report.a),
+        "b": without_secrets(report.b),
         "size_a": report.sizes[0],
         "size_b": report.sizes[1],
         "failed_gates": list(report.failures),
@@ -149,7 +153,7 @@ def _comparison(report: ComparisonReport) -> dict[str, Any]:
 
 
 def _loss(loss: ModelLoss) -> dict[str, Any]:
-    from compressor.cli.report.loss import to_json
+    from compressor.reports.loss import to_json
 
     return to_json(loss)
 
@@ -185,7 +189,7 @@ def _measured(found: Comparison) -> dict[str, Any]:
 def _inspection(report: InspectReport) -> dict[str, Any]:
     return {
         "verb": "inspect",
-        "input": report.path,
+        "input": without_secrets(report.path),
         "kind": report.kind,
         "size": report.size,
         "compression": report.compression,
@@ -218,8 +222,8 @@ def _coding(found: CodingGain) -> dict[str, Any]:
 def _calibration(report: CalibrationReport, quiet: bool) -> dict[str, Any]:
     content: dict[str, Any] = {
         "verb": "calibrate",
-        "output": report.output,
-        "source": report.source,
+        "output": without_secrets(report.output),
+        "source": without_secrets(report.source),
         "size": report.size,
         "notes": list(report.notes),
     }
@@ -266,4 +270,4 @@ def _finite(value: Any) -> Any:
         return value if isfinite(value) else None
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list) else value
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

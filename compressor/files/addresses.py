@@ -1,0 +1,20 @@
+"""What a path is by its looks: an address to fetch from, a repository of the hub, or a place on a disk."""
+
+from __future__ import annotations
+
+import re
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
+REPOSITORY = re.compile(rf"(?P<repository>{_NAME}/{_NAME})(?:@(?P<revision>[A-Za-z0-9][A-Za-z0-9._/-]{{0,250}}))?")
+
+
+def is_address(path: str) -> bool:
+    """Whether the path begins with a scheme, as `s3://` or `https://`."""
+    return _ADDRESS.match(path) is not None
+
+
+def is_repository(path: str) -> bool:
+    """Whether the path could be `org/name` or `org/name@revision`, a repository of the hub."""
+    found = REPOSITORY.fullmatch(path)
+    return found is not None and "--" not in path and ".." not in path

@@ -1,0 +1,1 @@
+"""Inputs and outputs that are on no disk of this machine: fetched by ranges, uploaded file by file."""
