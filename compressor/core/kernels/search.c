@@ -4,6 +4,10 @@
  * what is a float32 number there is one here, and a float64 number a double.
  */
 
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("no-tree-slp-vectorize") /* GCC 12 fuses sums and differences of products in pairs, uncontracted or not */
+#endif
+
 #include "common.h"
 
 #define ANCHOR 12582912.0f /* 1.5 * 2^23: adding it rounds to whole numbers, halves to even */
@@ -99,34 +103,73 @@ INLINE float settled(double factor, double zero, double base, const IntRule *rul
     return stored;
 }
 
-/* Codes against scales and scales against codes, until the scale stands still. */
-INLINE void refitted(const float *restrict own, size_t size, double base, const IntRule *rule, int zeros, Point *last,
-                     float *stored) {
-    for (int64_t turn = 0; turn < rule->turns; turn++) {
-        products(own, size, rule, zeros, last, 0);
-        if (turn == rule->turns - 1) break;
-        double factor;
-        const float again = settled(refit(*last), last->zero, base, rule, zeros, &factor);
-        const double moved = factor - last->factor, held = last->factor < 0 ? -last->factor : last->factor;
-        if (!((moved < 0 ? -moved : moved) > rule->still * held)) break;
-        last->factor = factor;
-        *stored = again;
+/* Groups are worked on TOGETHER, turn by turn: what a turn of one waits for, the others do not. */
+#define TOGETHER 64
+
+/* Some groups that lie one after the other, as far as their search has come. */
+typedef struct {
+    const float *units;
+    const double *base;
+    size_t size;
+    const IntRule *rule;
+    int zeros;
+    Point last[TOGETHER];
+    float stored[TOGETHER];
+} Batch;
+
+/* Codes against scales and scales against codes, until the scales of these groups stand still. */
+INLINE void refitted(Batch *batch, const int *chosen, int count) {
+    const IntRule *rule = batch->rule;
+    int moving[TOGETHER];
+    memcpy(moving, chosen, (size_t)count * sizeof *moving);
+    for (int64_t turn = 0; turn < rule->turns && count; turn++) {
+        int kept = 0;
+        for (int number = 0; number < count; number++) {
+            const int at = moving[number];
+            Point *last = batch->last + at;
+            double factor;
+            products(batch->units + (size_t)at * batch->size, batch->size, rule, batch->zeros, last, 0);
+            const float again = settled(refit(*last), last->zero, batch->base[at], rule, batch->zeros, &factor);
+            const double moved = factor - last->factor, held = last->factor < 0 ? -last->factor : last->factor;
+            if (turn == rule->turns - 1 || !((moved < 0 ? -moved : moved) > rule->still * held)) continue;
+            last->factor = factor;
+            batch->stored[at] = again;
+            moving[kept++] = at;
+        }
+        count = kept;
     }
 }
 
 /* Whether a zero point one beside is worth more; it is taken then. */
-INLINE int beside(const float *restrict own, size_t size, double base, const IntRule *rule, Point *last,
-                  float *stored) {
-    Point best = *last;
+INLINE int beside(Batch *batch, int at) {
+    const IntRule *rule = batch->rule;
+    Point *last = batch->last + at, best = *last;
     for (int one = -1; one <= 1; one += 2) {
         Point other = {last->factor, smaller(larger(last->zero + one, 0), rule->steps), 0, 0};
-        products(own, size, rule, 1, &other, 0);
+        products(batch->units + (size_t)at * batch->size, batch->size, rule, 1, &other, 0);
         if (worth(other) > worth(best)) best = other;
     }
     if (best.zero == last->zero) return 0;
     last->zero = best.zero;
-    *stored = settled(refit(best), best.zero, base, rule, 1, &last->factor);
+    batch->stored[at] = settled(refit(best), best.zero, batch->base[at], rule, 1, &last->factor);
     return 1;
+}
+
+/* Whether a gain that is within rounding is one, by the errors themselves. */
+INLINE int surely(const Batch *batch, int at, Point absmax) {
+    const float *own = batch->units + (size_t)at * batch->size;
+    Point ours = batch->last[at];
+    products(own, batch->size, batch->rule, batch->zeros, &ours, 1);
+    products(own, batch->size, batch->rule, batch->zeros, &absmax, 1);
+    double total = 0;
+    for (size_t first = 0; first < batch->size; first += RUN) {
+        const size_t stop = least(first + RUN, batch->size);
+        float lanes[LANES] = {0};
+        FOR_LANES(first, stop, { lanes[lane] += own[i] * own[i]; });
+        total += gathered(lanes);
+    }
+    const double noise = (double)(float)total * batch->rule->noise;
+    return ours.factor * ours.factor * ours.cu + noise < absmax.factor * absmax.factor * absmax.cu;
 }
 
 INLINE double zero_for(double factor, double low, double high, double steps) {
@@ -140,82 +183,47 @@ INLINE double zero_for(double factor, double low, double high, double steps) {
  * and gets those that are found, the float32 numbers that they are stored as. */
 EACH_CPU void search_scales(const float *restrict units, size_t groups, size_t size, const double *restrict base,
                             const double *restrict low, const double *restrict high, const double *restrict factors,
-                            size_t count, const IntRule *rule, double *restrict zero, float *restrict scales) {
-    const int zeros = zero != 0;
-    for (size_t group = 0; group < groups; group++) {
-        const float *own = units + group * size;
-        const double start = zeros ? zero[group] : 0;
-        Point first = {1, start, 0, 0}, best, last;
-        products(own, size, rule, zeros, &first, 0);
-        best = first;
-        for (size_t number = 1; number < count; number++) {
-            Point one = {factors[number], 0, 0, 0};
-            if (zeros) one.zero = zero_for(one.factor, low[group], high[group], rule->steps);
-            products(own, size, rule, zeros, &one, 0);
-            if (worth(one) > worth(best)) best = one;
-        }
-        last = best;
-        float stored = settled(refit(best), best.zero, base[group], rule, zeros, &last.factor);
-        refitted(own, size, base[group], rule, zeros, &last, &stored);
-        for (int64_t turn = 0; turn < rule->beside; turn++) {
-            if (!beside(own, size, base[group], rule, &last, &stored)) break;
-            refitted(own, size, base[group], rule, zeros, &last, &stored);
-        }
-        if (!(gain(last) > gain(first) * (1 + rule->doubt))) { /* within rounding: both are measured exactly */
-            Point ours = last, absmax = first;
-            products(own, size, rule, zeros, &ours, 1);
-            products(own, size, rule, zeros, &absmax, 1);
-            double total = 0;
-            for (size_t at = 0; at < size; at += RUN) {
-                const size_t stop = least(at + RUN, size);
-                float lanes[LANES] = {0};
-                FOR_LANES(at, stop, { lanes[lane] += own[i] * own[i]; });
-                total += gathered(lanes);
+                            size_t tried, const IntRule *rule, double *restrict zero, float *restrict scales) {
+    Batch batch = {.size = size, .rule = rule, .zeros = zero != 0};
+    Point first[TOGETHER];
+    for (size_t begin = 0; begin < groups; begin += TOGETHER) {
+        const int held = (int)least(TOGETHER, groups - begin);
+        int chosen[TOGETHER], count = held;
+        batch.units = units + begin * size;
+        batch.base = base + begin;
+        for (int at = 0; at < held; at++) {
+            const float *own = batch.units + (size_t)at * size;
+            Point best = {1, zero ? zero[begin + at] : 0, 0, 0};
+            products(own, size, rule, batch.zeros, &best, 0);
+            first[at] = best;
+            for (size_t number = 1; number < tried; number++) {
+                Point one = {factors[number], 0, 0, 0};
+                if (zero) one.zero = zero_for(one.factor, low[begin + at], high[begin + at], rule->steps);
+                products(own, size, rule, batch.zeros, &one, 0);
+                if (worth(one) > worth(best)) best = one;
             }
-            const double noise = (double)(float)total * rule->noise;
-            if (!(ours.factor * ours.factor * ours.cu + noise < absmax.factor * absmax.factor * absmax.cu)) {
-                stored = scales[group];
-                last.zero = start;
-            }
+            batch.last[at] = best;
+            batch.stored[at] = settled(refit(best), best.zero, base[begin + at], rule, batch.zeros,
+                                       &batch.last[at].factor);
+            chosen[at] = at;
         }
-        scales[group] = stored;
-        if (zeros) zero[group] = last.zero;
+        refitted(&batch, chosen, held);
+        for (int64_t turn = 0; turn < rule->beside && count; turn++) {
+            int moved = 0;
+            for (int number = 0; number < count; number++)
+                if (beside(&batch, chosen[number])) chosen[moved++] = chosen[number];
+            count = moved;
+            refitted(&batch, chosen, count);
+        }
+        for (int at = 0; at < held; at++) {
+            const int better = gain(batch.last[at]) > gain(first[at]) * (1 + rule->doubt) || surely(&batch, at, first[at]);
+            if (better) scales[begin + at] = batch.stored[at];
+            if (better && zero) zero[begin + at] = batch.last[at].zero;
+        }
     }
 }
 
 /* ---- nf4 ----------------------------------------------------------------------------------------------- */
-
-#define LEVELS 16
-
-/* Σ u·t and Σ t² of a block, t being the level that is nearest to round(u · factor) steps. `borders` are the 15
- * midpoints in steps. */
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define TWO_WAYS 1
-typedef float Sixteen __attribute__((vector_size(64)));
-typedef int32_t Places __attribute__((vector_size(64)));
-
-/* With registers of 16 floats the borders and levels are looked up in a register: the borders in the order of a search
- * by halves, of which `tree` has the one to compare with at each place. Blocks are whole sets of lanes. */
-__attribute__((target("arch=x86-64-v4"))) static inline void level_products(
-    const float *restrict own, size_t size, float factor, Sixteen tree, Sixteen levels, float *by_unit,
-    float *by_level) {
-    Sixteen unit_lanes[2] = {{0}, {0}}, level_lanes[2] = {{0}, {0}};
-    for (size_t i = 0; i < size; i += LANES)
-        for (int half = 0; half < 2; half++) {
-            Sixteen unit;
-            memcpy(&unit, own + i + 16 * half, sizeof unit);
-            const Sixteen step = (unit * factor + ANCHOR) - ANCHOR;
-            Places place = (Places){0} + 1; /* a node of the tree; `step > border` is -1 or 0 */
-            for (int depth = 0; depth < 4; depth++)
-                place = place + place - (Places)(step > __builtin_shuffle(tree, place));
-            const Sixteen level = __builtin_shuffle(levels, place - LEVELS);
-            unit_lanes[half] += unit * level;
-            level_lanes[half] += level * level;
-        }
-    memcpy(by_unit, unit_lanes, sizeof unit_lanes);
-    memcpy(by_level, level_lanes, sizeof level_lanes);
-}
-#endif
 
 /* What a search of a block goes by. */
 typedef struct {
@@ -235,61 +243,102 @@ static inline Fit fit_of(double by_unit, double by_level, const LevelRule *rule)
     return (Fit){best, best * (2 * product - best * square)};
 }
 
+/* The fit of a block whose levels are those that are nearest to its units over the ratio, in steps: looked up in a
+ * table of all steps, or, with registers of 16 floats, in a register. There the borders are in the order of a search by
+ * halves, of which `tree` has the one to compare with at each place. */
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define TWO_WAYS 1
+typedef float Sixteen __attribute__((vector_size(64)));
+typedef int32_t Places __attribute__((vector_size(64)));
+
+__attribute__((target("arch=x86-64-v4"))) static inline Fit level_fit(const float *restrict own, size_t size,
+                                                                      float ratio, Sixteen tree, Sixteen levels,
+                                                                      const LevelRule *rule) {
+    const float factor = rule->steps / ratio;
+    Sixteen unit_lanes[2] = {{0}, {0}}, level_lanes[2] = {{0}, {0}};
+    for (size_t i = 0; i < size; i += LANES)
+        for (int half = 0; half < 2; half++) {
+            Sixteen unit;
+            memcpy(&unit, own + i + 16 * half, sizeof unit);
+            const Sixteen step = (unit * factor + ANCHOR) - ANCHOR;
+            Places place = (Places){0} + 1; /* a node of the tree; `step > border` is -1 or 0 */
+            for (int depth = 0; depth < 4; depth++)
+                place = place + place - (Places)(step > __builtin_shuffle(tree, place));
+            const Sixteen level = __builtin_shuffle(levels, place - 16);
+            unit_lanes[half] += unit * level;
+            level_lanes[half] += level * level;
+        }
+    float by_unit[LANES], by_level[LANES];
+    memcpy(by_unit, unit_lanes, sizeof unit_lanes);
+    memcpy(by_level, level_lanes, sizeof level_lanes);
+    return fit_of(gathered(by_unit), gathered(by_level), rule);
+}
+#endif
+
 /* Scales of least squared error of blocks of `size` weights, whose largest magnitudes are `absmax`, into `scales`.
- * FIT gives the fit of a ratio. */
-#define FITTED(...)                                                                              \
-    for (size_t block = 0; block < blocks; block++) {                                            \
-        const float whole = absmax[block] > 0 ? absmax[block] : 1;                               \
-        for (size_t i = 0; i < size; i++) unit[i] = values[block * size + i] / whole;            \
-        Fit best = {0, 0};                                                                       \
-        for (size_t number = 0; number < rule->count; number++) {                                \
-            const float ratio = rule->starts[number];                                            \
-            Fit found;                                                                           \
-            __VA_ARGS__                                                                          \
-            if (!number || found.gain > best.gain) best = found;                                 \
-        }                                                                                        \
-        for (int64_t turn = 0; turn < rule->turns; turn++) {                                     \
-            const float ratio = best.ratio;                                                      \
-            Fit found;                                                                           \
-            __VA_ARGS__                                                                          \
-            best.ratio = found.ratio;                                                            \
-            if (best.ratio == ratio) break;                                                      \
-        }                                                                                        \
-        const float scale = absmax[block] * best.ratio;                                          \
-        scales[block] = scale > rule->limit ? rule->limit : scale;                               \
+ * FIT is the fit of `ratio` to the units `own`. As many blocks as UNITS holds are worked on together, turn by turn. */
+#define UNITS 8192 /* of two blocks at least */
+#define FITTED(FIT)                                                                                \
+    float units[UNITS];                                                                            \
+    Fit best[UNITS / LANES];                                                                       \
+    int moving[UNITS / LANES];                                                                     \
+    for (size_t begin = 0; begin < blocks; begin += UNITS / size) {                                \
+        int count = (int)least(UNITS / size, blocks - begin);                                      \
+        const int held = count;                                                                    \
+        for (int at = 0; at < held; at++) {                                                        \
+            const float top = absmax[begin + at], whole = top > 0 ? top : 1;                       \
+            const float *from = values + (begin + at) * size;                                      \
+            float *own = units + at * size;                                                        \
+            for (size_t i = 0; i < size; i++) own[i] = from[i] / whole;                            \
+            for (size_t number = 0; number < rule->count; number++) {                              \
+                const float ratio = rule->starts[number];                                          \
+                const Fit found = FIT;                                                             \
+                if (!number || found.gain > best[at].gain) best[at] = found;                       \
+            }                                                                                      \
+            moving[at] = at;                                                                       \
+        }                                                                                          \
+        for (int64_t turn = 0; turn < rule->turns && count; turn++) {                              \
+            int kept = 0;                                                                          \
+            for (int number = 0; number < count; number++) {                                       \
+                const int at = moving[number];                                                     \
+                const float *own = units + at * size, ratio = best[at].ratio;                      \
+                best[at].ratio = FIT.ratio;                                                        \
+                if (best[at].ratio != ratio) moving[kept++] = at;                                  \
+            }                                                                                      \
+            count = kept;                                                                          \
+        }                                                                                          \
+        for (int at = 0; at < held; at++) {                                                        \
+            const float scale = absmax[begin + at] * best[at].ratio;                               \
+            scales[begin + at] = scale > rule->limit ? rule->limit : scale;                        \
+        }                                                                                          \
     }
 
-#define MOST_OF_A_BLOCK 4096
+static inline Fit table_fit(const float *restrict own, size_t size, float ratio, const float *restrict table,
+                            const LevelRule *rule) {
+    const float factor = rule->steps / ratio;
+    float by_unit[LANES] = {0}, by_level[LANES] = {0};
+    FOR_LANES(0, size, {
+        const float level = table[as_bits(own[i] * factor + ANCHOR) & 0xffffu];
+        by_unit[lane] += own[i] * level;
+        by_level[lane] += level * level;
+    });
+    return fit_of(gathered(by_unit), gathered(by_level), rule);
+}
 
 EACH_CPU static void fitted_anywhere(const float *restrict values, size_t blocks, size_t size,
                                      const float *restrict absmax, const float *restrict table, const LevelRule *rule,
                                      float *restrict scales) {
-    float unit[MOST_OF_A_BLOCK];
-    FITTED({
-        const float factor = rule->steps / ratio;
-        float by_unit[LANES] = {0}, by_level[LANES] = {0};
-        FOR_LANES(0, size, {
-            const float level = table[as_bits(unit[i] * factor + ANCHOR) & 0xffffu];
-            by_unit[lane] += unit[i] * level;
-            by_level[lane] += level * level;
-        });
-        found = fit_of(gathered(by_unit), gathered(by_level), rule);
-    })
+    FITTED(table_fit(own, size, ratio, table, rule))
 }
 
 #ifdef TWO_WAYS
 __attribute__((target("arch=x86-64-v4"))) static void fitted_in_registers(
     const float *restrict values, size_t blocks, size_t size, const float *restrict absmax, const float *restrict tree,
     const float *restrict levels, const LevelRule *rule, float *restrict scales) {
-    float unit[MOST_OF_A_BLOCK];
     Sixteen nodes, numbers;
     memcpy(&nodes, tree, sizeof nodes);
     memcpy(&numbers, levels, sizeof numbers);
-    FITTED({
-        float by_unit[LANES], by_level[LANES];
-        level_products(unit, size, rule->steps / ratio, nodes, numbers, by_unit, by_level);
-        found = fit_of(gathered(by_unit), gathered(by_level), rule);
-    })
+    FITTED(level_fit(own, size, ratio, nodes, numbers, rule))
 }
 #endif
 
