@@ -74,6 +74,7 @@ def test_who_needs_linear_algebra_says_so() -> None:
         *("distill-low-rank-ratio", "distill-low-rank-stats", "distill-refit", "distill-residual"),
         *("distill-residual-error", "prune-sparsegpt", "prune-sparsegpt-pattern"),
         *("quantize-int-awq-4", "quantize-int-gptq-method-3-asymmetric", "quantize-int-gptq-method-4"),
+        "quantize-nvfp4-gptq",
     }
 
 

@@ -52,7 +52,7 @@ def lenet5_teacher(made: Path) -> None:
         made,
         teacher="shapes.safetensors",
         method="soft-targets",
-        network="lenet5",
+        network="lenet5-relu",
         init="random",
         inputs="inputs.npy",
         labels="labels.npy",

@@ -16,6 +16,7 @@ from compressor.networks.kinds import Softmax
 from compressor.networks.matching import read_network
 from compressor.networks.network import Network
 from compressor.networks.samples import blocks, check_samples, check_shape, is_whole, scaling
+from compressor.networks.surest import both_surest, first_samples
 
 
 @dataclass
@@ -49,6 +50,8 @@ def network_loss(
         raise InputError("holds no samples", file=inputs)
     classes = one.outputs[0] if len(one.outputs) == 1 and one.outputs[0] > 1 else 0
     truth = None if labels is None else _labels(labels, count, classes)
+    found = [*both_surest(a, found[0], b, found[1], first_samples(array, by))]
+    one, other = (each.network for each in found)
     sums, values, work = _Sums(), np.zeros(count if classes else 0), Workspace()
     for start, block in blocks(array, work, min(one.batch, other.batch)):
         if by != 1:

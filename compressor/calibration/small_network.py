@@ -20,6 +20,7 @@ from compressor.files.source import StoredTensor
 from compressor.networks.matching import read_network
 from compressor.networks.network import Network
 from compressor.networks.samples import blocks, check_samples, check_shape, choose, is_whole, scaling
+from compressor.networks.surest import first_samples, surest
 
 
 def through_network(
@@ -46,6 +47,9 @@ def through_network(
     made, description = found.network, found.network.fitted.description
     check_shape(array, made)
     by = divide if divide is not None else description.divide if is_whole(array) else 1.0
+    if array.spec.shape[0]:
+        found = surest(checkpoint, found, first_samples(array, by))
+        made = found.network
     task.note(f"network: {found.description}")
     task.note(f"inputs: {scaling(array, by, asked=divide is not None, offered=description.divide)}")
     chosen = choose(array.spec.shape[0], samples, seed)

@@ -66,6 +66,12 @@ def to_metadata(
     return {RECORD: json.dumps(record, separators=(",", ":"), ensure_ascii=False)}
 
 
+def with_plan(metadata: Mapping[str, str], fingerprint: str) -> dict[str, str]:
+    """A file's metadata whose record has this fingerprint where there was none yet."""
+    before, after = (f'"plan":"{digits}"' for digits in (NO_PLAN, fingerprint))
+    return {key: text.replace(before, after, 1) if key == RECORD else text for key, text in metadata.items()}
+
+
 def from_metadata(metadata: Mapping[str, str], path: str) -> Record:
     """Read the entry back; InputError when it is damaged or of a newer version. No entry: an empty record."""
     if RECORD not in metadata:

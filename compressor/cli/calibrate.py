@@ -41,7 +41,7 @@ from compressor.core.errors import UsageError
 @click.option(
     "--network",
     metavar="NAME|FILE",
-    help="What the network is, where tensors do not tell: lenet300, lenet5, or a description in TOML [--inputs].",
+    help="What the network is, where tensors do not tell: lenet300, lenet5, lenet5-relu, or a TOML [--inputs].",
 )
 @click.option("--divide", type=options.Finite(1e-30), help="Divide the inputs by this, such as 255 [--inputs].")
 @click.option(

@@ -119,7 +119,7 @@ running = chain(
     click.option("--strip-prefix", metavar="TEXT", help="Take this off the names of tensors, as in _orig_mod."),
     click.option("--fold-weight-norm", is_flag=True, help="Make one weight of each gain and direction."),
     click.option(
-        "--max-shard-size", type=Size(), help="Of an output folder: largest file of weights, such as 5GB."
+        "--max-shard-size", type=Size(), help="Of an output folder or .gguf: largest file of weights, such as 5GB."
     ),
     click.option(
         "--no-tokenizer", is_flag=True, help="Of a folder that becomes a .gguf: without the folder's tokenizer."

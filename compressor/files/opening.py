@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import replace
 
 from compressor.core.errors import InputError, UsageError
 from compressor.core.text import printable
-from compressor.files.addresses import is_address
+from compressor.files.addresses import is_address, is_repository
 from compressor.files.containers import READERS, read_file
 from compressor.files.source import Source, SourceFile, assemble
 from compressor.files.tree import LocalTree, Tree
@@ -26,6 +27,11 @@ def open_source(path: str | os.PathLike[str], component: str = "") -> Source:
     or damaged; UsageError where there is no such component."""
     path = os.fspath(path)
     tree, name = _found(path)
+    source = _opened(tree, name, path, component)
+    return replace(source, notes=(*tree.notes, *source.notes)) if tree.notes else source
+
+
+def _opened(tree: Tree, name: str, path: str, component: str) -> Source:
     if not name:
         from compressor.files.folder import open_folder  # here, like others: a plain file needs none of it
 
@@ -57,9 +63,19 @@ def _found(path: str) -> tuple[Tree, str]:
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:
+        if isinstance(error, FileNotFoundError) and _is_of_the_hub(path):
+            from compressor.files.remote.hub import found_by_name
+
+            return found_by_name(path)
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InputError(f"cannot be opened: {reason}", file=path) from error
     if stat.S_ISDIR(mode):
         return LocalTree(path), ""
     folder, name = os.path.split(path)
     return LocalTree(folder), name
+
+
+def _is_of_the_hub(path: str) -> bool:
+    """Whether a path where nothing is names a repository: not a file, and nothing in a folder that is there."""
+    suffix = os.path.splitext(path.partition("@")[0])[1].lower()
+    return is_repository(path) and suffix not in READERS and not os.path.lexists(os.path.dirname(path))

@@ -69,7 +69,15 @@ def _files(folder: str) -> Iterator[str]:
 
 def _says_so(path: str) -> bool:
     try:
-        metadata = safetensors.read_header(InputFile.open(path)).metadata
+        return says_so(InputFile.open(path))
+    except InputError:
+        return False
+
+
+def says_so(file: InputFile) -> bool:
+    """Whether a safetensors file has the record of a run."""
+    try:
+        metadata = safetensors.read_header(file).metadata
     except InputError:  # whatever it is, no run has written it
         return False
     return RECORD in metadata or ARCHIVE in metadata

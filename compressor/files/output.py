@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compressor.core.errors import InputError, OutputError
 from compressor.core.workspace import Array
@@ -17,14 +17,18 @@ from compressor.files.input_file import InputFile
 from compressor.files.layout import FileLayout
 from compressor.files.staging import Staging, link_or_copy, reporting, sync_folder
 
+if TYPE_CHECKING:
+    from compressor.files.work_folder import WorkFolder
+
 _CHUNK = 8 << 20
 _LARGE = 64 << 20  # bytes of a file that is written past the page cache; a smaller one may be read again soon
 _IDLE = 8  # descriptors kept open between writes; a model may have more files than a process may open
 
 
 class Output:
-    """An output under construction. `layouts` are the container files by name; a single-file output has one. Where
-    machines are `spread`, what each wrote has to be seen by all: files are closed after each write."""
+    """An output under construction. `layouts` are the container files by name; a single-file output has one, and a
+    split .gguf its parts, which are published beside each other in place of `target`. Where machines are `spread`,
+    what each wrote has to be seen by all: files are closed after each write."""
 
     def __init__(
         self,
@@ -38,7 +42,10 @@ class Output:
         """Claim the temporary place and write every header, which tell of the run if `recorded`. OutputError when
         that fails."""
         self.target, self.container, self.layouts = target, container, layouts
-        self.staging = Staging(target, folder=container == "folder", replace=replace, recorded=recorded)
+        self.parts = _parts(target, container, [name for name, _ in layouts])
+        self.staging = Staging(
+            target, folder=container == "folder", replace=replace, recorded=recorded, members=self.parts
+        )
         self.root, self.folder, self.spread = self.staging.path, self.staging.folder, False
         self.folders: set[str] = set()
         self.idle: list[tuple[tuple[str, int], int]] = []
@@ -53,6 +60,11 @@ class Output:
         except BaseException:
             self.discard()
             raise
+
+    @property
+    def first(self) -> str:
+        """The path that names a split .gguf: its first part's. Empty for other outputs."""
+        return next(iter(self.parts.values()), "")
 
     def _unbuffered(self) -> unbuffered.Direct | None:
         large = unbuffered.FLAG and any(layout.size >= _LARGE for _, layout in self.layouts)
@@ -109,7 +121,12 @@ class Output:
         if self.container == "npz":
             return
         with self.reading(name) as written:
-            header = read_header(written, ".safetensors" if self.container == "folder" else f".{self.container}")
+            if self.container in ("safetensors", "folder"):
+                from compressor.files.safetensors import check_written
+
+                check_written(written, layout)
+                return
+            header = read_header(written, f".{self.container}")
         # an .npy names no tensor: compare where the data lies
         if sorted(placed.offset for placed in header.tensors) != sorted(layout.offsets.values()):
             raise OutputError("does not read back as planned", file=self.target)
@@ -120,6 +137,17 @@ class Output:
             self._close(name)
             os.unlink(self.path(name))
             link_or_copy(path, self.path(name))
+
+    def kept(self, folder: WorkFolder, entry: str, name: str) -> str:
+        """Have a finished file in a work folder too, as its `entry`: what its content is known by."""
+        return folder.keep(entry, self.path(name))
+
+    def taken(self, folder: WorkFolder, entry: str, key: str, name: str) -> bool:
+        """Whether an earlier run finished this file, under the `key` of what makes it; then it is in its place."""
+        path = folder.finished(entry, key)
+        if path is not None:
+            self.take(name, path)
+        return path is not None
 
     @contextmanager
     def reading(self, name: str) -> Iterator[InputFile]:
@@ -241,6 +269,15 @@ class Output:
     def _new(self, name: str, flags: int = 0) -> int:
         flags |= os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if self.folder else 0)
         return os.open(self.path(name), flags, 0o666)
+
+
+def _parts(target: str, container: str, names: Sequence[str]) -> dict[str, str]:
+    """Where the files of a split .gguf go, which is called `target`: nothing for what is one file, or a folder."""
+    if container != "gguf" or len(names) == 1:
+        return {}
+    from compressor.files.gguf.split import part_names  # here because most outputs are none
+
+    return dict(zip(names, part_names(target, len(names)), strict=True))
 
 
 def _write(fd: int, data: memoryview, offset: int) -> None:

@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from math import prod
 from tempfile import NamedTemporaryFile
 from typing import Any, TypeVar
@@ -110,7 +111,7 @@ def layout(tensors: Iterable[TensorSpec], metadata: Mapping[str, str]) -> FileLa
             "data_offsets": [begins[spec.name], end],
         }
     try:
-        raw = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        raw = _compact(header)
     except UnicodeEncodeError as error:
         raise OutputError("a name or a metadata entry is no valid Unicode") from error
     raw += b" " * (-len(raw) % 8)  # data aligned for the widest element
@@ -126,6 +127,30 @@ def layout(tensors: Iterable[TensorSpec], metadata: Mapping[str, str]) -> FileLa
         offsets={name: data + begin for name, begin in begins.items()},
         metadata=dict(metadata),
     )
+
+
+def relabelled(layout: FileLayout, metadata: Mapping[str, str]) -> FileLayout:
+    """The same file with other metadata, which take as many bytes as its own."""
+    before, after = (_compact({METADATA: dict(sorted(said.items()))})[:-1] for said in (layout.metadata, metadata))
+    ((_, piece),) = layout.pieces
+    if len(before) != len(after) or not piece.startswith(before, 8):
+        raise ValueError("metadata of another length")
+    header = piece[:8] + after + piece[8 + len(after) :]
+    return replace(layout, pieces=((0, header),), metadata=dict(metadata))
+
+
+def _compact(header: Mapping[str, Any]) -> bytes:
+    return json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def check_written(file: InputFile, layout: FileLayout) -> None:
+    """InputError where a file does not begin with the header that was planned, or the library refuses it."""
+    ((_, piece),) = layout.pieces
+    raw = bytearray(len(piece))
+    file.read_into(memoryview(raw), 0)
+    if raw != piece:
+        raise InputError("its header is not the one that was written", file=file.path)
+    _check_with_library(file, raw[8:])
 
 
 def _first_look(start: bytes, length: int, size: int) -> str:

@@ -2,7 +2,8 @@
 
 A file is published with `link` + `unlink`, which never replaces anything, or with `rename` where the user
 allowed a replacement. A folder is published by one rename; an existing one is exchanged with the new one in
-one step where the kernel can (`renameat2`), so that a kill at any moment leaves the old or the new.
+one step where the kernel can (`renameat2`), so that a kill at any moment leaves the old or the new. Of files that
+are one model only together, such as a split .gguf, the first is published last, and what it replaces goes before.
 Links are never written through: a file that replaces a link leaves alone what the link leads to.
 Temporary names are `.NAME.PID.tmp`.
 """
@@ -15,7 +16,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 from compressor.core import cleanup
 from compressor.core.errors import NothingLeft, OutputError
 from compressor.core.text import printable
+from compressor.files.addresses import is_address
 from compressor.files.ours import foreign, has_record, may_be_replaced
 
 _NOREPLACE, _EXCHANGE = 1, 2  # flags of Linux's renameat2
@@ -32,23 +34,37 @@ class Staging:
     """The place where one output is built before it is published. Not `final`: it only helps to make another."""
 
     def __init__(
-        self, target: str, *, folder: bool, replace: bool, final: bool = True, recorded: bool = True
+        self,
+        target: str,
+        *,
+        folder: bool,
+        replace: bool,
+        final: bool = True,
+        recorded: bool = True,
+        members: Mapping[str, str] = {},
     ) -> None:
         """Claim a hidden temporary beside `target`. OutputError when the place cannot be written. `recorded`: files
-        that are written will say so themselves."""
+        that are written will say so themselves. `members`: files of a temporary folder that are published each by
+        itself, by the paths that they get, the one last by which readers know that all are there first."""
         cleanup.begin_output()
         self.target = target
-        self.folder = folder
+        self.folder = folder or bool(members)
         self.replace = replace
         self.final = final
         self.recorded = recorded
-        self.place = check_place(target, folder=folder, replace=replace, recorded=recorded)
+        self.members = {
+            name: check_place(path, folder=False, replace=replace, recorded=recorded)
+            for name, path in members.items()
+        }
+        self.place = next(iter(self.members.values()), "") or check_place(
+            target, folder=folder, replace=replace, recorded=recorded
+        )
         self.parent, name = os.path.split(self.place)
         stem = os.fsdecode(os.fsencode(name)[:100])
         if final:
             _name_leftovers(self.parent, stem)
         # what replaces something private is private while it is built; its mode is the old one's in the end
-        private = os.path.lexists(self.place)
+        private = any(map(os.path.lexists, (self.place, *self.members.values())))
         for attempt in range(100):
             suffix = f".{attempt}" if attempt else ""
             self.path = os.path.join(self.parent, f".{stem}.{os.getpid()}{suffix}.tmp")
@@ -56,7 +72,7 @@ class Staging:
                 continue
             self._entry = cleanup.add(self.discard)  # before it exists: a signal at any moment finds it
             try:
-                if folder:
+                if self.folder:
                     os.mkdir(self.path, 0o700 if private else 0o777)
                 else:
                     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
@@ -73,7 +89,7 @@ class Staging:
     def publish(self) -> None:
         """Put the finished temporary in its place, durably. From here on a signal no longer discards it."""
         with reporting(self.target):
-            if self.replace:
+            if self.replace and not self.members:
                 self._check_again()
                 with suppress(FileNotFoundError):
                     os.chmod(self.path, stat.S_IMODE(os.stat(self.place).st_mode) & 0o777)
@@ -94,8 +110,8 @@ class Staging:
                     f"{printable(self.target)} is complete, but the folder that it is in could not be synced "
                     f"({error.strerror or error}): a power cut may take its name away"
                 )
-        if self.folder and self.replace:
-            remove(self.path)  # the old one, now that the exchange is durable
+        if self.folder and (self.replace or self.members):
+            remove(self.path)  # the old one, now that the exchange is durable, or what was emptied
         cleanup.published(final=self.final)
         self._entry.forget()
 
@@ -114,7 +130,9 @@ class Staging:
             )
 
     def _move(self) -> None:
-        if self.replace and os.path.lexists(self.place):
+        if self.members:
+            self._move_members()
+        elif self.replace and os.path.lexists(self.place):
             if self.folder:
                 _exchange(self.path, self.place)
             else:
@@ -123,6 +141,27 @@ class Staging:
             _rename_new(self.path, self.place)
         else:
             _link(self.path, self.place)
+
+    def _move_members(self) -> None:
+        """The first one last, and what had its name goes first: nobody ever takes some of the new ones and some of
+        those that they replace for a whole. Where one cannot be published those that were are removed again."""
+        if self.replace:
+            for path in self.members.values():
+                check_place(path, folder=False, replace=True, recorded=self.recorded)
+            with suppress(FileNotFoundError):
+                os.unlink(self.place)
+        done = []
+        try:
+            for name, path in reversed(self.members.items()):
+                if self.replace:
+                    with suppress(FileNotFoundError):
+                        os.unlink(path)
+                _link(os.path.join(self.path, name), path)
+                done.append(path)
+        except BaseException:
+            for path in done:
+                remove(path)
+            raise
 
     def discard(self) -> None:
         """Remove the temporary, unless it is being published."""
@@ -186,6 +225,10 @@ def check_place(target: str, *, folder: bool, replace: bool, recorded: bool = Tr
     `recorded`: what will be written carries a record of the run. Returns its path from the root on, without a
     trailing slash; folders on the way may be links.
     """
+    if is_address(target):
+        raise OutputError(
+            "is an address, and this is written to a disk", file=target, remedy="Name a place on a disk"
+        )
     place = target.rstrip("/")
     if os.path.basename(place) in ("", ".", ".."):
         raise OutputError("is not the name of something new", file=target, remedy="Name a file or a folder")

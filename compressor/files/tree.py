@@ -27,6 +27,10 @@ class Tree(Protocol):
     def path(self) -> str:
         """What is shown of it."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of where it was found."""
+
     def names(self, inside: str = "") -> list[str]:
         """What lies in it, or in a folder within, in order; InputError where it cannot be listed."""
 
@@ -46,6 +50,7 @@ class LocalTree:
     """A folder of this machine. Links are followed for reading."""
 
     path: str
+    notes: tuple[str, ...] = ()
 
     def names(self, inside: str = "") -> list[str]:
         """What lies in it, or in a folder within, in order; InputError where it cannot be listed."""

@@ -96,6 +96,16 @@ class WorkFolder:
             raise UsageError(f"--work {printable(self.path)}: {said}", remedy="Remove it, or give another folder")
         return path
 
+    def known(self, name: str, key: str) -> str | None:
+        """What is known of a finished file that lies elsewhere; UsageError when it is of another run."""
+        entry = self.entries.get(name)
+        if entry is None:
+            return None
+        if entry["key"] != key:
+            said = f"--work {printable(self.path)}: is of another plan"
+            raise UsageError(said, remedy="Remove it, or give another folder")
+        return str(entry["content"])
+
     def said(self, name: str) -> dict[str, Any]:
         """What `note` put down beside the file `name`, as JSON types."""
         said = self.entries[name].get("said", {})

@@ -72,7 +72,8 @@ def load_description(name: str) -> Description:
 def shipped() -> dict[str, Description]:
     """The descriptions of the package, by name."""
     folder = resources.files("compressor") / "networks"
-    files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".toml")), key=lambda e: e.name)
+    files = [entry for entry in folder.iterdir() if entry.name.endswith(".toml")]
+    files.sort(key=lambda entry: entry.name.removesuffix(".toml"))
     return {
         entry.name.removesuffix(".toml"): parse_description(
             entry.read_text(encoding="utf-8"), f"network {entry.name.removesuffix('.toml')}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from compressor.checkpoint.checkpoint import Checkpoint
@@ -21,10 +22,13 @@ _CHAIN = re.compile(r"fc([1-9][0-9]{0,3})\.(weight|bias)")
 
 @dataclass(frozen=True)
 class Found:
-    """A network and how it was found, in words."""
+    """A network and how it was found, in words; the `name` of its description, and of others that ship with the
+    package and that its tensors fit as well, where they had to tell."""
 
     network: Network
     description: str
+    name: str = ""
+    alike: tuple[str, ...] = ()
 
 
 def read_network(checkpoint: Checkpoint, name: str | None = None, dtype: str = "<f4") -> Found:
@@ -33,30 +37,35 @@ def read_network(checkpoint: Checkpoint, name: str | None = None, dtype: str = "
     specs = {name: tensor.spec for name, tensor in checkpoint.tensors.items() if tensor.spec.is_float}
     shapes = {name: spec.shape for name, spec in specs.items()}
     try:
+        alike: tuple[str, ...] = ()
         if name is not None:
             fitted, said = fit(load_description(name), shapes), printable(name, 100)
         else:
-            fitted, said = _recognised(shapes)
+            fitted, said, alike = _recognised(shapes)
         tensors = {name: _read(checkpoint, name) for name in specs}
     except InputError as error:
         error.file = error.file or checkpoint.path
         raise
-    return Found(Network(fitted, tensors, dtype), said)
+    return Found(Network(fitted, tensors, dtype), said, fitted.description.name, alike)
 
 
-def _recognised(shapes: Mapping[str, Shape]) -> tuple[Fitted, str]:
+def _recognised(shapes: Mapping[str, Shape]) -> tuple[Fitted, str, tuple[str, ...]]:
+    fits: dict[str, Fitted] = {}
     for name, description in shipped().items():
-        try:
-            return fit(description, shapes), f"{name} (recognised by its tensors)"
-        except InputError:
-            continue
+        with suppress(InputError):
+            fits[name] = fit(description, shapes)
+    if fits:
+        first, *others = fits
+        return fits[first], f"{first} (recognised by its tensors)", tuple(others)
     chain = _chain(shapes)
     if chain is None:
+        known = f"{', '.join(shipped())}, or dense layers fc1, fc2, …"
         raise InputError(
-            "is no network that is recognised by its tensors (lenet300, lenet5, or dense layers fc1, fc2, …)",
+            f"is no network that is recognised by its tensors ({known})",
             remedy="Describe it with --network FILE.toml (docs/networks.md)",
         )
-    return fit(chain, shapes), f"a chain of {(len(chain.layers) + 1) // 2} dense layers, taken to have ReLU between"
+    said = f"a chain of {(len(chain.layers) + 1) // 2} dense layers, taken to have ReLU between"
+    return fit(chain, shapes), said, ()
 
 
 def _chain(shapes: Mapping[str, Shape]) -> Description | None:

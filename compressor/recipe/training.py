@@ -31,6 +31,12 @@ class Training:
     )
     epochs: int = option(20, help="times that all inputs are seen", low=1, high=100_000)
     label_weight: float = option(0.1, help="share of the labels in the loss, if there are any", low=0, high=1)
+    min_accuracy: float | None = option(
+        None,
+        help="least share of the labels that the teacher must have right before anything is trained",
+        low=0,
+        high=1,
+    )
     batch_size: int = option(128, help="inputs of a step", low=1, high=1 << 20)
     learning_rate: float = option(
         1e-3, help="Adam's at the start, falls as a cosine", low=0, high=10, open_low=True
@@ -143,6 +149,8 @@ def make_training(
                 raise UsageError(
                     f"{where}{flag(name, where)} would move weights off the codes that {flag('codes', where)} keeps"
                 )
+    if made.min_accuracy is not None and made.labels is None:
+        raise UsageError(f"{where}{flag('min_accuracy', where)} goes by {flag('labels', where)}")
     if made.patience is not None and made.holdout == 0:
         raise UsageError(
             f"{where}{flag('patience', where)} goes by inputs held out", remedy="Leave out holdout = 0"

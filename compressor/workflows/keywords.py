@@ -160,6 +160,7 @@ class DistillKeywords(StageKeywords, total=False):
     temperature: float
     epochs: int
     label_weight: float
+    min_accuracy: float
     batch_size: int
     learning_rate: float
     init: Literal["student", "random"]

@@ -55,7 +55,7 @@ def merge(
     sink = Output(target, record.container, layouts, replace=force, recorded=recorded)
     try:
         _write(found, sink, workers or available_workers(), progress, archived=archived)
-        report = _report(found, sink, target)
+        report = _report(found, sink, sink.first or target)
         if report.failures:
             raise MergeGateFailed(report)
         for small in record.small:

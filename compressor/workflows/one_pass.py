@@ -30,6 +30,7 @@ from compressor.core.errors import InputError, UsageError
 from compressor.core.metrics import Change
 from compressor.core.parallel import forked
 from compressor.core.parallel.threads import available_workers, local
+from compressor.core.text import printable
 from compressor.engine.execution.runner import Runner, Surveyed
 from compressor.engine.execution.shards import Shards
 from compressor.engine.execution.units import Share
@@ -40,6 +41,7 @@ from compressor.engine.plan.pairing import check_model
 from compressor.engine.plan.plan import Plan
 from compressor.engine.plan.planner import make_plan, stores_packed, with_fingerprint
 from compressor.engine.plan.request import PlanRequest
+from compressor.files.addresses import is_address
 from compressor.files.destination import check_apart, container_of
 from compressor.files.identity import Identity, identity_of
 from compressor.files.layout import Container
@@ -141,7 +143,7 @@ class Planned:
     def report(self) -> Report:
         """The report of a dry run: the plan with what gates say of it, and nothing measured."""
         order = self.opened.order
-        return Report(order.verb, order.source, order.output, self.plan, gates=self.gates)
+        return Report(order.verb, order.source, _place(order.output, self.plan), self.plan, gates=self.gates)
 
 
 def run_one_pass(
@@ -216,6 +218,21 @@ def _check_card(options: RunOptions, container: Container) -> None:
         raise UsageError("--card is for a folder that one run writes", remedy="Leave it out")
 
 
+def _check_output(order: Order, container: Container, *, recorded: bool) -> None:
+    """OutputError where the output cannot be written to its place; UsageError for options that have none there."""
+    options, folder = order.options, container == "folder"
+    if is_address(order.output):
+        if options.part is not None or options.scheduler is not None:
+            said = f"-o {printable(order.output)}: jobs and workers write to a disk that all of them see"
+            raise UsageError(said, remedy="Leave --part and --scheduler out, or name a place on a disk")
+        from compressor.files.remote.output import check_destination
+
+        if not options.dry_run:
+            check_destination(order.output, folder=folder, replace=options.force, recorded=recorded)
+    elif not options.dry_run:
+        check_place(order.output, folder=folder, replace=options.force, recorded=recorded)
+
+
 def _from_gguf(checkpoint: Checkpoint, container: Container) -> Checkpoint:
     """A GGUF input with the shapes, and for a folder the names, that other containers have."""
     from compressor.checkpoint.gguf.from_file import as_folder, is_file_of_a_model
@@ -242,6 +259,8 @@ def open_inputs(order: Order) -> Opened:
     checkpoint = open_input(order.source, options)
     container = container_of(order.output, checkpoint.source)
     _check_card(options, container)
+    if container == "gguf" and options.max_shard_size is not None and is_address(order.output):
+        raise UsageError("--max-shard-size: a .gguf in an object store is one file", remedy="Leave it out")
     if container != "gguf" and checkpoint.source.kind == "gguf":
         checkpoint = _from_gguf(checkpoint, container)
     changes = bool(recipe.stages or recipe.cuts or recipe.training)
@@ -255,8 +274,7 @@ def open_inputs(order: Order) -> Opened:
     coding = [stage.store for stage in recipe.stages if stage.method.verb == "quantize"]
     if container == "npz" and any(store in ("dense", "packed") for store in coding):
         raise UsageError("an .npz output holds codes", remedy="Use --store codes, or end the output otherwise")
-    if not options.dry_run:
-        check_place(order.output, folder=container == "folder", replace=options.force, recorded=changes)
+    _check_output(order, container, recorded=changes)
     statistics, undivided = _by_names(open_all(recipe), checkpoint, container), checkpoint
     if changes and not checkpoint.stored:
         checkpoint = fold_masks(checkpoint)
@@ -470,8 +488,9 @@ def _engine(opened: Opened, worker: Worker) -> AbstractContextManager[Executor]:
             worker.sink.spread = True
         return cluster(scheduler, [worker, *worker.plan.jobs])
     allowed = opened.order.options.processes and forked.available and opened.workers > 1
-    fetched = any(one.source.fetched for one in (opened.checkpoint, *opened.teachers.values()))
-    if allowed and not fetched and worker.plan.size_before >= _LARGE:  # processes would not share what is fetched
+    away = is_address(opened.order.output)
+    away |= any(one.source.fetched for one in (opened.checkpoint, *opened.teachers.values()))
+    if allowed and not away and worker.plan.size_before >= _LARGE:  # what is fetched and sent is this process's
         methods = [step.method for job in worker.plan.jobs for step in job.steps if step.method.verb == "store"]
         return forked.forked(opened.workers, [worker, *worker.plan.jobs, *methods])
     return local(opened.workers)
@@ -515,8 +534,11 @@ def write(planned: Planned) -> Report:
     plan = with_fingerprint(planned.plan, request)
     if order.options.part is not None:
         return _write_part(planned, plan, share_of(order.options.part, whole=opened.archived))
-    layouts = [(file.name, file.layout) for file in plan.files]
-    sink = Output(order.output, opened.container, layouts, replace=order.options.force, recorded=bool(plan.stages))
+    for file in plan.files[1:]:  # of a split .gguf
+        read = (one.source for one in (checkpoint, *request.teachers.values()))
+        beside = os.path.join(os.path.dirname(order.output), file.name)
+        check_apart(beside, *(path for source in read for path in source.guarded))
+    sink = _output(opened, plan)
     try:
         with ExitStack() as stack, _naming(order.source):  # workers must have stopped before their files go
             shards = None
@@ -527,7 +549,7 @@ def write(planned: Planned) -> Report:
             worker.histograms = order.options.histograms
             runner = _runner(planned, worker, stack)
             plan, changes = _carried_out(planned, runner, sink)
-            report = Report(order.verb, order.source, order.output, plan, changes)
+            report = Report(order.verb, order.source, _place(order.output, plan), plan, changes)
             gates = order.options.gates
             sizes = judge_sizes(gates, plan.size_before, plan.size_after) if opened.archived else []
             measured = judge(gates, report.measured, report.total)
@@ -541,6 +563,27 @@ def write(planned: Planned) -> Report:
         sink.discard()
         raise
     return report
+
+
+def _place(output: str, plan: Plan) -> str:
+    """Where the output is found: a .gguf that is split by its first part."""
+    if plan.container != "gguf" or len(plan.files) == 1:
+        return output
+    return os.path.join(os.path.dirname(output), plan.files[0].name)
+
+
+def _output(opened: Opened, plan: Plan) -> Output:
+    """The output under construction, on a disk or elsewhere."""
+    order, layouts = opened.order, [(file.name, file.layout) for file in plan.files]
+    replace, recorded = order.options.force, bool(plan.stages)
+    if not is_address(order.output):
+        return Output(order.output, opened.container, layouts, replace=replace, recorded=recorded)
+    from compressor.files.remote.output import RemoteOutput
+
+    keeps = order.options.work is not None
+    return RemoteOutput(
+        order.output, opened.container, layouts, plan.fingerprint[:16], archived=opened.archived, keeps=keeps
+    )
 
 
 def _write_part(planned: Planned, plan: Plan, share: Share) -> Report:

@@ -84,7 +84,7 @@ def test_a_convolutions_inputs_are_its_windows(tmp_path: Path) -> None:
     x = images(150)
     np.save(tmp_path / "x.npy", x)
     out = tmp_path / "s.safetensors"
-    api.calibrate(tmp_path / "m.safetensors", out, inputs=tmp_path / "x.npy")
+    api.calibrate(tmp_path / "m.safetensors", out, inputs=tmp_path / "x.npy", network="lenet5-relu")
 
     def windows(planes: np.ndarray) -> np.ndarray:
         seen = np.lib.stride_tricks.sliding_window_view(planes, (5, 5), axis=(2, 3))

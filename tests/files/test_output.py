@@ -16,7 +16,6 @@ from compressor.core.errors import InputError, OutputError
 from compressor.core.tensor import TensorSpec
 from compressor.files import npy, npz, safetensors
 from compressor.files.input_file import InputFile
-from compressor.files.layout import FileLayout
 from compressor.files.output import Output
 
 pytestmark = pytest.mark.usefixtures("unpublished")
@@ -76,14 +75,22 @@ def test_a_file_that_does_not_read_back_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_reads_back_as_another_is_refused(tmp_path: Path) -> None:
     planned = safetensors.layout([SPEC], {})
-    other = FileLayout(planned.size, planned.pieces, {"weight": planned.offsets["weight"] + 1})
-    sink = Output(str(tmp_path / "x.safetensors"), "safetensors", [("x", other)], replace=False)
+    sink = Output(str(tmp_path / "x.safetensors"), "safetensors", [("x", planned)], replace=False)
     write(sink, DATA[:, :])
-    sink.write(0, planned.offsets["weight"], DATA)
-    os.truncate(sink.path("x"), planned.size)
-    with pytest.raises(OutputError, match="does not read back as planned"):
+    with open(sink.path("x"), "r+b") as file:  # a valid header, of a tensor with another name
+        file.write(planned.pieces[0][1].replace(b"weight", b"waiter"))
+    with pytest.raises(OutputError, match="its header is not the one that was written"):
         sink.finish_file(0)
     sink.discard()
+
+
+def test_metadata_of_the_same_length_are_put_in_their_place() -> None:
+    planned = safetensors.layout([SPEC], {"plan": "000", "format": "pt"})
+    assert safetensors.relabelled(planned, {"plan": "123", "format": "pt"}) == safetensors.layout(
+        [SPEC], {"plan": "123", "format": "pt"}
+    )
+    with pytest.raises(ValueError, match="another length"):
+        safetensors.relabelled(planned, {"plan": "1", "format": "pt"})
 
 
 def test_a_header_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

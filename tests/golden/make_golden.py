@@ -28,7 +28,6 @@ from compressor.core.version import __version__
 from compressor.files.gguf.values import text
 from compressor.files.gguf.writing import GgufTensor, layout
 from compressor.methods.quantize.ggml.decoder import DECODE
-from compressor.methods.quantize.int import Int
 
 HERE = Path(__file__).resolve().parent
 VERSION = "golden"  # in place of the version that outputs carry, so that a release changes no golden file
@@ -226,10 +225,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "quantize-nvfp4-bf16.safetensors": _floats("nvfp4", "BF16"),
     "quantize-nvfp4-absmax-f32.safetensors": _floats("nvfp4", "F32", method="absmax"),
     **{f"quantize-{scheme}-wide.safetensors": _floats(scheme, "WIDE") for scheme in ("nvfp4", "mxfp4", "mxfp8")},
+    "quantize-nvfp4-gptq-bf16.safetensors": _floats("nvfp4", "BF16", method="gptq", **STATS),
     "quantize-mxfp4-absmax-wide.safetensors": _floats("mxfp4", "WIDE", method="absmax"),
     # rows of 256; of 192 and 13, which blocks of 256 and 32 do not divide
     **{f"quantize-{scheme}-rows-bf16.safetensors": _floats(scheme, "ROWS-BF16") for scheme in GGML_BLOCKS},
     **{f"quantize-{scheme}-f32.safetensors": _floats(scheme, "F32") for scheme in ("f16", "bf16")},
+    "quantize-f32-bf16.safetensors": _floats("f32", "BF16"),
 }
 
 
@@ -277,8 +278,11 @@ def every_ggml_type(path: Path) -> None:
 def needs_linear_algebra(name: str) -> bool:
     """Whether a case's bytes may depend on the processor."""
     verb, _, options = CASES[name]
-    if "method" in options and "bits" in options and "scheme" not in options:
-        return Int(bits=options["bits"], method=options["method"]).linear_algebra
+    if verb == "quantize" and "method" in options:
+        scheme = every_method()[verb, options.get("scheme", "int")]
+        return bool(
+            scheme(**{key: said for key, said in options.items() if key in ("bits", "method")}).linear_algebra
+        )
     method = every_method().get((verb, options.get("method", options.get("scheme", ""))))
     return method is not None and method.linear_algebra is True
 

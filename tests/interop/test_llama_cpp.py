@@ -83,6 +83,16 @@ _LATENT = {
     "v_head_dim": 16,
     "num_key_value_heads": 4,
 }
+
+
+def _factors(trained: int) -> dict[str, Any]:
+    """Phi's two sets of factors: prompts here are of 12 tokens, and the context of llama.cpp is 1024."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": trained}
+    rope |= {"short_factor": [1.0 + n / 10 for n in range(8)], "long_factor": [2.0 + n / 2 for n in range(8)]}
+    more = {"sliding_window": None, "max_position_embeddings": 4096}
+    return {**more, "original_max_position_embeddings": trained, "rope_parameters": rope}
+
+
 # What is particular of each, and the tokenizer: a name of llama.cpp's for ways to divide texts, or a kind
 MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
     "llama": ("llama", {"rope_parameters": {**_LLAMA3, "original_max_position_embeddings": 8192}}, "llama-bpe"),
@@ -113,7 +123,21 @@ MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
     "gemma": ("gemma", {"head_dim": 32}, "sentencepiece"),
     "gemma2": ("gemma2", _GEMMA, "sentencepiece"),
     "gemma3": ("gemma3_text", {**_GEMMA, "num_hidden_layers": 6}, "sentencepiece json"),
+    "gemma3 with scaled frequencies": (
+        "gemma3_text",
+        {
+            **_GEMMA,
+            "num_hidden_layers": 6,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+        "sentencepiece json",
+    ),
     "phi3": ("phi3", {"sliding_window": None}, "dbrx"),
+    "phi3 in texts longer than it was trained on": ("phi3", _factors(8), "dbrx"),
+    "phi3 with factors for longer texts": ("phi3", _factors(2048), "dbrx"),
     "phi3 rotated in part": (
         "phi3",
         {
@@ -152,6 +176,25 @@ MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
         "deepseek-v3",
     ),
     "deepseek-v3": ("deepseek_v3", {**_LATENT, "n_group": 2, "topk_group": 1}, "deepseek-v3"),
+    "deepseek-v2 with yarn": (
+        "deepseek_v2",
+        {
+            **_LATENT,
+            "topk_method": "greedy",
+            "rope_parameters": {**_YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+        },
+        "deepseek-v3",
+    ),
+    "deepseek-v3 with yarn": (
+        "deepseek_v3",
+        {
+            **_LATENT,
+            "n_group": 2,
+            "topk_group": 1,
+            "rope_parameters": {**_YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+        "deepseek-v3",
+    ),
     "gpt2": ("gpt2", {}, "gpt-2"),
     "starcoder2": ("starcoder2", {"sliding_window": None}, "smollm"),
     "granite": (

@@ -304,7 +304,7 @@ def test_what_does_not_fit_is_named(text: str, shapes: dict[str, tuple[int, ...]
 
 
 def test_shipped_networks_are_recognised(tmp_path: Path) -> None:
-    assert set(shipped()) == {"lenet300", "lenet5"}
+    assert set(shipped()) == {"lenet300", "lenet5", "lenet5-relu"}
     for path in (TEACHER, STUDENT):
         found = read_network(open_checkpoint(path))
         assert found.description == "lenet300 (recognised by its tensors)"
@@ -324,6 +324,7 @@ def test_shipped_networks_are_recognised(tmp_path: Path) -> None:
     save_file(arrays | {"steps": np.array([3])}, path)
     found = read_network(open_checkpoint(path))
     assert found.description.startswith("lenet5")
+    assert found.alike == ("lenet5-relu",)
     assert found.network.forward(np.zeros((2, 1, 28, 28), np.float32)).shape == (2, 10)
     with pytest.raises(InputError, match=r"fc1.weight': takes 800 features.*784, in layer\[0\] \(dense fc1\)"):
         read_network(open_checkpoint(path), "lenet300")
@@ -375,7 +376,7 @@ def test_parameters_are_the_layers_own() -> None:
 def test_the_page_of_networks_is_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text(encoding="utf-8")
     (text,) = re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    assert parse_description(text, "docs").name == "lenet5"
+    assert parse_description(text, "docs").name == "lenet5-relu"
     for kind in KINDS:
         assert f"`{kind}`" in page
     (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)

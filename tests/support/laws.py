@@ -181,6 +181,9 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
         ),
         {"group_size": 32},
         {"group_size": 128, "double_quant": True},
+        {"group_size": 32, "method": "gptq"},
+        {"group_size": 32, "method": "gptq", "act_order": True},
+        {"group_size": 32, "method": "gptq", "double_quant": True},
     ),
     ("quantize", "fp8"): tuple(
         {"element": element, "granularity": grain, "method": method}
@@ -189,9 +192,18 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
         for method in ("absmax", "search")
         if (grain, method) != ("tensor", "absmax")
     ),
-    **{("quantize", name): ({"method": "absmax"}, {}) for name in ("nvfp4", "mxfp4", "mxfp8")},
+    **{
+        ("quantize", name): (
+            {"method": "absmax"},
+            {},
+            {"method": "gptq"},
+            {"method": "gptq", "act_order": True},
+        )
+        for name in ("nvfp4", "mxfp4", "mxfp8")
+    },
     **{("quantize", name): ({}, {"informed": True}) for name in GGML_BLOCKS},
     ("quantize", "f16"): ({},),
+    ("quantize", "f32"): ({},),
     ("quantize", "bf16"): ({},),
     **{
         ("store", layout): (
@@ -214,7 +226,7 @@ GIVEN_STEP = ("quantize", "uniform")
 # float16 scales, and float16 itself.
 IN_FLOAT16 = {("quantize", name) for name in (*GGML_BLOCKS, "f16", "bf16")}
 # What keeps float32 scales, as its layout wants them, may say no to a float64 beyond their range.
-IN_FLOAT32 = {("quantize", name) for name in ("nf4", "nvfp4", "mxfp4", "mxfp8")}
+IN_FLOAT32 = {("quantize", name) for name in ("nf4", "nvfp4", "mxfp4", "mxfp8", "f32")}
 
 
 def every_method() -> dict[tuple[str, str], type[Method]]:

@@ -232,6 +232,14 @@ def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
         ("gpt_oss", {"swiglu_limit": 5.0}, "swiglu_limit is 5.0"),
         ("qwen2", {"rope_scaling": {**YARN, "beta_fast": 16}}, "beta_fast of its YaRN is 16"),
         ("deepseek_v3", {"rope_scaling": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.7}}, "are not one number"),
+        (
+            "qwen3",
+            {"head_dim": 16, "rope_scaling": {**YARN, "original_max_position_embeddings": 32, "truncate": False}},
+            "truncate of its YaRN is false",
+        ),
+        ("smollm3", {"no_rope_layer_interval": 3}, "its no_rope_layers are not every fourth"),
+        ("gemma3_text", {"sliding_window_pattern": 3}, "its sliding_window_pattern is 3"),
+        ("deepseek_v2", {"topk_method": "group_limited_greedy", "n_group": 3, "topk_group": 1}, "by the best two"),
         ("deepseek_v2", {"norm_topk_prob": True}, "norm_topk_prob is set"),
         ("deepseek_v2", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "its rope_type is 'linear'"),
         ("qwen2", {"head_dim": 4}, "not as wide as the model"),
@@ -257,6 +265,49 @@ def test_where_it_computes_the_same_up_to_some_length(tmp_path: Path) -> None:
     config = config_named("mistral") | {"sliding_window": 4}
     report = api.restore(folder_named(tmp_path / "model", "mistral", config=config), tmp_path / "m.gguf")
     assert any("no sliding window for llama: beyond 4 tokens" in note for note in report.plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "slides"),
+    [
+        ("mistral", {"sliding_window": 16}, False),  # as long as its texts
+        ("qwen2", {"sliding_window": 4}, False),  # which transformers takes where use_sliding_window is set
+        ("qwen2", {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 2}, False),
+        ("qwen2", {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 1}, True),
+        ("qwen3", {"sliding_window": 4, "use_sliding_window": True, "layer_types": ["full_attention"] * 2}, False),
+        ("qwen3_moe", {"sliding_window": 4, "use_sliding_window": True}, True),
+        ("starcoder2", {"sliding_window": 4}, True),
+        ("gemma2", {}, False),
+    ],
+)
+def test_windows_are_told_where_a_layer_has_one(
+    tmp_path: Path, name: str, more: dict[str, Any], slides: bool
+) -> None:
+    folder = folder_named(tmp_path / "model", name, config=config_named(name) | more)
+    notes = api.restore(folder, tmp_path / "m.gguf", dry_run=True).plan.notes
+    assert any("sees more" in note for note in notes) == slides
+
+
+def test_groups_of_which_all_are_taken_are_none(tmp_path: Path) -> None:
+    more = {"topk_method": "group_limited_greedy", "n_group": 3, "topk_group": 3}
+    folder = folder_named(tmp_path / "model", "deepseek_v2", config=config_named("deepseek_v2") | more)
+    api.restore(folder, tmp_path / "m.gguf")
+    assert not [key for key in open_checkpoint(tmp_path / "m.gguf").source.fields if "expert_group" in key]
+
+
+def test_bounds_that_llama_cpp_rounds_are_told_with_what_they_cost(tmp_path: Path) -> None:
+    """gpt-oss as it is published: 32 frequencies from 150000, of which those between the bounds 8.09 and 17.4 are
+    scaled in part; llama.cpp takes 8 and 18."""
+    rope = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False}
+    config = config_named("gpt_oss") | {"head_dim": 64, "rope_theta": 150000.0, "rope_scaling": rope}
+    apart = []
+    for pair in range(32):
+        ramps = [np.clip((pair - a) / (b - a), 0, 1) for a, b in ((8.0928, 17.3980), (8, 18))]
+        exact, rounded = (1 - ramp + ramp / 32 for ramp in ramps)
+        apart.append(abs(rounded / exact - 1))
+    folder = folder_named(tmp_path / "model", "gpt_oss", config=config)
+    notes = api.restore(folder, tmp_path / "m.gguf", dry_run=True).plan.notes
+    assert any(f"by up to {max(apart):.1%}" in note for note in notes), (max(apart), notes)
 
 
 def test_codes_are_not_quantized_again_unasked(tmp_path: Path) -> None:

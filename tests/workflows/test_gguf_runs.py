@@ -185,7 +185,6 @@ def test_a_recipe_of_legs_ends_in_a_gguf(tmp_path: Path) -> None:
         ("prune", {"sparsity": 0.5, "store": "csr"}, UsageError, "a .gguf holds no sparse layout"),
         ("prune", {"sparsity": 0.5, "store": "archive"}, UsageError, "an .gguf holds no archive"),
         ("pipeline", {"store": "archive"}, UsageError, "an .gguf holds no archive"),
-        ("prune", {"sparsity": 0.5, "max_shard_size": 1000}, UsageError, "this output is one file"),
     ],
 )
 def test_what_a_gguf_does_not_hold(

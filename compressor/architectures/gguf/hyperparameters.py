@@ -124,6 +124,8 @@ _LLAMA3_FACTORS = ("llama", "granite")  # whose loaders take rope_freqs.weight
 _SWA_EVERY: Mapping[str, int] = {"gemma2": 2, "gemma3": 6, "gpt-oss": 2}  # each so-manieth layer sees everything
 # Layers of the models whose queries are divided by the width of all heads and not by that of one
 _WIDE: Mapping[str, int] = {"gemma2": 46, "gemma3": 62}
+_ASKED_TO_SLIDE = ("qwen2", "qwen2moe", "qwen3", "qwen3moe", "smollm3")  # windows only with use_sliding_window
+_SAME_FREQUENCY = 1e-5
 SIGMOID, SOFTMAX = 2, 1
 _LN2 = 0.6931471805599453
 _MOST_EXPERTS, _LARGEST = 4096, 3e38
@@ -246,7 +248,7 @@ def _special(config: Config, family: Family) -> Metadata:
         found |= {"attention.head_count_kv": 1, "attention.key_length": named["L"] + named["R"]}
         found |= {"attention.value_length": named["L"], "attention.key_length_mla": named["nope"] + named["R"]}
         found |= {"attention.value_length_mla": named["value"], "expert_gating_func": _gating(config, family)}
-        if config.get("topk_method") == "greedy":  # among all experts, whatever groups there are
+        if not _by_groups(config, family):  # among all experts, whatever groups there are
             found |= {"expert_group_count": None, "expert_group_used_count": None}
         return found | {"leading_dense_block_count": sparse_from(config, family)}
     if arch == "gpt-oss":
@@ -254,6 +256,14 @@ def _special(config: Config, family: Family) -> Metadata:
     if arch == "phi3":
         found["attention.sliding_window"] = config.get("sliding_window") or 0
     return found | {"attention.key_length": head, "attention.value_length": head}
+
+
+def _by_groups(config: Config, family: Family) -> bool:
+    """Whether experts are chosen among those of the best groups only."""
+    groups = _count(config, "expert_group_count")
+    if family.model_type == "deepseek_v2" and config.get("topk_method") in (None, "greedy"):
+        return False
+    return groups > 1 and _count(config, "expert_group_used_count") < groups
 
 
 def _gating(config: Config, family: Family) -> int:
@@ -490,6 +500,8 @@ def _rope_refusals(config: Config, family: Family) -> Iterator[str]:
         yield f"partial_rotary_factor is {partial}, and llama.cpp rotates all of a head for {arch}"
     if kind == "yarn":
         yield from _yarn_refusals(rope, arch)
+        if rope.get("truncate") is False and arch != "gpt-oss" and rounding(config, rope) > _SAME_FREQUENCY:
+            yield "truncate of its YaRN is false, and llama.cpp rounds the bounds of what it scales"
     if arch == "deepseek2" and config.get("rope_interleave") is False:
         yield "rope_interleave is false, and llama.cpp rotates neighbours"
 
@@ -512,11 +524,20 @@ def _layer_refusals(config: Config, family: Family) -> Iterator[str]:
         meant = ["full_attention" if (n + 1) % every == 0 else "sliding_attention" for n in range(count)]
         if kinds != meant:
             yield f"its layer_types are not those of {arch}: every {every}th sees everything, the others a window"
+    pattern = config.get("sliding_window_pattern", config.get("_sliding_window_pattern"))
+    if arch == "gemma3" and not isinstance(kinds, list) and pattern not in (None, every):
+        yield f"its sliding_window_pattern is {pattern}, and llama.cpp lets every {every}th layer see everything"
+    if family.model_type == "deepseek_v2" and _by_groups(config, family):
+        yield (
+            "its topk_method is group_limited_greedy: it chooses groups of experts by the best one of each, and "
+            "llama.cpp by the best two"
+        )
     if family.model_type == "deepseek_v2" and config.get("norm_topk_prob"):
         yield "norm_topk_prob is set, by which transformers and llama.cpp compute deepseek_v2 differently"
     if arch == "smollm3":
-        said = config.get("no_rope_layers")
-        if said is not None and said != [int((n + 1) % 4 != 0) for n in range(count)]:
+        said, interval = config.get("no_rope_layers"), config.get("no_rope_layer_interval", 4)
+        rotated = [int((n + 1) % 4 != 0) for n in range(count)]
+        if said != rotated if said is not None else interval != 4:
             yield "its no_rope_layers are not every fourth, which is what llama.cpp computes"
     if arch in ("qwen2moe", "qwen3moe") and (
         config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1
@@ -528,9 +549,8 @@ def _layer_refusals(config: Config, family: Family) -> Iterator[str]:
 
 def remarks(config: Config, family: Family) -> Iterator[str]:
     """Where llama.cpp computes the same up to some length of text only."""
-    window = config.get("sliding_window")
-    slides = config.get("use_sliding_window", True) and family.gguf not in (*_SWA_EVERY, "olmo2", "bert")
-    if isinstance(window, int) and window and slides:
+    window = _window(config, family)
+    if window:
         yield f"llama.cpp has no sliding window for {family.gguf}: beyond {window} tokens it sees more"
     rope = rope_of(config)
     if rope["rope_type"] in ("longrope", "su"):
@@ -539,10 +559,51 @@ def remarks(config: Config, family: Family) -> Iterator[str]:
             f"llama.cpp takes the factors for long texts where its context is longer than {original} tokens, and "
             "transformers where the text is"
         )
-    if rope.get("truncate") is False:
-        yield "llama.cpp rounds the bounds between which frequencies are scaled (YaRN); this model does not"
-    if config.get("topk_method") == "group_limited_greedy" and (config.get("n_group") or 1) > 1:
-        yield "llama.cpp chooses groups of experts by their best two, where this model goes by the best one"
+    apart = rounding(config, rope) if rope["rope_type"] == "yarn" and rope.get("truncate") is False else 0.0
+    if apart > _SAME_FREQUENCY:
+        yield (
+            "llama.cpp rounds the bounds between which YaRN scales frequencies, and this model does not: some "
+            f"frequencies differ by up to {apart:.1%}, in every .gguf of it"
+        )
+
+
+def _window(config: Config, family: Family) -> int:
+    """How many tokens a layer sees that in llama.cpp sees more; 0 where all layers see as much in both."""
+    if family.gguf in (*_SWA_EVERY, *_NO_ROPE, "olmo2", "nomic-bert"):
+        return 0
+    asked = family.gguf in _ASKED_TO_SLIDE
+    if asked and not config.get("use_sliding_window"):
+        return 0
+    window, kinds = config.get("sliding_window"), config.get("layer_types")
+    if not isinstance(window, int) or not 0 < window < _count(config, "context_length"):
+        return 0
+    if isinstance(kinds, list):
+        return window if "sliding_attention" in kinds else 0
+    first = config.get("max_window_layers", 28) if family.gguf in ("qwen2", "qwen3") else 0
+    return window if not isinstance(first, int) or first < layers(config) else 0
+
+
+def rounding(config: Config, rope: Config) -> float:
+    """The largest part by which a frequency is another where the bounds between which YaRN scales them are rounded
+    down and up (llama.cpp), or are not (transformers, modeling_rope_utils.py: _compute_yarn_parameters)."""
+    width, theta = int(config.get("qk_rope_head_dim") or head_size(config)), float(rope["rope_theta"])
+    factor = float(_factor(config, rope) or 1.0)
+    original = float(rope.get("original_max_position_embeddings") or _count(config, "context_length"))
+
+    def bound(turns: float) -> float:
+        return width * float(log2(original / (turns * 2 * math.pi))) / (2 * float(log2(theta)))
+
+    low, high = bound(float(rope.get("beta_fast") or 32)), bound(float(rope.get("beta_slow") or 1))
+    pairs = [(low, high), (float(math.floor(low)), float(math.ceil(high)))]
+    apart = 0.0
+    for pair in range(width // 2):
+        kept = []
+        for first, last in pairs:
+            first, last = max(first, 0.0), min(last, width - 1.0)
+            ramp = min(max((pair - first) / max(last - first, 0.001), 0.0), 1.0)
+            kept.append((1 - ramp) + ramp / factor)
+        apart = max(apart, abs(kept[1] / kept[0] - 1))
+    return apart
 
 
 # ---- back ----------------------------------------------------------------------------------------------

@@ -45,11 +45,8 @@ class Shards:
         """Put every shard that is finished into the output: what happened to its tensors, by its number."""
         found = {}
         for number, file in enumerate(self.plan.files):
-            path = self.folder.finished(_name(number), self.key)
-            if path is not None:
-                said = self._changes(number)
-                self.sink.take(file.name, path)
-                found[number] = said
+            if self.sink.taken(self.folder, _name(number), self.key, file.name):
+                found[number] = self._changes(number)
         return found
 
     def _changes(self, number: int) -> dict[str, Change]:
@@ -63,8 +60,8 @@ class Shards:
             raise self.folder.damaged() from error
 
     def keep(self, number: int) -> str:
-        """Link a finished shard into the folder, by any worker: the hash of its content."""
-        return self.folder.keep(_name(number), self.sink.path(self.plan.files[number].name))
+        """Keep a finished shard, by any worker: what its content is known by."""
+        return self.sink.kept(self.folder, _name(number), self.plan.files[number].name)
 
     def note(self, number: int, content: str, changes: Mapping[str, Change]) -> None:
         """The shard is finished, and this is what happened to its tensors."""

@@ -1,4 +1,4 @@
-"""An output that is a GGUF file: what of a model may be in it, and what its metadata says.
+"""An output that is a GGUF file, or the parts of one: what of a model may be in it, and what its metadata says.
 
 What the input's metadata said is kept. `general.file_type` is that of the mixture that was asked for; without one
 the type that most weights of matrices have, unless every tensor has the type that it had.
@@ -17,6 +17,7 @@ from compressor.engine.plan.plan import Job, OutputFile, Step
 from compressor.engine.plan.request import PlanRequest
 from compressor.files.gguf import values
 from compressor.files.gguf.reading import RECORD, GgufHeader
+from compressor.files.gguf.split import part_names, split_fields
 from compressor.files.gguf.values import Kind, Value
 from compressor.files.gguf.writing import GgufTensor, layout
 from compressor.files.source import Source
@@ -100,8 +101,15 @@ def check_ggml(jobs: Sequence[Job], request: PlanRequest) -> None:
     raise_all(list(problems.values()))
 
 
-def gguf_file(request: PlanRequest, jobs: Sequence[Job], record: str | None) -> OutputFile:
-    """The file of these jobs, with the metadata of the input and the `record` of what was done.
+def in_file_order(jobs: Sequence[Job], source: Source) -> list[Job]:
+    """The jobs as a file has their tensors: those of the input in the order of its data, then others by name."""
+    places = {tensor: number for number, tensor in enumerate(_in_order(source))}
+    return sorted(jobs, key=lambda job: (places.get(job.spec.name, len(places)), job.spec.name))
+
+
+def gguf_files(request: PlanRequest, jobs: Sequence[Job], record: str | None) -> tuple[OutputFile, ...]:
+    """The file of these jobs, or its parts, with the metadata of the input and the `record` of what was done, which
+    the first part has.
 
     OutputError where nothing says what model it is, or for what the format does not hold.
     """
@@ -112,9 +120,12 @@ def gguf_file(request: PlanRequest, jobs: Sequence[Job], record: str | None) -> 
             file=source.path,
             remedy="Give a .gguf or the model's folder, or write .safetensors",
         )
-    places = {tensor: number for number, tensor in enumerate(_in_order(source))}
-    ordered = sorted(jobs, key=lambda job: (places.get(job.spec.name, len(places)), job.spec.name))
-    tensors = [GgufTensor(job.spec.name, job.ggml, job.spec.shape) for job in ordered if job.ggml is not None]
+    ordered = [
+        (job.file, GgufTensor(job.spec.name, job.ggml, job.spec.shape))
+        for job in in_file_order(jobs, source)
+        if job.ggml is not None
+    ]
+    tensors = [tensor for _, tensor in ordered]
     fields = {key: value for key, value in source.fields.items() if key not in (RECORD, VERSION)}
     number = MIXED_FILE_TYPES.get(request.mixture)
     fields[FILE_TYPE] = _file_type(tensors, source) if number is None else values.scalar(Kind.UINT32, number)
@@ -122,7 +133,14 @@ def gguf_file(request: PlanRequest, jobs: Sequence[Job], record: str | None) -> 
         fields[VERSION] = values.scalar(Kind.UINT32, QUANTIZATION_VERSION)
     if record is not None:
         fields[RECORD] = values.text(record)
-    return OutputFile(request.output_name, layout(tensors, fields))
+    count = 1 + max((file for file, _ in ordered), default=0)
+    if count == 1:
+        return (OutputFile(request.output_name, layout(tensors, fields)),)
+    own = [[tensor for file, tensor in ordered if file == number] for number in range(count)]
+    said = [split_fields(number, count, len(tensors)) for number in range(count)]
+    said[0] = fields | said[0]
+    names = part_names(request.output_name, count)
+    return tuple(OutputFile(names[number], layout(own[number], said[number])) for number in range(count))
 
 
 def _types(source: Source) -> Mapping[str, GgmlType]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from compressor.checkpoint import dialects, record
@@ -41,10 +42,10 @@ def lay_out(
     if container == "npz":
         return (OutputFile(request.output_name, _npz_layout(jobs[0], stages, checkpoint, fingerprint)),), ()
     if container == "gguf":
-        from compressor.engine.plan.gguf_file import gguf_file
+        from compressor.engine.plan.gguf_file import gguf_files
 
         said = _record(checkpoint, _origins(request, 0), (), stages, fingerprint)
-        return (gguf_file(request, jobs, said.get(RECORD)),), ()
+        return gguf_files(request, jobs, said.get(RECORD)), ()
     names, index = _names(request, jobs)
     members: list[list[Job]] = [[] for _ in names]
     for job in jobs:
@@ -61,6 +62,16 @@ def lay_out(
         files.append(OutputFile(names[number], safetensors.layout(specs, metadata)))
     _check_growth(stored, files)
     return tuple(files), _texts(jobs, files, checkpoint, index) if container == "folder" else ()
+
+
+def fingerprinted(file: OutputFile, fingerprint: str) -> OutputFile:
+    """A safetensors file of a plan with the plan's fingerprint in its header, if that records anything."""
+    metadata = record.with_plan(file.layout.metadata, fingerprint)
+    return (
+        file
+        if metadata == file.layout.metadata
+        else replace(file, layout=safetensors.relabelled(file.layout, metadata))
+    )
 
 
 def _check_growth(stored: dialects.Stored, files: Sequence[OutputFile]) -> None:

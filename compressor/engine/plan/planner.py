@@ -17,7 +17,7 @@ from compressor.engine.plan.checks import check_axes, check_container, check_dia
 from compressor.engine.plan.fused import agreed, check_fused
 from compressor.engine.plan.loaders import check_loader, check_matrix, left_dense
 from compressor.engine.plan.notes import is_language_model, plan_notes
-from compressor.engine.plan.output_files import carried_over, lay_out
+from compressor.engine.plan.output_files import carried_over, fingerprinted, lay_out
 from compressor.engine.plan.pairing import bias_left_alone, informed, partner_for
 from compressor.engine.plan.patterns import check_patterns
 from compressor.engine.plan.plan import Job, Plan, Step, dense_part, short_name
@@ -96,18 +96,34 @@ def make_plan(request: PlanRequest) -> Plan:
 
 def _sharded(jobs: Sequence[Job], size: int, request: PlanRequest) -> list[Job]:
     """The jobs in files of this size. UsageError for an output of one file, or one that takes files as they are."""
-    if request.container != "folder" or makes_adapter(request.recipe.stages):
-        raise UsageError("--max-shard-size is for folders, and this output is one file")
+    if request.container not in ("folder", "gguf") or makes_adapter(request.recipe.stages):
+        raise UsageError("--max-shard-size is for folders and .gguf, and this output is one file")
     if request.checkpoint.stored:
         raise UsageError("--max-shard-size: an archive of a folder has its files", remedy="Leave it out")
-    return resharded(jobs, size)
+    if request.container == "folder":
+        return resharded(jobs, size)
+    from compressor.engine.plan.gguf_file import in_file_order
+    from compressor.files.gguf.split import MOST_FILES
+
+    files = {job.spec.name: job.file for job in resharded(in_file_order(jobs, request.checkpoint.source), size)}
+    count = 1 + max(files.values(), default=0)
+    if count > MOST_FILES:
+        raise UsageError(
+            f"--max-shard-size: there would be {count} files, and the parts of a .gguf are {MOST_FILES} at most",
+            remedy="Give a larger size",
+        )
+    return [replace(job, file=files[job.spec.name]) for job in jobs]
 
 
 def with_fingerprint(plan: Plan, request: PlanRequest) -> Plan:
     """The plan of this request with its own fingerprint in the headers of its files, where they record anything."""
     if not plan.stages:
         return plan
-    files, _ = lay_out(request, plan.jobs, plan.stages, fingerprint=plan.fingerprint)
+    fingerprint = plan.fingerprint
+    if plan.container in ("safetensors", "folder") and not makes_adapter(request.recipe.stages):
+        files = tuple(fingerprinted(file, fingerprint) for file in plan.files)
+    else:
+        files, _ = lay_out(request, plan.jobs, plan.stages, fingerprint=fingerprint)
     return replace(plan, files=files)
 
 

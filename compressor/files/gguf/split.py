@@ -10,14 +10,32 @@ import os
 import re
 
 from compressor.core.errors import InputError
+from compressor.files.gguf import values
 from compressor.files.gguf.agreement import check_agreement, integer
 from compressor.files.gguf.reading import GgufHeader, read_header
+from compressor.files.gguf.values import Kind, Value
 from compressor.files.source import Source, SourceFile, assemble
 from compressor.files.tree import Tree
 
 NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
+MOST_FILES = (1 << 16) - 1  # which `split.count` can say
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
 _ALL = "Give the model with all of its parts, or join them with llama-gguf-split --merge"
+
+
+def part_names(name: str, count: int) -> list[str]:
+    """What the parts of a file are called that would be called `name`: as llama-gguf-split does."""
+    stem, suffix = os.path.splitext(name)
+    return [f"{stem}-{number:05d}-of-{count:05d}{suffix}" for number in range(1, count + 1)]
+
+
+def split_fields(number: int, count: int, tensors: int) -> dict[str, Value]:
+    """What part `number` (from 0) of `count` says of itself, where all parts together hold so many tensors."""
+    return {
+        NUMBER: values.scalar(Kind.UINT16, number),
+        COUNT: values.scalar(Kind.UINT16, count),
+        TENSORS: values.scalar(Kind.INT32, tensors),
+    }
 
 
 def open_model(tree: Tree, name: str) -> Source:
@@ -39,9 +57,7 @@ def open_model(tree: Tree, name: str) -> Source:
             file=path,
             remedy=f"Call the parts NAME-00001-of-{count:05d}.gguf and so on",
         )
-    names = [
-        f"{called['stem']}-{number:05d}-of-{called['count']}{called['suffix']}" for number in range(1, count + 1)
-    ]
+    names = part_names(f"{called['stem']}{called['suffix']}", count)
     missing = [one for one in names if not tree.has(os.path.join(inside, one))]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

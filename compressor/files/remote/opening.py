@@ -14,4 +14,12 @@ def found(path: str) -> tuple[Tree, str]:
         from compressor.files.remote.web import found as on_web
 
         return on_web(path)
-    raise InputError(f"{scheme}:// is no address that is read here", file=path)
+    if scheme == "hf":
+        from compressor.files.remote.hub import found as on_hub
+
+        return on_hub(path)
+    if scheme == "file" or "::" in path:
+        raise InputError("is no address that is read here", file=path, remedy="Give the path of a file or folder")
+    from compressor.files.remote.objects import found as in_store
+
+    return in_store(path)

@@ -10,10 +10,13 @@ from compressor.files.tree import Entry
 
 
 class RemoteTree:
-    """A folder whose files are `listed` by their paths within it; `fetch` gives one of them to be read."""
+    """A folder whose files are `listed` by their paths within it; `fetch` gives one of them to be
+    read, and `notes` are what to tell of it."""
 
-    def __init__(self, path: str, listed: Iterable[str], fetch: Callable[[str], InputFile]) -> None:
-        self.path = path
+    def __init__(
+        self, path: str, listed: Iterable[str], fetch: Callable[[str], InputFile], notes: tuple[str, ...] = ()
+    ) -> None:
+        self.path, self.notes = path, notes
         self._fetch = fetch
         self._inside: dict[str, dict[str, Entry]] = {"": {}}
         for name in listed:

@@ -50,6 +50,7 @@ class WebTree:
     def __init__(self, url: str) -> None:
         self._parts = urlsplit(url)
         self.path = without_secrets(url)
+        self.notes: tuple[str, ...] = ()
         self._files: dict[str, InputFile | None] = {}
 
     def names(self, inside: str = "") -> list[str]:

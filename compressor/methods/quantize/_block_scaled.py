@@ -22,16 +22,18 @@ from compressor.core.floats import largest as limit
 from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block, ReadableScheme, Scheme
+from compressor.methods.contract import Block, Scheme
 from compressor.methods.numerics import scales
+from compressor.methods.numerics.compensated import by_columns
 from compressor.methods.numerics.minifloat import Minifloat
 from compressor.methods.options import option
 from compressor.methods.parts import Part
+from compressor.methods.quantize._compensating import ACT_ORDER_HELP, DAMP_HELP, METHOD_HELP, Compensating
 from compressor.methods.quantize.int import Int
 
 
 @dataclass(frozen=True)
-class BlockScaled(ReadableScheme):
+class BlockScaled(Compensating):
     """`size` weights of a row share a scale; `element` is what a code is."""
 
     verb: ClassVar[str] = "quantize"
@@ -39,7 +41,9 @@ class BlockScaled(ReadableScheme):
     scale_dtype: ClassVar[str]
     tried: ClassVar[tuple[int, ...]]  # rungs that the search tries, counted from the one suggested
 
-    method: Literal["search", "absmax"] = option("search", help="how scales are chosen")
+    method: Literal["search", "absmax", "gptq"] = option("search", help=METHOD_HELP)
+    damp: float | None = option(None, help=DAMP_HELP, low=0)
+    act_order: bool = option(False, help=ACT_ORDER_HELP, off="plain-order")
 
     @property
     @abstractmethod
@@ -126,17 +130,51 @@ class BlockScaled(ReadableScheme):
         top = int(np.count_nonzero(ladder.astype(np.float64) * self.element.largest <= limit(spec.dtype))) - 1
         codes = None if parts is None else self._codes(parts, values.shape, work)
         ladder = ladder.astype(values.dtype)
+
+        def chosen(blocks: Array, high: Array) -> Array:
+            rungs: Array = np.clip(suggested(high.astype(np.float32), work), 0, top)
+            if self.method == "absmax":
+                return rungs
+            return self._search(blocks, rungs.astype(np.int64), ladder, top, work)
+
         with np.errstate(all="ignore"):
-            rungs = np.clip(suggested(high.astype(np.float32), work), 0, top)
-            if self.method == "search":
-                rungs = self._search(blocks, rungs.astype(np.int64), ladder, top, work)
-            scale = ladder.take(rungs)[:, None]
-            flat = None if codes is None else codes.reshape(blocks.shape)
-            self.element.quantize(blocks, scale, self.size, flat, restored.reshape(blocks.shape), work)
+            if self.by_inputs:
+                rungs = self._compensated(block, ladder, chosen, codes, restored)
+            else:
+                rungs = chosen(blocks, high)
+                scale = ladder.take(rungs)[:, None]
+                flat = None if codes is None else codes.reshape(blocks.shape)
+                self.element.quantize(blocks, scale, self.size, flat, restored.reshape(blocks.shape), work)
         if parts is not None and codes is not None:
             if self.packed:
                 bitstream.pack(codes, 4, parts["_packed"], work)
             np.copyto(parts["_scale"], (rungs + self.first).reshape(parts["_scale"].shape), casting="unsafe")
+
+    def _compensated(
+        self,
+        block: Block,
+        ladder: Array,
+        chosen: Callable[[Array, Array], Array],
+        codes: Array | None,
+        restored: Array,
+    ) -> Array:
+        """The rungs of all blocks [rows, blocks]; `codes` (unless None) and `restored` [rows, columns] are those of
+        least error of the layer's outputs. InputError where the gram of its inputs cannot be used."""
+        values, work = block.values, block.work
+        kept = work.array("blocks.kept", values.shape, "|u1") if codes is None else codes
+
+        def choose(weights: Array, first: int) -> _Columns:
+            blocks = weights.reshape(-1, self.size)
+            rungs = chosen(blocks, np.abs(blocks).max(axis=1)).reshape(weights.shape[:2])
+            scale = ladder.take(rungs).astype(np.float64)
+            return _Columns(self.element, rungs, scale, self.size, first, kept, work)
+
+        groups = by_columns(block, values, self.size, choose, damp=self.damp, act_order=self.act_order)
+        rungs = np.concatenate([group.rungs for group in groups], axis=1)
+        self.element.table(restored.dtype.str).take(kept, out=restored, mode="wrap")
+        grouped = restored.reshape(len(restored), -1, self.size)
+        np.multiply(grouped, ladder.take(rungs)[..., None], out=grouped)
+        return rungs
 
     def _codes(self, parts: Mapping[str, Array], shape: tuple[int, ...], work: Workspace) -> Array:
         return work.array("blocks.codes", shape, "|u1") if self.packed else parts[""].reshape(shape)
@@ -179,3 +217,24 @@ class BlockScaled(ReadableScheme):
         scale = self.stored_scale(parts, spec).astype(kind).take(parts["_scale"])
         grouped = out.reshape(len(out), -1, self.size)
         np.multiply(grouped, scale[..., None], out=grouped)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Blocks of `size` from the column `first` on, of these `rungs` and scales [rows, blocks]; their codes go to
+    `codes` [rows, columns]."""
+
+    element: Minifloat
+    rungs: Array
+    scale: Array
+    size: int
+    first: int
+    codes: Array
+    work: Workspace
+
+    def round(self, target: Array, place: int) -> Array:
+        scale = self.scale[:, (place - self.first) // self.size, None]
+        codes, restored = np.empty((len(target), 1), np.uint8), np.empty((len(target), 1))
+        self.element.quantize(target[:, None], scale, 1, codes, restored, self.work)
+        self.codes[:, place] = codes[:, 0]
+        return restored[:, 0]

@@ -37,7 +37,7 @@ class Microscaling(BlockScaled, PlainEncoder):
         Under `absmax` magnitudes of mantissa 1.75 and more count as the next power of two, which is
         compressed-tensors' rule; the search tries both.
         """
-        patterns = high.view("<i4") + (0 if self.method == "search" else 1 << 21)
+        patterns = high.view("<i4") + (1 << 21 if self.method == "absmax" else 0)
         rungs = (patterns >> 23) - (frexp(self.element.largest)[1] - 1)
         rungs[high == 0] = 127
         found: Array = rungs
@@ -49,4 +49,4 @@ class Microscaling(BlockScaled, PlainEncoder):
         top = self.element.largest
         lost = 2.0 ** frexp(top)[1] / top - 1
         rounding = 2 * epsilon(spec.dtype) * largest + smallest(spec.dtype) + 2.0**-127
-        return lost * largest + rounding
+        return (lost + self.further) * largest + rounding

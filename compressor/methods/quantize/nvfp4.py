@@ -80,7 +80,8 @@ class Nvfp4(BlockScaled):
     def bound(self, largest: float, spec: TensorSpec) -> float:
         """Rounding costs a fifth of a weight at most, clipping under a quarter of the largest, where the global
         scale is the tensor's own."""
-        return 0.25 * largest + 2 * epsilon(spec.dtype) * largest + smallest(spec.dtype) + 2.0**-137
+        rounding = 2 * epsilon(spec.dtype) * largest + smallest(spec.dtype) + 2.0**-137
+        return (0.25 + self.further) * largest + rounding
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from compressor.methods.unlisted import refit_codes
 from compressor.networks.matching import read_network
 from compressor.networks.network import Network
 from compressor.networks.samples import blocks
+from compressor.networks.surest import both_surest, first_samples
 from compressor.networks.training.examples import Examples, open_examples
 from compressor.networks.training.network_ends import bare
 from compressor.recipe.sequential_refit import Sequential
@@ -59,7 +60,10 @@ def refitted(
     wide = any(tensor.spec.dtype == "F64" for tensor in checkpoint.tensors.values())
     student = read_network(checkpoint, options.network, "<f8" if wide else "<f4")
     mentor = read_network(teacher, options.network, student.network.dtype)
-    run = _Run(checkpoint, bare(student.network), bare(mentor.network), options)
+    examples = open_examples(options.inputs, options.divide, bare(student.network), bare(mentor.network))
+    samples = first_samples(examples.array, examples.by)
+    mentor, student = both_surest(teacher, mentor, checkpoint, student, samples)
+    run = _Run(checkpoint, bare(student.network), bare(mentor.network), examples, options.damp)
     notes = [f"network: {student.description}", f"inputs: {run.examples.count}, {run.examples.description}"]
     notes.append(
         f"{options.label} holds both networks and products of a layer's inputs: about {run.nbytes / 1e6:.0f} MB"
@@ -89,8 +93,11 @@ class _Seen:
 class _Run:
     """A student on its way to its teacher: `student` and `tensors` change layer by layer."""
 
-    def __init__(self, checkpoint: Checkpoint, student: Network, teacher: Network, options: Sequential) -> None:
-        self.checkpoint, self.student, self.teacher, self.options = checkpoint, student, teacher, options
+    def __init__(
+        self, checkpoint: Checkpoint, student: Network, teacher: Network, examples: Examples, damp: float | None
+    ) -> None:
+        self.checkpoint, self.student, self.teacher = checkpoint, student, teacher
+        self.examples, self.damp = examples, damp
         self.tensors = dict(checkpoint.tensors)
         for name, array in student.tensors.items():
             theirs = teacher.tensors.get(name)
@@ -104,7 +111,6 @@ class _Run:
                 )
             if self.tensors[name].encoder is not None and not _coded(self.tensors[name]):
                 self.tensors[name] = holding(checkpoint, name, array)
-        self.examples: Examples = open_examples(options.inputs, options.divide, student, teacher)
         self.roles = {layer_of(one["weight"]): one for one in student.fitted.roles if "weight" in one}
         for layer in student.linear:
             tensor = self.tensors[self.roles[layer]["weight"]]
@@ -207,7 +213,7 @@ class _Run:
         name, bias = roles["weight"], roles.get("bias")
         if bias is not None and _coded(self.tensors[bias]):
             bias = None  # it stays
-        of = conditioned(seen.layer, self.options.damp, name, centred=bias is not None, dead=_DEAD)
+        of = conditioned(seen.layer, self.damp, name, centred=bias is not None, dead=_DEAD)
         teacher = self.teacher.tensors[name].reshape(len(self.teacher.tensors[name]), -1).astype(np.float64)
         power = np.frexp(np.abs(teacher).max(axis=1, keepdims=True))[1]
         wanted = np.ldexp(teacher, -power)

@@ -10,9 +10,11 @@ from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.views import ReplacedTensor, check_finite, holding
 from compressor.core.errors import InputError
 from compressor.core.parallel.threads import local
+from compressor.core.workspace import Array
 from compressor.files.source import StoredTensor
 from compressor.networks.matching import read_network
 from compressor.networks.network import Network
+from compressor.networks.surest import answers, both_surest, confidence, first_samples
 from compressor.networks.training.batches import Batches, bordered
 from compressor.networks.training.epochs import LANES
 from compressor.networks.training.examples import Examples, open_examples
@@ -48,6 +50,9 @@ def trained(
             remedy="Student and teacher must give the same vector of outputs, of whatever shapes they are inside",
         )
     examples = open_examples(options.inputs, options.divide, student, master, shift=options.shift)
+    samples = first_samples(examples.array, examples.by)
+    mentor, found = both_surest(teacher, mentor, checkpoint, found, samples)
+    student, master = bare(found.network), bare(mentor.network)
     held = None if options.codes == "numbers" else _held(checkpoint, student, options.codes)
     nbytes = sum(array.nbytes for array in student.tensors.values())
     # the student, its best state, masks, two moments and a gradient of each lane; the teacher
@@ -57,6 +62,7 @@ def trained(
     notes = [
         f"network: {found.description}; the teacher's: {mentor.description}",
         f"inputs: {examples.count}, {examples.description}",
+        _knows(master, samples, examples, options, teacher.path),
         f"{METHOD} holds both networks, Adam's moments and all inputs in memory: about {size / 1e6:.0f} MB",
     ]
     if not dry and not options.rehearsal:
@@ -75,6 +81,26 @@ def trained(
             tensors[name] = replace(tensors[name], parts={**tensors[name].parts, **_stored(codes)})
         tensors = {name: replace(one, kept=one.encoder is not None) for name, one in tensors.items()}
     return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, *notes))
+
+
+def _knows(teacher: Network, samples: Array, examples: Examples, options: Training, path: str) -> str:
+    """How sure the teacher is of the first inputs, and how often right where there are labels, in words. InputError
+    where that is less than asked for."""
+    sure = confidence(teacher, samples)
+    said = f"the teacher is sure of its answers by {sure:.3f} in the mean of the first {len(samples)} inputs"
+    if options.labels is None:
+        return said
+    labels = examples.read_labels(options.labels, teacher.outputs[0])[: len(samples)]
+    right = float((answers(teacher, samples).argmax(axis=1) == labels).mean())
+    said += f", and right on {100 * right:.2f} % of them"
+    if options.min_accuracy is not None and right < options.min_accuracy:
+        raise InputError(
+            f"{said}; at least {100 * options.min_accuracy:g} % were asked for",
+            file=path,
+            remedy="See whether the network is the one that it was trained as (--network), how inputs are scaled "
+            "(--divide), and whether the labels are theirs; or lower --min-accuracy",
+        )
+    return said
 
 
 def _run(

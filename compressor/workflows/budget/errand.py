@@ -60,9 +60,12 @@ class Errand:
         return run_one_pass(self.verb, self.source, self.output, recipe, planning, only=only)
 
     def trial(self, recipe: Recipe, path: str) -> Report:
-        """Write the recipe's output to another path, to see what it becomes: no gate holds, and nobody is told."""
+        """Write the recipe's output to another path, to see what it becomes: no gate holds, and nobody is told. A
+        .gguf is one file there, which that path names."""
+        whole = os.path.splitext(path)[1].lower() == ".gguf"
         quiet = replace(
             self.options,
+            max_shard_size=None if whole else self.options.max_shard_size,
             force=False,
             progress=None,
             save_mask=None,

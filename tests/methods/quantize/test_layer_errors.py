@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,25 @@ from compressor.calibration.statistics import write_statistics
 from compressor.core.errors import InputError, UsageError
 from compressor.core.layer_inputs import Layer
 from compressor.core.tensor import TensorSpec
+from compressor.methods.contract import Method
 from compressor.methods.quantize.int import Int
+from compressor.methods.quantize.mxfp4 import Mxfp4
+from compressor.methods.quantize.mxfp8 import Mxfp8
+from compressor.methods.quantize.nf4 import Nf4
+from compressor.methods.quantize.nvfp4 import Nvfp4
 
 Array = npt.NDArray[Any]
 
 
-def made(values: Array, layer: Layer, dtype: str = "F32", **options: Any) -> Array:
+FLOATS = [Nvfp4, Mxfp4, Mxfp8, Nf4, partial(Nf4, double_quant=True)]
+NAMES = ["nvfp4", "mxfp4", "mxfp8", "nf4", "nf4 double"]
+
+
+def made(
+    values: Array, layer: Layer, dtype: str = "F32", *, scheme: Callable[..., Method] = Int, **options: Any
+) -> Array:
     spec = TensorSpec("w", dtype, values.shape)
-    return run(Int(**options), spec, values, inputs=layer).restored
+    return run(scheme(**options), spec, values, inputs=layer).restored
 
 
 def plain(values: Array, layer: Layer, bits: int, size: int, symmetric: bool, act_order: bool) -> Array:
@@ -80,6 +93,40 @@ def test_outputs_lose_less_than_by_the_search(bits: int, symmetric: bool, act_or
     searched = lost(values, made(values, layer, **options), layer)
     found = lost(values, made(values, layer, **options, method="gptq", act_order=act_order), layer)
     assert found < 0.75 * searched
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("scheme", FLOATS, ids=NAMES)
+def test_outputs_of_small_floats_lose_less_than_by_the_search(scheme: Any, act_order: bool) -> None:
+    values, layer = weights(40, 256), correlated(256)
+    searched = lost(values, made(values, layer, scheme=scheme), layer)
+    found = made(values, layer, scheme=scheme, method="gptq", act_order=act_order)
+    assert lost(values, found, layer) < 0.75 * searched
+
+
+@pytest.mark.parametrize("scheme", FLOATS, ids=NAMES)
+def test_without_correlation_small_floats_are_those_of_the_search(scheme: Any) -> None:
+    values, size = weights(20, 128), np.linspace(0, 3, 128)
+    layer = Layer(9, np.zeros(128), size, np.diag(size))
+    for act_order in (False, True):
+        found = made(values, layer, scheme=scheme, method="gptq", act_order=act_order)
+        assert same_bits(found, made(values, layer, scheme=scheme))
+
+
+@pytest.mark.parametrize("scheme", FLOATS, ids=NAMES)
+def test_pruned_weights_of_small_floats_stay_zero(scheme: Any) -> None:
+    values = weights(30, 128)
+    values[np.random.default_rng(0).random(values.shape) < 0.5] = 0
+    found = made(values, correlated(128), scheme=scheme, method="gptq")
+    assert not found[values == 0].any()
+
+
+def test_blocks_of_nf4_end_with_a_row() -> None:
+    with pytest.raises(UsageError, match="64 does not divide the row of 96") as caught:
+        Nf4(method="gptq").check(TensorSpec("w", "F32", (8, 96)))
+    assert "--method search" in caught.value.remedy
+    with pytest.raises(UsageError, match="damp and act_order hold for method gptq only"):
+        Nvfp4(act_order=True)
 
 
 def test_a_row_is_rounded_alike_wherever_a_block_begins() -> None:

@@ -3,10 +3,10 @@
 Weights of a row share a scale by 32 (Q4_0 … Q8_0, IQ4_NL, MXFP4) or lie in blocks of 256 with quantized scales for
 each 16 or 32 (K types, IQ4_XS) or without (TQ1_0, TQ2_0). `search.py` says how scales are found; where statistics
 of the layers' inputs are given, mean squares of the inputs weigh the errors of the columns, as llama.cpp's
-importance matrix does. F16 and BF16 are plain roundings.
+importance matrix does. F32, F16 and BF16 are plain roundings.
 
 Stored: `NAME` U8 [.., bytes of a row's blocks], ggml's own layout (`ggml-common.h`), which a `.gguf` holds as it
-is; F16 and BF16: `NAME` in that dtype.
+is; F32, F16 and BF16: `NAME` in that dtype.
 
 Error: on normally distributed weights, in the Frobenius norm, from 0.5 % (Q8_0) to 26 % (Q2_K) and 43 % (TQ1_0,
 TQ2_0); docs/methods.md has a table. A block of n weights loses in the sum of squares no more than about what n of
@@ -311,6 +311,12 @@ class Rounded(PlainEncoder):
         np.copyto(out, widen(parts[""].reshape(out.shape), self.dtype, work, "rounded.wide"))
 
 
+class F32(Rounded):
+    """float32, which holds other dtypes of a `.gguf` as they are (float64 rounded)."""
+
+    id, dtype = "f32", "F32"
+
+
 class F16(Rounded):
     """float16."""
 
@@ -325,7 +331,7 @@ class BF16(Rounded):
 
 _SCHEMES: tuple[type[GgmlScheme | Rounded], ...] = (
     *(Even4, Range4, Even5, Range5, Even8, Q2K, Q3K, Q4K, Q5K, Q6K),
-    *(Iq4Nl, Iq4Xs, GgmlMxfp4, Tq1, Tq2, F16, BF16),
+    *(Iq4Nl, Iq4Xs, GgmlMxfp4, Tq1, Tq2, F32, F16, BF16),
 )
 BY_ID: Mapping[str, type[GgmlScheme | Rounded]] = {scheme.id: scheme for scheme in _SCHEMES}
 _BY_TYPE: Mapping[str, type[GgmlScheme]] = {one.type: one for one in _SCHEMES if issubclass(one, GgmlScheme)}

@@ -55,27 +55,25 @@ from compressor.core.lazy import np
 from compressor.core.sums import dots
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block, Encoder, Method, ReadableScheme, Survey
+from compressor.methods.contract import Block, Encoder, Method, Survey
 from compressor.methods.levels import Levels
 from compressor.methods.numerics import scales
-from compressor.methods.numerics.hessian import compensation_memory
 from compressor.methods.numerics.scales import Chosen
 from compressor.methods.options import option
 from compressor.methods.parts import Part
+from compressor.methods.quantize._compensating import ACT_ORDER_HELP, DAMP_HELP, Compensating
 from compressor.methods.quantize.int.group_units import LEAST, MOST, Rule
 from compressor.methods.quantize.int.layouts import LAYOUTS, CodeLayout, Scaled
 from compressor.methods.quantize.int.tensor_range import Extent
 from compressor.methods.quantize.int.ways import CHOOSES_CODES, WAYS, Grid
-from compressor.methods.quantize.int.ways.gptq import REACH
 
 _GROUP = 128  # weights that share a scale, where the user names no number
 _PREFERRED = (64, 32)  # what kernels of loaders are made for, where that does not divide the row
-_OFF = ("signed_scales", "act_order")
 _IN_GGUF = {8: "q8_0", 6: "q6_k", 5: "q5_k_m", 4: "q4_k_m", 3: "q3_k_m", 2: "q2_k"}  # what llama.cpp's users take
 
 
 @dataclass(frozen=True)
-class Int(ReadableScheme):
+class Int(Compensating):
     """Scaled integers, as most runtimes take them."""
 
     verb: ClassVar[str] = "quantize"
@@ -96,8 +94,8 @@ class Int(ReadableScheme):
         help="how scales are chosen: by the range, for least squared error, half-quadratic; by inputs: gptq, or "
         "awq, which scales those",
     )
-    damp: float | None = option(None, help="gptq: added to the gram, in mean diagonals; unset: 0.01", low=0)
-    act_order: bool = option(False, help="gptq: columns of the largest inputs first", off="plain-order")
+    damp: float | None = option(None, help=DAMP_HELP, low=0)
+    act_order: bool = option(False, help=ACT_ORDER_HELP, off="plain-order")
     signed_scales: bool = option(False, help="a search may choose negative scales too", off="positive-scales")
     layout: Literal["auto", "pack-quantized", "int-quantized", "mlx", "gptq", "compressor", "plain"] = option(
         "auto", help="stored layout; auto takes compressed-tensors' where it has one"
@@ -111,8 +109,6 @@ class Int(ReadableScheme):
             raise UsageError("signed_scales holds for methods search and awq with symmetric codes only")
         if self.method in ("hqq", "gptq", "awq") and self.grain == "tensor":
             raise UsageError(f"method {self.method} works on channels and groups; for a whole tensor take search")
-        if self.method != "gptq" and (self.damp is not None or self.act_order):
-            raise UsageError("damp and act_order hold for method gptq only")
         if self.method == "gptq" and self.layout in ("mlx", "gptq"):
             raise UsageError("method gptq works with layouts pack-quantized, int-quantized, compressor and plain")
         if self.layout != "auto":
@@ -234,8 +230,8 @@ class Int(ReadableScheme):
         return LAYOUTS[self.layout_of(spec)].dialect or super().dialect(spec)
 
     def describe(self) -> dict[str, Any]:
-        """Without what is off by default unless it was asked for: as records of files before it was an option."""
-        return {key: said for key, said in super().describe().items() if not (said is False and key in _OFF)}
+        """Without what is off by default: as records of files before it was an option."""
+        return {key: said for key, said in super().describe().items() if key != "signed_scales" or said}
 
     @property
     def named_layout(self) -> str:
@@ -247,22 +243,15 @@ class Int(ReadableScheme):
 
     @property
     def statistics(self) -> Literal["", "square", "gram"]:  # type: ignore[override]
-        return "gram" if self.method == "gptq" else "square" if self.balances else ""
+        return "square" if self.balances else super().statistics
 
     @property
     def linear_algebra(self) -> bool:  # type: ignore[override]
-        return self.method in ("gptq", "awq")
+        return self.by_inputs or self.balances
 
     @property
     def balances(self) -> bool:  # type: ignore[override]
         return self.method == "awq"
-
-    @property
-    def at_once(self) -> int:  # type: ignore[override]
-        return 1 << 21 if self.method == "gptq" else 0
-
-    def memory(self, spec: TensorSpec) -> int:
-        return compensation_memory(spec, max(self.at_once, spec.matrix[1])) if self.method == "gptq" else 0
 
     @property
     def label(self) -> str:
@@ -296,8 +285,8 @@ class Int(ReadableScheme):
         slack = 2 * self.half * (epsilon(dtype) * scale + smallest(dtype))
         rounding = 2 * epsilon(spec.dtype) * largest + smallest(spec.dtype)
         nearest = scale * (1.5 if held_back else 0.5) + slack
-        if self.method == "gptq":
-            return nearest + REACH * largest
+        if self.by_inputs:
+            return nearest + self.further * largest
         if self.method == "absmax":
             return nearest + rounding + self.form(spec).slack(largest, spec)
         clipped = largest

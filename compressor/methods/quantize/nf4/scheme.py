@@ -37,16 +37,18 @@ from compressor.core.floats import epsilon, smallest
 from compressor.core.lazy import np
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block, Encoder, ReadableScheme, Survey
+from compressor.methods.contract import Block, Encoder, Survey
+from compressor.methods.numerics.compensated import by_columns
 from compressor.methods.options import option
 from compressor.methods.parts import Part
+from compressor.methods.quantize._compensating import ACT_ORDER_HELP, DAMP_HELP, METHOD_HELP, Compensating
 from compressor.methods.quantize.nf4 import bitsandbytes_state, levels
 
 _WHOLE = 1 << 21  # weights of a tensor that is taken whole
 
 
 @dataclass(frozen=True)
-class Nf4(ReadableScheme):
+class Nf4(Compensating):
     """4-bit codes for normally distributed weights, as bitsandbytes stores them."""
 
     verb: ClassVar[str] = "quantize"
@@ -54,7 +56,9 @@ class Nf4(ReadableScheme):
 
     group_size: int = option(64, help="weights that share a scale: a power of two", low=32, high=4096)
     double_quant: bool = option(False, help="store the scales in 8 bits too", off="single-quant")
-    method: Literal["search", "absmax"] = option("search", help="how scales are chosen")
+    method: Literal["search", "absmax", "gptq"] = option("search", help=METHOD_HELP)
+    damp: float | None = option(None, help=DAMP_HELP, low=0)
+    act_order: bool = option(False, help=ACT_ORDER_HELP, off="plain-order")
 
     storage: str = "U8"  # in files of others: the dtype that the bytes of codes lie in
     state_bytes: int = 0  # in files of others: how long the quant_state is
@@ -63,6 +67,17 @@ class Nf4(ReadableScheme):
         super().__post_init__()
         if self.group_size & (self.group_size - 1):
             raise UsageError(f"group_size must be 32, 64, 128, … 4096, not {self.group_size}")
+
+    def check(self, spec: TensorSpec) -> None:
+        """UsageError also for rows in which blocks of gptq's columns do not end."""
+        super().check(spec)
+        if self.by_inputs and spec.matrix[1] % self.group_size:
+            raise UsageError(
+                f"method gptq needs blocks that end with a row, and {self.group_size} does not divide the row of "
+                f"{spec.matrix[1]}",
+                tensor=spec.name,
+                remedy="Use --method search for it with --set, or --exclude it",
+            )
 
     # ---- what is stored ----------------------------------------------------------------------------
 
@@ -124,11 +139,11 @@ class Nf4(ReadableScheme):
 
     def bound(self, largest: float, spec: TensorSpec) -> float:
         """Half the widest gap, or what is clipped; and what rounding adds."""
-        clipped = 1 - levels.LEAST if self.method == "search" else 0
-        scale = levels.MOST if self.method == "search" else 1
+        clipped = 0 if self.method == "absmax" else 1 - levels.LEAST
+        scale = 1 if self.method == "absmax" else levels.MOST
         share = 1 if self.double_quant else max(levels.WIDEST * scale, clipped)
         rounding = (2 * epsilon(spec.dtype) + 8 * epsilon("F32")) * largest
-        return share * largest + rounding + smallest(spec.dtype) + 2 * smallest("F32")
+        return (share + self.further) * largest + rounding + smallest(spec.dtype) + 2 * smallest("F32")
 
     # ---- the kernels -------------------------------------------------------------------------------
 
@@ -208,12 +223,15 @@ class _Encoder(Encoder):
         spec, work = block.spec, block.work
         blocks = self.scheme.blocks_of(block)
         first = block.start * spec.matrix[1] // self.scheme.group_size
-        stored, scale = self._scales(blocks, first, spec, work)
-        scaled = work.array("nf4.scaled", blocks.shape, "<f4")
         codes = work.array("nf4.codes", blocks.shape, "|u1")
-        with np.errstate(over="ignore"):  # a tiny 8-bit scale under a large weight: the outermost level
-            np.divide(blocks, scale[:, None], out=scaled)
-        levels.nearest(scaled, codes, work)
+        if self.scheme.by_inputs:
+            stored, scale = self._compensated(block, blocks, first, codes)
+        else:
+            stored, scale = self._scales(blocks, first, spec, work)
+            scaled = work.array("nf4.scaled", blocks.shape, "<f4")
+            with np.errstate(over="ignore"):  # a tiny 8-bit scale under a large weight: the outermost level
+                np.divide(blocks, scale[:, None], out=scaled)
+            levels.nearest(scaled, codes, work)
         packed = levels.pack(codes, work)
         if parts is not None:
             bytes_of = parts[""].reshape(-1)
@@ -223,6 +241,51 @@ class _Encoder(Encoder):
                 parts[".quant_map"][...] = levels.levels()
                 self._store_tables(parts, spec)
         self.scheme.restore(packed, scale, restored, work)
+
+    def _compensated(self, block: Block, blocks: Array, first: int, codes: Array) -> tuple[Array, Array]:
+        """The scales of these blocks, as stored and as numbers; `codes` [blocks, group_size] are those of least
+        error of the layer's outputs. InputError where the gram of its inputs cannot be used."""
+        scheme, spec, work = self.scheme, block.spec, block.work
+        values, kept = blocks.reshape(block.values.shape), codes.reshape(block.values.shape)
+        size = scheme.group_size
+
+        def choose(weights: Array, column: int) -> _Columns:
+            shape = weights.shape[:2]
+            stored, scale = self._scales(weights.reshape(-1, size), first, spec, work)
+            return _Columns(stored.reshape(shape), scale.reshape(shape), size, column, kept, work)
+
+        static = scheme.act_order or scheme.double_quant  # whose scales a survey found
+        groups = by_columns(
+            block, values, size, choose, damp=scheme.damp, act_order=scheme.act_order, static=static
+        )
+        stored, scale = (
+            np.concatenate([getattr(group, name) for group in groups], axis=1).reshape(-1)
+            for name in ("stored", "scale")
+        )
+        return stored, scale
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Blocks of `size` from the column `first` on, of these scales [rows, blocks], as stored and as numbers; their
+    codes go to `codes` [rows, columns]."""
+
+    stored: Array
+    scale: Array
+    size: int
+    first: int
+    codes: Array
+    work: Workspace
+
+    def round(self, target: Array, place: int) -> Array:
+        scale = self.scale[:, (place - self.first) // self.size].astype(np.float64)
+        codes = np.empty((1, len(target)), np.uint8)
+        with np.errstate(over="ignore"):  # beyond the outermost level
+            scaled = (target / scale).astype(np.float32)
+        levels.nearest(scaled[None], codes, self.work)
+        self.codes[:, place] = codes[0]
+        restored: Array = levels.levels()[codes[0]] * scale
+        return restored
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,157 @@
+"""Files in object stores, and wherever else fsspec reads: `s3://bucket/folder`, `gs://…`.
+
+Each is read through fsspec's own file of it, which for S3 asks for the very version that was seen first.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from compressor.core.errors import InputError
+from compressor.core.text import printable, without_secrets
+from compressor.files.containers import READERS
+from compressor.files.input_file import InputFile
+from compressor.files.remote.packages import filesystem
+from compressor.files.remote.ranged import Ranged
+from compressor.files.remote.tree import RemoteTree
+from compressor.files.remote.trying import Passing, tried
+from compressor.files.remote.web import identity
+from compressor.files.tree import Tree
+
+# What stores call the version of a file, the surest first
+_TAGS = ("VersionId", "ETag", "etag", "generation", "md5Hash", "content_md5", "mtime", "LastModified", "created")
+_CHANGED = "Run again when nothing writes to it"
+_IDLE = 16
+
+
+def tag_of(info: Mapping[str, Any]) -> str:
+    """What a store says of the version of a file."""
+    return " ".join(str(info[name]) for name in _TAGS if info.get(name))
+
+
+@dataclass
+class ObjectFile:
+    """A file in a store, as it was when first seen. `url` is its address."""
+
+    url: str
+    path: str
+    size: int
+    tag: str
+    idle: deque[Any] = field(default_factory=lambda: deque(maxlen=_IDLE), compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a process elsewhere, which has its own way to the store."""
+        return {**self.__dict__, "idle": deque(maxlen=_IDLE)}
+
+    def check_unchanged(self) -> None:
+        """InputError if the file was replaced since it was first seen."""
+        store, name = filesystem(self.url)
+
+        def look() -> Any:
+            with failing(self.path):
+                store.invalidate_cache()
+                return store.info(name)
+
+        info = tried(look, self.path)
+        if (info.get("size"), tag_of(info)) != (self.size, self.tag):
+            raise self._changed()
+
+    def fetch_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill a buffer from an offset. InputError if that cannot be, or the file was changed."""
+
+        def fetch() -> None:
+            with failing(self.path):
+                file = self._opened()
+                file.seek(offset)
+                found = file.read(len(buffer))
+            if len(found) != len(buffer):
+                raise Passing(f"{len(found)} bytes came where {len(buffer)} were asked for")
+            buffer[:] = found
+            self.idle.append(file)
+
+        if len(buffer):
+            tried(fetch, self.path)
+
+    def _opened(self) -> Any:
+        try:
+            return self.idle.pop()
+        except IndexError:
+            store, name = filesystem(self.url)
+            file = store.open(name, "rb", cache_type="none")
+            info = getattr(file, "details", None) or store.info(name)
+            if info.get("size") != self.size or tag_of(info) != self.tag:
+                raise self._changed() from None
+            return file
+
+    def _changed(self) -> InputError:
+        return InputError("was changed while it was read", file=self.path, remedy=_CHANGED)
+
+
+class failing:  # noqa: N801 - it is used like a function
+    """Turns what a store fails with into what may pass, or into the InputError that the user sees."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        """Nothing is needed before."""
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None or isinstance(error, InputError | Passing) or not isinstance(error, Exception):
+            return
+        raise self._meaning(error) from error
+
+    def _meaning(self, error: Exception) -> Exception:
+        if isinstance(error, FileNotFoundError):
+            return InputError("is not there", file=self.path, remedy="Look at the address again")
+        if isinstance(error, PermissionError):
+            remedy = "Log in as the store's own tools do, or ask for access"
+            return InputError("may not be read", file=self.path, remedy=remedy)
+        if isinstance(error, OSError) and error.errno == errno.EBUSY:  # what s3fs says of another version
+            return InputError("was changed while it was read", file=self.path, remedy=_CHANGED)
+        if isinstance(error, OSError):
+            return Passing(f"the store cannot be reached ({type(error).__name__})")
+        said = printable(str(error).partition("\n")[0], 200)
+        return InputError(f"cannot be read: {type(error).__name__}: {said}", file=self.path)
+
+
+def found(url: str) -> tuple[Tree, str]:
+    """The folder that an address names with "", or the folder that a file is in with its name there."""
+    store, path = filesystem(url)
+    scheme = url.partition("://")[0]
+    path = path.rstrip("/")
+    shown, folder, name = without_secrets(url).rstrip("/"), path, os.path.basename(path)
+    if os.path.splitext(name)[1].lower() in READERS:
+        folder, shown = path.rpartition("/")[0], shown.rpartition("/")[0]
+    else:
+        name = ""
+
+    def list_files() -> dict[str, Any]:
+        with failing(shown):
+            store.invalidate_cache()
+            if name and "-of-" not in name:
+                return {path: store.info(path)}
+            found: dict[str, Any] = store.find(folder, maxdepth=1 if name else None, detail=True)
+            return found
+
+    infos = {key[len(folder) + 1 :]: info for key, info in tried(list_files, shown).items()}
+    if not infos:
+        raise InputError("is not there", file=shown, remedy="Look at the address again")
+
+    def fetch(file: str) -> InputFile:
+        address = f"{scheme}://{folder}/{file}"
+
+        def look() -> Any:
+            with failing(f"{shown}/{file}"):
+                return store.info(f"{folder}/{file}")  # a listing may know less
+
+        info = tried(look, f"{shown}/{file}")
+        known = ObjectFile(address, f"{shown}/{file}", info["size"], tag_of(info))
+        return InputFile(known.path, known.size, identity(known.size, known.tag), origin=Ranged(known))
+
+    return RemoteTree(shown, infos, fetch), name

@@ -1,0 +1,259 @@
+"""No remedy of a message is false: a command reaches it, and what it says is done then, with success.
+
+`support/ways_on.txt` has for each its words, a command that is refused with it, and the command that
+does what it says. `test_remedies.py` does so for messages of several options, and for notes.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from support.console import SAMPLES, STUDENT, TEACHER, compressor
+from support.ways_on import pattern_of, ways_on
+
+LLAMA = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 32,
+    "tie_word_embeddings": True,
+}
+RANDOM = np.random.default_rng(0)
+
+
+def floats(*shape: int) -> np.ndarray:
+    return RANDOM.standard_normal(shape).astype(np.float32)
+
+
+def llama() -> dict[str, np.ndarray]:
+    found = {"model.embed_tokens.weight": floats(32, 64), "model.norm.weight": np.ones(64, np.float32)}
+    for layer in range(2):
+        at = f"model.layers.{layer}"
+        sizes = {"self_attn.q": (64, 64), "self_attn.k": (32, 64), "self_attn.v": (32, 64), "self_attn.o": (64, 64)}
+        sizes |= {"mlp.gate": (128, 64), "mlp.up": (128, 64), "mlp.down": (64, 128)}
+        found |= {f"{at}.{name}_proj.weight": floats(*shape) for name, shape in sizes.items()}
+        found |= {
+            f"{at}.{name}.weight": np.ones(64, np.float32)
+            for name in ("input_layernorm", "post_attention_layernorm")
+        }
+    return found
+
+
+def folder(place: Path, tensors: dict[str, np.ndarray], config: object = None) -> None:
+    place.mkdir()
+    save_file(tensors, place / "model.safetensors", metadata={"format": "pt"})
+    if config is not None:
+        (place / "config.json").write_text(json.dumps(config))
+
+
+def make_inputs() -> None:
+    """What the commands take, in the working directory."""
+    shutil.copy(TEACHER, "teacher.safetensors")
+    shutil.copy(STUDENT, "student.safetensors")
+    shutil.copy(SAMPLES / "score.py", "score.py")
+    images = np.load(SAMPLES / "mnist_test_2000.npz")
+    np.save("x.npy", images["x"][:40].reshape(40, 784))
+    np.save("y.npy", images["y"][:40])
+    np.savez("xy.npz", x=images["x"][:40], y=images["y"][:40])
+    np.save("m.npy", floats(16, 64))
+    np.save("v.npy", floats(16))
+    np.save("words.npy", np.array(["a", "b"]))
+    np.save("objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    np.savez_compressed("packed.npz", w=floats(16, 64))
+    np.savez("plain.npz", w=floats(16, 64))
+    save_file({"fc.weight": floats(8, 64)}, "one.safetensors")
+    save_file({"fc.weight": floats(16, 64), "odd.weight": floats(8, 51)}, "odd.safetensors")
+    save_file({"fc.weight": floats(16, 64), "lm_head.weight": floats(32, 64)}, "head.safetensors")
+    save_file({"fc.weight": floats(16, 64), "conv.weight": floats(8, 16, 2, 2)}, "conv.safetensors")
+    broken = floats(16, 64)
+    broken[0, 0] = np.nan
+    save_file({"fc.weight": floats(16, 64), "bad.weight": broken}, "nan.safetensors")
+    folder(Path("llama"), llama(), LLAMA)
+    folder(Path("bare"), llama())
+    folder(Path("made-up"), {"a.weight": floats(16, 64)}, {"model_type": "made-up"})
+    with_nan = llama()
+    with_nan["model.layers.0.mlp.up_proj.weight"][0, 0] = np.nan
+    folder(Path("llama-nan"), with_nan, LLAMA)
+    folder(Path("cut-short"), {k: v for k, v in llama().items() if "1.mlp.up" not in k}, LLAMA)
+    folder(Path("other-width"), llama(), LLAMA | {"hidden_size": 32})
+    for name in ("one.safetensors", "m.npy", "plain.npz"):
+        data = Path(name).read_bytes()
+        Path(f"cut-{name}").write_bytes(data[: len(data) - 40])
+    Path("text.txt").write_text("hello world " * 50)
+    Path("empty").mkdir()
+    Path("full").mkdir()
+    Path("full/mine.txt").write_text("mine")
+    Path("a-file").write_text("mine")
+    Path("slow.sh").write_text("sleep 0.5\necho 1\n")
+    more_inputs()
+    for command in (
+        "quantize one.safetensors -o codes.safetensors --bits 8",
+        "prune one.safetensors -o half.safetensors --sparsity 0.5",
+        "pipeline one.safetensors -o archive.safetensors --store archive",
+        "calibrate teacher.safetensors --inputs x.npy -o stats.safetensors",
+        "calibrate teacher.safetensors --inputs x.npy -o diagonal.safetensors --diagonal",
+        "prune student.safetensors -o pruned-student.safetensors --sparsity 0.5",
+        "prune teacher.safetensors -o pruned-teacher.safetensors --sparsity 0.5",
+    ):
+        assert compressor(*shlex.split(command)).code == 0, command
+    for name in ("archive", "stats"):
+        data = Path(f"{name}.safetensors").read_bytes()
+        Path(f"cut-{name}.safetensors").write_bytes(data[:-40])
+
+
+CHAIN = """
+[[structure]]
+name = "units"
+axes = ["fc1.weight:0", "fc1.bias:0", "fc2.weight:1"]
+"""
+CUT = """
+[[stage]]
+kind = "prune"
+structure = "units"
+fraction = 0.5
+"""
+SCHEDULE = """
+[[stage]]
+kind = "prune"
+sparsity = %s
+"""
+
+
+def more_inputs() -> None:
+    """Inputs of other tools, odd ones, and recipes."""
+    folder(Path("wrapped"), {f"_orig_mod.{name}": values for name, values in llama().items()}, LLAMA)
+    codes = {
+        "a.qweight": np.ones((8, 64), np.int32),
+        "a.qzeros": np.ones((2, 8), np.int32),
+        "a.scales": np.ones((2, 64), np.float16),
+        "a.g_idx": (np.arange(64) // 32).astype(np.int32),
+    }
+    gptq = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True}
+    save_file(codes, "gptq.safetensors")
+    folder(Path("gptq"), codes, {"quantization_config": gptq})
+    folder(Path("gptq-bare"), codes, {})
+    folder(Path("by-aqlm"), codes, {"quantization_config": {"quant_method": "aqlm"}})
+    turned = {"config_groups": {"u": {"apply": [{"location": "input"}]}}}
+    fp8 = {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {"g": {}}}
+    folder(
+        Path("transformed"), {"a.weight": floats(8, 8)}, {"quantization_config": fp8 | {"transform_config": turned}}
+    )
+    eight = {"a.weight": np.ones((8, 64), np.float32)}
+    for name, algorithm in (("modelopt", "FP8"), ("modelopt-odd", "W4A16_AWQ")):
+        folder(Path(name), eight, {"quantization_config": {"quant_method": "modelopt", "quant_algo": algorithm}})
+    save_file({"a.weight_orig": floats(8, 64), "a.weight_mask": floats(8, 64)}, "mask.safetensors")
+    save_file({"odd.weight": floats(8, 51), "odd2.weight": floats(8, 51)}, "odd2.safetensors")
+    save_file({"fc.weight": floats(8, 32)}, "other-shape.safetensors")
+    save_file({"short.weight": floats(64, 96)}, "short.safetensors")
+    save_file({"fc.weight": floats(16, 64), "huge.weight": floats(16, 64) * np.float32(1e37)}, "huge.safetensors")
+    inner = Path("pipe/transformer")
+    inner.mkdir(parents=True)
+    Path("pipe/model_index.json").write_text(json.dumps({"transformer": ["diffusers", "X"]}))
+    save_file({"fc.weight": floats(16, 64)}, inner / "diffusion_pytorch_model.safetensors")
+    (inner / "config.json").write_text(json.dumps({"_class_name": "X"}))
+    for name, files in {"lone": ["other"], "pair": ["a", "b"]}.items():
+        Path(name).mkdir()
+        for file in files:
+            save_file({f"{file}.weight": floats(8, 64)}, Path(name, f"{file}.safetensors"))
+    Path("held").mkdir()
+    np.save("held/m.npy", floats(8, 64))
+    Path("pickled").mkdir()
+    Path("pickled/weights.msgpack").write_bytes(b"x")
+    folder(Path("bad-index"), llama(), LLAMA)
+    Path("bad-index/model.safetensors").unlink()
+    Path("bad-index/model.safetensors.index.json").write_text("{}")
+    for name, places in {"overlap": ((0, 4), (2, 6)), "hole": ((0, 4), (6, 10))}.items():
+        header = {n: {"dtype": "U8", "shape": [4], "data_offsets": at} for n, at in zip("ab", places, strict=True)}
+        text = json.dumps(header).encode()
+        Path(f"{name}.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(places[-1][1]))
+    Path("described.toml").write_text(CHAIN + CUT)
+    Path("misdescribed.toml").write_text(CHAIN.replace("fc1.bias", "fc1.bais") + CUT)
+    Path("axis.toml").write_text(CHAIN.replace("fc1.bias:0", "fc1.bias") + CUT)
+    Path("twice.toml").write_text(SCHEDULE % 0.5 + '[[stage]]\nkind = "quantize"\nbits = 8\n')
+    Path("schedule.toml").write_text(SCHEDULE % '{from = 0.5, to = 0.9, steps = 4, shape = "cubic"}')
+    Path("schedule-bad.toml").write_text(SCHEDULE % "{from = 0.5, until = 0.9}")
+    Path("two-targets.toml").write_text("[budget]\ntarget_ratio = 2\ntarget_bits = 3\n")
+    wrong = np.load("x.npy").astype(np.float32)
+    wrong[3, 3] = np.nan
+    np.save("x-nan.npy", wrong)
+    for name, layer in {"recorded": "fc9", "recorded-well": "fc1"}.items():
+        Path(name).mkdir()
+        np.save(f"{name}/{layer}.npy", floats(4, 784))
+    save_file({"fc": np.ones(64, np.float32)}, "scores.safetensors")
+    save_file({"fc": -np.ones(64, np.float32)}, "scores-bad.safetensors")
+
+
+def runs() -> list[tuple[str, str, str]]:
+    """Words of a remedy, the command that is refused with it, and the one that does what it says."""
+    text = (Path(__file__).parent / "support" / "ways_on.txt").read_text()
+    blocks = [block.splitlines() for block in text.split("\n\n") if block.strip() and not block.startswith("#")]
+    assert all(len(block) == 3 for block in blocks), [block for block in blocks if len(block) != 3]
+    return [(says, refused.strip(), does.strip()) for says, refused, does in blocks]
+
+
+RUNS = runs()
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("inputs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        make_inputs()
+    return place
+
+
+def damage(part: Path) -> None:
+    """Change bytes of the largest file of a part."""
+    largest = max((one for one in part.rglob("*") if one.is_file()), key=lambda one: one.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2 :] = b"x" * (len(data) - len(data) // 2)
+    largest.write_bytes(data)
+
+
+def run(commands: str) -> tuple[int, str]:
+    """The first that fails, or the last one's end and what it said."""
+    code, text = 0, ""
+    for command in commands.split("; "):
+        if command.startswith("damage "):
+            damage(Path(command.removeprefix("damage ")))
+            continue
+        done = compressor(*shlex.split(command))
+        code, text = done.code, done.out + done.err
+        if code:
+            break
+    return code, text
+
+
+def test_every_remedy_is_run_or_known_not_to_be() -> None:
+    """A new remedy gets a run; `support/ways_not_run.txt` has those of before that have none, and only shrinks."""
+    run_here = [says for says, _, _ in RUNS]
+    lacking = {text for text in ways_on() if not any(pattern_of(text).fullmatch(says) for says in run_here)}
+    known = set((Path(__file__).parent / "support" / "ways_not_run.txt").read_text().splitlines())
+    assert lacking - known == set(), "a remedy without a run: add one to support/ways_on.txt"
+    assert known - lacking == set(), "has a run, or is gone: take it off support/ways_not_run.txt"
+
+
+@pytest.mark.parametrize("number", range(len(RUNS)))
+def test_what_a_remedy_says_is_done(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    words, refused, does = RUNS[number]
+    shutil.copytree(inputs, tmp_path / "w")
+    monkeypatch.chdir(tmp_path / "w")
+    code, text = run(refused)
+    assert code != 0
+    assert pattern_of(words).search(" ".join(text.split())), text
+    code, text = run(does)
+    assert code == 0, text
