@@ -5,8 +5,8 @@ side. A command's start-up, which is that of the same command on a tiny model, i
 `restore` and `compare` are of the checkpoint's int4, and are divided by the `cp` of the dense checkpoint too. CPU
 seconds are those of user and kernel, of all processes of a command.
 
-Wall-clock figures are shown beside: over a `cp` that is synced, as our output is; and what two workers gain over one
-(0.9: they take 1/1.8 of the time). They say little on a machine that is busy.
+Wall-clock figures are shown beside: over a `cp` that is synced, as our output is; and what two workers gain over
+one (0.9: they take 1/1.8 of the time). They say little on a machine that is busy.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ TINY = Path(__file__).resolve().parents[2] / "sample_weights" / "tiny-llama"
 
 @dataclass(frozen=True)
 class Goal:
-    """A command, with {model} for the dense checkpoint, {codes} for its int4 and {output}; at most `limit` times the
-    CPU seconds of `cp`."""
+    """A command, with {model} for the dense checkpoint, {codes} for its int4, and {output}; at most `limit` times
+    the CPU seconds of `cp`."""
 
     command: str
     limit: float

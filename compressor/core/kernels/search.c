@@ -5,7 +5,7 @@
  */
 
 #if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("no-tree-slp-vectorize") /* GCC 12 fuses sums and differences of products in pairs, uncontracted or not */
+#pragma GCC optimize("no-tree-slp-vectorize") /* with it GCC 12 gives other last bits here */
 #endif
 
 #include "common.h"
