@@ -56,7 +56,7 @@ demo: .venv/base
 	@$(BIN)/python sample_weights/score.py sample_weights/lenet300_teacher.safetensors \
 		$(OUT)/pruned.safetensors $(OUT)/int4-restored.safetensors $(OUT)/blended.safetensors $(OUT)/edge-restored.safetensors
 
-# One that runs without a compiler; .ci/run installs it where there is none
+# For machines without a compiler
 wheel: .venv/base
 	rm -rf dist
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
