@@ -66,7 +66,13 @@ def __getattr__(name: str) -> Any:
     from compressor.recipe import gates
     from compressor.workflows import results
 
-    return getattr({"Gates": gates, "Report": results}.get(name, api), name)
+    found = getattr({"Gates": gates, "Report": results}.get(name, api), name)
+    if name not in ("Gates", "Report"):
+        from compressor.workflows.in_python import speaking_python
+
+        found = speaking_python(found)
+    globals()[name] = found  # from now on the same object
+    return found
 
 
 def __dir__() -> list[str]:

@@ -380,7 +380,7 @@ def compare(a: Path, b: Path, **keywords: Unpack[words.CompareKeywords]) -> Comp
         return comparing.compare_outputs(a, b, what, gates, progress)
     for gate in gates.given:
         raise UsageError(f"{flag_of(gate)} is of outputs", remedy="Give --text, --tokens or --inputs")
-    return comparing.compare(a, b, **given)
+    return comparing.compare(a, b, progress=progress, **given)
 
 
 _TABLES: dict[Callable[..., Any], type[Any]] = {

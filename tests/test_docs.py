@@ -147,6 +147,31 @@ def test_readme_python(workplace: Path) -> None:
     assert done.stdout == "7.72 times smaller, relative error 0.125\n"
 
 
+def test_one_line_of_numpy_unpacks_codes(workplace: Path) -> None:
+    """The page's example, of any width and with the same numbers as `restore`."""
+    page = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8").split("### Codes in an `.npz`")[1]
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[:1]
+    for bits, more in ((4, ""), (3, " --granularity channel")):
+        done = shell(
+            f"compressor quantize sample_weights/matrix.npy -o matrix.npz --bits {bits}{more} --force -q\n"
+            "compressor restore matrix.npz -o back.npy --force -q\n"
+            f"python - <<'END'\nimport numpy as np\n{code.replace('4, 1024', f'{bits}, 1024')}\n"
+            "assert np.allclose(weights, np.load('back.npy'), rtol=1e-6, atol=0)\nEND",
+            workplace,
+        )
+        assert done.returncode == 0, done.stderr
+        assert (workplace / "matrix.npz").stat().st_size * 8 / (256 * 1024) < bits + 0.35
+
+
+def test_an_npy_is_said_to_be_no_smaller(workplace: Path) -> None:
+    made = "compressor quantize sample_weights/matrix.npy --bits 4 -o small"
+    said = shell(f"{made}.npy", workplace).stdout
+    assert "note: an .npy holds plain floats and cannot be smaller" in said
+    for end in ("npz", "safetensors"):  # what the note says would be
+        assert "cannot be smaller" not in shell(f"{made}.{end}", workplace).stdout
+        assert (workplace / f"small.{end}").stat().st_size < 200_000
+
+
 def test_the_page_of_statistics(workplace: Path) -> None:
     page = (ROOT / "docs" / "statistics.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)

@@ -93,13 +93,17 @@ def prepared(
 
 def telling(values: dict[str, Any]) -> Callable[[Any], None]:
     """What shows a choice before it is carried out: a table, and the curve as a picture where asked."""
-    curve, style, top, quiet, force = (values[key] for key in ("curve", "style", "top", "quiet", "force"))
+    curve, force = values["curve"], values["force"]
+    shown = values["style"] != "json" and not values["quiet"]
+    top, wide = values["top"], values["wide"]
 
     def tell(allocation: Any) -> None:
         from compressor.cli.report.allocation import render_allocation
+        from compressor.cli.report.progress import aside
 
-        if style != "json":
-            emit(render_allocation(allocation, top=top, quiet=bool(quiet)), essential=False)
+        if shown:
+            with aside():
+                emit(render_allocation(allocation, top=top, wide=wide), essential=False)
         draw(curve, allocation, replace_it=bool(force))
 
     return tell

@@ -58,7 +58,9 @@ from compressor.core.errors import UsageError
 @click.option("--force", is_flag=True, help="Replace the output if it exists, whole and at the end.")
 @options.output_format
 @options.top
+@options.wide
 @options.quiet
+@options.verbose
 @options.debug
 def command(paths: tuple[str, ...], output: str, **values: Any) -> int:
     """Gather statistics of the inputs of a model's linear layers, which methods with --stats go by.
@@ -71,9 +73,10 @@ def command(paths: tuple[str, ...], output: str, **values: Any) -> int:
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the libraries look: folders have all that is needed
     style, rows, hush, merge = (values.pop(key) for key in ("style", "top", "quiet", "merge"))
+    wide, verbose = values.pop("wide"), values.pop("verbose")
     force = values.pop("force")
     given = [key for key, value in values.items() if value is not None]
-    with warnings.catch_warnings(), progress.bar(enabled=not hush) as advance:
+    with warnings.catch_warnings(), progress.bar(enabled=not hush, verbose=verbose) as advance:
         warnings.simplefilter("ignore")  # torch's and transformers', of what is theirs
         if merge and given:
             raise UsageError(
@@ -89,5 +92,5 @@ def command(paths: tuple[str, ...], output: str, **values: Any) -> int:
             raise UsageError("calibrate takes one model", remedy="--merge joins files of statistics")
         else:
             report = api.calibrate(paths[0] if paths else None, output, force=force, progress=advance, **values)
-    emit(render(report, style, top=rows, quiet=hush), essential=False)
+    emit(render(report, style, top=rows, quiet=hush, wide=wide), essential=False)
     return 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from compressor.cli import losing, options
+from compressor.cli import documents, losing, options
 from compressor.cli.help import Command
 from compressor.cli.streams import emit
 from compressor.core.errors import GateFailed
@@ -33,8 +33,13 @@ from compressor.core.errors import GateFailed
 @click.option("--min-sqnr", type=options.Finite(-1000), help="Gate: smallest signal to noise of any tensor, in dB.")
 @losing.gates
 @options.workers
+@documents.junit_option
+@click.option("--force", is_flag=True, help="Replace the file of --junit.")
 @options.output_format
 @options.top
+@options.wide
+@options.quiet
+@options.verbose
 @options.debug
 def command(a: str, b: str, style: str, top: int | None, **values: Any) -> int:
     """Measure B against A tensor by tensor, worst first; files that store codes are restored on the way.
@@ -47,12 +52,17 @@ def command(a: str, b: str, style: str, top: int | None, **values: Any) -> int:
     from compressor import api
     from compressor.cli.report import progress, render
 
+    hush, wide = values.pop("quiet"), values.pop("wide")
+    wanted = {"report_file": None, "summary": None, "junit": values.pop("junit"), "force": values.pop("force")}
+    beside = documents.Documents.taken(wanted)
+    beside.check_apart(a, b)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the libraries look: folders have all that is needed
-    with warnings.catch_warnings(), progress.bar(enabled=True) as advance:
+    with warnings.catch_warnings(), progress.bar(enabled=not hush, verbose=values.pop("verbose")) as advance:
         if values["text"] is not None or values["tokens"] is not None:
             warnings.simplefilter("ignore")  # torch's and transformers', of what is theirs
         report = api.compare(a, b, **values, progress=advance)
-    printed = emit(render(report, style, top=top), essential=True)
+    beside.write_junit(report)
+    printed = emit(render(report, style, top=top, quiet=hush, wide=wide), essential=True)
     if report.failures:
         raise GateFailed("; ".join(report.failures[:5]))
     return 0 if printed else 4

@@ -15,6 +15,7 @@ from compressor.core.errors import CompressorError, OutputError, Problems, Usage
 from compressor.core.text import printable
 
 if TYPE_CHECKING:
+    from compressor.workflows.compare import ComparisonReport
     from compressor.workflows.results import Report
 
 report_option = click.option(
@@ -83,7 +84,7 @@ class Documents:
         """All that were asked for. OutputError where some could not be written, once the others are; the run is
         done all the same."""
         problems = []
-        for write in (self._write_report, self._write_junit, self._tell):
+        for write in (self._write_report, self.write_junit, self._tell):
             try:
                 write(report)
             except OutputError as error:
@@ -101,7 +102,8 @@ class Documents:
             text = render_html(report, Origin(_command(), list(_hashes(report))))
             write_document(self.report, text.encode(), replace=self.replace)
 
-    def _write_junit(self, report: Report) -> None:
+    def write_junit(self, report: Report | ComparisonReport) -> None:
+        """The gates alone, where they were asked for. OutputError when they cannot be written."""
         if self.junit is not None:
             from compressor.files.text_files import write_document
             from compressor.reports.junit import render_junit

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from compressor.cli import options
@@ -24,11 +26,13 @@ from compressor.cli.streams import emit
 @options.workers
 @options.output_format
 @options.top
+@options.wide
+@options.quiet
 @options.debug
-def command(input_path: str, stats: bool, coding: bool, workers: int | None, style: str, top: int | None) -> int:
+def command(input_path: str, stats: bool, coding: bool, workers: int | None, style: str, **shown: Any) -> int:
     """Show the tensors of an input: name, dtype, shape, size. Reads headers only, so it is instant."""
     from compressor import api
     from compressor.cli.report import render
 
     report = api.inspect(input_path, stats=stats, coding=coding, workers=workers)
-    return 0 if emit(render(report, style, top=top), essential=True) else 4
+    return 0 if emit(render(report, style, **shown), essential=True) else 4

@@ -29,7 +29,9 @@ from compressor.cli.streams import emit
 @options.workers
 @options.output_format
 @options.top
+@options.wide
 @options.quiet
+@options.verbose
 @options.debug
 def command(parts: tuple[str, ...], output: str, **values: Any) -> int:
     """Put the parts together that several jobs wrote with --part K/N, into the output of one run, byte for byte.
@@ -44,16 +46,17 @@ def command(parts: tuple[str, ...], output: str, **values: Any) -> int:
     from compressor.workflows.survey import SurveyReport
 
     style, rows, hush = values.pop("style"), values.pop("top"), values.pop("quiet")
+    wide, verbose = values.pop("wide"), values.pop("verbose")
     failed: MergeGateFailed | None = None
-    with progress.bar(enabled=not hush) as advance:
+    with progress.bar(enabled=not hush, verbose=verbose) as advance:
         try:
             report = api.merge(parts, output, progress=advance, **values)
         except MergeGateFailed as error:
             report, failed = error.report, error
     if isinstance(report, SurveyReport):
-        emit("" if hush else render_survey(report, style or "table"), essential=False)
+        emit(render_survey(report, style or "table"), essential=False)
         return 0
-    emit(render(report, style or "table", top=rows, quiet=hush), essential=False)
+    emit(render(report, style or "table", top=rows, quiet=hush, wide=wide), essential=False)
     if failed is not None:
         raise failed
     return 0

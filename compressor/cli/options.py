@@ -102,6 +102,8 @@ output_format = click.option(
 top = click.option(
     "--top", type=click.IntRange(0), help="Rows to show, the worst first; by default 60, and 0 shows all."
 )
+wide = click.option("--wide", is_flag=True, help="All columns and whole names, however wide.")
+verbose = click.option("-v", "--verbose", is_flag=True, help="Tell on stderr what is done, and how far it is.")
 quiet = click.option("-q", "--quiet", is_flag=True, help="One line, and no progress.")
 
 output_option = click.option(
@@ -156,7 +158,9 @@ running = chain(
     ),
     output_format,
     top,
+    wide,
     quiet,
+    verbose,
     debug,
 )
 for_loader = click.option(
@@ -449,13 +453,13 @@ def session(values: dict[str, Any], recipe: Recipe, places: tuple[str, str] | No
     beside = documents.Documents.taken(values)
     if places is not None:
         beside.check_apart(*places)
-    style, rows, hush = values.pop("style"), values.pop("top"), values.pop("quiet")
+    style, rows, hush, wider = (values.pop(key) for key in ("style", "top", "quiet", "wide"))
     style = style or recipe.report.get("format", "table")
     rows = recipe.report.get("top") if rows is None else rows
     hush = hush or recipe.report.get("quiet", False)
     failed: ReportedGateFailed | None = None
     log = values.pop("log_file", None)
-    with progress.bar(enabled=not hush, log=log) as bar:
+    with progress.bar(enabled=not hush, log=log, verbose=values.pop("verbose")) as bar:
         gates = gates_of(values).within(recipe.gates)
         told = {"gates": gates, "progress": bar, "processes": True, "histograms": beside.report is not None}
         run = Session(RunOptions.of({**values, **told}))
@@ -464,7 +468,7 @@ def session(values: dict[str, Any], recipe: Recipe, places: tuple[str, str] | No
         except ReportedGateFailed as error:
             run.report, failed = error.report, error
     assert run.report is not None  # noqa: S101 - whoever ran it gave one
-    emit(render(run.report, style, top=rows, quiet=hush), essential=False)
+    emit(render(run.report, style, top=rows, quiet=hush, wide=wider), essential=False)
     for sentence in run.report.warnings:
         say("warning", sentence)
     try:
@@ -532,12 +536,12 @@ def _survey(verb: str, source: str, output: str, recipe: Recipe, values: dict[st
         if values.get(name):
             said = f"--{name.replace('_', '-')} is for the run itself, and a survey makes no output"
             raise UsageError(said, remedy="Leave it out")
-    style, hush = values.pop("style"), values.pop("quiet")
+    style, hush, told_more = values.pop("style"), values.pop("quiet"), values.pop("verbose")
     teachers = _teachers_of(recipe)
-    with progress.bar(enabled=not hush, log=values.pop("log_file", None)) as bar:
+    with progress.bar(enabled=not hush, log=values.pop("log_file", None), verbose=told_more) as bar:
         told = RunOptions.of({**values, "processes": True, "progress": bar})
         report = run_survey(source, output, told, lambda one: run_legs(verb, source, output, recipe, one), teachers)
-    emit(render_survey(report, style or "table"), essential=False) if not hush else None
+    emit(render_survey(report, style or "table"), essential=False)
     return 0
 
 

@@ -498,6 +498,11 @@ class Scheme(TensorMethod):
         when it has none."""
         return None
 
+    def codes_in_bits(self, spec: TensorSpec) -> Scheme | None:
+        """The same with codes of few bits packed as a stream of bits, which NumPy's `unpackbits` reads; None when
+        it has no codes."""
+        return self.codes(spec)
+
 
 @dataclass(frozen=True)
 class ReadableScheme(Scheme, Decoder):

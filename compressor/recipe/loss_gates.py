@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from math import inf
 
@@ -13,6 +14,15 @@ _NAMES = {
     "max_perplexity_ratio": "perplexity",
     "min_cosine": "embedding",
 }
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a gate (an option with its limit) says of what was measured, which is told in words."""
+
+    gate: str
+    measured: str
+    holds: bool
 
 
 @dataclass(frozen=True)
@@ -36,19 +46,20 @@ class LossGates:
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
-    def failures(self, found: dict[str, float | None]) -> list[str]:
-        """What measured values (by the gates' names) fail, in words. UsageError for a gate of something that was
+    def judged(self, found: dict[str, float | None]) -> Iterator[Judged]:
+        """What the gates say of measured values (by the gates' names). UsageError for a gate of something that was
         not measured, since such models have none."""
-        failed = []
         for name, limit in self.given.items():
             value = found[name]
             if value is None:
                 raise UsageError(f"{flag_of(name)}: such a model has no {_NAMES[name]}")
+            told = f"{value:.4g}" if abs(value - limit) > abs(limit) / 1000 else f"{value!r}"
             keeps = value <= limit if name.startswith("max_") else value >= limit
-            if not keeps:
-                told = f"{value:.4g}" if abs(value - limit) > abs(limit) / 1000 else f"{value!r}"
-                failed.append(f"{flag_of(name)} {limit:.15g}: it is {told}")
-        return failed
+            yield Judged(f"{flag_of(name)} {limit:.15g}", f"it is {told}", keeps)
+
+    def failures(self, found: dict[str, float | None]) -> list[str]:
+        """What measured values fail, in words; UsageError as `judged`."""
+        return [f"{one.gate}: {one.measured}" for one in self.judged(found) if not one.holds]
 
 
 def flag_of(name: str) -> str:

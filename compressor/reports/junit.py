@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from compressor.reports.markup import told
+from compressor.workflows.compare import ComparisonReport
 from compressor.workflows.results import Report
 
 
-def render_junit(report: Report) -> str:
+def render_junit(report: Report | ComparisonReport) -> str:
     """One suite with a case for each gate that was judged."""
-    name = told(f"compressor {report.verb} {report.output}")
+    what = f"{report.verb} {report.output}" if isinstance(report, Report) else f"compare {report.a} {report.b}"
+    name = told(f"compressor {what}")
     cases = "".join(
         f'  <testcase classname="{name}" name="{told(one.gate)}">'
         + (f'<failure message="{told(one.failure, 2000)}"/>' if one.failure else "")

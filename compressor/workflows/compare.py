@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf, isnan
 from typing import Any
 
 from compressor.calibration.loss import ModelLoss
@@ -13,16 +14,20 @@ from compressor.checkpoint.checkpoint import Checkpoint, Tensor, open_checkpoint
 from compressor.checkpoint.experts import split_like
 from compressor.checkpoint.finite import blocks_of
 from compressor.core import kernels
+from compressor.core.errors import InputError
 from compressor.core.lazy import np
 from compressor.core.metrics import Comparison, count_zeros, dot, is_safe
 from compressor.core.parallel.threads import available_workers, in_order, local
 from compressor.core.shown import Shown
 from compressor.core.tensor import DTYPES
+from compressor.core.text import printable
 from compressor.core.workspace import Array, Workspace
 from compressor.recipe.loss_gates import LossGates
 from compressor.workflows.model_loss import LossInput, measure_loss, values_of
+from compressor.workflows.results import Verdict
 
 Path = str | os.PathLike[str]
+_NAMED = 2  # tensors of either side in a message
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,18 @@ class ComparisonReport(Shown):
     rows: tuple[ComparedTensor, ...]
     total: Any
     sizes: tuple[int, int]
-    failures: tuple[str, ...] = ()
+    gates: tuple[Verdict, ...] = ()
     loss: ModelLoss | None = None
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What gates say that do not hold."""
+        return tuple(one.failure for one in self.gates if one.failure)
+
+    @property
+    def apart(self) -> tuple[ComparedTensor, ...]:
+        """The tensors that could not be compared, since only one side has them in that shape."""
+        return tuple(row for row in self.rows if row.problem)
 
 
 def compare(
@@ -56,18 +71,20 @@ def compare(
     max_error: float | None = None,
     min_sqnr: float | None = None,
     workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> ComparisonReport:
     """Measure B against A, tensor by tensor, both restored if they store codes; worst first.
 
     A tensor that only one side has, or that differs in shape, is a row with a problem, and fails any gate.
+    `progress` is told the bytes that are compared, of how many.
     """
     left, right = open_checkpoint(a), open_checkpoint(b)
-    rows, total = _tensors(left, right, workers)
+    rows, total = _tensors(left, right, workers, progress)
     left.source.check_unchanged()
     right.source.check_unchanged()
-    failures = _judge(rows, max_error, min_sqnr)
+    gates = tuple(_judge(rows, max_error, min_sqnr))
     sizes = (left.source.nbytes, right.source.nbytes)
-    return ComparisonReport(os.fspath(a), os.fspath(b), tuple(rows), total, sizes, failures)
+    return ComparisonReport(os.fspath(a), os.fspath(b), tuple(rows), total, sizes, gates)
 
 
 def compare_outputs(
@@ -79,11 +96,14 @@ def compare_outputs(
     left.source.check_unchanged()
     right.source.check_unchanged()
     sizes = (left.source.nbytes, right.source.nbytes)
-    failures = tuple(gates.failures(values_of(loss.outputs)))
-    return ComparisonReport(os.fspath(a), os.fspath(b), (), Comparison(), sizes, failures, loss)
+    judged = gates.judged(values_of(loss.outputs))
+    verdicts = tuple(_verdict(one.gate, one.measured, kept=one.holds) for one in judged)
+    return ComparisonReport(os.fspath(a), os.fspath(b), (), Comparison(), sizes, verdicts, loss)
 
 
-def _tensors(left: Checkpoint, right: Checkpoint, workers: int | None) -> tuple[list[ComparedTensor], Comparison]:
+def _tensors(
+    left: Checkpoint, right: Checkpoint, workers: int | None, progress: Callable[[int, int], None] | None
+) -> tuple[list[ComparedTensor], Comparison]:
     """A row for each tensor of either side, worst first, and all of them together."""
     if "gguf" in (left.source.kind, right.source.kind):
         left, right = _of_one_naming(left, right)
@@ -91,10 +111,12 @@ def _tensors(left: Checkpoint, right: Checkpoint, workers: int | None) -> tuple[
     lone = len(left.tensors) == len(right.tensors) == 1
     pairs: list[tuple[Tensor, Tensor]] = []
     rows: list[ComparedTensor] = []
+    shared = False  # some tensor is there on both sides, though it may be one that cannot be subtracted
     for name, one in left.tensors.items():
         other = right.tensors.get(name)
         if other is None and lone:
             other = next(iter(right.tensors.values()))
+        shared |= other is not None and one.spec.shape == other.spec.shape
         problem = _mismatch(one, other)
         if other is None or problem:
             dtypes = (one.spec.dtype, other.spec.dtype if other else "")
@@ -107,12 +129,21 @@ def _tensors(left: Checkpoint, right: Checkpoint, workers: int | None) -> tuple[
             for name, other in right.tensors.items()
             if name not in left.tensors
         ]
+    if rows and not shared:
+        raise InputError(
+            f"has no tensor in common with {printable(os.fspath(left.source.path), 200)}: {_told(rows)}",
+            file=right.source.path,
+            remedy="`compressor inspect` shows what each of them holds",
+        )
     count = available_workers() if workers is None else workers
-    total = Comparison()
+    total, done, size = Comparison(), 0, sum(one.nbytes + other.nbytes for one, other in pairs)
     with local(count) as executor:
         for (one, other), measured in zip(pairs, in_order(executor, _compare_tasks(pairs), 2 * count), strict=True):
             rows.append(ComparedTensor(one.spec.name, one.spec.shape, (one.spec.dtype, other.spec.dtype), measured))
             total.merge(measured)
+            done += one.nbytes + other.nbytes
+            if progress is not None:
+                progress(done, size)
     rows.sort(key=lambda row: (not row.problem, -row.measured.error if row.measured else 0, row.name))
     return rows, total
 
@@ -142,25 +173,35 @@ def _mismatch(one: Tensor, other: Tensor | None) -> str:
     return ""
 
 
-def _judge(rows: list[ComparedTensor], max_error: float | None, min_sqnr: float | None) -> tuple[str, ...]:
-    failures = []
+def _told(rows: Sequence[ComparedTensor]) -> str:
+    """Some of the tensors that do not match: of A, and then of B."""
+    ours = [row for row in rows if row.dtypes[0]][:_NAMED]
+    theirs = [row for row in rows if not row.dtypes[0]][:_NAMED]
+    said = [f"'{printable(row.name, 60)}' {list(row.shape)}: {row.problem}" for row in (*ours, *theirs)]
+    more = len(rows) - len(said)
+    return "; ".join([*said, *([f"and {more} more"] if more else [])])
+
+
+def _judge(rows: list[ComparedTensor], max_error: float | None, min_sqnr: float | None) -> Iterator[Verdict]:
+    """What the gates say: with any, of each tensor that does not match; of the worst that was measured."""
     if max_error is None and min_sqnr is None:
-        return ()
-    failures += [f"'{row.name}': {row.problem}" for row in rows if row.problem]
+        return
+    for row in rows:
+        if row.problem:
+            yield Verdict("tensors match", row.problem, f"'{row.name}': {row.problem}")
     measured = [row for row in rows if row.measured is not None]
-    if max_error is not None:
-        failures += [
-            f"--max-error {max_error:g}: the relative error of '{row.name}' is {row.measured.error:.4g}"
-            for row in measured
-            if not row.measured.error <= max_error
-        ][:1]
-    if min_sqnr is not None:
-        failures += [
-            f"--min-sqnr {min_sqnr:g}: the SQNR of '{row.name}' is {row.measured.sqnr:.4g} dB"
-            for row in measured
-            if not row.measured.sqnr >= min_sqnr
-        ][:1]
-    return tuple(failures)
+    if max_error is not None and measured:
+        row = max(measured, key=lambda row: inf if isnan(row.measured.error) else row.measured.error)
+        said = f"the relative error of '{row.name}' is {row.measured.error:.4g}"
+        yield _verdict(f"--max-error {max_error:g}", said, kept=row.measured.error <= max_error)
+    if min_sqnr is not None and measured:
+        row = min(measured, key=lambda row: -inf if isnan(row.measured.sqnr) else row.measured.sqnr)
+        said = f"the SQNR of '{row.name}' is {row.measured.sqnr:.4g} dB"
+        yield _verdict(f"--min-sqnr {min_sqnr:g}", said, kept=row.measured.sqnr >= min_sqnr)
+
+
+def _verdict(gate: str, said: str, *, kept: bool) -> Verdict:
+    return Verdict(gate, said, "" if kept else f"{gate}: {said}")
 
 
 def _compare_tasks(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[partial[Comparison]]:

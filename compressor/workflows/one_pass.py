@@ -272,8 +272,8 @@ def open_inputs(order: Order) -> Opened:
     if archived and not changes:
         checkpoint = _archived_as_it_is(checkpoint, container, options)
     coding = [stage.store for stage in recipe.stages if stage.method.verb == "quantize"]
-    if container == "npz" and any(store in ("dense", "packed") for store in coding):
-        raise UsageError("an .npz output holds codes", remedy="Use --store codes, or end the output otherwise")
+    if container == "npz" and "dense" in coding:
+        raise UsageError("an .npz output holds codes", remedy="Leave --store out, or end the output otherwise")
     _check_output(order, container, recorded=changes)
     statistics, undivided = _by_names(open_all(recipe), checkpoint, container), checkpoint
     if changes and not checkpoint.stored:

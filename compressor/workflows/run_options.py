@@ -100,7 +100,7 @@ class RunOptions:
         if self.memory is not None and self.scheduler is not None:
             raise UsageError(
                 "--memory is for the workers of this machine, and those of a --scheduler are others",
-                remedy="Give each its own with dask worker --memory-limit",
+                remedy="Leave it out",
             )
 
     @classmethod

@@ -86,5 +86,5 @@ def test_memory_that_does_not_do_for_one(model: Path, stats: Path) -> None:
     assert enough is not None
     assert not model.with_name("o").exists()
     compressor.quantize(model, model.with_name("o.safetensors"), memory=enough[1], **given)
-    with pytest.raises(UsageError, match="those of a --scheduler are others"):
+    with pytest.raises(UsageError, match="those of a scheduler are others"):
         compressor.quantize(model, model.with_name("p"), memory="8GB", scheduler="tcp://127.0.0.1:1", **given)

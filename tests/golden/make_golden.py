@@ -42,7 +42,7 @@ def _floats(scheme: str, dtype: str, **options: Any) -> tuple[str, str, dict[str
 
 
 REPORTS = ("table", "json")
-OLD = HERE / "0.1.0"  # files of names below as they were before sums had a stated order: only read
+OLD = HERE / "0.1.0"  # files of names below as older versions wrote them: only read
 # OpenBLAS's name for the processor that the files of methods with `linear_algebra` were written on.
 PROCESSOR = "SkylakeX"
 TYPES = HERE / "ggml-types.gguf"  # only read
@@ -131,7 +131,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "quantize-step-bf16.safetensors": ("quantize", "BF16", {"scheme": "step", "bits": 2}),
     "quantize-int-dense-f32.npy": _ints(4, granularity="channel"),
     "quantize-int-codes-symmetric-f32.npz": _ints(8),
-    "quantize-int-codes-asymmetric-f32.npz": _ints(5, symmetric=False, group_size=8),
+    "quantize-int-codes-asymmetric-f32.npz": _ints(5, symmetric=False, group_size=8, store="codes"),
+    "quantize-int-codes-in-bits-f32.npz": _ints(4, group_size=8),
     "quantize-int-int-quantized-channel-bf16.safetensors": _ints(8, "BF16", layout="int-quantized"),
     "quantize-int-int-quantized-tensor-f16.safetensors": _ints(8, "F16", granularity="tensor"),
     "quantize-int-pack-quantized-4-group-bf16.safetensors": _ints(4, "BF16", group_size=8),

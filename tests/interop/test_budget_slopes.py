@@ -53,10 +53,10 @@ def test_bits_go_where_the_outputs_need_them(model: Path, tmp_path: Path) -> Non
 
 def test_what_text_is_not_for(model: Path, tmp_path: Path) -> None:
     out, text = tmp_path / "o", str(tmp_path / "text.txt")
-    with pytest.raises(UsageError, match="no dry run of --text"):
+    with pytest.raises(UsageError, match="no dry run of text"):
         compressor.quantize(model, out, target_bits=4.5, text=text, dry_run=True)
-    with pytest.raises(UsageError, match=r"--text weighs budgets of folders and \.safetensors"):
+    with pytest.raises(UsageError, match=r"text weighs budgets of folders and \.safetensors"):
         compressor.quantize(model, tmp_path / "o.gguf", target_bits=8.5, text=text, no_tokenizer=True)
-    with pytest.raises(UsageError, match="--text runs Hugging Face folders"):
+    with pytest.raises(UsageError, match="text runs Hugging Face folders"):
         compressor.quantize(model / "model.safetensors", tmp_path / "o.safetensors", target_bits=4.5, text=text)
     assert not out.exists()

@@ -88,12 +88,12 @@ def test_a_teacher_that_is_seldom_right_ends_a_training_before_it_begins(
     np.save(tmp_path / "y.npy", labels)
     options: dict[str, Any] = {"teacher": path, "method": "soft-targets", "inputs": tmp_path / "x.npy"}
     options |= {"network": "lenet5", "epochs": 1, "holdout": 0}
-    with pytest.raises(UsageError, match="--min-accuracy goes by --labels"):
+    with pytest.raises(UsageError, match="min_accuracy goes by labels"):
         compressor.distill(path, out, **options, min_accuracy=0.7)
     options["labels"] = tmp_path / "y.npy"
     with pytest.raises(InputError, match=r"right on 75\.00 % of them; at least 76 % were asked for") as caught:
         compressor.distill(path, out, **options, min_accuracy=0.76)
-    assert "--network" in caught.value.remedy
+    assert "(network)" in caught.value.remedy
     assert not out.exists()
     report = compressor.distill(path, out, **options, min_accuracy=0.75)
     assert any("right on 75.00 % of them" in note for note in report.plan.notes)

@@ -445,7 +445,7 @@ def test_codes_end_the_work_on_a_tensor(tmp_path: Path) -> None:
     [
         ("o.safetensors", "quantize:bits=8,store=codes", "--store codes writes an .npz. End the output in .npz"),
         ("o.npy", "quantize:bits=8,store=packed", "an .npy holds no packed codes. Use --store dense"),
-        ("o.npz", "quantize:bits=8,store=packed", "an .npz output holds codes. Use --store codes"),
+        ("o.npz", "quantize:bits=8,store=dense", "an .npz output holds codes. Leave --store out"),
     ],
 )
 def test_stores_that_the_container_does_not_hold(output: str, stage: str, said: str, tmp_path: Path) -> None:

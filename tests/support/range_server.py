@@ -24,6 +24,7 @@ class Files:
     contents: dict[str, tuple[int, Read]] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     fault: Callable[[Any, str, int], bool] = lambda handler, path, number: False
+    change: Callable[[Any, str, str, bytes], None] = lambda handler, method, path, body: handler.status(405)
     asked: list[tuple[str, str]] = field(default_factory=list)  # path and range
     headers: list[dict[str, str]] = field(default_factory=list)
     sent: int = 0
@@ -56,6 +57,22 @@ class _Handler(BaseHTTPRequestHandler):
         files.headers.append(dict(self.headers))
         if not files.fault(self, path, len(files.asked)):
             self.answer(path)
+
+    def do_HEAD(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        if path not in self.files.contents:
+            self.status(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(self.files.contents[path][0]))
+        self.send_header("ETag", self.files.tags[path])
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.files.change(self, self.command, unquote(urlsplit(self.path).path), body)
+
+    do_PUT = do_DELETE = do_POST  # noqa: N815 - as the base class calls them
 
     def answer(self, path: str, *, drop: int | None = None, **changed: str) -> None:
         """Serve a range; `drop` the connection after so many bytes, with some headers `changed`."""

@@ -493,7 +493,7 @@ def test_a_cut_comes_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"structure": "layers", "layers": "2-4"}, r"has 4 \(0 to 3\), and --layers asks for 4"),
+        ({"structure": "layers", "layers": "2-4"}, r"has 4 \(0 to 3\), and layers asks for 4"),
         ({"structure": "layers", "layers": "0-3"}, "0 would be left"),
         ({"structure": "layers", "layers": "2-1"}, "numbers and ranges"),
         ({"structure": "layers", "layers": "١"}, "must be numbers"),
@@ -588,7 +588,7 @@ def test_what_is_not_finite_has_no_importance(tmp_path: Path) -> None:
     path = folder(tmp_path / "model", tensors, CONFIG)
     with pytest.raises(InputError, match=r"layers\.1\.mlp\.up_proj\.weight.* holds 1 NaN") as caught:
         compressor.prune(path, tmp_path / "out", structure="neurons", count=1)
-    assert "--non-finite keep" in str(caught.value)
+    assert 'non_finite="keep"' in str(caught.value)
     compressor.prune(path, tmp_path / "out", structure="neurons", count=1, non_finite="keep")
     assert load_file(tmp_path / "out" / "model.safetensors")[MLP.format(1, "up")].shape == (23, 16)
 

@@ -362,7 +362,7 @@ def test_without_a_known_architecture_errors_are_weighed_only(tmp_path: Path) ->
     assert (((found - values) ** 2) @ weigh).sum() < 0.95 * (((plain - values) ** 2) @ weigh).sum()
     with pytest.raises(InputError, match="cannot be recognised") as caught:
         compressor.quantize(tmp_path / "model.safetensors", tmp_path / "out.safetensors", **options, strict=True)
-    assert "Drop --strict" in caught.value.remedy
+    assert "Drop strict=True" in caught.value.remedy
 
 
 def test_narrow_floats_are_not_scaled(model: Path, tmp_path: Path) -> None:

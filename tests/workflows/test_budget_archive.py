@@ -134,7 +134,7 @@ def test_what_cannot_be_met_says_what_can(model: Path, tmp_path: Path) -> None:
     with pytest.raises(GateFailed, match=r"the smallest that the candidates allow is .* bytes"):
         compressor.quantize(model, tmp_path / "o.safetensors", target_size=20_000, store="archive")
     assert not (tmp_path / "o.safetensors").exists()
-    with pytest.raises(UsageError, match=r"uniform4.*byte or two.*--store archive"):
+    with pytest.raises(UsageError, match=r"uniform4.*byte or two.*store=.archive."):
         compressor.quantize(model, tmp_path / "o.safetensors", target_bits=4, candidates=["uniform4"])
     options: dict[str, Any] = {"target_bits": 4, "store": "archive", "candidates": ["uniform:step_rows=1"]}
     with pytest.raises(UsageError, match="one step for each tensor"):

@@ -11,10 +11,14 @@ from compressor.workflows.results import Report
 Printable = Report | ComparisonReport | InspectReport | CalibrationReport | MergeReport
 
 
-def render(report: Printable, style: str, *, top: int | None = None, quiet: bool = False) -> str:
-    """A report as text: `style` is table or json."""
+def render(
+    report: Printable, style: str, *, top: int | None = None, quiet: bool = False, wide: bool = False
+) -> str:
+    """A report as text: `style` is table or json. `wide` tables have all columns, `quiet` ones are a line."""
     if style == "json":
         from compressor.reports import json as reporter
-    else:
-        from compressor.cli.report import table as reporter  # type: ignore[no-redef]
-    return reporter.render(report, top=top, quiet=quiet)
+
+        return reporter.render(report, top=top, quiet=quiet)
+    from compressor.cli.report import table
+
+    return table.render(report, top=top, quiet=quiet, wide=wide)

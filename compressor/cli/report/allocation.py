@@ -31,20 +31,19 @@ _ROWS = (
 _CURVE = (Column("curve", 9, right=False), Column("size", 8), Column("bits/w", 7), Column("error", 8))
 
 
-def render_allocation(allocation: Allocation, *, top: int | None = None, quiet: bool = False) -> str:
-    """The choice as text; `top` tensors of the largest error, `quiet` the sum of it only."""
-    page = Page()
-    if not quiet:
-        rows = list(allocation.chosen)
-        limit = _MANY if top is None else top
-        if limit and len(rows) > limit:
-            rows = sorted(rows, key=lambda row: (-row.error, row.name))[:limit]
-        page.table(_ROWS, [_row(page, row) for row in rows])
-        if len(rows) < len(allocation.chosen):
-            page.line(f"{len(allocation.chosen) - len(rows)} more tensors; --top 0 shows all")
-        page.line()
-        page.table(_CURVE, [_point(point, allocation.point) for point in _spread(allocation)])
-        page.line()
+def render_allocation(allocation: Allocation, *, top: int | None = None, wide: bool = False) -> str:
+    """The choice as text; `top` tensors of the largest error."""
+    page = Page(wide=wide)
+    rows = list(allocation.chosen)
+    limit = _MANY if top is None else top
+    if limit and len(rows) > limit:
+        rows = sorted(rows, key=lambda row: (-row.error, row.name))[:limit]
+    page.table(_ROWS, [_row(page, row) for row in rows])
+    if len(rows) < len(allocation.chosen):
+        page.line(f"{len(allocation.chosen) - len(rows)} more tensors; --top 0 shows all")
+    page.line()
+    page.table(_CURVE, [_point(point, allocation.point) for point in _spread(allocation)])
+    page.line()
     counts = Counter(row.choice for row in allocation.chosen)
     listed = ", ".join(f"{count} {printable(name, 60)}" for name, count in counts.most_common())
     page.line(f"budget {allocation.asked}: {listed}")

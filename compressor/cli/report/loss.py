@@ -25,10 +25,9 @@ def to_page(page: Page, report: ComparisonReport, top: int | None) -> None:
     for note in loss.notes:
         page.line(f"note: {printable(note, 500)}")
     page.line(f"measured on {printable(loss.source, 500)}")
-    page.line(
+    page.verdict(
         f"{printable(report.b)} against {printable(report.a)}: {size_text(report.sizes[0])} {page.arrow} "
         f"{size_text(report.sizes[1])}, {words(loss.outputs, page)}",
-        style="bold",
     )
 
 

@@ -1,8 +1,8 @@
 """A page of a report: how wide it may be, what characters it may use, and tables that fit it.
 
-In a terminal, columns that do not fit are dropped, least important first, and long names are folded. Elsewhere
-a table is as wide as its content, so that a log can be searched; where COLUMNS says how wide a log is, what does
-not fit follows in a table of its own, so that nothing is missing.
+A table is as wide as the terminal, or as COLUMNS says, or 80 columns: long names are shortened in their middle, and
+columns that do not fit are dropped, the least important first, and named below. With `wide` it is as wide as its
+content. Lines of text are wrapped in a terminal only, so that a log can be searched.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from rich.text import Text
 from compressor.core.text import printable
 
 GAP = 3  # characters between two columns
+ESSENTIAL = 6  # columns kept as high as this go only where names would have no room at all
+_WIDTH = 80  # where nothing says how wide it is
 _UNBOUNDED = 4000
+_NAME, _LEAST = 32, 10  # columns that names get, and the least of it for columns that are essential
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: `keep` ranks it, the lowest are dropped first where the terminal is narrow."""
+    """A column: `keep` ranks it, the lowest are dropped first where there is no room."""
 
     title: str
     keep: int
@@ -37,10 +40,12 @@ class Column:
 class Page:
     """A text under construction that knows how wide it may be and what characters it may use."""
 
-    def __init__(self) -> None:
-        terminal = sys.stdout.isatty()
-        self.drops = terminal
-        self.width = _terminal_width() if terminal else _asked_width() or _UNBOUNDED
+    def __init__(self, *, wide: bool = False, quiet: bool = False) -> None:
+        """`wide`: tables have all their columns and whole names; `quiet`: there is a verdict, and nothing else."""
+        terminal, asked = sys.stdout.isatty(), _asked_width()
+        self.quiet = quiet
+        self.wraps = terminal or asked is not None
+        self.width = _UNBOUNDED if wide else _terminal_width() if terminal else asked or _WIDTH
         plain = not (sys.stdout.encoding or "ascii").lower().startswith("utf")
         self.arrow, self.times, self.more = ("->", "x", "...") if plain else ("→", "×", "…")
         # both sizes: without a height rich asks the terminal and falls back to 80 columns
@@ -57,7 +62,12 @@ class Page:
 
     def line(self, text: str = "", style: str = "") -> None:
         """A line of our own text, foreign names in it made printable; wrapped in a terminal only."""
-        self.console.print(Text(text, style=style), soft_wrap=self.width >= _UNBOUNDED)
+        if not self.quiet:
+            self.console.print(Text(text, style=style), soft_wrap=not self.wraps)
+
+    def verdict(self, text: str) -> None:
+        """The line that tells what came of it: the last one, and with `quiet` the only one."""
+        self.console.print(Text(text, style="bold"), soft_wrap=not self.wraps or self.quiet)
 
     def pair(self, before: str, after: str) -> str:
         """Two texts with an arrow between them, as `before → after`."""
@@ -70,7 +80,9 @@ class Page:
     def table(
         self, columns: Sequence[Column], rows: Sequence[Sequence[str]], footer: Sequence[str] | None = None
     ) -> None:
-        """The first column holds foreign names and folds; the others never wrap in a terminal."""
+        """The first column holds foreign names, which are shortened; the others never wrap."""
+        if self.quiet:
+            return
         shown, names = self._fitting(columns, [*rows, *([footer] if footer else [])])
         box = SIMPLE if footer else SIMPLE_HEAD  # with a rule above the footer, or without
         table = Table(box=box, show_edge=False, pad_edge=False, show_footer=footer is not None)
@@ -80,18 +92,16 @@ class Page:
                 column.title,
                 footer=Text(footer[number]) if footer else "",
                 justify="right" if column.right else "left",
-                overflow="fold",
-                no_wrap=number > 0 and self.drops,
+                overflow="ellipsis",
+                no_wrap=True,
                 footer_style="bold",
             )
         for row in rows:
-            table.add_row(Text(_folded(row[0], names)), *(Text(row[number]) for number in shown[1:]))
+            table.add_row(Text(shortened(row[0], names)), *(Text(row[number]) for number in shown[1:]))
         self.console.print(table)
-        rest = [number for number in range(len(columns)) if number == 0 or number not in shown]
-        if len(rest) > 1 and not self.drops:
-            self.line()
-            left = [[row[number] for number in rest] for row in rows]
-            self.table([columns[n] for n in rest], left, [footer[n] for n in rest] if footer else None)
+        dropped = [column.title for number, column in enumerate(columns) if number not in shown]
+        if dropped:
+            self.line(f"not shown: {', '.join(dropped)}; --wide shows all columns")
 
     def _fitting(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> tuple[list[int], int]:
         """The columns that are shown, and the width that is left for names."""
@@ -100,9 +110,12 @@ class Page:
             for n, column in enumerate(columns)
         ]
         shown = list(range(len(columns)))
-        name = min(widths[0], max(24, self.width // 3))
-        while len(shown) > 2 and name + sum(widths[n] + GAP for n in shown[1:]) > self.width:
-            shown.remove(min(shown[1:], key=lambda n: columns[n].keep))
+        while len(shown) > 2:
+            least = min(shown[1:], key=lambda n: columns[n].keep)
+            room = _LEAST if columns[least].keep >= ESSENTIAL else _NAME
+            if min(widths[0], room) + sum(widths[n] + GAP for n in shown[1:]) <= self.width:
+                break
+            shown.remove(least)
         return shown, max(self.width - sum(widths[n] + GAP for n in shown[1:]), 8)
 
     def text(self) -> str:
@@ -113,14 +126,15 @@ class Page:
         return "\n".join(line.rstrip() for line in lines).replace("…", self.more) + "\n"
 
 
-def _folded(name: str, width: int) -> str:
-    """A name in lines of at most `width` characters, cut after a dot where that leaves no line half empty."""
-    lines = []
-    while len(name) > width:
-        at = name.rfind(".", width // 2, width) + 1 or width
-        lines.append(name[:at])
-        name = name[at:]
-    return "\n".join([*lines, name])
+def shortened(name: str, width: int) -> str:
+    """A name of at most `width` cells, with an ellipsis in its middle: of a tensor's name both ends tell most."""
+    if cell_len(name) <= width:
+        return name
+    head = 2 * (width - 1) // 5
+    tail = width - 1 - head
+    while head + tail > 2 and cell_len(found := f"{name[:head]}…{name[-tail:]}") > width:  # wide characters
+        head, tail = max(head - 1, 1), max(tail - 1, 1)
+    return found
 
 
 class _Encoded(io.StringIO):

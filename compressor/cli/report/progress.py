@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
-EVERY = 60.0  # seconds between lines where there is no terminal
+EVERY = 30.0  # seconds between lines where there is no terminal
+EVERY_VERBOSE = 3.0  # and where they were asked for
 EVERY_LOG = 10.0  # and in a log
 
 
@@ -42,14 +43,15 @@ class Bar:
 class Lines(Bar):
     """Has what is done told in a line, at most every so many seconds."""
 
-    def __init__(self, every: float, tell: Callable[[str], None]) -> None:
+    def __init__(self, every: float, tell: Callable[[str], None], *, stages: bool = False) -> None:
+        """`stages`: each is told when it begins, and when it is done."""
         super().__init__()
-        self.every, self.tell, self.name = every, tell, ""
+        self.every, self.tell, self.name, self.stages = every, tell, "", stages
         self.began = self.last = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if now - self.last >= self.every:
+        if now - self.last >= self.every or (self.stages and done >= total):
             self.last = now
             left = (now - self.began) * (total - done) / done if done else 0.0
             share = f"{done * 100 // max(total, 1)} % of {size_text(total)}"
@@ -58,6 +60,8 @@ class Lines(Bar):
     def stage(self, text: str) -> None:
         """Say what is being done now."""
         self.began, self.name = time.monotonic(), f"{text}: "
+        if self.stages:
+            self.tell(text)
 
 
 def logged(path: str) -> Callable[[str], None]:
@@ -93,16 +97,17 @@ class Both(Bar):
 
 
 @contextmanager
-def bar(*, enabled: bool, log: str | None = None) -> Iterator[Bar]:
-    """A bar; where stderr is no terminal, lines on it. Lines in the file `log` too, with how the run ended."""
+def bar(*, enabled: bool, log: str | None = None, verbose: bool = False) -> Iterator[Bar]:
+    """A bar; where stderr is no terminal, or `verbose`, lines on it. Lines in the file `log` too, with how the run
+    ended."""
     if log is None:
-        with _shown(enabled=enabled) as shown:
+        with _shown(enabled=enabled, verbose=verbose) as shown:
             yield shown
         return
     write = logged(log)
     write("begun")
     try:
-        with _shown(enabled=enabled) as shown:
+        with _shown(enabled=enabled, verbose=verbose) as shown:
             yield Both(shown, Lines(EVERY_LOG, write))
     except Exception as error:
         write(f"ended: {error}")
@@ -111,7 +116,25 @@ def bar(*, enabled: bool, log: str | None = None) -> Iterator[Bar]:
 
 
 @contextmanager
-def _shown(*, enabled: bool) -> Iterator[Bar]:
+def aside() -> Iterator[None]:
+    """Take the bar away while something else is printed: rich would print that in its place, on stderr."""
+    for one in _live:
+        one.stop()
+    try:
+        yield
+    finally:
+        for one in _live:
+            one.start()
+
+
+_live: list[Progress] = []  # on the terminal now
+
+
+@contextmanager
+def _shown(*, enabled: bool, verbose: bool) -> Iterator[Bar]:
+    if verbose:
+        yield Lines(EVERY_VERBOSE, lambda text: say("progress", text), stages=True)
+        return
     if not enabled:
         yield Bar()
         return
@@ -128,5 +151,11 @@ def _shown(*, enabled: bool) -> Iterator[Bar]:
     )  # figures go before names where both have no room
     said = TextColumn("{task.description}", markup=False, table_column=name)
     figures = (DownloadColumn(table_column=Column(no_wrap=True)), TimeRemainingColumn())
-    with Progress(said, BarColumn(bar_width=None), *figures, console=console, transient=True) as progress:
-        yield Bar(progress)
+    bar_column = BarColumn(bar_width=None)
+    shown = Progress(said, bar_column, *figures, console=console, transient=True, redirect_stdout=False)
+    _live.append(shown)
+    try:
+        with shown:
+            yield Bar(shown)
+    finally:
+        _live.remove(shown)

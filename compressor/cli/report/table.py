@@ -27,17 +27,18 @@ def render(
     *,
     top: int | None = None,
     quiet: bool = False,
+    wide: bool = False,
 ) -> str:
-    """Tables and closing lines, ending in a newline."""
-    page = Page()
+    """Tables and closing lines, ending in a newline; with `quiet` the last of these alone."""
+    page = Page(wide=wide, quiet=quiet)
     if isinstance(report, Report):
-        _report(page, report, top, quiet)
+        _report(page, report, top)
     elif isinstance(report, ComparisonReport):
         _comparison(page, report, top)
     elif isinstance(report, CalibrationReport):
-        _calibration(page, report, top, quiet)
+        _calibration(page, report, top)
     elif isinstance(report, MergeReport):
-        _merged(page, report, top, quiet)
+        _merged(page, report, top)
     else:
         _inspection(page, report, top)
     return page.text()
@@ -48,18 +49,18 @@ def render(
 _REPORT = (
     Column("tensor", 9, right=False),
     Column("shape", 1),
-    Column("dtype", 3, right=False),
-    Column("size", 6),
-    Column("sparsity", 5),
+    Column("dtype", 6, right=False),
+    Column("size", 7),
+    Column("sparsity", 3),
     Column("bits/w", 2),
     Column("error", 8),
 )
 
 
-def _report(page: Page, report: Report, top: int | None, quiet: bool) -> None:
+def _report(page: Page, report: Report, top: int | None) -> None:
     plan, rows = report.plan, report.rows
-    _cuts(page, plan, top, quiet)
-    if not quiet and rows:
+    _cuts(page, plan, top)
+    if rows:
         shown = rows
         limit = _MANY if top is None else top
         if limit and len(rows) > limit:
@@ -81,22 +82,21 @@ def _report(page: Page, report: Report, top: int | None, quiet: bool) -> None:
         page.line(f"note: {note}")
     if report.part is not None:
         whole = f"{len(report.part)} of {len(plan.jobs)} tensors"
-        page.line(f"wrote {printable(report.output)}: a part, with something of {whole}", style="bold")
+        page.verdict(f"wrote {printable(report.output)}: a part, with something of {whole}")
         return
     verb = "not written" if report.failures else "would write" if report.changes is None else "wrote"
-    page.line(
+    page.verdict(
         f"{verb} {printable(report.output)}: {size_text(plan.size_before)} {page.arrow} "
         f"{size_text(plan.size_after)}, {_ratio(page, report.ratio)}{_overall(page, report)}",
-        style="bold",
     )
 
 
 _MERGED = (Column("tensor", 9, right=False), Column("shape", 1), Column("sparsity", 5), Column("error", 8))
 
 
-def _merged(page: Page, report: MergeReport, top: int | None, quiet: bool) -> None:
+def _merged(page: Page, report: MergeReport, top: int | None) -> None:
     """What an output of several parts came to, the worst tensors first where there are many."""
-    if not quiet and report.rows:
+    if report.rows:
         limit = _MANY if top is None else top
         shown = report.rows
         if limit and len(shown) > limit:
@@ -117,11 +117,10 @@ def _merged(page: Page, report: MergeReport, top: int | None, quiet: bool) -> No
             more = len(report.rows) - len(shown)
             page.line(f"{more} more tensors; --top 0 shows all, --format json gives all")
         page.line()
-    page.line(
+    page.verdict(
         f"{'not written' if report.failures else 'merged'} {printable(report.output)}, {report.parts} parts: "
         f"{size_text(report.size_before)} {page.arrow} {size_text(report.size_after)}, "
         f"{_ratio(page, report.size_before / report.size_after)}, overall error {error_text(report.total.error)}",
-        style="bold",
     )
 
 
@@ -133,9 +132,9 @@ _CUTS = (
 )
 
 
-def _cuts(page: Page, plan: Plan, top: int | None, quiet: bool) -> None:
+def _cuts(page: Page, plan: Plan, top: int | None) -> None:
     """The coupled groups that structured cuts made smaller, the most hurt first where there are many."""
-    if not plan.cuts or quiet:
+    if not plan.cuts:
         return
     limit = _MANY if top is None else top
     shown: Sequence[Coupled] = plan.cuts
@@ -230,11 +229,11 @@ def _total(page: Page, report: Report) -> list[str]:
 _COMPARISON = (
     Column("tensor", 9, right=False),
     Column("shape", 1),
-    Column("dtype", 2, right=False),
-    Column("sparsity", 4),
-    Column("cosine", 5),
-    Column("max error", 3),
-    Column("SQNR dB", 7),
+    Column("dtype", 6, right=False),
+    Column("sparsity", 3),
+    Column("cosine", 4),
+    Column("max error", 2),
+    Column("SQNR dB", 5),
     Column("error", 8),
 )
 
@@ -268,11 +267,12 @@ def _comparison(page: Page, report: ComparisonReport, top: int | None) -> None:
     if len(shown) < len(report.rows):
         page.line(f"{len(report.rows) - len(shown)} more tensors; --top 0 shows all")
     total = report.total
+    if report.apart:
+        page.line(f"{len(report.apart)} of {len(report.rows)} tensors do not match; the others were compared")
     page.line()
-    page.line(
+    page.verdict(
         f"{printable(report.b)} against {printable(report.a)}: {size_text(report.sizes[0])} {page.arrow} "
         f"{size_text(report.sizes[1])}, relative error {error_text(total.error)}, cosine {total.cosine:.6f}",
-        style="bold",
     )
 
 
@@ -312,11 +312,10 @@ def _inspection(page: Page, report: InspectReport, top: int | None) -> None:
     weights = sum(tensor.spec.size for tensor, _ in rows)
     original = sum(one.original for one in report.codings)
     smaller = f", {original / report.size:.3g}{page.times} smaller than its tensors" if original else ""
-    page.line(
+    page.verdict(
         f"{printable(report.path)}: {report.kind}{said}, {len(rows)} tensor{'s' * (len(rows) != 1)}, "
         f"{weights:,} elements, "
         f"{size_text(report.size)}{smaller}",
-        style="bold",
     )
 
 
@@ -348,34 +347,32 @@ _CALIBRATION = (
 )
 
 
-def _calibration(page: Page, report: CalibrationReport, top: int | None, quiet: bool) -> None:
+def _calibration(page: Page, report: CalibrationReport, top: int | None) -> None:
     limit = _MANY if top is None else top
     shown = report.layers
     if limit and len(shown) > limit:
         shown = tuple(sorted(shown, key=lambda layer: layer.rows / layer.width)[:limit])
-    if not quiet:
-        page.table(
-            _CALIBRATION,
+    page.table(
+        _CALIBRATION,
+        [
             [
-                [
-                    shown_name(layer.name),
-                    f"{layer.rows:,}",
-                    str(layer.width),
-                    "gram" if layer.gram else "diagonal",
-                    size_text(layer.size),
-                ]
-                for layer in shown
-            ],
-        )
-        if len(shown) < len(report.layers):
-            page.line(f"{len(report.layers) - len(shown)} more layers; --top 0 shows all")
-        page.line()
+                shown_name(layer.name),
+                f"{layer.rows:,}",
+                str(layer.width),
+                "gram" if layer.gram else "diagonal",
+                size_text(layer.size),
+            ]
+            for layer in shown
+        ],
+    )
+    if len(shown) < len(report.layers):
+        page.line(f"{len(report.layers) - len(shown)} more layers; --top 0 shows all")
+    page.line()
     for note in report.notes:
         page.line(f"note: {printable(note, 500)}")
-    page.line(
+    page.verdict(
         f"wrote {printable(report.output)}: {len(report.layers)} layer{'s' * (len(report.layers) != 1)}, "
         f"{size_text(report.size)}, from {printable(report.source, 500)}",
-        style="bold",
     )
 
 

@@ -30,10 +30,8 @@ def check_stores(stages: Sequence[Stage], container: Container) -> None:
     stores = {stage.store for stage in stages}
     if "codes" in stores and container != "npz":
         raise UsageError("--store codes writes an .npz", remedy="End the output in .npz")
-    if "packed" in stores and container in ("npy", "npz"):
-        raise UsageError(
-            f"an .{container} holds no packed codes", remedy="Use --store dense, or write .safetensors"
-        )
+    if "packed" in stores and container == "npy":
+        raise UsageError("an .npy holds no packed codes", remedy="Use --store dense, or write .npz or .safetensors")
     sparse = [stage for stage in stages if stage.store in SPARSE]
     if sparse and container == "gguf":
         raise UsageError("a .gguf holds no sparse layout", remedy="Leave --store out, or write .safetensors")

@@ -37,9 +37,16 @@ def plan_notes(request: PlanRequest, jobs: Sequence[Job], without_adapter: Seque
             *_input(checkpoint, request.recipe),
             *pattern_notes(request.recipe.stages, len(request.recipe.cuts), request.specs),
             *_of_gguf(jobs, request.container),
+            *_no_smaller(jobs, request.container),
             *_idle(jobs, request.recipe, checkpoint),
         ]
     return (*notes, *_unpaired(request), *_wide_memory(jobs), *_statistics_memory(jobs, request.statistics))
+
+
+def _no_smaller(jobs: Sequence[Job], container: Container) -> Iterator[str]:
+    """Where what was rounded to few bits is stored as whole numbers again."""
+    if container == "npy" and any(step.method.verb == "quantize" for job in jobs for step in job.steps):
+        yield "an .npy holds plain floats and cannot be smaller: end the output in .npz or .safetensors for codes"
 
 
 def _of_gguf(jobs: Sequence[Job], container: Container) -> Iterator[str]:

@@ -34,7 +34,7 @@ from compressor.recipe.selection import VECTOR, LeftAlone
 
 _DEFAULT_STORE: Mapping[Container, Store] = {
     "npy": "dense",
-    "npz": "codes",
+    "npz": "packed",
     "safetensors": "packed",
     "gguf": "packed",
     "folder": "packed",
@@ -130,7 +130,7 @@ def with_fingerprint(plan: Plan, request: PlanRequest) -> Plan:
 def stores_packed(stage: Stage, container: Container) -> bool:
     """Whether the stage stores codes in layouts that loaders or `restore` unpack."""
     store = _DEFAULT_STORE[container] if stage.store == "auto" else stage.store
-    return stage.method.verb == "quantize" and store == "packed"
+    return stage.method.verb == "quantize" and store == "packed" and container != "npz"
 
 
 def _check_requantized(request: PlanRequest) -> None:
@@ -328,8 +328,9 @@ def _stored_form(
     """The scheme by which a stage stores a tensor, or why loaders would not find it."""
     if request.container == "gguf" and len(spec.shape) < 2 and store != "dense":
         return LeftAlone("vector or scalar: llama.cpp reads those as numbers only")
-    if store == "codes" or (store in SPARSE and store != "smallest"):
-        plain = method.codes(spec)
+    in_bits = request.container == "npz" and store == "packed"
+    if in_bits or store == "codes" or (store in SPARSE and store != "smallest"):
+        plain = method.codes_in_bits(spec) if in_bits else method.codes(spec)
         if plain is None:
             raise UsageError(
                 f"scheme {method.id} has no integer codes",

@@ -170,7 +170,7 @@ def _snapshot(repository: str, revision: str | None, path: str, by_name: bool) -
             remedy = "Unset HF_HUB_OFFLINE, or download it first"
             raise InputError("is not in the local cache, and HF_HUB_OFFLINE is set", remedy=remedy) from error
         except errors.HfHubHTTPError as error:
-            raise _refusal(error, errors) from error
+            raise refusal(error, errors) from error
         except Exception as error:  # of whichever client the package has
             raise Passing(f"the hub cannot be reached ({type(error).__name__})") from error
 
@@ -190,7 +190,7 @@ def _snapshot(repository: str, revision: str | None, path: str, by_name: bool) -
     return _Snapshot(info.sha, files)
 
 
-def _refusal(error: Any, errors: Any) -> Exception:
+def refusal(error: Any, errors: Any) -> Exception:
     """What the hub's answer is to the user."""
     status = getattr(error.response, "status_code", None)
     if isinstance(error, errors.GatedRepoError):

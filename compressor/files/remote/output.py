@@ -27,13 +27,19 @@ def check_destination(address: str, *, folder: bool, replace: bool, recorded: bo
     uploads_of(address, "", folder=folder).check(replace=replace, recorded=recorded)
 
 
-def uploads_of(address: str, key: str, *, folder: bool) -> ObjectUploads:
+def uploads_of(address: str, key: str, *, folder: bool) -> Uploads:
     """Where files on their way to an address are collected."""
     scheme = address.partition("://")[0].lower()
-    if scheme in ("http", "https", "file", "hf") or "::" in address:
-        remedy = "Name a place on a disk, or an address that fsspec writes to, such as s3://bucket/folder"
+    if scheme in ("http", "https", "file") or "::" in address:
+        remedy = "Name a place on a disk, hf://org/name, or one that fsspec writes to, such as s3://bucket/folder"
         raise UsageError(f"-o {printable(address)}: nothing is written to such an address", remedy=remedy)
+    if scheme == "hf" and not folder:
+        raise UsageError(f"-o {printable(address)}: is a file", remedy="Name a repository, or a folder of one")
     try:
+        if scheme == "hf":
+            from compressor.files.remote.hub_uploads import HubUploads
+
+            return HubUploads(address, key)
         return ObjectUploads(address, key, folder=folder)
     except InputError as error:
         raise OutputError(error.reason, file=error.file, remedy=error.remedy) from error

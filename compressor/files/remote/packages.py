@@ -42,6 +42,8 @@ def filesystem(url: str) -> tuple[Any, str]:
         raise _missing(url, package, f"pip install {package}") from error
     except ValueError as error:
         raise InputError(f"{scheme}:// is an address that nothing here knows", file=url) from error
+    except Exception as error:  # some connect at once
+        raise InputError(f"cannot be reached ({type(error).__name__})", file=url) from error
     return found
 
 

@@ -38,7 +38,7 @@ def tried(call: Callable[[], T], path: str, got: Callable[[], int] = lambda: 0) 
             failures += 1
             if failures >= TRIES:
                 raise InputError(
-                    f"cannot be fetched: {printable(failure.reason, 200)}, {failures} times in a row",
+                    f"{printable(failure.reason, 200)}, {failures} times in a row",
                     file=path,
                     remedy="Run again when the connection is better",
                 ) from failure

@@ -27,6 +27,9 @@ _LOOKED_AT = 64
 class Uploads(Protocol):
     """Files of one output that are on their way to a place."""
 
+    def check(self, *, replace: bool, recorded: bool) -> None:
+        """OutputError where something is there that may not be replaced."""
+
     def put(self, name: str, path: str) -> str:
         """Send a finished file: by what `has` knows it later. OutputError when it cannot be."""
 

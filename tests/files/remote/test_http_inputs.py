@@ -298,9 +298,9 @@ def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trying, "FIRST", 0.0)
     with served() as files:
         url = files.url
-    with pytest.raises(InputError, match=r"cannot be fetched: the connection failed \(ConnectionRefusedError\)"):
+    with pytest.raises(InputError, match=r"the connection failed \(ConnectionRefusedError\)"):
         open_source(f"{url}/a.npy")
-    with pytest.raises(InputError, match="ftp://"):
+    with pytest.raises(InputError, match=r"cannot be reached \(ConnectionRefusedError\)"):
         open_source("ftp://127.0.0.1:1/a.npy")
 
 
@@ -416,20 +416,20 @@ def test_a_pickled_file_takes_no_secret_along(large: tuple[InputFile, bytes], fi
 # ---- memory and disk -----------------------------------------------------------------------------------
 
 PEAK = """
-import resource, sys
+import sys
 from compressor.__main__ import main
 sys.argv = ["compressor", *sys.argv[1:]]
 try:
     main()
 except SystemExit as end:
     assert not end.code, end.code
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 
 def test_memory_does_not_grow_with_the_file(files: Files, tmp_path: Path) -> None:
-    """Half a gigabyte that nobody has: a pattern of bytes, made as it is asked for."""
-    rows, columns = 32_768, 4096
+    """200 MB that nobody has: a pattern of bytes, made as it is asked for."""
+    rows, columns = 12_288, 4096
     nbytes = 2 * rows * columns * 2
     header = json.dumps(
         {
@@ -460,7 +460,7 @@ def test_memory_does_not_grow_with_the_file(files: Files, tmp_path: Path) -> Non
     command += ["--bits", "8", "--method", "absmax", "--quiet"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=dict(os.environ))
     peak = int(done.stdout.split()[-1])
-    assert peak < 400, done.stdout
+    assert peak < 300, done.stdout  # MB; 145 when this was written
     assert files.sent < 1.1 * nbytes
     assert sum(path.stat().st_size for path in tmp_path.rglob("*")) < output.stat().st_size + 1
 

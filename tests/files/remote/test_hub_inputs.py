@@ -5,43 +5,24 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from support.hub_server import Hub, hub
 
 from compressor import api
 from compressor.core.errors import InputError
 from compressor.files.opening import open_source
 from compressor.files.remote import hub as reading
-from compressor.files.remote import trying
+
+if TYPE_CHECKING:
+    from support.hub_server import Hub
 
 pytest.importorskip("huggingface_hub")
 CONSTANTS = pytest.importorskip("huggingface_hub.constants")
 TOKEN = "hf_verysecret"  # noqa: S105 - of the hub here
 TINY = Path(__file__).parents[3] / "sample_weights" / "tiny-llama"
 NAME = "some-org/tiny.llama"
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A hub that has the tiny llama, nobody logged in and nothing in the cache."""
-    reading._snapshot.cache_clear()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(trying, "FIRST", 0.001)
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(CONSTANTS, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(CONSTANTS, "HF_HUB_OFFLINE", False)
-    with hub() as found:
-        monkeypatch.setattr(CONSTANTS, "ENDPOINT", found.front.url)
-        template = f"{found.front.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(CONSTANTS, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        found.commit_folder(NAME, TINY)
-        yield found
-    reading._snapshot.cache_clear()
 
 
 def hashes(path: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +84,17 @@ def test_what_is_not_there(store: Any) -> None:
     ):
         with pytest.raises(InputError, match=r"is not there|holds no m-"):
             open_source(address)
+
+
+def test_a_local_run_imports_nothing_of_it(tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom compressor import api\n"
+        "api.quantize(sys.argv[1], sys.argv[2], bits=4)\n"
+        "away = ('fsspec', 'huggingface_hub', 's3fs', 'compressor.files.remote', 'http.client', 'ssl')\n"
+        "print([name for name in away if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", script, str(TINY), str(tmp_path / "out")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_addresses_that_nothing_here_knows() -> None:

@@ -130,13 +130,16 @@ def stopping(monkeypatch: pytest.MonkeyPatch, store: Any, when: int) -> None:
         counted(name)
 
 
-@pytest.mark.parametrize("force", [False, True])
+EVERY = [pytest.param(force, 1, marks=pytest.mark.faults) for force in (False, True)]
+
+
+@pytest.mark.parametrize(("force", "step"), [(False, 3), (True, 4), *EVERY])
 def test_wherever_it_stops_nothing_half_is_taken_for_a_model(
-    store: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, force: bool
+    store: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, force: bool, step: int
 ) -> None:
     api.quantize(TINY, tmp_path / "here", bits=4)
     whole = here(tmp_path / "here")
-    for when in range(1, 100):
+    for when in range(1, 100, step):
         store.store.clear()
         old: dict[str, str] = {}
         if force:

@@ -152,7 +152,7 @@ def test_hostile_parts_are_refused(scheme: str, part: str, value: float, tmp_pat
 
 def test_codes_beyond_a_byte_need_two(tmp_path: Path) -> None:
     source = saved(tmp_path / "in.safetensors", uneven(40, 50))
-    with pytest.raises(InputError, match=r"more than a byte holds.*fewer --bits, or leave --code-bytes out"):
+    with pytest.raises(InputError, match=r"more than a byte holds.*fewer bits, or leave code_bytes out"):
         compressor.quantize(source, tmp_path / "out.safetensors", scheme="trellis", bits=10.0, code_bytes=1)
 
 

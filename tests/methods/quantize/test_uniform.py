@@ -150,9 +150,9 @@ def test_at_least_the_share_that_is_asked_becomes_zero(tmp_path: Path, kind: typ
 
 def test_refusals_say_what_to_do(tmp_path: Path) -> None:
     source = saved(tmp_path / "in.safetensors", a_weight=normal(8, 8))
-    with pytest.raises(InputError, match=r"more than two bytes hold.*--step of at least"):
+    with pytest.raises(InputError, match=r"more than two bytes hold.*step of at least"):
         compressor.quantize(source, tmp_path / "out.safetensors", scheme="uniform", step=1e-9)
-    with pytest.raises(InputError, match=r"more than a byte holds.*--code-bytes"):
+    with pytest.raises(InputError, match=r"more than a byte holds.*code_bytes"):
         compressor.quantize(source, tmp_path / "out.safetensors", scheme="uniform", step=1e-4, code_bytes=1)
     assert not (tmp_path / "out.safetensors").exists()
     for options, said in (

@@ -264,6 +264,9 @@ class Int(Compensating):
     def codes(self, spec: TensorSpec) -> Int:
         return replace(self, layout="plain")
 
+    def codes_in_bits(self, spec: TensorSpec) -> Int:
+        return self.codes(spec) if self.bits == 8 or self.layout == "plain" else replace(self, layout="compressor")
+
     @property
     def code_bits_used(self) -> int | None:
         return self.bits if self.symmetric else None
