@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT := demo-output
 FAST := "not faults and not interop and not processors and not vllm"
 
-.PHONY: help wheel demo test coverage lint format test-processors test-faults test-interop test-vllm loaders bench clean
+.PHONY: help wheel demo test coverage lint docs format test-processors test-faults test-interop test-vllm loaders bench clean
 
 help:
 	@echo "make wheel             a wheel with compiled kernels, in dist"
@@ -12,6 +12,7 @@ help:
 	@echo "make test              install, run the tests (about five minutes)"
 	@echo "make coverage          the same with coverage, which must be 95 percent"
 	@echo "make lint              ruff and strict mypy"
+	@echo "make docs              the documentation as a site, in build/site; a link that leads nowhere fails"
 	@echo "make test-processors   the golden files as if on other processors, and without the kernels"
 	@echo "make test-faults       the long fault injection: killed runs, failing disks, mutated files"
 	@echo "make test-interop      load the results in compressed-tensors and transformers (installs torch)"
@@ -72,6 +73,15 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# In an environment of its own: the generator is no dependency of anything else
+.venv/docs/bin/mkdocs: .venv/base
+	$(PYTHON) -m venv .venv/docs
+	.venv/docs/bin/pip install --quiet --disable-pip-version-check "$$(sed -n 's/^docs = \["\(.*\)"\]/\1/p' pyproject.toml)"
+
+docs: .venv/docs/bin/mkdocs
+	.venv/docs/bin/mkdocs build --strict
+	@echo "build/site/index.html"
 
 format: .venv/dev
 	$(BIN)/ruff check --fix .

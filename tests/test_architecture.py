@@ -58,6 +58,8 @@ from house.workflows import one_pass
 def quantize():
     one_pass.run()
 === py.typed
+=== testing.py
+"""Laws for others."""
 === cli/main.py
 """The command line."""
 from house import api

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
 from compressor.calibration.statistics import open_statistics
 
@@ -134,10 +135,13 @@ def test_surveys_that_are_merged(workplace: Path) -> None:
 
 def test_readme_ci_job(workplace: Path) -> None:
     (job,) = blocks("yaml")
-    lines = job.split("run: |\n")[1]
-    done = shell(lines, workplace)
+    steps = yaml.safe_load(job)["jobs"]["compress"]["steps"]
+    runs = [step["run"] for step in steps if "run" in step]
+    assert runs[0] == "pip install ."
+    page = workplace / "page.md"
+    done = shell("\n".join([f"export GITHUB_STEP_SUMMARY={page}", *runs[1:]]), workplace)
     assert done.returncode == 0, done.stderr
-    assert (workplace / "report.json").read_text().startswith("{")
+    assert "small.safetensors" in page.read_text(encoding="utf-8")
 
 
 def test_readme_python(workplace: Path) -> None:
@@ -186,6 +190,33 @@ def test_the_page_of_statistics(workplace: Path) -> None:
         assert open_statistics(workplace / f"{name}.safetensors").counts["fc1"] == count
     command = "prune model.safetensors -o o.safetensors --method wanda --sparsity 0.5 --stats one.safetensors"
     assert shell(f"compressor {command} --include 'fc1.*' --exclude '*bias'", workplace).returncode == 0
+
+
+GUIDES = ("first-ten-minutes", *(path.stem for path in sorted((ROOT / "docs").glob("for-*.md"))))
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_the_commands_of_a_guide_run(name: str, workplace: Path) -> None:
+    """Blocks of bash, in their order, in one folder. What needs hardware or another program is a block of sh that
+    says so."""
+    (workplace / "model").symlink_to(SAMPLES / "tiny-llama")
+    page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    scripts = re.findall(r"^```bash\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert scripts
+    done = shell("\n".join(scripts), workplace)
+    assert done.returncode == 0, done.stderr
+    for other in re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        assert other.startswith("# needs ")
+    for text in re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        assert yaml.safe_load(text)
+
+
+def test_every_page_is_on_the_site_and_nothing_is_loaded_from_elsewhere() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert site["strict"]
+    assert site["theme"]["highlightjs"] is False
+    listed = re.findall(r"[\w-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 
 
 def test_every_command_is_documented() -> None:

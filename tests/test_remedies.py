@@ -330,3 +330,11 @@ def test_what_a_note_names_is_there(tmp_path: Path, name: str) -> None:
     assert done.code == 0, done.err
     notes = " ".join(line for line in done.out.splitlines() if line.startswith("note:"))
     check(NOTES[name], tmp_path, notes, source)
+
+
+def test_what_is_kept_whatever_is_included_is_not_advised(tmp_path: Path) -> None:
+    """A budget that cannot be met names tensors to include, but none that --non-finite keep leaves alone."""
+    said = run(not_finite(tmp_path), "quantize --target-ratio 9 --non-finite keep", tmp_path / "out.safetensors")
+    assert said.code == 1
+    assert "Ask for no less" in said.err
+    assert "--include" not in said.err

@@ -157,6 +157,12 @@ def more_inputs() -> None:
     save_file({"fc.weight": floats(8, 32)}, "other-shape.safetensors")
     save_file({"short.weight": floats(64, 96)}, "short.safetensors")
     save_file({"fc.weight": floats(16, 64), "huge.weight": floats(16, 64) * np.float32(1e37)}, "huge.safetensors")
+    conv1d = {"h.0.attn.c_attn.weight": floats(64, 192), "h.0.mlp.c_fc.weight": floats(64, 128)}
+    folder(Path("gpt2"), conv1d, {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]})
+    save_file(
+        {"a.weight": floats(8, 64), "a.weight_scale": floats(8), "b.weight": floats(8, 64)},
+        "named-alike.safetensors",
+    )
     inner = Path("pipe/transformer")
     inner.mkdir(parents=True)
     Path("pipe/model_index.json").write_text(json.dumps({"transformer": ["diffusers", "X"]}))

@@ -42,18 +42,21 @@ class Family:
     def make(self, folder: Path) -> None:
         """Write a model with random weights there, the same in every run."""
         torch.manual_seed(0)
-        model = self.model(self.model.config_class(**self.sizes)).to(torch.bfloat16).eval()
-        with torch.no_grad():
-            for module in model.modules():
-                table = isinstance(module, torch.nn.Embedding)
-                for name, parameter in module.named_parameters(recurse=False):
-                    if parameter.ndim > 1 and name != "A_log":
-                        parameter.normal_(
-                            std=0.05 if table else 0.12
-                        )  # so that layers outweigh what goes past them
-                    elif not torch.isfinite(parameter).all():
-                        parameter.fill_(0.5)
-        model.save_pretrained(folder)
+        with_random_weights(self.model(self.model.config_class(**self.sizes))).save_pretrained(folder)
+
+
+def with_random_weights(model: Any) -> Any:
+    """The model in bfloat16, with weights that let layers outweigh what goes past them."""
+    model = model.to(torch.bfloat16).eval()
+    with torch.no_grad():
+        for module in model.modules():
+            table = isinstance(module, torch.nn.Embedding)
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.ndim > 1 and name != "A_log":
+                    parameter.normal_(std=0.05 if table else 0.12)
+                elif not torch.isfinite(parameter).all():
+                    parameter.fill_(0.5)
+    return model
 
 
 _LLAMA: dict[str, Any] = {
@@ -126,6 +129,14 @@ _BART = {
     "decoder_ffn_dim": 256,
     "max_position_embeddings": 128,
     "pad_token_id": 0,
+}
+_SOUNDS = {
+    **_BERT,
+    "conv_dim": [32, 32],
+    "conv_stride": [5, 2],
+    "conv_kernel": [10, 3],
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
 }
 _CLIP_TEXT = {**_BERT, "max_position_embeddings": 32}
 
@@ -320,19 +331,7 @@ FAMILIES: dict[str, Family] = {
             {**_BART, "num_mel_bins": 16, "max_source_positions": 30, "max_target_positions": 32},
             MELS,
         ),
-        Family(
-            "wav2vec2",
-            "Wav2Vec2ForCTC",
-            {
-                **_BERT,
-                "conv_dim": [32, 32],
-                "conv_stride": [5, 2],
-                "conv_kernel": [10, 3],
-                "num_conv_pos_embeddings": 16,
-                "num_conv_pos_embedding_groups": 4,
-            },
-            SOUND,
-        ),
+        Family("wav2vec2", "Wav2Vec2ForCTC", _SOUNDS, SOUND),
         Family("bert", "BertForMaskedLM", _BERT),
         Family("roberta", "RobertaForMaskedLM", _BERT),
         Family(
@@ -401,6 +400,103 @@ FAMILIES: dict[str, Family] = {
                 "image_token_id": 255,
                 "scale_factor": 2,
             },
+        ),
+        Family(
+            "dbrx",
+            "DbrxForCausalLM",
+            {
+                "vocab_size": VOCABULARY,
+                "d_model": 128,
+                "n_heads": 4,
+                "n_layers": 2,
+                "max_seq_len": 128,
+                "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+                "ffn_config": {"hidden_size": 128, "ffn_hidden_size": 256, "moe_num_experts": 4, "moe_top_k": 2},
+            },
+        ),
+        Family(
+            "zamba",
+            "ZambaForCausalLM",
+            {
+                **_PLAIN,
+                "num_key_value_heads": 4,
+                "num_hidden_layers": 4,
+                "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+                "use_mamba_kernels": False,
+                "n_mamba_heads": 2,
+                "mamba_dt_rank": 8,
+            },
+        ),
+        Family(
+            "zamba2",
+            "Zamba2ForCausalLM",
+            {
+                **_PLAIN,
+                "num_key_value_heads": 4,
+                "num_hidden_layers": 4,
+                "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+                "use_mamba_kernels": False,
+                "n_mamba_heads": 8,
+                "mamba_d_state": 16,
+            },
+        ),
+        Family("biogpt", "BioGptForCausalLM", _BERT),
+        Family(
+            "flaubert",
+            "FlaubertWithLMHeadModel",
+            {
+                "vocab_size": VOCABULARY,
+                "emb_dim": 128,
+                "n_layers": 2,
+                "n_heads": 4,
+                "max_position_embeddings": 128,
+                "pad_index": 0,
+                "mask_index": 3,
+            },
+        ),
+        Family("xlm-roberta", "XLMRobertaForMaskedLM", _BERT),
+        Family("mpnet", "MPNetForMaskedLM", _BERT),
+        Family("squeezebert", "SqueezeBertForMaskedLM", {**_BERT, "embedding_size": 128}),
+        Family("wavlm", "WavLMForCTC", _SOUNDS, SOUND),
+        Family("ijepa", "IJepaForImageClassification", {**_VISION, "num_labels": 10}, PICTURE),
+        Family(
+            "segformer",
+            "SegformerForSemanticSegmentation",
+            {
+                "depths": [1, 1],
+                "num_encoder_blocks": 2,
+                "hidden_sizes": [64, 128],
+                "num_attention_heads": [2, 4],
+                "sr_ratios": [2, 1],
+                "patch_sizes": [3, 3],
+                "strides": [2, 2],
+                "mlp_ratios": [2, 2],
+                "decoder_hidden_size": 128,
+                "num_labels": 10,
+            },
+            PICTURE,
+        ),
+        Family(
+            "detr",
+            "DetrForObjectDetection",
+            {
+                "d_model": 128,
+                "encoder_layers": 1,
+                "decoder_layers": 1,
+                "encoder_attention_heads": 4,
+                "decoder_attention_heads": 4,
+                "encoder_ffn_dim": 256,
+                "decoder_ffn_dim": 256,
+                "num_queries": 8,
+                "backbone_config": {
+                    "model_type": "resnet",
+                    "embedding_size": 16,
+                    "hidden_sizes": [32, 64],
+                    "depths": [1, 1],
+                    "out_features": ["stage2"],
+                },
+            },
+            PICTURE,
         ),
     )
 }

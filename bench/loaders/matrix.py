@@ -2,9 +2,9 @@
 docs/loaders.md.
 
 A cell is what `--for LOADER` makes of a family and a scheme: it loads as it is, with nothing missing, and answers
-what the restored model answers; or it is refused at plan time. `--families` chooses some, and prints instead. vLLM
-is asked where VLLM_PYTHON names a Python that has it, mlx-lm where it is installed. With `--keep FILE` what was
-found is noted there, and not tried again.
+what its codes and its config.json say; or it is refused at plan time. `--families` chooses some, and prints
+instead. vLLM is asked where VLLM_PYTHON names a Python that has it, mlx-lm where it is installed. With `--keep`
+what was found is noted in a file, and not tried again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.loaders.answers import Answers
+from bench.loaders.cpu_kernels import check_kernels
 from bench.loaders.families import FAMILIES, Family, output_of, quietly
+from bench.loaders.rounded_inputs import round_inputs
 from bench.loaders.vllm_loader import Vllm
 from bench.page import put
 from compressor import api
@@ -35,40 +38,34 @@ _LETTERS = string.ascii_lowercase + string.ascii_uppercase
 PAGE = Path(__file__).parents[2] / "docs" / "loaders.md"
 
 
-@dataclass(frozen=True)
-class Scheme:
-    """Options of `quantize`, and how far off answers may lie, relative to their length: hardly where a loader
-    computes with the restored numbers; more where it rounds activations too, or multiplies otherwise."""
-
-    options: Mapping[str, Any]
-    tolerance: float = 0.002
-
-
-SCHEMES: dict[str, Scheme] = {
-    "int4": Scheme({"bits": 4}),
-    "int4 channel": Scheme({"bits": 4, "granularity": "channel"}),
-    "int4 asymmetric": Scheme({"bits": 4, "symmetric": False}),
-    "int4 gptq": Scheme({"bits": 4, "layout": "gptq"}, 0.03),  # scales are float16, and bfloat16 to the kernel
-    "int8": Scheme({"bits": 8}),
-    "int8 W8A8": Scheme({"bits": 8, "layout": "int-quantized"}, 0.15),
-    "fp8": Scheme({"scheme": "fp8"}, 0.35),
-    "fp8 weights": Scheme({"scheme": "fp8", "layout": "naive-quantized"}, 0.01),
-    "fp8 block": Scheme({"scheme": "fp8", "granularity": "block"}, 0.35),
-    "nvfp4": Scheme({"scheme": "nvfp4"}),
-    "mxfp4": Scheme({"scheme": "mxfp4"}),
-    "mxfp8": Scheme({"scheme": "mxfp8"}, 0.01),
-    "nf4": Scheme({"scheme": "nf4"}, 0.06),
+SCHEMES: dict[str, Mapping[str, Any]] = {  # options of `quantize`
+    "int4": {"bits": 4},
+    "int4 channel": {"bits": 4, "granularity": "channel"},
+    "int4 asymmetric": {"bits": 4, "symmetric": False},
+    "int4 gptq": {"bits": 4, "layout": "gptq"},
+    "int8": {"bits": 8},
+    "int8 W8A8": {"bits": 8, "layout": "int-quantized"},
+    "fp8": {"scheme": "fp8"},
+    "fp8 weights": {"scheme": "fp8", "layout": "naive-quantized"},
+    "fp8 block": {"scheme": "fp8", "granularity": "block"},
+    "nvfp4": {"scheme": "nvfp4"},
+    "mxfp4": {"scheme": "mxfp4"},
+    "mxfp8": {"scheme": "mxfp8"},
+    "nf4": {"scheme": "nf4"},
 }
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What came of a family and a scheme for a loader: `off` is how far answers lie from the restored model's, None
-    where the plan was `refused`, with the way on, or `wrong`. `treated` counts matrices that became codes. `alone`:
-    the loader does not take the model as it was, for this reason. `aside`: it has no kernel for some of the codes,
-    which were multiplied out as it had loaded them."""
+    """What came of a family and a scheme for a loader: `off` is how far answers lie from what the codes and the
+    config say, relative to their length, None where the plan was `refused`, with the way on, or `wrong`; no more
+    than the order of sums may make it, which is `tolerance`. `apart` is how far the answers lie from those of the
+    restored model, as the loader gives them. `treated` counts matrices that became codes. `alone`: the loader does
+    not take the model as it was, for this reason. `aside`: it has no kernel for some of the codes, which were
+    multiplied out as it had loaded them."""
 
     off: float | None = None
+    apart: float = 0.0
     tolerance: float = 0.0
     treated: int = 0
     refused: str = ""
@@ -103,13 +100,33 @@ class Transformers:
     def prepare(self, folder: Path) -> None:
         """Nothing has to be done to what transformers saved."""
 
-    def answers(self, folder: Path, family: Family) -> Any:
-        """What a folder's model answers. RuntimeError where something of it is missing, or left over."""
+    def load(self, folder: Path, family: Family) -> Any:
+        """A folder's model. RuntimeError where something of it is missing, or left over."""
         model, info = family.model.from_pretrained(folder, output_loading_info=True)
         problems = {key: sorted(map(str, found))[:3] for key, found in info.items() if found}
         if problems:
             raise RuntimeError(f"loads with {problems}")
-        return output_of(model.eval(), family.given)
+        return model.eval()
+
+    def answers(self, folder: Path, family: Family) -> Any:
+        """What a folder's model answers."""
+        return output_of(self.load(folder, family), family.given)
+
+    def compared(self, packed: Path, dense: Path, family: Family) -> Answers:
+        """Codes of bitsandbytes are multiplied as on any processor: where it has AVX-512 with bfloat16 it has a
+        kernel that rounds otherwise."""
+        model, restored = self.load(packed, family), self.load(dense, family)
+        wanted = output_of(restored, family.given)
+        kernels = [one for one in model.modules() if getattr(one, "support_avx512bf16_for_cpu", False)]
+        for one in kernels:
+            one.support_avx512bf16_for_cpu = False
+        found = output_of(model, family.given)
+        check_kernels(kernels)
+        for one in kernels:
+            one.support_avx512bf16_for_cpu = True
+        loaded = output_of(model, family.given) if kernels else found
+        rounds = round_inputs(restored, packed)
+        return Answers(loaded, wanted, found, output_of(restored, family.given) if rounds else wanted)
 
 
 class Mlx:
@@ -118,7 +135,7 @@ class Mlx:
     name = "mlx"
     versions = property(lambda self: _versions("mlx-lm", "mlx"))
     at_once = 1
-    tolerance = 0.15  # it computes in float32 here, and what is restored is rounded to bfloat16
+    tolerance = 1e-4  # float32, in another order
 
     @staticmethod
     def schemes_of(family: Family) -> Sequence[str]:
@@ -138,16 +155,43 @@ class Mlx:
         more = {"rope_theta": theta, "num_experts": config.get("num_local_experts")}
         (folder / "config.json").write_text(json.dumps({**more, **config}), encoding="utf-8")
 
-    def answers(self, folder: Path, family: Family) -> Any:
-        """The logits of a folder's model."""
-        import mlx.core as mx
-        import torch
+    def load(self, folder: Path) -> Any:
+        """A folder's model."""
         from mlx_lm.utils import load_model
 
-        model, _ = load_model(folder, strict=True)
+        return load_model(folder, strict=True)[0]
+
+    def logits(self, model: Any, family: Family) -> Any:
+        """What a model answers."""
+        import mlx.core as mx
+        import torch
+
         model.set_dtype(mx.float32)  # on a processor experts are multiplied in that only
         found = model(mx.array(family.given["input_ids"].tolist())).astype(mx.float32)
         return torch.tensor(found.tolist()).flatten()
+
+    def answers(self, folder: Path, family: Family) -> Any:
+        """The logits of a folder's model."""
+        return self.logits(self.load(folder), family)
+
+    def compared(self, packed: Path, dense: Path, family: Family) -> Answers:
+        """What is restored is rounded to bfloat16, and codes are multiplied in float32: what they stand for in the
+        one has to be what is restored, and the answers those of the other."""
+        import mlx.core as mx
+
+        model, exact = self.load(packed), self.load(dense)
+        restored, layers = self.answers(dense, family), dict(exact.named_modules())
+        for path, layer in model.named_modules():
+            if not hasattr(layer, "scales"):
+                continue
+            how = {"group_size": layer.group_size, "bits": layer.bits}
+            rounded = mx.dequantize(layer.weight, layer.scales, layer.biases, **how)
+            if not mx.array_equal(rounded, layers[path].weight):
+                raise RuntimeError(f"{path} stands for other numbers than are restored")
+            scales, biases = (one.astype(mx.float32) for one in (layer.scales, layer.biases))
+            layers[path].weight = mx.dequantize(layer.weight, scales, biases, **how)
+        found = self.logits(model, family)
+        return Answers(found, restored, found, self.logits(exact, family))
 
 
 LOADERS: dict[str, Any] = {"transformers": Transformers(), "mlx": Mlx(), "vllm": Vllm()}
@@ -177,22 +221,21 @@ def cells(
             gc.collect()
 
 
-def _cell(family: Family, loader: Any, scheme: Scheme, model: Path, options: Mapping[str, Any]) -> Cell:
+def _cell(family: Family, loader: Any, scheme: Mapping[str, Any], model: Path, options: Mapping[str, Any]) -> Cell:
     with tempfile.TemporaryDirectory(dir=model.parent) as place:
         packed, dense = Path(place) / "packed", Path(place) / "dense"
         try:
-            report = api.quantize(model, packed, **scheme.options, **options)
+            report = api.quantize(model, packed, **scheme, **options)
         except CompressorError as error:
             return Cell(refused=_plain(error), way_on=error.remedy)
         treated = sum(bool(job.steps) for job in report.plan.jobs)
         api.restore(packed, dense)
         try:
-            wanted, found = loader.answers(dense, family), loader.answers(packed, family)
+            got = loader.compared(packed, dense, family)
         except Exception as error:
             return Cell(wrong=f"{type(error).__name__}: {error}", treated=treated)
-        off = float((found - wanted).norm() / wanted.norm())
         aside = getattr(loader, "aside", False)
-        return Cell(off, max(scheme.tolerance, loader.tolerance), treated, aside=aside)
+        return Cell(got.off, got.apart, loader.tolerance, treated, aside=aside)
 
 
 def _plain(error: CompressorError) -> str:
@@ -226,7 +269,7 @@ def _shown(cell: Cell, reasons: dict[str, str]) -> str:
     if not cell.right or cell.off is None:
         return f"**wrong** ({cell.wrong or f'{cell.off:.2g}'})"
     before, after = "" if cell.treated else "=", "\\*" if cell.aside else ""
-    return f"{before}{cell.off:.1g}{after}" if cell.off else f"{before}0{after}"
+    return f"{before}{cell.apart:.1g}{after}" if cell.apart else f"{before}0{after}"
 
 
 @dataclass
@@ -281,7 +324,9 @@ def main() -> int:
         found = _rows(loader, families, kept)
         right &= all(cell.right for row in found.values() for cell in row.values())
         tried = [scheme for scheme in SCHEMES if any(scheme in row for row in found.values())]
-        text = f"With {loader.versions}.\n\n{table(found, tried)}"
+        most = max((cell.off or 0.0 for row in found.values() for cell in row.values()), default=0.0)
+        said = f"With {loader.versions}. The farthest from what codes and config say: {most:.1g}."
+        text = f"{said}\n\n{table(found, tried)}"
         if asked.families:
             sys.stdout.write(f"{text}\n")
         else:

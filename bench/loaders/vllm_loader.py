@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from bench.loaders.answers import Answers
 from bench.loaders.families import Family
+from compressor import api
 
 _READER = Path(__file__).with_name("vllm_reader.py")
 _DENSE = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "opt", "gpt2")
@@ -67,12 +69,29 @@ class Vllm:
         if count:
             path.write_text(json.dumps({**config, "num_experts_per_tok": count}), encoding="utf-8")
 
-    def answers(self, folder: Path, family: Family) -> Any:
-        """The log-probabilities of a folder's model, less the mean of each token's. RuntimeError where it fails."""
+    def compared(self, packed: Path, dense: Path, family: Family) -> Answers:
+        """Codes whose inputs vLLM rounds are also multiplied out as it has loaded them. Scales of GPTQ's layout are
+        float16, and bfloat16 to the kernel: what is wanted is restored from such."""
+        said = json.loads((packed / "config.json").read_text(encoding="utf-8"))["quantization_config"]
+        groups = said.get("config_groups", {}).values()
+        restored = self.answers(dense, family)
+        wanted = restored
+        if said["quant_method"] == "gptq":
+            wanted = self.answers(_with_short_scales(packed), family)
+        loaded = self.answers(packed, family)
+        aside, found = self._readers.aside, loaded
+        if any(group.get("input_activations") for group in groups):
+            found = self.answers(packed, family, plain=True)
+        self._readers.aside = aside
+        return Answers(loaded, restored, found, wanted)
+
+    def answers(self, folder: Path, family: Family, *, plain: bool = False) -> Any:
+        """The log-probabilities of a folder's model, less the mean of each token's; `plain`: no inputs are rounded.
+        RuntimeError where it fails."""
         import torch
 
         reader = self._reader()
-        reader[0].write(f"{folder.resolve()}\n")
+        reader[0].write(json.dumps({"folder": str(folder.resolve()), "plain": plain}) + "\n")
         reader[0].flush()
         line = reader[1].readline()
         told = json.loads(line) if line else {"failed": "vLLM's process ended"}
@@ -103,3 +122,23 @@ class Vllm:
                 process.stdin.close()
             process.wait()
         self._started.clear()
+
+
+def _with_short_scales(packed: Path) -> Path:
+    """The folder restored from its codes with scales of bfloat16."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    short = packed.with_name("short")
+    short.mkdir()
+    for path in packed.iterdir():
+        if path.suffix != ".safetensors":
+            (short / path.name).write_bytes(path.read_bytes())
+            continue
+        tensors = {
+            name: one.to(torch.bfloat16).to(one.dtype) if name.endswith(".scales") else one
+            for name, one in load_file(path).items()
+        }
+        save_file(tensors, short / path.name, {"format": "pt"})
+    api.restore(short, packed.with_name("short-dense"))
+    return packed.with_name("short-dense")

@@ -1,8 +1,9 @@
 """vLLM's log-probabilities for a fixed text of token ids, folder by folder: a process of its own, in a Python that
 has vLLM.
 
-It reads a path a line and answers with a line of JSON, `{"logprobs": [[…], …]}`, for each token but the first those
-of the whole vocabulary, or `{"failed": "…"}`. On a processor vLLM has kernels for some codes only. Of others it
+It reads a line of JSON, `{"folder": "…", "plain": false}`, and answers with one, `{"logprobs": [[…], …]}`, for each
+token but the first those of the whole vocabulary, or `{"failed": "…"}`. Where it is to be `plain`, codes whose
+inputs vLLM rounds are multiplied out too. On a processor vLLM has kernels for some codes only. Of others it
 reads the config, chooses the scheme and loads the codes as anywhere, and what it has loaded is multiplied out here,
 for its own kernels of dense layers; the answer then names these schemes, under `multiplied`.
 """
@@ -22,6 +23,7 @@ TOKENS = [1, 5, 9, 33, 77, 12, 200, 140, 3, 66]
 _AT = "vllm.model_executor.layers.quantization.compressed_tensors"
 _FP4 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
 multiplied: set[str] = set()
+plain = False
 
 
 def logprobs(folder: str) -> list[list[float]]:
@@ -94,7 +96,7 @@ class Multiplied:
         if self.scheme == "wNa16":
             layer.weight_columns = layer.input_size_per_partition
             dense = numbers(layer, "weight_packed", "weight_scale")
-        elif self.scheme == "w8a16_fp8":  # [in, out], with a scale an output
+        elif self.scheme in ("w8a16_fp8", "w8a8_fp8"):  # [in, out], with a scale an output
             dense = (layer.weight.float() * layer.weight_scale.float().reshape(1, -1)).T
         else:
             dense = numbers(layer, "weight", "weight_scale")
@@ -123,6 +125,8 @@ def linear_layers_as_numbers() -> None:
         ("w4a4_nvfp4", "init_nvfp4_linear_kernel", True),
         ("w4a4_mxfp4", "init_mxfp4_linear_kernel", True),
         ("w8a8_mxfp8", "init_mxfp8_linear_kernel", True),
+        ("w8a8_int8", "init_int8_linear_kernel", True),
+        ("w8a8_fp8", "init_fp8_linear_kernel", True),
     ):
         module = import_module(f"{_AT}.schemes.compressed_tensors_{scheme}")
         setattr(module, chooser, _choosing(getattr(module, chooser), scheme, made))
@@ -131,6 +135,8 @@ def linear_layers_as_numbers() -> None:
 def _choosing(choose: Any, scheme: str, made: bool) -> Any:
     def chosen(*given: Any, **named: Any) -> Any:
         try:
+            if plain and scheme in ("w8a8_int8", "w8a8_fp8"):
+                raise ValueError(scheme)
             return choose(*given, **named)
         except ValueError:
             kind = type(scheme, (), {"__new__": lambda *_, **__: Multiplied(scheme)})
@@ -184,8 +190,10 @@ if __name__ == "__main__":
     experts_as_numbers()
     for line in sys.stdin:
         multiplied.clear()
+        asked = json.loads(line)
+        plain = asked["plain"]
         try:
-            told: dict[str, object] = {"logprobs": logprobs(line.strip())}
+            told: dict[str, object] = {"logprobs": logprobs(asked["folder"])}
         except Exception as error:
             told = {"failed": f"{type(error).__name__}: {error}"[-1500:]}
         answers.write(json.dumps({**told, "multiplied": sorted(multiplied)}) + "\n")

@@ -35,6 +35,13 @@ _OLMO2 = replace(
     mlp.up_proj mlp.down_proj
     """,
 )
+_EXAONE4 = replace(
+    _OLMO2,
+    types=("exaone4",),
+    block=_AFTER.replace("q_norm q", "q_norm -").replace("k_norm kv", "k_norm -") + GATED,
+    kinds=Kinds(("sliding_window_pattern",), 4),
+    refuses={},
+)
 _COHERE = replace(
     _LLAMA,
     types=("cohere",),
@@ -93,6 +100,7 @@ LANGUAGE_MODELS = (
     replace(_LLAMA, types=("stablelm",), bound_heads=True),
     _OLMO2,
     replace(_OLMO2, types=("olmo3",), kinds=Kinds((), 4)),
+    _EXAONE4,
     _COHERE,
     replace(_COHERE, types=("cohere2",), kinds=Kinds(("sliding_window_pattern", "_sliding_window_pattern"), 4)),
     _GLM,

@@ -90,16 +90,30 @@ _SIGLIP = (
     *("siglip", "siglip_text_model", "siglip_vision_model"),
     *("siglip2", "siglip2_text_model", "siglip2_vision_model"),
 )
-# Whose initialisation in transformers reads the weight of a layer, which packed layers have not
+# Whose initialisation in transformers reads the weight of a layer, which packed layers have not: found by taking
+# the weights of all layers from a model of each type (`python -m bench.loaders.every_type`)
 _READS_WEIGHTS = (
     *("mamba", "mamba2", "falcon_mamba", "rwkv", "falcon", "gpt_bigcode", "modernbert", "modernbert-decoder"),
-    *("t5", "mt5", "umt5", "longt5", "switch_transformers", "speecht5", "wav2vec2-bert", "dinov3_vit"),
+    *("modernvbert", "nanochat", "recurrent_gemma", "xlstm", "blt", "neomme", "phi4_multimodal", "kosmos-2"),
+    *("nemotron_h_omni", "t5", "mt5", "umt5", "longt5", "switch_transformers", "pop2piano", "pix2struct", "udop"),
+    *("wav2vec2-bert", "seamless_m4t", "seamless_m4t_v2", "fastspeech2_conformer", "clap", "clvp", "pe_audio"),
+    *("fastspeech2_conformer_with_hifigan", "neucodec", "xcodec2"),
     *_SIGLIP,
-    *("chinese_clip", "clipseg", "clipseg_text_model", "owlvit", "owlvit_text_model"),
-    *("groupvit", "groupvit_text_model", "xclip", "xclip_text_model"),
+    *("align", "altclip", "bridgetower", "chinese_clip", "chinese_clip_vision_model", "clipseg"),
+    *("clipseg_text_model", "owlvit", "owlvit_text_model", "owlv2", "groupvit", "groupvit_text_model", "xclip"),
+    *("xclip_text_model", "mlcd", "mlcd_vision_model", "tipsv2", "tipsv2_vision_model", "videoprism"),
+    *("videoprism_vision_model", "dinov2", "dinov2_with_registers", "dinov3_vit", "ijepa", "vjepa2", "radio"),
+    *("vitdet", "hiera", "cvt", "pvt", "pvt_v2", "swiftformer", "swin2sr", "seggpt", "sapiens2", "timesformer"),
+    *("mgp-str", "depth_pro", "bit", "resnet", "regnet", "efficientnet", "mask2former", "oneformer"),
+    *("deformable_detr", "d_fine", "deimv2", "lw_detr", "rf_detr", "rt_detr", "rt_detr_v2", "grounding-dino"),
+    *("mm-grounding-dino", "omdet-turbo", "pp_doclayout_v3", "pp_doclayout_v4", "sam3_lite_text"),
+    "sam3_lite_text_text_model",
 )
 # The same, and weight norm keeps transformers from dequantizing while it loads
-_WEIGHT_NORM = ("wav2vec2", "wav2vec2-conformer", "wavlm", "unispeech", "unispeech-sat", "data2vec-audio")
+_WEIGHT_NORM = (
+    *("wav2vec2", "wav2vec2-conformer", "wavlm", "unispeech", "unispeech-sat", "data2vec-audio", "speecht5"),
+    *("speech-encoder-decoder", "xcodec"),
+)
 # Whose experts transformers does not join: with codes they are linear layers, or in files one tensor
 _APART = ("llama4", "llama4_text", "gpt_oss", "qwen3_vl_moe")
 # That transformers has; others of them vLLM runs by transformers' own code
@@ -109,8 +123,28 @@ _NOT_IN_VLLM = (
     *("distilbert", "deberta-v2", "electra", "albert", "xlnet", "funnel", "rwkv", "chinese_clip"),
     *("vit", "deit", "beit", "swin", "swinv2", "dinov2", "dinov2_with_registers", "dinov3_vit", "convnext"),
     *("segformer", "siglip_text_model", "siglip2_text_model", "clipseg_text_model", "owlvit_text_model"),
+    *("siglip_vision_model", "siglip2", "siglip2_vision_model", "align", "altclip", "bridgetower", "clipseg"),
+    *("chinese_clip_vision_model", "owlvit", "owlv2", "groupvit", "xclip", "mlcd", "mlcd_vision_model", "tipsv2"),
+    *("tipsv2_vision_model", "videoprism", "videoprism_vision_model", "ijepa", "vjepa2", "vitdet", "hiera", "cvt"),
+    *("pvt", "pvt_v2", "swiftformer", "swin2sr", "seggpt", "sapiens2", "timesformer", "mgp-str", "depth_pro"),
+    *("bit", "resnet", "regnet", "efficientnet", "mask2former", "oneformer", "detr", "deformable_detr", "d_fine"),
+    *("deimv2", "lw_detr", "rf_detr", "rt_detr", "rt_detr_v2", "grounding-dino", "mm-grounding-dino"),
+    *("omdet-turbo", "pp_doclayout_v3", "pp_doclayout_v4", "sam", "sam2", "sam3", "sam3_lite_text"),
+    *("pop2piano", "pix2struct", "udop", "seamless_m4t", "seamless_m4t_v2", "fastspeech2_conformer", "clap"),
+    *("fastspeech2_conformer_with_hifigan", "clvp", "pe_audio", "neucodec", "xcodec", "xcodec2", "unispeech-sat"),
+    *("speech-encoder-decoder", "flaubert", "recurrent_gemma", "xlstm", "neomme", "phi4_multimodal"),
+    *("kosmos-2", "mbart", "pegasus", "m2m_100"),
 )
-_T5 = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
+# Layers that transformers keeps in float32 (`_keep_in_fp32_modules`), where bitsandbytes leaves them alone
+_IN_FLOAT32 = {
+    ("t5", "mt5", "umt5", "longt5", "switch_transformers", "pop2piano", "udop"): r"\.wo\.weight$",
+    ("blip-2",): r"^(model\.)?qformer\.",
+    ("deepseek_v4",): r"self_attn\.compressor\.(indexer\.)?(kv_proj|gate_proj|scorer\.weights_proj)\.weight$",
+    (
+        *("axk2", "deepseek_v32", "glm_moe_dsa", "hy_v4", "hy_v4_vl", "hy_v4_vl_text"),
+        *("mistral_large4", "mistral_large4_text"),
+    ): r"indexer\.weights_proj\.weight$",
+}
 _PACKED = r"(pack-quantized|nvfp4-pack-quantized|mxfp4-pack-quantized) .*"
 _NO_CONV1D = Limit(
     ".*",
@@ -181,12 +215,22 @@ _TRANSFORMERS = (
         instead="--scheme fp8",
     ),
     Limit("nf4.*", "takes no codes of its layers", families=("falcon",), instead="--scheme fp8"),
-    Limit("nf4.*", "takes no codes of its layers", families=("zamba2",), instead="--bits 4"),
+    Limit("nf4.*", "rounds them once more where it rescales layers", families=("rwkv",), instead="--scheme fp8"),
+    Limit(
+        "nf4.*", "takes no codes of a model with shared blocks", families=("zamba", "zamba2"), instead="--bits 4"
+    ),
     Limit(
         "nf4.*",
         "takes no codes of an attention's output that torch computes",
-        families=_SIGLIP,
+        families=(*_SIGLIP, "phi4_multimodal"),
         names=r"head\.attention\.out_proj\.weight$",
+        dense=True,
+    ),
+    Limit(
+        "nf4.*",
+        "takes no codes of an attention's output that torch computes",
+        families=("mask2former", "oneformer"),
+        names=r"(cross_attn|self_attn|multihead_attn)\.out_proj\.weight$",
         dense=True,
     ),
     Limit(
@@ -203,7 +247,17 @@ _TRANSFORMERS = (
         names=r"\.shared_transf(ormer)?\.",
         dense=True,
     ),
-    Limit("nf4.*", "keeps this layer in float32", families=_T5, names=r"\.wo\.weight$", dense=True),
+    *(
+        Limit("nf4.*", "keeps this layer in float32", families=families, names=names, dense=True)
+        for families, names in _IN_FLOAT32.items()
+    ),
+    Limit(
+        ".*",
+        "makes its own layers of them, which take no codes",
+        families=("ibert",),
+        names=r"^(ibert\.)?encoder\.",
+        instead="--store dense",
+    ),
     Limit(
         "nf4 odd",
         "computes on a CPU with rows in multiples of 32 and columns in multiples of 64 only (bitsandbytes 0.50)",
@@ -213,8 +267,8 @@ _TRANSFORMERS = (
     Limit(
         "nf4.*",
         "computes on a CPU as if the layer's inputs lay in order, which they do not here (bitsandbytes 0.50)",
-        families=("segformer",),
-        names=r"(\.mlp\.dense2|\.linear_c\.\d+\.proj)\.weight$",
+        families=("segformer", "detr", "table-transformer", "conditional_detr"),
+        names=r"(\.mlp\.dense2|\.linear_c\.\d+\.proj|encoder\.layers\.0\.self_attn\.[qkv]_proj)\.weight$",
         dense=True,
         hint=True,
     ),

@@ -11,11 +11,11 @@ from typing import Any
 from compressor.architectures.family import Beside, Family
 from compressor.architectures.groups import STRUCTURES, Group, Owned, Structure, Touch
 from compressor.core.errors import InputError, UsageError
-from compressor.core.tensor import TensorSpec
+from compressor.core.tensor import DTYPES, TensorSpec
 
 MLP = ("neurons", "moe", "shared")  # dimensions that are neurons, each with an entry of its own in the config
 _MANY = 1 << 10
-_ALIGNED = 8  # torch multiplies experts at once where rows of bfloat16 are multiples of 16 bytes
+_ALIGNED = 128  # bits: torch multiplies experts at once where rows are multiples of 16 bytes
 _NORM = re.compile(r"(norm|(^|\.)ln_)[^.]*\.weight$", re.IGNORECASE)
 HEADS = ("q", "cross")  # dimensions that are heads of queries
 WIDTH = ("hidden", "encoded")  # dimensions that are the residual width
@@ -263,9 +263,12 @@ class Model:
         return math.lcm(self.sizes["heads"] if self.divisible else 1, self.aligned("hidden"))
 
     def aligned(self, symbol: str) -> int:
-        """What the size of a dimension of experts stays a multiple of."""
-        experts = any("moe" in sections or "2moe" in sections for one in self.known for sections in one.axes)
-        return _ALIGNED if experts and self.sizes[symbol] % _ALIGNED == 0 else 1
+        """What the size of a dimension of experts stays a multiple of: 16 bytes of their dtype."""
+        dtypes = {
+            one.spec.dtype for one in self.known for sections in one.axes if "moe" in sections or "2moe" in sections
+        }
+        step = max((_ALIGNED // DTYPES[dtype].bits for dtype in dtypes), default=1)
+        return step if dtypes and self.sizes[symbol] % step == 0 else 1
 
     # ---- their parts -------------------------------------------------------------------------------
 

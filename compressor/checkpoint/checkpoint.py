@@ -71,6 +71,7 @@ class Checkpoint:
     cuts: tuple[Coupled, ...] = ()
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    verbatim: bool = False  # whether its files come back from archives as they were, byte for byte
     stored: bool = False  # whether tensors are taken as they lie there, whatever they are parts of
     identity: Identity = ("sha256", "0" * 64)  # what the input is known by; zeros as long as nobody has looked
     upright: frozenset[str] = frozenset()  # Conv1D weights that are [out, in] here and [in, out] in the file

@@ -30,6 +30,7 @@ _GROUPS = {
         "inspect": "Show what an input holds, from its headers.",
         "compare": "Measure what B lost against A, worst first.",
         "restore": "Turn stored codes back into dense tensors.",
+        "limit": "Refuse files over a size, for hooks of version control.",
     },
     "Find your way": {
         "methods": "Explain what there is to choose from, and when to take it.",

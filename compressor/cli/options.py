@@ -377,7 +377,7 @@ def method_options(verb: str, *others: str) -> Decorator:
         flag = "--" + key.replace("_", "-")
         _, hint, declared, _ = uses[0]
         texts = {option.help for _, _, option, _ in uses}
-        text = texts.pop() if len(texts) == 1 else SHARED[verb, key]
+        text = texts.pop() if len(texts) == 1 else SHARED.get((verb, key), declared.help)
         text = f"{text[0].upper()}{text[1:]} [{_owners(known, key, uses, declared)}]."
         if bool in (hint, *get_args(hint)):
             made.append(click.option(f"{flag}/--{declared.off or f'no-{flag[2:]}'}", key, default=None, help=text))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+
+from compressor.core.errors import UsageError
+from compressor.core.text import printable, without_secrets
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
@@ -18,3 +22,16 @@ def is_repository(path: str) -> bool:
     """Whether the path could be `org/name` or `org/name@revision`, a repository of the hub."""
     found = REPOSITORY.fullmatch(path)
     return found is not None and "--" not in path and ".." not in path
+
+
+def from_the_root(path: str) -> str:
+    """The path from the root on, as a process elsewhere needs it; what is on no disk as it is. UsageError for an
+    address that holds what may be a secret."""
+    if is_address(path) and without_secrets(path) != path:
+        raise UsageError(
+            f"{printable(path)}: its address holds a secret, which is sent to no other machine",
+            remedy="Leave --scheduler out",
+        )
+    if is_address(path) or (is_repository(path) and not os.path.lexists(path)):
+        return path
+    return os.path.abspath(path)

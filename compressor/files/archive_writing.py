@@ -6,7 +6,8 @@ import errno
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from compressor.core.tensor import TensorSpec
 from compressor.files.archive import TENSOR, TRAILER, VERSION
@@ -24,12 +25,13 @@ class ArchiveWriter:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.end = _HEADER
-        self.tensors: dict[str, tuple[str, tuple[int, ...], str, list[int]]] = {}
+        self.tensors: dict[str, tuple[Any, ...]] = {}  # dtype, shape, form, bytes of chunks; and where it was
         self.logical = 0
+        self.more: dict[str, Any] = {}
 
-    def begin(self, spec: TensorSpec, form: str) -> None:
-        """The next chunks are of this tensor."""
-        self.tensors[spec.name] = spec.dtype, spec.shape, form, []
+    def begin(self, spec: TensorSpec, form: str, was: int | None = None) -> None:
+        """The next chunks are of this tensor. `was`: of a file as it is, where the tensor's bytes begin in it."""
+        self.tensors[spec.name] = spec.dtype, spec.shape, form, [], *(() if was is None else (was,))
         self.logical += spec.nbytes
 
     def add(self, name: str, chunk: bytes) -> None:
@@ -37,11 +39,18 @@ class ArchiveWriter:
         self.tensors[name][3].append(len(chunk))
         self._append(chunk)
 
+    def original(self, said: Mapping[str, Any], form: str, chunks: Sequence[bytes]) -> None:
+        """It is of a file as it is: what is said of that, and the chunks of its bytes between tensors."""
+        for chunk in chunks:
+            self._append(chunk)
+        self.more["original"] = {**said, "plain": [form, list(map(len, chunks))]}
+        self.logical = said["size"]
+
     def finish(self, metadata: Mapping[str, str], stands_for: int = 0) -> None:
         """Write what comes behind the chunks and before them, and sync. `stands_for`: bytes of the numbers that the
         tensors are parts of."""
         text = json.dumps(
-            {"metadata": dict(sorted(metadata.items())), "tensors": self.tensors},
+            {"metadata": dict(sorted(metadata.items())), "tensors": self.tensors, **self.more},
             separators=(",", ":"),
             ensure_ascii=False,
         )
@@ -66,7 +75,7 @@ class ArchiveWriter:
 
     def coded(self) -> dict[str, int]:
         """Bytes of the coded chunks, by tensor."""
-        return {name: sum(sizes) for name, (_, _, _, sizes) in self.tensors.items()}
+        return {name: sum(sizes) for name, (_, _, _, sizes, *_) in self.tensors.items()}
 
     def _append(self, data: bytes) -> None:
         _write(self.fd, data, self.end)

@@ -31,5 +31,5 @@ def read_file(file: InputFile, suffix: str) -> tuple[InputFile, Header]:
     if ARCHIVE in header.metadata:
         from compressor.files.archive import opened
 
-        return opened(file, header)
+        return opened(file, header, read_header)
     return file, header

@@ -102,6 +102,7 @@ def open_folder(tree: Tree, component: str) -> Source:
         left=left,
         index=f"{inside}{_converted(weights.index)}" if weights.index else "",
         index_metadata=weights.metadata,
+        own_index=tree.open(f"{inside}{weights.index}") if weights.index in names and not _torch(weights) else None,
         linked=linked,
         inside=inside,
     )
@@ -110,6 +111,10 @@ def open_folder(tree: Tree, component: str) -> Source:
         told = {name: f"{inside}{_converted(shard)}" for name, shard in weights.weight_map.items()}
         notes += tuple(_compared(source, told))
     return replace(source, notes=notes)
+
+
+def _torch(weights: _Weights) -> bool:
+    return _converted(weights.index) != weights.index
 
 
 def _components(tree: Tree, names: Sequence[str]) -> list[str]:

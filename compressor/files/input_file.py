@@ -51,6 +51,11 @@ class InputFile:
             raise _unreadable(path, error) from error
         return cls(path, info.st_size, _identity(info))
 
+    @property
+    def stands_for(self) -> str:
+        """Of an archive of a file as it is, the suffix of that file; else ""."""
+        return ""
+
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` (bytes, contiguous) from `offset`; InputError if the file is no longer what it was."""
         self.read_runs([(buffer, offset)])

@@ -51,7 +51,12 @@ def _opened(tree: Tree, name: str, path: str, component: str) -> Source:
             remedy="Give a .safetensors, .gguf, .npy, .npz or .pt, or a folder with model.safetensors",
         )
     file, header = read_file(found, suffix)
-    return assemble(found.path, suffix[1:], (SourceFile(os.path.basename(name), file, header),))
+    files = (SourceFile(os.path.basename(name), file, header),)
+    if file.stands_for == ".gguf":
+        from compressor.files.gguf.split import source_of
+
+        return source_of(found.path, files)
+    return assemble(found.path, (file.stands_for or suffix)[1:], files)
 
 
 def _found(path: str) -> tuple[Tree, str]:

@@ -115,13 +115,13 @@ class StoredTensor:
 class Source:
     """An opened input. `tensors` are in the order of their names; `kind` is npy, safetensors, gguf or folder.
 
-    `carried` are the other files of a folder that go along unchanged, by their path within it;
-    `left` those that do not, with the reason. `config` is the folder's config.json, None without one. `texts` are
-    small files that a structured cut has changed, by name. `index` is the name of the file that tells loaders which
-    shard holds what, "" where there is one file of weights; `index_metadata` what else it said. `notes`: what of
-    the folder is otherwise than it should be, and how it was read. `linked`: where links lead that nobody follows.
-    `inside`: of a pipeline the folder of the component that is read, with a slash; names begin with it. `fields` is
-    the metadata of a GGUF model, or what it will be in one that is written.
+    `carried` are the other files of a folder that go along unchanged, by their path within it; `left` those that do
+    not, with the reason. `config` is the folder's config.json, None without one. `texts` are small files that a
+    structured cut has changed, by name. `index` is the name of the file that tells loaders which shard holds what,
+    "" where there is one file of weights; `index_metadata` what else it said, `own_index` it itself, where it is of
+    safetensors. `notes`: what of the folder is otherwise than it should be, and how it was read. `linked`: where
+    links lead that nobody follows. `inside`: of a pipeline the folder of the component that is read, with a slash;
+    names begin with it. `fields` is the metadata of a GGUF model, or what it will be in one that is written.
     """
 
     path: str
@@ -134,6 +134,7 @@ class Source:
     left: Mapping[str, str] = field(default_factory=dict)
     index: str = ""
     index_metadata: Mapping[str, Any] = field(default_factory=dict)
+    own_index: InputFile | None = None
     texts: Mapping[str, bytes] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     linked: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from compressor.core.errors import UsageError
@@ -30,7 +30,35 @@ def methods_of(verb: str) -> dict[str, type[Method]]:
             found |= {info.name.replace("_", "-"): module.METHOD} if family is None else family
     found = dict(sorted(found.items(), key=lambda item: not issubclass(item[1], TensorMethod)))
     for entry in entry_points(group=f"compressor.{verb}"):
-        found.setdefault(entry.name, entry.load())
+        if entry.name not in found:
+            made = _installed(entry, verb)
+            found |= {} if isinstance(made, str) else {entry.name: made}
+    return found
+
+
+def _installed(entry: EntryPoint, verb: str) -> type[Method] | str:
+    """The method of an installed package; or why it is none, as a sentence. Whatever a package does when it is
+    imported breaks its own method, and nothing else."""
+    try:
+        made = entry.load()
+        if not (isinstance(made, type) and issubclass(made, Method)):
+            return f"{printable(entry.value, 100)} is no class that derives from a Method"
+        if (made.verb, made.id) != (verb, entry.name):
+            return f"its class says {printable(f'{made.verb} {made.id}', 60)}, its entry point {verb} {entry.name}"
+        options_of(made)
+    except Exception as error:
+        return f"{type(error).__name__}: {printable(str(error), 200)}"
+    return made
+
+
+def broken_of(verb: str) -> dict[str, str]:
+    """Installed methods of a verb that cannot be used, by their names: of which package, and why."""
+    found = {}
+    known = methods_of(verb)
+    for entry in entry_points(group=f"compressor.{verb}"):
+        if entry.name not in known:
+            package = "" if entry.dist is None else f" of the package {entry.dist.name}"
+            found[entry.name] = f"the plug-in {entry.name}{package} cannot be used: {_installed(entry, verb)}"
     return found
 
 
@@ -94,6 +122,9 @@ def _choose(verb: str, given: Mapping[str, Any], known: Mapping[str, type[Method
                 break
         return _DEFAULT[verb]
     if not isinstance(chosen, str) or chosen not in known:
+        broken = broken_of(verb).get(str(chosen))
+        if broken is not None:
+            raise UsageError(f"{where}{flag(selector, where)}: {broken}", remedy="Mend it, or uninstall it")
         close = get_close_matches(str(chosen), known, 1)
         hint = f"Did you mean {close[0]}? " if close else ""
         raise UsageError(

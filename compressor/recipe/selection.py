@@ -19,11 +19,12 @@ from compressor.core.text import printable
 class LeftAlone:
     """Why a tensor is carried over as it is, in a sentence for reports; `role` is what the tensor is to its model,
     where that is why. `asked`: by the user's patterns, or because it is no weight at all; `--strict` refuses the
-    others."""
+    others. `held`: whatever is included, for what its numbers or its container are."""
 
     reason: str
     role: Role | None = None
     asked: bool = False
+    held: bool = False
 
 
 _MANY = 256  # names of tensors that get a pattern each

@@ -15,6 +15,7 @@ from compressor.core import cleanup
 from compressor.core.errors import CompressorError, UsageError, problems_of
 from compressor.core.text import printable, size_text
 from compressor.engine.plan.plan import Plan
+from compressor.files.addresses import from_the_root
 from compressor.files.destination import check_apart, container_of
 from compressor.files.identity import Identity, identity_of
 from compressor.files.input_file import InputFile
@@ -54,7 +55,7 @@ def run_legs(
     cleanup.begin()
     options.check_work(source, output)
     if options.scheduler is not None:  # its workers are in other folders
-        source, recipe, options = os.path.abspath(source), _absolute(recipe), options.absolute()
+        source, recipe, options = from_the_root(source), _absolute(recipe), options.absolute()
     recipe = for_loader(recipe, options.loader)
     legs = plan_legs(recipe, source)
     options.check_part(trained=len(legs) > 1 or legs[0].training is not None)
@@ -85,7 +86,7 @@ def _absolute(recipe: Recipe) -> Recipe:
     stages = [
         replace(
             stage,
-            teacher=None if stage.teacher is None else os.path.abspath(stage.teacher),
+            teacher=None if stage.teacher is None else from_the_root(stage.teacher),
             stats=None if stage.stats is None else os.path.abspath(stage.stats),
         )
         for stage in recipe.stages

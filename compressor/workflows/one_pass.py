@@ -252,6 +252,19 @@ def _archived_as_it_is(checkpoint: Checkpoint, container: Container, options: Ru
     return as_stored(checkpoint, container)
 
 
+def _as_it_was(checkpoint: Checkpoint, container: Container, order: Order) -> Checkpoint:
+    """The input; where it is archives of files as they were, and nothing is asked of them, for these very files."""
+    options = order.options
+    asked = options.strip_prefix, options.max_shard_size, order.only, options.component or None, options.loader
+    if options.fold_weight_norm or any(one is not None for one in asked):
+        return checkpoint
+    if not all(part.file.stands_for for part in checkpoint.source.files):
+        return checkpoint
+    from compressor.engine.execution.archive import as_it_was
+
+    return as_it_was(checkpoint, container) or checkpoint
+
+
 def open_inputs(order: Order) -> Opened:
     """Open everything that is read. UsageError, InputError or OutputError for what cannot be read, or written."""
     order = checked(order)
@@ -271,6 +284,8 @@ def open_inputs(order: Order) -> Opened:
         raise UsageError(f"--for {options.loader}: it loads no archives", remedy="Leave --store archive out")
     if archived and not changes:
         checkpoint = _archived_as_it_is(checkpoint, container, options)
+    if not (archived or changes):
+        checkpoint = _as_it_was(checkpoint, container, order)
     coding = [stage.store for stage in recipe.stages if stage.method.verb == "quantize"]
     if container == "npz" and "dense" in coding:
         raise UsageError("an .npz output holds codes", remedy="Leave --store out, or end the output otherwise")
@@ -280,7 +295,7 @@ def open_inputs(order: Order) -> Opened:
         checkpoint = fold_masks(checkpoint)
     storing = [stage for stage in recipe.stages if container != "gguf" and stores_packed(stage, container)]
     checkpoint = divided(checkpoint, storing, options.loader)
-    if not changes and not checkpoint.stored:
+    if not (changes or checkpoint.stored or checkpoint.verbatim):
         checkpoint = join_experts(checkpoint)
     teachers = {path: _teacher(path, options) for path in order.teachers}
     if checkpoint.fused:
@@ -655,6 +670,10 @@ def _carried_out(planned: Planned, runner: Runner, sink: Output) -> tuple[Plan, 
     """Write all container files: the plan with the sizes that they have, and what happened to each of its jobs."""
     opened, plan, checkpoint = planned.opened, runner.worker.plan, runner.worker.checkpoint
     changes = [] if checkpoint.stored else runner.run()
+    if checkpoint.verbatim and runner.share is None:
+        from compressor.engine.execution.archive import check_originals
+
+        check_originals(sink, checkpoint)
     if not opened.archived:
         return plan, changes
     from compressor.engine.execution.archive import archive_files

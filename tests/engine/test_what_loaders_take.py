@@ -15,6 +15,7 @@ from support.moe_folders import moe_folder
 
 from compressor import api
 from compressor.architectures.fused_layers import experts_module
+from compressor.architectures.loaders import limits_of
 from compressor.core.errors import CompressorError, UsageError, problems_of
 
 BITS: dict[str, Any] = {"bits": 4, "group_size": 32}
@@ -280,3 +281,33 @@ def test_experts_in_one_tensor_that_stay_dense_are_told(tmp_path: Path, options:
     report = api.quantize(model, tmp_path / "out", **options, exclude=["*.experts.*"])
     (note,) = (note for note in report.plan.notes if "hold all experts of a layer" in note)
     assert re.fullmatch(rf"tensors that .* stay dense, \d+% of the weights \({name}\): loaders .*", note)
+
+
+PACKED = "pack-quantized int4 group"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "form", "taken"),
+    [
+        # whose initialisation reads weights: not packed, and not those of a model beside it that is no tower
+        ("ijepa", "ijepa.encoder.layer.0.attention.query.weight", PACKED, False),
+        ("seamless_m4t", "text_encoder.layers.0.ffn.fc1.weight", PACKED, False),
+        ("ijepa", "ijepa.encoder.layer.0.attention.query.weight", "int-quantized int8 channel", True),
+        ("vit", "vit.encoder.layer.0.attention.query.weight", PACKED, True),
+        # what transformers keeps in float32, and attention that torch computes
+        ("blip-2", "qformer.encoder.layer.0.attention.attention.query.weight", "nf4", False),
+        ("blip-2", "language_model.model.decoder.layers.0.fc1.weight", "nf4", True),
+        ("deepseek_v32", "model.layers.0.self_attn.indexer.weights_proj.weight", "nf4", False),
+        ("udop", "encoder.block.0.layer.1.DenseReluDense.wo.weight", "nf4", False),
+        ("udop", "encoder.block.0.layer.1.DenseReluDense.wi.weight", "nf4", True),
+        ("mask2former", "transformer_module.decoder.layers.0.cross_attn.out_proj.weight", "nf4", False),
+        # layers of a kind of their own, shared ones, and those that are rounded again
+        ("ibert", "ibert.encoder.layer.0.output.dense.weight", "int-quantized int8 channel", False),
+        ("zamba", "model.layers.0.mamba.in_proj.weight", "nf4", False),
+        ("rwkv", "rwkv.blocks.0.attention.key.weight", "nf4", False),
+        ("rwkv", "rwkv.blocks.0.attention.key.weight", "int-quantized int8 channel", True),
+    ],
+)
+def test_what_transformers_takes_by_kind(kind: str, name: str, form: str, taken: bool) -> None:
+    """Found in transformers 5.24 by looking at models of all types, without data."""
+    assert (next(limits_of("transformers", {"model_type": kind}, name, form), None) is None) == taken

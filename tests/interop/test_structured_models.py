@@ -274,6 +274,13 @@ CUTS = {
         LLAMA_MLP,
         None,
     ),
+    "exaone4": (
+        "Exaone4Config",
+        {**GROUPED, "head_dim": 16, "sliding_window": 4, "pad_token_id": 0},
+        "Exaone4ForCausalLM",
+        LLAMA_MLP,
+        LLAMA_HEADS,
+    ),
     "cohere": ("CohereConfig", COHERE, "CohereForCausalLM", LLAMA_MLP, LLAMA_HEADS),
     "cohere2": ("Cohere2Config", {**COHERE, "sliding_window": 4}, "Cohere2ForCausalLM", LLAMA_MLP, LLAMA_HEADS),
     "glm": ("GlmConfig", GLM, "GlmForCausalLM", ("gate_up_proj.weight", 0, "down_proj.weight", 1), LLAMA_HEADS),
@@ -384,6 +391,7 @@ IMPLIED = [
     "gemma3",
     "gemma3-vision",
     "olmo3",
+    "exaone4",
     "cohere2",
     "qwen2",
     "qwen2-moe",
@@ -694,12 +702,26 @@ def test_widths_that_no_config_can_say_are_refused(tmp_path: Path, name: str) ->
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3", "mixtral", "qwen3-moe", "gpt-oss", "deepseek-v3"])
 def test_sizes_that_transformers_refuses_are_rounded_up(tmp_path: Path, name: str) -> None:
-    # by the number of heads, which has to divide the width; by 8, or torch does not multiply experts
+    # by the number of heads, which has to divide the width; by 16 bytes, or torch does not multiply experts
     source, cut = cut_of(tmp_path, name, structure="hidden", count=11)
     assert sizes_of(cut)["hidden_size"] == 24
     assert torch.isfinite(outputs(load(cut, name))).all()
     compressor.prune(source, tmp_path / "narrow", structure="neurons", count=9)
     assert torch.isfinite(outputs(load(tmp_path / "narrow", name))).all()
+
+
+@pytest.mark.parametrize("name", ["qwen3-moe", "mixtral", "gpt-oss", "deepseek-v3"])
+@pytest.mark.parametrize(("dtype", "left"), [("float32", 20), ("bfloat16", 24)])
+def test_experts_keep_sizes_that_torch_multiplies(tmp_path: Path, name: str, dtype: str, left: int) -> None:
+    """Rows of 16 bytes: 4 weights of float32, 8 of bfloat16; with 13 of 32 gone, 19 are left of neither."""
+    config, sizes, kind, *_ = CUTS[name]
+    size = "moe_intermediate_size" if "moe_intermediate_size" in sizes else "intermediate_size"
+    model = getattr(transformers, kind)(getattr(transformers, config)(**{**sizes, size: 32}))
+    model.to(getattr(torch, dtype)).save_pretrained(tmp_path / "source")
+    compressor.prune(tmp_path / "source", tmp_path / "cut", structure="neurons", count=13)
+    assert sizes_of(tmp_path / "cut")[size] == left
+    cut = getattr(transformers, kind).from_pretrained(tmp_path / "cut", dtype=getattr(torch, dtype))
+    assert torch.isfinite(outputs(cut.eval()).float()).all()
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3", "llava"])

@@ -122,3 +122,42 @@ def test_the_contracts_defaults() -> None:
     assert make_method("prune", {"threshold": 1.0}).skip(spec) is None
     with pytest.raises(UsageError, match="steps must be an integer from 1 to 8, not 9"):
         Halves(9)
+
+
+@dataclass(frozen=True)
+class Named(PlainEncoder):
+    """A class that calls itself otherwise than its entry point does."""
+
+    verb: ClassVar[str] = "quantize"
+    id: ClassVar[str] = "other"
+
+
+BROKEN = {
+    "nowhere": ("no_such_package:METHOD", "ModuleNotFoundError: No module named 'no_such_package'"),
+    "number": ("math:pi", "math:pi is no class that derives from a Method"),
+    "named": (f"{__name__}:Named", "its class says quantize other, its entry point quantize named"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_one_breaks_only_itself(
+    name: str, tensors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = [
+        EntryPoint("halves", f"{__name__}:METHOD", "compressor.quantize"),
+        *(EntryPoint(one, value, "compressor.quantize") for one, (value, _) in BROKEN.items()),
+    ]
+    monkeypatch.delitem(sys.modules, "compressor.cli.quantize", raising=False)
+    monkeypatch.setattr(registry, "entry_points", lambda group: entries if group == "compressor.quantize" else [])
+    methods_of.cache_clear()
+    try:
+        assert "halves" in methods_of("quantize")
+        assert not BROKEN.keys() & methods_of("quantize").keys()
+        done = compressor("quantize", tensors, "-o", tmp_path / "o.safetensors", "--scheme", name)
+        assert done.code == 2
+        assert f"the plug-in {name} cannot be used: {BROKEN[name][1]}" in done.err
+        assert compressor("quantize", "--help").code == 0
+        assert compressor("quantize", tensors, "-o", tmp_path / "o.safetensors", "--scheme", "halves").code == 0
+    finally:
+        methods_of.cache_clear()
+        sys.modules.pop("compressor.cli.quantize", None)

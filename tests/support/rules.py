@@ -29,11 +29,11 @@ LAYERS = (
     ("engine/execution",),
     ("workflows",),
     ("reports",),
-    ("api.py", "__init__.py"),
+    ("api.py", "__init__.py", "testing.py"),
     ("cli", "__main__.py"),
 )
 FOLDERS = {part.split("/")[0] for layer in LAYERS for part in layer if not part.endswith(".py")}
-FILES = {"__init__.py", "__main__.py", "api.py", "py.typed"}
+FILES = {"__init__.py", "__main__.py", "api.py", "py.typed", "testing.py"}
 VERB_FOLDERS = ("prune", "distill", "quantize", "store")  # below methods/: the methods themselves
 SAYING_NOTHING = {"utils", "helpers", "common", "base", "misc"}
 

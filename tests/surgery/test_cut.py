@@ -232,7 +232,7 @@ MOE = {
     "model_type": "qwen3_moe",
     "hidden_size": 8,
     "intermediate_size": 12,
-    "moe_intermediate_size": 4,
+    "moe_intermediate_size": 6,
     "num_experts": 5,
     "num_experts_per_tok": 2,
     "num_attention_heads": 2,
@@ -256,12 +256,12 @@ def experts(fused: bool = False, width: int = 8) -> dict[str, Array]:
             continue
         shapes[f"{base}mlp.gate.weight"] = (5, width)
         if fused:
-            shapes[f"{base}mlp.experts.gate_up_proj"] = (5, 8, width)
-            shapes[f"{base}mlp.experts.down_proj"] = (5, width, 4)
+            shapes[f"{base}mlp.experts.gate_up_proj"] = (5, 12, width)
+            shapes[f"{base}mlp.experts.down_proj"] = (5, width, 6)
             continue
         for expert in range(5):
-            shapes |= {f"{base}mlp.experts.{expert}.{name}_proj.weight": (4, width) for name in ("gate", "up")}
-            shapes[f"{base}mlp.experts.{expert}.down_proj.weight"] = (width, 4)
+            shapes |= {f"{base}mlp.experts.{expert}.{name}_proj.weight": (6, width) for name in ("gate", "up")}
+            shapes[f"{base}mlp.experts.{expert}.down_proj.weight"] = (width, 6)
     return {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
@@ -291,22 +291,28 @@ def test_fused_experts_are_cut_along_each_of_their_axes(tmp_path: Path) -> None:
     name = "model.layers.2.mlp.experts.gate_up_proj"
     assert np.array_equal(after[name], before[name][:3])
     after, config = cut(path, structure="neurons", count=1, importance="index")
-    assert (config["moe_intermediate_size"], config["intermediate_size"]) == (3, 11)
-    assert np.array_equal(after[name], before[name][:, [0, 1, 2, 4, 5, 6]])
+    assert (config["moe_intermediate_size"], config["intermediate_size"]) == (5, 11)
+    assert np.array_equal(after[name], before[name][:, [0, 1, 2, 3, 4, 6, 7, 8, 9, 10]])
     down = "model.layers.2.mlp.experts.down_proj"
-    assert np.array_equal(after[down], before[down][:, :, :3])
-    with pytest.raises(UsageError, match="nothing would be removed in multiples of 8"):
+    assert np.array_equal(after[down], before[down][:, :, :5])
+    with pytest.raises(UsageError, match="nothing would be removed in multiples of 4"):  # 16 bytes of float32
         compressor.prune(path, tmp_path / "no", structure="hidden", count=2)
 
 
-def test_the_width_of_experts_stays_a_multiple_of_eight(tmp_path: Path) -> None:
-    before = experts(fused=True, width=24)
+@pytest.mark.parametrize("half", [False, True])
+def test_rows_of_experts_stay_multiples_of_16_bytes(tmp_path: Path, half: bool) -> None:
+    before = {name: one.astype(np.float16 if half else np.float32) for name, one in experts(True, 24).items()}
     path = folder(tmp_path / "model", before, {**MOE, "hidden_size": 24}, shards=2)
-    after, config = cut(path, structure="hidden", count=10, importance="index")
-    assert config["hidden_size"] == 16
-    name, down = (f"model.layers.2.mlp.experts.{part}_proj" for part in ("gate_up", "down"))
-    assert np.array_equal(after[name], before[name][:, :, :16])
-    assert np.array_equal(after[down], before[down][:, :16])
+    for count, left in ((10, 16), (6, 24 if half else 20)):
+        if left == 24:
+            with pytest.raises(UsageError, match="nothing would be removed in multiples of 8"):
+                cut(path, structure="hidden", count=count, importance="index")
+            continue
+        after, config = cut(path, structure="hidden", count=count, importance="index")
+        assert config["hidden_size"] == left
+        name, down = (f"model.layers.2.mlp.experts.{part}_proj" for part in ("gate_up", "down"))
+        assert np.array_equal(after[name], before[name][:, :, :left])
+        assert np.array_equal(after[down], before[down][:, :left])
 
 
 def test_fused_experts_that_are_quantized_are_cut_one_by_one(tmp_path: Path) -> None:
@@ -327,9 +333,9 @@ def test_fused_experts_that_are_quantized_are_cut_one_by_one(tmp_path: Path) -> 
         for where in ("dense", "restored")
     )
     fused = dense["model.layers.0.mlp.experts.gate_up_proj"]
-    assert fused.shape == (3, 6, 8)
+    assert fused.shape == (3, 10, 8)
     for expert in range(3):
-        for name, rows in (("gate", fused[expert, :3]), ("up", fused[expert, 3:])):
+        for name, rows in (("gate", fused[expert, :5]), ("up", fused[expert, 5:])):
             found = restored[f"model.layers.0.mlp.experts.{expert}.{name}_proj.weight"]
             np.testing.assert_allclose(found, rows, atol=0.02)
     assert "model.layers.0.mlp.experts.3.up_proj.weight" not in restored

@@ -23,6 +23,7 @@ from ctypes import (
     c_int64,
     c_size_t,
     c_uint32,
+    c_uint64,
     c_void_p,
 )
 from functools import cache
@@ -32,8 +33,9 @@ from typing import Any, NamedTuple
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
 
-VERSION = 12  # of the functions' arguments and meaning; goes up with any change of the C files
+VERSION = 13  # of the functions' arguments and meaning; goes up with any change of the C files
 LIBRARY = Path(__file__).with_name("_kernels.so")
+VECTORS = 2  # how wide the coder's vectors are where the processor has them: 2 AVX-512, 1 AVX2, 0 none
 
 GGML_TYPES = (  # that are written here, and read by compiled loops
     *("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"),
@@ -76,6 +78,31 @@ _SIGNATURES = {
     "search_levels": (c_void_p, c_size_t, c_size_t, *(c_void_p,) * 6),
     "trellis_codes": (c_void_p, c_size_t, c_size_t, c_void_p, c_void_p),
     "trellis_points": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p),
+    "trellis_numbers": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p, c_size_t, c_void_p, c_void_p),
+    "rans_encode": (
+        *(c_void_p, c_int, c_size_t, c_void_p, c_int, c_int, c_int, c_size_t, c_size_t, c_void_p, c_void_p, c_int),
+        POINTER(c_int64),
+    ),
+    "rans_decode": (
+        *(
+            c_void_p,
+            c_size_t,
+            c_size_t,
+            c_void_p,
+            c_void_p,
+            c_void_p,
+            c_int,
+            c_size_t,
+            c_size_t,
+            c_void_p,
+            c_void_p,
+        ),
+        *(c_int, c_int, POINTER(c_int64)),
+    ),
+    "ans_decode": (*(c_void_p, POINTER(c_int64), POINTER(c_uint64), c_void_p, c_void_p, c_size_t, c_void_p),),
+    "byte_counts": (c_void_p, c_size_t, c_void_p),
+    "split_floats": (c_void_p, c_int, c_size_t, c_int, c_int, c_void_p, c_void_p),
+    "join_floats": (c_void_p, c_int, c_void_p, c_int, c_size_t, c_int, c_void_p),
     "adam": (*(c_void_p,) * 6, c_size_t, c_void_p, c_float, c_float),
     "dots_f32": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p),
     "dots_f64": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p),
@@ -653,4 +680,151 @@ def trellis_points(low: Array, high: Array | None, out: Array) -> bool | None:
     if kernels is None:
         return None
     kernels.trellis_points(low.ctypes.data, None if high is None else high.ctypes.data, *low.shape, out.ctypes.data)
+    return True
+
+
+def trellis_numbers(
+    low: Array, high: Array | None, by_row: Array, by_column: Array | None, out: Array
+) -> bool | None:
+    """(Codes' numbers · `by_row` [rows or 1]) · `by_column` [columns], float32, into `out` [rows, columns]."""
+    given = (by_row, out, *(() if by_column is None else (by_column,)))
+    more = () if high is None else (high,)
+    kernels = _takes(low, *more, *given) if all(array.dtype == np.float32 for array in given) else None
+    if kernels is None:
+        return None
+    kernels.trellis_numbers(
+        low.ctypes.data,
+        None if high is None else high.ctypes.data,
+        *low.shape,
+        by_row.ctypes.data,
+        1 if by_row.size > 1 else 0,
+        None if by_column is None else by_column.ctypes.data,
+        out.ctypes.data,
+    )
+    return True
+
+
+class Slots(NamedTuple):
+    """What each number below 2^bits stands for: its symbol, uint16 [2^bits]; of every symbol frequency · 2^16 +
+    begin, uint32; and, where it fits, of each number frequency · 2^20 + place in the share · 2^8 + symbol."""
+
+    symbols: Array
+    shares: Array
+    packed: Array | None
+
+
+def rans_encode(symbols: Array, at: int, shares: Array, bits: int, states: Array, words: Array) -> int | None:
+    """Code symbols (uint8 or uint16, the first the `at`-th of its stream) into the end of `words`, uint16: how many
+    words. `shares` [alphabet] are records; files/entropy/rans.py says of what. `states` uint32 [lanes] change."""
+    kernels = _takes(symbols, shares, states, words)
+    if kernels is None:
+        return None
+    there = np.flatnonzero(shares["frequency"])
+    written = c_int64()
+    kernels.rans_encode(
+        symbols.ctypes.data,
+        symbols.itemsize - 1,
+        symbols.size,
+        shares.ctypes.data,
+        int(there[0]),
+        int(there[-1]),
+        bits,
+        at,
+        states.size,
+        states.ctypes.data,
+        words.ctypes.data + words.nbytes,
+        VECTORS,
+        byref(written),
+    )
+    return written.value
+
+
+def rans_decode(words: Array, slots: Slots, bits: int, at: int, states: Array, out: Array) -> int | None:
+    """Decode symbols (the first the `at`-th of its stream) from `words`, uint16, into `out`, uint8 or uint16: how
+    many words that took, or −1 where they were too few."""
+    kernels = _takes(words, states, out)
+    if kernels is None:
+        return None
+    taken = c_int64()
+    kernels.rans_decode(
+        words.ctypes.data,
+        words.size,
+        out.size,
+        slots.symbols.ctypes.data,
+        slots.shares.ctypes.data,
+        None if slots.packed is None else slots.packed.ctypes.data,
+        bits,
+        at,
+        states.size,
+        states.ctypes.data,
+        out.ctypes.data,
+        out.itemsize - 1,
+        VECTORS,
+        byref(taken),
+    )
+    return taken.value
+
+
+def ans_decode(
+    words: Array, left: int, state: int, begins: Array, coarse: Array, out: Array
+) -> tuple[int, int] | None:
+    """Places of symbols into `out`, int64, by the coder of files/entropy/ans.py: words left, and state."""
+    kernels = _takes(words, begins, coarse, out)
+    if kernels is None:
+        return None
+    there, now = c_int64(left), c_uint64(state)
+    kernels.ans_decode(
+        words.ctypes.data,
+        byref(there),
+        byref(now),
+        begins.ctypes.data,
+        coarse.ctypes.data,
+        out.size,
+        out.ctypes.data,
+    )
+    return there.value, now.value
+
+
+def byte_counts(values: Array) -> Array | None:
+    """How often each byte occurs, int64 [256]."""
+    kernels = _takes(values)
+    if kernels is None or values.dtype != np.uint8:
+        return None
+    out: Array = np.empty(256, np.int64)
+    kernels.byte_counts(values.ctypes.data, values.size, out.ctypes.data)
+    return out
+
+
+def split_floats(floats: Array, low: int, symbols: Array, planes: Array) -> bool | None:
+    """Patterns (unsigned) into symbols (uint8 or uint16) of all bits above the `low` lowest but for the sign, and
+    these with the sign on top as planes of bytes [planes, floats]."""
+    kernels = _takes(floats, symbols, planes)
+    if kernels is None or (floats.itemsize == 8 and symbols.itemsize == 1):
+        return None
+    kernels.split_floats(
+        floats.ctypes.data,
+        floats.itemsize,
+        floats.size,
+        low,
+        symbols.itemsize - 1,
+        symbols.ctypes.data,
+        planes.ctypes.data,
+    )
+    return True
+
+
+def join_floats(symbols: Array, planes: Array, low: int, out: Array) -> bool | None:
+    """Undo `split_floats` into `out`."""
+    kernels = _takes(symbols, planes, out)
+    if kernels is None or (out.itemsize == 8 and symbols.itemsize == 1):
+        return None
+    kernels.join_floats(
+        symbols.ctypes.data,
+        symbols.itemsize - 1,
+        planes.ctypes.data,
+        out.itemsize,
+        out.size,
+        low,
+        out.ctypes.data,
+    )
     return True

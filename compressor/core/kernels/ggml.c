@@ -244,8 +244,9 @@ typedef struct { Row w, x, q, qq, xq; } Sums; /* of weights, times x, times code
 
 INLINE void fixed_sums_as(const int weighted, const Row *restrict x, const Row *restrict w, int size, Sums *sums) {
     Row a = {0}, b = {0};
+    COLUMNS a[g] = weighted ? 0.0f : (float)size; /* as a sum of ones is */
     CELLS {
-        a[g] += weighted ? w[i][g] : 1.0f;
+        if (weighted) a[g] += w[i][g];
         b[g] += weighted ? w[i][g] * x[i][g] : x[i][g];
     }
     memcpy(sums->w, a, sizeof a);
@@ -306,10 +307,10 @@ INLINE void fit(const Sums *sums, const int positive, float *restrict scale, flo
 }
 
 /* Of candidates, pairs of codes that the least and the largest weight shall have, the pair that loses least once it
- * is refitted to its codes; and once more. */
+ * is refitted to its codes; and once more, if `again`. */
 INLINE void search_range_as(const int positive, const Row *restrict x, const Row *restrict w, int size, int weighted,
-                            Codes codes, const float (*candidates)[2], int count, float *restrict scale, float
-                            *restrict least) {
+                            Codes codes, const float (*candidates)[2], int count, int again, float *restrict scale,
+                            float *restrict least) {
     Row high, low, best, inverse, offset, a, m, gain, better_gain, better_scale, better_least;
     Sums sums;
     COLUMNS high[g] = low[g] = x[0][g];
@@ -322,7 +323,7 @@ INLINE void search_range_as(const int positive, const Row *restrict x, const Row
         best[g] = least[g] * (2.0f * sums.x[g] - least[g] * sums.w[g]);
         scale[g] = 0;
     }
-    for (int c = 0; c <= count; c++) {
+    for (int c = 0; c < count + again; c++) {
         const int searched = c < count;
         const float from = searched ? candidates[c][0] : 0, past = searched ? candidates[c][1] : 0;
         const float codes_apart = (codes.high + past) - from;
@@ -353,10 +354,10 @@ INLINE void search_range_as(const int positive, const Row *restrict x, const Row
 }
 
 EACH_CPU static void search_range(const Row *restrict x, const Row *restrict w, int size, int weighted, Codes codes,
-                                  int positive, const float (*candidates)[2], int count, float *restrict scale,
-                                  float *restrict least) {
-    if (positive) search_range_as(1, x, w, size, weighted, codes, candidates, count, scale, least);
-    else search_range_as(0, x, w, size, weighted, codes, candidates, count, scale, least);
+                                  int positive, const float (*candidates)[2], int count, int again, float *restrict
+                                  scale, float *restrict least) {
+    if (positive) search_range_as(1, x, w, size, weighted, codes, candidates, count, again, scale, least);
+    else search_range_as(0, x, w, size, weighted, codes, candidates, count, again, scale, least);
 }
 
 /* ---- codes by a scale that is settled ------------------------------------------------------------------ */
@@ -381,6 +382,27 @@ EACH_CPU static void settle(const float *restrict x, int size, int count, Codes 
         for (int i = 0; i < count * size; i++) q[i] = numbered(q[i]);
     const float low = codes.uneven ? 0 : codes.low;
     for (int i = 0; i < count * size; i++) out[i] = (uint8_t)(int)(q[i] - low);
+}
+
+/* Likewise groups of 32 codes of 4 bits, into the halves of 16 bytes each, `stride` bytes apart: all in one go. */
+EACH_CPU static void settle_halves(const float *restrict x, int count, Codes codes, const float *restrict scale, const
+                                   float *restrict under, uint8_t *restrict out, int stride, float *restrict restored) {
+    float unread[32];
+    Row inverse;
+    COLUMNS inverse[g] = scale[g] != 0 ? 1.0f / (scale[g] != 0 ? scale[g] : 1.0f) : 0.0f;
+    for (int g = 0; g < count; g++) {
+        const float s = scale[g], by = inverse[g], n = under[g];
+        const float *restrict own = x + g * 32;
+        float *restrict back = restored ? restored + g * 32 : unread;
+        uint8_t *restrict to = out + g * stride;
+        uint32_t c[32];
+        for (int i = 0; i < 32; i++) {
+            const float q = within(rounded((own[i] + n) * by), codes.low, codes.high);
+            back[i] = s * q - n;
+            c[i] = as_bits(q + (0x1p23f - codes.low)); /* whose lowest bits are the code */
+        }
+        for (int i = 0; i < 16; i++) to[i] = (uint8_t)((c[i] & 15) | c[i + 16] << 4);
+    }
 }
 
 /* sum of (s q - n - x)^2 with the codes that s and n give. */
@@ -592,7 +614,7 @@ INLINE void put_sixes(const uint8_t *s, const uint8_t *n, uint8_t *out) {
 
 static const float NONE[GROUPS] = {0};
 
-static const float SCALES_4[] = {-9.0f, -8.5f, -8.0f, -7.5f, -7.0f};
+static const float SCALES_4[] = {-8.7f, -8.2f, -7.7f, -7.2f};
 static const float SCALES_5[] = {-17.0f, -16.5f, -16.0f, -15.5f, -15.0f, -14.0f};
 static const float SCALES_3[] = {-5.5f,  -5.0f, -4.75f, -4.5f, -4.25f, -4.0f, -3.75f, -3.5f, -3.25f, -3.0f,
                                  -2.75f, -2.5f, -2.0f,  2.5f,  2.75f,  3.0f,  3.25f,  3.5f,  4.0f};
@@ -618,7 +640,21 @@ static const float SCALES_TERNARY[] = {1.0f, 1.5f, 2.0f, 2.5f, 3.0f, 4.0f, 5.5f,
         }                                                                                             \
     })
 
-OF_TYPE(ggml_q4_0, SCALED_32(((Codes){-8, 7, 0}), SCALES_4, 18, put_nibbles(own, 16, to + 2);))
+/* Codes of a tile by scales that are settled, AT so many bytes into each block of BYTES. */
+#define SETTLE_HALVES(S, N, AT, BYTES)                                                                \
+    settle_halves(from->values + first * size, here, codes, S, N, out + first * (BYTES) + (AT),       \
+                  BYTES, restored ? restored + first * size : 0)
+
+OF_TYPE(ggml_q4_0, EACH_TILE(32, {
+    const Codes codes = {-8, 7, 0};
+    Row scale;
+    uint32_t bits[GROUPS];
+    search_scale(x, w, size, weighted, codes, SCALES_4, COUNT(SCALES_4), scale);
+    COLUMNS bits[g] = half_bits(scale[g]);
+    COLUMNS scale[g] = as_half(scale[g]);
+    SETTLE_HALVES(scale, NONE, 2, 18);
+    for (int g = 0; g < here; g++) put_word(out + (first + g) * 18, bits[g]);
+}))
 
 OF_TYPE(ggml_q5_0,
         SCALED_32(((Codes){-16, 15, 0}), SCALES_5, 22, put_fifth_bits(own, to + 2); put_nibbles(own, 16, to + 6);))
@@ -659,36 +695,47 @@ EACH_CPU void ggml_q8_0(const float *values, const float *weights, size_t groups
     }
 }
 
-static const float RANGES_4[][2] = {{-0.4f, -0.35f}, {-0.05f, 0.15f}, {-0.3f, 0}, {0.2f, 0.35f}};
-static const float RANGES_5[][2] = {{-0.4f, -0.2f}, {0.2f, 0.3f}, {-0.1f, 0.05f}};
+static const float RANGES_4[][2] = {{-0.15f, 0.15f}};
+static const float RANGES_5[][2] = {{0.15f, 0.2f}, {-0.3f, -0.15f}};
 static const float RANGES[][2] = {
     {-0.6f, 0.6f}, {-0.6f, 0.3f}, {-0.6f, 0}, {-0.6f, -0.3f}, {-0.3f, 0.6f}, {-0.3f, 0.3f}, {-0.3f, 0}, {-0.3f, -0.3f},
     {0, 0.6f},     {0, 0.3f},     {0, 0},     {0, -0.3f},     {0.3f, 0.6f},  {0.3f, 0.3f},  {0.3f, 0},  {0.3f, -0.3f}};
 
-/* A float16 scale and a float16 least value for 32 codes. */
-#define RANGED_32(CODES, CANDIDATES, BYTES, ...)                                                                            \
-    EACH_TILE(32, {                                                                                            \
-        const Codes codes = CODES;                                                                             \
-        Row scale, least, under;                                                                               \
-        uint32_t bits[GROUPS];                                                                                 \
-        if (weighted) search_range(x, w, size, 1, codes, 0, RANGES, COUNT(RANGES), scale, least);              \
-        else search_range(x, w, size, 0, codes, 0, CANDIDATES, COUNT(CANDIDATES), scale, least);               \
-        COLUMNS bits[g] = half_bits(scale[g]) | half_bits(least[g]) << 16;                                 \
-        COLUMNS scale[g] = as_half(scale[g]);                                                              \
-        COLUMNS under[g] = -as_half(least[g]);                                                             \
-        SETTLE(scale, under);                                                                                  \
-        for (int g = 0; g < here; g++) {                                                                       \
-            const uint8_t *own = c + g * size;                                                                 \
-            uint8_t *to = out + (first + g) * BYTES;                                                           \
-            put_word(to, bits[g]);                                                                             \
-            put_word(to + 2, bits[g] >> 16);                                                                   \
-            __VA_ARGS__                                                                                        \
-        }                                                                                                      \
-    })
+/* The float16 scale and float16 least value of each column of a tile, 32 codes each, and both as `bits`; without
+ * weights the candidates are FEW, and what they find is not refitted. */
+#define FIND_RANGES(FEW)                                                                              \
+    Row scale, least, under;                                                                          \
+    uint32_t bits[GROUPS];                                                                            \
+    if (weighted) search_range(x, w, size, 1, codes, 0, RANGES, COUNT(RANGES), 1, scale, least);      \
+    else search_range(x, w, size, 0, codes, 0, FEW, COUNT(FEW), 0, scale, least);                     \
+    COLUMNS bits[g] = half_bits(scale[g]) | half_bits(least[g]) << 16;                                \
+    COLUMNS scale[g] = as_half(scale[g]);                                                             \
+    COLUMNS under[g] = -as_half(least[g])
 
-OF_TYPE(ggml_q4_1, RANGED_32(((Codes){0, 15, 0}), RANGES_4, 20, put_nibbles(own, 16, to + 4);))
+OF_TYPE(ggml_q4_1, EACH_TILE(32, {
+    const Codes codes = {0, 15, 0};
+    FIND_RANGES(RANGES_4);
+    SETTLE_HALVES(scale, under, 4, 20);
+    for (int g = 0; g < here; g++) {
+        uint8_t *to = out + (first + g) * 20;
+        put_word(to, bits[g]);
+        put_word(to + 2, bits[g] >> 16);
+    }
+}))
 
-OF_TYPE(ggml_q5_1, RANGED_32(((Codes){0, 31, 0}), RANGES_5, 24, put_fifth_bits(own, to + 4); put_nibbles(own, 16, to + 8);))
+OF_TYPE(ggml_q5_1, EACH_TILE(32, {
+    const Codes codes = {0, 31, 0};
+    FIND_RANGES(RANGES_5);
+    SETTLE(scale, under);
+    for (int g = 0; g < here; g++) {
+        const uint8_t *own = c + g * size;
+        uint8_t *to = out + (first + g) * 24;
+        put_word(to, bits[g]);
+        put_word(to + 2, bits[g] >> 16);
+        put_fifth_bits(own, to + 4);
+        put_nibbles(own, 16, to + 8);
+    }
+}))
 
 /* Blocks of 256 in sub-blocks of SIZE; BODY for each block `to`, with its codes `own` from 0 on and integers `s`, `n` of
  * its sub-blocks less `bottom`. */
@@ -714,7 +761,7 @@ OF_TYPE(ggml_q5_1, RANGED_32(((Codes){0, 31, 0}), RANGES_5, 24, put_fifth_bits(o
         }                                                                                                       \
     })
 
-#define BY_RANGE search_range(x, w, size, weighted, codes, 1, RANGES, COUNT(RANGES), scale, least)
+#define BY_RANGE search_range(x, w, size, weighted, codes, 1, RANGES, COUNT(RANGES), 1, scale, least)
 #define BY_SCALE(CANDIDATES) search_scale(x, w, size, weighted, codes, CANDIDATES, COUNT(CANDIDATES), scale)
 
 OF_TYPE(ggml_q2_k, IN_BLOCKS(16, ((Codes){0, 3, 0}), 0, 15, 1, BY_RANGE, 84, {

@@ -84,3 +84,20 @@ void trellis_points(const int8_t *restrict low, const int8_t *restrict high, siz
         }
     }
 }
+
+/* What codes stand for, times a number for the row and one for the column, each product rounded. `by_row` has a number
+ * for each row, or (`step` 0) one for all; `by_column` may be missing. */
+void trellis_numbers(const int8_t *restrict low, const int8_t *restrict high, size_t rows, size_t columns,
+                     const float *restrict by_row, size_t step, const float *restrict by_column,
+                     float *restrict out) {
+    int32_t points[SEGMENT];
+    for (size_t row = 0; row < rows; row++)
+        for (size_t start = 0; start < columns; start += SEGMENT) {
+            const size_t count = columns - start < SEGMENT ? columns - start : SEGMENT, at = row * columns + start;
+            const float scale = by_row[row * step];
+            trellis_points(low + at, high ? high + at : 0, 1, count, points);
+            for (size_t i = 0; i < count; i++) out[at + i] = (float)points[i] * scale;
+            if (by_column)
+                for (size_t i = 0; i < count; i++) out[at + i] *= by_column[start + i];
+        }
+}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
 from itertools import pairwise
 
 from compressor.checkpoint import record
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
-from compressor.core.errors import UsageError
+from compressor.core.errors import InputError, UsageError
 from compressor.core.lazy import np
 from compressor.core.metrics import Change, count_stored_zeros
 from compressor.core.parallel.threads import in_order, local
@@ -19,17 +21,17 @@ from compressor.core.tensor import DTYPES
 from compressor.core.workspace import Array, Workspace
 from compressor.engine.plan.plan import Job, Plan
 from compressor.files import archive, safetensors
-from compressor.files.archive import chunk_shape, chunks_of, rows_of
+from compressor.files.archive import ORIGINALS, ArchivedFile, chunk_shape, chunks_of, rows_of
 from compressor.files.archive_writing import ArchiveWriter
 from compressor.files.entropy.chunk import encode_chunk
-from compressor.files.entropy.damage import NeedsPackage
 from compressor.files.entropy.elements import Form, likely_form, possible
 from compressor.files.input_file import InputFile
-from compressor.files.layout import Container
+from compressor.files.layout import Container, Header
 from compressor.files.output import Output
 from compressor.files.source import StoredTensor
 from compressor.recipe.archive_store import Effort
 
+_READ = 8 << 20  # bytes that are hashed at once
 _SAMPLE = 1 << 16  # bytes that tell the form of a tensor
 _NOTE = "an archive: `compressor restore` gives its tensors back; loaders do not read it"
 
@@ -37,10 +39,12 @@ _NOTE = "an archive: `compressor restore` gives its tensors back; loaders do not
 def as_stored(checkpoint: Checkpoint, container: Container) -> Checkpoint:
     """The input without an eye on what its tensors are parts of, for an archive of it as it is."""
     source = checkpoint.source
-    if source.kind == "gguf":
+    if source.kind == "gguf" and (container == "folder" or len(source.files) > 1):
         raise UsageError(
-            "an archive of a .gguf would lose its metadata and the types of its blocks",
-            remedy="Restore it to .safetensors, and archive that",
+            "an archive of a .gguf is one file, of one file",
+            remedy="Let the output end in .safetensors"
+            if container == "folder"
+            else "Join the parts with llama-gguf-split --merge",
         )
     if container != source.kind and checkpoint.compression and source.config is not None:
         raise UsageError("a single file would lose the config.json that tells of its codes", remedy="Name a folder")
@@ -48,6 +52,22 @@ def as_stored(checkpoint: Checkpoint, container: Container) -> Checkpoint:
         name: Tensor(stored.spec, {"": stored}, source.file_of[name]) for name, stored in source.tensors.items()
     }
     return replace(checkpoint, tensors=tensors, compression="", dropped=(), stored=True)
+
+
+def as_it_was(checkpoint: Checkpoint, container: Container) -> Checkpoint | None:
+    """The input as files that come back byte for byte; None unless all are archives of such files, and a file's
+    tensors are not codes, which come back as numbers (of a .gguf the blocks that they are)."""
+    source = checkpoint.source
+    suffix = ".safetensors" if container == "folder" else f".{container}"
+    if container != source.kind or any(part.file.stands_for != suffix for part in source.files):
+        return None
+    if checkpoint.compression and container != "gguf":
+        return None
+    tensors = {}
+    for name, one in source.tensors.items():
+        stored = StoredTensor(one.file, replace(one.placed, fortran=False, big_endian=False))
+        tensors[name] = Tensor(one.spec, {"": stored}, source.file_of[name])
+    return replace(checkpoint, tensors=tensors, compression="", dropped=(), verbatim=True)
 
 
 def archive_files(
@@ -63,8 +83,7 @@ def archive_files(
     """Put an archive in the place of every container file; the plan with the sizes that this gave, and the zeros.
 
     The tensors are those that the files hold or, where a `checkpoint` is given, its own as they lie there; only
-    those of some jobs, in the `files` of these numbers, where they are given. Raises UsageError where a package is
-    missing, OutputError where writing fails.
+    those of some jobs, in the `files` of these numbers, where they are given. OutputError where writing fails.
     """
     coded: dict[str, int] = {}
     changes: dict[str, Change] = {}
@@ -81,20 +100,23 @@ def archive_files(
                     held = {spec.name for job in mine for spec in job.part_specs}
                     placed = [one for one in header.tensors if one.spec.name in held]
                     stored, metadata = [StoredTensor(written, one) for one in placed], header.metadata
+                    original = None
                 else:
                     stored = [checkpoint.tensors[job.spec.name].whole for job in mine]
                     metadata = file.layout.metadata
+                    original = _AsItIs.of(checkpoint, plan, number)
                 writer = ArchiveWriter(used.enter_context(sink.rewriting(name)))
-                try:
-                    for tensor, change in _archive(stored, writer, effort, executor, workers + 2):
-                        changes.setdefault(tensor, Change()).merge(change)
-                        progress(change.size * DTYPES[writer.tensors[tensor][0]].bits // 8)
-                except NeedsPackage as error:
-                    raise UsageError(
-                        f"--store archive takes the package {error}",
-                        remedy="Install it with pip install 'compressor[entropy]'",
-                    ) from error
-                _finish(writer, metadata, name)
+                hashed = None if original is None else executor.submit(original.sha256)
+                for tensor, change in _archive(
+                    stored, writer, effort, executor, workers + 2, as_it_is=original is not None
+                ):
+                    changes.setdefault(tensor, Change()).merge(change)
+                    progress(change.size * DTYPES[writer.tensors[tensor][0]].bits // 8)
+                if original is not None and hashed is not None:
+                    original.add(writer, hashed.result(), effort)
+                    writer.finish({})
+                else:
+                    _finish(writer, metadata, name)
                 coded |= writer.coded()
             with sink.reading(name) as finished:
                 archived[number] = replace(file, layout=replace(file.layout, size=finished.size))
@@ -112,16 +134,98 @@ def merge_archives(sink: Output, name: str, parts: Sequence[InputFile]) -> None:
     is damaged, OutputError where writing fails."""
     found = [archive.directory_of(part, safetensors.read_header(part)) for part in parts]
     every = sorted(
-        ((entry, part) for part, (entries, _) in zip(parts, found, strict=True) for entry in entries),
+        ((entry, part) for part, own in zip(parts, found, strict=True) for entry in own.entries),
         key=lambda one: one[0].spec.name,
     )
+    original = found[0].original
     with sink.rewriting(name) as fd:
         writer = ArchiveWriter(fd)
         for entry, part in every:
-            writer.begin(entry.spec, entry.form.text)
-            for begin, end in pairwise(entry.places):
-                writer.add(entry.spec.name, part.read(begin, end - begin))
-        _finish(writer, found[0][1], name)
+            writer.begin(entry.spec, entry.form.text, None if original is None else entry.begin)
+            for chunk in _chunks(entry, part):
+                writer.add(entry.spec.name, chunk)
+        if original is None:
+            _finish(writer, found[0].metadata, name)
+        else:
+            writer.original(original.said, original.plain.form.text, list(_chunks(original.plain, parts[0])))
+            writer.finish({})
+
+
+def _chunks(entry: archive.Entry, part: InputFile) -> Iterator[bytes]:
+    """The coded chunks of a tensor of an archive."""
+    for begin, end in pairwise(entry.places):
+        yield part.read(begin, end - begin)
+
+
+# ---- files as they are ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _AsItIs:
+    """A file of the input that an output file is to be the archive of, and what its container is."""
+
+    file: InputFile
+    suffix: str
+    size: int
+    header: Header
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, plan: Plan, number: int) -> _AsItIs | None:
+        """The file of this number; None where the output's has other tensors, or the container is none that comes
+        back byte for byte."""
+        source = checkpoint.source
+        alike = len(source.files) == len(plan.files) and len(source.tensors) == len(plan.jobs)
+        if not alike or any(job.file != source.file_of[job.spec.name] for job in plan.jobs):
+            return None
+        file, header = source.files[number].file, source.files[number].header
+        suffix, size = os.path.splitext(file.path)[1].lower(), file.size
+        if isinstance(file, ArchivedFile):
+            if file.original is None:
+                return None
+            suffix, size = file.original.suffix, file.original.size
+        return cls(file, suffix, size, header) if suffix in ORIGINALS else None
+
+    def sha256(self) -> str:
+        """The SHA-256 of all of it."""
+        return _sha256(self.file, self.size)
+
+    def add(self, writer: ArchiveWriter, digest: str, effort: Effort) -> None:
+        """Add to an archive of its tensors what makes it one of this very file."""
+        tensors = [one for one in self.header.tensors if one.spec.nbytes]
+        pieces = archive.between(sorted((one.offset, one.offset + one.spec.nbytes) for one in tensors), self.size)
+        plain = archive.plain_spec(sum(end - begin for begin, end in pieces))
+        raw = np.empty(plain.nbytes, np.uint8)
+        done = 0
+        for begin, end in pieces:
+            self.file.read_into(raw[done : done + end - begin].data, begin)
+            done += end - begin
+        form, each = possible("U8")[0], archive.chunk_shape(plain, 0)[1]
+        starts = range(0, plain.nbytes, max(each, 1))
+        chunks = [encode_chunk(raw[None, start : start + each], form, effort) for start in starts]
+        writer.original({"suffix": self.suffix, "size": self.size, "sha256": digest}, form.text, chunks)
+
+
+def _sha256(file: InputFile, size: int) -> str:
+    total, buffer = sha256(), bytearray(_READ)
+    for offset in range(0, size, _READ):
+        view = memoryview(buffer)[: min(_READ, size - offset)]
+        file.read_into(view, offset)
+        total.update(view)
+    return total.hexdigest()
+
+
+def check_originals(sink: Output, checkpoint: Checkpoint) -> None:
+    """InputError unless the files that were written are those that archives of them as they were are of."""
+    for (name, layout), source in zip(sink.layouts, checkpoint.source.files, strict=True):
+        assert isinstance(source.file, ArchivedFile)  # noqa: S101 - as it was found to be
+        assert source.file.original is not None  # noqa: S101 - the same
+        with sink.reading(name) as written:
+            if _sha256(written, layout.size) != source.file.original.sha256:
+                raise InputError(
+                    "is damaged in the archive: the file in it has another SHA-256",
+                    file=source.file.path,
+                    remedy="Archive or download it again",
+                )
 
 
 def _finish(writer: ArchiveWriter, metadata: Mapping[str, str], name: str) -> None:
@@ -136,9 +240,16 @@ def noted(plan: Plan, *, dry: bool) -> Plan:
 
 
 def _archive(
-    stored: Sequence[StoredTensor], writer: ArchiveWriter, effort: Effort, executor: Executor, window: int
+    stored: Sequence[StoredTensor],
+    writer: ArchiveWriter,
+    effort: Effort,
+    executor: Executor,
+    window: int,
+    *,
+    as_it_is: bool,
 ) -> Iterator[tuple[str, Change]]:
-    """Write the chunks of these tensors; of each its tensor's name, and how many zeros it has."""
+    """Write the chunks of these tensors, and where they lie if the file is to come `as_it_is`; of each chunk its
+    tensor's name, and how many zeros it has."""
     forms = {one.spec.name: _form(one) for one in stored}
 
     def tasks() -> Iterator[partial[tuple[str, bytes, Change]]]:
@@ -147,7 +258,7 @@ def _archive(
                 yield partial(_chunk, one, number, forms[one.spec.name], effort)
 
     for one in stored:
-        writer.begin(one.spec, forms[one.spec.name].text)
+        writer.begin(one.spec, forms[one.spec.name].text, one.placed.offset if as_it_is else None)
     for name, chunk, change in in_order(executor, tasks(), window):
         writer.add(name, chunk)
         yield name, change

@@ -35,6 +35,8 @@ def lay_out(
     checkpoint, container = request.checkpoint, request.container
     if makes_adapter(request.recipe.stages):
         return adapter_files(jobs, checkpoint, stages, fingerprint)
+    if checkpoint.verbatim:
+        return _as_they_were(request, jobs)
     if container == "npy":
         from compressor.files import npy
 
@@ -62,6 +64,22 @@ def lay_out(
         files.append(OutputFile(names[number], safetensors.layout(specs, metadata)))
     _check_growth(stored, files)
     return tuple(files), _texts(jobs, files, checkpoint, index) if container == "folder" else ()
+
+
+def _as_they_were(request: PlanRequest, jobs: Sequence[Job]) -> tuple[tuple[OutputFile, ...], Texts]:
+    """The very files that archives of them as they were are of."""
+    from compressor.files.archive import ArchivedFile  # here because few runs have any
+
+    source = request.checkpoint.source
+    names, index = _names(request, jobs)
+    files = []
+    for name, part in zip(names, source.files, strict=True):
+        assert isinstance(part.file, ArchivedFile)  # noqa: S101 - who made the checkpoint looked
+        assert part.file.original is not None  # noqa: S101 - the same
+        offsets = {one.spec.name: one.offset for one in part.header.tensors}
+        pieces = tuple(part.file.plain())
+        files.append(OutputFile(name, FileLayout(part.file.original.size, pieces, offsets, part.header.metadata)))
+    return tuple(files), _texts(jobs, files, request.checkpoint, index) if request.container == "folder" else ()
 
 
 def fingerprinted(file: OutputFile, fingerprint: str) -> OutputFile:
@@ -177,7 +195,10 @@ def _texts(jobs: Sequence[Job], files: Sequence[OutputFile], checkpoint: Checkpo
         dense = [job.spec for job in jobs if job.encoder is None]
         config = dialects.configure(source.config, packed, dense) if packed else dialects.without(source.config)
         texts.append((source.config_name, json_bytes(config)))
-    if index:
+    as_it_was = checkpoint.stored or checkpoint.verbatim
+    if index and as_it_was and source.own_index is not None:
+        texts.append((index, source.own_index.read(0, source.own_index.size)))
+    elif index:
         names = {
             spec.name: files[job.file].name.removeprefix(source.inside) for job in jobs for spec in job.part_specs
         }

@@ -63,7 +63,7 @@ def make_plan(request: PlanRequest) -> Plan:
         jobs = _sharded(jobs, request.max_shard_size, request)
     check_names(jobs, checkpoint)
     check_axes(jobs, checkpoint)
-    if container == "gguf":
+    if container == "gguf" and not checkpoint.verbatim:
         from compressor.engine.plan.gguf_file import check_ggml
 
         check_ggml(jobs, request)
@@ -230,9 +230,9 @@ def _why_not(spec: TensorSpec, stage: Stage, request: PlanRequest) -> LeftAlone 
     if stage.method_for(spec.name).biases and why in (None, VECTOR) and len(spec.shape) == 1:
         why = bias_left_alone(spec, stage, request.checkpoint)
     if why is None and request.container == "gguf" and stage.method.verb == "quantize" and _in_f32(spec):
-        why = LeftAlone("llama.cpp takes it in F32 only", asked=True)
+        why = LeftAlone("llama.cpp takes it in F32 only", asked=True, held=True)
     if why is None and spec.name in request.hold:
-        why = LeftAlone(request.hold[spec.name], asked=True)
+        why = LeftAlone(request.hold[spec.name], asked=True, held=True)
     return why
 
 

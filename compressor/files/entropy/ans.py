@@ -1,7 +1,6 @@
-"""The coder: asymmetric numeral systems (Duda, arXiv 1311.2540), as the library constriction implements it.
+"""The coder of archives of version 1, which are read and no longer written: asymmetric numeral systems.
 
-A stack of 32-bit words under a 64-bit state: what is coded last is decoded first, so a chunk's symbols are coded in
-reverse. Writing takes constriction; reading has a decoder of its own, in case that is not installed:
+A stack of 32-bit words under a 64-bit state, as the default coder of the library constriction has it:
 
     q = state mod 2^24;  the symbol s with begin(s) ≤ q < begin(s + 1)
     state = ⌊state / 2^24⌋ · (begin(s + 1) − begin(s)) + q − begin(s), and below 2^32 the next word goes under it
@@ -9,111 +8,74 @@ reverse. Writing takes constriction; reading has a decoder of its own, in case t
 
 from __future__ import annotations
 
-from typing import Protocol
+from functools import lru_cache
 
+from compressor.core import kernels
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
-from compressor.files.entropy.damage import Damaged, NeedsPackage, constriction
-from compressor.files.entropy.tables import PRECISION, Table
+from compressor.files.entropy.damage import Damaged
+from compressor.files.entropy.tables import Table
 
+PRECISION = 24
 _WORD = 32
-
-
-class AnsWriter:
-    """Collects runs of symbols, each with its table, and codes them all at the end."""
-
-    def __init__(self) -> None:
-        self.runs: list[tuple[Array, Table]] = []
-
-    def put(self, symbols: Array, table: Table) -> None:
-        """Symbols of a table, in the order in which `AnsReader.take` gives them."""
-        if len(table.symbols) > 1 and len(symbols):
-            self.runs.append((np.searchsorted(table.symbols, symbols).astype(np.int32), table))
-
-    def to_bytes(self) -> bytes:
-        """The words, the first one in front."""
-        if not self.runs:
-            return b""
-        coder = constriction().stream.stack.AnsCoder()
-        for places, table in reversed(self.runs):
-            coder.encode_reverse(places, table.model)
-        words: bytes = coder.get_compressed().astype("<u4").tobytes()
-        return words
-
-
-class Decoder(Protocol):
-    """What a decoder offers: the next symbols' places in their table."""
-
-    def take(self, table: Table, count: int) -> Array: ...
+_SKIP = 14  # what is left of the precision where places are looked up coarsely first
 
 
 class AnsReader:
-    """Decodes what an `AnsWriter` coded, whoever does it."""
+    """Decodes a stream of version 1."""
 
-    def __init__(self, raw: bytes) -> None:
-        words = np.frombuffer(raw, "<u4")
-        try:
-            self.decoder: Decoder = _Library(words)
-        except NeedsPackage:
-            self.decoder = OwnDecoder(words)
+    def __init__(self, raw: memoryview) -> None:
+        """Raises Damaged."""
+        if len(raw) % 4:
+            raise Damaged("it is too short")
+        self.words = np.frombuffer(bytes(raw), "<u4").astype(np.uint32, copy=False)
+        self.left, self.state = len(self.words), 0
+        while self.left and self.state < 1 << _WORD:
+            self.left -= 1
+            self.state = self.state << _WORD | int(self.words[self.left])
 
     def take(self, table: Table, count: int) -> Array:
         """The next `count` symbols of a table."""
         if len(table.symbols) == 1:
             return np.full(count, table.symbols[0])
-        found: Array = table.symbols[self.decoder.take(table, count)]
-        return found
+        begins, coarse = _begins(table)
+        out: Array = np.empty(count, np.int64)
+        found = kernels.ans_decode(self.words, self.left, self.state, begins, coarse, out)
+        if found is None:
+            self._take(begins.tolist(), coarse.tolist(), out)
+        else:
+            self.left, self.state = found
+        symbols: Array = table.symbols[out]
+        return symbols
 
+    def finish(self) -> None:
+        """A stream of version 1 may have words that nobody takes."""
 
-class _Library:
-    """constriction's decoder."""
-
-    def __init__(self, words: Array) -> None:
-        library = constriction()
-        try:
-            self.coder = library.stream.stack.AnsCoder(words.astype(np.uint32))
-        except ValueError as error:
-            raise Damaged("its words are none of the coder's") from error
-
-    def take(self, table: Table, count: int) -> Array:
-        found: Array = self.coder.decode(table.model, count)
-        return found
-
-
-class OwnDecoder:
-    """The decoder of an ANS stream in plain Python: slow, and there whatever is installed."""
-
-    def __init__(self, words: Array) -> None:
-        self.words: list[int] = words.tolist()
-        self.state = 0
-        while self.words and self.state < 1 << _WORD:
-            self.state = self.state << _WORD | self.words.pop()
-
-    def take(self, table: Table, count: int) -> Array:
-        """The places in `table` of the next `count` symbols."""
-        begins = table.cumulative.tolist()
-        shares = np.diff(table.cumulative).tolist()
-        coarse = _coarse(table.cumulative)
-        state, words, mask = self.state, self.words, (1 << PRECISION) - 1
-        out = np.empty(count, np.int64)
-        for number in range(count):
+    def _take(self, begins: list[int], coarse: list[int], out: Array) -> None:
+        state, left, mask = self.state, self.left, (1 << PRECISION) - 1
+        for number in range(len(out)):
             point = state & mask
             place = coarse[point >> _SKIP]
             while begins[place + 1] <= point:
                 place += 1
-            state = (state >> PRECISION) * shares[place] + point - begins[place]
-            if state < 1 << _WORD and words:
-                state = state << _WORD | words.pop()
+            state = (state >> PRECISION) * (begins[place + 1] - begins[place]) + point - begins[place]
+            if state < 1 << _WORD and left:
+                left -= 1
+                state = state << _WORD | int(self.words[left])
             out[number] = place
-        self.state = state
-        return out
+        self.state, self.left = state, left
 
 
-_SKIP = 14
-
-
-def _coarse(cumulative: Array) -> list[int]:
-    """For each of 2^10 equal pieces of [0, 2^24): the symbol at its beginning."""
+@lru_cache(maxsize=256)
+def _begins(table: Table) -> tuple[Array, Array]:
+    """Where each symbol's share of [0, 2^24) begins, and the end: one is reserved for every symbol, and the rest
+    divided by the frequencies. And the place at the beginning of each of 2^10 equal pieces."""
+    count, weights = len(table.symbols), table.weights
+    frequencies = np.maximum((weights << PRECISION) // weights.sum(), 1)
+    frequencies[frequencies.argmax()] += (1 << PRECISION) - frequencies.sum()
+    sums = np.zeros(count + 1, np.int64)
+    np.cumsum(frequencies, out=sums[1:])
+    begins = np.arange(count + 1) + (sums * ((1 << PRECISION) - count) >> PRECISION)
     points = np.arange(1 << (PRECISION - _SKIP)) << _SKIP
-    places: list[int] = (np.searchsorted(cumulative, points, side="right") - 1).tolist()
-    return places
+    coarse = np.searchsorted(begins, points, side="right") - 1
+    return begins.astype(np.uint32), coarse.astype(np.int32)

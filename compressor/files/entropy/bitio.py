@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from compressor.core.lazy import np
+from compressor.core.workspace import Array
 from compressor.files.entropy.damage import Damaged
 
 _LONGEST = 40  # leading zeros of a number: none that a chunk holds is larger
@@ -64,13 +66,16 @@ class BitReader:
 
     def number(self, order: int = 0) -> int:
         """The next number of any size, as `BitWriter` writes it."""
-        zeros = 0
-        while not self.bits(1):
-            zeros += 1
-            if zeros > _LONGEST:
-                raise Damaged("a number of its head is too large")
-        length = zeros + order
-        return (self.bits(length) | 1 << length) - (1 << order)
+        zeros = (self.raw & -self.raw).bit_length() - 1
+        if zeros > _LONGEST:
+            raise Damaged("a number of its head is too large")
+        length = 2 * zeros + 1 + order
+        if zeros < 0 or length > self.left:
+            raise Damaged("its head is too short")
+        found = self.raw >> zeros + 1 & ((1 << zeros + order) - 1)
+        self.raw >>= length
+        self.left -= length
+        return (found | 1 << zeros + order) - (1 << order)
 
     def signed(self, order: int = 0) -> int:
         """The next number with a sign."""
@@ -78,6 +83,8 @@ class BitReader:
         return -(value + 1) // 2 if value & 1 else value // 2
 
 
-def number_bits(value: int, order: int) -> int:
-    """How many bits `BitWriter.number` takes for it."""
-    return 2 * (value + (1 << order)).bit_length() - 1 - order
+def shortest(values: Array) -> int:
+    """The order, 0 to 7, of the code in which signed numbers take the fewest bits."""
+    folded = np.where(values >= 0, 2 * values, -2 * values - 1)
+    lengths = [2 * int(np.frexp(folded + (1 << order))[1].sum()) - order * folded.size for order in range(8)]
+    return lengths.index(min(lengths))

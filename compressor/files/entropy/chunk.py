@@ -1,10 +1,10 @@
 """A chunk: some rows of a tensor, coded by themselves, with the checksum of what they are.
 
-    CRC-32 of the bytes (4, little-endian) · length of the head · head · bodies · ANS words
+    CRC-32 of the bytes (4, little-endian) · length of the head · head · bodies · states and words of the coder
 
 The length of the head is in one byte, or in two, the first with its highest bit set; 0 means that the bytes follow
-as they are. The head is a stream of bits (`bitio`) and begins with the length of the bodies, which are raw or zstd
-planes in their order.
+as they are. The head is a stream of bits (`bitio`) and begins with the length of the bodies, which are raw planes
+in their order, and the coder's lanes. (In version 1 planes may be zstd frames too, and the coder is another.)
 """
 
 from __future__ import annotations
@@ -19,39 +19,43 @@ from compressor.files.entropy.bitio import BitReader, BitWriter
 from compressor.files.entropy.damage import Damaged
 from compressor.files.entropy.elements import Form, read_elements, write_elements
 from compressor.files.entropy.planes import Effort, Input, Output
+from compressor.files.entropy.rans import RansReader
 
 LEAST = 5  # bytes of a chunk
 
 
 def encode_chunk(data: Array, form: Form, effort: Effort) -> bytes:
-    """Some rows of a tensor, uint8 [rows, bytes], C-ordered, as a chunk. Raises NeedsPackage."""
+    """Some rows of a tensor, uint8 [rows, bytes], C-ordered, as a chunk of version 2."""
     check = zlib.crc32(data.data).to_bytes(4, "little")
     out = Output(effort)
     if data.size:
         write_elements(out, data, form)
         first = BitWriter()
         first.number(sum(map(len, out.bodies)))
+        first.bits(out.ans.lanes, 3)
         first.extend(out.head)
         head = first.to_bytes()
         length = bytes([len(head)]) if len(head) < 128 else bytes([128 | len(head) >> 8 & 127, len(head) & 255])
-        body = b"".join((length, head, *out.bodies, out.ans.to_bytes()))
-        if len(head) < 1 << 15 and len(body) <= data.size:
-            return check + body
+        pieces = (length, head, *out.bodies, *(one.data for one in out.ans.to_bytes()))
+        if len(head) < 1 << 15 and sum(map(len, pieces)) <= data.size:
+            return b"".join((check, *pieces))
     return check + b"\0" + data.tobytes()
 
 
-def decode_chunk(chunk: memoryview, shape: tuple[int, int], form: Form, account: Account | None = None) -> Array:
-    """Undo `encode_chunk`: uint8 [rows, bytes] of this shape; what its streams take is added to an `account`.
-    Raises Damaged and NeedsPackage."""
+def decode_chunk(
+    chunk: memoryview, shape: tuple[int, int], form: Form, account: Account | None = None, version: int = 2
+) -> Array:
+    """Undo `encode_chunk`, also as version 1 had it: uint8 [rows, bytes] of this shape; what its streams take is
+    added to an `account`. Raises Damaged and, of version 1, NeedsPackage."""
     if len(chunk) < LEAST:
         raise Damaged("it is too short")
-    found = _decoded(chunk[4:], shape, form, account)
+    found = _decoded(chunk[4:], shape, form, version, account)
     if zlib.crc32(found.data) != int.from_bytes(chunk[:4], "little"):
         raise Damaged("its checksum does not match")
     return found
 
 
-def _decoded(body: memoryview, shape: tuple[int, int], form: Form, account: Account | None) -> Array:
+def _decoded(body: memoryview, shape: tuple[int, int], form: Form, version: int, account: Account | None) -> Array:
     length, start = body[0], 1
     if length & 128:
         if len(body) < 2:
@@ -66,7 +70,10 @@ def _decoded(body: memoryview, shape: tuple[int, int], form: Form, account: Acco
         return found
     head, rest = BitReader(bytes(body[start : start + length])), body[start + length :]
     bodies = head.number()
-    if bodies > len(rest) or (len(rest) - bodies) % 4:
+    if bodies > len(rest):
         raise Damaged("it is too short")
-    words = AnsReader(bytes(rest[bodies:]))
-    return np.ascontiguousarray(read_elements(Input(head, rest[:bodies], words, account), shape, form))
+    coded = rest[bodies:]
+    words = AnsReader(coded) if version == 1 else RansReader(coded, head.bits(3))
+    found = np.ascontiguousarray(read_elements(Input(version, head, rest[:bodies], words, account), shape, form))
+    words.finish()
+    return found

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from compressor.core import bitpacking as bitstream
+from compressor.core import kernels
 from compressor.core.elementary import log2
 from compressor.core.lazy import np
 from compressor.core.sums import dot
@@ -13,6 +15,9 @@ from compressor.core.workspace import Array, Workspace
 from compressor.files.entropy.damage import Damaged
 from compressor.files.entropy.planes import Effort, Input, Output, read_plane, write_plane
 from compressor.files.entropy.symbols import read_positions, read_symbols, write_positions, write_symbols
+
+if TYPE_CHECKING:
+    import numpy
 
 # Bits of a float and of its exponent.
 FLOATS = {"F64": (64, 11), "F32": (32, 8), "F16": (16, 5), "BF16": (16, 8), "C64": (32, 8)}
@@ -140,16 +145,10 @@ def _write_floats(out: Output, bits: Array, form: Form) -> None:
     lead = _lead(bits, form, out.effort)
     out.head.bits(lead, 4)
     low = form.width - 1 - form.exponent - lead  # bits that stay under the symbol, without the sign
-    symbol = np.right_shift(bits, low)
-    symbol &= symbol.dtype.type((1 << (form.exponent + lead)) - 1)
-    narrow = np.uint8 if form.exponent + lead <= 8 else np.uint16
-    write_plane(out, symbol.astype(narrow), 1 << (form.exponent + lead), "level", quick=True)
-    rest = np.right_shift(bits, form.width - 1 - low)  # the sign goes on top of them
-    rest &= rest.dtype.type(1 << low)
-    rest |= bits & bits.dtype.type((1 << low) - 1)
-    for place, width in _pieces(low + 1):
-        piece = np.right_shift(rest, 8 * place).astype(np.uint8)
-        write_plane(out, piece, 1 << width, quick=True, plain=True)
+    symbols, pieces = _split(np.ascontiguousarray(bits), low, form.exponent + lead)
+    write_plane(out, symbols, 1 << (form.exponent + lead), "level")
+    for (_, width), piece in zip(_pieces(low + 1), pieces, strict=True):
+        write_plane(out, piece, 1 << width, plain=True)
 
 
 def _read_floats(source: Input, shape: tuple[int, int], form: Form) -> Array:
@@ -167,20 +166,45 @@ def _read_floats(source: Input, shape: tuple[int, int], form: Form) -> Array:
     low = form.width - 1 - form.exponent - lead
     if low < 0 or form.exponent + lead > _WIDEST:
         raise Damaged("its symbols are wider than its floats")
-    bits = read_plane(source, inner, 1 << (form.exponent + lead)).astype(kind)
-    bits <<= kind.type(low)
-    for place, width in _pieces(low + 1):
-        piece = read_plane(source, inner, 1 << width).astype(kind)
-        top = 8 * place + width == low + 1
-        if top:
-            bits |= np.right_shift(piece, width - 1) << kind.type(form.width - 1)
-            piece &= kind.type((1 << (width - 1)) - 1)
-        piece <<= kind.type(8 * place)
-        bits |= piece
+    symbols = read_plane(source, inner, 1 << (form.exponent + lead))
+    pieces = [read_plane(source, inner, 1 << width) for _, width in _pieces(low + 1)]
+    bits = _joined(symbols, pieces, low, kind)
     if there is None:
         return bits
     out = np.zeros(shape, kind)
     out[there] = bits[0]
+    return out
+
+
+def _split(bits: Array, low: int, width: int) -> tuple[Array, Array]:
+    """Patterns [rows, columns] as symbols of `width` bits above the `low` lowest, uint8 or uint16, and these lowest
+    with the sign on top of them as bytes, the lowest first [bytes, rows, columns]."""
+    symbols: Array = np.empty(bits.shape, np.uint8 if width <= 8 else np.uint16)
+    planes: Array = np.empty((low // 8 + 1, *bits.shape), np.uint8)
+    if kernels.split_floats(bits, low, symbols, planes):
+        return symbols, planes
+    np.copyto(symbols, np.right_shift(bits, low) & bits.dtype.type((1 << width) - 1), casting="unsafe")
+    rest = np.right_shift(bits, 8 * bits.itemsize - 1 - low)  # the sign goes on top of them
+    rest &= rest.dtype.type(1 << low)
+    rest |= bits & bits.dtype.type((1 << low) - 1)
+    for number, plane in enumerate(planes):
+        np.copyto(plane, np.right_shift(rest, 8 * number), casting="unsafe")
+    return symbols, planes
+
+
+def _joined(symbols: Array, pieces: list[Array], low: int, kind: numpy.dtype[Any]) -> Array:
+    """Undo `_split`: patterns of this type."""
+    out: Array = np.empty(symbols.shape, kind)
+    planes = pieces[0] if len(pieces) == 1 else np.stack(pieces)
+    if kernels.join_floats(symbols, planes, low, out):
+        return out
+    np.copyto(out, symbols)
+    out <<= kind.type(low)
+    rest = np.zeros(symbols.shape, kind)
+    for number, piece in enumerate(pieces):
+        rest |= piece.astype(kind) << kind.type(8 * number)
+    out |= rest & kind.type((1 << low) - 1)
+    out |= np.right_shift(rest, low) << kind.type(8 * kind.itemsize - 1)
     return out
 
 
@@ -207,7 +231,10 @@ def _lead(bits: Array, form: Form, effort: Effort) -> int:
 def _palette(bits: Array) -> Array | None:
     """The different patterns of a chunk, ascending, where they are few; None where they are not."""
     flat = bits.reshape(-1)
-    if not flat.size or len(np.unique(flat[:: max(1, flat.size // _SAMPLE)])) > _PALETTE:
+    if not flat.size:
+        return None
+    some = flat[:: max(1, flat.size // _SAMPLE)]
+    if any(len(np.unique(part)) > _PALETTE for part in (some[: 2 * _PALETTE], some)):
         return None
     found: Array = np.unique(flat)
     return found if len(found) <= _PALETTE and len(found) * 4 <= flat.size else None

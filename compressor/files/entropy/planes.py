@@ -1,4 +1,4 @@
-"""A matrix of symbols in the smallest form found: raw, by zstd's entropy stage, or by ANS with a model.
+"""A matrix of symbols in the smallest form found: raw, or by ANS with a model. (Version 1 had zstd frames too.)
 
 Which models are tried depends on the plane's size and the effort; their sizes are estimated from exact counts, and
 the smallest is taken and recorded.
@@ -12,21 +12,35 @@ from functools import cache
 from typing import Any, Literal
 
 from compressor.core import bitpacking as bitstream
+from compressor.core import kernels
 from compressor.core.elementary import log2
 from compressor.core.lazy import np
 from compressor.core.sums import dot
 from compressor.core.workspace import Array, Workspace
 from compressor.files.entropy.account import Account, Role
-from compressor.files.entropy.ans import AnsReader, AnsWriter
+from compressor.files.entropy.ans import AnsReader
 from compressor.files.entropy.bitio import BitReader, BitWriter
 from compressor.files.entropy.contexts import CLASSES, Feature, Model, classed, likely_lag
 from compressor.files.entropy.damage import Damaged, NeedsPackage
-from compressor.files.entropy.tables import COARSE, FINE, Table, read_tables, table_of, write_tables
+from compressor.files.entropy.rans import RansReader, RansWriter
+from compressor.files.entropy.tables import (
+    COARSE,
+    FINE,
+    LEAST_BITS,
+    LOSS,
+    Table,
+    fitted,
+    read_tables,
+    table_of,
+    write_tables,
+)
 
 Effort = Literal["fast", "small"]
 _RAW, _ZSTD, _ANS = range(3)
 _LARGE = 1 << 18  # symbols of a plane that is worth finer tables, and too large to try everything fast
 _SAMPLE = 15  # log2 of the symbols that are counted where all would be too many
+_NOISE = 0.98  # share of its width that a plane like noise takes at least to be left as it is
+_FAST_LOSS = 2e-3  # share of a stream that is given for the fastest decoding, which wants the fewest bits
 _ENTRY = 5  # bits of a table's entry, about
 _STEPS = {"spread": (0.75, 1.5), "level": (0.5, 1.0)}  # octaves of a class
 
@@ -37,17 +51,18 @@ class Output:
 
     effort: Effort
     head: BitWriter = field(default_factory=BitWriter)
-    bodies: list[bytes] = field(default_factory=list)
-    ans: AnsWriter = field(default_factory=AnsWriter)
+    bodies: list[bytes | memoryview] = field(default_factory=list)
+    ans: RansWriter = field(default_factory=RansWriter)
 
 
 @dataclass
 class Input:
-    """A coded chunk while it is read: the bits of its head, and its bodies."""
+    """A coded chunk of a version while it is read: the bits of its head, and its bodies."""
 
+    version: int
     head: BitReader
     rest: memoryview  # the bodies that are left
-    words: AnsReader
+    words: AnsReader | RansReader
     account: Account | None = None  # of what is read, where that is wanted
 
     def body(self, size: int) -> memoryview:
@@ -72,7 +87,7 @@ class Chosen:
 
 def choose(symbols: Array, alphabet: int, feature: Feature, effort: Effort) -> Chosen:
     """The model that makes a plane [rows, columns] smallest, of those that the effort allows."""
-    flat = np.bincount(symbols.reshape(-1), minlength=alphabet)
+    flat = counts_of(symbols, alphabet)
     mode = int(flat.argmax())
     best = _estimated(Model(alphabet, mode), flat.reshape(1, -1), 0)
     rows, columns = symbols.shape
@@ -97,6 +112,12 @@ def choose(symbols: Array, alphabet: int, feature: Feature, effort: Effort) -> C
             found = _better(found, replace(plain, neighbours=2, lag=lag), symbols)
     # what is slower by far must be worth it
     return found if found.bits < best.bits * (0.99 if symbols.size > _LARGE else 1) else best
+
+
+def counts_of(symbols: Array, alphabet: int) -> Array:
+    """How often each symbol below `alphabet` occurs, int64 [alphabet]."""
+    found = kernels.byte_counts(symbols.reshape(-1)) if symbols.dtype == np.uint8 else None
+    return np.bincount(symbols.reshape(-1), minlength=alphabet) if found is None else found[:alphabet]
 
 
 def _better(found: Chosen, model: Model, symbols: Array) -> Chosen:
@@ -131,29 +152,20 @@ def write_plane(
     alphabet: int,
     feature: Feature = "spread",
     *,
-    quick: bool = False,
     plain: bool = False,
     chosen: Chosen | None = None,
 ) -> None:
-    """Add a plane [rows, columns] of symbols below `alphabet` (2 to 2^12). `quick` is for planes for which zstd may
-    stand in, `plain` for those that are like noise; `chosen` is what `choose` has found, if it was asked before."""
+    """Add a plane [rows, columns] of symbols below `alphabet` (2 to 2^12). `plain` is for what is like noise;
+    `chosen` is what `choose` has found, if it was asked before."""
     width = (alphabet - 1).bit_length()
-    if chosen is None and quick and out.effort == "fast" and symbols.size > _LARGE and alphabet <= 256:
-        flat = np.ascontiguousarray(symbols, np.uint8).reshape(-1)
-        some = flat[:: flat.size >> _SAMPLE]  # counting all of them would take longer than coding them
-        share = _entropy(np.bincount(some)) / some.size
-        if share > 0.98 * width:
-            out.head.bits(_RAW, 2)
-            out.bodies.append(_packed(symbols, width))
-            return
-        frame = _zstd()[0].compress(flat.data)
-        if len(frame) * 8 < 1.08 * share * flat.size:
-            out.head.bits(_ZSTD, 2)
-            out.head.number(len(frame), 16)
-            out.bodies.append(frame)
-            return
     if chosen is None and plain:
-        counts = np.bincount(symbols.reshape(-1), minlength=alphabet).reshape(1, -1)
+        if out.effort == "fast" and symbols.size > _LARGE:
+            some = symbols.reshape(-1)[:: symbols.size >> _SAMPLE]  # counting all takes as long as coding them
+            if _entropy(np.bincount(some)) > _NOISE * width * some.size:
+                out.head.bits(_RAW, 2)
+                out.bodies.append(_packed(symbols, width))
+                return
+        counts = counts_of(symbols, alphabet).reshape(1, -1)
         chosen = _estimated(Model(alphabet, int(counts.argmax())), counts, 0)
     chosen = chosen or choose(symbols, alphabet, feature, out.effort)
     if chosen.bits >= symbols.size * width:
@@ -165,17 +177,21 @@ def write_plane(
     for classes in (model.rows, model.columns):
         out.head.bits(classes is not None, 1)
         if classes is not None:
-            table = table_of(np.bincount(classes, minlength=CLASSES), COARSE)
-            write_tables(out.head, [table], CLASSES)
+            counts = np.bincount(classes, minlength=CLASSES)
+            (table,) = fitted([table_of(counts, COARSE)], counts[None, :])
+            _write_tables(out, [table], CLASSES)
             out.ans.put(classes, table)
     out.head.bits(model.neighbours, 2)
     if model.neighbours:
         out.head.bits(model.mode, width)
     if model.neighbours == 2:
         out.head.number(model.lag, 5)
-    octave = FINE if symbols.size > _LARGE else COARSE
-    tables = [table_of(counts, octave) for counts in chosen.counts]
-    write_tables(out.head, tables, alphabet)
+    large = symbols.size > _LARGE
+    loss = _FAST_LOSS if large and feature == "level" and out.effort == "fast" else LOSS
+    octave = FINE if large else COARSE
+    tables = fitted([table_of(counts, octave) for counts in chosen.counts], chosen.counts, loss)
+    _write_tables(out, tables, alphabet)
+    out.ans.expected += chosen.bits
     if len(tables) == 1:
         out.ans.put(symbols.reshape(-1), tables[0])
         return
@@ -192,6 +208,16 @@ def write_plane(
         out.ans.put(piece, tables[context])
 
 
+def _write_tables(out: Output, tables: list[Table], alphabet: int) -> None:
+    out.head.bits(tables[0].bits - LEAST_BITS, 2)
+    write_tables(out.head, tables, alphabet)
+
+
+def _read_tables(source: Input, count: int, alphabet: int) -> list[Table]:
+    bits = LEAST_BITS if source.version == 1 else LEAST_BITS + source.head.bits(2)
+    return read_tables(source.head, count, alphabet, bits)
+
+
 def read_plane(source: Input, shape: tuple[int, int], alphabet: int, role: Role = "values") -> Array:
     """The next plane, which tells its `role`. Raises Damaged."""
     head = source.head
@@ -200,7 +226,7 @@ def read_plane(source: Input, shape: tuple[int, int], alphabet: int, role: Role 
     coder = head.bits(2)
     if coder == _ANS:
         return _from_ans(source, shape, alphabet, role)
-    if coder == _ZSTD:
+    if coder == _ZSTD and source.version == 1:
         raw = source.body(head.number(16))
         out = _from_zstd(raw, rows * columns).reshape(shape)
     elif coder == _RAW:
@@ -220,21 +246,22 @@ def _from_ans(source: Input, shape: tuple[int, int], alphabet: int, role: Role) 
     classes: list[Array | None] = []
     for length in shape:
         there = head.bits(1)
-        classes.append(_take(source, read_tables(head, 1, CLASSES)[0], length) if there else None)
+        classes.append(_take(source, _read_tables(source, 1, CLASSES)[0], length) if there else None)
     neighbours = head.bits(2)
     mode = head.bits(width) if neighbours else 0
     lag = head.number(5) if neighbours == 2 else 0
     if neighbours == 3 or mode >= alphabet or (neighbours == 2 and not 0 < lag < columns):
         raise Damaged("it names a model that is not known")
     model = Model(alphabet, mode, classes[0], classes[1], neighbours, lag)
-    tables = read_tables(head, model.contexts, alphabet)
+    tables = _read_tables(source, model.contexts, alphabet)
     dtype = np.uint8 if alphabet <= 256 else np.uint16
-    out = np.zeros(rows * columns, dtype)
     if len(tables) == 1:
-        out[:] = _take(source, tables[0], rows * columns)
+        out = _take(source, tables[0], rows * columns).astype(dtype, copy=False)
     elif not neighbours:
+        out = np.zeros(rows * columns, dtype)
         _fill(source, out, model.classes(shape).reshape(-1), tables)
     else:
+        out = np.zeros(rows * columns, dtype)
         whole, sums = out.reshape(shape), model.classes(shape)
         for number in range(columns):
             column = np.empty(rows, dtype)
@@ -272,12 +299,12 @@ def _packed_size(count: int, width: int) -> int:
     return bitstream.row_bytes(count, width) if width <= 8 else 2 * count
 
 
-def _packed(symbols: Array, width: int) -> bytes:
+def _packed(symbols: Array, width: int) -> bytes | memoryview:
     if width > 8:
         return np.ascontiguousarray(symbols, "<u2").tobytes()
     row = np.ascontiguousarray(symbols, np.uint8).reshape(1, -1)
     if width == 8:
-        return row.tobytes()
+        return row.reshape(-1).data
     out = np.empty((1, bitstream.row_bytes(row.shape[1], width)), np.uint8)
     bitstream.pack(row, width, out, Workspace())
     return out.tobytes()
@@ -297,17 +324,9 @@ def _from_zstd(frame: memoryview, size: int) -> Array:
     try:
         if module.frame_content_size(frame) != size:  # a stranger's frame could unpack to anything
             raise Damaged("its frame has another size than its plane")
-        return np.frombuffer(_zstd()[1].decompress(frame), np.uint8)
+        return np.frombuffer(module.ZstdDecompressor().decompress(frame), np.uint8)
     except module.ZstdError as error:
         raise Damaged("its frame does not unpack") from error
-
-
-def _zstd() -> tuple[Any, Any]:
-    """A compressor that hardly looks for repetitions, and a decompressor. They serve one thread at a time."""
-    module = _zstandard()
-    settings = {"strategy": module.STRATEGY_FAST, "window_log": 17, "hash_log": 6, "min_match": 7}
-    parameters = module.ZstdCompressionParameters(**settings)
-    return module.ZstdCompressor(compression_params=parameters), module.ZstdDecompressor()
 
 
 @cache

@@ -87,6 +87,13 @@ def _check_part(part: SourceFile, number: int, count: int) -> None:
         )
 
 
+def source_of(path: str, parts: tuple[SourceFile, ...]) -> Source:
+    """A model of these parts, whose headers are read, in order. InputError where they contradict themselves."""
+    header = parts[0].header
+    assert isinstance(header, GgufHeader)  # noqa: S101 - who calls read it
+    return _source(path, parts, header)
+
+
 def _source(path: str, parts: tuple[SourceFile, ...], first: GgufHeader) -> Source:
     fields = {key: value for key, value in first.fields.items() if key not in (NUMBER, COUNT, TENSORS)}
     shapes: dict[str, tuple[int, ...]] = {}

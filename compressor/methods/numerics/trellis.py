@@ -47,6 +47,16 @@ def points_of(low: Array, high: Array | None) -> Array:
     return out
 
 
+def numbers_of(low: Array, high: Array | None, by_row: Array, by_column: Array | None, out: Array) -> None:
+    """(What codes stand for · `by_row` [rows or 1, 1]) · `by_column` [1, columns] into `out`, in its floats."""
+    if kernels.trellis_numbers(low, high, by_row, by_column, out):
+        return
+    with np.errstate(over="ignore"):
+        np.multiply(points_of(low, high).astype(out.dtype), by_row, out=out)
+        if by_column is not None:
+            np.multiply(out, by_column, out=out)
+
+
 def _lowest(parity: Array) -> Array:
     """The last branch before each code, by the codes' parity [columns, rows]: rows side by side in one number."""
     count = parity.shape[1]

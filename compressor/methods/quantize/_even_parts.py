@@ -19,8 +19,9 @@ from compressor.methods.parts import Part
 CodeBytes = Literal[1, 2]
 BYTE, WIDE = 127, 32_639  # the largest codes that one byte and two planes hold on both sides
 _CHUNK = 1 << 20  # weights that an archive codes with one table
-_TABLE = 1600  # bits of such a table with what surrounds it, about
+_TABLE = 2400  # bits of such a table and the states of its coder, with what surrounds them, about
 _AROUND = 4000  # bits that a tensor adds to an archive's directory, and its share of the header, about
+_CODED = 2e-4  # share of a stream that its coder takes beyond the entropy, at most, about
 _SIDE = 0.02  # share of the bits that is reserved for all this and for steps, at most
 
 
@@ -28,7 +29,7 @@ def entropy_for(bits: float, spec: TensorSpec, steps: int, factors: Factors | No
     """The entropy of codes that, with their tables, so many steps and the factors, take `bits` in an archive."""
     side = (_AROUND + _TABLE * -(-spec.size // _CHUNK) + 28 * steps) / max(spec.size, 1)
     more = 0.0 if factors is None else factors.bits / max(spec.size, 1)
-    return bits - min(side, _SIDE * bits) - min(more, bits / 2)
+    return bits * (1 - _CODED) - min(side, _SIDE * bits) - min(more, bits / 2)
 
 
 # ---- parts ---------------------------------------------------------------------------------------------
@@ -73,13 +74,18 @@ def split(codes: Array, low: Array, high: Array, wide: Array) -> None:
 
 
 def restore(codes: Array, by_row: Array, by_column: Array | None, spec: TensorSpec, out: Array, width: int) -> None:
-    """codes · by_row · by_column into `out`, kept within the dtype's range, which a code rounded up may leave."""
-    top = limit(spec.dtype)
-    reach = float(by_row.max(initial=0)) * (1.0 if by_column is None else float(by_column.max(initial=0)))
+    """codes · by_row · by_column into `out`, kept within the dtype's range."""
     with np.errstate(over="ignore"):
         np.multiply(codes, by_row, out=out)
         if by_column is not None:
             np.multiply(out, by_column, out=out)
+    keep_in_range(by_row, by_column, spec, out, width)
+
+
+def keep_in_range(by_row: Array, by_column: Array | None, spec: TensorSpec, out: Array, width: int) -> None:
+    """Keep what codes of so many bytes stand for within the dtype's range, which one rounded up may leave."""
+    top = limit(spec.dtype)
+    reach = float(by_row.max(initial=0)) * (1.0 if by_column is None else float(by_column.max(initial=0)))
     if reach >= top / (1 << 8 * width):
         np.clip(out, -top, top, out=out)
 

@@ -40,7 +40,7 @@ from compressor.methods.contract import Block, Decoder, Encoder, Prepared, Schem
 from compressor.methods.numerics.even_steps import Classes, Points, entropy_of, in_float, root_of, step_for
 from compressor.methods.numerics.factors import FAR as FAR_FACTOR
 from compressor.methods.numerics.factors import Factors, power_of
-from compressor.methods.numerics.trellis import FAR, codes_of, points_of
+from compressor.methods.numerics.trellis import FAR, codes_of, numbers_of
 from compressor.methods.options import option
 from compressor.methods.parts import Part
 from compressor.methods.quantize._even_parts import (
@@ -52,9 +52,9 @@ from compressor.methods.quantize._even_parts import (
     code_parts,
     entropy_for,
     error_bound,
+    keep_in_range,
     normed,
     read_factors,
-    restore,
     split,
     step_dtype,
     with_factors,
@@ -152,7 +152,7 @@ class TrellisCodes(Decoder):
         check_steps(step, factors, spec)
         low, high = (parts[name].reshape(out.shape) if name in parts else None for name in (".codes", ".high"))
         assert low is not None  # noqa: S101 - it is among the parts
-        _restore(points_of(low, high), step, factors, start, spec, out, self.code_bytes)
+        _restore((low, high), step, factors, start, spec, out)
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class Paths(Encoder):
                 parts[".step"].reshape(-1)[...] = step[0]
                 if self.factors is not None:
                     parts[".factors"].reshape(-1)[...] = self.factors.stored
-        _restore(points_of(low, high), step, self.factors, block.start, block.spec, restored, self.code_bytes)
+        _restore((low, high), step, self.factors, block.start, block.spec, restored)
 
 
 # ---- the step ------------------------------------------------------------------------------------------
@@ -316,13 +316,19 @@ def _only(found: Found) -> Factors | None:
 
 
 def _restore(
-    points: Array, step: Array, factors: Factors | None, start: int, spec: TensorSpec, out: Array, width: int
+    planes: tuple[Array, Array | None],
+    step: Array,
+    factors: Factors | None,
+    start: int,
+    spec: TensorSpec,
+    out: Array,
 ) -> None:
-    """n · step · factors into `out`."""
+    """n · step · factors into `out`, of the codes in one plane or two."""
     kind = step.dtype.str
     by_row = step if factors is None else step * factors.by_row(start, len(out), kind)
     by_column = None if factors is None else factors.by_column(kind)
-    restore(points.astype(kind), by_row, by_column, spec, out, width + 1)
+    numbers_of(*planes, by_row, by_column, out)
+    keep_in_range(by_row, by_column, spec, out, 2 if planes[1] is None else 3)
 
 
 METHOD = Trellis

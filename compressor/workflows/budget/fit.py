@@ -73,7 +73,7 @@ class Fitting:
     measured: dict[str, dict[str, Measured]]
     errand: Errand
     size_before: int
-    alone: Mapping[str, LeftAlone]  # tensors that no candidate fits, which stay as they are, and why
+    alone: Mapping[str, LeftAlone]  # tensors that stay as they are, since no candidate fits or in any case, and why
     takers: Takers
     shared: Mapping[str, Any]  # options of the stage that hold for all candidates
     informed: str  # by which statistics errors are weighted: "", "square", "gram"
@@ -305,6 +305,7 @@ def fitting(
         if not _common(members, fits)
         for spec in members
     }
+    alone |= {job.spec.name: why for job in scout.jobs for why in job.left_alone if why.held}
     decided = [spec for spec in decided if spec.name not in alone]
     if not decided:
         raise _nothing_to_decide(alone, errand.options.loader, shared)

@@ -18,7 +18,7 @@ from support import gguf_files, tiny_llama
 from support.range_server import Files, served
 
 from compressor import api
-from compressor.core.errors import CompressorError, InputError
+from compressor.core.errors import CompressorError, InputError, UsageError
 from compressor.core.text import printable
 from compressor.files.input_file import InputFile
 from compressor.files.opening import open_source
@@ -411,6 +411,9 @@ def test_a_pickled_file_takes_no_secret_along(large: tuple[InputFile, bytes], fi
     secret = open_source(f"{files.url}/large.safetensors?sig=1").files[0].file
     with pytest.raises(InputError, match="its address holds a secret"):
         pickle.dumps(secret)
+    with pytest.raises(UsageError, match="its address holds a secret, which is sent to no other machine") as caught:
+        api.quantize(f"{files.url}/large.safetensors?sig=1", "out", bits=4, scheduler="tcp://127.0.0.1:1")
+    assert "sig" not in str(caught.value)
 
 
 # ---- memory and disk -----------------------------------------------------------------------------------

@@ -8,10 +8,11 @@ from compressor.methods.quantize.ggml.search import Codes, Columns, as_half, sea
 
 # codes that the weight of largest magnitude may have; steps that the least and the largest weight may lie from the
 # first and the last code
-_SCALES_4 = (-9.0, -8.5, -8.0, -7.5, -7.0)
+_SCALES_4 = (-8.7, -8.2, -7.7, -7.2)
 _SCALES_5 = (-17.0, -16.5, -16.0, -15.5, -15.0, -14.0)
-_RANGES_4 = ((-0.4, -0.35), (-0.05, 0.15), (-0.3, 0.0), (0.2, 0.35))
-_RANGES_5 = ((-0.4, -0.2), (0.2, 0.3), (-0.1, 0.05))
+# ggml does not search for these two: no more than this can be tried in half of its time
+_RANGES_4 = ((-0.15, 0.15),)
+_RANGES_5 = ((0.15, 0.2), (-0.3, -0.15))
 _RANGES_WEIGHED = tuple((first, last) for first in (-0.6, -0.3, 0, 0.3) for last in (0.6, 0.3, 0, -0.3))
 
 
@@ -45,9 +46,9 @@ def _scaled(columns: Columns, codes: Codes, candidates: tuple[float, ...]) -> tu
 def _ranged(
     columns: Columns, codes: Codes, candidates: tuple[tuple[float, float], ...]
 ) -> tuple[Array, Array, Array]:
-    if columns.w is not None:
-        candidates = _RANGES_WEIGHED
-    scale, least = (as_half(found) for found in search_range(columns, codes, False, candidates))
+    again = columns.w is not None
+    candidates = _RANGES_WEIGHED if again else candidates
+    scale, least = (as_half(found) for found in search_range(columns, codes, False, candidates, again))
     q, restored = settle(columns.x, codes, scale, -least)
     return np.hstack((half_bytes(scale), half_bytes(least))), as_bytes(q, 0), restored
 

@@ -183,9 +183,14 @@ def _fit(sums: _Sums, positive: bool, scale: Array, least: Array) -> tuple[Array
 
 
 def search_range(
-    columns: Columns, codes: Codes, positive: bool, candidates: Sequence[tuple[float, float]]
+    columns: Columns,
+    codes: Codes,
+    positive: bool,
+    candidates: Sequence[tuple[float, float]],
+    again: bool = True,
 ) -> tuple[Array, Array]:
-    """s and m of each column, float32 [groups]; with `positive` no m is above zero."""
+    """s and m of each column, float32 [groups]; with `positive` no m is above zero. `again`: what candidates find
+    is refitted once more."""
     x = columns.x
     high, low = x.max(axis=0), x.min(axis=0)
     fixed = _fixed_sums(columns)
@@ -196,7 +201,7 @@ def search_range(
     least, scale = mean, np.zeros(x.shape[1], np.float32)
     best = least * (np.float32(2) * fixed[1] - least * fixed[0])
     span = high - low
-    for pair in (*candidates, None):
+    for pair in (*candidates, *((None,) if again else ())):
         clipped = pair is None or positive or pair[0] < -_HALFWAY or pair[1] > _HALFWAY
         if pair is None:
             a, m = scale, least
