@@ -83,7 +83,8 @@ def _loading(jobs: Sequence[Job], stored: Stored, container: Container, checkpoi
         yield from loader_notes(jobs, checkpoint.source.config)
         yield from _dense_experts(jobs, checkpoint.source.config or {})
     yield from sorted({encoder.remark(spec) for spec, encoder in stored} - {""})
-    if "" in spoken and container not in ("npz", "gguf"):
+    own = any(encoder.dialect(spec) == "" and not encoder.numbers for spec, encoder in stored)
+    if own and container not in ("npz", "gguf"):
         yield "part of it is in this project's own layout, which only `compressor restore` reads"
 
 
