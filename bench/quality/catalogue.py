@@ -20,7 +20,7 @@ from bench.quality.errors import SCHEMES, error, name, weights
 PLACE = Path(compressor.__file__).parent / "cli" / "measured.toml"
 GGML = (
     *("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"),
-    *("iq4_nl", "iq4_xs", "ggml-mxfp4", "tq1_0", "tq2_0", "f16", "bf16"),
+    *("iq4_nl", "iq4_xs", "ggml-mxfp4", "tq1_0", "tq2_0", "f16", "f32", "bf16"),
 )
 IN_AN_ARCHIVE: tuple[dict[str, Any], ...] = tuple(
     {"scheme": scheme, "bits": bits} for scheme in ("uniform", "trellis") for bits in (4.5, 3.0, 2.0)
