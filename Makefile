@@ -4,9 +4,10 @@ BIN := .venv/bin
 OUT := demo-output
 FAST := "not faults and not interop and not processors and not vllm"
 
-.PHONY: help demo test coverage lint docs format test-processors test-faults test-interop test-vllm loaders bench clean
+.PHONY: help wheel demo test coverage lint docs format test-processors test-faults test-interop test-vllm loaders bench clean
 
 help:
+	@echo "make wheel             a wheel with compiled kernels, in dist"
 	@echo "make demo              install, compress the sample weights, show the tables"
 	@echo "make test              install, run the tests (about five minutes)"
 	@echo "make coverage          the same with coverage, which must be 95 percent"
@@ -20,7 +21,7 @@ help:
 	@echo "make bench             throughput and memory beside cp, NumPy, torch, HQQ, scikit-learn (writes 2.4 GB to bench-data)"
 
 # A stamp for each set of packages: it is renewed when what is to be installed changes.
-.venv/base: pyproject.toml hatch_build.py $(wildcard compressor/core/kernels/*.c) compressor/core/kernels/__init__.py
+.venv/base: pyproject.toml hatch_build.py $(wildcard compressor/core/kernels/*.[ch]) compressor/core/kernels/__init__.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	touch $@
@@ -55,6 +56,11 @@ demo: .venv/base
 	@echo "accuracy before and after, on 2,000 MNIST test images:"
 	@$(BIN)/python sample_weights/score.py sample_weights/lenet300_teacher.safetensors \
 		$(OUT)/pruned.safetensors $(OUT)/int4-restored.safetensors $(OUT)/blended.safetensors $(OUT)/edge-restored.safetensors
+
+# For machines without a compiler
+wheel: .venv/base
+	rm -rf dist
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n 2 -m $(FAST)
@@ -111,6 +117,7 @@ loaders: .venv/interop
 
 bench: .venv/bench
 	$(BIN)/python -m bench.speed.throughput
+	$(BIN)/python -m bench.speed.goals
 	$(BIN)/python -m bench.speed.schemes
 	$(BIN)/python -m bench.speed.codebook
 	$(BIN)/python -m bench.speed.pruning

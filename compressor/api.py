@@ -417,7 +417,7 @@ def _run_options(keywords: Mapping[str, Any]) -> RunOptions:
     """How to run, with the gates that are keywords, and sizes as numbers."""
     run = dict(keywords)
     limits = {key: run.pop(key, None) for key in _GATES}
-    run |= {"max_shard_size": _size("max_shard_size", run.get("max_shard_size"))}
+    run |= {key: _size(key, run.get(key)) for key in ("max_shard_size", "memory")}
     limits["max_size"] = _size("max_size", limits["max_size"])
     given = [key for key, value in limits.items() if value is not None]
     if given and run.get("gates") is not None:

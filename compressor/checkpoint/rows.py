@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compressor.checkpoint.checkpoint import Tensor
 from compressor.core.errors import InputError
-from compressor.core.floats import is_float, narrow, widen, widen_counted
+from compressor.core.floats import is_float, settle_counted, widen_counted
 from compressor.core.tensor import DTYPES
 from compressor.core.workspace import Array, Workspace
 from compressor.files.source import StoredTensor
@@ -21,6 +21,7 @@ class Rows:
     def __init__(self, tensor: Tensor, columns: int, start: int, stop: int, work: Workspace, key: str) -> None:
         self.tensor, self.columns, self.start, self.work, self.key = tensor, columns, start, work, key
         self.counted: tuple[float, int] | None = None  # Σ w² and zeros of the last block, where known
+        self.settled: Array | None = None  # the last block's numbers as the tensor's dtype has them, if made so
         if tensor.encoder is None:
             if not tensor.seekable:
                 self.raw, self.first = self._raw(start, stop), start
@@ -66,9 +67,9 @@ class Rows:
         if self.tensor.encoder.exact:
             return numbers
         # a loader gives numbers of the tensor's own dtype; so do we
-        settled = work.array(f"{self.key}.settled", numbers.shape, DTYPES[spec.dtype].storage)
-        narrow(numbers, spec.dtype, settled)
-        return widen(settled, spec.dtype, work, self.key)
+        self.settled = work.array(f"{self.key}.settled", numbers.shape, DTYPES[spec.dtype].storage)
+        numbers, self.counted = settle_counted(numbers, spec.dtype, self.settled, work, self.key)
+        return numbers
 
 
 def check_computable(stored: StoredTensor) -> None:

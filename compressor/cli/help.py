@@ -44,7 +44,7 @@ GROUPS: Mapping[str, tuple[str, str]] = {
         "min_sparsity max_perplexity_ratio min_cosine",
     ),
     "Report": ("report_file style wide quiet", "top verbose summary junit log_file"),
-    "Running": ("workers help_all", "part surveyed scheduler debug"),
+    "Running": ("workers memory help_all", "part surveyed scheduler debug"),
 }
 _OTHERS = "Of single methods"
 _BRACKET = re.compile(r" ?\[[^\]]*\]\.?$")  # which methods an option belongs to

@@ -153,6 +153,9 @@ running = chain(
     ),
     documents.card_option,
     workers,
+    click.option(
+        "--memory", type=Size(), help="Fewer workers where methods would take more than this, such as 8GB."
+    ),
     output_format,
     top,
     wide,

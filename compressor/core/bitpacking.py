@@ -29,6 +29,8 @@ def pack(codes: Array, bits: int, out: Array, work: Workspace) -> None:
     used = row_bytes(columns, bits)
     if bits == 8:
         out[:, :columns] = codes
+    elif bits != 4 and kernels.pack_bits(codes, bits, out):
+        pass
     elif bits == 4 and columns % 2 == 0 and codes.flags.c_contiguous:
         if out.shape[1] == used and kernels.pack_nibbles(codes, out):
             return
@@ -60,6 +62,10 @@ def unpack(packed: Array, bits: int, out: Array, work: Workspace) -> None:
     rows, columns = out.shape
     if bits == 8:
         out[...] = packed[:, :columns]
+        return
+    if bits == 4 and packed.shape[1] * 2 == columns and kernels.unpack_nibbles(packed, out):
+        return
+    if kernels.unpack_bits(packed, bits, out):
         return
     octets = (columns + 7) // 8
     used = row_bytes(columns, bits)

@@ -98,8 +98,20 @@ def narrow_exact(values: Array, dtype: str, out: Array, work: Workspace) -> None
 
 def settle(values: Array, dtype: str, out: Array, work: Workspace) -> Array:
     """Narrow `values` into `out` and return the numbers that `out` now holds."""
+    return settle_counted(values, dtype, out, work)[0]
+
+
+def settle_counted(
+    values: Array, dtype: str, out: Array, work: Workspace, key: str = "settled"
+) -> tuple[Array, tuple[float, int] | None]:
+    """`settle`, and what `widen_counted` tells of the numbers."""
+    if dtype == "BF16":
+        wide = work.array(key, values.shape, "<f4")
+        counted = kernels.settle_bf16(values, out, wide)
+        if counted is not None:
+            return wide, counted
     narrow(values, dtype, out)
-    return widen(out, dtype, work, "settled")
+    return widen_counted(out, dtype, work, key)
 
 
 def _info(dtype: str) -> Any:

@@ -46,11 +46,12 @@ from dataclasses import dataclass, field
 from math import lcm
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar
 
+from compressor.core import kernels
 from compressor.core.errors import UsageError
 from compressor.core.ggml_types import GgmlType
 from compressor.core.layer_inputs import Layer
 from compressor.core.lazy import np
-from compressor.core.metrics import count_zeros, dot
+from compressor.core.metrics import count_zeros, dot, is_safe
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.levels import Levels
@@ -261,6 +262,9 @@ class Encoder(ABC):
         """Encode, and tell Σ (w − w')² and how many w' are zero. For encoders that know both without restoring."""
         restored = block.work.array("method.restored", block.values.shape, block.values.dtype.str)
         self.encode(block, parts, restored)
+        counted = kernels.squared_difference(block.values, restored)
+        if counted is not None and is_safe(counted[0]):
+            return counted
         zeros = count_zeros(restored, block.work)
         np.subtract(block.values, restored, out=restored)
         return dot(restored, restored), zeros

@@ -51,6 +51,7 @@ class RunKeywords(TypedDict, total=False):
     leave_out: Iterable[str]
     non_finite: NonFinite
     workers: int | None
+    memory: int | str | None
     processes: bool
     progress: Progress | None
     effort: Effort

@@ -202,6 +202,7 @@ def _on_the_way(options: RunOptions) -> RunOptions:
     """What of a run's options is for all of its passes, and not for the last alone."""
     return RunOptions(
         workers=options.workers,
+        memory=options.memory,
         progress=options.progress,
         processes=options.processes,
         scheduler=options.scheduler,

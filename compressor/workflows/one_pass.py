@@ -442,6 +442,7 @@ def make_final_plan(transformed: Transformed) -> Planned:
         )
         request = replace(request, checkpoint=checkpoint, statistics=statistics)
         plan = make_plan(request)
+    opened = _within_memory(opened, plan, request.statistics)
     surveyed: Surveyed = {}
     if not plan.sizes_known:
         importlib.import_module("numpy")
@@ -451,7 +452,21 @@ def make_final_plan(transformed: Transformed) -> Planned:
             runner = Runner(worker, executor, window, book=_book(opened), chunks_each=chunks)
             request = replace(request, sizes_known=runner.count())
         plan, surveyed = make_plan(request), runner.surveyed
+        opened = _within_memory(opened, plan, request.statistics)
     return _judged(Planned(opened, request, plan, surveyed))
+
+
+def _within_memory(opened: Opened, plan: Plan, statistics: Mapping[int, Statistics]) -> Opened:
+    """With as many workers as --memory allows. UsageError where it does not do for one."""
+    options = opened.order.options
+    if options.memory is None:
+        return opened
+    from compressor.engine.plan.memory import workers_within
+
+    forks = int(options.processes and forked.available)  # of processes there is one more
+    return replace(
+        opened, workers=workers_within(options.memory, plan.jobs, statistics, opened.workers, more=forks)
+    )
 
 
 def _judged(planned: Planned) -> Planned:

@@ -38,9 +38,10 @@ class RunOptions:
     Of a folder that becomes a GGUF file, `no_tokenizer` leaves its tokenizer out, and `leave_out` are patterns of
     tensors that the file has no place for.
 
-    `workers` is how many there are (one a processor where None); `processes` allows them to be forked for large
-    models, which a program with threads of its own had better not; `progress(done, total)` is called in bytes
-    read, and its `stage(text)`, if it has one, before each pass of several.
+    `workers` is how many there are (one a processor where None), and at most as many as methods have room for in
+    `memory`, bytes; `processes` allows them to be forked for large models, which a program with threads of its own
+    had better not; `progress(done, total)` is called in bytes read, and its `stage(text)`, if it has one, before
+    each pass of several.
 
     `store="archive"` entropy-codes all of the output, `effort="small"` slower and smaller. `stats` are statistics
     of layer inputs, for stages that go by some and name none. `save_mask` is a .safetensors for the bits of which
@@ -69,6 +70,7 @@ class RunOptions:
     non_finite: NonFinite = "error"
     gates: Gates = field(default_factory=Gates)
     workers: int | None = None
+    memory: int | None = None
     processes: bool = False
     progress: Progress | None = None
     store: StoreAs = "stages"
@@ -95,6 +97,11 @@ class RunOptions:
                 raise UsageError(f"{said}, not '{printable(str(value), 40)}'")
         if self.part is not None:
             numbers_of(self.part)
+        if self.memory is not None and self.scheduler is not None:
+            raise UsageError(
+                "--memory is for the workers of this machine, and those of a --scheduler are others",
+                remedy="Leave it out",
+            )
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> RunOptions:

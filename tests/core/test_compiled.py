@@ -29,6 +29,7 @@ from compressor.core.workspace import Workspace
 from compressor.methods.contract import Block, Encoder, select
 from compressor.methods.numerics import nearest, scales
 from compressor.methods.numerics.minifloat import E2M1, E4M3
+from compressor.methods.numerics.nm_pattern import keep_pattern
 from compressor.methods.prune.threshold import Threshold
 from compressor.methods.quantize.fp8 import Fp8, OneScale, OwnScales, Scales
 from compressor.methods.quantize.ggml.encoder import ENCODERS, encode_blocks
@@ -205,13 +206,19 @@ def test_what_a_compiler_makes_of_them_does_not_matter(
         kernels.best_rungs(normal, ladder, 17, (-1, 0, 1, 2), E2M1.limits, rungs)
         scales = ladder[:9].reshape(9, 1)
         kernels.minifloat_codes(normal, scales, 32, E2M1.limits, E2M1.first_anchor("<f4"), eighth, written)
-        errors = kernels.minifloat_errors(normal, scales, 32, E4M3.limits)
+        errors = kernels.minifloat_errors(normal, scales[None], 32, E4M3.limits)
         sizes_of = levels.fitted(normal, np.abs(normal).max(axis=1), 1e30, Workspace())
         levels.nearest(normal, eighth, Workspace())
+        rule = Rule(4, False, False, "BF16", "BF16")
+        searched = Search(a[:, :128].copy(), a.min(axis=1) * 1.0, a.max(axis=1) * 1.0, rule, Workspace()).run()
+        settled = np.empty_like(raw)
+        told += [kernels.settle_bf16(wide, settled, np.empty_like(wide)), kernels.squared_difference(a, b)]
+        told.append(kernels.compare(a, b))
         assert products is not None
         assert errors is not None
         found = [
-            *(*products, rungs, eighth, written, errors, sizes_of),
+            *(*products, rungs, eighth, written, errors, sizes_of, settled),
+            *(array for array in searched if array is not None),
             elementary.log2(np.abs(a)),
             sums.dots(a, b),
             sums.dots(a.astype(np.float64), b.astype(np.float64)),
@@ -260,17 +267,27 @@ def test_sums(dtype: str, rows: int, size: int, seed: int) -> None:
 @built
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("heeded", [True, False])
-@given(groups=st.integers(1, 5), size=st.integers(1, 140), width=st.integers(2, 8), seed=st.integers(0, 99))
-def test_searches(symmetric: bool, heeded: bool, groups: int, size: int, width: int, seed: int) -> None:
+@given(
+    groups=st.integers(1, 5),
+    size=st.integers(1, 140),
+    width=st.integers(2, 8),
+    dtype=st.sampled_from(["F32", "BF16", "F16"]),
+    power=st.sampled_from([-140, -20, 0, 13, 110]),
+    seed=st.integers(0, 99),
+)
+def test_searches(
+    symmetric: bool, heeded: bool, groups: int, size: int, width: int, dtype: str, power: int, seed: int
+) -> None:
     random = np.random.default_rng(seed)
     values = (random.standard_normal((groups, size)) * 2.0 ** random.integers(-9, 9, (groups, 1))).astype("<f4")
     values[random.random(groups) < 0.2] = 0
+    values *= np.float32(2.0**power)
     heed = random.random(values.shape).astype(np.float32) if heeded else None
     low, high = values.min(axis=1).astype(np.float64), values.max(axis=1).astype(np.float64)
     if symmetric:
         high = np.maximum(high, -low)
         low = -high
-    rule = Rule(width, symmetric, symmetric and bool(seed % 2), "F32", "F32")
+    rule = Rule(width, symmetric, symmetric and bool(seed % 2), dtype, "F16" if dtype == "F16" else "F32")
 
     def run() -> list[Array | None]:
         return list(Search(values, low, high, rule, Workspace(), heed=heed).run())
@@ -365,13 +382,87 @@ def test_powers(exponent: float, seed: int) -> None:
 
 
 @built
-@given(rows=st.integers(1, 4), columns=st.integers(0, 80), slack=st.integers(0, 3), seed=st.integers(0, 99))
-def test_packing(rows: int, columns: int, slack: int, seed: int) -> None:
-    codes = np.random.default_rng(seed).integers(0, 16, (rows, columns), np.uint8)
+@given(
+    rows=st.integers(1, 4),
+    columns=st.integers(0, 80),
+    slack=st.integers(0, 3),
+    width=st.integers(1, 8),
+    seed=st.integers(0, 99),
+)
+def test_packing(rows: int, columns: int, slack: int, width: int, seed: int) -> None:
+    codes = np.random.default_rng(seed).integers(0, 1 << width, (rows, columns), np.uint8)
+
+    def run() -> tuple[bytes, bytes]:
+        out, back = np.full((rows, bits.row_bytes(columns, width) + slack), 255, np.uint8), np.empty_like(codes)
+        bits.pack(codes, width, out, Workspace())
+        bits.unpack(out, width, back, Workspace())
+        return out.tobytes(), back.tobytes()
+
+    fast, slow = both(run)
+    assert fast == slow
+    assert fast[1] == codes.tobytes()
+
+
+@built
+@given(
+    kind=st.sampled_from(["<f4", "<u4"]),
+    pattern=st.sampled_from([(2, 4), (1, 2), (3, 5), (4, 8), (9, 16), (3, 17)]),
+    rows=st.integers(1, 3),
+    columns=st.integers(1, 600),
+    seed=st.integers(0, 99),
+)
+def test_patterns_of_pruning(kind: str, pattern: tuple[int, int], rows: int, columns: int, seed: int) -> None:
+    keys = np.random.default_rng(seed).integers(0, 9, (rows, columns)).astype(kind)
 
     def run() -> bytes:
-        out = np.full((rows, bits.row_bytes(columns, 4) + slack), 255, np.uint8)
-        bits.pack(codes, 4, out, Workspace())
+        out = np.empty(keys.shape, bool)
+        keep_pattern(keys, *pattern, out, Workspace())
+        return out.tobytes()
+
+    fast, slow = both(run)
+    assert fast == slow
+
+
+@built
+@given(found=st.lists(st.integers(0, 0xFFFFFFFF), max_size=99), seed=st.integers(0, 99))
+def test_settling_and_measuring(found: list[int], seed: int) -> None:
+    random = np.random.default_rng(seed)
+    values = np.concatenate(
+        [np.array(found, np.uint32).view(np.float32), random.standard_normal(5000).astype("<f4")]
+    )
+    raw = np.empty(values.shape, np.uint16)
+
+    def run() -> tuple[bytes, bytes]:
+        numbers = floats.settle_counted(values, "BF16", raw, Workspace())[0]
+        return raw.tobytes(), numbers.tobytes()
+
+    fast, slow = both(run)
+    assert fast == slow
+    a, b = random.standard_normal((2, 9001)).astype(np.float32)
+    b[random.random(9001) < 0.1] = 0
+    lost = dot(a - b, a - b)
+    assert kernels.squared_difference(a, b) == (lost, int(np.count_nonzero(b == 0)))
+    most = float(np.abs(a - b).max())
+    assert kernels.compare(a, b) == (lost, dot(a, a), dot(b, b), dot(a, b), 0, int(np.count_nonzero(b == 0)), most)
+
+
+@built
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("layout", ["compressor", "plain"])
+@given(width=st.integers(2, 8), size=st.sampled_from([1, 8, 33, 128]), seed=st.integers(0, 99))
+def test_decoding(symmetric: bool, layout: str, width: int, size: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    scheme = Int(
+        bits=width, symmetric=symmetric, granularity="group", group_size=size, method="absmax", layout=layout
+    )
+    spec = TensorSpec("w", "BF16", (3, 2 * size))
+    parts = {part.suffix: np.zeros(part.shape, DTYPES[part.dtype].storage) for part in scheme.parts(spec)}
+    for part in parts.values():
+        part[...] = random.integers(0, 1 << (14 if part.itemsize == 2 else width - 1), part.shape)
+
+    def run() -> bytes:
+        out = np.empty(spec.shape, np.float32)
+        scheme.decode(parts, spec, out, 0, Workspace())
         return out.tobytes()
 
     fast, slow = both(run)
@@ -393,8 +484,7 @@ def test_other_memory_is_left_to_numpy() -> None:
     assert kernels.best_rungs(half, half[0], 3, (0,), E2M1.limits, np.zeros(1, np.int32)) is None
     assert kernels.best_rungs(np.ones((1, 8), np.float32), half[0], 3, (0,), E2M1.limits, np.zeros(1, int)) is None
     assert kernels.minifloat_codes(np.ones((1, 2)), half, 2, E2M1.limits, 0, None, np.ones((1, 2))) is None
-    assert kernels.minifloat_errors(np.ones((1, 2)), half, 2, E2M1.limits) is None
-    assert kernels.table_products(np.ones((1, 2)), None, half[0], half[0]) is None
+    assert kernels.minifloat_errors(np.ones((1, 2)), half[None], 2, E2M1.limits) is None
     assert kernels.count_below(np.ones((1, 2)), half, np.zeros((1, 2), np.uint8)) is None
     one = np.ones((1, 1, 1), np.float64)
     assert kernels.round_codes(one, one, one, 4, np.zeros((1, 1, 1), np.uint8)) is None

@@ -294,19 +294,29 @@ def test_a_table_of_something_else_is_refused(model: Path, tmp_path: Path) -> No
 
 
 def test_usual_candidates_without_the_method_are_left_out(tmp_path: Path) -> None:
-    gather, folder = Gather(128, gram=True), tmp_path / "stats.safetensors"
-    gather.add(np.random.default_rng(0).standard_normal((200, 128)).astype(np.float32))
-    write_statistics(folder, [("a", gather.layer)])
     (tmp_path / "in").mkdir()
     values = np.random.default_rng(1).standard_normal((64, 128)).astype(np.float32)
     save_file({"a.weight": values}, tmp_path / "in" / "model.safetensors")
     (tmp_path / "in" / "config.json").write_text("{}")
-    asked: dict[str, Any] = {"target_bits": 5, "stats": folder, "method": "gptq"}
+    asked: dict[str, Any] = {"target_bits": 5, "method": "hqq"}
     report = compressor.quantize(tmp_path / "in", tmp_path / "out", **asked)
     assert report.allocation is not None
     assert {row.choice for row in report.allocation.chosen} <= {"int4g128", "int4g64", "int4g32", "int8g128"}
     with pytest.raises(UsageError, match="candidate mxfp4"):
         compressor.quantize(tmp_path / "in", tmp_path / "o", **asked, candidates=["mxfp4", "int4g64"])
+
+
+def test_gptq_holds_for_all_usual_candidates(tmp_path: Path) -> None:
+    gather, stats = Gather(128, gram=True), tmp_path / "stats.safetensors"
+    gather.add(np.random.default_rng(0).standard_normal((200, 128)).astype(np.float32))
+    write_statistics(stats, [("a", gather.layer)])
+    (tmp_path / "in").mkdir()
+    values = np.random.default_rng(1).standard_normal((64, 128)).astype(np.float32)
+    save_file({"a.weight": values}, tmp_path / "in" / "model.safetensors")
+    (tmp_path / "in" / "config.json").write_text("{}")
+    report = compressor.quantize(tmp_path / "in", tmp_path / "out", target_bits=4.6, stats=stats, method="gptq")
+    assert report.allocation is not None
+    assert [row.choice for row in report.allocation.chosen] == ["nvfp4"]
 
 
 def test_statistics_weigh_the_error(model: Path, tmp_path: Path) -> None:

@@ -12,7 +12,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from ctypes import CDLL, POINTER, byref, c_double, c_float, c_int, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import (
+    CDLL,
+    POINTER,
+    Structure,
+    byref,
+    c_double,
+    c_float,
+    c_int,
+    c_int64,
+    c_size_t,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +33,7 @@ from typing import Any, NamedTuple
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
 
-VERSION = 12  # of the functions' arguments and meaning; goes up with any change of the C files
+VERSION = 13  # of the functions' arguments and meaning; goes up with any change of the C files
 LIBRARY = Path(__file__).with_name("_kernels.so")
 VECTORS = 2  # how wide the coder's vectors are where the processor has them: 2 AVX-512, 1 AVX2, 0 none
 
@@ -44,15 +57,25 @@ _SIGNATURES = {
         *(c_void_p, c_void_p),
     ),
     "minifloat_errors": (
-        *(c_void_p, c_size_t, c_size_t, c_size_t, c_void_p, c_size_t, c_int, c_float, c_float, c_void_p),
+        *(c_void_p, c_size_t, c_size_t, c_size_t, c_void_p, c_size_t, c_size_t, c_int, c_float, c_float, c_void_p),
     ),
     "best_rungs": (
         *(c_void_p, c_size_t, c_size_t, c_void_p, c_int64, c_void_p, c_size_t, c_int, c_float, c_float),
         c_void_p,
     ),
-    "table_products": (c_void_p, c_void_p, c_size_t, c_size_t, *(c_void_p,) * 4),
     "count_below": (c_void_p, c_size_t, c_size_t, c_void_p, c_size_t, c_size_t, c_void_p),
     "pack_nibbles": (c_void_p, c_size_t, c_void_p),
+    "unpack_nibbles": (c_void_p, c_size_t, c_void_p),
+    "pack_bits": (c_void_p, c_size_t, c_size_t, c_int, c_size_t, c_void_p),
+    "unpack_bits": (c_void_p, c_size_t, c_size_t, c_int, c_size_t, c_void_p),
+    "scaled_codes": (c_void_p, c_size_t, c_size_t, c_void_p, c_int, c_void_p, c_int, c_void_p),
+    "settle_bf16": (c_void_p, c_size_t, c_void_p, c_void_p, POINTER(c_double), POINTER(c_int64)),
+    "squared_difference": (c_void_p, c_void_p, c_size_t, POINTER(c_double), POINTER(c_int64)),
+    "compare_f32": (c_void_p, c_void_p, c_size_t, c_void_p, c_void_p, POINTER(c_float)),
+    "keep_largest_f32": (c_void_p, c_size_t, c_size_t, c_int, c_int, c_void_p),
+    "keep_largest_u32": (c_void_p, c_size_t, c_size_t, c_int, c_int, c_void_p),
+    "search_scales": (c_void_p, c_size_t, c_size_t, *(c_void_p,) * 4, c_size_t, *(c_void_p,) * 3),
+    "search_levels": (c_void_p, c_size_t, c_size_t, *(c_void_p,) * 6),
     "trellis_codes": (c_void_p, c_size_t, c_size_t, c_void_p, c_void_p),
     "trellis_points": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p),
     "trellis_numbers": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p, c_size_t, c_void_p, c_void_p),
@@ -215,31 +238,6 @@ def code_products(
     return out[0], out[1]
 
 
-def table_products(units: Array, chosen: Array | None, factors: Array, table: Array) -> tuple[Array, Array] | None:
-    """Σ u·t and Σ t² of rows u of `units` [rows, size], float64, t being entry round(u · f) of `table` [65536].
-
-    Negative places are two's complement of 16 bits. `chosen` are the rows that are meant, in their order; `factors`
-    has the f of each of them. All float32. Summed up as `core/sums.py` says.
-    """
-    given = (units, factors, table)
-    kernels = _takes(*given) if all(array.dtype == np.float32 for array in given) else None
-    if kernels is None:
-        return None
-    places = None if chosen is None else np.ascontiguousarray(chosen, np.int64)
-    out: Array = np.empty((2, len(factors)), np.float64)
-    kernels.table_products(
-        units.ctypes.data,
-        None if places is None else places.ctypes.data,
-        len(factors),
-        units.shape[1],
-        factors.ctypes.data,
-        table.ctypes.data,
-        out[0].ctypes.data,
-        out[1].ctypes.data,
-    )
-    return out[0], out[1]
-
-
 def count_below(values: Array, limits: Array, out: Array) -> bool | None:
     """How many of the `limits` [rows or 1, at most 255] lie below each value [rows, columns], into `out`, uint8."""
     kernels = _takes(values, limits, out) if values.dtype == limits.dtype == np.float32 else None
@@ -324,22 +322,23 @@ def minifloat_codes(
 
 
 def minifloat_errors(values: Array, reciprocals: Array, size: int, kind: Minifloat) -> Array | None:
-    """Σ (w/s − q)² of values [rows, columns] over each `size` of a row, float64 [rows, segments], where
-    `reciprocals` [rows or 1, segments] are the 1/s; float32. Summed up as `core/sums.py` says."""
+    """Σ (w/s − q)² of values [rows, columns] over each `size` of a row, float64 [trials, rows, segments], where
+    `reciprocals` [trials, rows or 1, segments] are the 1/s; float32. Summed up as `core/sums.py` says."""
     given = (values, reciprocals)
     kernels = _takes(*given) if all(array.dtype == np.float32 for array in given) else None
     if kernels is None:
         return None
     rows, columns = values.shape
-    segments = reciprocals.shape[1]
-    out: Array = np.empty((rows, segments), np.float64)
+    trials, apart, segments = reciprocals.shape
+    out: Array = np.empty((trials, rows, segments), np.float64)
     kernels.minifloat_errors(
         values.ctypes.data,
         rows,
         columns,
         size,
         reciprocals.ctypes.data,
-        segments if len(reciprocals) > 1 else 0,
+        trials,
+        apart,
         *kind[1:],
         out.ctypes.data,
     )
@@ -378,6 +377,224 @@ def pack_nibbles(codes: Array, out: Array) -> bool | None:
         return None
     kernels.pack_nibbles(codes.ctypes.data, codes.size, out.ctypes.data)
     return True
+
+
+def unpack_nibbles(packed: Array, out: Array) -> bool | None:
+    """The codes (uint8) that `pack_nibbles` packed, into `out`, of an even size."""
+    kernels = _takes(packed, out)
+    if kernels is None:
+        return None
+    kernels.unpack_nibbles(packed.ctypes.data, out.size, out.ctypes.data)
+    return True
+
+
+def pack_bits(codes: Array, bits: int, out: Array) -> bool | None:
+    """Codes (uint8 [rows, columns], each below 2^bits, 1 to 7 bits) as a bit stream for each row of `out`, of which
+    what is beyond its codes' bytes stays."""
+    kernels = _takes(codes, out)
+    if kernels is None:
+        return None
+    kernels.pack_bits(codes.ctypes.data, *codes.shape, bits, out.shape[1], out.ctypes.data)
+    return True
+
+
+def unpack_bits(packed: Array, bits: int, out: Array) -> bool | None:
+    """Undo `pack_bits` into `out`, uint8 [rows, columns]."""
+    kernels = _takes(packed, out)
+    if kernels is None:
+        return None
+    kernels.unpack_bits(packed.ctypes.data, *out.shape, bits, packed.shape[1], out.ctypes.data)
+    return True
+
+
+def scaled_codes(codes: Array, scale: Array, zero: Array, out: Array) -> bool | None:
+    """(q − z) · s of codes (uint8) into float32 `out` [rows, groups, size]; `scale` and `zero` (float32) have one
+    number a group, or one for all."""
+    floats = (scale, zero, out)
+    kernels = _takes(codes, *floats) if all(array.dtype == np.float32 for array in floats) else None
+    if kernels is None:
+        return None
+    rows, groups, size = out.shape
+    kernels.scaled_codes(
+        codes.ctypes.data,
+        rows * groups,
+        size,
+        scale.ctypes.data,
+        scale.size == 1,
+        zero.ctypes.data,
+        zero.size == 1,
+        out.ctypes.data,
+    )
+    return True
+
+
+def settle_bf16(values: Array, raw: Array, out: Array) -> tuple[float, int] | None:
+    """float32 `values` rounded to bfloat16 patterns into `raw` (uint16), what these stand for into float32 `out`;
+    Σ w² of that, and how many are zero."""
+    kernels = _takes(values, raw, out) if values.dtype == out.dtype == np.float32 else None
+    if kernels is None:
+        return None
+    energy, zeros = c_double(), c_int64()
+    kernels.settle_bf16(
+        values.ctypes.data, values.size, raw.ctypes.data, out.ctypes.data, byref(energy), byref(zeros)
+    )
+    return energy.value, zeros.value
+
+
+def squared_difference(before: Array, after: Array) -> tuple[float, int] | None:
+    """Σ (a − b)² of two float32 arrays, and how many of the second are zero. Summed up as `core/sums.py` says."""
+    kernels = _takes(before, after) if before.dtype == after.dtype == np.float32 else None
+    if kernels is None:
+        return None
+    lost, zeros = c_double(), c_int64()
+    kernels.squared_difference(before.ctypes.data, after.ctypes.data, before.size, byref(lost), byref(zeros))
+    return lost.value, zeros.value
+
+
+class Compared(NamedTuple):
+    """Of two arrays a and b: Σ (a − b)², Σ a², Σ b², Σ a·b; the zeros of each; the largest |a − b|."""
+
+    lost: float
+    energy: float
+    energy_b: float
+    product: float
+    zeros: int
+    zeros_b: int
+    largest: float
+
+
+def compare(a: Array, b: Array) -> Compared | None:
+    """Two float32 arrays beside each other. Summed up as `core/sums.py` says."""
+    kernels = _takes(a, b) if a.dtype == b.dtype == np.float32 else None
+    if kernels is None:
+        return None
+    totals, zeros, largest = np.empty(4, np.float64), np.empty(2, np.int64), c_float()
+    kernels.compare_f32(a.ctypes.data, b.ctypes.data, a.size, totals.ctypes.data, zeros.ctypes.data, byref(largest))
+    lost, energy, energy_b, product = map(float, totals)
+    return Compared(lost, energy, energy_b, product, int(zeros[0]), int(zeros[1]), largest.value)
+
+
+def keep_largest(keys: Array, n: int, m: int, out: Array) -> bool | None:
+    """Which of every `m` (at most 16) `keys` of a row are among their `n` largest, the first of equal ones, into
+    `out`, bool; all that fill no block of `m` stay. Keys are float32 or uint32 [rows, columns]."""
+    kernels = _takes(keys, out) if keys.dtype in (np.float32, np.uint32) and m <= 16 else None
+    if kernels is None:
+        return None
+    run = kernels.keep_largest_f32 if keys.dtype == np.float32 else kernels.keep_largest_u32
+    run(keys.ctypes.data, *keys.shape, n, m, out.ctypes.data)
+    return True
+
+
+class _IntRule(Structure):
+    _fields_ = (
+        *((name, c_double) for name in ("steps", "half", "least", "most", "still", "doubt", "noise")),
+        *((name, c_double) for name in ("smallest", "largest", "range")),
+        *((name, c_int64) for name in ("kind", "turns", "beside")),
+    )
+
+
+class SearchedScales(NamedTuple):
+    """What a search of integers' scales goes by.
+
+    Codes are `steps` more than the least, which is −`half` or set by a zero point; factors keep from `least` to
+    `most`; a step of the share `still` is none; `doubt` and `noise` are what sums may be wrong by. Scales are of a
+    `dtype` from `smallest` to `largest`, weights come back up to `range`. So many `turns` of refitting there are,
+    and so many moves to a zero point `beside`.
+    """
+
+    steps: int
+    half: int
+    least: float
+    most: float
+    still: float
+    doubt: float
+    noise: float
+    smallest: float
+    largest: float
+    range: float
+    dtype: str
+    turns: int
+    beside: int
+
+
+def search_scales(
+    units: Array,
+    base: Array,
+    extent: tuple[Array, Array],
+    factors: Sequence[float],
+    rule: SearchedScales,
+    zero: Array | None,
+    scales: Array,
+) -> bool | None:
+    """Scales of least squared error of float32 `units` [groups, size], which are weights over `base` [groups].
+
+    `factors` are the candidates, 1 first; `extent` the least and largest unit of each group. `zero` (None for
+    symmetric codes) and `scales` (float32) are those of the range, and become those that are found; all others are
+    float64.
+    """
+    wide = (base, *extent, *(() if zero is None else (zero,)))
+    good = units.dtype == scales.dtype == np.float32 and all(array.dtype == np.float64 for array in wide)
+    kernels = _takes(units, scales, *wide) if good and rule.dtype in ("F32", "BF16", "F16") else None
+    if kernels is None:
+        return None
+    known = _IntRule(*rule[:10], ("F32", "BF16", "F16").index(rule.dtype), rule.turns, rule.beside)
+    tried = np.array(factors, np.float64)
+    kernels.search_scales(
+        units.ctypes.data,
+        *units.shape,
+        *(array.ctypes.data for array in (base, *extent, tried)),
+        tried.size,
+        byref(known),
+        None if zero is None else zero.ctypes.data,
+        scales.ctypes.data,
+    )
+    return True
+
+
+class _LevelRule(Structure):
+    _fields_ = (
+        ("starts", c_void_p),
+        ("count", c_size_t),
+        *((name, c_float) for name in ("least", "most", "steps", "limit")),
+        ("turns", c_int64),
+    )
+
+
+class SearchedLevels(NamedTuple):
+    """What a search of scales for 16 levels goes by: ratios to `starts` from, which keep from `least` to `most`;
+    `steps` of the grid in a unit; scales of at most `limit`; so many `turns` of refitting. All float32: the `grid`
+    has the level of each number of steps, in two's complement of 16 bits; `levels` are those, and `tree` the
+    midpoints in steps in the order of a search by halves, the children of place i at 2i and 2i + 1."""
+
+    starts: Array
+    least: float
+    most: float
+    steps: int
+    limit: float
+    turns: int
+    grid: Array
+    tree: Array
+    levels: Array
+
+
+def search_levels(blocks: Array, absmax: Array, rule: SearchedLevels) -> Array | None:
+    """The scales of least squared error of float32 `blocks` [blocks, 32 … 4096] of these largest magnitudes, which
+    are near those; float32."""
+    kernels = _takes(blocks, absmax) if blocks.dtype == absmax.dtype == np.float32 else None
+    if kernels is None or blocks.shape[1] % 32 or blocks.shape[1] > 4096:
+        return None
+    known = _LevelRule(
+        rule.starts.ctypes.data, rule.starts.size, rule.least, rule.most, rule.steps, rule.limit, rule.turns
+    )
+    out: Array = np.empty(len(blocks), np.float32)
+    kernels.search_levels(
+        blocks.ctypes.data,
+        *blocks.shape,
+        *(array.ctypes.data for array in (absmax, rule.grid, rule.tree, rule.levels)),
+        byref(known),
+        out.ctypes.data,
+    )
+    return out
 
 
 def ggml_blocks(

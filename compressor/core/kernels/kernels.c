@@ -8,85 +8,9 @@
  * All arrays are contiguous, and what is written overlaps nothing. Nothing is allocated and nothing can fail.
  */
 
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-
-#define LANES 32
-#define RUN 4096
-
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define EACH_CPU
-#endif
+#include "common.h"
 
 int compressor_kernels_version(void) { return KERNELS_VERSION; }
-
-static inline float as_float(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
-static inline uint32_t as_bits(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
-
-static inline size_t least(size_t a, size_t b) { return a < b ? a : b; }
-
-/* The upper half of the lanes to the lower, until one is left. */
-static inline double halved(double *lanes) {
-    for (int lane = 0; lane < 16; lane++) lanes[lane] += lanes[lane + 16];
-    for (int lane = 0; lane < 8; lane++) lanes[lane] += lanes[lane + 8];
-    for (int lane = 0; lane < 4; lane++) lanes[lane] += lanes[lane + 4];
-    for (int lane = 0; lane < 2; lane++) lanes[lane] += lanes[lane + 2];
-    return lanes[0] + lanes[1];
-}
-
-#if defined(__GNUC__)
-typedef double Eight __attribute__((vector_size(64)));
-typedef double Four __attribute__((vector_size(32)));
-typedef double Two __attribute__((vector_size(16)));
-
-/* The same as `halved` in registers, which compilers do not find out. */
-static inline double gathered(const float *lanes) {
-    Eight wide[4];
-    for (int part = 0; part < 4; part++)
-        for (int lane = 0; lane < 8; lane++) wide[part][lane] = lanes[8 * part + lane];
-    const Eight eight = (wide[0] + wide[2]) + (wide[1] + wide[3]);
-    Four low, high;
-    memcpy(&low, &eight, sizeof low);
-    memcpy(&high, (const char *)&eight + sizeof low, sizeof high);
-    const Four four = low + high;
-    Two first, second;
-    memcpy(&first, &four, sizeof first);
-    memcpy(&second, (const char *)&four + sizeof first, sizeof second);
-    const Two two = first + second;
-    return two[0] + two[1];
-}
-#else
-static inline double gathered(const float *lanes) {
-    double wide[LANES];
-    for (int lane = 0; lane < LANES; lane++) wide[lane] = lanes[lane];
-    return halved(wide);
-}
-#endif
-
-static inline int64_t counted(const uint16_t *lanes) {
-    int64_t total = 0;
-    for (int lane = 0; lane < LANES; lane++) total += lanes[lane];
-    return total;
-}
-
-/* BODY for each `i` from `first` to before `stop`, which may add to lane `lane`: compilers vectorise whole sets of
- * lanes. */
-#define FOR_LANES(first, stop, ...)                                              \
-    do {                                                                         \
-        size_t at_ = (first);                                                    \
-        for (; at_ + LANES <= (stop); at_ += LANES)                              \
-            for (int lane = 0; lane < LANES; lane++) {                           \
-                const size_t i = at_ + lane;                                     \
-                __VA_ARGS__                                                      \
-            }                                                                    \
-        for (int lane = 0, left_ = (int)((stop) - at_); lane < left_; lane++) {  \
-            const size_t i = at_ + lane;                                         \
-            __VA_ARGS__                                                          \
-        }                                                                        \
-    } while (0)
 
 /* out[row] = sum of a * b over each of `rows` rows of `size`. */
 EACH_CPU void dots_f32(const float *a, const float *b, size_t rows, size_t size, double *restrict out) {
@@ -339,31 +263,34 @@ EACH_CPU void minifloat_codes(const float *restrict values, size_t rows, size_t 
 }
 
 /* Squared errors of values [rows, columns] in units of their scales, where each is for `size` values of a row: sums
- * over these, in the order above. `reciprocals` has one over each scale, `stride` from one row's to the next's. */
+ * over these, in the order above, for each of `trials` sets of scales. `reciprocals` has one over each scale, for
+ * `apart` rows (all, or 1) of a set. */
 EACH_CPU void minifloat_errors(const float *restrict values, size_t rows, size_t columns, size_t size,
-                               const float *restrict reciprocals, size_t stride, int mantissa, float lowest,
-                               float largest, double *restrict errors) {
+                               const float *restrict reciprocals, size_t trials, size_t apart, int mantissa,
+                               float lowest, float largest, double *restrict errors) {
     const Minifloat kind = minifloat(mantissa, lowest, largest);
     const size_t segments = (columns + size - 1) / size;
     for (size_t row = 0; row < rows; row++)
         for (size_t segment = 0; segment < segments; segment++) {
             const float *own = values + row * columns + segment * size;
-            const float factor = reciprocals[row * stride + segment];
             const size_t length = least(size, columns - segment * size);
-            double total = 0;
-            for (size_t begin = 0; begin < length; begin += RUN) {
-                const size_t stop = least(begin + RUN, length);
-                float lanes[LANES] = {0};
-                FOR_LANES(begin, stop, {
-                    const float ratio = own[i] * factor;
-                    float near = ratio > kind.largest ? kind.largest : ratio;
-                    near = near < -kind.largest ? -kind.largest : near;
-                    const float anchor = anchor_of(near, kind), apart = ratio - ((near + anchor) - anchor);
-                    lanes[lane] += apart * apart;
-                });
-                total += gathered(lanes);
+            for (size_t trial = 0; trial < trials; trial++) {
+                const float factor = reciprocals[(trial * apart + (apart > 1 ? row : 0)) * segments + segment];
+                double total = 0;
+                for (size_t begin = 0; begin < length; begin += RUN) {
+                    const size_t stop = least(begin + RUN, length);
+                    float lanes[LANES] = {0};
+                    FOR_LANES(begin, stop, {
+                        const float ratio = own[i] * factor;
+                        float near = ratio > kind.largest ? kind.largest : ratio;
+                        near = near < -kind.largest ? -kind.largest : near;
+                        const float anchor = anchor_of(near, kind), off = ratio - ((near + anchor) - anchor);
+                        lanes[lane] += off * off;
+                    });
+                    total += gathered(lanes);
+                }
+                errors[(trial * rows + row) * segments + segment] = total;
             }
-            errors[row * segments + segment] = total;
         }
 }
 
@@ -416,32 +343,6 @@ EACH_CPU void best_rungs(const float *restrict values, size_t blocks, size_t siz
     }
 }
 
-/* Σ u·t and Σ t² of each row of `size` units u, where t = table[round(u * factor)], a whole number's 16 lowest bits being
- * its place. The r-th row is row chosen[r] of `units`, or row r where `chosen` is null. */
-EACH_CPU void table_products(const float *restrict units, const int64_t *restrict chosen, size_t rows, size_t size,
-                             const float *restrict factors, const float *restrict table, double *restrict by_units,
-                             double *restrict by_table) {
-    const float anchor = 12582912.0f;
-    for (size_t row = 0; row < rows; row++) {
-        const float *own = units + (chosen ? (size_t)chosen[row] : row) * size;
-        const float factor = factors[row];
-        double first_total = 0, second_total = 0;
-        for (size_t first = 0; first < size; first += RUN) {
-            const size_t stop = least(first + RUN, size);
-            float by_unit[LANES] = {0}, by_entry[LANES] = {0};
-            FOR_LANES(first, stop, {
-                const float entry = table[as_bits(own[i] * factor + anchor) & 0xffffu];
-                by_unit[lane] += own[i] * entry;
-                by_entry[lane] += entry * entry;
-            });
-            first_total += gathered(by_unit);
-            second_total += gathered(by_entry);
-        }
-        by_units[row] = first_total;
-        by_table[row] = second_total;
-    }
-}
-
 /* How many of `count` limits (at most 255) lie below each value [rows, columns]; `stride` is from one row's limits to
  * the next's. */
 EACH_CPU void count_below(const float *restrict values, size_t rows, size_t columns, const float *restrict limits,
@@ -491,3 +392,196 @@ EACH_CPU void adam(float *restrict weight, const float *restrict gradient, const
         }
     }
 }
+
+/* *lost = sum of (before - after)^2, *zeros = how many of `after` are zero. */
+EACH_CPU void squared_difference(const float *restrict before, const float *restrict after, size_t count, double *lost,
+                                 int64_t *zeros) {
+    double total = 0;
+    int64_t none = 0;
+    for (size_t first = 0; first < count; first += RUN) {
+        const size_t stop = least(first + RUN, count);
+        float lanes[LANES] = {0};
+        uint16_t counts[LANES] = {0};
+        FOR_LANES(first, stop, {
+            const float apart = before[i] - after[i];
+            lanes[lane] += apart * apart;
+            counts[lane] += after[i] == 0;
+        });
+        total += gathered(lanes);
+        none += counted(counts);
+    }
+    *lost = total;
+    *zeros = none;
+}
+
+/* Two arrays beside each other: sums[0 .. 3] = of (a - b)^2, a^2, b^2, a b; zeros[0 .. 1] = how many are zero in each;
+ * the largest |a - b|, of numbers that are none whatever. */
+EACH_CPU void compare_f32(const float *restrict a, const float *restrict b, size_t count, double *restrict sums,
+                          int64_t *restrict zeros, float *largest) {
+    uint32_t tops[LANES] = {0}; /* non-negative floats sort as their patterns do */
+    for (int number = 0; number < 4; number++) sums[number] = 0;
+    zeros[0] = zeros[1] = 0;
+    for (size_t first = 0; first < count; first += RUN) {
+        const size_t stop = least(first + RUN, count);
+        float apart_lanes[LANES] = {0}, a_lanes[LANES] = {0}, b_lanes[LANES] = {0}, both_lanes[LANES] = {0};
+        uint16_t a_zeros[LANES] = {0}, b_zeros[LANES] = {0};
+        FOR_LANES(first, stop, {
+            const float apart = a[i] - b[i];
+            const uint32_t bits = as_bits(apart) & 0x7fffffffu;
+            apart_lanes[lane] += apart * apart;
+            a_lanes[lane] += a[i] * a[i];
+            b_lanes[lane] += b[i] * b[i];
+            both_lanes[lane] += a[i] * b[i];
+            tops[lane] = tops[lane] > bits ? tops[lane] : bits;
+            a_zeros[lane] += a[i] == 0;
+            b_zeros[lane] += b[i] == 0;
+        });
+        sums[0] += gathered(apart_lanes);
+        sums[1] += gathered(a_lanes);
+        sums[2] += gathered(b_lanes);
+        sums[3] += gathered(both_lanes);
+        zeros[0] += counted(a_zeros);
+        zeros[1] += counted(b_zeros);
+    }
+    uint32_t top = 0;
+    for (int lane = 0; lane < LANES; lane++) top = top > tops[lane] ? top : tops[lane];
+    *largest = as_float(top);
+}
+
+/* float32 to the nearest bfloat16, halves to even, and back into `wide`; *energy and *zeros as of `widen_bf16`. */
+EACH_CPU void settle_bf16(const float *restrict in, size_t count, uint16_t *restrict out, float *restrict wide,
+                          double *energy, int64_t *zeros) {
+    double total = 0;
+    int64_t none = 0;
+    for (size_t first = 0; first < count; first += RUN) {
+        const size_t stop = least(first + RUN, count);
+        float lanes[LANES] = {0};
+        uint16_t counts[LANES] = {0};
+        FOR_LANES(first, stop, {
+            const uint32_t bits = as_bits(in[i]);
+            const uint32_t near = bits + 0x7fffu + (bits >> 16 & 1u), quiet = (bits & 0x80000000u) | 0x7fc00000u;
+            const uint32_t kept = ((bits & 0x7fffffffu) > 0x7f800000u ? quiet : near) & 0xffff0000u;
+            const float value = as_float(kept);
+            out[i] = (uint16_t)(kept >> 16);
+            wide[i] = value;
+            lanes[lane] += value * value;
+            counts[lane] += value == 0;
+        });
+        total += gathered(lanes);
+        none += counted(counts);
+    }
+    *energy = total;
+    *zeros = none;
+}
+
+/* (code - z) * s of groups of codes; `scale`, `zero`: one a group, or one for all where shared. */
+EACH_CPU void scaled_codes(const uint8_t *restrict codes, size_t groups, size_t size, const float *restrict scale,
+                           int one_scale, const float *restrict zero, int one_zero, float *restrict out) {
+    for (size_t group = 0; group < groups; group++) {
+        const uint8_t *own = codes + group * size;
+        float *restrict to = out + group * size;
+        const float step = scale[one_scale ? 0 : group], offset = zero[one_zero ? 0 : group];
+        for (size_t i = 0; i < size; i++) to[i] = ((float)own[i] - offset) * step;
+    }
+}
+
+/* Each byte's low half, then its high one; `count` codes, an even number. */
+EACH_CPU void unpack_nibbles(const uint8_t *restrict in, size_t count, uint8_t *restrict out) {
+    for (size_t i = 0; i < count / 2; i++) {
+        out[2 * i] = in[i] & 15;
+        out[2 * i + 1] = in[i] >> 4;
+    }
+}
+
+/* Eight codes of 1 to 7 bits are `bits` bytes, the first code in the lowest bits; core/bitpacking.py says more. Rows
+ * begin on a byte, every `stride` bytes, and what is left of a row's last byte is zero. */
+static inline uint64_t octet(const uint8_t *from, size_t count) {
+    uint64_t word = 0;
+    for (size_t i = 0; i < count; i++) word |= (uint64_t)from[i] << 8 * i;
+    return word;
+}
+
+static inline uint64_t merged(uint64_t word, int bits) {
+    word = (word & 0x00ff00ff00ff00ffu) | (word & 0xff00ff00ff00ff00u) >> (8 - bits);
+    word = (word & 0x0000ffff0000ffffu) | (word & 0xffff0000ffff0000u) >> (16 - 2 * bits);
+    return (word & 0x00000000ffffffffu) | (word & 0xffffffff00000000u) >> (32 - 4 * bits);
+}
+
+static inline uint64_t parted(uint64_t word, int bits) {
+    const uint64_t four = (1ull << 4 * bits) - 1, two = ((1ull << 2 * bits) - 1) * 0x0000000100000001u;
+    const uint64_t one = ((1ull << bits) - 1) * 0x0001000100010001u;
+    word = (word & four) | (word & four << 4 * bits) << (32 - 4 * bits);
+    word = (word & two) | (word & two << 2 * bits) << (16 - 2 * bits);
+    return (word & one) | (word & one << bits) << (8 - bits);
+}
+
+EACH_CPU void pack_bits(const uint8_t *restrict codes, size_t rows, size_t columns, int bits, size_t stride,
+                        uint8_t *restrict out) {
+    for (size_t row = 0; row < rows; row++) {
+        const uint8_t *own = codes + row * columns;
+        uint8_t *restrict to = out + row * stride;
+        size_t i = 0;
+        for (; i + 8 <= columns; i += 8, to += bits) {
+            const uint64_t word = merged(octet(own + i, 8), bits);
+            for (int byte = 0; byte < bits; byte++) to[byte] = (uint8_t)(word >> 8 * byte);
+        }
+        if (i < columns) {
+            const uint64_t word = merged(octet(own + i, columns - i), bits);
+            for (size_t byte = 0; byte < ((columns - i) * bits + 7) / 8; byte++) to[byte] = (uint8_t)(word >> 8 * byte);
+        }
+    }
+}
+
+EACH_CPU void unpack_bits(const uint8_t *restrict in, size_t rows, size_t columns, int bits, size_t stride,
+                          uint8_t *restrict codes) {
+    for (size_t row = 0; row < rows; row++) {
+        const uint8_t *own = in + row * stride;
+        uint8_t *restrict to = codes + row * columns;
+        size_t i = 0;
+        for (; i + 8 <= columns; i += 8, own += bits) {
+            const uint64_t word = parted(octet(own, (size_t)bits), bits);
+            for (int place = 0; place < 8; place++) to[i + place] = (uint8_t)(word >> 8 * place);
+        }
+        if (i < columns) {
+            const uint64_t word = parted(octet(own, ((columns - i) * bits + 7) / 8), bits);
+            for (size_t place = 0; i + place < columns; place++) to[i + place] = (uint8_t)(word >> 8 * place);
+        }
+    }
+}
+
+/* Which of every `m` (at most 16) keys of a row are among its `n` largest, the first of equal ones; all that fill no
+ * block stay. BESIDE blocks stand beside each other. */
+#define BESIDE 64
+#define KEEP_LARGEST(NAME, TYPE)                                                                               \
+    EACH_CPU void NAME(const TYPE *restrict keys, size_t rows, size_t columns, int n, int m,                   \
+                       uint8_t *restrict out) {                                                                \
+        TYPE planes[16][BESIDE];                                                                               \
+        int32_t ranks[16][BESIDE];                                                                             \
+        for (size_t row = 0; row < rows; row++) {                                                              \
+            const TYPE *own = keys + row * columns;                                                            \
+            uint8_t *restrict to = out + row * columns;                                                        \
+            const size_t blocks = columns / m;                                                                 \
+            for (size_t start = 0; start < blocks; start += BESIDE) {                                          \
+                const size_t count = least(BESIDE, blocks - start);                                            \
+                const TYPE *from = own + start * m;                                                            \
+                for (size_t t = 0; t < count; t++)                                                             \
+                    for (int place = 0; place < m; place++) planes[place][t] = from[t * m + place];            \
+                for (size_t t = count; t < BESIDE; t++)                                                        \
+                    for (int place = 0; place < m; place++) planes[place][t] = 0;                              \
+                for (int place = 0; place < m; place++)                                                        \
+                    for (int t = 0; t < BESIDE; t++) ranks[place][t] = 0;                                      \
+                for (int one = 0; one < m; one++)                                                              \
+                    for (int other = one + 1; other < m; other++)                                              \
+                        for (int t = 0; t < BESIDE; t++) {                                                     \
+                            const int32_t beats = planes[one][t] >= planes[other][t];                          \
+                            ranks[other][t] += beats;                                                          \
+                            ranks[one][t] += 1 - beats;                                                        \
+                        }                                                                                      \
+                for (size_t t = 0; t < count; t++)                                                             \
+                    for (int place = 0; place < m; place++) to[(start + t) * m + place] = ranks[place][t] < n; \
+            }                                                                                                  \
+            for (size_t i = blocks * m; i < columns; i++) to[i] = 1;                                           \
+        }                                                                                                      \
+    }
+KEEP_LARGEST(keep_largest_f32, float)
+KEEP_LARGEST(keep_largest_u32, uint32_t)

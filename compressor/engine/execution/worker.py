@@ -210,8 +210,14 @@ class Worker:
                 elif treatments:
                     yield block, settle(result, job.spec.dtype, stored, work), stored
                 else:  # restoring: these are numbers of the tensor's dtype already
-                    narrow_exact(result, job.spec.dtype, stored, work)
-                    yield block, result, stored
+                    if block.settled is None:
+                        narrow_exact(result, job.spec.dtype, stored, work)
+                    else:
+                        np.copyto(stored, block.settled)
+                    if joined is None:
+                        yield block, _changed(job, block, _zeros_now(block, result, stored, job), 0.0), None
+                    else:
+                        yield block, result, stored
                 continue
             encoder = treatments[-1]
             assert isinstance(encoder, Encoder)  # noqa: S101 - the planner composed it
@@ -259,6 +265,9 @@ class Worker:
     def _measure(self, job: Job, block: _Read, after: Array, stored: Array | None) -> Change:
         """What happened to one block; InputError when a new number is not finite."""
         work = block.work
+        counted = kernels.squared_difference(block.values, after)
+        if counted is not None and is_safe(counted[0]):
+            return _changed(job, block, counted[1], counted[0])
         difference = work.array("run.difference", after.shape, after.dtype.str)
         np.subtract(block.values, after, out=difference)
         lost = dot(difference, difference)
@@ -319,7 +328,8 @@ class Worker:
                     energy = theirs
                 beside.setdefault(stage, {})[role] = numbers
             coded = None if tensor.encoder is None else Coded(tensor.encoder, rows.views(first, last))
-            yield _Read(values, rows.stored(first, last), first, energy, zeros, beside, work, coded)
+            stored, settled = rows.stored(first, last), rows.settled
+            yield _Read(values, stored, first, energy, zeros, beside, work, coded, settled=settled)
 
     def _finite(self, values: Array, tensor: Tensor, checkpoint: Checkpoint) -> float:
         """Σ w² of a block; InputError with the tensor's count of NaN and infinite values if it has any."""
@@ -379,6 +389,7 @@ class _Read:
     coded: Coded | None = None
     remarks: list[str] = field(default_factory=list)
     after: Array | None = None  # the new numbers, where an encoder told the change without them
+    settled: Array | None = None  # decoded numbers as the tensor's dtype has them
 
 
 def _decoded(job: Job, encoder: Encoder, block: _Read, views: Mapping[str, Array]) -> Array:
@@ -393,6 +404,11 @@ def _decoded(job: Job, encoder: Encoder, block: _Read, views: Mapping[str, Array
 
 def _zeros(numbers: Array, raw: Array | None, job: Job, work: Workspace) -> int:
     return count_zeros(numbers, work) if raw is None else count_stored_zeros(raw, job.spec, work)
+
+
+def _zeros_now(block: _Read, numbers: Array, stored: Array, job: Job) -> int:
+    """The zeros of a block that nothing is done to."""
+    return _zeros(numbers, stored, job, block.work) if block.zeros is None else block.zeros
 
 
 def _changed(job: Job, block: _Read, zeros: int, lost: float) -> Change:

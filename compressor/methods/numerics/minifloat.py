@@ -41,14 +41,18 @@ class Minifloat:
         np.subtract(out, anchor, out=out)
 
     def errors(self, values: Array, scales: Array, size: int, work: Workspace) -> Array:
-        """Σ (w/s − q)² of values [rows, columns] over each `size` of a row, float64 [rows, segments].
+        """Σ (w/s − q)² of values [rows, columns] over each `size` of a row, float64 [trials, rows, segments].
 
-        `scales` [rows or 1, segments] are the s, of the values' type, which are multiplied by 1/s.
+        `scales` [trials, rows or 1, segments] are the s, of the values' type, which are multiplied by 1/s.
         """
         reciprocals = 1 / scales
         found = kernels.minifloat_errors(values, reciprocals, size, self.limits)
-        if found is not None:
-            return found
+        if found is None:
+            found = np.stack([self._errors(values, one, size, work) for one in reciprocals])
+        return found
+
+    def _errors(self, values: Array, reciprocals: Array, size: int, work: Workspace) -> Array:
+        """The errors of one trial."""
         quotient, rounded = (
             work.array(f"minifloat.{name}", values.shape, values.dtype.str) for name in ("quotient", "rounded")
         )
@@ -60,7 +64,7 @@ class Minifloat:
         whole = columns // size * size
         full = np.ascontiguousarray(quotient[:, :whole]).reshape(-1, size)
         rest = np.ascontiguousarray(quotient[:, whole:])
-        errors = np.zeros((rows, scales.shape[1]))
+        errors = np.zeros((rows, reciprocals.shape[1]))
         errors[:, : columns // size] = dots(full, full).reshape(rows, -1)
         if rest.size:
             errors[:, -1] = dots(rest, rest)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from compressor.core import kernels
 from compressor.core.errors import UsageError
 from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
@@ -35,6 +36,8 @@ def tail_of(spec: TensorSpec, m: int) -> str:
 def keep_pattern(keys: Array, n: int, m: int, out: Array, work: Workspace) -> None:
     """Write to `out` [rows, columns], bool, the `n` largest `keys` of every `m` of a row, the first of equal ones;
     and all that fill no block."""
+    if kernels.keep_largest(keys, n, m, out):
+        return
     columns = keys.shape[1] // m * m
     if columns < keys.shape[1]:
         out[:, columns:] = True

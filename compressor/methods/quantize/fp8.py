@@ -246,16 +246,14 @@ class OwnScales(_Encoder):
         stored = scheme.stored(high, 1.0, spec)
         if scheme.method == "absmax":
             return stored
-        unit, least = None, np.full(high.shape, np.inf)
-        for factor in _TRIALS:
-            tried = stored if factor == 1 else scheme.stored(high, factor, spec)
-            number = widen(tried, scheme.scales.dtype_for(spec), Workspace()).astype(values.dtype)
-            unit = number if unit is None else unit
-            errors = scheme.minifloat.errors(values, scheme.as_columns(number, values), size, work)
-            error = self._by_unit(np.add, errors) * np.square(number / unit)
-            better = error < least
-            stored, least = np.where(better, tried, stored), np.where(better, error, least)
-        return stored
+        tried = np.stack([stored, *(scheme.stored(high, factor, spec) for factor in _TRIALS[1:])])
+        numbers = widen(tried, scheme.scales.dtype_for(spec), Workspace()).astype(values.dtype)
+        segments = scheme.as_columns(numbers[0], values).shape
+        errors = scheme.minifloat.errors(values, numbers.reshape(len(tried), *segments), size, work)
+        error = self._by_unit(np.add, errors) * np.square(numbers / numbers[0])
+        error[~(error < np.inf)] = np.inf  # the first of those that are no numbers, as of equal ones
+        best: Array = np.take_along_axis(tried, error.argmin(axis=0)[None], axis=0)[0]
+        return best
 
     def _largest(self, values: Array, size: int, work: Workspace) -> Array:
         """The largest magnitude of each unit of some rows, [units]."""
@@ -269,8 +267,9 @@ class OwnScales(_Encoder):
         return self._by_unit(np.maximum, high)
 
     def _by_unit(self, ufunc: Any, segments: Array) -> Array:
-        """What is known of the segments of rows [rows, segments], of each unit."""
-        found: Array = ufunc.reduce(segments, axis=0) if self.scheme.granularity == "block" else segments[:, 0]
+        """What is known of the segments of rows […, rows, segments], of each unit."""
+        by_block = self.scheme.granularity == "block"
+        found: Array = ufunc.reduce(segments, axis=-2) if by_block else segments[..., 0]
         return found
 
 

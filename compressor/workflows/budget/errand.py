@@ -49,6 +49,7 @@ class Errand:
             leave_out=options.leave_out,
             non_finite=options.non_finite,
             workers=options.workers,
+            memory=options.memory,
             processes=options.processes,
             stats=self._taken(recipe),
             part=options.part,

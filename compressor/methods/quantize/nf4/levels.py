@@ -72,6 +72,16 @@ def _grid() -> Array:
     return _fixed(levels()[places])
 
 
+@cache
+def _searched(limit: float) -> kernels.SearchedLevels:
+    """What the compiled search goes by."""
+    order = np.array([8, 4, 12, 2, 6, 10, 14, *range(1, 16, 2)]) - 1
+    tree = np.zeros(len(LEVELS), np.float32)
+    tree[1:] = midpoints()[order] * np.float32(_STEPS)
+    starts = np.array(STARTS, np.float32)
+    return kernels.SearchedLevels(starts, LEAST, MOST, _STEPS, limit, _TURNS, _grid(), _fixed(tree), levels())
+
+
 def nearest(scaled: Array, codes: Array, work: Workspace) -> None:
     """The codes (uint8) of the levels that are nearest to float32 `scaled`."""
     if kernels.count_below(scaled, midpoints()[None], codes):
@@ -120,6 +130,9 @@ def fitted(blocks: Array, absmax: Array, limit: float, work: Workspace) -> Array
     From each start the levels are chosen and the scale is fitted to them by least squares; the best goes on,
     choosing and fitting in turn, until nothing changes: a local optimum.
     """
+    found = kernels.search_levels(blocks, absmax, _searched(limit))
+    if found is not None:
+        return found
     unit = work.array("nf4.unit", blocks.shape, "<f4")
     np.divide(blocks, np.where(absmax > 0, absmax, np.float32(1))[:, None], out=unit)
     ratio, gain = _fit(unit, np.full(len(unit), STARTS[0], np.float32), None, work)
@@ -143,7 +156,7 @@ def _fit(unit: Array, ratio: Array, chosen: Array | None, work: Workspace) -> tu
     """With the levels nearest to unit/ratio, of the blocks that are chosen or of all: the ratio that fits them
     best, and by how much it lowers Σ unit²."""
     factors = np.float32(_STEPS) / ratio
-    products = kernels.table_products(unit, chosen, factors, _grid()) or _products(unit, chosen, factors, work)
+    products = _products(unit, chosen, factors, work)
     product, square = (one.astype(np.float32) for one in products)
     best = np.divide(product, square, out=np.ones_like(square), where=square > 0)
     np.clip(best, np.float32(LEAST), np.float32(MOST), out=best)

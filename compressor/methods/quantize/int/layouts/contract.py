@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from compressor.core import kernels
 from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
@@ -118,8 +119,14 @@ class Scaled(CodeLayout):
         rows, kind = len(grouped), grouped.dtype.type
         codes = work.array("int.codes", (rows, grouped.shape[1] * grouped.shape[2]), "|u1")
         zero = self.unpack(parts, codes, work)
-        offset = kind(1 << (self.bits - 1)) if zero is None else zero.astype(kind)[..., None]
+        offset = (
+            np.full((1, 1, 1), 1 << (self.bits - 1), kind)
+            if zero is None
+            else np.ascontiguousarray(zero, kind)[..., None]
+        )
+        scale = scales.wide_scale(self.scales(parts), dtype).astype(kind, copy=False)
+        if kernels.scaled_codes(codes, scale, offset, grouped):
+            return
         np.copyto(grouped, codes.reshape(grouped.shape))
         np.subtract(grouped, offset, out=grouped)
-        scale = scales.wide_scale(self.scales(parts), dtype).astype(kind, copy=False)
         scales.apply(np.multiply, grouped, scale.reshape((1, 1, 1) if self.whole else (*scale.shape, 1)), grouped)

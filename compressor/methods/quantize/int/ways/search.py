@@ -17,7 +17,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from compressor.core import kernels
 from compressor.core.elementary import log2
+from compressor.core.floats import largest, narrow, smallest
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
 from compressor.methods.contract import Block
@@ -42,6 +44,8 @@ _LONG = 512  # groups of so many weights: the best factor varies too much for a 
 # The step of the best uniform quantizer of 2^b levels for a normal density of deviation 1 (Max, 1960)
 _NORMAL = {2: 0.9957, 3: 0.5860, 4: 0.3352, 5: 0.1881, 6: 0.1041, 7: 0.0569, 8: 0.0308}
 _TURNS = 24
+_FINE = 6  # bits from which the range of the codes is hardly clipped: zero points stay where they are
+_DOUBT, _NOISE = 4e-6, 4e-14  # what dot products, and squares of units, may be wrong by in float32
 
 
 def _whole_power(base: Any, number: int) -> Any:
@@ -90,6 +94,10 @@ class Search(Units):
 
     def run(self) -> tuple[Array, Array | None]:
         """Stored scales [groups] and unsigned zero points."""
+        if self.units.shape[1] < _LONG and self.counts is None and self.heed is None:
+            found = self._compiled()
+            if found is not None:
+                return found
         first, best = self._candidates()
         stored, factor = self.settle(best.refit, best.zero, ...)
         last = _Point(factor, best.zero, np.zeros_like(factor), np.zeros_like(factor))
@@ -104,16 +112,53 @@ class Search(Units):
         first = self._point(ones, self.first_zero)
         if self.units.shape[1] >= _LONG or self.counts is not None:
             return first, self._long(first)
-        tried = [first]
+        factors = self._factors()[1:]
+        tried = [first, *(self._point(ones * one, self._centred(one) if one > 0 else None) for one in factors)]
+        return first, _best(tried)
+
+    def _factors(self) -> list[float]:
+        """The candidates for short groups, absmax's 1 first."""
         step, least, power = _GRID[self.rule.bits]
         start = round(float((log2(least) + power * log2(128 / self.units.shape[1])) / log2(step)))
+        tried = [1.0]
         for number in range(start, start + _COUNT):
             factor = min(max(_whole_power(step, number), LEAST), MOST)
-            if factor != 1:
-                tried.append(self._point(ones * factor, self._centred(factor)))
-            if self.rule.signed:
-                tried.append(self._point(ones * -factor, None))
-        return first, _best(tried)
+            tried += [factor] if factor != 1 else []
+            tried += [-factor] if self.rule.signed else []
+        return tried
+
+    def _compiled(self) -> tuple[Array, Array | None] | None:
+        """All of it at once, by the compiled kernel; None where there is none for such weights."""
+        rule, zero = self.rule, self.first_zero
+        known = kernels.SearchedScales(
+            rule.steps,
+            rule.half,
+            LEAST,
+            MOST,
+            self._still,
+            _DOUBT,
+            _NOISE,
+            smallest(rule.dtype),
+            largest(rule.dtype),
+            largest(rule.weight_dtype),
+            rule.dtype,
+            _TURNS,
+            0 if zero is None or rule.bits >= _FINE else _TURNS,
+        )
+        points = None if zero is None else zero.copy()
+        found = rule.numbers(self.first_stored).astype(self.kind)
+        if not kernels.search_scales(
+            self.units, self.base, (self.low, self.high), self._factors(), known, points, found
+        ):
+            return None
+        stored = np.empty_like(self.first_stored)
+        narrow(found, rule.dtype, stored)
+        return stored, points
+
+    @property
+    def _still(self) -> float:
+        """A step of the scale by a smaller share takes no ten-thousandth off the error."""
+        return 2.0 ** -(self.rule.bits + 7)
 
     def _long(self, first: _Point) -> _Point:
         """The best of steps between the factor for a normal density and 1, then of ever smaller steps around it."""
@@ -151,7 +196,7 @@ class Search(Units):
         groups = np.arange(len(self.units))
         self._refit(last, stored, groups)
         for _ in range(_TURNS):
-            if last.zero is None or self.rule.bits >= 6:  # the range of more codes is hardly clipped
+            if last.zero is None or self.rule.bits >= _FINE:
                 break
             groups = self._beside(last, stored, groups)
             if not groups.size:
@@ -160,7 +205,6 @@ class Search(Units):
 
     def _refit(self, last: _Point, stored: Array, groups: Array) -> None:
         """Codes against scales and scales against codes, until the scales of these groups stand still."""
-        still = 2.0 ** -(self.rule.bits + 7)  # a smaller step takes no ten-thousandth off the error
         for turn in range(_TURNS):
             zero = None if last.zero is None else last.zero[groups]
             here = self._point(last.factor[groups], zero, groups)
@@ -168,7 +212,7 @@ class Search(Units):
             if turn == _TURNS - 1:
                 break
             new_stored, factor = self.settle(here.refit, zero, groups)
-            moves = np.flatnonzero(np.abs(factor - here.factor) > still * np.abs(here.factor))
+            moves = np.flatnonzero(np.abs(factor - here.factor) > self._still * np.abs(here.factor))
             if not moves.size:
                 break
             groups = groups[moves]
@@ -192,13 +236,13 @@ class Search(Units):
 
     def _guard(self, first: _Point, last: _Point, stored: Array) -> tuple[Array, Array | None]:
         """Take absmax's scale where the one found is not better."""
-        doubt = 4e-6 if self.units.itemsize == 4 else 1e-13  # what the dot products may be wrong by
+        doubt = _DOUBT if self.units.itemsize == 4 else 1e-13
         close = np.flatnonzero(~(last.gain > first.gain * (1 + doubt)))
         if close.size:
             units = self.gather(close)
             ours, absmax = self._error(units, last, close), self._error(units, first, close)
             # what the arithmetic of encoding adds, and that weights of a bin are not all alike
-            noise = self.dot(units, units) * (4e-14 if units.itemsize == 4 else 1e-30)
+            noise = self.dot(units, units) * (_NOISE if units.itemsize == 4 else 1e-30)
             if self.counts is not None:
                 noise += self.counts.sum() * np.square(self.blur / self.base[close]) / 12
             back = close[~(ours + noise < absmax)]
