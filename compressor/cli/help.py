@@ -60,7 +60,7 @@ def _show_all(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 # What commands write, by the names of their parameters
-_WRITTEN = frozenset("output report_file junit log_file save_mask save_base curve survey".split())
+_WRITTEN = frozenset(["output", "report_file", "junit", "log_file", "save_mask", "save_base", "curve", "survey"])
 
 
 class _Text(click.types.StringParamType):
@@ -109,7 +109,9 @@ class Command(click.Command):
         written = [
             (one.opts[0], path)
             for one in self.params
-            if isinstance(one, click.Option) and one.name in _WRITTEN and isinstance(path := ctx.params[one.name], str)
+            if isinstance(one, click.Option)
+            and one.name in _WRITTEN
+            and isinstance(path := ctx.params[one.name], str)
         ]
         if len(written) > 1:
             from compressor.files.destination import check_apart

@@ -766,3 +766,12 @@ def test_a_json_file_that_changes_while_it_is_read_is_noticed(
     monkeypatch.setattr(module, "read_object", late)
     with pytest.raises(InputError, match="changed while it was read"):
         open_source(str(model))
+
+
+def test_weights_that_go_along_untreated_are_said(model: Path, tmp_path: Path) -> None:
+    from compressor import api
+
+    (model / "2_Dense").mkdir()
+    put(model / "2_Dense", "model.safetensors", "linear.weight")
+    notes = api.prune(model, tmp_path / "out", sparsity=0.5).plan.notes
+    assert "carried as they are, with weights of their own: 2_Dense/model.safetensors" in notes
