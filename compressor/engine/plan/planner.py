@@ -335,7 +335,9 @@ def _stored_form(
             raise UsageError(
                 f"scheme {method.id} has no integer codes",
                 tensor=spec.name,
-                remedy="Leave --store out: what it has instead is stored as it is",
+                remedy="Write .safetensors, or use --scheme int"
+                if request.container == "npz"
+                else "Leave --store out: what it has instead is stored as it is",
             )
         return plain
     if store in ("packed", "smallest") and request.container == "folder" and method.verb == "quantize":
