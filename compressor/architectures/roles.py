@@ -65,7 +65,8 @@ _ROUTER = re.compile(
     r"(^|\.)(gate|router|gating|ffn_gate_inp(_shexp)?|[^.]*_router|(moe|router|shared_experts?|experts?)_gate|gate\.wg|router\.[^.]+)\.weight$"
 )
 _SPECULATIVE = re.compile(
-    r"(^|\.)((medusa|hydra|eagle|speculator|draft_head|mtp_head)[^.]*\..*|eh_proj\.|mtp\.fc\.)weight$",
+    r"(^|\.)((medusa|hydra|eagle|speculator|draft_head|mtp_head)[^.]*\..*|eh_proj\.|mtp\.fc\.|mtp_linear_proj\.(\d+\.)?"
+    r"|mtp_layers\.\d+\.input_proj\.)weight$",
     re.IGNORECASE,
 )
 # Parts of models that read more than text, which the field leaves dense: they are small and sensitive
@@ -101,8 +102,10 @@ _NO_WEIGHT = re.compile(r"dt_.*|static_weight|short_filter_weight|(blur|resample
 _WITHIN = (
     (re.compile(r"(^|\.)rel(ative)?_(logits|position_bias)[^.]*\.proj$"), Role.POSITION),
     (re.compile(r"(^|\.)([^.]*_)?hc(_[^.]+)?\.(hc_)?(fn|base|scale)$"), Role.MIXING),  # hyper-connections
+    (re.compile(r"(^|\.)att\.[wavg][12]$"), Role.STATE_SPACE),  # RWKV-7: of low rank, beside its decays
     (re.compile(r"prompter\.pad_(up|down|left|right)$|(^|\.)const_input\.input$"), Role.TOKEN),
     (re.compile(r"(^|\.)blur[^.]*\.kernel$"), Role.BUFFER),
+    (re.compile(r"(^|\.)quantizer\.vars$"), Role.EMBEDDING),  # fairseq's codebooks
 )
 
 # Parameters that belong to no layer, by words of their own name. The first that fits holds.
@@ -139,7 +142,7 @@ _PARAMETERS = (
     (r"no_[a-z_]+|(null|mem|memory|sinks?)_(kv|keys?|values?)|null_[a-z]+_feature", Role.TOKEN),
     (r"const|dummy_node|[a-z_]*feature_extensor|fake_latent", Role.TOKEN),
     (r"(.*_)?(emb|embed|embeds|embedding|embeddings)(_.*)?", Role.EMBEDDING),
-    (r"(implicit_)?codebooks?|code_?vectors", Role.EMBEDDING),
+    (r"(implicit_)?codebooks?|code_?vectors|label_embs_concat", Role.EMBEDDING),
     (r"(.*_)?bias(es)?(_[a-z0-9])?", Role.BIAS),
     (r"(.*_)?mask|tril|triu", Role.MASK),
     (r"(.*_)?(scale|scales|gain|gains|gamma|beta|alpha|temperature|norm)(_?\d+|_inv)?", Role.GAIN),

@@ -59,6 +59,10 @@ def _show_all(context: click.Context, _: click.Parameter, wanted: bool) -> None:
         context.exit()
 
 
+# What commands write, by the names of their parameters
+_WRITTEN = frozenset(["output", "report_file", "junit", "log_file", "save_mask", "save_base", "curve", "survey"])
+
+
 class _Text(click.types.StringParamType):
     """A text for which a shell is offered names or paths."""
 
@@ -99,6 +103,23 @@ class Command(click.Command):
         for param in self.params:
             if param.type is click.STRING:
                 param.type = _TEXT
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """UsageError where two files that the command writes would be one."""
+        written = [
+            (one.opts[0], path)
+            for one in self.params
+            if isinstance(one, click.Option)
+            and one.name in _WRITTEN
+            and isinstance(path := ctx.params[one.name], str)
+        ]
+        if len(written) > 1:
+            from compressor.files.destination import check_apart
+
+            for place, (option, path) in enumerate(written):
+                for other, against in written[:place]:
+                    check_apart(path, against, option=option, of="output" if other == "-o" else f"file of {other}")
+        return super().invoke(ctx)
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         """`INPUT -o OUTPUT [OPTIONS]`: what must be given comes first."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-MAX_DIMS = 4  # axes of a tensor (GGML_MAX_DIMS)
+MAX_DIMS = 5  # axes of a tensor: ggml's have 4 (GGML_MAX_DIMS), convolutions of videos in files for ComfyUI 5
 
 
 @dataclass(frozen=True, slots=True)

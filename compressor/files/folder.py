@@ -27,7 +27,7 @@ from typing import Any
 
 from compressor.core.errors import InputError, UsageError
 from compressor.core.text import printable
-from compressor.files.containers import read_file
+from compressor.files.containers import READERS, read_file
 from compressor.files.input_file import InputFile
 from compressor.files.source import Source, SourceFile, assemble
 from compressor.files.strict_json import read_object
@@ -361,7 +361,7 @@ def _no_weights(tree: Tree, inside: str, names: Sequence[str]) -> InputError:
         remedy = f"It holds {printable(lone[0], 60)} without an index: give that file itself"
     elif lone:
         remedy = f"It holds {printable(lone[0], 60)} and {len(lone) - 1} more without an index: give one of them"
-    elif other and other[0].lower().endswith(".gguf"):
+    elif other and other[0].endswith(tuple(READERS)):
         remedy = f"It holds {printable(other[0], 60)}: give that file itself"
     elif other:
         remedy = f"It holds {printable(other[0], 60)}: convert it to safetensors first"

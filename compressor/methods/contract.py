@@ -171,6 +171,11 @@ class Decoder(ABC):
         return False
 
     @property
+    def numbers(self) -> bool:
+        """Whether the one part is the tensor itself, in a float dtype that loaders take as it is."""
+        return self.plain
+
+    @property
     def ggml(self) -> GgmlType | None:
         """The type of ggml whose blocks the one part is, under the tensor's own name; None where it is none."""
         return None

@@ -150,11 +150,14 @@ def _tensors(
 
 def _of_one_naming(left: Checkpoint, right: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
     """Both under the names of transformers, where one of them is a model in a GGUF file and they share none; and
-    with the shapes that their metadata says."""
+    with the shapes that their metadata says, or the names that a file of images' models would have."""
     from compressor.checkpoint.gguf.from_file import as_folder, is_file_of_a_model
     from compressor.checkpoint.gguf.reshaped import with_original_shapes
+    from compressor.checkpoint.gguf.to_file import without_prefix
 
-    left, right = (with_original_shapes(one) if one.source.kind == "gguf" else one for one in (left, right))
+    left, right = (
+        with_original_shapes(one) if one.source.kind == "gguf" else without_prefix(one) for one in (left, right)
+    )
     if left.tensors.keys() & right.tensors.keys():
         return left, right
     if is_file_of_a_model(left) == is_file_of_a_model(right):

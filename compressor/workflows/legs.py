@@ -115,7 +115,15 @@ def run_leg(
         source = _alternated(Order(verb, source, output, leg, options))
     if output.lower().endswith(".gguf"):
         leg = for_gguf(leg)
-    return run_one_pass(verb, source, output, leg, options, origin=origin)
+    return _with_unused_survey(run_one_pass(verb, source, output, leg, options, origin=origin), options.surveyed)
+
+
+def _with_unused_survey(report: Report, surveyed: str | None) -> Report:
+    """The report, with a note where a survey was given to a run that looks at no whole model."""
+    if surveyed is None or any(step.method.reach == "model" for job in report.plan.jobs for step in job.steps):
+        return report
+    said = f"no pass of {printable(surveyed)} was used: nothing in this run looks at the whole model first"
+    return replace(report, plan=replace(report.plan, notes=(*report.plan.notes, said)))
 
 
 def _alternated(order: Order) -> str:

@@ -44,8 +44,8 @@ def model_card(report: Report, before: str, config: Mapping[str, Any]) -> str:
 
 def _dialects(plan: Plan) -> list[str]:
     """Whose loaders take the stored codes; "" where only `compressor restore` does."""
-    found = {job.encoder.dialect(job.spec) for job in plan.jobs if job.treated and job.encoder is not None}
-    return sorted(found)
+    treated = [(job.spec, job.encoder) for job in plan.jobs if job.treated and job.encoder is not None]
+    return sorted({encoder.dialect(spec) for spec, encoder in treated if not encoder.numbers})
 
 
 def _with_front(front: str, report: Report, config: Mapping[str, Any]) -> str:

@@ -125,6 +125,8 @@ ROLES: dict[Role, list[tuple[str, tuple[int, ...]]]] = {
         ("eagle_layer.fc.weight", (64, 128)),
         ("model.layers.61.eh_proj.weight", (64, 128)),
         ("mtp.fc.weight", (64, 128)),
+        ("model.mtp_layers.0.input_proj.weight", (64, 128)),
+        ("model.mtp_linear_proj.0.weight", (64, 128)),
     ],
     Role.TOKEN: [
         ("detr_decoder.reference_points.weight", (200, 4)),
@@ -187,6 +189,9 @@ ROLES: dict[Role, list[tuple[str, tuple[int, ...]]]] = {
     ],
     Role.STATE_SPACE: [
         ("layers.0.mixer.A_log", (64, 16)),
+        ("blocks.0.att.w1", (64, 32)),
+        ("blocks.0.att.v2", (32, 64)),
+        ("blocks.0.att.g1", (64, 128)),
         ("layers.0.mixer.D", (2, 64)),
         ("layers.0.mamba.dt_proj.weight", (64, 4)),
         ("blk.0.ssm_a", (64, 16)),

@@ -159,3 +159,22 @@ def test_ways_out_of_click(monkeypatch: pytest.MonkeyPatch) -> None:
     assert raising(SystemExit(1), monkeypatch) == (4, [])  # a closed pipe
     monkeypatch.setenv("_COMPRESSOR_COMPLETE", "bash_source")
     assert raising(SystemExit(0), monkeypatch) == (0, [])
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        ("--report", "r.html", "--log-file", "r.html"),
+        ("--log-file", "a.xml", "--junit", "./a.xml"),
+        ("--save-mask", "m.safetensors", "--log-file", "m.safetensors"),
+        ("--save-mask", "out.safetensors"),
+    ],
+)
+def test_two_files_that_would_be_one(
+    places: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, lines = invoke(["prune", "in.safetensors", "-o", "out.safetensors", "--sparsity", "0.5", *places])
+    assert code == 2
+    assert "itself. Name another place" in lines[0]
+    assert not list(tmp_path.iterdir())

@@ -554,10 +554,13 @@ def test_a_folder_that_cannot_be_listed(model: Path, monkeypatch: pytest.MonkeyP
     [
         ([], "Give a folder with model.safetensors, or with shards and their index"),
         (["config.json"], "Give a folder with model.safetensors, or with shards and their index"),
-        (["other_model.bin", "config.json"], "It holds other_model.bin: convert it to safetensors first"),
-        (["model.pt"], "It holds model.pt: convert it to safetensors first"),
+        (["other_model.bin", "config.json"], "It holds other_model.bin: give that file itself"),
+        (["model.pt"], "It holds model.pt: give that file itself"),
+        (["consolidated.00.pth", "params.json"], "It holds consolidated.00.pth: give that file itself"),
+        (["a.npy"], "It holds a.npy: give that file itself"),
+        (["model.onnx"], "It holds model.onnx: convert it to safetensors first"),
         (["model-Q4.gguf"], "It holds model-Q4.gguf: give that file itself"),
-        (["weights.npz"], "It holds weights.npz: convert it to safetensors first"),
+        (["weights.npz"], "It holds weights.npz: give that file itself"),
         (["a.bin", "lora.safetensors"], "It holds lora.safetensors without an index: give that file itself"),
         (["x\x1b[31m.safetensors"], "It holds x\\x1b[31m.safetensors without an index"),
     ],
@@ -763,3 +766,12 @@ def test_a_json_file_that_changes_while_it_is_read_is_noticed(
     monkeypatch.setattr(module, "read_object", late)
     with pytest.raises(InputError, match="changed while it was read"):
         open_source(str(model))
+
+
+def test_weights_that_go_along_untreated_are_said(model: Path, tmp_path: Path) -> None:
+    from compressor import api
+
+    (model / "2_Dense").mkdir()
+    put(model / "2_Dense", "model.safetensors", "linear.weight")
+    notes = api.prune(model, tmp_path / "out", sparsity=0.5).plan.notes
+    assert "carried as they are, with weights of their own: 2_Dense/model.safetensors" in notes

@@ -517,6 +517,28 @@ def test_codes_are_made_of_a_folder_in_one_go(tmp_path: Path, name: str) -> None
     assert api.compare(dense, folder).total.error <= 0.01
 
 
+@pytest.mark.parametrize("scheme", [None, "q8_0"])
+def test_parts_are_loaded_by_the_first(tmp_path: Path, scheme: str | None) -> None:
+    """A file in several parts, which llama.cpp finds by the name of the first, computes what the one file does."""
+    kind, more, tokens = MODELS["llama"]
+    folder, whole = tmp_path / "model", tmp_path / "whole.gguf"
+    folder.mkdir()
+    model = model_of(kind, more)
+    model.save_pretrained(folder)
+    tokenizer = with_tokenizer(folder, tokens)
+    for out, size in ((whole, None), (tmp_path / "parts.gguf", 40_000)):
+        if scheme is None:
+            report = api.restore(folder, out, max_shard_size=size)
+        else:
+            report = api.quantize(folder, out, scheme=scheme, max_shard_size=size)
+    parts = sorted(tmp_path.glob("parts-*.gguf"))
+    assert len(parts) > 2
+    assert report.output == str(parts[0])
+    asked = {"prompts": prompts_for(model, tokenizer), "texts": [PAGE]}
+    one, other = answers({"path": str(whole), **asked}, {"path": str(parts[0]), **asked})
+    assert one == other
+
+
 STORY = """\
 The harbour was quiet in the morning. Three fishing boats lay at the quay, and an old man mended his nets \
 while his granddaughter counted the gulls on the roof of the market hall. She had counted to forty when \

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from support import small_models
 from support.console import compressor
 from support.gguf_files import STRING, UINT32, GgufFile, Line, gguf_package, numbers, value
 
@@ -168,3 +171,19 @@ def test_every_mixture_has_a_file_type() -> None:
         name = f"MOSTLY_{preset.upper()}"
         assert FILE_TYPES[preset] == gguf.LlamaFileType[name]
     assert set(FILE_TYPES) == set(MIXTURES)
+
+
+@pytest.mark.parametrize(("scheme", "dtype"), [("f16", np.float16), ("f32", np.float32)])
+def test_numbers_elsewhere_are_what_loaders_take(tmp_path: Path, scheme: str, dtype: Any) -> None:
+    """Outside of a .gguf they are plain tensors under their own names, and nothing tells loaders of codes."""
+    source = small_models.llama().write(tmp_path)
+    for out in (tmp_path / "out.safetensors", tmp_path / "out"):
+        report = api.quantize(source, out, scheme=scheme, include=["*"])
+        assert not [note for note in report.plan.notes if "only `compressor restore` reads" in note]
+        file = out if out.is_file() else out / "model.safetensors"
+        held = load_file(file)
+        assert held.keys() == small_models.llama().tensors.keys()
+        assert {array.dtype for array in held.values() if array.ndim > 1} == {np.dtype(dtype)}
+    assert "quantization_config" not in json.loads((tmp_path / "out/config.json").read_text())
+    api.restore(tmp_path / "out", tmp_path / "back")
+    assert api.compare(source, tmp_path / "back").total.error < 1e-3

@@ -170,3 +170,13 @@ def test_the_command_line_surveys(model: Path, tmp_path: Path) -> None:
     assert tree(out) == tree(tmp_path / "one.safetensors")
     assert "Usage: compressor survey" in command("survey", "--help").out
     assert command("survey", "restore", model, "-o", out).code == 2
+
+
+def test_a_survey_that_no_pass_takes_is_said(model: Path, surveyed: Path, tmp_path: Path) -> None:
+    book = tmp_path / "book"
+    api.merge(files_of(surveyed), book)
+    said = "was used: nothing in this run looks at the whole model first"
+    done = api.prune(model, tmp_path / "alone", surveyed=book, sparsity=0.5)
+    assert any(said in note for note in done.plan.notes)
+    done = api.prune(model, tmp_path / "global", surveyed=book, **PRUNE)
+    assert not any(said in note for note in done.plan.notes)

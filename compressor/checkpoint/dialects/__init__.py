@@ -179,6 +179,10 @@ def configure(config: Mapping[str, Any], packed: Stored, dense: Sequence[TensorS
     the folder; then the scheme is one that they refuse. (A quant_method of our own would not do: transformers
     skips those it does not know with a warning, and fills the missing weights with random numbers.)
     """
+    dense = [*dense, *(spec for spec, decoder in packed if decoder.numbers)]
+    packed = [(spec, decoder) for spec, decoder in packed if not decoder.numbers]
+    if not packed:
+        return without(config)
     spoken = {decoder.dialect(spec) for spec, decoder in packed}
     if len(spoken) == 1 and "" not in spoken:
         found: dict[str, Any] | None = dialects()[spoken.pop()].configure(without(config), packed, dense)

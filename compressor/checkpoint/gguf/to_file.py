@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from compressor.architectures.gguf import hyperparameters, tokenizers
-from compressor.architectures.gguf.diffusion import BODY, MOST_AXES, Diffusion, diffusion_of
+from compressor.architectures.gguf.diffusion import BODY, KINDS, MOST_AXES, Diffusion, diffusion_of, prefix_of
 from compressor.architectures.gguf.families import FAMILIES, Family
 from compressor.architectures.gguf.moves import plain
 from compressor.architectures.gguf.naming import Mapped, inputs_of, stays_f32, to_gguf
@@ -134,7 +134,8 @@ def _as_diffusion(checkpoint: Checkpoint, wishes: Wishes) -> Checkpoint:
     kind, diffusers = diffusion_of(checkpoint.tensors)
     if kind is None:
         raise InputError(
-            "has no config.json that says which model it is, and its names are of no diffusion model that is known",
+            "has no config.json that says which model it is, and its names are of no diffusion model that is known "
+            f"({', '.join(sorted(KINDS))}): there is no '{KINDS['flux'].told[0][0]}', for one",
             file=checkpoint.path,
             remedy="Names and layouts of a GGUF file go by the model: give its folder, or write .safetensors",
         )
@@ -153,23 +154,42 @@ def _as_diffusion(checkpoint: Checkpoint, wishes: Wishes) -> Checkpoint:
             remedy="Leave them out with --leave-out PATTERN, and give text encoders and VAE as files of their own",
         )
     metadata: dict[str, Any] = {"general.architecture": kind.gguf, "general.type": "model"}
-    tensors = {}
-    for name, tensor in checkpoint.tensors.items():
-        shape = kind.stored_shape(tensor.spec.shape)
+    bare, unused, tensors = without_prefix(checkpoint), list[str](), {}
+    for name, tensor in bare.tensors.items():
+        if any(part in name for part in kind.unused):
+            unused.append(name)
+            continue
+        axes, shape = len(tensor.spec.shape), kind.stored_shape(tensor.spec.shape)
         if shape != tensor.spec.shape:
             metadata[f"{SHAPE}{name}"] = list(tensor.spec.shape)
             tensor = reshaped(tensor, shape)
-        tensors[name] = _in_file(tensor, kind, moved_axes=len(checkpoint.tensors[name].spec.shape) > MOST_AXES)
-    note = f"it is a {kind.gguf}, and keeps its names"
+        tensors[name] = _in_file(tensor, kind, moved_axes=axes > MOST_AXES)
+    gone = "" if bare is checkpoint else f" without '{prefix_of(checkpoint.tensors)}'"
+    notes = [f"it is a {kind.gguf}, and keeps its names{gone}"]
+    if unused:
+        notes.append(f"{len(unused)} tensors of its training stay behind: {_some(unused)}")
     source = replace(checkpoint.source, fields=fields_of(metadata))
-    return replace(checkpoint, source=source, tensors=tensors, notes=(*checkpoint.notes, note))
+    return replace(checkpoint, source=source, tensors=tensors, notes=(*checkpoint.notes, *notes))
+
+
+def without_prefix(checkpoint: Checkpoint) -> Checkpoint:
+    """A model that makes images under the names that its file has: without what stands before all of them where it
+    was saved as a part of another; other checkpoints as they are."""
+    before = prefix_of(checkpoint.tensors)
+    if before in ("", BODY) or diffusion_of(checkpoint.tensors)[0] is None:
+        return checkpoint
+    tensors = {}
+    for old, tensor in checkpoint.tensors.items():
+        name = old.removeprefix(before)
+        tensors[name] = replace(tensor, spec=replace(tensor.spec, name=name))
+    return replace(checkpoint, tensors=tensors)
 
 
 def _in_file(tensor: Tensor, kind: Diffusion, *, moved_axes: bool) -> Tensor:
-    """A tensor as it is, but for vectors and what is no weight of a layer, which are F32 in files, and FP8, which
-    is F16."""
+    """A tensor as it is, but for vectors, small ones and what is no weight of a layer, which are F32 in files, and
+    FP8, which is F16."""
     spec = tensor.spec
-    exact = moved_axes or stays_f32(spec.name, spec.shape) or any(part in spec.name for part in kind.exact)
+    exact = moved_axes or stays_f32(spec.name, spec.shape) or kind.is_exact(spec.name, spec.size)
     dtype = "F32" if exact else "F16" if spec.dtype.startswith("F8_") else spec.dtype
     if dtype == spec.dtype or not spec.is_float:
         return tensor

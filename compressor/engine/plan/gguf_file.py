@@ -10,12 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from compressor.architectures.ggml_mixtures import FILE_TYPES as MIXED_FILE_TYPES
+from compressor.architectures.gguf.diffusion import KINDS as DIFFUSION
+from compressor.architectures.gguf.naming import stays_f32
 from compressor.core.errors import CompressorError, OutputError, UsageError, raise_all
 from compressor.core.ggml_types import FILE_TYPES, QUANTIZATION_VERSION, GgmlType
+from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
 from compressor.engine.plan.plan import Job, OutputFile, Step
 from compressor.engine.plan.request import PlanRequest
 from compressor.files.gguf import values
+from compressor.files.gguf.agreement import ARCHITECTURE
 from compressor.files.gguf.reading import RECORD, GgufHeader
 from compressor.files.gguf.split import part_names, split_fields
 from compressor.files.gguf.values import Kind, Value
@@ -23,9 +27,23 @@ from compressor.files.gguf.writing import GgufTensor, layout
 from compressor.files.source import Source
 from compressor.methods.contract import Decoder
 from compressor.methods.quantize.ggml.scheme import scheme_again
+from compressor.recipe.model import Stage
+from compressor.recipe.selection import LeftAlone, matches
 
 LLAMA_CPP_NAME = 63  # bytes of a name that llama.cpp reads (GGML_MAX_NAME)
 FILE_TYPE, VERSION = "general.file_type", "general.quantization_version"
+
+
+def stays_numbers(spec: TensorSpec, stage: Stage, request: PlanRequest) -> LeftAlone | None:
+    """Why a tensor is not quantized, since it is no weight of a layer to those who read GGUF files, or at the ends
+    of a model that makes images; None where it may be."""
+    if len(spec.shape) > 1 and stays_f32(spec.name, spec.shape):
+        return LeftAlone("llama.cpp takes it in F32 only", asked=True, held=True)
+    named = request.checkpoint.source.fields.get(ARCHITECTURE)
+    kind = None if named is None else DIFFUSION.get(str(named.python()))
+    if kind is None or not kind.stays_numbers(spec.name) or matches(spec.name, stage.include) is not None:
+        return None
+    return LeftAlone(f"at the ends of a {kind.gguf} (--include treats it)", asked=True)
 
 
 def stays_blocks(decoder: Decoder, request: PlanRequest) -> bool:

@@ -35,6 +35,7 @@ def plan_notes(request: PlanRequest, jobs: Sequence[Job], without_adapter: Seque
             *checkpoint.notes,
             *_loading(jobs, stored, request.container, checkpoint),
             *_input(checkpoint, request.recipe),
+            *_carried(checkpoint, request.container),
             *pattern_notes(request.recipe.stages, len(request.recipe.cuts), request.specs),
             *_of_gguf(jobs, request.container),
             *_no_smaller(jobs, request.container),
@@ -83,7 +84,8 @@ def _loading(jobs: Sequence[Job], stored: Stored, container: Container, checkpoi
         yield from loader_notes(jobs, checkpoint.source.config)
         yield from _dense_experts(jobs, checkpoint.source.config or {})
     yield from sorted({encoder.remark(spec) for spec, encoder in stored} - {""})
-    if "" in spoken and container not in ("npz", "gguf"):
+    own = any(encoder.dialect(spec) == "" and not encoder.numbers for spec, encoder in stored)
+    if own and container not in ("npz", "gguf"):
         yield "part of it is in this project's own layout, which only `compressor restore` reads"
 
 
@@ -102,6 +104,13 @@ def _named(names: Sequence[str]) -> str:
     """The first of these tensors, and how many more there are."""
     shown = ", ".join(printable(name, 100) for name in names[:_NAMED])
     return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown
+
+
+def _carried(checkpoint: Checkpoint, container: Container) -> Iterator[str]:
+    """What of the folder holds weights of its own, which nothing is done to: adapters, modules in sub-folders."""
+    held = [name for name in checkpoint.source.carried if name.endswith((".safetensors", ".bin"))]
+    if held and container == "folder":
+        yield f"carried as they are, with weights of their own: {_named(held)}"
 
 
 def _input(checkpoint: Checkpoint, recipe: Recipe) -> Iterator[str]:

@@ -229,18 +229,13 @@ def _why_not(spec: TensorSpec, stage: Stage, request: PlanRequest) -> LeftAlone 
     why = stage.leaves(spec)
     if stage.method_for(spec.name).biases and why in (None, VECTOR) and len(spec.shape) == 1:
         why = bias_left_alone(spec, stage, request.checkpoint)
-    if why is None and request.container == "gguf" and stage.method.verb == "quantize" and _in_f32(spec):
-        why = LeftAlone("llama.cpp takes it in F32 only", asked=True, held=True)
+    if why is None and request.container == "gguf" and stage.method.verb == "quantize":
+        from compressor.engine.plan.gguf_file import stays_numbers
+
+        why = stays_numbers(spec, stage, request)
     if why is None and spec.name in request.hold:
         why = LeftAlone(request.hold[spec.name], asked=True, held=True)
     return why
-
-
-def _in_f32(spec: TensorSpec) -> bool:
-    """Whether a tensor of more than one axis is no weight of a layer to those who read GGUF files."""
-    from compressor.architectures.gguf.naming import stays_f32
-
-    return len(spec.shape) > 1 and stays_f32(spec.name, spec.shape)
 
 
 def _parts(spec: TensorSpec, steps: Sequence[Step], container: Container) -> tuple[Part, ...]:

@@ -143,7 +143,7 @@ class _Reader:
                 raise self._bad("is in the file twice", tensor=name)
             (axes,) = self._unpack("<I")
             if axes > MAX_DIMS:
-                raise self._bad(f"has {axes} axes, and ggml's tensors have at most {MAX_DIMS}", tensor=name)
+                raise self._bad(f"has {axes} axes, and tensors of a .gguf have at most {MAX_DIMS}", tensor=name)
             *sizes, number, offset = self._unpack(f"<{axes}QIQ")
             found[name] = _Entry(name, self._type(number, name), tuple(reversed(sizes)), offset)
             self._check_shape(found[name])

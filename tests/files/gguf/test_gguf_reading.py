@@ -151,7 +151,7 @@ LIES: dict[str, tuple[GgufFile, str]] = {
         but(number=31),
         r"its type is Q4_0_4_4 \(31\), which ggml has given up. Quantize the model to Q4_0",
     ),
-    "axes": (but(axes=5), "has 5 axes, and ggml's tensors have at most 4"),
+    "axes": (but(axes=6), r"has 6 axes, and tensors of a \.gguf have at most 5"),
     "overflow": (but(shape=(2**40, 2**40)), "is too large"),
     "overflow behind a zero": (but(shape=(0, 2**40, 2**40)), "is too large"),
     "one axis": (but(shape=(2**63,)), "is too large"),

@@ -85,7 +85,7 @@ def test_values_are_kept_as_they_are() -> None:
         ([("w", "F32", (2,)), ("w", "F32", (2,))], {}, "would be in the file twice"),
         ([("", "F32", (2,))], {}, "its name has 0 bytes"),
         ([("w" * 128, "F32", (2,))], {}, "its name has 128 bytes, and a .gguf has 1 to 127"),
-        ([("w", "F32", (1, 1, 1, 1, 2))], {}, "has 5 axes, and a .gguf holds at most 4"),
+        ([("w", "F32", (1, 1, 1, 1, 1, 2))], {}, "has 6 axes, and a .gguf holds at most 5"),
         ([("w", "Q4_K", (2, 128))], {}, "are no whole blocks of 256 weights"),
         ([], {"general.alignment": values.scalar(Kind.UINT32, 3)}, "general.alignment is no power of two"),
     ],

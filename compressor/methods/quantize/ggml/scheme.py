@@ -281,6 +281,10 @@ class Rounded(PlainEncoder):
     dtype: ClassVar[str]
 
     @property
+    def numbers(self) -> bool:
+        return True
+
+    @property
     def ggml(self) -> GgmlType:
         return BY_NAME[self.dtype]
 
