@@ -129,7 +129,7 @@ def quantize(source: Path, output: Path, **keywords: Unpack[words.QuantizeKeywor
     """Store weights as codes of few bits.
 
     `bits=4` with `granularity="group"`, `group_size=32`, `scheme="nvfp4"`, `layout="mlx"`, ... choose how; by
-    default what compressed-tensors loads (vLLM, transformers), and `loader="mlx-lm"` what that one does. Or a
+    default what compressed-tensors loads (vLLM, transformers), and `loader="mlx"` what that one does. Or a
     budget chooses tensor by tensor: `target_size="300MB"` (bytes, or a text), `target_ratio=4`, `target_bits=4.5`
     (stored bits a weight), `scheme="auto", max_error=0.05`; `tell` is given the choice before it is carried out.
     Errors are relative: ‖W − W'‖ / ‖W‖.
@@ -147,7 +147,7 @@ def quantize(source: Path, output: Path, **keywords: Unpack[words.QuantizeKeywor
     ...     compressor.quantize("model.safetensors", "o.safetensors", bits=2, granularity="channel", max_error=0.1)
     ... except compressor.GateFailed as error:
     ...     print(error)
-    --max-error 0.1: the relative error of 'fc2.weight' is 0.4276. Nothing was written
+    max_error=0.1: the relative error of 'fc2.weight' is 0.4276. Nothing was written
     """
     check_keywords("quantize", keywords, words.QuantizeKeywords)
     run, options = _parted(keywords)

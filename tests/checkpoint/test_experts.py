@@ -222,7 +222,8 @@ def test_matrices_that_are_left_dense_are_the_right_parts(tmp_path: Path) -> Non
 
 def test_the_dry_run_and_the_report_show_the_matrices(tmp_path: Path) -> None:
     fused, _ = both(tmp_path, "llama4")
-    done = compressor("quantize", fused, "-o", tmp_path / "q", "--bits", 4, "--group-size", 32, "--dry-run")
+    how = ("--bits", 4, "--group-size", 32, "--dry-run", "--wide")
+    done = compressor("quantize", fused, "-o", tmp_path / "q", *how)
     assert done.code == 0
     assert "model.layers.1.feed_forward.experts.2.up_proj.weight" in done.out
     assert "transformers and vLLM look for these names" in done.out

@@ -153,7 +153,7 @@ def test_what_does_not_decide_on_blocks(model: Path) -> None:
     stats = stats_of(model)
     with pytest.raises(InputError, match="there is no influence of this block") as caught:
         cut(model, structure="layers", count=1, stats=stats)
-    assert "else leave --stats out" in caught.value.remedy
+    assert "else leave stats out" in caught.value.remedy
     assert kept_blocks(cut(model, structure="layers", count=1)) == [0, 2, 3]
     with pytest.raises(UsageError, match="picks the very layers that carry everything"):
         cut(model, structure="layers", count=1, importance="inputs", stats=stats)
@@ -288,7 +288,7 @@ def test_statistics_that_do_not_fit(model: Path) -> None:
         "'model.layers.0.mlp.down_proj.weight': has shape [16, 24], inputs on axis 1, and its statistics 5" in said
     )
     assert "'model.layers.3.mlp.down_proj.weight': there are no statistics of its inputs" in said
-    assert "Calibrate this model, or use --importance l2" in said
+    assert 'Calibrate this model, or use importance="l2"' in said
     other = {**layers_of(llama())}
     write_statistics(model.parent / "o.safetensors", other.items(), model="0" * 64)
     with pytest.raises(InputError, match="statistics are of another model"):
