@@ -55,8 +55,6 @@ class Documents:
         for option, path in (("--report", found.report), ("--junit", found.junit)):
             if path is not None:
                 found._check(option, path)
-        if found.report is not None and found.report == found.junit:
-            raise UsageError("--report and --junit name the same file", remedy="Give each a name of its own")
         place = os.environ.get(_SUMMARY, "") if found.summary is not None else ""
         if place and (os.path.isdir(place) or not os.path.isdir(os.path.dirname(place) or ".")):
             raise OutputError(
