@@ -34,7 +34,7 @@ PLACES = {
     **dict.fromkeys(
         ("bert", "bert-mlm", "roberta", "distilbert", "opt", "opt-narrow", "electra", "electra-wide"), 1
     ),
-    **dict.fromkeys(("phi", "gpt-neox", "gptj", "olmo2", "olmo3"), 2),
+    **dict.fromkeys(("phi", "gpt-neox", "gptj", "olmo2", "olmo3", "exaone4"), 2),
     **dict.fromkeys(("vit", "cohere", "cohere2", "starcoder2"), 3),
 }
 MIXED = [*EXPERTS, "deepseek-v3", "qwen3.5", "qwen3.5-vision", "modernbert"]  # whose blocks are not all alike

@@ -173,7 +173,7 @@ def test_heads_that_no_config_can_say_are_refused(tmp_path: Path, name: str) -> 
     source = make(tmp_path / "source", name)
     with pytest.raises(UsageError, match="no loader could be told") as caught:
         compressor.prune(source, tmp_path / "cut", structure="heads", count=1)
-    way = {"marian": "neurons, layers", "pegasus": "neurons, layers"}.get(name, "structure hidden")
+    way = {"marian": "neurons, layers", "pegasus": "neurons, layers"}.get(name, 'structure="hidden"')
     assert way in caught.value.remedy
 
 
