@@ -9,7 +9,7 @@ FAST := "not faults and not interop and not processors and not vllm"
 help:
 	@echo "make wheel             a wheel with compiled kernels, in dist"
 	@echo "make demo              install, compress the sample weights, show the tables"
-	@echo "make test              install, run the tests (about five minutes)"
+	@echo "make test              install, run the tests (about six minutes)"
 	@echo "make coverage          the same with coverage, which must be 95 percent"
 	@echo "make lint              ruff and strict mypy"
 	@echo "make docs              the documentation as a site, in build/site; a link that leads nowhere fails"
