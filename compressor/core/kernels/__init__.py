@@ -75,7 +75,7 @@ _SIGNATURES = {
     "keep_largest_f32": (c_void_p, c_size_t, c_size_t, c_int, c_int, c_void_p),
     "keep_largest_u32": (c_void_p, c_size_t, c_size_t, c_int, c_int, c_void_p),
     "search_scales": (c_void_p, c_size_t, c_size_t, *(c_void_p,) * 4, c_size_t, *(c_void_p,) * 3),
-    "search_levels": (c_void_p, c_size_t, c_size_t, *(c_void_p,) * 6),
+    "search_levels": (c_void_p, c_size_t, c_size_t, *(c_void_p,) * 3),
     "trellis_codes": (c_void_p, c_size_t, c_size_t, c_void_p, c_void_p),
     "trellis_points": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p),
     "trellis_numbers": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p, c_size_t, c_void_p, c_void_p),
@@ -555,26 +555,29 @@ class _LevelRule(Structure):
     _fields_ = (
         ("starts", c_void_p),
         ("count", c_size_t),
-        *((name, c_float) for name in ("least", "most", "steps", "limit")),
+        *((name, c_float) for name in ("least", "most", "limit")),
         ("turns", c_int64),
+        *((name, c_void_p) for name in ("whole", "cells", "places", "levels", "grid")),
     )
 
 
 class SearchedLevels(NamedTuple):
-    """What a search of scales for 16 levels goes by: ratios to `starts` from, which keep from `least` to `most`;
-    `steps` of the grid in a unit; scales of at most `limit`; so many `turns` of refitting. All float32: the `grid`
-    has the level of each number of steps, in two's complement of 16 bits; `levels` are those, and `tree` the
-    midpoints in steps in the order of a search by halves, the children of place i at 2i and 2i + 1."""
+    """What a search of scales for 16 levels goes by: ratios to `starts` from, float32, which keep from `least` to
+    `most`; scales of at most `limit`; so many `turns` of refitting. `levels` are float32, and `whole` the same in
+    4096ths, int16. `grid` [4096] has the place of the nearest level for each 2048th of a scale, in two's complement
+    of 12 bits, uint8; `cells` [3, 32] for each 16th, in two's complement of 5 bits, the midpoint in it (32767 where
+    none is), the whole level below that and the one above, int16; `places` the same with the places of levels."""
 
     starts: Array
     least: float
     most: float
-    steps: int
     limit: float
     turns: int
-    grid: Array
-    tree: Array
+    whole: Array
+    cells: Array
+    places: Array
     levels: Array
+    grid: Array
 
 
 def search_levels(blocks: Array, absmax: Array, rule: SearchedLevels) -> Array | None:
@@ -583,17 +586,11 @@ def search_levels(blocks: Array, absmax: Array, rule: SearchedLevels) -> Array |
     kernels = _takes(blocks, absmax) if blocks.dtype == absmax.dtype == np.float32 else None
     if kernels is None or blocks.shape[1] % 32 or blocks.shape[1] > 4096:
         return None
-    known = _LevelRule(
-        rule.starts.ctypes.data, rule.starts.size, rule.least, rule.most, rule.steps, rule.limit, rule.turns
-    )
+    starts, least, most, limit, turns, *tables = rule
+    places = (table.ctypes.data for table in tables)
+    known = _LevelRule(starts.ctypes.data, starts.size, least, most, limit, turns, *places)
     out: Array = np.empty(len(blocks), np.float32)
-    kernels.search_levels(
-        blocks.ctypes.data,
-        *blocks.shape,
-        *(array.ctypes.data for array in (absmax, rule.grid, rule.tree, rule.levels)),
-        byref(known),
-        out.ctypes.data,
-    )
+    kernels.search_levels(blocks.ctypes.data, *blocks.shape, absmax.ctypes.data, byref(known), out.ctypes.data)
     return out
 
 

@@ -40,7 +40,10 @@ WIDEST = max(high - low for low, high in pairwise(LEVELS)) / 2
 STARTS = (1.38, 1.05, 1.0, 0.95, 0.9, 0.85)
 LEAST, MOST = 0.75, 1.5
 _TURNS = 8  # of refitting; nearly all blocks settle in three
-_STEPS = 4096  # places of the search's table in a unit: a level is wrong only within 1/8192 of a midpoint
+# The search counts in integers: weights in these parts of a block's largest magnitude, fine ones where levels are
+# chosen and coarse ones where sums are made, and levels in parts of the largest. 16 steps are 2^-11 of a scale, so
+# a level is wrong only within 2^-12 of a midpoint.
+_FINE, _COARSE, _LEVEL, _STEPS = 32767, 8191, 4096, 16
 
 
 @cache
@@ -65,21 +68,41 @@ def _pairs() -> Array:
 
 
 @cache
+def _whole_levels() -> Array:
+    """The levels in `_LEVEL`ths, int16."""
+    return _fixed(np.rint(levels() * np.float32(_LEVEL)).astype(np.int16))
+
+
+@cache
+def _borders() -> Array:
+    """The midpoints in steps, int16: the nearest multiples of `_STEPS`, less one step, which is the last below."""
+    return (np.rint(midpoints() * np.float32((1 << 15) / _STEPS)) * _STEPS - 1).astype(np.int16)
+
+
+@cache
 def _grid() -> Array:
-    """The nearest level of k/`_STEPS` for every k, negative ones in two's complement of 16 bits."""
-    steps = np.arange(1 << 16, dtype=np.uint16).view(np.int16)
-    places = np.searchsorted(midpoints(), (steps / _STEPS).astype(np.float32))
-    return _fixed(levels()[places])
+    """The place of the level that is nearest to each 16th step, in two's complement of 12 bits, uint8 [4096]."""
+    steps = (np.arange(1 << 12, dtype=np.int16) << 4).astype(np.int16)
+    return _fixed(np.searchsorted(_borders(), steps).astype(np.uint8))
+
+
+@cache
+def _cells(whole: bool) -> Array:
+    """For each 16th of a scale, in two's complement of 5 bits, the border in it (32767 where none is), the level
+    below that and the one above, those as places or in `whole` parts: int16 [3, 32]."""
+    first = (np.arange(32, dtype=np.int16) << 11).astype(np.int16)
+    below, above = (np.searchsorted(_borders(), first + np.int16(more)) for more in (0, 2047))
+    border = np.where(below < above, np.append(_borders(), np.int16(32767))[below], np.int16(32767))
+    stands = _whole_levels() if whole else np.arange(len(LEVELS))
+    return _fixed(np.stack([border, stands[below], stands[above]]).astype(np.int16))
 
 
 @cache
 def _searched(limit: float) -> kernels.SearchedLevels:
     """What the compiled search goes by."""
-    order = np.array([8, 4, 12, 2, 6, 10, 14, *range(1, 16, 2)]) - 1
-    tree = np.zeros(len(LEVELS), np.float32)
-    tree[1:] = midpoints()[order] * np.float32(_STEPS)
-    starts = np.array(STARTS, np.float32)
-    return kernels.SearchedLevels(starts, LEAST, MOST, _STEPS, limit, _TURNS, _grid(), _fixed(tree), levels())
+    starts = _fixed(np.array(STARTS, np.float32))
+    tables = _whole_levels(), _cells(True), _cells(False), levels(), _grid()
+    return kernels.SearchedLevels(starts, LEAST, MOST, limit, _TURNS, *tables)
 
 
 def nearest(scaled: Array, codes: Array, work: Workspace) -> None:
@@ -133,48 +156,72 @@ def fitted(blocks: Array, absmax: Array, limit: float, work: Workspace) -> Array
     found = kernels.search_levels(blocks, absmax, _searched(limit))
     if found is not None:
         return found
-    unit = work.array("nf4.unit", blocks.shape, "<f4")
-    np.divide(blocks, np.where(absmax > 0, absmax, np.float32(1))[:, None], out=unit)
-    ratio, gain = _fit(unit, np.full(len(unit), STARTS[0], np.float32), None, work)
+    units = _units(blocks, absmax, work)
+    ratio, gain = _fit(units, np.full(len(blocks), STARTS[0], np.float32), None, work)
     for start in STARTS[1:]:
-        other, more = _fit(unit, np.full(len(unit), start, np.float32), None, work)
+        other, more = _fit(units, np.full(len(blocks), start, np.float32), None, work)
         np.copyto(ratio, other, where=more > gain)
         np.maximum(gain, more, out=gain)
-    moving = np.arange(len(unit))
+    moving = np.arange(len(blocks))
     for _ in range(_TURNS):
         held = ratio[moving]
-        ratio[moving], _ = _fit(unit, held, moving, work)
+        ratio[moving], _ = _fit(units, held, moving, work)
         moving = moving[ratio[moving] != held]
         if not len(moving):
             break
+    chosen = _chosen(units[0], ratio, levels(), work)
     with np.errstate(over="ignore"):
-        scale: Array = np.minimum(absmax * ratio, np.float32(limit))
+        scale: Array = np.minimum(absmax * _ratio(*_sums(blocks, absmax, chosen, work))[0], np.float32(limit))
     return scale
 
 
-def _fit(unit: Array, ratio: Array, chosen: Array | None, work: Workspace) -> tuple[Array, Array]:
-    """With the levels nearest to unit/ratio, of the blocks that are chosen or of all: the ratio that fits them
-    best, and by how much it lowers Σ unit²."""
-    factors = np.float32(_STEPS) / ratio
-    products = _products(unit, chosen, factors, work)
-    product, square = (one.astype(np.float32) for one in products)
+def _sums(blocks: Array, absmax: Array, chosen: Array, work: Workspace) -> tuple[Array, Array]:
+    """Σ u·t and Σ t² of blocks over their largest magnitudes and the levels that are chosen."""
+    unit = work.array("nf4.unit", blocks.shape, "<f4")
+    np.divide(blocks, np.where(absmax > 0, absmax, np.float32(1))[:, None], out=unit)
+    return dots(unit, chosen), dots(chosen, chosen)
+
+
+def _ratio(by_unit: Array, by_level: Array) -> tuple[Array, Array]:
+    """The ratio that fits the levels of such sums best, and by how much it lowers Σ unit²."""
+    product, square = by_unit.astype(np.float32), by_level.astype(np.float32)
     best = np.divide(product, square, out=np.ones_like(square), where=square > 0)
     np.clip(best, np.float32(LEAST), np.float32(MOST), out=best)
     return best, best * (2 * product - best * square)
 
 
-def _products(unit: Array, chosen: Array | None, factors: Array, work: Workspace) -> tuple[Array, Array]:
-    """Σ u·t and Σ t² of blocks, t being the level at round(u · factor) of the grid."""
-    if chosen is not None and len(chosen) < len(unit):
-        unit = unit[chosen]
-    places = work.array("nf4.places", unit.shape, "<f4")
-    steps = work.array("nf4.steps", unit.shape, "<u2")
-    levels = work.array("nf4.chosen", unit.shape, "<f4")
-    np.multiply(unit, factors[:, None], out=places)
-    np.add(places, np.float32(1.5 * 2.0**23), out=places)  # leaves the rounded integer in the lowest bits
-    np.copyto(steps, places.view("<u4"), casting="unsafe")
-    _grid().take(steps, out=levels, mode="wrap")
-    return dots(unit, levels), dots(levels, levels)
+def _units(blocks: Array, absmax: Array, work: Workspace) -> tuple[Array, Array]:
+    """The weights in fine and in coarse units of their blocks' largest magnitudes, int16."""
+    unit = work.array("nf4.unit", blocks.shape, "<f4")
+    scaled = work.array("nf4.rounded", blocks.shape, "<f4")
+    np.divide(blocks, np.where(absmax > 0, absmax, np.float32(1))[:, None], out=unit)
+    found = []
+    for whole in (_FINE, _COARSE):
+        np.rint(np.multiply(unit, np.float32(whole), out=scaled), out=scaled)
+        found.append(work.array(f"nf4.units{whole}", blocks.shape, "<i2"))
+        np.copyto(found[-1], scaled, casting="unsafe")
+    return found[0], found[1]
+
+
+def _fit(units: tuple[Array, Array], ratio: Array, which: Array | None, work: Workspace) -> tuple[Array, Array]:
+    """With the levels nearest to unit/ratio, of the blocks `which` or of all: the ratio that fits them best, and by
+    how much it lowers Σ unit²."""
+    fine, coarse = units if which is None or len(which) == len(units[0]) else (one[which] for one in units)
+    chosen = _chosen(fine, ratio, _whole_levels(), work)
+    by_unit, by_level = (np.multiply(one, chosen, dtype=np.int32).sum(1, np.int64) for one in (coarse, chosen))
+    return _ratio(by_unit * (1 / (_COARSE * _LEVEL)), by_level * (1 / _LEVEL**2))
+
+
+def _chosen(fine: Array, ratio: Array, levels: Array, work: Workspace) -> Array:
+    """Those of the levels that are nearest to fine units over the ratio."""
+    steps = work.array("nf4.steps", fine.shape, "<i4")
+    factors = np.rint(np.float32(1 << 14) / ratio).astype(np.int32)
+    np.multiply(fine, factors[:, None], out=steps)
+    np.right_shift(np.add(steps, 1 << 14, out=steps), 15, out=steps)
+    np.clip(np.multiply(steps, 2, out=steps), -(1 << 15), (1 << 15) - 1, out=steps)
+    np.bitwise_and(np.right_shift(steps, 4, out=steps), (1 << 12) - 1, out=steps)
+    chosen: Array = work.array(f"nf4.chosen.{levels.dtype}", fine.shape, levels.dtype.str)
+    return levels[_grid()].take(steps, out=chosen, mode="wrap")
 
 
 def _fixed(table: Array) -> Array:
