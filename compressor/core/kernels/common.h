@@ -37,9 +37,13 @@ typedef double Two __attribute__((vector_size(16)));
 
 /* The same as `halved` in registers, which compilers do not find out. */
 static inline double gathered(const float *lanes) {
+    typedef float Floats __attribute__((vector_size(32)));
     Eight wide[4];
-    for (int part = 0; part < 4; part++)
-        for (int lane = 0; lane < 8; lane++) wide[part][lane] = lanes[8 * part + lane];
+    for (int part = 0; part < 4; part++) {
+        Floats eight;
+        memcpy(&eight, lanes + 8 * part, sizeof eight);
+        wide[part] = __builtin_convertvector(eight, Eight);
+    }
     const Eight eight = (wide[0] + wide[2]) + (wide[1] + wide[3]);
     Four low, high;
     memcpy(&low, &eight, sizeof low);

@@ -175,15 +175,16 @@ class Fp8(ReadableScheme):
         numbers = scale.astype(values.dtype, copy=False)
         return numbers.reshape(1, -1) if self.granularity == "block" else numbers.reshape(-1, 1)
 
-    def stored(self, high: Array, factor: float, spec: TensorSpec) -> Array:
-        """The scale for units whose largest magnitudes are `high`, times a factor, as stored: never 0, never so
-        large that a code leaves the range of the weight's dtype, and where its dtype is coarse rather too large."""
+    def stored(self, high: Array, factors: Sequence[float], spec: TensorSpec) -> Array:
+        """The scales for units whose largest magnitudes are `high`, times each factor, as stored, [factors, units]:
+        never 0, never so large that a code leaves the range of the weight's dtype, and where its dtype is coarse
+        rather too large."""
         dtype, top = self.scales.dtype_for(spec), self.minifloat.largest
         wanted = high.astype(np.float64) / top
         wanted[(wanted == 0) & (high > 0)] = smallest("F64")
-        stored = scales.store_scale(wanted * factor, int(top), dtype, spec.dtype)[0]
+        stored, numbers = scales.store_scale(wanted * np.array(factors)[:, None], int(top), dtype, spec.dtype)
         beyond = top * (1 + 2.0 ** -(self.minifloat.mantissa + 2))  # what still rounds to the largest, nearly
-        short = widen(stored, dtype, Workspace()).astype(np.float64) * beyond < high
+        short = numbers.astype(np.float64) * beyond < high
         if short.any():
             patterns = stored.view(f"<u{stored.itemsize}")  # positive floats step up as their bit patterns do
             up = (patterns + short.astype(patterns.dtype)).view(stored.dtype)
@@ -230,7 +231,8 @@ class OneScale(_Encoder):
     largest: Mapping[str, float]
 
     def _scales(self, values: Array, spec: TensorSpec, work: Workspace) -> Array:
-        return self.scheme.stored(np.array([self.largest[spec.name]]), 1.0, spec)
+        stored: Array = self.scheme.stored(np.array([self.largest[spec.name]]), [1.0], spec)[0]
+        return stored
 
 
 @dataclass(frozen=True)
@@ -243,10 +245,9 @@ class OwnScales(_Encoder):
         scheme = self.scheme
         size = scheme.size(values.shape[1])
         high = self._largest(values, size, work)
-        stored = scheme.stored(high, 1.0, spec)
-        if scheme.method == "absmax":
-            return stored
-        tried = np.stack([stored, *(scheme.stored(high, factor, spec) for factor in _TRIALS[1:])])
+        tried = scheme.stored(high, _TRIALS[:1] if scheme.method == "absmax" else _TRIALS, spec)
+        if len(tried) == 1:
+            return tried.reshape(high.shape)
         numbers = widen(tried, scheme.scales.dtype_for(spec), Workspace()).astype(values.dtype)
         segments = scheme.as_columns(numbers[0], values).shape
         errors = scheme.minifloat.errors(values, numbers.reshape(len(tried), *segments), size, work)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from compressor.core import kernels
@@ -54,6 +55,19 @@ def _whole_power(base: Any, number: int) -> Any:
     for _ in range(abs(number)):
         found = found * base
     return 1 / found if number < 0 else found
+
+
+@cache
+def _factors(bits: int, size: int, signed: bool) -> tuple[float, ...]:
+    """The candidates for short groups, absmax's 1 first."""
+    step, least, power = _GRID[bits]
+    start = round(float((log2(least) + power * log2(128 / size)) / log2(step)))
+    tried = [1.0]
+    for number in range(start, start + _COUNT):
+        factor = min(max(_whole_power(step, number), LEAST), MOST)
+        tried += [factor] if factor != 1 else []
+        tried += [-factor] if signed else []
+    return tuple(tried)
 
 
 @dataclass(slots=True)
@@ -112,20 +126,9 @@ class Search(Units):
         first = self._point(ones, self.first_zero)
         if self.units.shape[1] >= _LONG or self.counts is not None:
             return first, self._long(first)
-        factors = self._factors()[1:]
+        factors = _factors(self.rule.bits, self.units.shape[1], self.rule.signed)[1:]
         tried = [first, *(self._point(ones * one, self._centred(one) if one > 0 else None) for one in factors)]
         return first, _best(tried)
-
-    def _factors(self) -> list[float]:
-        """The candidates for short groups, absmax's 1 first."""
-        step, least, power = _GRID[self.rule.bits]
-        start = round(float((log2(least) + power * log2(128 / self.units.shape[1])) / log2(step)))
-        tried = [1.0]
-        for number in range(start, start + _COUNT):
-            factor = min(max(_whole_power(step, number), LEAST), MOST)
-            tried += [factor] if factor != 1 else []
-            tried += [-factor] if self.rule.signed else []
-        return tried
 
     def _compiled(self) -> tuple[Array, Array | None] | None:
         """All of it at once, by the compiled kernel; None where there is none for such weights."""
@@ -147,9 +150,8 @@ class Search(Units):
         )
         points = None if zero is None else zero.copy()
         found = rule.numbers(self.first_stored).astype(self.kind)
-        if not kernels.search_scales(
-            self.units, self.base, (self.low, self.high), self._factors(), known, points, found
-        ):
+        tried = _factors(rule.bits, self.units.shape[1], rule.signed)
+        if not kernels.search_scales(self.units, self.base, (self.low, self.high), tried, known, points, found):
             return None
         stored = np.empty_like(self.first_stored)
         narrow(found, rule.dtype, stored)
