@@ -44,7 +44,8 @@ def loss(student: Array, softened: Array, temperature: float) -> float:
     """The loss of a batch: the mean over its samples [n, outputs] of the divergence, times temperature²; NaN where
     an output is not finite."""
     scaled = student.astype(np.float64) / temperature
-    scaled -= scaled.max(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        scaled -= scaled.max(axis=1, keepdims=True)
     scaled -= np.log(np.exp(scaled).sum(axis=1, keepdims=True))
     wanted = softened.astype(np.float64)
     entropy = wanted * np.log(np.maximum(wanted, 1e-300))
