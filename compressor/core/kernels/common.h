@@ -16,6 +16,8 @@
 #define EACH_CPU
 #endif
 
+#define INLINE static inline __attribute__((always_inline))
+
 static inline float as_float(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
 static inline uint32_t as_bits(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
 

@@ -550,24 +550,29 @@ EACH_CPU void unpack_bits(const uint8_t *restrict in, size_t rows, size_t column
 }
 
 /* Which of every `m` (at most 16) keys of a row are among its `n` largest, the first of equal ones; all that fill no
- * block stay. BESIDE blocks stand beside each other. */
+ * block stay. BESIDE blocks stand beside each other; of the usual sizes of a block compilers know all there is. */
 #define BESIDE 64
 #define KEEP_LARGEST(NAME, TYPE)                                                                               \
-    EACH_CPU void NAME(const TYPE *restrict keys, size_t rows, size_t columns, int n, int m,                   \
-                       uint8_t *restrict out) {                                                                \
+    INLINE void NAME##_of(const TYPE *restrict keys, size_t rows, size_t columns, int n, const int m,          \
+                          uint8_t *restrict out) {                                                             \
         TYPE planes[16][BESIDE];                                                                               \
         int32_t ranks[16][BESIDE];                                                                             \
+        uint8_t kept[BESIDE * 16];                                                                             \
+        const size_t blocks = columns / m;                                                                     \
         for (size_t row = 0; row < rows; row++) {                                                              \
             const TYPE *own = keys + row * columns;                                                            \
             uint8_t *restrict to = out + row * columns;                                                        \
-            const size_t blocks = columns / m;                                                                 \
             for (size_t start = 0; start < blocks; start += BESIDE) {                                          \
-                const size_t count = least(BESIDE, blocks - start);                                            \
-                const TYPE *from = own + start * m;                                                            \
-                for (size_t t = 0; t < count; t++)                                                             \
-                    for (int place = 0; place < m; place++) planes[place][t] = from[t * m + place];            \
-                for (size_t t = count; t < BESIDE; t++)                                                        \
-                    for (int place = 0; place < m; place++) planes[place][t] = 0;                              \
+                const size_t first = blocks < BESIDE ? 0 : least(start, blocks - BESIDE);                      \
+                const size_t count = least(BESIDE, blocks);                                                    \
+                const TYPE *from = own + first * m;                                                            \
+                if (count == BESIDE)                                                                           \
+                    for (size_t t = 0; t < BESIDE; t++)                                                        \
+                        for (int place = 0; place < m; place++) planes[place][t] = from[t * m + place];        \
+                else                                                                                           \
+                    for (size_t t = 0; t < BESIDE; t++)                                                        \
+                        for (int place = 0; place < m; place++)                                                \
+                            planes[place][t] = t < count ? from[t * m + place] : 0;                            \
                 for (int place = 0; place < m; place++)                                                        \
                     for (int t = 0; t < BESIDE; t++) ranks[place][t] = 0;                                      \
                 for (int one = 0; one < m; one++)                                                              \
@@ -577,11 +582,21 @@ EACH_CPU void unpack_bits(const uint8_t *restrict in, size_t rows, size_t column
                             ranks[other][t] += beats;                                                          \
                             ranks[one][t] += 1 - beats;                                                        \
                         }                                                                                      \
-                for (size_t t = 0; t < count; t++)                                                             \
-                    for (int place = 0; place < m; place++) to[(start + t) * m + place] = ranks[place][t] < n; \
+                for (size_t t = 0; t < BESIDE; t++)                                                            \
+                    for (int place = 0; place < m; place++) kept[t * m + place] = ranks[place][t] < n;         \
+                memcpy(to + first * m, kept, count * m);                                                       \
             }                                                                                                  \
             for (size_t i = blocks * m; i < columns; i++) to[i] = 1;                                           \
         }                                                                                                      \
+    }                                                                                                          \
+    EACH_CPU void NAME(const TYPE *restrict keys, size_t rows, size_t columns, int n, int m,                   \
+                       uint8_t *restrict out) {                                                                \
+        if (m == 4)                                                                                            \
+            NAME##_of(keys, rows, columns, n, 4, out);                                                         \
+        else if (m == 8)                                                                                       \
+            NAME##_of(keys, rows, columns, n, 8, out);                                                         \
+        else                                                                                                   \
+            NAME##_of(keys, rows, columns, n, m, out);                                                         \
     }
 KEEP_LARGEST(keep_largest_f32, float)
 KEEP_LARGEST(keep_largest_u32, uint32_t)
