@@ -82,23 +82,24 @@ def as_file(checkpoint: Checkpoint, wishes: Wishes = Wishes()) -> Checkpoint:
 
 def layers_of_file(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
     """The matrices of the GGUF file that a folder would become, with the layers whose inputs each takes (see
-    `inputs_of`). InputError as for `as_file`, but no tokenizer is needed; nothing for a checkpoint that has no
-    config."""
+    `inputs_of`). InputError as for `as_file`, but no tokenizer is needed, and there may be tensors that have no
+    place in it; nothing for a checkpoint that has no config."""
     if not model_types(checkpoint.source.config):
         return {}
     family = _family(checkpoint)
     config = hyperparameters.text_config(checkpoint.source.config or {}, family)
-    mapped = _described(checkpoint, config, family)[0]
+    mapped = _described(checkpoint, config, family, whole=False)[0]
     return inputs_of({name: move for name, move in mapped.moves.items() if len(mapped.shapes[name]) > 1})
 
 
 def _described(
-    checkpoint: Checkpoint, config: dict[str, Any], family: Family
+    checkpoint: Checkpoint, config: dict[str, Any], family: Family, *, whole: bool = True
 ) -> tuple[Mapped, dict[str, Any], dict[str, list[float]], list[str]]:
     """Where tensors go, the model's metadata, tensors of frequency factors and remarks. InputError for all that
-    keeps it from being a GGUF file, and where the config is nonsense."""
+    keeps it from being a GGUF file, and where the config is nonsense; if it has to be the `whole` checkpoint, for
+    tensors that have no place too."""
     try:
-        mapped = _mapped(checkpoint, config, family)
+        mapped = _mapped(checkpoint, config, family, whole=whole)
         found = hyperparameters.metadata(config, family)
         factors = hyperparameters.frequency_factors(config, family)
         return mapped, found, factors, list(hyperparameters.remarks(config, family))
@@ -110,7 +111,7 @@ def _described(
         ) from error
 
 
-def _mapped(checkpoint: Checkpoint, config: dict[str, Any], family: Family) -> Mapped:
+def _mapped(checkpoint: Checkpoint, config: dict[str, Any], family: Family, *, whole: bool) -> Mapped:
     """Where tensors go. InputError for all that keeps the model from being a GGUF file."""
     reasons = list(hyperparameters.refusals(config, family))
     sizes, layers = hyperparameters.sizes(config, family), hyperparameters.layers(config)
@@ -140,7 +141,7 @@ def _mapped(checkpoint: Checkpoint, config: dict[str, Any], family: Family) -> M
         hyperparameters.sparse_from(config, family),
         tied=config.get("tie_word_embeddings"),
     )
-    raise_all(problems + list(_problems(mapped, checkpoint, family)))
+    raise_all(problems + list(_problems(mapped, checkpoint, family, whole=whole)))
     return mapped
 
 
@@ -236,14 +237,14 @@ def _without(checkpoint: Checkpoint, patterns: Sequence[str]) -> Checkpoint:
     return replace(checkpoint, tensors=kept, notes=(*checkpoint.notes, *note))
 
 
-def _problems(mapped: Mapped, checkpoint: Checkpoint, family: Family) -> Iterator[CompressorError]:
+def _problems(mapped: Mapped, checkpoint: Checkpoint, family: Family, *, whole: bool) -> Iterator[CompressorError]:
     """What keeps the tensors from being the model that the config describes."""
     for name, wrong in mapped.misfits.items():
         yield InputError(f"{wrong} by config.json", file=checkpoint.path, tensor=name)
     if mapped.missing:
         some = _some(list(mapped.missing.values()))
         yield InputError(f"is no complete {family.model_type}: {some} would be needed", file=checkpoint.path)
-    if mapped.unmapped and not mapped.missing:
+    if whole and mapped.unmapped and not mapped.missing:
         some = _some(mapped.unmapped)
         yield InputError(
             f"llama.cpp's {family.gguf} has no place for {len(mapped.unmapped)} of its tensors: {some}",
