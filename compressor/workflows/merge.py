@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from math import prod
 
 from compressor.core import cleanup
 from compressor.core.errors import InputError, UsageError
@@ -60,6 +62,7 @@ def merge(
             raise MergeGateFailed(report)
         for small in record.small:
             sink.copy(small.name, found[0].check(small))
+        _write_card(sink, found[0], report)
         sink.publish()
     except BaseException:
         sink.discard()
@@ -189,18 +192,36 @@ def _report(parts: Sequence[Part], sink: Output, output: str) -> MergeReport:
         gates = Gates(**record.said["gates"])
         if type(before) is not int:
             raise TypeError
-        tensors = merged_tensors(parts)
-        report = MergeReport(output, record.count, record.plan, before, after, tensors)
+        stages = record.said["stages"]
+        if not all(isinstance(stage, dict) for stage in stages):
+            raise TypeError
+        report = MergeReport(output, record.count, record.plan, before, after, merged_tensors(parts), stages)
         verdicts = judge_sizes(gates, before, after)
         verdicts += judge(gates, [(one.name, one.change) for one in report.rows], report.total)
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(parts[0].path) from error
-    return MergeReport(
-        output,
-        record.count,
-        record.plan,
-        before,
-        after,
-        tensors,
-        tuple(one.failure for one in verdicts if one.failure),
+    return replace(report, gates=tuple(verdicts))
+
+
+def _write_card(sink: Output, first: Part, report: MergeReport) -> None:
+    """The model card of a folder that has one: what it says of the run, the first part knows. InputError where that
+    says what cannot be."""
+    said = first.record.said.get("card")
+    if said is None:
+        return
+    from compressor.workflows.model_card import NAME, CardFacts, CardFigures, model_card
+
+    size = sum(prod(one.shape) for one in report.rows)
+    figures = CardFigures(
+        report.fingerprint,
+        (report.size_before, report.size_after),
+        len(report.rows),
+        len(report.tensors),
+        sum(one.sizes[1] for one in report.rows) * 8 / size if size else 0.0,
+        (report.total.error, report.everything.error),
     )
+    try:
+        card = model_card(CardFacts(**said), figures)
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise damaged(first.path) from error
+    sink.add_text(NAME, card)
