@@ -109,6 +109,12 @@ _READS_WEIGHTS = (
     *("deformable_detr", "d_fine", "deimv2", "lw_detr", "rf_detr", "rt_detr", "rt_detr_v2", "grounding-dino"),
     *("mm-grounding-dino", "omdet-turbo", "pp_doclayout_v3", "pp_doclayout_v4", "sam3_lite_text"),
     "sam3_lite_text_text_model",
+    # of parts of models by themselves, and others that the walk through the schemes found
+    *("emu3", "emu3_vqgan", "altclip_vision_model", "blt_global_transformer", "blt_local_decoder"),
+    *("blt_local_encoder", "blt_patcher", "bridgetower_text_model", "clap_audio_model", "clap_text_model"),
+    *("clipseg_vision_model", "clvp_encoder", "colmodernvbert", "eomt", "groupvit_vision_model"),
+    *("kosmos_2_text_model", "kosmos_2_vision_model", "lw_detr_vit", "owlv2_text_model", "owlv2_vision_model"),
+    *("owlvit_vision_model", "phi4_multimodal_vision", "pix2struct_vision_model", "pp_doclayout_v2"),
 )
 # The same, and weight norm keeps transformers from dequantizing while it loads
 _WEIGHT_NORM = (
@@ -175,6 +181,7 @@ _TRANSFORMERS = (
         names=rf"^(?!{_BLOCKS_OF_OPTIMUM}\.\d)",
         instead="--bits 4",
     ),
+    Limit("gptq", "makes layers of other sizes for them", families=("bloom",), instead="--bits 4"),
     # experts, which it joins while it loads
     Limit(
         "int-quantized .*",
@@ -221,7 +228,16 @@ _TRANSFORMERS = (
     Limit(
         _PACKED,
         "fails to join the short convolutions, dense as they are, beside such codes",
-        families=("kimi_linear", "bailing_hybrid"),
+        families=(
+            *("kimi_linear", "bailing_hybrid", "glm5_next", "glm5_next_text", "lara_mini", "olmo_hybrid"),
+            *("mistral_large4", "molmo2_text"),
+        ),
+        instead="--scheme fp8",
+    ),
+    Limit(
+        "int-quantized .*",
+        "fails to join the short convolutions, dense as they are, beside such codes",
+        families=("olmo_hybrid",),
         instead="--scheme fp8",
     ),
     Limit(
@@ -247,8 +263,8 @@ _TRANSFORMERS = (
     Limit(
         "(?!(int-quantized|float-quantized|naive-quantized) .* (channel|tensor)).*",
         "divides the layer, which goes wrong with such codes",
-        families=("dinov2", "dinov2_with_registers", "nomic_bert"),
-        names=r"\.(weights_in|Wqkv)\.weight$",
+        families=("dinov2", "dinov2_with_registers", "nomic_bert", "gte", "jina_embeddings_v3", "hrm_text"),
+        names=r"\.(weights_in|Wqkv|qkv_proj|gqkv_proj|up_gate_proj|gate_up_proj)\.weight$",
         instead="--scheme fp8",
     ),
     Limit("nf4.*", "takes no codes of its layers", families=("falcon",), instead="--scheme fp8"),
