@@ -184,6 +184,9 @@ def more_inputs() -> None:
             save_file({f"{file}.weight": floats(8, 64)}, Path(name, f"{file}.safetensors"))
     Path("held").mkdir()
     np.save("held/m.npy", floats(8, 64))
+    for name in ("outer", "outermost/a", "outermost/b"):
+        Path(name).mkdir(parents=True)
+        folder(Path(name, "inner"), {"fc.weight": floats(8, 64)}, {})
     Path("pickled").mkdir()
     Path("pickled/weights.msgpack").write_bytes(b"x")
     folder(Path("bad-index"), llama(), LLAMA)

@@ -107,23 +107,37 @@ def run_leg(
 ) -> Report:
     """Run one leg: under a budget where the leg has one, on a base made anew where its adapter asks for that, else
     as one pass."""
+    if options.surveyed is not None and options.taken is None:
+        options = replace(options, taken=set())
     if leg.budget is not None:
         from compressor.workflows.budget.run import run_budget  # here because most runs have none
 
-        return run_budget(verb, source, output, leg, options, tell=tell, origin=origin)
+        report = run_budget(verb, source, output, leg, options, tell=tell, origin=origin)
+        return _with_unused_survey(report, options)
     if options.save_base is not None or any(stage.method.rounds for stage in leg.stages):
         source = _alternated(Order(verb, source, output, leg, options))
     if output.lower().endswith(".gguf"):
         leg = for_gguf(leg)
-    return _with_unused_survey(run_one_pass(verb, source, output, leg, options, origin=origin), options.surveyed)
+    return _with_unused_survey(run_one_pass(verb, source, output, leg, options, origin=origin), options)
 
 
-def _with_unused_survey(report: Report, surveyed: str | None) -> Report:
-    """The report, with a note where a survey was given to a run that looks at no whole model."""
-    if surveyed is None or any(step.method.reach == "model" for job in report.plan.jobs for step in job.steps):
+def _with_unused_survey(report: Report, options: RunOptions) -> Report:
+    """The report, with a note where a survey was given of which the run could go by no pass."""
+    if options.surveyed is None or options.taken:
         return report
-    said = f"no pass of {printable(surveyed)} was used: nothing in this run looks at the whole model first"
-    return replace(report, plan=replace(report.plan, notes=(*report.plan.notes, said)))
+    plan = report.plan
+    looks = report.allocation is not None or any(
+        step.method.reach == "model" for job in plan.jobs for step in job.steps
+    )
+    why = "nothing in this run looks at the whole model first"
+    if looks and options.dry_run and plan.sizes_known:
+        return report  # nothing was looked at
+    if looks:
+        from compressor.workflows.survey_book import differing
+
+        why = f"{differing(options.surveyed, plan.stages)}, so that this run looked at the whole model itself"
+    said = f"no pass of {printable(options.surveyed)} was used: {why}"
+    return replace(report, plan=replace(plan, notes=(*plan.notes, said)))
 
 
 def _alternated(order: Order) -> str:

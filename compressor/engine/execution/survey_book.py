@@ -33,11 +33,13 @@ class Paused(Exception):
 @dataclass(frozen=True)
 class SurveyBook:
     """The passes that are finished, by key: what each share gathered, as `to_json` gives it. `share` is given where
-    the run is there to survey: then it does that much of the next pass and no more. `path` is for messages."""
+    the run is there to survey: then it does that much of the next pass and no more. `path` is for messages. Passes
+    that a run goes by are added to `taken`."""
 
     passes: Mapping[str, Sequence[Any]]
     share: Share | None
     path: str
+    taken: set[str]
 
     def known(self, key: str, survey: Survey[Any]) -> Any:
         """What the pass gathered; None where it is not finished. InputError where the book is damaged."""
@@ -49,6 +51,7 @@ class SurveyBook:
                 stats = survey.merge(stats, from_json(more))
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, zlib.error) as error:
             raise InputError("is damaged", file=self.path, remedy="Make the survey again") from error
+        self.taken.add(key)
         return stats
 
 
