@@ -33,6 +33,7 @@ from compressor.workflows import inspect as inspecting
 from compressor.workflows import keywords as words
 from compressor.workflows import merge as merging
 from compressor.workflows import survey as surveying
+from compressor.workflows import written as looking
 from compressor.workflows.budget.run import run_tune
 from compressor.workflows.budget.search import search_of
 from compressor.workflows.compare import ComparisonReport
@@ -45,6 +46,7 @@ from compressor.workflows.one_pass import run_one_pass
 from compressor.workflows.results import Report
 from compressor.workflows.run_options import RunOptions
 from compressor.workflows.survey import SurveyReport
+from compressor.workflows.written import WrittenReport
 
 Path = str | os.PathLike[str]
 _PATHS = ("mask", "scores", "teacher", "config", *FILES)
@@ -63,6 +65,7 @@ __all__ = [
     "pipeline",
     "prune",
     "quantize",
+    "report",
     "restore",
     "run_recipe",
     "survey",
@@ -372,7 +375,7 @@ def compare(a: Path, b: Path, **keywords: Unpack[words.CompareKeywords]) -> Comp
     given: dict[str, Any] = {**keywords}
     what = LossInput(**{key: given.pop(key) for key in _LOSS_INPUT if key in given})
     gates = LossGates(**{key: given.pop(key) for key in _LOSS_GATES if key in given})
-    progress = given.pop("progress", None)
+    progress, histograms = given.pop("progress", None), given.pop("histograms", False)
     if what.way is not None:
         other = next((key for key in ("max_error", "min_sqnr") if given.get(key) is not None), None)
         if other is not None:
@@ -380,7 +383,23 @@ def compare(a: Path, b: Path, **keywords: Unpack[words.CompareKeywords]) -> Comp
         return comparing.compare_outputs(a, b, what, gates, progress)
     for gate in gates.given:
         raise UsageError(f"{flag_of(gate)} is of outputs", remedy="Give --text, --tokens or --inputs")
-    return comparing.compare(a, b, progress=progress, **given)
+    return comparing.compare(a, b, progress=progress, histograms=histograms, **given)
+
+
+def report(output: Path, **keywords: Unpack[words.ReportKeywords]) -> WrittenReport:
+    """What an output that is there is, by its record and its files; `to_html()` is the document.
+
+    The record names what it was made of by a hash. With that as `source` errors and histograms of both are told;
+    InputError where it is another one. Gates, a budget's curve and why tensors were kept are known to the run
+    alone.
+
+    >>> import compressor
+    >>> _ = compressor.quantize("model.safetensors", "w8.safetensors", bits=8, granularity="channel")
+    >>> compressor.report("w8.safetensors", source="model.safetensors")
+    <report: w8.safetensors: 1.07 MB → 271 kB, 6 tensors, relative error 0.00897>
+    """
+    check_keywords("report", keywords, words.ReportKeywords)
+    return looking.report(output, **keywords)
 
 
 _TABLES: dict[Callable[..., Any], type[Any]] = {
@@ -396,6 +415,7 @@ _TABLES: dict[Callable[..., Any], type[Any]] = {
     merge_statistics: words.MergeKeywords,
     inspect: words.InspectKeywords,
     compare: words.CompareKeywords,
+    report: words.ReportKeywords,
 }
 for _verb, _table in _TABLES.items():
     words.spell_out(_verb, _table)  # so that help() and notebooks show every keyword

@@ -28,9 +28,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     clock.judging = item.get_closest_marker("faults") is not None
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def unpublished() -> Iterator[None]:
-    """Earlier runs in this process must not look like the one under test."""
+    """Earlier runs in this process must not look like the one under test, and none leaves anything to undo."""
     from compressor.core import cleanup
 
     cleanup.begin()

@@ -122,6 +122,7 @@ UNKNOWN: dict[str, tuple[Callable[..., object], tuple[str, ...], dict[str, objec
     "calibrate": (compressor.calibrate, ("a", "b"), {"inputs": "x.npy"}, "sample", "--samples"),
     "inspect": (compressor.inspect, ("a",), {}, "stat", "--stats"),
     "compare": (compressor.compare, ("a", "b"), {}, "max_err", "--max-error"),
+    "report": (compressor.report, ("a",), {}, "sourc", "--source"),
     "merge_statistics": (compressor.merge_statistics, (["a", "b"], "c"), {}, "forced", "--force"),
     "merge": (compressor.merge, (["a"], "c"), {}, "copied", "--copies"),
     "run_recipe": (api.run_recipe, ("prune", "a", "b", Recipe(())), {}, "onyl", "--only"),

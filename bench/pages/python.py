@@ -6,14 +6,16 @@ what the command line's help says of it.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
+
 from compressor import api
+from compressor.cli.main import cli
 from compressor.workflows import keywords
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
@@ -66,6 +68,7 @@ COMMANDS = (
     "calibrate",
     "inspect",
     "compare",
+    "report",
     "merge",
 )
 FUNCTIONS = (*COMMANDS, "survey", "merge_statistics")
@@ -114,8 +117,8 @@ def _cell(text: str) -> str:
 def _helps(verb: str) -> dict[str, str]:
     """What the command says of its options, by their names in Python; where it has none, what another one says."""
     found: dict[str, str] = {}
-    for command in (*COMMANDS, verb if verb in COMMANDS else "quantize"):
-        options: list[Any] = importlib.import_module(f"compressor.cli.{command}").command.params
+    for name in (*COMMANDS, verb if verb in COMMANDS else "quantize"):
+        options: list[Any] = cli.get_command(click.Context(cli), name).params
         found |= {one.name: one.help for one in options if getattr(one, "help", None)}
     return found
 

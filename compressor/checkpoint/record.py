@@ -34,10 +34,13 @@ NO_PLAN = "0" * 64  # as long as a fingerprint, which is of all offsets and so c
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a file says of itself: earlier stages, and the tensors it stores as parts with what reads these."""
+    """What a file says of itself: earlier stages, and the tensors it stores as parts with what reads these; the
+    fingerprint of the `plan` that made it ("" where nothing was done), and what its source is known by."""
 
     stages: tuple[Mapping[str, Any], ...] = ()
     tensors: tuple[tuple[TensorSpec, Decoder | Indexed], ...] = ()
+    plan: str = ""
+    made_of: Identity | None = None
 
 
 def to_metadata(
@@ -105,7 +108,10 @@ def _parse(record: dict[str, Any]) -> Record:
     stages = record.get("stages", [])
     if not all(isinstance(stage, dict) for stage in stages):
         raise ValueError("stages")
-    return Record(tuple(stages), tuple(stored))
+    plan, source = record.get("plan", ""), record.get("source", {})
+    if not all(isinstance(text, str) for text in (plan, *source, *source.values())) or len(source) > 1:
+        raise ValueError("source")
+    return Record(tuple(stages), tuple(stored), plan, next(iter(source.items()), None))
 
 
 def _reader(scheme: Scheme, spec: TensorSpec) -> Decoder | Indexed:

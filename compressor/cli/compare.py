@@ -33,8 +33,9 @@ from compressor.core.errors import GateFailed
 @click.option("--min-sqnr", type=options.Finite(-1000), help="Gate: smallest signal to noise of any tensor, in dB.")
 @losing.gates
 @options.workers
+@documents.report_option
 @documents.junit_option
-@click.option("--force", is_flag=True, help="Replace the file of --junit.")
+@click.option("--force", is_flag=True, help="Replace the files of --report and --junit.")
 @options.output_format
 @options.top
 @options.wide
@@ -53,16 +54,14 @@ def command(a: str, b: str, style: str, top: int | None, **values: Any) -> int:
     from compressor.cli.report import progress, render
 
     hush, wide = values.pop("quiet"), values.pop("wide")
-    wanted = {"report_file": None, "summary": None, "junit": values.pop("junit"), "force": values.pop("force")}
-    beside = documents.Documents.taken(wanted)
+    beside = documents.Documents.taken(values)
+    values.pop("force")
     beside.check_apart(a, b)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the libraries look: folders have all that is needed
     with warnings.catch_warnings(), progress.bar(enabled=not hush, verbose=values.pop("verbose")) as advance:
         if values["text"] is not None or values["tokens"] is not None:
             warnings.simplefilter("ignore")  # torch's and transformers', of what is theirs
-        report = api.compare(a, b, **values, progress=advance)
-    beside.write_junit(report)
+        report = api.compare(a, b, **values, progress=advance, histograms=beside.report is not None)
     printed = emit(render(report, style, top=top, quiet=hush, wide=wide), essential=True)
-    if report.failures:
-        raise GateFailed("; ".join(report.failures[:5]))
+    beside.conclude(report, GateFailed("; ".join(report.failures[:5])) if report.failures else None)
     return 0 if printed else 4

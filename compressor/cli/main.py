@@ -29,6 +29,7 @@ _GROUPS = {
     "See what there is, and what it cost": {
         "inspect": "Show what an input holds, from its headers.",
         "compare": "Measure what B lost against A, worst first.",
+        "report": "Write a report to look at of an output that is there.",
         "restore": "Turn stored codes back into dense tensors.",
         "limit": "Refuse files over a size, for hooks of version control.",
     },
@@ -44,6 +45,7 @@ _GROUPS = {
     },
 }
 _COMMANDS = {name: said for group in _GROUPS.values() for name, said in group.items()}
+_MODULES = {"report": "written"}  # commands whose modules are called otherwise
 EXAMPLES = (
     "compressor quantize model.safetensors -o small.safetensors --bits 8",
     "compressor compare model.safetensors small.safetensors",
@@ -62,7 +64,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"compressor.cli.{name}").command
+        module = importlib.import_module(f"compressor.cli.{_MODULES.get(name, name)}")
+        command: click.Command = module.command
         return command
 
     def resolve_command(

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from compressor.cli import options
+from compressor.cli import documents, options
 from compressor.cli.help import Command
 from compressor.cli.streams import emit
 
@@ -26,6 +26,8 @@ from compressor.cli.streams import emit
     "--copies", is_flag=True, help="Inputs whose files differ in their times are copies of the same files."
 )
 @click.option("--remove-parts", is_flag=True, help="Remove the parts when OUTPUT has its name.")
+@documents.report_option
+@documents.junit_option
 @options.workers
 @options.output_format
 @options.top
@@ -42,9 +44,14 @@ def command(parts: tuple[str, ...], output: str, **values: Any) -> int:
     from compressor import api
     from compressor.cli.report import progress, render
     from compressor.cli.report.survey import render_survey
+    from compressor.files.survey_file import is_survey
     from compressor.workflows.merge_report import MergeGateFailed
     from compressor.workflows.survey import SurveyReport
 
+    beside = documents.Documents.taken(values)
+    beside.check_apart(*parts, output=output)
+    if is_survey(parts[0]):
+        beside.refuse("is of an output, and these are parts of a survey")
     style, rows, hush = values.pop("style"), values.pop("top"), values.pop("quiet")
     wide, verbose = values.pop("wide"), values.pop("verbose")
     failed: MergeGateFailed | None = None
@@ -57,6 +64,5 @@ def command(parts: tuple[str, ...], output: str, **values: Any) -> int:
         emit(render_survey(report, style or "table"), essential=False)
         return 0
     emit(render(report, style or "table", top=rows, quiet=hush, wide=wide), essential=False)
-    if failed is not None:
-        raise failed
+    beside.conclude(report, failed)
     return 0

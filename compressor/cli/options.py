@@ -14,7 +14,7 @@ import click
 from compressor.architectures.loaders import READERS
 from compressor.cli import documents
 from compressor.cli.streams import emit, say
-from compressor.core.errors import CompressorError, UsageError, problems_of
+from compressor.core.errors import UsageError
 from compressor.core.text import size_of
 from compressor.methods.contract import Method
 from compressor.methods.options import SELECTOR, SHARED, Option, choices_of, describe, options_of, required_options
@@ -452,7 +452,7 @@ def session(values: dict[str, Any], recipe: Recipe, places: tuple[str, str] | No
 
     beside = documents.Documents.taken(values)
     if places is not None:
-        beside.check_apart(*places)
+        beside.check_apart(places[0], output=places[1])
     style, rows, hush, wider = (values.pop(key) for key in ("style", "top", "quiet", "wide"))
     style = style or recipe.report.get("format", "table")
     rows = recipe.report.get("top") if rows is None else rows
@@ -471,15 +471,7 @@ def session(values: dict[str, Any], recipe: Recipe, places: tuple[str, str] | No
     emit(render(run.report, style, top=rows, quiet=hush, wide=wider), essential=False)
     for sentence in run.report.warnings:
         say("warning", sentence)
-    try:
-        beside.write(run.report)
-    except CompressorError as error:
-        if failed is None:
-            raise
-        for problem in problems_of(error):
-            say("warning", str(problem))
-    if failed is not None:
-        raise failed
+    beside.conclude(run.report, failed)
 
 
 def execute(
@@ -532,9 +524,14 @@ def _survey(verb: str, source: str, output: str, recipe: Recipe, values: dict[st
     from compressor.workflows.run_options import RunOptions
     from compressor.workflows.survey import run_survey
 
-    for name in ("dry_run", "report", "junit", "summary"):
+    for name, flag in (
+        ("dry_run", "dry-run"),
+        ("report_file", "report"),
+        ("junit", "junit"),
+        ("summary", "summary"),
+    ):
         if values.get(name):
-            said = f"--{name.replace('_', '-')} is for the run itself, and a survey makes no output"
+            said = f"--{flag} is for the run itself, and a survey makes no output"
             raise UsageError(said, remedy="Leave it out")
     style, hush, told_more = values.pop("style"), values.pop("quiet"), values.pop("verbose")
     teachers = _teachers_of(recipe)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import isfinite
 from typing import Any
 
@@ -16,16 +16,17 @@ from compressor.core.version import __version__
 from compressor.engine.plan.plan import Job
 from compressor.reports.choice import to_json as allocation_json
 from compressor.workflows.archive_contents import CodingGain
-from compressor.workflows.compare import ComparisonReport
+from compressor.workflows.compare import ComparedTensor, ComparisonReport
 from compressor.workflows.inspect import InspectReport
 from compressor.workflows.merge_report import MergeReport
-from compressor.workflows.results import Report
+from compressor.workflows.results import Report, Verdict
+from compressor.workflows.written import WrittenReport
 
 SCHEMA = 2  # docs/report-schema.json
 _LONG = 1000  # characters of a metadata value that are shown
 
 
-Result = Report | ComparisonReport | InspectReport | CalibrationReport | MergeReport
+Result = Report | ComparisonReport | InspectReport | CalibrationReport | MergeReport | WrittenReport
 
 
 def render(report: Result, *, top: int | None = None, quiet: bool = False) -> str:
@@ -44,6 +45,8 @@ def to_dict(report: Result, *, quiet: bool = False) -> dict[str, Any]:
         content = _calibration(report, quiet)
     elif isinstance(report, MergeReport):
         content = _merged(report, quiet)
+    elif isinstance(report, WrittenReport):
+        content = _written(report, quiet)
     else:
         content = _inspection(report)
     head = {"schema": SCHEMA, "tool": f"compressor {__version__}"}
@@ -74,13 +77,17 @@ def _report(report: Report, quiet: bool) -> dict[str, Any]:
         **({"cuts": [cut.to_dict() for cut in plan.cuts]} if plan.cuts else {}),
         **({"budget": allocation_json(report.allocation)} if report.allocation is not None else {}),
         "warnings": report.warnings,
-        "gates": [{"gate": one.gate, "kept": not one.failure, "said": one.measured} for one in report.gates],
+        "gates": _gates(report.gates),
         "failed_gates": list(report.failures),
     }
     if not quiet:
         changes: Sequence[Change | None] = report.changes or [None] * len(plan.jobs)
         content["tensors"] = [_tensor(job, change) for job, change in zip(plan.jobs, changes, strict=True)]
     return content
+
+
+def _gates(gates: Sequence[Verdict]) -> list[dict[str, Any]]:
+    return [{"gate": one.gate, "kept": not one.failure, "said": one.measured} for one in gates]
 
 
 def _tensor(job: Job, change: Change | None) -> dict[str, Any]:
@@ -123,6 +130,9 @@ def _merged(report: MergeReport, quiet: bool) -> dict[str, Any]:
         "size_after": report.size_after,
         "ratio": report.size_before / report.size_after,
         "treated": _change(report.total),
+        "all": _change(report.everything),
+        "stages": [dict(stage) for stage in report.stages],
+        "gates": _gates(report.gates),
         "failed_gates": list(report.failures),
     }
     if not quiet:
@@ -132,6 +142,8 @@ def _merged(report: MergeReport, quiet: bool) -> dict[str, Any]:
                 "shape": list(one.shape),
                 "dtype": one.dtype,
                 "dtype_after": one.dtype_after,
+                "size_before": one.sizes[0],
+                "size_after": one.sizes[1],
                 "treated": one.treated,
                 **(_change(one.change) or {}),
             }
@@ -147,6 +159,7 @@ def _comparison(report: ComparisonReport) -> dict[str, Any]:
         "b": without_secrets(report.b),
         "size_a": report.sizes[0],
         "size_b": report.sizes[1],
+        "gates": _gates(report.gates),
         "failed_gates": list(report.failures),
         **(_tensors(report) if report.loss is None else _loss(report.loss)),
     }
@@ -161,17 +174,45 @@ def _loss(loss: ModelLoss) -> dict[str, Any]:
 def _tensors(report: ComparisonReport) -> dict[str, Any]:
     return {
         "total": _measured(report.total),
-        "tensors": [
-            {
-                "name": row.name,
-                "shape": list(row.shape),
-                "dtype_a": row.dtypes[0],
-                "dtype_b": row.dtypes[1],
-                **({"problem": row.problem} if row.problem else _measured(row.measured)),
-            }
-            for row in report.rows
-        ],
+        "tensors": [_compared(row, _measured) for row in report.rows],
     }
+
+
+def _compared(row: ComparedTensor, measured: Callable[[Comparison], dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "shape": list(row.shape),
+        "dtype_a": row.dtypes[0],
+        "dtype_b": row.dtypes[1],
+        "stored_a": row.stored[0],
+        "stored_b": row.stored[1],
+        "size_a": row.sizes[0],
+        "size_b": row.sizes[1],
+        **({"problem": row.problem} if row.problem else {} if row.measured is None else measured(row.measured)),
+    }
+
+
+def _written(report: WrittenReport, quiet: bool) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "verb": "report",
+        "output": without_secrets(report.output),
+        "source": without_secrets(report.source) or None,
+        "size_before": report.sizes[0],
+        "size_after": report.sizes[1],
+        "total": None if report.total is None else _measured(report.total),
+        "stages": [dict(stage) for stage in report.stages],
+        "fingerprint": report.plan or None,
+        "made_of": None if report.made_of is None else dict([report.made_of]),
+        "notes": list(report.notes),
+    }
+    if not quiet:
+        measured = _measured if report.total is not None else _counted
+        content["tensors"] = [_compared(row, measured) for row in report.rows]
+    return content
+
+
+def _counted(found: Comparison) -> dict[str, Any]:
+    return {"weights": found.size, "sparsity_b": found.sparsity_after}
 
 
 def _measured(found: Comparison) -> dict[str, Any]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from compressor.reports.markup import told
 from compressor.workflows.compare import ComparisonReport
+from compressor.workflows.merge_report import MergeReport
 from compressor.workflows.results import Report
 
 
-def render_junit(report: Report | ComparisonReport) -> str:
+def render_junit(report: Report | ComparisonReport | MergeReport) -> str:
     """One suite with a case for each gate that was judged."""
-    what = f"{report.verb} {report.output}" if isinstance(report, Report) else f"compare {report.a} {report.b}"
+    if isinstance(report, ComparisonReport):
+        what = f"compare {report.a} {report.b}"
+    else:
+        what = f"{report.verb if isinstance(report, Report) else 'merge'} {report.output}"
     name = told(f"compressor {what}")
     cases = "".join(
         f'  <testcase classname="{name}" name="{told(one.gate)}">'

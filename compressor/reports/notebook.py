@@ -9,13 +9,14 @@ from compressor.calibration.result import CalibrationReport
 from compressor.core.text import printable, size_text
 from compressor.reports.figures import error_text, percent
 from compressor.reports.markup import told
-from compressor.workflows.compare import ComparisonReport
+from compressor.workflows.compare import ComparedTensor, ComparisonReport
 from compressor.workflows.inspect import InspectReport
 from compressor.workflows.merge_report import MergeReport
 from compressor.workflows.results import Report
+from compressor.workflows.written import WrittenReport
 
 _ROWS = 20
-Result = Report | ComparisonReport | InspectReport | CalibrationReport | MergeReport
+Result = Report | ComparisonReport | InspectReport | CalibrationReport | MergeReport | WrittenReport
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ def line_of(result: Result) -> str:
         if result.loss is not None:
             return f"compare: {found}, by their outputs on {printable(result.loss.source)}"
         return f"compare: {found}: relative error {error_text(result.total.error)} of {len(result.rows)} tensors"
+    if isinstance(result, WrittenReport):
+        sizes = f"{size_text(result.sizes[0])} → {size_text(result.sizes[1])}, {len(result.rows)} tensors"
+        error = "" if result.total is None else f", relative error {error_text(result.total.error)}"
+        return f"report: {printable(result.output)}: {sizes}{error}"
     if isinstance(result, CalibrationReport):
         return f"calibrate: {printable(result.output)}: {len(result.layers)} layers, {size_text(result.size)}"
     return f"inspect: {printable(result.path)}: {len(result.rows)} tensors, {size_text(result.size)}"
@@ -70,6 +75,8 @@ def _table(result: Result) -> _Table:
         worst = sorted(result.rows, key=lambda one: -one.change.error)[:_ROWS]
         merged = [[one.name, f"{one.dtype} → {one.dtype_after}", error_text(one.change.error)] for one in worst]
         return _Table(("tensor", "dtype", "error"), merged, len(result.rows))
+    if isinstance(result, WrittenReport):
+        return _tensors(result.rows, errors=result.total is not None)
     if isinstance(result, ComparisonReport):
         return _compared(result)
     if isinstance(result, CalibrationReport):
@@ -102,16 +109,21 @@ def _compared(report: ComparisonReport) -> _Table:
     if report.loss is not None:
         blocks = [[str(one.number), error_text(one.added), error_text(one.total)] for one in report.loss.blocks]
         return _Table(("block", "error added", "error so far"), blocks[:_ROWS], len(blocks))
+    return _tensors(report.rows, errors=True)
+
+
+def _tensors(compared: Sequence[ComparedTensor], *, errors: bool) -> _Table:
     rows = [
         [
             row.name,
             _shape(row.shape),
-            " / ".join(filter(None, row.dtypes)),
-            row.problem or error_text(row.measured.error),
+            " → ".join(filter(None, row.stored)),
+            " → ".join(size_text(size) for size, kind in zip(row.sizes, row.stored, strict=True) if kind),
+            row.problem or (error_text(row.measured.error) if errors and row.measured is not None else ""),
         ]
-        for row in report.rows[:_ROWS]
+        for row in compared[:_ROWS]
     ]
-    return _Table(("tensor", "shape", "dtypes", "error"), rows, len(report.rows))
+    return _Table(("tensor", "shape", "dtype", "size", "error"), rows, len(compared))
 
 
 def _shape(shape: Sequence[int]) -> str:

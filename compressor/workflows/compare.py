@@ -15,13 +15,15 @@ from compressor.checkpoint.experts import split_like
 from compressor.checkpoint.finite import blocks_of
 from compressor.core import kernels
 from compressor.core.errors import InputError
+from compressor.core.histogram import histogram
 from compressor.core.lazy import np
 from compressor.core.metrics import Comparison, count_zeros, dot, is_safe
 from compressor.core.parallel.threads import available_workers, in_order, local
-from compressor.core.shown import Shown
+from compressor.core.shown import Shown, document_of
 from compressor.core.tensor import DTYPES
 from compressor.core.text import printable
 from compressor.core.workspace import Array, Workspace
+from compressor.engine.plan.plan import short_name
 from compressor.recipe.loss_gates import LossGates
 from compressor.workflows.model_loss import LossInput, measure_loss, values_of
 from compressor.workflows.results import Verdict
@@ -32,11 +34,14 @@ _NAMED = 2  # tensors of either side in a message
 
 @dataclass(frozen=True)
 class ComparedTensor:
-    """One row of `compare`: metrics, or the reason why there are none."""
+    """One row of `compare`: metrics, or the reason why there are none. `dtypes` are those of the numbers, `stored`
+    what they lie there as and `sizes` the bytes of that, of A and of B; "" and 0 where a side has none."""
 
     name: str
     shape: tuple[int, ...]
     dtypes: tuple[str, str]
+    stored: tuple[str, str]
+    sizes: tuple[int, int]
     measured: Any = None
     problem: str = ""
 
@@ -52,6 +57,11 @@ class ComparisonReport(Shown):
     sizes: tuple[int, int]
     gates: tuple[Verdict, ...] = ()
     loss: ModelLoss | None = None
+
+    def to_html(self) -> str:
+        """The whole report to look at, as `--report FILE.html` writes it: one document that loads nothing. It has
+        histograms where they were asked for (`histograms=True`)."""
+        return document_of(self)
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -72,14 +82,17 @@ def compare(
     min_sqnr: float | None = None,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    histograms: bool = False,
 ) -> ComparisonReport:
     """Measure B against A, tensor by tensor, both restored if they store codes; worst first.
 
     A tensor that only one side has, or that differs in shape, is a row with a problem, and fails any gate.
-    `progress` is told the bytes that are compared, of how many.
+    `progress` is told the bytes that are compared, of how many. With `histograms` rows have one of their numbers,
+    as documents draw it.
     """
     left, right = open_checkpoint(a), open_checkpoint(b)
-    rows, total = _tensors(left, right, workers, progress)
+    count = available_workers() if workers is None else workers
+    rows, total = compared_tensors(left, right, count, progress, histograms=histograms)
     left.source.check_unchanged()
     right.source.check_unchanged()
     gates = tuple(_judge(rows, max_error, min_sqnr))
@@ -101,10 +114,16 @@ def compare_outputs(
     return ComparisonReport(os.fspath(a), os.fspath(b), (), Comparison(), sizes, verdicts, loss)
 
 
-def _tensors(
-    left: Checkpoint, right: Checkpoint, workers: int | None, progress: Callable[[int, int], None] | None
+def compared_tensors(
+    left: Checkpoint,
+    right: Checkpoint,
+    count: int,
+    progress: Callable[[int, int], None] | None,
+    *,
+    histograms: bool = False,
 ) -> tuple[list[ComparedTensor], Comparison]:
-    """A row for each tensor of either side, worst first, and all of them together."""
+    """A row for each tensor of either side, worst first, and all of them together, by so many workers. InputError
+    where there is none that both sides have."""
     if "gguf" in (left.source.kind, right.source.kind):
         left, right = _of_one_naming(left, right)
     left, right = split_like(left, right), split_like(right, left)
@@ -119,13 +138,12 @@ def _tensors(
         shared |= other is not None and one.spec.shape == other.spec.shape
         problem = _mismatch(one, other)
         if other is None or problem:
-            dtypes = (one.spec.dtype, other.spec.dtype if other else "")
-            rows.append(ComparedTensor(name, one.spec.shape, dtypes, problem=problem))
+            rows.append(_row(name, one, other, problem=problem))
         else:
             pairs.append((one, other))
     if not lone:
         rows += [
-            ComparedTensor(name, other.spec.shape, ("", other.spec.dtype), problem="only in B")
+            _row(name, None, other, problem="only in B")
             for name, other in right.tensors.items()
             if name not in left.tensors
         ]
@@ -135,17 +153,32 @@ def _tensors(
             file=right.source.path,
             remedy="`compressor inspect` shows what each of them holds",
         )
-    count = available_workers() if workers is None else workers
     total, done, size = Comparison(), 0, sum(one.nbytes + other.nbytes for one, other in pairs)
     with local(count) as executor:
-        for (one, other), measured in zip(pairs, in_order(executor, _compare_tasks(pairs), 2 * count), strict=True):
-            rows.append(ComparedTensor(one.spec.name, one.spec.shape, (one.spec.dtype, other.spec.dtype), measured))
+        tasks = (partial(_compare, one, other, histograms=histograms) for one, other in pairs)
+        for (one, other), measured in zip(pairs, in_order(executor, tasks, 2 * count), strict=True):
+            rows.append(_row(one.spec.name, one, other, measured))
             total.merge(measured)
             done += one.nbytes + other.nbytes
             if progress is not None:
                 progress(done, size)
     rows.sort(key=lambda row: (not row.problem, -row.measured.error if row.measured else 0, row.name))
     return rows, total
+
+
+def _row(
+    name: str, one: Tensor | None, other: Tensor | None, measured: Comparison | None = None, problem: str = ""
+) -> ComparedTensor:
+    """The row of a tensor that one of the sides has at least."""
+    sides = [(side.spec.dtype, stored_as(side), side.nbytes) if side else ("", "", 0) for side in (one, other)]
+    dtypes, stored, sizes = zip(*sides, strict=True)
+    shape = next(side.spec.shape for side in (one, other) if side is not None)
+    return ComparedTensor(name, shape, dtypes, stored, sizes, measured, problem)
+
+
+def stored_as(tensor: Tensor) -> str:
+    """How tables call what a tensor lies in its file as."""
+    return tensor.spec.dtype if tensor.encoder is None else short_name(tensor.encoder)
 
 
 def _of_one_naming(left: Checkpoint, right: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
@@ -207,23 +240,20 @@ def _verdict(gate: str, said: str, *, kept: bool) -> Verdict:
     return Verdict(gate, said, "" if kept else f"{gate}: {said}")
 
 
-def _compare_tasks(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[partial[Comparison]]:
-    for one, other in pairs:
-        yield partial(_compare, one, other)
-
-
-def _compare(one: Tensor, other: Tensor) -> Comparison:
+def _compare(one: Tensor, other: Tensor, *, histograms: bool = False) -> Comparison:
     with np.errstate(all="ignore"):  # what is not finite is looked for
-        return _compared(one, other)
+        return _compared(one, other, histograms)
 
 
-def _compared(one: Tensor, other: Tensor) -> Comparison:
+def _compared(one: Tensor, other: Tensor, histograms: bool) -> Comparison:
     total = Comparison()
     work = Workspace()
     beside = blocks_of(other, Workspace(), max(one.align, other.align))
     for a in blocks_of(one, work, max(one.align, other.align)):
         b = next(beside)
         a, b = _numbers(a), _numbers(b)
+        if histograms and np.isfinite(a).all() and np.isfinite(b).all():
+            total.merge(Comparison(histogram=histogram(a, b, work)))
         found = kernels.compare(a, b)
         if found is not None and all(map(is_safe, found[:4])):
             lost, energy, energy_b, product, zeros, zeros_b, most = found

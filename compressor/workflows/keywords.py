@@ -313,6 +313,15 @@ class CompareKeywords(LossKeywords, total=False):
     min_sqnr: float | None
     workers: int | None
     progress: Progress | None
+    histograms: bool
+
+
+class ReportKeywords(TypedDict, total=False):
+    """`report`: what the output was made of, and how many workers."""
+
+    source: Path | None
+    workers: int | None
+    progress: Progress | None
 
 
 def spell_out(verb: Callable[..., Any], table: type[Any]) -> None:

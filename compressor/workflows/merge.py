@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from compressor.core import cleanup
@@ -189,18 +190,12 @@ def _report(parts: Sequence[Part], sink: Output, output: str) -> MergeReport:
         gates = Gates(**record.said["gates"])
         if type(before) is not int:
             raise TypeError
-        tensors = merged_tensors(parts)
-        report = MergeReport(output, record.count, record.plan, before, after, tensors)
+        stages = record.said["stages"]
+        if not all(isinstance(stage, dict) for stage in stages):
+            raise TypeError
+        report = MergeReport(output, record.count, record.plan, before, after, merged_tensors(parts), stages)
         verdicts = judge_sizes(gates, before, after)
         verdicts += judge(gates, [(one.name, one.change) for one in report.rows], report.total)
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(parts[0].path) from error
-    return MergeReport(
-        output,
-        record.count,
-        record.plan,
-        before,
-        after,
-        tensors,
-        tuple(one.failure for one in verdicts if one.failure),
-    )
+    return replace(report, gates=tuple(verdicts))

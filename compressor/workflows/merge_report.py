@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compressor.core.errors import NothingWritten
 from compressor.core.metrics import Change
-from compressor.core.shown import Shown
-from compressor.workflows.results import merged
+from compressor.core.shown import Shown, document_of
+from compressor.workflows.results import Verdict, merged
 
 if TYPE_CHECKING:
     from compressor.engine.execution.parts import MergedTensor
@@ -26,7 +26,18 @@ class MergeReport(Shown):
     size_before: int
     size_after: int
     tensors: Sequence[MergedTensor]
-    failures: tuple[str, ...] = ()
+    stages: Sequence[Mapping[str, Any]] = ()
+    gates: tuple[Verdict, ...] = ()
+
+    def to_html(self) -> str:
+        """The whole report to look at, as `--report FILE.html` writes it: one document that loads nothing. It has
+        histograms where all parts were made with `--report`."""
+        return document_of(self)
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What gates say that do not hold."""
+        return tuple(one.failure for one in self.gates if one.failure)
 
     @cached_property
     def rows(self) -> list[MergedTensor]:
@@ -37,6 +48,11 @@ class MergeReport(Shown):
     def total(self) -> Change:
         """What happened to all treated tensors together."""
         return merged([one.change for one in self.rows])
+
+    @cached_property
+    def everything(self) -> Change:
+        """What happened to all tensors together, those that were carried over included."""
+        return merged([one.change for one in self.tensors])
 
 
 class MergeGateFailed(NothingWritten):

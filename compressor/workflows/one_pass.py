@@ -613,7 +613,9 @@ def _write_part(planned: Planned, plan: Plan, share: Share) -> Report:
     inputs, times = inputs_of((opened.checkpoint, *opened.teachers.values()), more)
     target = part_path(order.output, share)
     with ExitStack() as stack, _naming(order.source):
-        runner = _runner(planned, _worker(request, plan), stack, share)
+        worker = _worker(request, plan)
+        worker.histograms = options.histograms
+        runner = _runner(planned, worker, stack, share)
         layouts = [(file.name, file.layout) for file in plan.files]
         sink = PartOutput(target, layouts, runner.files, replace=options.force)
         try:
@@ -634,6 +636,7 @@ def _write_part(planned: Planned, plan: Plan, share: Share) -> Report:
                     "archived": opened.archived,
                     "recorded": bool(plan.stages),
                     "size_before": plan.size_before,
+                    "stages": [dict(stage) for stage in plan.stages],
                     "gates": asdict(options.gates),
                     "tensors": measured(runner, done, changes),
                 },

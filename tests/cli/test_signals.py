@@ -20,8 +20,6 @@ from compressor.core import cleanup
 from compressor.files import staging as atomic
 from compressor.files.staging import Staging
 
-pytestmark = pytest.mark.usefixtures("unpublished")
-
 
 class Left(BaseException):
     """Stands for the end of the process."""

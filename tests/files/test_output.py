@@ -18,8 +18,6 @@ from compressor.files import npy, npz, safetensors
 from compressor.files.input_file import InputFile
 from compressor.files.output import Output
 
-pytestmark = pytest.mark.usefixtures("unpublished")
-
 SPEC = TensorSpec("weight", "F32", (2, 3))
 DATA = np.arange(6, dtype=np.float32).reshape(2, 3)
 

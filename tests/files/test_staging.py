@@ -22,8 +22,6 @@ from compressor.core.errors import OutputError
 from compressor.files import staging as atomic
 from compressor.files.staging import Staging, check_place, remove, reporting, sync_folder
 
-pytestmark = pytest.mark.usefixtures("unpublished")
-
 
 def _weights(metadata: dict[str, str]) -> bytes:
     return save({"a": np.zeros(3, np.float32)}, metadata=metadata)

@@ -23,6 +23,7 @@ KINDS = {
     "calibrate": "calibration",
     "merge": "merged",
     "survey": "surveyed",
+    "report": "written",
 }
 MODEL = ROOT / "sample_weights" / "lenet300_teacher.safetensors"
 
@@ -49,7 +50,11 @@ def test_reports_are_as_the_schema_says(tmp_path: Path) -> None:
         ("--min-ratio 1.5", True),
         ("--max-error 0.5", True),
     ]
-    checked("compare", LLAMA, out)
+    compared = checked("compare", LLAMA, out, "--max-error", "0.5")
+    assert [(gate["gate"], gate["kept"]) for gate in compared["gates"]] == [("--max-error 0.5", True)]
+    row = next(one for one in compared["tensors"] if one["name"].endswith("0.mlp.up_proj.weight"))
+    assert (row["stored_a"], row["stored_b"], row["dtype_b"]) == ("BF16", "int4", "BF16")
+    assert row["size_a"] == 256 * 128 * 2 > 3 * row["size_b"]
     checked("inspect", out, "--stats")
     checked("restore", out, "-o", tmp_path / "again", "-q")
     checked("prune", LLAMA, "-o", tmp_path / "cut", "--structure", "neurons", "--fraction", "0.25")
@@ -70,7 +75,11 @@ def test_other_reports_are_too(tmp_path: Path) -> None:
     parts = [tmp_path / f"p.safetensors.part-{number}-of-2" for number in (1, 2)]
     for number in (1, 2):
         checked("quantize", MODEL, "-o", tmp_path / "p.safetensors", "--bits", "4", "--part", f"{number}/2")
-    checked("merge", *parts, "-o", tmp_path / "p.safetensors")
+    merged = checked("merge", *parts, "-o", tmp_path / "p.safetensors")
+    whole = checked("quantize", MODEL, "-o", tmp_path / "w.safetensors", "--bits", "4")
+    own = [(one["name"], one["size_before"], one["size_after"]) for one in whole["tensors"]]
+    assert [(one["name"], one["size_before"], one["size_after"]) for one in merged["tensors"]] == own
+    assert (merged["all"], merged["stages"]) == (whole["all"], whole["stages"])
     pruning = ("prune", MODEL, "-o", tmp_path / "s.safetensors", "--sparsity", "0.5", "--scope", "global")
     checked("survey", *pruning)
     checked("merge", tmp_path / "s.safetensors.survey-1-of-1", "-o", tmp_path / "book")

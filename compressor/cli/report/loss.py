@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from compressor.calibration.loss import ModelLoss, OutputLoss
+from compressor.calibration.loss import ModelLoss
 from compressor.cli.report.page import Column, Page, shown_name
 from compressor.core.text import printable, size_text
 from compressor.reports.figures import error_text
+from compressor.reports.loss import words_of
 from compressor.workflows.compare import ComparisonReport
 
 _MANY = 60  # rows that are shown without being asked for more
@@ -27,7 +28,7 @@ def to_page(page: Page, report: ComparisonReport, top: int | None) -> None:
     page.line(f"measured on {printable(loss.source, 500)}")
     page.verdict(
         f"{printable(report.b)} against {printable(report.a)}: {size_text(report.sizes[0])} {page.arrow} "
-        f"{size_text(report.sizes[1])}, {words(loss.outputs, page)}",
+        f"{size_text(report.sizes[1])}, {words_of(loss.outputs, page.pair)}",
     )
 
 
@@ -42,21 +43,3 @@ def _tensors(page: Page, loss: ModelLoss, limit: int) -> None:
         page.line(f"{len(loss.tensors) - len(shown)} more tensors; --top 0 shows all")
     page.line(f"each tensor alone, on {loss.sample} tokens")
     page.line()
-
-
-def words(outputs: OutputLoss, page: Page) -> str:
-    """What was measured, as one line has it."""
-    said = []
-    if outputs.kld is not None and outputs.kld_999 is not None:
-        said.append(f"KL divergence {outputs.kld:.4g} (99.9 %: {outputs.kld_999:.4g})")
-    if outputs.agreement is not None:
-        said.append(f"same top-1 {100 * outputs.agreement:.4g} %")
-    if outputs.perplexity is not None:
-        said.append(f"perplexity {page.pair(*(f'{one:.5g}' for one in outputs.perplexity))}")
-    if outputs.accuracy is not None:
-        said.append(f"accuracy {page.pair(*(f'{100 * one:.4g} %' for one in outputs.accuracy))}")
-    if outputs.cosine is not None:
-        said.append(f"cosine of embeddings {outputs.cosine:.6f}")
-    if outputs.error is not None:
-        said.append(f"relative error of outputs {error_text(outputs.error)}")
-    return ", ".join(said)

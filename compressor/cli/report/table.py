@@ -117,10 +117,11 @@ def _merged(page: Page, report: MergeReport, top: int | None) -> None:
             more = len(report.rows) - len(shown)
             page.line(f"{more} more tensors; --top 0 shows all, --format json gives all")
         page.line()
+    error = error_text(report.everything.error)
     page.verdict(
         f"{'not written' if report.failures else 'merged'} {printable(report.output)}, {report.parts} parts: "
         f"{size_text(report.size_before)} {page.arrow} {size_text(report.size_after)}, "
-        f"{_ratio(page, report.size_before / report.size_after)}, overall error {error_text(report.total.error)}",
+        f"{_ratio(page, report.size_before / report.size_after)}, relative error {error}",
     )
 
 
@@ -230,6 +231,7 @@ _COMPARISON = (
     Column("tensor", 9, right=False),
     Column("shape", 1),
     Column("dtype", 6, right=False),
+    Column("size", 7),
     Column("sparsity", 3),
     Column("cosine", 4),
     Column("max error", 2),
@@ -249,7 +251,10 @@ def _comparison(page: Page, report: ComparisonReport, top: int | None) -> None:
     rows = []
     for row in shown:
         found = row.measured
-        head = [shown_name(row.name), page.shape(row.shape), page.pair(*row.dtypes)]
+        head = [shown_name(row.name), page.shape(row.shape), _both(page, row.stored)]
+        head.append(
+            _both(page, [size_text(size) if kind else "" for size, kind in zip(row.sizes, row.stored, strict=True)])
+        )
         if found is None:
             rows.append([*head, "", "", "", "", row.problem])
             continue
@@ -274,6 +279,11 @@ def _comparison(page: Page, report: ComparisonReport, top: int | None) -> None:
         f"{printable(report.b)} against {printable(report.a)}: {size_text(report.sizes[0])} {page.arrow} "
         f"{size_text(report.sizes[1])}, relative error {error_text(total.error)}, cosine {total.cosine:.6f}",
     )
+
+
+def _both(page: Page, sides: Sequence[str]) -> str:
+    """What A's and B's tensor have; that of one where the other has no such tensor."""
+    return page.pair(*sides) if all(sides) else "".join(sides)
 
 
 _INSPECTION = (

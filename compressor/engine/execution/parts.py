@@ -88,18 +88,25 @@ def measured(runner: Runner, plan: Plan, changes: Sequence[Change]) -> dict[str,
 def _described(job: Job) -> dict[str, Any]:
     spec = job.spec
     reported = job.treated or bool(job.stored_as and not job.stays)
-    return {"dtype": job.dtype_before, "after": job.dtype_after, "shape": list(spec.shape), "treated": reported}
+    return {
+        "dtype": job.dtype_before,
+        "after": job.dtype_after,
+        "shape": list(spec.shape),
+        "sizes": [job.size_before, job.size_after],
+        "treated": reported,
+    }
 
 
 @dataclass(frozen=True)
 class MergedTensor:
-    """A tensor of a merged output: what it was stored as before and after, whether it was treated, and what
-    happened to it."""
+    """A tensor of a merged output: what it was stored as before and after, in how many bytes, whether it was
+    treated, and what happened to it."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     dtype_after: str
+    sizes: tuple[int, int]
     treated: bool
     change: Change
 
@@ -120,10 +127,13 @@ def merged_tensors(parts: Sequence[Part]) -> list[MergedTensor]:
 
 
 def _tensor(name: str, said: Mapping[str, Any]) -> MergedTensor:
-    texts, shape = (said["dtype"], said["after"]), said["shape"]
-    if not all(isinstance(text, str) for text in texts) or not all(type(size) is int for size in shape):
+    texts, shape, (before, after) = (said["dtype"], said["after"]), said["shape"], said["sizes"]
+    numbers = [*shape, before, after]
+    if not all(isinstance(text, str) for text in texts) or not all(
+        type(one) is int and one >= 0 for one in numbers
+    ):
         raise ValueError(name)
-    return MergedTensor(name, tuple(shape), *texts, said["treated"] is True, Change())
+    return MergedTensor(name, tuple(shape), *texts, (before, after), said["treated"] is True, Change())
 
 
 def check_covered(parts: Sequence[Part], *, archived: bool) -> None:

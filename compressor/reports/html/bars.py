@@ -12,6 +12,7 @@ from compressor.reports.markup import number, told
 
 LEVELS = 7  # of colour
 _RANGE = 8  # times: values further apart are told apart by their logarithms
+_ALIKE = 1.05  # times: values that are nearer to each other have one colour
 
 
 @dataclass
@@ -56,11 +57,12 @@ class Scale:
     @classmethod
     def of(cls, values: Sequence[float]) -> Scale:
         some = [value for value in values if value > 0 and isfinite(value)] or [1.0]
-        return cls(min(some), max(some), max(some) / min(some) > _RANGE)
+        low, high = min(some), max(some)
+        return cls(low, high if high > low * _ALIKE else low, high / low > _RANGE)
 
     def level(self, value: float) -> int:
         """0 to LEVELS − 1; what is not finite is the worst."""
-        if value <= self.low or self.high == self.low:
+        if value <= self.low or (self.high == self.low and isfinite(value)):
             return 0
         if not value < self.high:
             return LEVELS - 1
@@ -89,15 +91,22 @@ def heat_map(title: str, rows: Mapping[str, Mapping[int, float]], names: Sequenc
         body.append(_row(role, len(names), _cells(cells, scale), figure))
     axis = f"<p class=axis>columns: layers {told(names[0], 60)} to {told(names[-1], 60)}</p>"
     legend = "".join(
-        f"<span><svg viewBox='0 0 1 1' aria-hidden=true><path class=q{level} d='M0 .5h1'/></svg>"
-        f"{_from(scale, level)}</span>"
-        for level in range(LEVELS if scale.high > scale.low else 1)
+        f"<span><svg viewBox='0 0 1 1' aria-hidden=true><path class=q{level} d='M0 .5h1'/></svg>{edge}</span>"
+        for level, edge in enumerate(_edges(scale))
     )
     return _table(title, ("role", "", "lowest – highest"), body) + axis + f"<p class=legend>{legend}</p>"
 
 
-def _from(scale: Scale, level: int) -> str:
-    return f"{scale.edge(level):.2g}" + ("+" if level == LEVELS - 1 else "")
+def _edges(scale: Scale) -> list[str]:
+    """Where the levels begin, with as many digits as tell them apart."""
+    if scale.high == scale.low:
+        return [f"about {scale.low:.3g}"]
+    said = list[str]()
+    for digits in (2, 3, 4):
+        said = [f"{scale.edge(level):.{digits}g}" for level in range(LEVELS)]
+        if len({*said}) == LEVELS:
+            break
+    return [*said[:-1], f"{said[-1]}+"]
 
 
 def _cells(cells: Mapping[int, float], scale: Scale) -> str:

@@ -1,6 +1,8 @@
 // Sorting and finding in the table of tensors; all there is to read is there without it.
 (function () {
-  var table = document.getElementById("all"), body = table.tBodies[0], rows = Array.from(body.rows);
+  var table = document.getElementById("all");
+  if (!table) return;
+  var body = table.tBodies[0], rows = Array.from(body.rows);
   var units = { B: 1, kB: 1e3, MB: 1e6, GB: 1e9, TB: 1e12 };
   function value(row, column) {
     var cell = row.cells[column], text = cell ? cell.textContent.trim() : "";

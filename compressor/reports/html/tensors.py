@@ -10,10 +10,9 @@ from math import inf
 from compressor.core.histogram import BINS, Histogram
 from compressor.core.metrics import Change
 from compressor.core.text import size_text
-from compressor.engine.plan.plan import Job
 from compressor.reports.figures import error_text, percent
+from compressor.reports.html.sheet import Sheet, TensorRow
 from compressor.reports.markup import told
-from compressor.workflows.results import Report
 
 MANY = 5000  # rows; of more tensors the rest is counted
 DRAWN = 1000  # histograms, of the largest errors
@@ -22,31 +21,20 @@ _OFTEN = 10  # rows with one reason that say it themselves
 _TAIL = 0.005  # share of the numbers on either side that is not drawn
 
 
-def tensors_table(report: Report) -> str:
+def tensors_table(sheet: Sheet) -> str:
     """All tensors with what became of them."""
-    jobs = report.plan.jobs
-    changes: Sequence[Change | None] = report.changes or [None] * len(jobs)
-    treated = {job.spec.name for job, _ in report.rows}
-    chosen = {} if report.allocation is None else {one.name: one for one in report.allocation.chosen}
-    rows = [
-        (job, change if job.spec.name in treated else None, job.spec.name in treated)
-        for job, change in zip(jobs, changes, strict=True)
-    ]
-    rows.sort(key=lambda row: (not row[2], -_error(row[1]), -row[0].size_before, row[0].spec.name))
-    pruned = any(stage["kind"] == "prune" for stage in report.plan.stages)
-    heads = ["tensor", "shape", "stored as", "before", "after", "bits/w", "error"]
-    heads += [*(["zeros"] if pruned else ()), "numbers", "why"]
+    rows = sorted(sheet.rows, key=lambda row: (not row.treated, -_error(row.change), -row.before, row.name))
+    heads = ["tensor", "shape", "stored as", "before", "after", "bits/w"]
+    heads += [*(["error"] if sheet.errors else ()), *(["zeros"] if sheet.pruned else ()), "numbers"]
+    heads += ["why"] if any(row.why for row in rows) else []
     notes = _notes(rows)
     body = []
-    for place, (job, change, done) in enumerate(rows[:MANY]):
-        one = chosen.get(job.spec.name)
-        why = f"gains {one.gain:.2g}/MB" if one is not None and one.gain else ""
-        cells = _cells(job, change, drawn=place < DRAWN, pruned=pruned)
-        reasons = [notes.get(reason, reason) for reason in _reasons(job, treated=done)]
-        cells.append(told("; ".join(filter(None, (why, *reasons))), 200))
+    for place, row in enumerate(rows[:MANY]):
+        cells = _cells(row, sheet, drawn=place < DRAWN)
+        cells.append(told("; ".join(notes.get(reason, reason) for reason in row.why), 200))
         while not cells[-1]:
             cells.pop()
-        body.append(f"<tr><th>{told(job.spec.name, 200) or '&#39;&#39;'}<td>{'<td>'.join(cells)}")
+        body.append(f"<tr><th>{told(row.name, 200) or '&#39;&#39;'}<td>{'<td>'.join(cells)}")
     more = f"<p>{len(rows) - MANY} more tensors: --format json has all.</p>" if len(rows) > MANY else ""
     top = "".join(f"<th scope=col>{head}" for head in heads)
     listed = "".join(f"<li>{note}: {told(reason)}" for reason, note in notes.items())
@@ -57,9 +45,9 @@ def tensors_table(report: Report) -> str:
     )
 
 
-def _notes(rows: Sequence[tuple[Job, Change | None, bool]]) -> dict[str, str]:
+def _notes(rows: Sequence[TensorRow]) -> dict[str, str]:
     """Reasons that many tensors share, as the rows call them: they are written out once."""
-    counts = Counter(reason for job, _, done in rows for reason in _reasons(job, treated=done))
+    counts = Counter(reason for row in rows for reason in row.why)
     common = [reason for reason, count in counts.most_common() if count > _OFTEN]
     return {reason: f"note {n}" for n, reason in enumerate(common, 1)}
 
@@ -70,27 +58,19 @@ def _error(change: Change | None) -> float:
     return change.error if change.error == change.error else inf
 
 
-def _cells(job: Job, change: Change | None, *, drawn: bool, pruned: bool) -> list[str]:
-    spec = job.spec
-    after = job.dtype_after
+def _cells(row: TensorRow, sheet: Sheet, *, drawn: bool) -> list[str]:
+    before, after = row.stored
+    change = row.change
     return [
-        "×".join(map(str, spec.shape)),
-        told(after if job.dtype_before == after else f"{job.dtype_before} → {after}", 60),
-        size_text(job.size_before),
-        size_text(job.size_after),
-        f"{job.size_after * 8 / spec.size:.3g}" if spec.size else "",
-        error_text(change.error) if change is not None else "",
-        *([percent(change.sparsity_after) if change is not None else ""] if pruned else ()),
+        "×".join(map(str, row.shape)),
+        told(after if before == after or not before else f"{before} → {after}" if after else before, 60),
+        size_text(row.before) if before else "",
+        size_text(row.after) if after else "",
+        f"{row.after * 8 / row.size:.3g}" if row.size and after else "",
+        *([error_text(change.error) if change is not None else ""] if sheet.errors else ()),
+        *([percent(change.sparsity_after) if change is not None else ""] if sheet.pruned else ()),
         picture(change.histogram) if drawn and change is not None and change.histogram is not None else "",
     ]
-
-
-def _reasons(job: Job, *, treated: bool) -> list[str]:
-    """Why a tensor is what it is, where that is not simply what was asked."""
-    kept = [why.reason for why in job.left_alone]
-    if treated:
-        return [*dict.fromkeys(step.instead for step in job.steps if step.instead), *dict.fromkeys(kept)]
-    return list(dict.fromkeys(kept))
 
 
 def picture(found: Histogram) -> str:
