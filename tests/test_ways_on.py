@@ -184,6 +184,7 @@ def more_inputs() -> None:
             save_file({f"{file}.weight": floats(8, 64)}, Path(name, f"{file}.safetensors"))
     Path("held").mkdir()
     np.save("held/m.npy", floats(8, 64))
+    folder(Path("gpt-neo"), {"transformer.h.0.mlp.c_fc.weight": floats(64, 64)}, {"model_type": "gpt_neo"})
     for name in ("outer", "outermost/a", "outermost/b"):
         Path(name).mkdir(parents=True)
         folder(Path(name, "inner"), {"fc.weight": floats(8, 64)}, {})

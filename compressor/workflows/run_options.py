@@ -51,8 +51,8 @@ class RunOptions:
     an output folder's README.md is a model card, above what the input's says. `part` is "K/N": the run is job K of
     N that write an output together, each a part of it beside its place, which `merge` puts together. `surveyed` is
     the file of what `survey` found of the whole model; with `surveys_only` the run looks at the whole model
-    and nothing else; to `taken` it adds the passes that it went by. `scheduler` is the address of a Dask scheduler,
-    whose workers then read, treat and write all that is large.
+    and nothing else. `scheduler` is the address of a Dask scheduler, whose workers then read, treat and write all
+    that is large.
     """
 
     force: bool = False
@@ -85,7 +85,6 @@ class RunOptions:
     part: str | None = None
     surveyed: str | None = None
     surveys_only: bool = False
-    taken: set[str] | None = None
     scheduler: str | None = None
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ def book_of(options: RunOptions, checkpoints: Iterable[Checkpoint]) -> SurveyBoo
     of whole tensors, whose sums do not depend on how many jobs there are then. InputError for another's survey."""
     share = share_of(options.part or "1/1", whole=True) if options.surveys_only else None
     if options.surveyed is None:
-        return SurveyBook({}, share, "", set())
+        return SurveyBook({}, share, "")
     if not options.surveyed:
         raise UsageError("--surveyed names no file", remedy="Give what `compressor merge` made of surveys")
     found = read_survey(options.surveyed)
@@ -31,8 +31,7 @@ def book_of(options: RunOptions, checkpoints: Iterable[Checkpoint]) -> SurveyBoo
         raise InputError(said, file=options.surveyed, remedy="Merge those of all jobs first")
     if found.inputs != inputs_of(checkpoints, ())[0]:
         raise InputError("is a survey of other inputs", file=options.surveyed, remedy="Make the survey again")
-    taken = set() if options.taken is None else options.taken
-    return SurveyBook(found.passes, share, options.surveyed, taken)
+    return SurveyBook(found.passes, share, options.surveyed)
 
 
 def differing(path: str, stages: Sequence[Mapping[str, Any]]) -> str:

@@ -57,7 +57,6 @@ class Errand:
             surveys_only=options.surveys_only and looks,
             scheduler=options.scheduler,
             surveyed=options.surveyed,
-            taken=options.taken,
         )
         return run_one_pass(self.verb, self.source, self.output, recipe, planning, only=only)
 
