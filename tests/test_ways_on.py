@@ -1,274 +1,67 @@
 """No remedy of a message is false: a command reaches it, and what it says is done then, with success.
 
 `support/ways_on.txt` has for each its words, a command that is refused with it, and the command that does what it
-says; `support/ways_outside.txt` has those that no command can do, by kind. `test_remedies.py` runs messages of
-several options, and notes.
+says; `support/ways_outside.txt` has those that no command can do, by kind, and `support/ways_elsewhere.txt` those
+that tests of their own run. `test_remedies.py` runs messages of several options, and notes.
 """
 
 from __future__ import annotations
 
+import ast
 import json
+import math
 import os
 import shlex
 import shutil
+import sys
+from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from ml_dtypes import bfloat16
-from safetensors.numpy import load_file, save_file
-from support.console import SAMPLES, STUDENT, TEACHER, Done, compressor
-from support.ways_on import pattern_of, ways_on
+from support.console import Done, compressor
+from support.range_server import served
+from support.ways_on import lines_of, pattern_of, ways_on
+from support.ways_on_inputs import make_inputs
 
 import compressor as package
 
-LLAMA = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "vocab_size": 32,
-    "tie_word_embeddings": True,
-}
-RANDOM = np.random.default_rng(0)
+TESTS = Path(__file__).parent
+Run = tuple[str, str, str]
 
 
-def floats(*shape: int) -> np.ndarray:
-    return RANDOM.standard_normal(shape).astype(np.float32)
-
-
-def llama() -> dict[str, np.ndarray]:
-    found = {"model.embed_tokens.weight": floats(32, 64), "model.norm.weight": np.ones(64, np.float32)}
-    for layer in range(2):
-        at = f"model.layers.{layer}"
-        sizes = {"self_attn.q": (64, 64), "self_attn.k": (32, 64), "self_attn.v": (32, 64), "self_attn.o": (64, 64)}
-        sizes |= {"mlp.gate": (128, 64), "mlp.up": (128, 64), "mlp.down": (64, 128)}
-        found |= {f"{at}.{name}_proj.weight": floats(*shape) for name, shape in sizes.items()}
-        found |= {
-            f"{at}.{name}.weight": np.ones(64, np.float32)
-            for name in ("input_layernorm", "post_attention_layernorm")
-        }
-    return found
-
-
-def folder(place: Path, tensors: dict[str, np.ndarray], config: object = None) -> None:
-    place.mkdir()
-    save_file(tensors, place / "model.safetensors", metadata={"format": "pt"})
-    if config is not None:
-        (place / "config.json").write_text(json.dumps(config))
-
-
-def make_inputs() -> None:
-    """What the commands take, in the working directory."""
-    shutil.copy(TEACHER, "teacher.safetensors")
-    shutil.copy(STUDENT, "student.safetensors")
-    shutil.copy(SAMPLES / "score.py", "score.py")
-    images = np.load(SAMPLES / "mnist_test_2000.npz")
-    np.save("x.npy", images["x"][:40].reshape(40, 784))
-    np.save("y.npy", images["y"][:40])
-    np.savez("xy.npz", x=images["x"][:40], y=images["y"][:40])
-    np.save("m.npy", floats(16, 64))
-    np.save("v.npy", floats(16))
-    np.save("words.npy", np.array(["a", "b"]))
-    np.save("objects.npy", np.array([{}], dtype=object), allow_pickle=True)
-    np.savez_compressed("packed.npz", w=floats(16, 64))
-    np.savez("plain.npz", w=floats(16, 64))
-    save_file({"fc.weight": floats(8, 64)}, "one.safetensors")
-    save_file({"fc.weight": floats(16, 64), "odd.weight": floats(8, 51)}, "odd.safetensors")
-    save_file({"fc.weight": floats(16, 64), "lm_head.weight": floats(32, 64)}, "head.safetensors")
-    save_file({"fc.weight": floats(16, 64), "conv.weight": floats(8, 16, 2, 2)}, "conv.safetensors")
-    broken = floats(16, 64)
-    broken[0, 0] = np.nan
-    save_file({"fc.weight": floats(16, 64), "bad.weight": broken}, "nan.safetensors")
-    folder(Path("llama"), llama(), LLAMA)
-    folder(Path("bare"), llama())
-    folder(Path("made-up"), {"a.weight": floats(16, 64)}, {"model_type": "made-up"})
-    with_nan = llama()
-    with_nan["model.layers.0.mlp.up_proj.weight"][0, 0] = np.nan
-    folder(Path("llama-nan"), with_nan, LLAMA)
-    folder(Path("cut-short"), {k: v for k, v in llama().items() if "1.mlp.up" not in k}, LLAMA)
-    folder(Path("other-width"), llama(), LLAMA | {"hidden_size": 32})
-    for name in ("one.safetensors", "m.npy", "plain.npz"):
-        data = Path(name).read_bytes()
-        Path(f"cut-{name}").write_bytes(data[: len(data) - 40])
-    Path("text.txt").write_text("hello world " * 50)
-    Path("empty").mkdir()
-    Path("full").mkdir()
-    Path("full/mine.txt").write_text("mine")
-    Path("a-file").write_text("mine")
-    Path("slow.sh").write_text("sleep 0.5\necho 1\n")
-    more_inputs()
-    inputs_of_rare_ways()
-    for command in (
-        "quantize llama -o llama.gguf --no-tokenizer --bits 8",
-        "calibrate student.safetensors --inputs x.npy -o student-stats.safetensors",
-        "quantize one.safetensors -o codes.safetensors --bits 8",
-        "prune one.safetensors -o half.safetensors --sparsity 0.5",
-        "pipeline one.safetensors -o archive.safetensors --store archive",
-        "calibrate teacher.safetensors --inputs x.npy -o stats.safetensors",
-        "calibrate teacher.safetensors --inputs x.npy -o diagonal.safetensors --diagonal",
-        "prune student.safetensors -o pruned-student.safetensors --sparsity 0.5",
-        "prune teacher.safetensors -o pruned-teacher.safetensors --sparsity 0.5",
-    ):
-        assert compressor(*shlex.split(command)).code == 0, command
-    for name in ("archive", "stats"):
-        data = Path(f"{name}.safetensors").read_bytes()
-        Path(f"cut-{name}.safetensors").write_bytes(data[:-40])
-    Path("broken-stats.safetensors").write_bytes(data[: len(data) // 2] + b"\xff" * (len(data) - len(data) // 2))
-
-
-CHAIN = """
-[[structure]]
-name = "units"
-axes = ["fc1.weight:0", "fc1.bias:0", "fc2.weight:1"]
-"""
-CUT = """
-[[stage]]
-kind = "prune"
-structure = "units"
-fraction = 0.5
-"""
-SCHEDULE = """
-[[stage]]
-kind = "prune"
-sparsity = %s
-"""
-
-
-def more_inputs() -> None:
-    """Inputs of other tools, odd ones, and recipes."""
-    folder(Path("wrapped"), {f"_orig_mod.{name}": values for name, values in llama().items()}, LLAMA)
-    codes = {
-        "a.qweight": np.ones((8, 64), np.int32),
-        "a.qzeros": np.ones((2, 8), np.int32),
-        "a.scales": np.ones((2, 64), np.float16),
-        "a.g_idx": (np.arange(64) // 32).astype(np.int32),
-    }
-    gptq = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True}
-    save_file(codes, "gptq.safetensors")
-    folder(Path("gptq"), codes, {"quantization_config": gptq})
-    folder(Path("gptq-bare"), codes, {})
-    folder(Path("by-aqlm"), codes, {"quantization_config": {"quant_method": "aqlm"}})
-    turned = {"config_groups": {"u": {"apply": [{"location": "input"}]}}}
-    fp8 = {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {"g": {}}}
-    folder(
-        Path("transformed"), {"a.weight": floats(8, 8)}, {"quantization_config": fp8 | {"transform_config": turned}}
-    )
-    eight = {"a.weight": np.ones((8, 64), np.float32)}
-    for name, algorithm in (("modelopt", "FP8"), ("modelopt-odd", "W4A8_AWQ")):
-        folder(Path(name), eight, {"quantization_config": {"quant_method": "modelopt", "quant_algo": algorithm}})
-    save_file({"a.weight_orig": floats(8, 64), "a.weight_mask": floats(8, 64)}, "mask.safetensors")
-    save_file({"odd.weight": floats(8, 51), "odd2.weight": floats(8, 51)}, "odd2.safetensors")
-    save_file({"fc.weight": floats(8, 32)}, "other-shape.safetensors")
-    save_file({"short.weight": floats(64, 96)}, "short.safetensors")
-    save_file({"fc.weight": floats(16, 64), "huge.weight": floats(16, 64) * np.float32(1e37)}, "huge.safetensors")
-    conv1d = {"h.0.attn.c_attn.weight": floats(64, 192), "h.0.mlp.c_fc.weight": floats(64, 128)}
-    folder(Path("gpt2"), conv1d, {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]})
-    save_file(
-        {"a.weight": floats(8, 64), "a.weight_scale": floats(8), "b.weight": floats(8, 64)},
-        "named-alike.safetensors",
-    )
-    inner = Path("pipe/transformer")
-    inner.mkdir(parents=True)
-    Path("pipe/model_index.json").write_text(json.dumps({"transformer": ["diffusers", "X"]}))
-    save_file({"fc.weight": floats(16, 64)}, inner / "diffusion_pytorch_model.safetensors")
-    (inner / "config.json").write_text(json.dumps({"_class_name": "X"}))
-    for name, files in {"lone": ["other"], "pair": ["a", "b"]}.items():
-        Path(name).mkdir()
-        for file in files:
-            save_file({f"{file}.weight": floats(8, 64)}, Path(name, f"{file}.safetensors"))
-    Path("held").mkdir()
-    np.save("held/m.npy", floats(8, 64))
-    folder(Path("gpt-neo"), {"transformer.h.0.mlp.c_fc.weight": floats(64, 64)}, {"model_type": "gpt_neo"})
-    for name in ("outer", "outermost/a", "outermost/b"):
-        Path(name).mkdir(parents=True)
-        folder(Path(name, "inner"), {"fc.weight": floats(8, 64)}, {})
-    Path("pickled").mkdir()
-    Path("pickled/weights.msgpack").write_bytes(b"x")
-    folder(Path("bad-index"), llama(), LLAMA)
-    Path("bad-index/model.safetensors").unlink()
-    Path("bad-index/model.safetensors.index.json").write_text("{}")
-    for name, places in {"overlap": ((0, 4), (2, 6)), "hole": ((0, 4), (6, 10))}.items():
-        header = {n: {"dtype": "U8", "shape": [4], "data_offsets": at} for n, at in zip("ab", places, strict=True)}
-        text = json.dumps(header).encode()
-        Path(f"{name}.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(places[-1][1]))
-    Path("described.toml").write_text(CHAIN + CUT)
-    Path("misdescribed.toml").write_text(CHAIN.replace("fc1.bias", "fc1.bais") + CUT)
-    Path("axis.toml").write_text(CHAIN.replace("fc1.bias:0", "fc1.bias") + CUT)
-    Path("twice.toml").write_text(SCHEDULE % 0.5 + '[[stage]]\nkind = "quantize"\nbits = 8\n')
-    Path("schedule.toml").write_text(SCHEDULE % '{from = 0.5, to = 0.9, steps = 4, shape = "cubic"}')
-    Path("schedule-bad.toml").write_text(SCHEDULE % "{from = 0.5, until = 0.9}")
-    Path("two-targets.toml").write_text("[budget]\ntarget_ratio = 2\ntarget_bits = 3\n")
-    wrong = np.load("x.npy").astype(np.float32)
-    wrong[3, 3] = np.nan
-    np.save("x-nan.npy", wrong)
-    for name, layer in {"recorded": "fc9", "recorded-well": "fc1"}.items():
-        Path(name).mkdir()
-        np.save(f"{name}/{layer}.npy", floats(4, 784))
-    save_file({"fc": np.ones(64, np.float32)}, "scores.safetensors")
-    save_file({"fc": -np.ones(64, np.float32)}, "scores-bad.safetensors")
-
-
-def inputs_of_rare_ways() -> None:
-    """What only one or two runs take."""
-    folder(Path("llama-more"), llama() | {"more.weight": floats(16, 64)}, LLAMA)
-    huge = llama()
-    huge["model.layers.0.mlp.up_proj.weight"] *= np.float32(1e37)
-    folder(Path("llama-huge"), huge, LLAMA)
-    halves = {name: values.astype(np.float16) for name, values in load_file("student.safetensors").items()}
-    save_file(halves, "student16.safetensors")
-    save_file(load_file("teacher.safetensors") | {"more.weight": floats(16, 64)}, "more.safetensors")
-    save_file(
-        {"a.weight_g": np.ones((8, 1), np.float32), "a.weight_v": np.zeros((8, 64), np.float32)},
-        "no-direction.safetensors",
-    )
-    save_file({"fc.weight": floats(16, 64).astype(bfloat16)}, "bf16.safetensors")
-    save_file({"fc.weight": floats(16, 64), "odd.weight": floats(12, 64)}, "rows.safetensors")
-    save_file({"fc.weight": floats(16, 64), "wide.weight": floats(16, 64) * np.float64(1e200)}, "wide.safetensors")
-    save_file({"conv.weight": floats(8, 16, 3, 3)}, "kernels.safetensors")
-    Path("other.json").write_text(json.dumps(LLAMA | {"vocab_size": 48}))
-    Path("smaller.json").write_text(json.dumps(LLAMA | {"intermediate_size": 64}))
-    Path("described-wanda.toml").write_text(f'{CHAIN}{CUT}{SCHEDULE % 0.5}method = "wanda"\n')
-    budget = '[budget]\n%s[[stage]]\nkind = "quantize"\n'
-    Path("no-target.toml").write_text(budget % "")
-    Path("target.toml").write_text(budget % "target_ratio = 2\n")
-    for name, key in {"repeat": "to", "repeat-bad": "until"}.items():
-        stage = SCHEDULE.replace("stage", "stage.stage") % f"{{from = 0.5, {key} = 0.9}}"
-        Path(f"{name}.toml").write_text(f"[[stage]]\nrepeat = 2\n{stage}")
-    np.save("y-wrong.npy", 9 - np.load("y.npy"))
-    Path("one.sh").write_text("echo 1\n")
-    save_file({"a.fc.weight": floats(16, 64)}, "prefixed.safetensors")
-    Path("recorded-llama").mkdir()
-    np.save("recorded-llama/model.layers.0.mlp.down_proj.npy", floats(8, 128))
-    Path("adapter-budget.toml").write_text(
-        '[budget]\ntarget_ratio = 2\n[[stage]]\nkind = "prune"\nsparsity = 0.5\n'
-        '[[stage]]\nkind = "distill"\nmethod = "residual"\nrank = 2\n'
-    )
-
-
-def runs() -> list[tuple[str, str, str]]:
+def runs(name: str) -> list[Run]:
     """Words of a remedy, the command that is refused with it, and the one that does what it says."""
-    text = (Path(__file__).parent / "support" / "ways_on.txt").read_text()
+    text = (TESTS / "support" / name).read_text()
     blocks = [block.splitlines() for block in text.split("\n\n") if block.strip() and not block.startswith("#")]
     assert all(len(block) == 3 for block in blocks), [block for block in blocks if len(block) != 3]
     return [(says, refused.strip(), does.strip()) for says, refused, does in blocks]
 
 
-RUNS = runs()
+# those that run a language model need torch, and some take minutes
+RUNS = {"": runs("ways_on.txt"), "interop": runs("ways_on_interop.txt"), "faults": runs("ways_on_faults.txt")}
+CASES = [
+    pytest.param(one, id=f"{mark}{number}", marks=[getattr(pytest.mark, mark)] if mark else [])
+    for mark, every in RUNS.items()
+    for number, one in enumerate(every)
+]
+
+
+def times(place: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     place = tmp_path_factory.mktemp("inputs")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         make_inputs()
-    return place
+    before = times(place)
+    yield place
+    assert times(place) == before, "a command wrote into its input"
 
 
 def damage(part: Path) -> None:
@@ -279,11 +72,46 @@ def damage(part: Path) -> None:
     largest.write_bytes(data)
 
 
+def from_web(name: str, login: str, verb: str, *options: str) -> Done:
+    """A command whose input is served on loopback, to who logs in so."""
+    with served() as files:
+        files.put(f"/{name}", Path(name).read_bytes())
+        return compressor(verb, f"{files.url.replace('//', f'//{login}@')}/{name}", *options)
+
+
+def header_of(name: str, tensors: dict[str, tuple[int, ...]]) -> None:
+    """A safetensors file of zeros that lie in a hole."""
+    at, said = 0, {}
+    for tensor, shape in tensors.items():
+        said[tensor] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at := at + 4 * math.prod(shape)]}
+    text = json.dumps(said).encode()
+    with Path(name).open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + at)
+
+
+def many(name: str, count: int) -> None:
+    header_of(name, {"double_blocks.0.img_attn.proj.weight": (1,), **{f"t{n}": (1,) for n in range(count)}})
+
+
+def long_names(name: str, count: int, length: int) -> None:
+    header_of(name, {f"{n}{'n' * length}.weight": (1, 32) for n in range(count)})
+
+
 def python(words: str) -> Done:
     """Words of Python, in which `compressor` is the package."""
-    names = {"compressor": package, "glob": glob, "np": np, "os": os, "Path": Path, "run": compressor}
+    names = {
+        "compressor": package,
+        "run": compressor,
+        "from_web": from_web,
+        "many": many,
+        "long_names": long_names,
+        "glob": glob,
+        "np": np,
+        "os": os,
+    }
     try:
-        made = eval(words, names | {"shutil": shutil})  # noqa: S307 - our own, of support/ways_on.txt
+        made = eval(words, names | {"Path": Path, "shutil": shutil})  # noqa: S307 - our own, of support/ways_on.txt
     except package.CompressorError as error:
         return Done(error.exit_code, "", str(error))
     return made if isinstance(made, Done) else Done(0, "")
@@ -296,6 +124,9 @@ def run(commands: str) -> tuple[int, str]:
         if command.startswith("damage "):
             damage(Path(command.removeprefix("damage ")))
             continue
+        if command.startswith("fails "):  # on the way to what is refused
+            assert compressor(*shlex.split(command.removeprefix("fails "))).code != 0
+            continue
         called = command.startswith("python ")
         done = python(command.removeprefix("python ")) if called else compressor(*shlex.split(command))
         code, text = done.code, done.out + done.err
@@ -304,31 +135,38 @@ def run(commands: str) -> tuple[int, str]:
     return code, text
 
 
-def test_every_remedy_is_run_or_known_not_to_be() -> None:
-    """A new remedy gets a run, or is of a kind of `ways_outside.txt`; `ways_not_run.txt` has those of before that
-    have none, and only shrinks."""
-    run_here = [says for says, _, _ in RUNS]
+def test_every_remedy_is_run() -> None:
+    """A new remedy gets a run, or is of a kind of `ways_outside.txt`."""
+    run_here = [says for every in RUNS.values() for says, _, _ in every]
     lacking = {text for text in ways_on() if not any(pattern_of(text).fullmatch(says) for says in run_here)}
-    support = Path(__file__).parent / "support"
-    lines = (support / "ways_outside.txt").read_text().splitlines()
-    outside = [line for line in lines if line and not line.startswith("#")]
+    outside = lines_of("ways_outside.txt")
     assert len(set(outside)) == len(outside)
-    assert set(outside) - lacking == set(), "has a run, or is gone: take it off support/ways_outside.txt"
-    lacking -= set(outside)
-    known = set((support / "ways_not_run.txt").read_text().splitlines())
-    assert lacking - known == set(), "a remedy without a run: add one to support/ways_on.txt"
-    assert known - lacking == set(), "has a run, or is gone: take it off support/ways_not_run.txt"
+    named = {*outside, *(says for _, says in ELSEWHERE)}
+    assert named - lacking == set(), "has a run, or is gone: take it off that list"
+    assert lacking - named == set(), "a remedy without a run: add one to support/ways_on.txt"
 
 
-@pytest.mark.parametrize("number", range(len(RUNS)))
+ELSEWHERE: list[Any] = [line.split(" | ") for line in lines_of("ways_elsewhere.txt")]
+
+
+@pytest.mark.parametrize(("place", "says"), ELSEWHERE)
+def test_what_is_run_elsewhere_is_there(place: str, says: str) -> None:
+    """The test that is named holds the words of the remedy."""
+    path, _, name = place.partition("::")
+    source = (TESTS / path).read_text()
+    (found,) = (one for one in ast.parse(source).body if isinstance(one, ast.FunctionDef) and one.name == name)
+    assert says in (ast.get_source_segment(source, found) or "")
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_what_a_remedy_says_is_done(
-    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Run
 ) -> None:
-    words, refused, does = RUNS[number]
-    if "--text " in refused:
-        pytest.importorskip("torch", reason="texts run through torch")
-    shutil.copytree(inputs, tmp_path / "w")
+    words, refused, does = case
+    changes_inputs = any(one.startswith(("python ", "damage ")) for one in f"{refused}; {does}".split("; "))
+    shutil.copytree(inputs, tmp_path / "w", copy_function=shutil.copy2 if changes_inputs else os.link)
     monkeypatch.chdir(tmp_path / "w")
+    monkeypatch.setattr(sys, "path", [*sys.path])
     code, text = run(refused)
     assert code != 0
     words = words.replace("--", "") if "python " in refused else words  # options are keywords there

@@ -23,7 +23,7 @@ def several_stacks(config: Mapping[str, Any], method: str, names: Iterable[str])
     return UsageError(
         f"method {method}: a {config['model_type']} model has several stacks ({', '.join(names)}), and students "
         "are made of one",
-        remedy="prune --structure cuts them all, and with --stack one",
+        remedy="Cut it with prune --structure",
     )
 
 

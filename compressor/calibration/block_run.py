@@ -14,6 +14,8 @@ from compressor.calibration.meta_model import MetaModel, foreign
 from compressor.core.errors import InputError
 from compressor.core.text import printable
 
+WITHOUT_A_RUN = "Leave out --text or --tokens: then no model is run"
+
 
 class _Reached(Exception):
     """The step is done, and what follows needs no numbers."""
@@ -67,7 +69,7 @@ class BlockRun:
         self._run(step, part)
         if not bool(self.torch.isfinite(step.found).all()):
             raise InputError(
-                f"computes NaN or infinite values in block {number}", file=self.meta.path, remedy="Compress it less"
+                f"computes NaN or infinite values in block {number}", file=self.meta.path, remedy=WITHOUT_A_RUN
             )
         return step.found
 

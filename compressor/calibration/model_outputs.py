@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from compressor.calibration.block_run import BlockRun
+from compressor.calibration.block_run import WITHOUT_A_RUN, BlockRun
 from compressor.calibration.divergence import Divergence
 from compressor.calibration.loss import Kind, OutputLoss
 from compressor.calibration.meta_model import MetaModel
@@ -82,7 +82,7 @@ def compared_all(a: BlockRun, last_a: Any, others: Sequence[tuple[BlockRun, Any]
     for found, (run, _) in zip(divergences, others, strict=True):
         if not bool(found.values().isfinite().all()):
             path = a.meta.path if not bool(found.a.log_sum.isfinite().all()) else run.meta.path
-            raise InputError("gives NaN or infinite logits", file=path, remedy="Compress it less")
+            raise InputError("gives NaN or infinite logits", file=path, remedy=WITHOUT_A_RUN)
     return [found.loss(kind) for found in divergences]
 
 
@@ -143,7 +143,7 @@ def _embeddings(a: BlockRun, last_a: Any, others: Sequence[tuple[BlockRun, Any]]
             theirs = embeddings(run, part, last).double()
             for path, found in ((a.meta.path, own), (run.meta.path, theirs)):
                 if not bool(found.isfinite().all()):
-                    raise InputError("gives NaN or infinite embeddings", file=path, remedy="Compress it less")
+                    raise InputError("gives NaN or infinite embeddings", file=path, remedy=WITHOUT_A_RUN)
             sums[place] += float(a.torch.nn.functional.cosine_similarity(own, theirs, dim=1).sum())
     return [OutputLoss("encoder", samples, cosine=total / samples) for total in sums]
 

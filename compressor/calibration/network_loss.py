@@ -122,7 +122,9 @@ def _outputs(made: Network, block: Array, path: str) -> Array:
     with np.errstate(all="ignore"):
         found: Array = made.forward(block.reshape(-1, *made.input)).astype(np.float64).reshape(len(block), -1)
     if not np.isfinite(found).all():
-        raise InputError("computes NaN or infinite outputs", file=path, remedy="Compress it less")
+        raise InputError(
+            "computes NaN or infinite outputs", file=path, remedy="Scale the inputs down with --divide"
+        )
     return found
 
 

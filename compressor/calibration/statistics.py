@@ -85,12 +85,7 @@ class Statistics:
     def read(self, layer: str, gram: bool = False) -> Layer:
         """The statistics of a layer; its gram only where asked for. InputError when they are none."""
         if gram and layer not in self.grams:
-            raise InputError(
-                "has no gram of the layer's inputs",
-                file=self.path,
-                tensor=layer,
-                remedy="Make the statistics again with grams",
-            )
+            raise InputError("has no gram of the layer's inputs", file=self.path, tensor=layer)
         mean, square = self._vector(layer, "mean"), self._vector(layer, "square")
         if (square < 0).any():
             raise self._wrong(layer, "its mean square is negative")

@@ -51,17 +51,15 @@ _ENTRY = re.compile(
 )
 
 # What else is found under the names of weight files. A length may begin like a magic; then zeros follow.
-_OTHERS = [
-    (re.compile(magic), reason, remedy)
-    for magic, reason, remedy in (
-        (rb"version https://git-lfs", "is a Git LFS pointer, not the weights", "Run `git lfs pull`"),
-        (rb"PK\x03\x04(?!\0{4})", "is a zip archive, as np.savez and PyTorch write", "Convert it first"),
-        (rb"\x80[\x02-\x05](?!\0{6})", "is a Python pickle, which is never loaded", "Convert it first"),
-        (rb"(?i)\s*<(?:!doctype|html|\?xml)", "is a web page, not the weights", "Download it again"),
-        (rb"GGUF(?!\0{4})", "is a GGUF file", "Let its name end in .gguf"),
-        (rb"\x1f\x8b(?!\0{6})", "is compressed with gzip", "Unpack it first"),
-    )
-]
+IN_PYTORCH = "Load it in PyTorch, if you trust it, and save its state dict with safetensors.torch.save_file"
+_OTHERS = (
+    (rb"version https://git-lfs", "is a Git LFS pointer, not the weights", "Run `git lfs pull`"),
+    (rb"PK\x03\x04(?!\0{4})", "is a zip archive", "Let its name end in .npz if NumPy wrote it, in .pt if PyTorch"),
+    (rb"\x80[\x02-\x05](?!\0{6})", "is a Python pickle", IN_PYTORCH),
+    (rb"(?i)\s*<(?:!doctype|html|\?xml)", "is a web page, not the weights", "Download it again"),
+    (rb"GGUF(?!\0{4})", "is a GGUF file", "Let its name end in .gguf"),
+    (rb"\x1f\x8b(?!\0{6})", "is compressed with gzip", "Unpack it first"),
+)
 
 _T = TypeVar("_T")
 
@@ -86,7 +84,7 @@ def read_header(file: InputFile) -> Header:
 def recognise(start: bytes, path: str) -> InputError | None:
     """The refusal of a file that begins like another format; None when it begins like nothing known."""
     for magic, reason, remedy in _OTHERS:
-        if magic.match(start):
+        if re.match(magic, start):
             return InputError(reason, file=path, remedy=remedy)
     return None
 

@@ -25,6 +25,7 @@ from compressor.core.text import printable
 from compressor.files import pickle_bounds
 from compressor.files.input_file import InputFile
 from compressor.files.layout import Header, Placed
+from compressor.files.safetensors import IN_PYTORCH
 from compressor.files.zip_directory import Member, read_members, stored
 
 _MAX_PICKLE = 100_000_000
@@ -63,7 +64,6 @@ _DTYPES = {
     "complex64": "C64",
 }
 _NESTED = ("state_dict", "model_state_dict", "model", "module", "params", "params_ema")  # where trainers put it
-_RESAVE = "Load it in PyTorch, if you trust it, and save its state dict with safetensors.torch.save_file"
 
 
 def read_header(file: InputFile) -> Header:
@@ -76,15 +76,15 @@ def read_header(file: InputFile) -> Header:
             if start[:1] == b"\x80"
             else "is no PyTorch file"
         )
-        raise InputError(what, file=file.path, remedy=_RESAVE)
+        raise InputError(what, file=file.path, remedy=IN_PYTORCH)
     members = read_members(file)
     pickles = [name for name in members if name.rpartition("/")[2] == "data.pkl"]
     if len(pickles) != 1 or any(name.endswith("/constants.pkl") for name in members):
-        raise InputError("is no state dict of PyTorch", file=file.path, remedy=_RESAVE)
+        raise InputError("is no state dict of PyTorch", file=file.path, remedy=IN_PYTORCH)
     root = pickles[0].removesuffix("data.pkl")
     order = members.get(f"{root}byteorder")
     if order is not None and file.read(stored(file, order).begin, min(order.size, 16)) != b"little":
-        raise InputError("is stored with the bytes of its numbers reversed", file=file.path, remedy=_RESAVE)
+        raise InputError("is stored with the bytes of its numbers reversed", file=file.path, remedy=IN_PYTORCH)
     tensors = _state_dict(_unpickled(file, members[pickles[0]]), file)
     storages = {
         name[len(root) + 5 :]: stored(file, one) for name, one in members.items() if name.startswith(f"{root}data/")
@@ -105,10 +105,10 @@ def _unpickled(file: InputFile, member: Member) -> Any:
         raise InputError(
             f"holds {printable(str(error), 100)}, which is no tensor and is never loaded",
             file=file.path,
-            remedy=_RESAVE,
+            remedy=IN_PYTORCH,
         ) from error
     except (MemoryError, RecursionError) as error:
-        raise InputError("has a pickle that takes too much memory", file=file.path, remedy=_RESAVE) from error
+        raise InputError("has a pickle that takes too much memory", file=file.path, remedy=IN_PYTORCH) from error
     except Exception as error:  # a damaged pickle fails in any way
         raise InputError("has a damaged pickle", file=file.path, remedy="Download it again") from error
 
@@ -121,10 +121,10 @@ def _state_dict(found: Any, file: InputFile) -> dict[str, _Tensor]:
         tensors = {name: one for name, one in found.items() if isinstance(one, _Tensor)}
         if tensors:
             if not all(isinstance(name, str) and name for name in tensors):
-                raise InputError("has tensors whose names are no texts", file=file.path, remedy=_RESAVE)
+                raise InputError("has tensors whose names are no texts", file=file.path, remedy=IN_PYTORCH)
             return tensors
         found = next((found[name] for name in _NESTED if isinstance(found.get(name), Mapping)), None)
-    raise InputError("holds no state dict, a dict of tensors by name", file=file.path, remedy=_RESAVE)
+    raise InputError("holds no state dict, a dict of tensors by name", file=file.path, remedy=IN_PYTORCH)
 
 
 def _place(name: str, tensor: _Tensor, storages: Mapping[str, Member], file: InputFile) -> Placed:

@@ -26,9 +26,7 @@ class Training:
     teacher_network: str | None = None
     labels: str | None = None
     rehearsal: bool = False  # all but the training itself
-    temperature: float = option(
-        4.0, help="what outputs are divided by before the softmax", low=0, high=1000, open_low=True
-    )
+    temperature: float = option(4.0, help="what outputs are divided by before the softmax", low=1e-6, high=1000)
     epochs: int = option(20, help="times that all inputs are seen", low=1, high=100_000)
     label_weight: float = option(0.1, help="share of the labels in the loss, if there are any", low=0, high=1)
     min_accuracy: float | None = option(

@@ -60,3 +60,15 @@ def test_what_text_is_not_for(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="text runs Hugging Face folders"):
         compressor.quantize(model / "model.safetensors", tmp_path / "o.safetensors", target_bits=4.5, text=text)
     assert not out.exists()
+
+
+def test_where_nothing_costs_the_outputs_anything_the_text_is_left_out(model: Path, tmp_path: Path) -> None:
+    tensors = load_file(model / "model.safetensors")
+    idle = {
+        name: values * np.float32("o_proj" not in name and "down" not in name) for name, values in tensors.items()
+    }
+    save_file(idle, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match="costs the outputs anything") as caught:
+        compressor.quantize(model, tmp_path / "o", target_bits=4.5, text=str(tmp_path / "text.txt"))
+    assert caught.value.remedy == "Leave --text out".replace("--", "")
+    compressor.quantize(model, tmp_path / "o", target_bits=4.5)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from compressor.core.errors import InputError, UsageError
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Workspace
 from compressor.methods import registry
-from compressor.methods.contract import Block, PlainEncoder, Skip
+from compressor.methods.contract import Block, PlainEncoder, PlainTransform, Skip, Survey, TensorMethod
 from compressor.methods.options import option
 from compressor.methods.parts import Part
 from compressor.methods.registry import make_method, methods_of
@@ -161,3 +161,70 @@ def test_a_broken_one_breaks_only_itself(
     finally:
         methods_of.cache_clear()
         sys.modules.pop("compressor.cli.quantize", None)
+
+
+@dataclass(frozen=True)
+class Over(PlainTransform):
+    """Divides all weights."""
+
+    verb: ClassVar[str] = "prune"
+    id: ClassVar[str] = "over"
+
+    by: float = option(1.0, help="what weights are divided by", low=0)
+
+    def apply(self, block: Block, out: Array) -> None:
+        np.divide(block.values, self.by, out=out)
+
+
+@dataclass(frozen=True)
+class Largest:
+    """Statistics of a class that no file of this program may name."""
+
+    value: float = 0.0
+
+
+class Looking(Survey[Largest]):
+    def start(self) -> Largest:
+        return Largest()
+
+    def observe(self, block: Block, stats: Largest) -> Largest:
+        return Largest(max(stats.value, float(np.abs(block.values).max(initial=0))))
+
+    def merge(self, stats: Largest, more: Largest) -> Largest:
+        return max(stats, more, key=lambda one: one.value)
+
+    def conclude(self, stats: Largest) -> Over:
+        return Over(stats.value)
+
+
+@dataclass(frozen=True)
+class Peak(TensorMethod):
+    """Divides all weights by the largest of the model."""
+
+    verb: ClassVar[str] = "prune"
+    id: ClassVar[str] = "peak"
+
+    @property
+    def reach(self) -> Literal["tensor", "model"]:
+        return "model"
+
+    def prepare(self, specs: Sequence[TensorSpec]) -> Looking:
+        return Looking()
+
+
+def test_a_survey_whose_statistics_no_file_can_hold_is_left_to_the_run(
+    tensors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = EntryPoint("peak", f"{__name__}:Peak", "compressor.prune")
+    monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == entry.group else [])
+    methods_of.cache_clear()
+    try:
+        given: dict[str, Any] = {"method": "peak"}
+        with pytest.raises(UsageError, match="a survey cannot keep a Largest") as caught:
+            api.survey("prune", tensors, tmp_path / "out.safetensors", part="1/1", **given)
+        assert caught.value.remedy == "Leave the survey out: runs make it themselves"
+        api.prune(tensors, tmp_path / "out.safetensors", **given)
+    finally:
+        methods_of.cache_clear()
+    found = np.frombuffer(archives.read(tmp_path / "out.safetensors")["odd.weight"][2], "<f4")
+    assert found.max() == np.float32(1 / (11 / 3))

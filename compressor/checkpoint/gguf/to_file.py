@@ -54,14 +54,7 @@ def as_file(checkpoint: Checkpoint, wishes: Wishes = Wishes()) -> Checkpoint:
     family = _family(checkpoint)
     config = hyperparameters.text_config(checkpoint.source.config or {}, family)
     checkpoint = _without(checkpoint, wishes.leave_out)
-    try:
-        mapped, found, factors, remarks = _described(checkpoint, config, family)
-    except hyperparameters.NONSENSE as error:
-        raise InputError(
-            f"its config.json does not describe a {family.model_type}: {printable(str(error), 100)}",
-            file=checkpoint.path,
-            remedy="Download it again",
-        ) from error
+    mapped, found, factors, remarks = _described(checkpoint, config, family)
     metadata = _general(checkpoint, family) | found
     vocabulary, notes = _tokenizer(checkpoint, family, config, wishes)
     metadata |= vocabulary | pooling_type(checkpoint.source, family)
@@ -89,21 +82,37 @@ def as_file(checkpoint: Checkpoint, wishes: Wishes = Wishes()) -> Checkpoint:
 
 def layers_of_file(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
     """The matrices of the GGUF file that a folder would become, with the layers whose inputs each takes (see
-    `inputs_of`). InputError as for `as_file`, but no tokenizer is needed; nothing for a checkpoint that has no
-    config."""
+    `inputs_of`). InputError as for `as_file`, but no tokenizer is needed, and there may be tensors that have no
+    place in it; nothing for a checkpoint that has no config."""
     if not model_types(checkpoint.source.config):
         return {}
     family = _family(checkpoint)
     config = hyperparameters.text_config(checkpoint.source.config or {}, family)
-    mapped = _described(checkpoint, config, family)[0]
+    mapped = _described(checkpoint, config, family, whole=False)[0]
     return inputs_of({name: move for name, move in mapped.moves.items() if len(mapped.shapes[name]) > 1})
 
 
 def _described(
-    checkpoint: Checkpoint, config: dict[str, Any], family: Family
+    checkpoint: Checkpoint, config: dict[str, Any], family: Family, *, whole: bool = True
 ) -> tuple[Mapped, dict[str, Any], dict[str, list[float]], list[str]]:
     """Where tensors go, the model's metadata, tensors of frequency factors and remarks. InputError for all that
-    keeps it from being a GGUF file."""
+    keeps it from being a GGUF file, and where the config is nonsense; if it has to be the `whole` checkpoint, for
+    tensors that have no place too."""
+    try:
+        mapped = _mapped(checkpoint, config, family, whole=whole)
+        found = hyperparameters.metadata(config, family)
+        factors = hyperparameters.frequency_factors(config, family)
+        return mapped, found, factors, list(hyperparameters.remarks(config, family))
+    except hyperparameters.NONSENSE as error:
+        raise InputError(
+            f"its config.json does not describe a {family.model_type}: {printable(str(error), 100)}",
+            file=checkpoint.path,
+            remedy="Download it again",
+        ) from error
+
+
+def _mapped(checkpoint: Checkpoint, config: dict[str, Any], family: Family, *, whole: bool) -> Mapped:
+    """Where tensors go. InputError for all that keeps the model from being a GGUF file."""
     reasons = list(hyperparameters.refusals(config, family))
     sizes, layers = hyperparameters.sizes(config, family), hyperparameters.layers(config)
     if not reasons and not hyperparameters.possible(sizes, layers, len(checkpoint.tensors)):
@@ -114,6 +123,16 @@ def _described(
     ]
     if not hyperparameters.possible(sizes, layers, len(checkpoint.tensors)):
         raise_all(problems)
+    apart = hyperparameters.frequencies_apart(config, family)
+    if apart:
+        problems.append(
+            InputError(
+                "truncate of its YaRN is false, and llama.cpp rounds the bounds between which it scales: some "
+                f"frequencies would differ by up to {apart:.1%}",
+                file=checkpoint.path,
+                remedy='With "truncate": true in its config.json it becomes the model that llama.cpp computes',
+            )
+        )
     mapped = to_gguf(
         {name: tensor.spec.shape for name, tensor in checkpoint.tensors.items()},
         family,
@@ -122,10 +141,8 @@ def _described(
         hyperparameters.sparse_from(config, family),
         tied=config.get("tie_word_embeddings"),
     )
-    raise_all(problems + list(_problems(mapped, checkpoint, family)))
-    found = hyperparameters.metadata(config, family)
-    factors = hyperparameters.frequency_factors(config, family)
-    return mapped, found, factors, list(hyperparameters.remarks(config, family))
+    raise_all(problems + list(_problems(mapped, checkpoint, family, whole=whole)))
+    return mapped
 
 
 def _as_diffusion(checkpoint: Checkpoint, wishes: Wishes) -> Checkpoint:
@@ -220,14 +237,14 @@ def _without(checkpoint: Checkpoint, patterns: Sequence[str]) -> Checkpoint:
     return replace(checkpoint, tensors=kept, notes=(*checkpoint.notes, *note))
 
 
-def _problems(mapped: Mapped, checkpoint: Checkpoint, family: Family) -> Iterator[CompressorError]:
+def _problems(mapped: Mapped, checkpoint: Checkpoint, family: Family, *, whole: bool) -> Iterator[CompressorError]:
     """What keeps the tensors from being the model that the config describes."""
     for name, wrong in mapped.misfits.items():
         yield InputError(f"{wrong} by config.json", file=checkpoint.path, tensor=name)
     if mapped.missing:
         some = _some(list(mapped.missing.values()))
         yield InputError(f"is no complete {family.model_type}: {some} would be needed", file=checkpoint.path)
-    if mapped.unmapped and not mapped.missing:
+    if whole and mapped.unmapped and not mapped.missing:
         some = _some(mapped.unmapped)
         yield InputError(
             f"llama.cpp's {family.gguf} has no place for {len(mapped.unmapped)} of its tensors: {some}",

@@ -65,7 +65,7 @@ def layout(tensors: Sequence[GgufTensor], fields: Mapping[str, Value]) -> FileLa
 def _check(tensor: GgufTensor, begins: Mapping[str, int]) -> None:
     length = len(tensor.name.encode("utf-8", "surrogateescape"))
     if tensor.name in begins:
-        raise OutputError("would be in the file twice", tensor=tensor.name, remedy="Rename it, or leave it out")
+        raise OutputError("would be in the file twice", tensor=tensor.name)
     if not 0 < length <= MAX_NAME:
         raise OutputError(f"its name has {length} bytes, and a .gguf has 1 to {MAX_NAME}", tensor=tensor.name)
     if len(tensor.shape) > MAX_DIMS:
@@ -78,7 +78,6 @@ def _check(tensor: GgufTensor, begins: Mapping[str, int]) -> None:
         raise OutputError(
             f"its rows {list(tensor.shape)} are no whole blocks of {tensor.type.block} weights",
             tensor=tensor.name,
-            remedy=f"Store it in another type than {tensor.type.name}",
         )
 
 

@@ -71,7 +71,6 @@ class BlockScaled(Compensating):
             raise UsageError(
                 f"{self.id} has blocks of {self.size}, which do not divide the row of {columns}",
                 tensor=spec.name,
-                remedy="Use --scheme fp8, or --scheme int with --granularity channel, or --exclude it",
             )
         codes = Part("_packed", "U8", (rows, columns // 2)) if self.packed else Part("", "F8_E4M3", spec.shape)
         return codes, Part("_scale", self.scale_dtype, (rows, columns // self.size))

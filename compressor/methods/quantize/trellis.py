@@ -45,7 +45,6 @@ from compressor.methods.options import option
 from compressor.methods.parts import Part
 from compressor.methods.quantize._even_parts import (
     BYTE,
-    WIDE,
     CodeBytes,
     Found,
     check_steps,
@@ -233,16 +232,16 @@ class Sampling(Survey[Seen]):
         return stats
 
     def conclude(self, stats: Seen) -> Paths:
-        """Raises InputError where no code holds a weight."""
+        """Raises InputError where one byte is asked for and does not hold a weight's code; two do, by the step."""
         spec, method = self.spec, self.method
         points = stats.classes.points(DTYPES[spec.dtype].compute)
         step, costs = self._step(points, stats.rows)
         most = points.top / step / 2 + 3
-        if not most <= WIDE or (method.code_bytes == 1 and most > BYTE):
+        if method.code_bytes == 1 and most > BYTE:
             raise InputError(
-                f"a code reaches {most:.4g}, more than {'a byte holds' if most <= WIDE else 'two bytes hold'}",
+                f"a code reaches {most:.4g}, more than a byte holds",
                 tensor=spec.name,
-                remedy="Ask for fewer --bits" + ("" if most > WIDE else ", or leave --code-bytes out"),
+                remedy="Ask for fewer --bits, or leave --code-bytes out",
             )
         width: CodeBytes = method.code_bytes or (1 if most <= BYTE else 2)
         return Paths(method, step, costs.tobytes(), width, self.factors)

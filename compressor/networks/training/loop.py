@@ -56,6 +56,11 @@ def train(
         gradual = Gradual(matrices, masks, options.sparsity, options.prune_over, options.epochs)
     epochs = Epochs(student, teacher, batches, options, Bonds(masks, ties, held), executor)
     before, number, found = epochs.judge(), 0, (0.0, 0.0)
+    if not isfinite(before[0]):
+        raise InputError(
+            "the student's outputs are beyond all numbers before it is trained",
+            remedy="Scale the inputs down with --divide",
+        )
     beside = {} if held is None else {f"{name} numbers": array for name, array in held.numbers.items()}
     best = BestState(student.tensors | beside, len(epochs.judged))
     for number in range(1, options.epochs + 1):

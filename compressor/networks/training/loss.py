@@ -41,13 +41,16 @@ def add_labels(student: Array, labels: Array, weight: float, count: int, work: A
 
 
 def loss(student: Array, softened: Array, temperature: float) -> float:
-    """The loss of a batch: the mean over its samples [n, outputs] of the divergence, times temperature²."""
+    """The loss of a batch: the mean over its samples [n, outputs] of the divergence, times temperature²; NaN where
+    an output is not finite."""
     scaled = student.astype(np.float64) / temperature
-    scaled -= scaled.max(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        scaled -= scaled.max(axis=1, keepdims=True)
     scaled -= np.log(np.exp(scaled).sum(axis=1, keepdims=True))
     wanted = softened.astype(np.float64)
     entropy = wanted * np.log(np.maximum(wanted, 1e-300))
-    return max(0.0, float(temperature**2 * (entropy - wanted * scaled).sum() / len(scaled)))
+    found = float(temperature**2 * (entropy - wanted * scaled).sum() / len(scaled))
+    return 0.0 if found < 0 else found
 
 
 def cross(student: Array, labels: Array) -> float:

@@ -57,7 +57,7 @@ def by_slopes(found: Fitting, text: str) -> Fitting:
     total = fsum(slopes.values())
     if not total:
         raise UsageError(
-            "no tensor's compression costs the outputs anything on this text", remedy="Give another text"
+            "no tensor's compression costs the outputs anything on this text", remedy="Leave --text out"
         )
     least = _LEAST * total / found.weights
     unit_of_loss = found.weights / total

@@ -152,9 +152,8 @@ def test_what_float32_cannot_reach_is_refused(scheme: str) -> None:
 
 @pytest.mark.parametrize(("scheme", "columns"), [("nvfp4", 24), ("mxfp4", 16), ("mxfp8", 33)])
 def test_rows_that_blocks_do_not_divide(scheme: str, columns: int) -> None:
-    with pytest.raises(UsageError, match=f"do not divide the row of {columns}") as caught:
+    with pytest.raises(UsageError, match=f"do not divide the row of {columns}"):
         method(scheme).parts(TensorSpec("w.weight", "BF16", (4, columns)))
-    assert "--scheme fp8" in caught.value.remedy
 
 
 def test_ragged_blocks_are_stored_for_weights_only() -> None:

@@ -75,6 +75,7 @@ def test_the_slope_is_the_losses(temperature: float) -> None:
             moved.append(loss(other, wanted, temperature))
         assert found[place] == pytest.approx((moved[0] - moved[1]) / 2e-5, rel=1e-4, abs=1e-7)
     assert loss(teacher, wanted, temperature) == pytest.approx(0, abs=1e-9)
+    assert np.isnan(loss(np.full_like(student, np.inf), wanted, temperature))
     assert loss(student, wanted, temperature) > 0
 
 

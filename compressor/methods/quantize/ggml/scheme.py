@@ -101,7 +101,6 @@ class GgmlScheme(Scheme, Encoder):
             raise UsageError(
                 f"{self.id} has blocks of {self.ggml_type.block}, which do not divide the row of {columns}",
                 tensor=spec.name,
-                remedy=f"Use --scheme {self.other}, or --scheme f16, or --exclude it",
             )
 
     def settled(self, spec: TensorSpec) -> tuple[Scheme, str]:

@@ -86,7 +86,7 @@ class Nf4(Compensating):
         every, blocks = self._every(spec), -(-spec.size // self.group_size)
         nbytes, itemsize = -(-spec.size // 2), DTYPES[self.storage].bits // 8
         if nbytes % itemsize:
-            raise UsageError(f"its codes do not fill {self.storage} elements", tensor=spec.name, remedy="Use U8")
+            raise UsageError(f"its codes do not fill {self.storage} elements", tensor=spec.name)
         state = bitsandbytes_state.to_json(spec, self.group_size, nested=self.double_quant)
         length = self.state_bytes or len(state)
         known = tuple(state) if not self.double_quant and not self.state_bytes else None
