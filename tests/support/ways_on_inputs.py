@@ -185,6 +185,12 @@ def more_inputs() -> None:
     Path("held").mkdir()
     np.save("held/m.npy", floats(8, 64))
     folder(Path("gpt-neo"), {"transformer.h.0.mlp.c_fc.weight": floats(64, 64)}, {"model_type": "gpt_neo"})
+    indexed = {
+        "a.weight": floats(16, 64),
+        "a.weight_g_idx": np.arange(64, dtype=np.int32),
+        "b.weight": floats(16, 64),
+    }
+    folder(Path("indexed"), indexed, {"model_type": "llama"})
     for name in ("outer", "outermost/a", "outermost/b"):
         Path(name).mkdir(parents=True)
         folder(Path(name, "inner"), {"fc.weight": floats(8, 64)}, {})
