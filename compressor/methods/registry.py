@@ -3,57 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import os
 import pkgutil
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 from compressor.core.errors import UsageError
 from compressor.core.text import printable
 from compressor.methods.contract import Method, TensorMethod
 from compressor.methods.options import SELECTOR, flag, options_of, parse_options, required_options
-
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
-
-
-def entry_points(group: str) -> Iterable[EntryPoint]:
-    """The installed entry points of a group."""
-    if not _any_installed():
-        return ()
-    from importlib.metadata import entry_points as found  # which takes a sixth of the time of help
-
-    return found(group=group)
-
-
-@cache
-def _any_installed() -> bool:
-    """Whether some package that can be imported may have entry points of ours."""
-    for folder in sys.path:
-        try:
-            names = os.listdir(folder or ".")
-        except NotADirectoryError:  # an archive, of which importlib knows
-            return True
-        except OSError:
-            continue
-        for name in names:
-            if name.endswith(".egg"):
-                return True
-            if name.endswith((".dist-info", ".egg-info")) and _names_ours(os.path.join(folder, name)):
-                return True
-    return False
-
-
-def _names_ours(about: str) -> bool:
-    """Whether what describes a package has a group of ours in it."""
-    try:
-        with open(os.path.join(about, "entry_points.txt"), "rb") as file:
-            return b"[compressor." in file.read()
-    except OSError:
-        return False
 
 
 @cache
