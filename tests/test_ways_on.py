@@ -13,8 +13,6 @@ import math
 import os
 import shlex
 import shutil
-import sys
-from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -49,19 +47,13 @@ CASES = [
 ]
 
 
-def times(place: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()}
-
-
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("inputs")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         make_inputs()
-    before = times(place)
-    yield place
-    assert times(place) == before, "a command wrote into its input"
+    return place
 
 
 def damage(part: Path) -> None:
@@ -163,10 +155,10 @@ def test_what_a_remedy_says_is_done(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Run
 ) -> None:
     words, refused, does = case
-    changes_inputs = any(one.startswith(("python ", "damage ")) for one in f"{refused}; {does}".split("; "))
-    shutil.copytree(inputs, tmp_path / "w", copy_function=shutil.copy2 if changes_inputs else os.link)
-    monkeypatch.chdir(tmp_path / "w")
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    for path in inputs.iterdir():
+        if path.name in refused + does:
+            (shutil.copytree if path.is_dir() else shutil.copy2)(path, tmp_path / path.name)
+    monkeypatch.chdir(tmp_path)
     code, text = run(refused)
     assert code != 0
     words = words.replace("--", "") if "python " in refused else words  # options are keywords there

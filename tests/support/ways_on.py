@@ -105,6 +105,7 @@ def lines_of(name: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
+@cache
 def pattern_of(text: str) -> re.Pattern[str]:
     """What matches the text with anything in its braces."""
     return re.compile(".*".join(map(re.escape, text.split("{}"))), re.DOTALL)

@@ -101,16 +101,16 @@ def make_inputs() -> None:
     families()
     networks()
     extremes()
+    save_file(chain(2), "tiny.safetensors")
     for command in (
         "quantize llama -o llama.gguf --no-tokenizer --bits 8",
-        "calibrate student.safetensors --inputs x.npy -o student-stats.safetensors",
+        "calibrate tiny.safetensors --inputs e.npy -o tiny-stats.safetensors",
+        "prune tiny.safetensors -o pruned-tiny.safetensors --sparsity 0.5",
         "quantize one.safetensors -o codes.safetensors --bits 8",
         "prune one.safetensors -o half.safetensors --sparsity 0.5",
         "pipeline one.safetensors -o archive.safetensors --store archive",
         "calibrate teacher.safetensors --inputs x.npy -o stats.safetensors",
         "calibrate teacher.safetensors --inputs x.npy -o diagonal.safetensors --diagonal",
-        "prune student.safetensors -o pruned-student.safetensors --sparsity 0.5",
-        "prune teacher.safetensors -o pruned-teacher.safetensors --sparsity 0.5",
     ):
         assert compressor(*shlex.split(command)).code == 0, command
     for name in ("archive", "stats"):
