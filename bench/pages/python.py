@@ -51,6 +51,7 @@ OWN = {
     "surveys_only": "Stop once the passes over the whole model are made.",
     "only": "Put these tensors into the output, and no others.",
     "tell": "Called with what a budget chose, or with each output that `tune` measured.",
+    "card": "README.md of an output folder is a model card; with False it stays as the input has it.",
     "budget": "A `compressor.recipe.budget.Budget` in place of the recipe's own.",
     "stages": "Stages as texts, such as `prune:sparsity=0.5`.",
     "restored": "`evaluate` is given the path of a dense copy.",

@@ -17,7 +17,7 @@ from compressor.core.text import printable, size_text
 from compressor.engine.plan.plan import Plan
 from compressor.files.addresses import from_the_root
 from compressor.files.destination import check_apart, container_of
-from compressor.files.identity import Identity, identity_of
+from compressor.files.identity import identity_of
 from compressor.files.input_file import InputFile
 from compressor.files.staging import Staging, check_place
 from compressor.files.work_folder import WorkFolder, content_hash
@@ -33,7 +33,7 @@ from compressor.recipe.legs import (
 from compressor.recipe.model import Recipe
 from compressor.recipe.preset_rules import for_gguf
 from compressor.workflows.adapter_base import alternates, base_recipe
-from compressor.workflows.one_pass import Order, checked, run_one_pass
+from compressor.workflows.one_pass import Order, Origin, checked, run_one_pass
 from compressor.workflows.results import Report
 from compressor.workflows.run_options import RunOptions
 
@@ -103,7 +103,7 @@ def run_leg(
     options: RunOptions,
     *,
     tell: Tell | None = None,
-    origin: Identity | None = None,
+    origin: Origin | None = None,
 ) -> Report:
     """Run one leg: under a budget where the leg has one, on a base made anew where its adapter asks for that, else
     as one pass."""
@@ -142,6 +142,7 @@ def _alternated(order: Order) -> str:
         return order.source
     check_place(order.output, folder=True, replace=options.force)
     settings = replace(_on_the_way(options), progress=None, force=options.force, stats=order.recipe.stages[0].stats)
+    settings = replace(settings, card=options.card)
     run_one_pass(order.verb, order.teachers[0], base, recipe, settings)
     cleanup.as_unfinished(printable(base))
     return base
@@ -154,7 +155,7 @@ def _alternated(order: Order) -> str:
 class _Way:
     """Several legs and where they leave what they make. `last` are the options of the last leg, `others` those of
     the legs before it; `base` is where the last but one writes the base of an adapter, if it does; `stats` are for
-    legs that ask for some; `origin` is what records call the source, None in a dry run; `work` is the user's folder
+    legs that ask for some; `origin` is the source, None in a dry run; `work` is the user's folder
     for what legs leave, and `keep_work` whether it stays."""
 
     verb: str
@@ -165,7 +166,7 @@ class _Way:
     others: RunOptions
     base: str | None
     stats: str | None
-    origin: Identity | None
+    origin: Origin | None
     work: str | None
     keep_work: bool
     folder: bool  # whether the source is one
@@ -215,6 +216,7 @@ def _on_the_way(options: RunOptions) -> RunOptions:
         processes=options.processes,
         scheduler=options.scheduler,
         non_finite=options.non_finite,
+        card=False,
     )
 
 
@@ -227,8 +229,6 @@ def _way(verb: str, legs: Sequence[Recipe], source: str, output: str, options: R
     stats = options.stats or legs[-1].stats
     if stats is not None and not any(map(asks_for_statistics, legs)):
         raise UsageError("--stats: no stage takes it", remedy="Leave it out")
-    if options.card:
-        raise UsageError("--card is for recipes of one pass", remedy="Leave it out")
     if options.component or options.strip_prefix is not None or options.fold_weight_norm:
         raise UsageError(
             "--component, --strip-prefix and --fold-weight-norm are for recipes of one pass",
@@ -249,7 +249,7 @@ def _way(verb: str, legs: Sequence[Recipe], source: str, output: str, options: R
         keep_work=False,
     )
     work = None if options.dry_run else options.work
-    origin = None if options.dry_run else identity_of(opened)
+    origin = None if options.dry_run else Origin(identity_of(opened), source, opened.nbytes)
     others = _on_the_way(options)
     return _Way(
         verb,
@@ -296,7 +296,7 @@ def _base_of(legs: Sequence[Recipe], source: str, output: str, options: RunOptio
 def _base(way: _Way, number: int, taken: str) -> tuple[Plan, str]:
     """The leg that writes the base of an adapter, from `taken`: its plan, and the base."""
     assert way.base is not None  # noqa: S101 - `base_leg` says so
-    options = replace(way.options(number), force=way.last.force)
+    options = replace(way.options(number), force=way.last.force, card=way.last.card)
     report = run_leg(way.verb, taken, way.base, way.leg(number), options, origin=way.origin)
     cleanup.as_unfinished(printable(way.base))
     return report.plan, way.base

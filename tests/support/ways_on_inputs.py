@@ -213,6 +213,9 @@ def more_inputs() -> None:
 def inputs_of_rare_ways() -> None:
     """What only one or two runs take."""
     folder(Path("llama-more"), llama() | {"more.weight": floats(16, 64)}, LLAMA)
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    for name, rounded in {"llama-yarn": False, "llama-yarn-rounded": True}.items():
+        folder(Path(name), llama(), LLAMA | {"rope_scaling": yarn | {"truncate": rounded}})
     huge = llama()
     huge["model.layers.0.mlp.up_proj.weight"] *= np.float32(1e37)
     folder(Path("llama-huge"), huge, LLAMA)

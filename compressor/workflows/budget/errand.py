@@ -6,11 +6,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from compressor.files.identity import Identity
 from compressor.files.staging import Staging
 from compressor.recipe.gates import Gates
 from compressor.recipe.model import Recipe
-from compressor.workflows.one_pass import run_one_pass
+from compressor.workflows.one_pass import Origin, run_one_pass
 from compressor.workflows.results import Report
 from compressor.workflows.run_options import RunOptions
 
@@ -25,7 +24,7 @@ class Errand:
     output: str
     options: RunOptions
     stats: str | None
-    origin: Identity | None = None
+    origin: Origin | None = None
 
     @property
     def place(self) -> str:
