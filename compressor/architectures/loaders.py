@@ -47,7 +47,7 @@ class Limit:
     for all of them; it holds of no family that is among `unless`. `why` is what the loader does then. `dense`: they
     are few layers, which stay dense for that loader. `instead`: options with which it takes such a model. `hint`:
     it takes them, if told how to load. `beside`: of experts, which it does not take either, dense or not, beside
-    other layers in such codes.
+    other layers in such codes. `where`: an entry of config.json, and what it has to be.
     """
 
     forms: str
@@ -60,6 +60,7 @@ class Limit:
     instead: str = ""
     dense: bool = False
     hint: bool = False
+    where: tuple[str, Any] | None = None
 
     def holds(self, form: str, layer: Layer, types: Sequence[str]) -> bool:
         """Whether it holds of this form of some tensor, in a model of these types, the outermost first."""
@@ -145,6 +146,10 @@ _IN_FLOAT32 = {
         *("mistral_large4", "mistral_large4_text"),
     ): r"indexer\.weights_proj\.weight$",
 }
+_BLOCKS_OF_OPTIMUM = (
+    r"(transformer\.h|h|model\.decoder\.layers|decoder\.layers|gpt_neox\.layers|layers"
+    r"|(model\.)?(language_model\.)?(model\.)?layers)"
+)
 _PACKED = r"(pack-quantized|nvfp4-pack-quantized|mxfp4-pack-quantized) .*"
 _NO_CONV1D = Limit(
     ".*",
@@ -157,6 +162,19 @@ _TRANSFORMERS = (
     _NO_CONV1D,
     Limit("nf4.*", "takes no codes of them", (Layer.EMBEDDING,), instead="--scheme int --layout int-quantized"),
     Limit(_PACKED, "takes packed codes of them when told to dequantize only", (Layer.EMBEDDING,), hint=True),
+    # GPTQ's layout, which optimum reads for it: in the one list of blocks that it knows, under one of these names
+    Limit(
+        "gptq",
+        "takes no codes of them: they are one tensor",
+        (Layer.EXPERT,),
+        instead="--layout pack-quantized",
+    ),
+    Limit(
+        "gptq",
+        "looks for such codes in a list of blocks of another name only",
+        names=rf"^(?!{_BLOCKS_OF_OPTIMUM}\.\d)",
+        instead="--layout pack-quantized",
+    ),
     # experts, which it joins while it loads
     Limit(
         "int-quantized .*",
@@ -196,6 +214,25 @@ _TRANSFORMERS = (
     ),
     # whatever the layer
     Limit(
+        "(?!nf4|gptq).*",
+        "fails over gated layers, which it means to divide and this model has not",
+        families=("dinov2", "dinov2_with_registers"),
+        instead="--scheme nf4",
+        where=("use_swiglu_ffn", False),
+    ),
+    Limit(
+        _PACKED,
+        "fails to join the short convolutions, dense as they are, beside such codes",
+        families=("kimi_linear", "bailing_hybrid"),
+        instead="--scheme fp8",
+    ),
+    Limit(
+        "(?!nf4|gptq).*",
+        "computes positions in float32 beside such codes, which norms in another dtype do not take",
+        families=("ctrl",),
+        instead="--scheme nf4",
+    ),
+    Limit(
         _PACKED,
         "fails where its own initialisation reads a weight that is packed",
         families=_WEIGHT_NORM,
@@ -211,9 +248,9 @@ _TRANSFORMERS = (
     ),
     Limit(
         "(?!(int-quantized|float-quantized|naive-quantized) .* (channel|tensor)).*",
-        "divides the layer in two, which goes wrong with such codes",
-        families=("dinov2", "dinov2_with_registers"),
-        names=r"\.weights_in\.weight$",
+        "divides the layer, which goes wrong with such codes",
+        families=("dinov2", "dinov2_with_registers", "nomic_bert"),
+        names=r"\.(weights_in|Wqkv)\.weight$",
         instead="--scheme fp8 --granularity channel",
     ),
     Limit("nf4.*", "takes no codes of its layers", families=("falcon",), instead="--scheme fp8"),
@@ -369,6 +406,8 @@ def limits_of(
     """What keeps a loader from taking the tensor of this name in this form; `experts`: the model has some."""
     layer = layer_of(config, name)
     for limit in _limits(loader, model_types(config), layer, form, experts):
+        if limit.where is not None and (config or {}).get(limit.where[0]) != limit.where[1]:
+            continue
         if not limit.names or re.search(limit.names, name):
             yield limit
 

@@ -16,6 +16,7 @@ from support.gguf_models import NAMES, config_named, folder_named, tensors_named
 from compressor import api
 from compressor.architectures.gguf.hyperparameters import llama3_factors
 from compressor.checkpoint.checkpoint import open_checkpoint
+from compressor.checkpoint.gguf.to_file import layers_of_file
 from compressor.core.errors import InputError, Problems, UsageError
 from compressor.files.gguf.reading import GgufHeader, read_header
 from compressor.files.input_file import InputFile
@@ -267,6 +268,15 @@ def test_a_file_is_for_texts_of_which_llama_cpp_computes_the_same(tmp_path: Path
     wanted = "llama.context_length is 4, and max_position_embeddings 16: llama.cpp has no sliding window for llama"
     assert any(wanted in note for note in report.plan.notes)
     assert open_checkpoint(tmp_path / "m.gguf").source.fields["llama.context_length"].python() == 4
+
+
+@pytest.mark.parametrize(
+    "more", [{"rope_scaling": {"rope_type": "yarn", "factor": "x"}}, {"rms_norm_eps": "y"}, {"rope_theta": [1]}]
+)
+def test_layers_of_a_config_that_is_nonsense(tmp_path: Path, more: dict[str, Any]) -> None:
+    folder = folder_named(tmp_path / "model", "llama", config=config_named("llama") | more)
+    with pytest.raises(InputError, match="does not describe a llama"):
+        layers_of_file(open_checkpoint(folder))
 
 
 def test_factors_for_long_texts_are_for_no_text_that_a_file_takes(tmp_path: Path) -> None:
