@@ -135,6 +135,26 @@ _NOT_IN_VLLM = (
     *("fastspeech2_conformer_with_hifigan", "clvp", "pe_audio", "neucodec", "xcodec", "xcodec2", "unispeech-sat"),
     *("speech-encoder-decoder", "flaubert", "recurrent_gemma", "xlstm", "neomme", "phi4_multimodal"),
     *("kosmos-2", "mbart", "pegasus", "m2m_100"),
+    # in its registry under none of their classes, nor can it run transformers' own: `bench.loaders.vllm_types`
+    *("bark", "big_bird", "blip", "bros", "canine", "convbert", "cpmant", "dab-detr", "data2vec-vision"),
+    *("deberta", "dinat", "donut-swin", "fsmt", "glpn", "gpt_neo", "gpt_neox_japanese", "ibert", "imagegpt"),
+    *("layoutlmv2", "led", "levit", "lilt", "longformer", "luke", "lxmert", "megatron-bert", "mobilevit"),
+    *("mobilevitv2", "mpnet", "mpt", "mra", "mvp", "nystromformer", "openai-gpt", "perceiver", "prophetnet"),
+    *("reformer", "rembert", "roformer", "sew-d", "slanet", "slanext", "squeezebert", "superglue"),
+    *(
+        "table-transformer",
+        "tapas",
+        "trocr",
+        "vilt",
+        "vits",
+        "xglm",
+        "xlm",
+        "yoso",
+        "zoedepth",
+        "flava",
+        "visual_bert",
+        "maskformer-swin",
+    ),
 )
 # Layers that transformers keeps in float32 (`_keep_in_fp32_modules`), where bitsandbytes leaves them alone
 _IN_FLOAT32 = {

@@ -35,10 +35,10 @@ from compressor.recipe.sequential_refit import METHOD as REFIT
 from compressor.recipe.sequential_refit import Sequential
 from compressor.recipe.training import FILES, Training, is_training, training_of, training_options
 from compressor.recipe.training import METHOD as TRAINED
-from compressor.workflows.results import Report, ReportedGateFailed
 
 if TYPE_CHECKING:
     from compressor.workflows.budget.choice import Allocation
+    from compressor.workflows.results import Report
     from compressor.workflows.run_options import RunOptions
 
 SURVEY = "survey"  # in a command's context: that it is to survey, and not to run
@@ -456,6 +456,7 @@ def session(values: dict[str, Any], recipe: Recipe, places: tuple[str, str] | No
     A failed gate prints the report too. A report that cannot be printed does not undo the result.
     """
     from compressor.cli.report import progress, render
+    from compressor.workflows.results import ReportedGateFailed
     from compressor.workflows.run_options import RunOptions
 
     beside = documents.Documents.taken(values)

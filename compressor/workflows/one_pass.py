@@ -381,7 +381,7 @@ def transform(opened: Opened) -> Transformed:
         opened, checkpoint = _for_gguf(opened, checkpoint)
     specs, model = [tensor.spec for tensor in checkpoint.tensors.values()], ggml_model(checkpoint.source.fields)
     checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *implied_notes(order.recipe, model)))
-    recipe = with_presets(replace(order.recipe, cuts=cuts), specs, model)
+    recipe = with_presets(replace(order.recipe, cuts=cuts), specs, model, allow_unmatched=options.allow_unmatched)
     return Transformed(opened, recipe, checkpoint)
 
 

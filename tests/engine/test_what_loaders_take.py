@@ -84,6 +84,16 @@ def test_an_included_vector_is_refused(tmp_path: Path, options: dict[str, Any]) 
     assert declared(tmp_path / "own")["format"] == "run `compressor restore`"
 
 
+@pytest.mark.parametrize("kind", ["t5", "gpt_neo", "layoutlmv2", "deberta", "longformer", "visual_bert"])
+def test_types_that_vllm_lacks_are_refused(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "in").mkdir()
+    save_file({"layers.0.fc1.weight": np.eye(64, dtype=np.float32)}, tmp_path / "in" / "model.safetensors")
+    (tmp_path / "in" / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(UsageError, match=f"--for vllm: vLLM [0-9.]+ has no {kind}") as caught:
+        api.quantize(tmp_path / "in", tmp_path / "o", bits=8, group_size=32, loader="vllm")
+    assert "Use --for transformers, which has it" in caught.value.remedy
+
+
 def test_our_own_layout_is_marked_by_a_scheme_that_loaders_can_parse(tmp_path: Path) -> None:
     """So that their messages end in the format, which says what to do."""
     api.quantize(moe_folder(tmp_path / "model"), tmp_path / "out", bits=3, group_size=32)

@@ -160,7 +160,7 @@ def more_inputs() -> None:
         Path("transformed"), {"a.weight": floats(8, 8)}, {"quantization_config": fp8 | {"transform_config": turned}}
     )
     eight = {"a.weight": np.ones((8, 64), np.float32)}
-    for name, algorithm in (("modelopt", "FP8"), ("modelopt-odd", "W4A16_AWQ")):
+    for name, algorithm in (("modelopt", "FP8"), ("modelopt-odd", "W4A8_AWQ")):
         folder(Path(name), eight, {"quantization_config": {"quant_method": "modelopt", "quant_algo": algorithm}})
     save_file({"a.weight_orig": floats(8, 64), "a.weight_mask": floats(8, 64)}, "mask.safetensors")
     save_file({"odd.weight": floats(8, 51), "odd2.weight": floats(8, 51)}, "odd2.safetensors")
@@ -184,6 +184,10 @@ def more_inputs() -> None:
             save_file({f"{file}.weight": floats(8, 64)}, Path(name, f"{file}.safetensors"))
     Path("held").mkdir()
     np.save("held/m.npy", floats(8, 64))
+    folder(Path("gpt-neo"), {"transformer.h.0.mlp.c_fc.weight": floats(64, 64)}, {"model_type": "gpt_neo"})
+    for name in ("outer", "outermost/a", "outermost/b"):
+        Path(name).mkdir(parents=True)
+        folder(Path(name, "inner"), {"fc.weight": floats(8, 64)}, {})
     Path("pickled").mkdir()
     Path("pickled/weights.msgpack").write_bytes(b"x")
     folder(Path("bad-index"), llama(), LLAMA)

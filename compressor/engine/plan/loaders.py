@@ -173,7 +173,8 @@ def _check_container(loader: Loader, container: Container, config: Config) -> No
     lacking = set(reader.lacks).intersection(model_types(config)[:1])
     if lacking:
         raise UsageError(
-            f"--for {loader}: {reader.name} has no {printable(lacking.pop(), 40)}", remedy="Leave --for out"
+            f"--for {loader}: {reader.name} has no {printable(lacking.pop(), 40)}",
+            remedy="Use --for transformers, which has it, or leave --for out",
         )
     if reader.container == "folder" and config is None:
         raise UsageError(
