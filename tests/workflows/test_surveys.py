@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from support.console import LLAMA
 from support.console import compressor as command
 from support.fault_injection import tree
 
@@ -205,3 +206,12 @@ def test_a_budget_that_goes_by_a_survey_has_no_note(model: Path, tmp_path: Path)
     api.merge(files_of(out, 1), book)
     done = api.quantize(model, out, surveyed=book, target_bits=5.0)
     assert not any("no pass of" in note for note in done.plan.notes)
+
+
+def test_surveys_say_how_far_they_are(tmp_path: Path) -> None:
+    done = command("prune", LLAMA, "-o", tmp_path / "out", "--sparsity", "0.5", "--scope", "global", "-v")
+    assert done.code == 0, done.err
+    lines = [line.removeprefix("progress: ") for line in done.err.splitlines() if line.startswith("progress: ")]
+    assert lines[0] == "survey of the whole model"
+    assert lines[1].startswith("survey of the whole model: 100 % of ")
+    assert lines[-1].startswith("weights: 100 % of ")
