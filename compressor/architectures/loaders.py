@@ -180,20 +180,20 @@ _NO_CONV1D = Limit(
 
 _TRANSFORMERS = (
     _NO_CONV1D,
-    Limit("nf4.*", "takes no codes of them", (Layer.EMBEDDING,), instead="--layout int-quantized"),
+    Limit("nf4.*", "takes no codes of them", (Layer.EMBEDDING,), instead="--scheme int --layout int-quantized"),
     Limit(_PACKED, "takes packed codes of them when told to dequantize only", (Layer.EMBEDDING,), hint=True),
     # GPTQ's layout, which optimum reads for it: in the one list of blocks that it knows, under one of these names
     Limit(
         "gptq",
         "takes no codes of them: they are one tensor",
         (Layer.EXPERT,),
-        instead="--bits 4",
+        instead="--layout pack-quantized",
     ),
     Limit(
         "gptq",
         "looks for such codes in a list of blocks of another name only",
         names=rf"^(?!{_BLOCKS_OF_OPTIMUM}\.\d)",
-        instead="--bits 4",
+        instead="--layout pack-quantized",
     ),
     # experts, which it joins while it loads
     Limit(
@@ -201,7 +201,7 @@ _TRANSFORMERS = (
         "fails to join experts in a model with such codes",
         (Layer.EXPERT,),
         unless=_APART,
-        instead="--bits 8",
+        instead="--bits 8 --layout pack-quantized",
         beside=True,
     ),
     Limit(
@@ -212,7 +212,9 @@ _TRANSFORMERS = (
         instead="--symmetric",
         beside=True,
     ),
-    Limit(".* block.*", "fails to join their codes", (Layer.EXPERT,), unless=_APART, instead="--scheme fp8"),
+    Limit(
+        ".* block.*", "fails to join their codes", (Layer.EXPERT,), unless=_APART, instead="--granularity channel"
+    ),
     Limit(
         "mxfp8-quantized .*",
         "fails to join their codes",
@@ -221,7 +223,7 @@ _TRANSFORMERS = (
         instead="--scheme mxfp4",
         beside=True,
     ),
-    Limit("nf4.*", "takes no codes of them", (Layer.EXPERT,), unless=_APART, instead="--bits 4"),
+    Limit("nf4.*", "takes no codes of them", (Layer.EXPERT,), unless=_APART, instead="--scheme int --bits 4"),
     Limit(
         "nvfp4-pack-quantized .*",
         "leaves the global scale of experts out, which are off by orders of magnitude, or fails to join dense ones",
@@ -269,12 +271,15 @@ _TRANSFORMERS = (
         "divides the layer, which goes wrong with such codes",
         families=("dinov2", "dinov2_with_registers", "nomic_bert"),
         names=r"\.(weights_in|Wqkv)\.weight$",
-        instead="--scheme fp8",
+        instead="--scheme fp8 --granularity channel",
     ),
     Limit("nf4.*", "takes no codes of its layers", families=("falcon",), instead="--scheme fp8"),
     Limit("nf4.*", "rounds them once more where it rescales layers", families=("rwkv",), instead="--scheme fp8"),
     Limit(
-        "nf4.*", "takes no codes of a model with shared blocks", families=("zamba", "zamba2"), instead="--bits 4"
+        "nf4.*",
+        "takes no codes of a model with shared blocks",
+        families=("zamba", "zamba2"),
+        instead="--scheme int --bits 4",
     ),
     Limit(
         "nf4.*",
@@ -338,20 +343,34 @@ _TRANSFORMERS = (
 )
 _VLLM = (
     _NO_CONV1D,
-    Limit("nf4.*", "takes no codes of them", (Layer.EXPERT,), instead="--bits 4"),
+    Limit("nf4.*", "takes no codes of them", (Layer.EXPERT,), instead="--scheme int --bits 4"),
     Limit(
         "nf4.*",
         "needs vllm-bnb-plugin for them, which quantizes layers that are dense in the file too",
-        instead="--bits 4",
+        instead="--scheme int --bits 4",
         hint=True,
     ),
     Limit(".*", "takes no codes of them", (Layer.EMBEDDING,)),
     Limit("pack-quantized int4 tensor.*", "has no scheme for one scale a tensor", instead="--granularity channel"),
-    Limit("naive-quantized .* block.*", "has no scheme for them", instead="--scheme fp8"),
-    Limit(".* block uneven", "takes blocks that divide the matrix only", instead="--scheme fp8"),
-    Limit("(pack|int)-quantized int8 tensor", "has no scheme for them", (Layer.EXPERT,), instead="--bits 8"),
-    Limit("float-quantized .* tensor", "has no scheme for them", (Layer.EXPERT,), instead="--scheme fp8"),
-    Limit("naive-quantized .*", "has no scheme for them", (Layer.EXPERT,), instead="--scheme fp8"),
+    Limit(
+        "naive-quantized .* block.*",
+        "has no scheme for them",
+        instead="--granularity channel --layout float-quantized",
+    ),
+    Limit(".* block uneven", "takes blocks that divide the matrix only", instead="--granularity channel"),
+    Limit(
+        "(pack|int)-quantized int8 tensor",
+        "has no scheme for them",
+        (Layer.EXPERT,),
+        instead="--granularity channel",
+    ),
+    Limit("float-quantized .* tensor", "has no scheme for them", (Layer.EXPERT,), instead="--granularity channel"),
+    Limit(
+        "naive-quantized .*",
+        "has no scheme for them",
+        (Layer.EXPERT,),
+        instead="--granularity channel --layout float-quantized",
+    ),
 )
 _MLX = (
     _NO_CONV1D,
