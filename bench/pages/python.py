@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,9 @@ def _table(verb: str, names: list[str]) -> Iterator[str]:
     yield "| keyword | type | what |\n|---|---|---|\n"
     for name in names:
         said = OWN.get(name) or helps.get(name) or ""
-        kind = str(types[name].annotation).replace("|", "\\|")
-        yield f"| `{name}` | `{kind}` | {_cell(said)} |\n"
+        # not between backticks, where renderers differ on what a bar is that has to be escaped
+        kind = escape(str(types[name].annotation), quote=False).replace("|", "&#124;")
+        yield f"| `{name}` | <code>{kind}</code> | {_cell(said)} |\n"
     yield "\n"
 
 

@@ -141,6 +141,26 @@ _NOT_IN_VLLM = (
     *("fastspeech2_conformer_with_hifigan", "clvp", "pe_audio", "neucodec", "xcodec", "xcodec2", "unispeech-sat"),
     *("speech-encoder-decoder", "flaubert", "recurrent_gemma", "xlstm", "neomme", "phi4_multimodal"),
     *("kosmos-2", "mbart", "pegasus", "m2m_100"),
+    # in its registry under none of their classes, nor can it run transformers' own: `bench.loaders.vllm_types`
+    *("bark", "big_bird", "blip", "bros", "canine", "convbert", "cpmant", "dab-detr", "data2vec-vision"),
+    *("deberta", "dinat", "donut-swin", "fsmt", "glpn", "gpt_neo", "gpt_neox_japanese", "ibert", "imagegpt"),
+    *("layoutlmv2", "led", "levit", "lilt", "longformer", "luke", "lxmert", "megatron-bert", "mobilevit"),
+    *("mobilevitv2", "mpnet", "mpt", "mra", "mvp", "nystromformer", "openai-gpt", "perceiver", "prophetnet"),
+    *("reformer", "rembert", "roformer", "sew-d", "slanet", "slanext", "squeezebert", "superglue"),
+    *(
+        "table-transformer",
+        "tapas",
+        "trocr",
+        "vilt",
+        "vits",
+        "xglm",
+        "xlm",
+        "yoso",
+        "zoedepth",
+        "flava",
+        "visual_bert",
+        "maskformer-swin",
+    ),
 )
 # Layers that transformers keeps in float32 (`_keep_in_fp32_modules`), where bitsandbytes leaves them alone
 _IN_FLOAT32 = {
@@ -166,29 +186,29 @@ _NO_CONV1D = Limit(
 
 _TRANSFORMERS = (
     _NO_CONV1D,
-    Limit("nf4.*", "takes no codes of them", (Layer.EMBEDDING,), instead="--layout int-quantized"),
+    Limit("nf4.*", "takes no codes of them", (Layer.EMBEDDING,), instead="--scheme int --layout int-quantized"),
     Limit(_PACKED, "takes packed codes of them when told to dequantize only", (Layer.EMBEDDING,), hint=True),
     # GPTQ's layout, which optimum reads for it: in the one list of blocks that it knows, under one of these names
     Limit(
         "gptq",
         "takes no codes of them: they are one tensor",
         (Layer.EXPERT,),
-        instead="--bits 4",
+        instead="--layout pack-quantized",
     ),
     Limit(
         "gptq",
         "looks for such codes in a list of blocks of another name only",
         names=rf"^(?!{_BLOCKS_OF_OPTIMUM}\.\d)",
-        instead="--bits 4",
+        instead="--layout pack-quantized",
     ),
-    Limit("gptq", "makes layers of other sizes for them", families=("bloom",), instead="--bits 4"),
+    Limit("gptq", "makes layers of other sizes for them", families=("bloom",), instead="--layout pack-quantized"),
     # experts, which it joins while it loads
     Limit(
         "int-quantized .*",
         "fails to join experts in a model with such codes",
         (Layer.EXPERT,),
         unless=_APART,
-        instead="--bits 8",
+        instead="--bits 8 --layout pack-quantized",
         beside=True,
     ),
     Limit(
@@ -199,7 +219,9 @@ _TRANSFORMERS = (
         instead="--symmetric",
         beside=True,
     ),
-    Limit(".* block.*", "fails to join their codes", (Layer.EXPERT,), unless=_APART, instead="--scheme fp8"),
+    Limit(
+        ".* block.*", "fails to join their codes", (Layer.EXPERT,), unless=_APART, instead="--granularity channel"
+    ),
     Limit(
         "mxfp8-quantized .*",
         "fails to join their codes",
@@ -208,7 +230,7 @@ _TRANSFORMERS = (
         instead="--scheme mxfp4",
         beside=True,
     ),
-    Limit("nf4.*", "takes no codes of them", (Layer.EXPERT,), unless=_APART, instead="--bits 4"),
+    Limit("nf4.*", "takes no codes of them", (Layer.EXPERT,), unless=_APART, instead="--scheme int --bits 4"),
     Limit(
         "nvfp4-pack-quantized .*",
         "leaves the global scale of experts out, which are off by orders of magnitude, or fails to join dense ones",
@@ -265,12 +287,15 @@ _TRANSFORMERS = (
         "divides the layer, which goes wrong with such codes",
         families=("dinov2", "dinov2_with_registers", "nomic_bert", "gte", "jina_embeddings_v3", "hrm_text"),
         names=r"\.(weights_in|Wqkv|qkv_proj|gqkv_proj|up_gate_proj|gate_up_proj)\.weight$",
-        instead="--scheme fp8",
+        instead="--scheme fp8 --granularity channel",
     ),
     Limit("nf4.*", "takes no codes of its layers", families=("falcon",), instead="--scheme fp8"),
     Limit("nf4.*", "rounds them once more where it rescales layers", families=("rwkv",), instead="--scheme fp8"),
     Limit(
-        "nf4.*", "takes no codes of a model with shared blocks", families=("zamba", "zamba2"), instead="--bits 4"
+        "nf4.*",
+        "takes no codes of a model with shared blocks",
+        families=("zamba", "zamba2"),
+        instead="--scheme int --bits 4",
     ),
     Limit(
         "nf4.*",
@@ -334,20 +359,34 @@ _TRANSFORMERS = (
 )
 _VLLM = (
     _NO_CONV1D,
-    Limit("nf4.*", "takes no codes of them", (Layer.EXPERT,), instead="--bits 4"),
+    Limit("nf4.*", "takes no codes of them", (Layer.EXPERT,), instead="--scheme int --bits 4"),
     Limit(
         "nf4.*",
         "needs vllm-bnb-plugin for them, which quantizes layers that are dense in the file too",
-        instead="--bits 4",
+        instead="--scheme int --bits 4",
         hint=True,
     ),
     Limit(".*", "takes no codes of them", (Layer.EMBEDDING,)),
     Limit("pack-quantized int4 tensor.*", "has no scheme for one scale a tensor", instead="--granularity channel"),
-    Limit("naive-quantized .* block.*", "has no scheme for them", instead="--scheme fp8"),
-    Limit(".* block uneven", "takes blocks that divide the matrix only", instead="--scheme fp8"),
-    Limit("(pack|int)-quantized int8 tensor", "has no scheme for them", (Layer.EXPERT,), instead="--bits 8"),
-    Limit("float-quantized .* tensor", "has no scheme for them", (Layer.EXPERT,), instead="--scheme fp8"),
-    Limit("naive-quantized .*", "has no scheme for them", (Layer.EXPERT,), instead="--scheme fp8"),
+    Limit(
+        "naive-quantized .* block.*",
+        "has no scheme for them",
+        instead="--granularity channel --layout float-quantized",
+    ),
+    Limit(".* block uneven", "takes blocks that divide the matrix only", instead="--granularity channel"),
+    Limit(
+        "(pack|int)-quantized int8 tensor",
+        "has no scheme for them",
+        (Layer.EXPERT,),
+        instead="--granularity channel",
+    ),
+    Limit("float-quantized .* tensor", "has no scheme for them", (Layer.EXPERT,), instead="--granularity channel"),
+    Limit(
+        "naive-quantized .*",
+        "has no scheme for them",
+        (Layer.EXPERT,),
+        instead="--granularity channel --layout float-quantized",
+    ),
 )
 _MLX = (
     _NO_CONV1D,

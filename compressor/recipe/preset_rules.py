@@ -55,9 +55,12 @@ def implied_notes(recipe: Recipe, model: GgmlModel | None) -> Iterator[str]:
             )
 
 
-def with_presets(recipe: Recipe, specs: Sequence[TensorSpec], model: GgmlModel | None) -> Recipe:
+def with_presets(
+    recipe: Recipe, specs: Sequence[TensorSpec], model: GgmlModel | None, *, allow_unmatched: bool = False
+) -> Recipe:
     """The recipe with its presets turned into rules for these tensors, after the user's own; `model` is what a GGUF
-    model's metadata say. UsageError where a preset needs them and there are none."""
+    model's metadata say. UsageError where a preset needs them and there are none, and, unless `allow_unmatched`,
+    where none of the tensors is one that the preset treats otherwise than the rest."""
     stages = []
     for stage in recipe.stages:
         if stage.implied and (model is None or model.images):  # one type, of all layers
@@ -66,6 +69,12 @@ def with_presets(recipe: Recipe, specs: Sequence[TensorSpec], model: GgmlModel |
             stage = _mixed(stage, specs, model)
         elif stage.preset:
             added = rules(stage.preset, [spec.name for spec in specs], stage.method.named_layout)
+            if not added and not allow_unmatched:
+                raise UsageError(
+                    f"preset {stage.preset}: by their names none of the tensors is a value or down projection of a "
+                    "layer, which it gives more bits",
+                    remedy="Use --bits 4, which the rest gets, and --set 'PATTERN:bits=8' for what is to get more",
+                )
             made = tuple((glob, replace(stage.method, **options)) for glob, options in added)
             stage = replace(stage, rules=stage.rules + made, preset="")
         stages.append(stage)

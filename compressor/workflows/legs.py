@@ -106,24 +106,46 @@ def run_leg(
     origin: Origin | None = None,
 ) -> Report:
     """Run one leg: under a budget where the leg has one, on a base made anew where its adapter asks for that, else
-    as one pass."""
+    as one pass. A note tells where a survey was given of which it could go by no pass."""
+    order = Order(verb, source, output, leg, options, origin=origin)
+    if options.surveyed is None:
+        return _run(order, tell)
+    from compressor.engine.execution.survey_book import passes_taken
+
+    with passes_taken() as taken:
+        report = _run(order, tell)
+    return report if taken else _with_unused_survey(report, options)
+
+
+def _run(order: Order, tell: Tell | None) -> Report:
+    verb, source, output, leg, options = order.verb, order.source, order.output, order.recipe, order.options
     if leg.budget is not None:
         from compressor.workflows.budget.run import run_budget  # here because most runs have none
 
-        return run_budget(verb, source, output, leg, options, tell=tell, origin=origin)
+        return run_budget(verb, source, output, leg, options, tell=tell, origin=order.origin)
     if options.save_base is not None or any(stage.method.rounds for stage in leg.stages):
         source = _alternated(Order(verb, source, output, leg, options))
     if output.lower().endswith(".gguf"):
         leg = for_gguf(leg)
-    return _with_unused_survey(run_one_pass(verb, source, output, leg, options, origin=origin), options.surveyed)
+    return run_one_pass(verb, source, output, leg, options, origin=order.origin)
 
 
-def _with_unused_survey(report: Report, surveyed: str | None) -> Report:
-    """The report, with a note where a survey was given to a run that looks at no whole model."""
-    if surveyed is None or any(step.method.reach == "model" for job in report.plan.jobs for step in job.steps):
+def _with_unused_survey(report: Report, options: RunOptions) -> Report:
+    """The report, with a note why none of a survey's passes was used; as it is where nothing was looked at."""
+    plan, surveyed = report.plan, options.surveyed
+    assert surveyed is not None  # noqa: S101 - who calls looked
+    looks = report.allocation is not None or any(
+        step.method.reach == "model" for job in plan.jobs for step in job.steps
+    )
+    why = "nothing in this run looks at the whole model first"
+    if looks and options.dry_run and plan.sizes_known:
         return report
-    said = f"no pass of {printable(surveyed)} was used: nothing in this run looks at the whole model first"
-    return replace(report, plan=replace(report.plan, notes=(*report.plan.notes, said)))
+    if looks:
+        from compressor.workflows.survey_book import differing
+
+        why = f"{differing(surveyed, plan.stages)}, so that this run looked at the whole model itself"
+    said = f"no pass of {printable(surveyed)} was used: {why}"
+    return replace(report, plan=replace(plan, notes=(*plan.notes, said)))
 
 
 def _alternated(order: Order) -> str:

@@ -381,7 +381,7 @@ def transform(opened: Opened) -> Transformed:
         opened, checkpoint = _for_gguf(opened, checkpoint)
     specs, model = [tensor.spec for tensor in checkpoint.tensors.values()], ggml_model(checkpoint.source.fields)
     checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *implied_notes(order.recipe, model)))
-    recipe = with_presets(replace(order.recipe, cuts=cuts), specs, model)
+    recipe = with_presets(replace(order.recipe, cuts=cuts), specs, model, allow_unmatched=options.allow_unmatched)
     return Transformed(opened, recipe, checkpoint)
 
 
@@ -458,6 +458,7 @@ def make_final_plan(transformed: Transformed) -> Planned:
         with _engine(opened, worker) as executor, _naming(order.source):
             window, chunks = _tasks_of(executor, opened)
             runner = Runner(worker, executor, window, book=_book(opened), chunks_each=chunks)
+            runner.surveying = _surveying(options)
             request = replace(request, sizes_known=runner.count())
         plan, surveyed = make_plan(request), runner.surveyed
         opened = _within_memory(opened, plan, request.statistics)
@@ -680,6 +681,7 @@ def _runner(planned: Planned, worker: Worker, stack: ExitStack, share: Share | N
     if share is not None:
         total = sum(unit.nbytes for unit in runner.units)
     runner.progress = _counting(total, opened.order.options.progress)
+    runner.surveying = _surveying(opened.order.options)
     return runner
 
 
@@ -767,6 +769,24 @@ def _check_unchanged(request: PlanRequest) -> None:
         statistics.file.check_unchanged()
     for read in (request.checkpoint, *request.teachers.values()):
         read.source.check_unchanged()
+
+
+def _surveying(options: RunOptions) -> Callable[[int, int], None]:
+    """Tell how far a pass over the whole model is, which comes before weights are written."""
+    begun = False
+
+    def tell(done: int, total: int) -> None:
+        nonlocal begun
+        if options.progress is None:
+            return
+        if not begun:
+            options.announce("survey of the whole model")
+        options.progress(done, total)
+        begun = done < total
+        if not begun:
+            options.announce("weights")
+
+    return tell
 
 
 def _counting(total: int, progress: Callable[[int, int], None] | None) -> Callable[[int], None]:

@@ -575,6 +575,20 @@ def test_folders_without_weights(tmp_path: Path, names: list[str], remedy: str) 
     refused(folder, f"is a folder without {SINGLE} or {INDEX}", remedy)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json", "model.fp16.safetensors"])
+def test_a_sub_folder_that_has_the_weights_is_named(tmp_path: Path, name: str) -> None:
+    """Such as that of a cache of the hub, whose files lie in snapshots/COMMIT."""
+    folder = tmp_path / "in"
+    inner = folder / "snapshots" / "0123abc"
+    inner.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (inner / name).write_bytes(b"")
+    refused(folder, "is a folder without", f"give {inner}")
+    (folder / "b").mkdir()
+    (folder / "b" / "model.safetensors").write_bytes(b"")
+    refused(folder, "is a folder without", "Of its sub-folders b, snapshots/0123abc have weights: give one of them")
+
+
 @pytest.mark.parametrize("name", ["model.onnx", "model", "model.safetensor"])
 def test_files_that_are_no_container_of_ours(tmp_path: Path, name: str) -> None:
     path = tmp_path / name

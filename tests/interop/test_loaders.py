@@ -165,7 +165,7 @@ def test_what_a_loader_has_no_codes_for_does_not_look_loadable(tmp_path: Path, b
         family.make(tmp_path / "model")
         for name in ("transformers", "vllm"):
             refused = _refused(tmp_path / "model", tmp_path / name, {"bits": bits, "loader": name})
-            assert refused == "Use --bits 4, or --bits 8"
+            assert refused == "Use --scheme int --layout auto --bits 4, or --bits 8"
         api.quantize(tmp_path / "model", tmp_path / "packed", bits=bits, layout="compressor")
         with pytest.raises(Exception, match="compressor restore"):
             LOADERS["transformers"].answers(tmp_path / "packed", family)

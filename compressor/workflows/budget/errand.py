@@ -31,8 +31,9 @@ class Errand:
         """The output's path without a trailing slash."""
         return self.output.rstrip("/")
 
-    def dry_run(self, recipe: Recipe, only: Sequence[str] | None = None) -> Report:
-        """What the recipe comes to, before any entropy coding; of `only` these tensors, where given."""
+    def dry_run(self, recipe: Recipe, only: Sequence[str] | None = None, *, looks: bool = False) -> Report:
+        """What the recipe comes to, before any entropy coding; of `only` these tensors, where given. `looks`: it is
+        there to look at the whole model, so that a survey of the run's passes has this one."""
         options = self.options
         planning = RunOptions(
             dry_run=True,
@@ -52,7 +53,7 @@ class Errand:
             processes=options.processes,
             stats=self._taken(recipe),
             part=options.part,
-            surveys_only=options.surveys_only,
+            surveys_only=options.surveys_only and looks,
             scheduler=options.scheduler,
             surveyed=options.surveyed,
         )
