@@ -109,6 +109,12 @@ _READS_WEIGHTS = (
     *("deformable_detr", "d_fine", "deimv2", "lw_detr", "rf_detr", "rt_detr", "rt_detr_v2", "grounding-dino"),
     *("mm-grounding-dino", "omdet-turbo", "pp_doclayout_v3", "pp_doclayout_v4", "sam3_lite_text"),
     "sam3_lite_text_text_model",
+    # of parts of models by themselves, and others that the walk through the schemes found
+    *("emu3", "emu3_vqgan", "altclip_vision_model", "blt_global_transformer", "blt_local_decoder"),
+    *("blt_local_encoder", "blt_patcher", "bridgetower_text_model", "clap_audio_model", "clap_text_model"),
+    *("clipseg_vision_model", "clvp_encoder", "colmodernvbert", "eomt", "groupvit_vision_model"),
+    *("kosmos_2_text_model", "kosmos_2_vision_model", "lw_detr_vit", "owlv2_text_model", "owlv2_vision_model"),
+    *("owlvit_vision_model", "phi4_multimodal_vision", "pix2struct_vision_model", "pp_doclayout_v2"),
 )
 # The same, and weight norm keeps transformers from dequantizing while it loads
 _WEIGHT_NORM = (
@@ -180,28 +186,29 @@ _NO_CONV1D = Limit(
 
 _TRANSFORMERS = (
     _NO_CONV1D,
-    Limit("nf4.*", "takes no codes of them", (Layer.EMBEDDING,), instead="--layout int-quantized"),
+    Limit("nf4.*", "takes no codes of them", (Layer.EMBEDDING,), instead="--scheme int --layout int-quantized"),
     Limit(_PACKED, "takes packed codes of them when told to dequantize only", (Layer.EMBEDDING,), hint=True),
     # GPTQ's layout, which optimum reads for it: in the one list of blocks that it knows, under one of these names
     Limit(
         "gptq",
         "takes no codes of them: they are one tensor",
         (Layer.EXPERT,),
-        instead="--bits 4",
+        instead="--layout pack-quantized",
     ),
     Limit(
         "gptq",
         "looks for such codes in a list of blocks of another name only",
         names=rf"^(?!{_BLOCKS_OF_OPTIMUM}\.\d)",
-        instead="--bits 4",
+        instead="--layout pack-quantized",
     ),
+    Limit("gptq", "makes layers of other sizes for them", families=("bloom",), instead="--layout pack-quantized"),
     # experts, which it joins while it loads
     Limit(
         "int-quantized .*",
         "fails to join experts in a model with such codes",
         (Layer.EXPERT,),
         unless=_APART,
-        instead="--bits 8",
+        instead="--bits 8 --layout pack-quantized",
         beside=True,
     ),
     Limit(
@@ -212,7 +219,9 @@ _TRANSFORMERS = (
         instead="--symmetric",
         beside=True,
     ),
-    Limit(".* block.*", "fails to join their codes", (Layer.EXPERT,), unless=_APART, instead="--scheme fp8"),
+    Limit(
+        ".* block.*", "fails to join their codes", (Layer.EXPERT,), unless=_APART, instead="--granularity channel"
+    ),
     Limit(
         "mxfp8-quantized .*",
         "fails to join their codes",
@@ -221,7 +230,7 @@ _TRANSFORMERS = (
         instead="--scheme mxfp4",
         beside=True,
     ),
-    Limit("nf4.*", "takes no codes of them", (Layer.EXPERT,), unless=_APART, instead="--bits 4"),
+    Limit("nf4.*", "takes no codes of them", (Layer.EXPERT,), unless=_APART, instead="--scheme int --bits 4"),
     Limit(
         "nvfp4-pack-quantized .*",
         "leaves the global scale of experts out, which are off by orders of magnitude, or fails to join dense ones",
@@ -241,7 +250,16 @@ _TRANSFORMERS = (
     Limit(
         _PACKED,
         "fails to join the short convolutions, dense as they are, beside such codes",
-        families=("kimi_linear", "bailing_hybrid"),
+        families=(
+            *("kimi_linear", "bailing_hybrid", "glm5_next", "glm5_next_text", "lara_mini", "olmo_hybrid"),
+            *("mistral_large4", "molmo2_text"),
+        ),
+        instead="--scheme fp8",
+    ),
+    Limit(
+        "int-quantized .*",
+        "fails to join the short convolutions, dense as they are, beside such codes",
+        families=("olmo_hybrid",),
         instead="--scheme fp8",
     ),
     Limit(
@@ -267,14 +285,17 @@ _TRANSFORMERS = (
     Limit(
         "(?!(int-quantized|float-quantized|naive-quantized) .* (channel|tensor)).*",
         "divides the layer, which goes wrong with such codes",
-        families=("dinov2", "dinov2_with_registers", "nomic_bert"),
-        names=r"\.(weights_in|Wqkv)\.weight$",
-        instead="--scheme fp8",
+        families=("dinov2", "dinov2_with_registers", "nomic_bert", "gte", "jina_embeddings_v3", "hrm_text"),
+        names=r"\.(weights_in|Wqkv|qkv_proj|gqkv_proj|up_gate_proj|gate_up_proj)\.weight$",
+        instead="--scheme fp8 --granularity channel",
     ),
     Limit("nf4.*", "takes no codes of its layers", families=("falcon",), instead="--scheme fp8"),
     Limit("nf4.*", "rounds them once more where it rescales layers", families=("rwkv",), instead="--scheme fp8"),
     Limit(
-        "nf4.*", "takes no codes of a model with shared blocks", families=("zamba", "zamba2"), instead="--bits 4"
+        "nf4.*",
+        "takes no codes of a model with shared blocks",
+        families=("zamba", "zamba2"),
+        instead="--scheme int --bits 4",
     ),
     Limit(
         "nf4.*",
@@ -338,20 +359,34 @@ _TRANSFORMERS = (
 )
 _VLLM = (
     _NO_CONV1D,
-    Limit("nf4.*", "takes no codes of them", (Layer.EXPERT,), instead="--bits 4"),
+    Limit("nf4.*", "takes no codes of them", (Layer.EXPERT,), instead="--scheme int --bits 4"),
     Limit(
         "nf4.*",
         "needs vllm-bnb-plugin for them, which quantizes layers that are dense in the file too",
-        instead="--bits 4",
+        instead="--scheme int --bits 4",
         hint=True,
     ),
     Limit(".*", "takes no codes of them", (Layer.EMBEDDING,)),
     Limit("pack-quantized int4 tensor.*", "has no scheme for one scale a tensor", instead="--granularity channel"),
-    Limit("naive-quantized .* block.*", "has no scheme for them", instead="--scheme fp8"),
-    Limit(".* block uneven", "takes blocks that divide the matrix only", instead="--scheme fp8"),
-    Limit("(pack|int)-quantized int8 tensor", "has no scheme for them", (Layer.EXPERT,), instead="--bits 8"),
-    Limit("float-quantized .* tensor", "has no scheme for them", (Layer.EXPERT,), instead="--scheme fp8"),
-    Limit("naive-quantized .*", "has no scheme for them", (Layer.EXPERT,), instead="--scheme fp8"),
+    Limit(
+        "naive-quantized .* block.*",
+        "has no scheme for them",
+        instead="--granularity channel --layout float-quantized",
+    ),
+    Limit(".* block uneven", "takes blocks that divide the matrix only", instead="--granularity channel"),
+    Limit(
+        "(pack|int)-quantized int8 tensor",
+        "has no scheme for them",
+        (Layer.EXPERT,),
+        instead="--granularity channel",
+    ),
+    Limit("float-quantized .* tensor", "has no scheme for them", (Layer.EXPERT,), instead="--granularity channel"),
+    Limit(
+        "naive-quantized .*",
+        "has no scheme for them",
+        (Layer.EXPERT,),
+        instead="--granularity channel --layout float-quantized",
+    ),
 )
 _MLX = (
     _NO_CONV1D,

@@ -33,6 +33,17 @@ _NOMIC = (
     (r"mlp\.fc12$", "mlp.gate_proj"),
     (r"mlp\.fc2$", "mlp.down_proj"),
 )
+_JINA = (
+    (r"encoder\.layers\.", "layers."),
+    (r"mixer\.Wqkv$", "self_attn.q_proj|self_attn.k_proj|self_attn.v_proj"),
+    (r"mixer\.out_proj$", "self_attn.o_proj"),
+)
+_GTE = (
+    (r"encoder\.layer\.", "layers."),
+    (r"attention\.qkv_proj$", "self_attn.q_proj|self_attn.k_proj|self_attn.v_proj"),
+    (r"attention\.o_proj$", "self_attn.o_proj"),
+    (r"mlp\.up_gate_proj$", "mlp.up_proj|mlp.gate_proj"),
+)
 _DEEPSEEK_V4 = (
     (r"\.attn\.", ".self_attn."),
     (r"\.ffn\.", ".mlp."),
@@ -115,6 +126,8 @@ _RENAMED: Mapping[str, Sequence[tuple[str, str]]] = {
     "kimi_linear": ((r"block_sparse_moe\.", "mlp."), _FORGETS),
     **dict.fromkeys(("glm5_next", "glm5_next_text"), (_FORGETS,)),
     "nomic_bert": _NOMIC,
+    "jina_embeddings_v3": _JINA,
+    "gte": _GTE,
     "deepseek_v4": _DEEPSEEK_V4,
     **dict.fromkeys(("detr", "deformable_detr", "rt_detr", "rt_detr_v2", "table-transformer", "maskformer"), _DETR),
     **dict.fromkeys(("pp_doclayout_v2", "pp_doclayout_v3", "pp_doclayout_v4"), _DETR),

@@ -17,7 +17,15 @@ from compressor.cli.streams import emit, say
 from compressor.core.errors import UsageError
 from compressor.core.text import size_of
 from compressor.methods.contract import Method
-from compressor.methods.options import SELECTOR, SHARED, Option, choices_of, describe, options_of, required_options
+from compressor.methods.options import (
+    SELECTOR,
+    SHARED_HELP,
+    Option,
+    choices_of,
+    describe,
+    options_of,
+    required_options,
+)
 from compressor.methods.registry import methods_of
 from compressor.methods.structured_cut import cut_options
 from compressor.recipe.gates import Gates
@@ -377,7 +385,7 @@ def method_options(verb: str, *others: str) -> Decorator:
         flag = "--" + key.replace("_", "-")
         _, hint, declared, _ = uses[0]
         texts = {option.help for _, _, option, _ in uses}
-        text = texts.pop() if len(texts) == 1 else SHARED.get((verb, key), declared.help)
+        text = texts.pop() if len(texts) == 1 else SHARED_HELP.get((verb, key), declared.help)
         text = f"{text[0].upper()}{text[1:]} [{_owners(known, key, uses, declared)}]."
         if bool in (hint, *get_args(hint)):
             made.append(click.option(f"{flag}/--{declared.off or f'no-{flag[2:]}'}", key, default=None, help=text))

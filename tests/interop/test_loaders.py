@@ -102,6 +102,7 @@ def test_what_a_refusal_names_is_taken(tmp_path: Path, name: str) -> None:
 # Of transformers' types those that a walk of all found wrong, by kinds: layers that transformers calls otherwise
 # than files do, and codes that it fails on
 WALKED = ("deepseek_v4", "kimi_linear", "nomic_bert", "cohere_asr", "axk2", "deformable_detr", "dinov2", "ctrl")
+WALKED += ("olmo_hybrid", "gte", "jina_embeddings_v3", "moshi_depth", "owlv2_vision_model")
 
 
 @pytest.mark.parametrize("kind", WALKED)
@@ -164,7 +165,7 @@ def test_what_a_loader_has_no_codes_for_does_not_look_loadable(tmp_path: Path, b
         family.make(tmp_path / "model")
         for name in ("transformers", "vllm"):
             refused = _refused(tmp_path / "model", tmp_path / name, {"bits": bits, "loader": name})
-            assert refused == "Use --bits 4, or --bits 8"
+            assert refused == "Use --scheme int --layout auto --bits 4, or --bits 8"
         api.quantize(tmp_path / "model", tmp_path / "packed", bits=bits, layout="compressor")
         with pytest.raises(Exception, match="compressor restore"):
             LOADERS["transformers"].answers(tmp_path / "packed", family)

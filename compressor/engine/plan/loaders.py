@@ -98,6 +98,9 @@ def form_of(spec: TensorSpec, decoder: Decoder) -> str:
 # ---- a plan --------------------------------------------------------------------------------------------
 
 
+_PLAIN = "--scheme int --layout auto --bits 4, or --bits 8"  # which every loader of folders reads
+
+
 @dataclass(frozen=True)
 class _Model:
     """What is stored of a model as codes, its config.json, and whether it has experts, dense ones too."""
@@ -193,7 +196,7 @@ def _foreign(jobs: Sequence[Job], request: PlanRequest) -> Iterator[CompressorEr
             continue
         asked = request.recipe.stages[job.steps[-1].stage - len(request.recipe.cuts)].method.verb
         sparse = job.steps[-1].method.verb == "store"
-        way_on = "--store dense" if asked != "quantize" else "--store packed" if sparse else "--bits 4, or --bits 8"
+        way_on = "--store dense" if asked != "quantize" else "--store packed" if sparse else _PLAIN
         found.setdefault(way_on, []).append((job.spec, encoder))
     for way_on, tensors in found.items():
         yield UsageError(
