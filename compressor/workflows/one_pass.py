@@ -581,7 +581,11 @@ def write(planned: Planned) -> Report:
             report = replace(report, gates=(*planned.gates, *sizes, *measured))
             if report.failures:
                 raise ReportedGateFailed(report)
-            _finish(sink, _with_card(report, planned, fingerprint), request)
+            plan = _with_card(report, planned, fingerprint)
+            _finish(sink, plan, request)
+            report = replace(
+                report, beside=tuple((name, len(text)) for name, text in plan.texts[len(report.plan.texts) :])
+            )
             if shards is not None and not order.options.keep_work:
                 shards.folder.clear()
     except BaseException:
