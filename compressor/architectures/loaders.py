@@ -47,7 +47,7 @@ class Limit:
     for all of them; it holds of no family that is among `unless`. `why` is what the loader does then. `dense`: they
     are few layers, which stay dense for that loader. `instead`: options with which it takes such a model. `hint`:
     it takes them, if told how to load. `beside`: of experts, which it does not take either, dense or not, beside
-    other layers in such codes.
+    other layers in such codes. `where`: an entry of config.json, and what it has to be.
     """
 
     forms: str
@@ -60,6 +60,7 @@ class Limit:
     instead: str = ""
     dense: bool = False
     hint: bool = False
+    where: tuple[str, Any] | None = None
 
     def holds(self, form: str, layer: Layer, types: Sequence[str]) -> bool:
         """Whether it holds of this form of some tensor, in a model of these types, the outermost first."""
@@ -108,6 +109,12 @@ _READS_WEIGHTS = (
     *("deformable_detr", "d_fine", "deimv2", "lw_detr", "rf_detr", "rt_detr", "rt_detr_v2", "grounding-dino"),
     *("mm-grounding-dino", "omdet-turbo", "pp_doclayout_v3", "pp_doclayout_v4", "sam3_lite_text"),
     "sam3_lite_text_text_model",
+    # of parts of models by themselves, and others that the walk through the schemes found
+    *("emu3", "emu3_vqgan", "altclip_vision_model", "blt_global_transformer", "blt_local_decoder"),
+    *("blt_local_encoder", "blt_patcher", "bridgetower_text_model", "clap_audio_model", "clap_text_model"),
+    *("clipseg_vision_model", "clvp_encoder", "colmodernvbert", "eomt", "groupvit_vision_model"),
+    *("kosmos_2_text_model", "kosmos_2_vision_model", "lw_detr_vit", "owlv2_text_model", "owlv2_vision_model"),
+    *("owlvit_vision_model", "phi4_multimodal_vision", "pix2struct_vision_model", "pp_doclayout_v2"),
 )
 # The same, and weight norm keeps transformers from dequantizing while it loads
 _WEIGHT_NORM = (
@@ -134,6 +141,26 @@ _NOT_IN_VLLM = (
     *("fastspeech2_conformer_with_hifigan", "clvp", "pe_audio", "neucodec", "xcodec", "xcodec2", "unispeech-sat"),
     *("speech-encoder-decoder", "flaubert", "recurrent_gemma", "xlstm", "neomme", "phi4_multimodal"),
     *("kosmos-2", "mbart", "pegasus", "m2m_100"),
+    # in its registry under none of their classes, nor can it run transformers' own: `bench.loaders.vllm_types`
+    *("bark", "big_bird", "blip", "bros", "canine", "convbert", "cpmant", "dab-detr", "data2vec-vision"),
+    *("deberta", "dinat", "donut-swin", "fsmt", "glpn", "gpt_neo", "gpt_neox_japanese", "ibert", "imagegpt"),
+    *("layoutlmv2", "led", "levit", "lilt", "longformer", "luke", "lxmert", "megatron-bert", "mobilevit"),
+    *("mobilevitv2", "mpnet", "mpt", "mra", "mvp", "nystromformer", "openai-gpt", "perceiver", "prophetnet"),
+    *("reformer", "rembert", "roformer", "sew-d", "slanet", "slanext", "squeezebert", "superglue"),
+    *(
+        "table-transformer",
+        "tapas",
+        "trocr",
+        "vilt",
+        "vits",
+        "xglm",
+        "xlm",
+        "yoso",
+        "zoedepth",
+        "flava",
+        "visual_bert",
+        "maskformer-swin",
+    ),
 )
 # Layers that transformers keeps in float32 (`_keep_in_fp32_modules`), where bitsandbytes leaves them alone
 _IN_FLOAT32 = {
@@ -145,6 +172,10 @@ _IN_FLOAT32 = {
         *("mistral_large4", "mistral_large4_text"),
     ): r"indexer\.weights_proj\.weight$",
 }
+_BLOCKS_OF_OPTIMUM = (
+    r"(transformer\.h|h|model\.decoder\.layers|decoder\.layers|gpt_neox\.layers|layers"
+    r"|(model\.)?(language_model\.)?(model\.)?layers)"
+)
 _PACKED = r"(pack-quantized|nvfp4-pack-quantized|mxfp4-pack-quantized) .*"
 _NO_CONV1D = Limit(
     ".*",
@@ -155,15 +186,29 @@ _NO_CONV1D = Limit(
 
 _TRANSFORMERS = (
     _NO_CONV1D,
-    Limit("nf4.*", "takes no codes of them", (Layer.EMBEDDING,), instead="--layout int-quantized"),
+    Limit("nf4.*", "takes no codes of them", (Layer.EMBEDDING,), instead="--scheme int --layout int-quantized"),
     Limit(_PACKED, "takes packed codes of them when told to dequantize only", (Layer.EMBEDDING,), hint=True),
+    # GPTQ's layout, which optimum reads for it: in the one list of blocks that it knows, under one of these names
+    Limit(
+        "gptq",
+        "takes no codes of them: they are one tensor",
+        (Layer.EXPERT,),
+        instead="--layout pack-quantized",
+    ),
+    Limit(
+        "gptq",
+        "looks for such codes in a list of blocks of another name only",
+        names=rf"^(?!{_BLOCKS_OF_OPTIMUM}\.\d)",
+        instead="--layout pack-quantized",
+    ),
+    Limit("gptq", "makes layers of other sizes for them", families=("bloom",), instead="--layout pack-quantized"),
     # experts, which it joins while it loads
     Limit(
         "int-quantized .*",
         "fails to join experts in a model with such codes",
         (Layer.EXPERT,),
         unless=_APART,
-        instead="--bits 8",
+        instead="--bits 8 --layout pack-quantized",
         beside=True,
     ),
     Limit(
@@ -174,7 +219,9 @@ _TRANSFORMERS = (
         instead="--symmetric",
         beside=True,
     ),
-    Limit(".* block.*", "fails to join their codes", (Layer.EXPERT,), unless=_APART, instead="--scheme fp8"),
+    Limit(
+        ".* block.*", "fails to join their codes", (Layer.EXPERT,), unless=_APART, instead="--granularity channel"
+    ),
     Limit(
         "mxfp8-quantized .*",
         "fails to join their codes",
@@ -183,7 +230,7 @@ _TRANSFORMERS = (
         instead="--scheme mxfp4",
         beside=True,
     ),
-    Limit("nf4.*", "takes no codes of them", (Layer.EXPERT,), unless=_APART, instead="--bits 4"),
+    Limit("nf4.*", "takes no codes of them", (Layer.EXPERT,), unless=_APART, instead="--scheme int --bits 4"),
     Limit(
         "nvfp4-pack-quantized .*",
         "leaves the global scale of experts out, which are off by orders of magnitude, or fails to join dense ones",
@@ -193,6 +240,34 @@ _TRANSFORMERS = (
         beside=True,
     ),
     # whatever the layer
+    Limit(
+        "(?!nf4|gptq).*",
+        "fails over gated layers, which it means to divide and this model has not",
+        families=("dinov2", "dinov2_with_registers"),
+        instead="--scheme nf4",
+        where=("use_swiglu_ffn", False),
+    ),
+    Limit(
+        _PACKED,
+        "fails to join the short convolutions, dense as they are, beside such codes",
+        families=(
+            *("kimi_linear", "bailing_hybrid", "glm5_next", "glm5_next_text", "lara_mini", "olmo_hybrid"),
+            *("mistral_large4", "molmo2_text"),
+        ),
+        instead="--scheme fp8",
+    ),
+    Limit(
+        "int-quantized .*",
+        "fails to join the short convolutions, dense as they are, beside such codes",
+        families=("olmo_hybrid",),
+        instead="--scheme fp8",
+    ),
+    Limit(
+        "(?!nf4|gptq).*",
+        "computes positions in float32 beside such codes, which norms in another dtype do not take",
+        families=("ctrl",),
+        instead="--scheme nf4",
+    ),
     Limit(
         _PACKED,
         "fails where its own initialisation reads a weight that is packed",
@@ -209,15 +284,18 @@ _TRANSFORMERS = (
     ),
     Limit(
         "(?!(int-quantized|float-quantized|naive-quantized) .* (channel|tensor)).*",
-        "divides the layer in two, which goes wrong with such codes",
-        families=("dinov2", "dinov2_with_registers"),
-        names=r"\.weights_in\.weight$",
-        instead="--scheme fp8",
+        "divides the layer, which goes wrong with such codes",
+        families=("dinov2", "dinov2_with_registers", "nomic_bert", "gte", "jina_embeddings_v3", "hrm_text"),
+        names=r"\.(weights_in|Wqkv|qkv_proj|gqkv_proj|up_gate_proj|gate_up_proj)\.weight$",
+        instead="--scheme fp8 --granularity channel",
     ),
     Limit("nf4.*", "takes no codes of its layers", families=("falcon",), instead="--scheme fp8"),
     Limit("nf4.*", "rounds them once more where it rescales layers", families=("rwkv",), instead="--scheme fp8"),
     Limit(
-        "nf4.*", "takes no codes of a model with shared blocks", families=("zamba", "zamba2"), instead="--bits 4"
+        "nf4.*",
+        "takes no codes of a model with shared blocks",
+        families=("zamba", "zamba2"),
+        instead="--scheme int --bits 4",
     ),
     Limit(
         "nf4.*",
@@ -281,20 +359,34 @@ _TRANSFORMERS = (
 )
 _VLLM = (
     _NO_CONV1D,
-    Limit("nf4.*", "takes no codes of them", (Layer.EXPERT,), instead="--bits 4"),
+    Limit("nf4.*", "takes no codes of them", (Layer.EXPERT,), instead="--scheme int --bits 4"),
     Limit(
         "nf4.*",
         "needs vllm-bnb-plugin for them, which quantizes layers that are dense in the file too",
-        instead="--bits 4",
+        instead="--scheme int --bits 4",
         hint=True,
     ),
     Limit(".*", "takes no codes of them", (Layer.EMBEDDING,)),
     Limit("pack-quantized int4 tensor.*", "has no scheme for one scale a tensor", instead="--granularity channel"),
-    Limit("naive-quantized .* block.*", "has no scheme for them", instead="--scheme fp8"),
-    Limit(".* block uneven", "takes blocks that divide the matrix only", instead="--scheme fp8"),
-    Limit("(pack|int)-quantized int8 tensor", "has no scheme for them", (Layer.EXPERT,), instead="--bits 8"),
-    Limit("float-quantized .* tensor", "has no scheme for them", (Layer.EXPERT,), instead="--scheme fp8"),
-    Limit("naive-quantized .*", "has no scheme for them", (Layer.EXPERT,), instead="--scheme fp8"),
+    Limit(
+        "naive-quantized .* block.*",
+        "has no scheme for them",
+        instead="--granularity channel --layout float-quantized",
+    ),
+    Limit(".* block uneven", "takes blocks that divide the matrix only", instead="--granularity channel"),
+    Limit(
+        "(pack|int)-quantized int8 tensor",
+        "has no scheme for them",
+        (Layer.EXPERT,),
+        instead="--granularity channel",
+    ),
+    Limit("float-quantized .* tensor", "has no scheme for them", (Layer.EXPERT,), instead="--granularity channel"),
+    Limit(
+        "naive-quantized .*",
+        "has no scheme for them",
+        (Layer.EXPERT,),
+        instead="--granularity channel --layout float-quantized",
+    ),
 )
 _MLX = (
     _NO_CONV1D,
@@ -350,6 +442,8 @@ def limits_of(
     """What keeps a loader from taking the tensor of this name in this form; `experts`: the model has some."""
     layer = layer_of(config, name)
     for limit in _limits(loader, model_types(config), layer, form, experts):
+        if limit.where is not None and (config or {}).get(limit.where[0]) != limit.where[1]:
+            continue
         if not limit.names or re.search(limit.names, name):
             yield limit
 

@@ -25,6 +25,86 @@ _VIT = (
 )
 _SWIN = ((r"attention\.self\.(query|key|value)$", r"attention.\1"), *_VIT[2:])
 _DINOV2 = (*_VIT[1:6], (r"mlp\.weights_in$", "mlp.gate_proj|mlp.up_proj"), (r"mlp\.weights_out$", "mlp.down_proj"))
+_NOMIC = (
+    (r"encoder\.layers\.", "layers."),
+    (r"attn\.Wqkv$", "self_attn.q_proj|self_attn.k_proj|self_attn.v_proj"),
+    (r"attn\.out_proj$", "self_attn.o_proj"),
+    (r"mlp\.fc11$", "mlp.up_proj"),
+    (r"mlp\.fc12$", "mlp.gate_proj"),
+    (r"mlp\.fc2$", "mlp.down_proj"),
+)
+_JINA = (
+    (r"encoder\.layers\.", "layers."),
+    (r"mixer\.Wqkv$", "self_attn.q_proj|self_attn.k_proj|self_attn.v_proj"),
+    (r"mixer\.out_proj$", "self_attn.o_proj"),
+)
+_GTE = (
+    (r"encoder\.layer\.", "layers."),
+    (r"attention\.qkv_proj$", "self_attn.q_proj|self_attn.k_proj|self_attn.v_proj"),
+    (r"attention\.o_proj$", "self_attn.o_proj"),
+    (r"mlp\.up_gate_proj$", "mlp.up_proj|mlp.gate_proj"),
+)
+_DEEPSEEK_V4 = (
+    (r"\.attn\.", ".self_attn."),
+    (r"\.ffn\.", ".mlp."),
+    (r"indexer\.compressor\.", "compressor.indexer."),
+    (r"self_attn\.indexer\.weights_proj$", "self_attn.compressor.indexer.scorer.weights_proj"),
+    (r"self_attn\.indexer\.wq_b$", "self_attn.compressor.indexer.q_b_proj"),
+    (r"\.w(q_a|q_b|kv|o_a|o_b)$", r".\1_proj"),
+    (r"\.wgate$", ".gate_proj"),
+    (r"shared_experts\.w1$", "shared_experts.gate_proj"),
+    (r"shared_experts\.w2$", "shared_experts.down_proj"),
+    (r"shared_experts\.w3$", "shared_experts.up_proj"),
+    (r"^head$", "lm_head"),
+)
+_FORGETS = (r"self_attn\.(f_a_proj|f_b_proj)$", r"self_attn.forget_gate.\1")
+_DETR = (
+    (r"(self_attn|encoder_attn)\.out_proj$", r"\1.o_proj"),
+    (r"layers\.(\d+)\.(fc[12])$", r"layers.\1.mlp.\2"),
+    (r"encoder\.encoder\.", "encoder.aifi."),  # of RT-DETR
+)
+_CONDITIONAL = (
+    (r"\.sa_v_proj$", ".self_attn.v_proj"),
+    (r"\.sa_([qk])(content|pos)_proj$", r".self_attn.\1_\2_proj"),
+    (r"\.ca_v_proj$", ".encoder_attn.v_proj"),
+    (r"\.ca_([qk])(content|pos)_proj$", r".encoder_attn.\1_\2_proj"),
+    (r"\.ca_qpos_sine_proj$", ".encoder_attn.q_pos_sine_proj"),
+)
+_NORM_MLP = (
+    (r"layernorm\.W_down$", "layernorm.mlp.fc1"),
+    (r"layernorm\.W_up$", "layernorm.mlp.fc2"),
+    (r"self_attn\.q_b_proj$", "self_attn.q_b_proj|self_attn.q_gate_proj"),
+)
+_BAILING = (
+    (r"attention\.dense$", "self_attn.o_proj"),
+    (r"attention\.f_proj$", "self_attn.forget_gate.f_proj"),
+    (r"\.attention\.", ".self_attn."),
+)
+_EXAONE = (
+    (r"^transformer\.h\.", "model.layers."),
+    (r"attn\.attention\.out_proj$", "self_attn.o_proj"),
+    (r"attn\.attention\.", "self_attn."),
+    (r"mlp\.c_fc_0$", "mlp.gate_proj"),
+    (r"mlp\.c_fc_1$", "mlp.up_proj"),
+    (r"mlp\.c_proj$", "mlp.down_proj"),
+)
+_COHERE_ASR = (
+    (r"pre_encode\.out$", "subsampling.linear"),
+    (r"self_attn\.linear_([qkv])$", r"self_attn.\1_proj"),
+    (r"self_attn\.linear_out$", "self_attn.o_proj"),
+    (r"self_attn\.linear_pos$", "self_attn.relative_k_proj"),
+    (r"transf_decoder\._decoder\.", "decoder."),
+    (r"first_sub_layer\.", "self_attn."),
+    (r"second_sub_layer\.", "encoder_attn."),
+    (r"third_sub_layer\.dense_in$", "mlp.fc1"),
+    (r"third_sub_layer\.dense_out$", "mlp.fc2"),
+    (r"^model\.encoder_decoder_proj$", "model.decoder.proj"),
+    (r"\.(query|key|value)_net$", r".\1_proj"),
+    (r"\.query_proj$", ".q_proj"),
+    (r"\.key_proj$", ".k_proj"),
+    (r"\.value_proj$", ".v_proj"),
+    (r"\.out_projection$", ".o_proj"),
+)
 # By model_type: regular expressions of the end or the middle of a module's name, and what stands there instead, of
 # a module that becomes two both
 _RENAMED: Mapping[str, Sequence[tuple[str, str]]] = {
@@ -43,6 +123,23 @@ _RENAMED: Mapping[str, Sequence[tuple[str, str]]] = {
     **dict.fromkeys(("dinov2", "dinov2_with_registers"), _DINOV2),
     "phimoe": ((r"block_sparse_moe\.", "mlp."), (r"mlp\.gate$", "mlp.router")),
     **dict.fromkeys(("mixtral", "minimax", "minimax_m2"), ((r"block_sparse_moe\.", "mlp."),)),
+    "kimi_linear": ((r"block_sparse_moe\.", "mlp."), _FORGETS),
+    **dict.fromkeys(("glm5_next", "glm5_next_text"), (_FORGETS,)),
+    "nomic_bert": _NOMIC,
+    "jina_embeddings_v3": _JINA,
+    "gte": _GTE,
+    "deepseek_v4": _DEEPSEEK_V4,
+    **dict.fromkeys(("detr", "deformable_detr", "rt_detr", "rt_detr_v2", "table-transformer", "maskformer"), _DETR),
+    **dict.fromkeys(("pp_doclayout_v2", "pp_doclayout_v3", "pp_doclayout_v4"), _DETR),
+    **dict.fromkeys(("hy_v3", "laguna"), ((r"mlp\.(shared_mlp|shared_expert)\.", "mlp.shared_experts."),)),
+    **dict.fromkeys(("hy_v4", "hy_v4_vl", "hy_v4_vl_text"), ((r"\.linear_gate$", ".gate_proj"),)),
+    "pixio": _VIT,
+    "d_fine": (*_DETR, (r"\.mlp\.fc1$", ".mlp.layers.0"), (r"\.mlp\.fc2$", ".mlp.layers.1")),
+    "conditional_detr": (*_DETR, *_CONDITIONAL),
+    "axk2": _NORM_MLP,
+    "bailing_hybrid": _BAILING,
+    "exaone": _EXAONE,
+    "cohere_asr": _COHERE_ASR,
 }
 
 

@@ -47,7 +47,7 @@ class Role(Enum):
 
 # Of modules, by the names of their `weight`
 _TABLE = re.compile(  # rows that are looked up; and what stands right below such a module
-    r"(^|\.)(embed[^.]*|[^.]*_embed(ding)?s?|wte|wpe|relative_attention_bias)\.([^.]+\.)?weight$"
+    r"(^|\.)(embed[^.]*|[^.]*_embed(ding)?s?|text_embed_tokens|wte|wpe|relative_attention_bias)\.([^.]+\.)?weight$"
     r"|(^|\.)([^.]*_)?emb(\.\d+)?\.weight$|(^|\.)[^.]*_(embeds?_layers?(\.\d+)?|embeddings?_table)\.weight$"
     r"|(^|\.)(shared|codebook|query_feat|queries_[^.]+|emb_g|emb_pitch)\.weight$|^transformer\.w\.weight$"
     r"|^(token_embd|token_types|per_layer_token_embd)\.weight$"
@@ -56,6 +56,8 @@ _POSITION_TABLE = re.compile(
     r"(^|[._])(pos|position|positional|rel_pos|relative_position)_(emb|embeds?|embeddings?|bias|encoding)(_table|_layer)?\.weight$"
     r"|^([va]\.)?position_embd\.weight$|(^|\.)(wpe|relative_attention_bias|bias_values|rel_pos_bias|rel_pos_[xy]_bias)\.weight$"
 )
+# Layers that compute such a table from coordinates
+_POSITION_LAYERS = re.compile(r"(^|\.)(cpb|continuous_position_bias)_mlp\.(fc)?\d+\.weight$")
 _TOKENS = re.compile(
     r"(^|\.)([^.]*_)?(?<!embed_)tokens?\.weight$|^query\.weight$|(^|\.)query_\d+_resolution\.weight$"
 )
@@ -79,12 +81,13 @@ _TIME_STEP = re.compile(r"(^|\.)(dt_proj|ssm_dt)\.weight$")
 # Convolutions whose kernels are computed, not learned: of spectrograms, of blurring, and YOLO's expected distance
 _FILTER = re.compile(r"(^|\.)(stft\.conv_(real|imag)|dfl\.conv|blur(_?pool)?(\.\w+)?)\.weight$")
 # Matrices of a module of their own that scores are computed with: of CSM, of a speaker's verification
-_SCORES = re.compile(r"(^|\.)(codebooks_head|objective)\.weight$")
+_SCORES = re.compile(r"(^|\.)(codebooks_head|objective|v_head(\.summary)?)\.weight$")
 _MODULES = (
     (_FILTER, Role.BUFFER),
     (_SCORES, Role.HEAD),
     (_SPECULATIVE, Role.SPECULATIVE),
     (_POSITION_TABLE, Role.POSITION),
+    (_POSITION_LAYERS, Role.POSITION),
     (_TABLE, Role.EMBEDDING),
     (_TOKENS, Role.TOKEN),
     (_ROUTER, Role.ROUTER),
@@ -165,6 +168,8 @@ def role_of(name: str, shape: tuple[int, ...]) -> Role:
 
 def is_embedding(name: str) -> bool:
     """Whether a tensor's rows are looked up (a matrix, by its name)."""
+    if _POSITION_LAYERS.search(name):
+        return False
     return role_of(name, (2, 2)) in (Role.EMBEDDING, Role.POSITION, Role.TOKEN)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from compressor.architectures.family import Beside, Family
+from compressor.architectures.language_models import GEMMA4
 from compressor.architectures.usual_tables import (
     ATTENTION,
     GATED,
@@ -51,5 +52,17 @@ WITH_VISION = (
         inner=(),
         beside=(Beside(("visual.", "model.visual."), {"hidden": SEES}),),
         bound_heads=True,
+    ),
+    replace(
+        GEMMA4,
+        types=("gemma4",),
+        prefixes=("model.language_model.",),
+        part="text_config",
+        beside=(
+            Beside(
+                ("model.vision_tower.", "model.audio_tower.", "model.embed_vision.", "model.embed_audio."),
+                {"hidden": SEES},
+            ),
+        ),
     ),
 )

@@ -9,8 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from compressor.architectures.groups import Coupled
+from compressor.architectures.roles import Role
+from compressor.architectures.roles_by_model import roles_by_model
 from compressor.checkpoint import dialects, record
 from compressor.core.errors import InputError, UsageError
 from compressor.core.tensor import TensorSpec
@@ -82,6 +85,11 @@ class Checkpoint:
     def path(self) -> str:
         """The path that the user gave."""
         return self.source.path
+
+    @cached_property
+    def roles(self) -> Mapping[str, Role]:
+        """What tensors are by the model that they are in, where their names alone do not tell."""
+        return roles_by_model(self.source.config, self.tensors.keys())
 
 
 def open_checkpoint(path: str | os.PathLike[str], component: str = "") -> Checkpoint:

@@ -15,14 +15,18 @@ from compressor.methods.options import SELECTOR, VERBS, choices_of, options_of
 from compressor.methods.registry import methods_of
 
 # A shell puts what it is offered into its line as it is: nothing that it would carry out
-_HARMLESS = re.compile(r"[\w./:@+-]{1,300}", re.ASCII)
+_HARMLESS = re.compile(r"[\w./:@+=-]{1,300}", re.ASCII)
+_NAME = re.compile(r"[\w./:@+-]*", re.ASCII)
 _PATHS = re.compile(r"FILE|PATH|FOLDER|MODEL|TEACHER|STUDENT|INPUT|OUTPUT|PART|NAME\|FILE")
 _VERB = {"tune": "quantize"}  # whose methods a command has
 
 
 def offered(context: Context, param: Parameter, incomplete: str) -> list[CompletionItem]:
     """What may stand where `incomplete` is; a path where nothing else is known."""
-    known = _NAMES.get(str(param.name), _choices)(context, param)
+    if param.name == "rules" and ":" in incomplete:
+        known: Iterable[str] = _settings(context, incomplete)
+    else:
+        known = (name for name in _NAMES.get(str(param.name), _choices)(context, param) if _NAME.fullmatch(name))
     found = sorted(
         name for name in dict.fromkeys(known) if name.startswith(incomplete) and _HARMLESS.fullmatch(name)
     )
@@ -43,6 +47,18 @@ def _choices(context: Context, param: Parameter) -> Iterator[str]:
                 hint, _ = options_of(method)[str(param.name)]
                 yield from (str(one) for one in choices_of(hint) if one is not None)
     yield from (one for one in (param.metavar or "").split("|") if one.islower())
+
+
+def _settings(context: Context, incomplete: str) -> Iterator[str]:
+    """`NAME:KEY=` with the options of the verb's methods, and the values that they allow."""
+    verb, last = _VERB.get(str(context.info_name), str(context.info_name)), incomplete.rpartition(":")[2]
+    before, (key, equals, _) = incomplete[: len(incomplete) - len(last)], last.partition("=")
+    for method in methods_of(verb).values() if verb in VERBS else ():
+        for name, (hint, _) in options_of(method).items():
+            if not equals:
+                yield f"{before}{name}="
+            elif name == key:
+                yield from (f"{before}{key}={one}" for one in choices_of(hint) if one is not None)
 
 
 def _tensors(context: Context, _: Parameter) -> Iterable[str]:

@@ -35,7 +35,11 @@ summary_option = click.option(
     help="Also tell it in Markdown: at the end of $GITHUB_STEP_SUMMARY, or printed where there is none.",
 )
 card_option = click.option(
-    "--card", is_flag=True, help="Of an output folder: README.md becomes a model card, above what INPUT's says."
+    "--no-card",
+    "card",
+    flag_value=False,
+    default=True,
+    help="Leave the README.md of an output folder as INPUT's is.",
 )
 _SUMMARY = "GITHUB_STEP_SUMMARY"
 _ENDS = {"--report": ".html", "--junit": ".xml"}

@@ -75,6 +75,8 @@ class LazyGroup(click.Group):
             close = get_close_matches(args[0], _COMMANDS, 1)
             hint = f" Did you mean {close[0]}?" if close else ""
             ctx.fail(f"there is no command {args[0]!r}.{hint}")
+        if ctx.resilient_parsing and args[:1] == ["survey"] and len(args) > 1 and args[1] in _COMMANDS:
+            args = args[1:]  # a shell is offered what the verb takes that is surveyed
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

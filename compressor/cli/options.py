@@ -17,7 +17,15 @@ from compressor.cli.streams import emit, say
 from compressor.core.errors import UsageError
 from compressor.core.text import size_of
 from compressor.methods.contract import Method
-from compressor.methods.options import SELECTOR, SHARED, Option, choices_of, describe, options_of, required_options
+from compressor.methods.options import (
+    SELECTOR,
+    SHARED_HELP,
+    Option,
+    choices_of,
+    describe,
+    options_of,
+    required_options,
+)
 from compressor.methods.registry import methods_of
 from compressor.methods.structured_cut import cut_options
 from compressor.recipe.gates import Gates
@@ -27,10 +35,10 @@ from compressor.recipe.sequential_refit import METHOD as REFIT
 from compressor.recipe.sequential_refit import Sequential
 from compressor.recipe.training import FILES, Training, is_training, training_of, training_options
 from compressor.recipe.training import METHOD as TRAINED
-from compressor.workflows.results import Report, ReportedGateFailed
 
 if TYPE_CHECKING:
     from compressor.workflows.budget.choice import Allocation
+    from compressor.workflows.results import Report
     from compressor.workflows.run_options import RunOptions
 
 SURVEY = "survey"  # in a command's context: that it is to survey, and not to run
@@ -377,7 +385,7 @@ def method_options(verb: str, *others: str) -> Decorator:
         flag = "--" + key.replace("_", "-")
         _, hint, declared, _ = uses[0]
         texts = {option.help for _, _, option, _ in uses}
-        text = texts.pop() if len(texts) == 1 else SHARED.get((verb, key), declared.help)
+        text = texts.pop() if len(texts) == 1 else SHARED_HELP.get((verb, key), declared.help)
         text = f"{text[0].upper()}{text[1:]} [{_owners(known, key, uses, declared)}]."
         if bool in (hint, *get_args(hint)):
             made.append(click.option(f"{flag}/--{declared.off or f'no-{flag[2:]}'}", key, default=None, help=text))
@@ -448,6 +456,7 @@ def session(values: dict[str, Any], recipe: Recipe, places: tuple[str, str] | No
     A failed gate prints the report too. A report that cannot be printed does not undo the result.
     """
     from compressor.cli.report import progress, render
+    from compressor.workflows.results import ReportedGateFailed
     from compressor.workflows.run_options import RunOptions
 
     beside = documents.Documents.taken(values)

@@ -8,7 +8,7 @@ data, so the same job gives the same figures with any number of workers, and on 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import inf, isinf, log10, sqrt
+from math import frexp, inf, isinf, ldexp, log10, sqrt
 from typing import Any
 
 from compressor.core import sums
@@ -20,6 +20,7 @@ from compressor.core.workspace import Array, Workspace
 
 _PIECE = 1 << 18  # elements that are widened at a time
 _SAFE = (1e-24, 1e37)  # sums of squares that float32 holds without losing their small terms
+_SQUARED = 400  # powers of two up to this are squared and added up in float64
 
 
 def is_safe(total: float) -> bool:
@@ -168,7 +169,9 @@ class Comparison(Change):
 
 @dataclass(slots=True)
 class Moments:
-    """What `inspect --stats` tells of one tensor. Non-finite values are counted and left out of the rest."""
+    """What `inspect --stats` tells of one tensor. Non-finite values are counted and left out of the rest. `total`
+    and `energy` are sums of the values over 2^`power`, and of the squares of that: None as long as all are zero, 0
+    but for values whose squares no float holds."""
 
     size: int = 0
     zeros: int = 0
@@ -177,6 +180,7 @@ class Moments:
     high: float = -inf
     total: float = 0.0
     energy: float = 0.0
+    power: int | None = None
 
     def add(self, values: Array) -> None:
         """Take in a block, of floats or of integers."""
@@ -189,11 +193,17 @@ class Moments:
                 self.non_finite += values.size - flat.size
         if flat.size:
             self.zeros += int(np.count_nonzero(flat == 0))
-            self.low = min(self.low, float(flat.min()))
-            self.high = max(self.high, float(flat.max()))
+            low, high = float(flat.min()), float(flat.max())
+            self.low, self.high = min(self.low, low), max(self.high, high)
             wide: Any = flat.astype(np.float64)
-            self.total += float(wide.sum())
-            self.energy += dot(wide, wide)
+            largest = max(abs(low), abs(high))
+            power = frexp(largest)[1]
+            if abs(power) <= _SQUARED:
+                power = 0
+            else:
+                wide = np.ldexp(wide, -power)
+            if largest:  # zeros change nothing, and must not set the power
+                self._take(float(wide.sum()), dot(wide, wide), power)
 
     def merge(self, more: Moments) -> None:
         """Add the moments of other elements."""
@@ -202,17 +212,28 @@ class Moments:
         self.non_finite += more.non_finite
         self.low = min(self.low, more.low)
         self.high = max(self.high, more.high)
-        self.total += more.total
-        self.energy += more.energy
+        if more.power is not None:
+            self._take(more.total, more.energy, more.power)
+
+    def _take(self, total: float, energy: float, power: int) -> None:
+        """Add sums of other elements over 2^power."""
+        common = power if self.power is None else max(power, self.power)
+        own = 0 if self.power is None else self.power - common
+        self.total = ldexp(self.total, own) + ldexp(total, power - common)
+        self.energy = ldexp(self.energy, 2 * own) + ldexp(energy, 2 * (power - common))
+        self.power = common
 
     @property
     def mean(self) -> float:
         """The mean of the finite elements; 0 where there are none."""
         count = self.size - self.non_finite
-        return self.total / count if count else 0.0
+        return ldexp(self.total / count, self.power or 0) if count else 0.0
 
     @property
     def deviation(self) -> float:
         """Standard deviation (of the population)."""
         count = self.size - self.non_finite
-        return sqrt(max(0.0, self.energy / count - self.mean**2)) if count else 0.0
+        if not count:
+            return 0.0
+        mean = self.total / count
+        return ldexp(sqrt(max(0.0, self.energy / count - mean * mean)), self.power or 0)

@@ -49,6 +49,7 @@ _OTHER_WEIGHTS = re.compile(
 _MODULE = re.compile(r"\d+_\w+/")  # what sentence-transformers calls the folder of a further module
 _ADAPTERS = re.compile(r"adapter_model\.(safetensors|bin)")
 _DEEPEST = 32  # folders in folders
+_WITHIN, _LOOKED_AT, _NAMED = 3, 64, 3  # of sub-folders that a message names: how deep, of how many, how many
 _STEMS = ("model", "diffusion_pytorch_model")
 _VARIANT = r"(?:\.(?P<variant>[A-Za-z0-9_]+))?"
 _WHOLE = re.compile(rf"(?P<stem>{'|'.join(_STEMS)}){_VARIANT}\.safetensors")
@@ -357,7 +358,13 @@ def _no_weights(tree: Tree, inside: str, names: Sequence[str]) -> InputError:
         parts = ", ".join(map(printable, _components(tree, names)[:8]))
         remedy = f"It is a pipeline of diffusers: say which of its components, --component {parts}"
         return InputError("holds no weights itself", file=path, remedy=remedy)
-    if len(lone) == 1:
+    inner = [] if lone or other else _models_within(tree, inside)
+    if inner:
+        where, shown = printable(os.path.join(path, inner[0]), 200), [printable(one, 100) for one in inner[:_NAMED]]
+        remedy = f"Its sub-folder {shown[0]} has weights: give {where}"
+        if len(inner) > 1:
+            remedy = f"Of its sub-folders {', '.join(shown)} have weights: give one of them, such as {where}"
+    elif len(lone) == 1:
         remedy = f"It holds {printable(lone[0], 60)} without an index: give that file itself"
     elif lone:
         remedy = f"It holds {printable(lone[0], 60)} and {len(lone) - 1} more without an index: give one of them"
@@ -366,6 +373,21 @@ def _no_weights(tree: Tree, inside: str, names: Sequence[str]) -> InputError:
     elif other:
         remedy = f"It holds {printable(other[0], 60)}: convert it to safetensors first"
     return InputError(f"is a folder without {SINGLE} or {INDEX}", file=path, remedy=remedy)
+
+
+def _models_within(tree: Tree, inside: str) -> list[str]:
+    """The sub-folders, at most three deep, with weights under the names that loaders look for: their paths from the
+    folder `inside` on."""
+    found, waiting, looked = [], [(inside, 0)], 0
+    while waiting and looked < _LOOKED_AT:
+        place, depth = waiting.pop(0)
+        entries, looked = tree.entries(place), looked + 1
+        if depth and any(_INDEXED.fullmatch(one.name) or _WHOLE.fullmatch(one.name) for one in entries):
+            found.append(place[len(inside) :].rstrip("/"))
+        elif depth < _WITHIN:
+            folders = (one.name for one in entries if one.kind == "folder" and not one.strays)
+            waiting += [(f"{place}{name}/", depth + 1) for name in folders if not name.startswith(".")]
+    return found
 
 
 def stem_of(name: str) -> str:

@@ -1,6 +1,7 @@
 """What `compressor survey` writes: of one job, or of all of them merged.
 
-    {"format": "compressor-survey-part", "version": 1, "tool": …, "inputs": …, "times": …, "part": [K, N],
+    {"format": "compressor-survey-part", "version": 2, "tool": …, "inputs": …, "times": …, "part": [K, N],
+     "stages": […],                                          what is done, as a file's record of it says
      "passes": {KEY: [what each share gathered, …], …},      passes that are finished
      "key": KEY or null, "stats": …,                         of one job: what its share of the next pass gathered
      "content": …}                                           SHA-256 of all that
@@ -22,18 +23,20 @@ from compressor.files.sealed_json import is_as_sealed, sealed
 from compressor.files.strict_json import parse_object
 from compressor.files.text_files import write_document
 
-FORMAT, VERSION = "compressor-survey-part", 1
+FORMAT, VERSION = "compressor-survey-part", 2
 _LARGEST = 1 << 30
 
 
 @dataclass(frozen=True)
 class SurveyFile:
-    """What a survey knows: `inputs` and `times` as of a part (`part_folder.PartRecord`), finished `passes` by key,
-    and of one job the `stats` of its share of the pass `key` ("" where none is left)."""
+    """What a survey knows: `inputs` and `times` as of a part (`part_folder.PartRecord`), the `stages` of the run
+    that its first pass was for, finished `passes` by key, and of one job the `stats` of its share of the pass `key`
+    ("" where none is left)."""
 
     inputs: str
     times: str
     part: tuple[int, int]
+    stages: Sequence[Mapping[str, Any]]
     passes: Mapping[str, Sequence[Any]]
     key: str
     stats: Any
@@ -66,7 +69,10 @@ def read_survey(path: str) -> SurveyFile:
         numbers = all(type(size) is int for size in (number, count))
         if not (texts and numbers and is_as_sealed(found)) or not 0 <= number <= count <= MOST_PARTS:
             raise ValueError
-        if not all(isinstance(stats, list) for stats in dict(survey.passes).values()):
+        lists = (survey.stages, *dict(survey.passes).values())
+        if not all(isinstance(one, list) for one in lists) or not all(
+            isinstance(one, dict) for one in survey.stages
+        ):
             raise ValueError
     except (KeyError, TypeError, ValueError) as error:
         raise InputError("is damaged", file=path, remedy="Make the survey again") from error

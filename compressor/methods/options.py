@@ -180,7 +180,7 @@ def required_options(method: type[Any]) -> tuple[str, ...]:
 
 # What help says of options that methods share and describe each in its own way: one text for a user who has not
 # chosen a method yet. The methods and their defaults follow it in brackets.
-SHARED: Mapping[tuple[str, str], str] = {
+SHARED_HELP: Mapping[tuple[str, str], str] = {
     ("distill", "rank"): "How many columns the left factor (low-rank) or an adapter (residual) has",
     (
         "distill",

@@ -43,28 +43,38 @@ def implied_notes(recipe: Recipe, model: GgmlModel | None) -> Iterator[str]:
         if not stage.implied:
             continue
         scheme = stage.method.id
-        if stage.preset and model is not None:
+        known = model is not None and not model.images
+        if stage.preset and known:
             yield f"no type of ggml's was named: this is llama.cpp's mixture {stage.preset} (--preset)"
         elif stage.preset:
             yield f"no type of ggml's was named: this is {scheme} (--scheme)"
-        elif model is not None:
+        elif known:
             yield (
                 f"{scheme} is for all tensors that `llama-quantize --pure` takes, embedding and output head too: "
                 "--exclude leaves them, --preset mixes types"
             )
 
 
-def with_presets(recipe: Recipe, specs: Sequence[TensorSpec], model: GgmlModel | None) -> Recipe:
+def with_presets(
+    recipe: Recipe, specs: Sequence[TensorSpec], model: GgmlModel | None, *, allow_unmatched: bool = False
+) -> Recipe:
     """The recipe with its presets turned into rules for these tensors, after the user's own; `model` is what a GGUF
-    model's metadata say. UsageError where a preset needs them and there are none."""
+    model's metadata say. UsageError where a preset needs them and there are none, and, unless `allow_unmatched`,
+    where none of the tensors is one that the preset treats otherwise than the rest."""
     stages = []
     for stage in recipe.stages:
-        if stage.implied and model is None:
+        if stage.implied and (model is None or model.images):  # one type, of all layers
             stage = replace(stage, preset="", implied=False)
         if stage.preset in MIXTURES or stage.implied:
             stage = _mixed(stage, specs, model)
         elif stage.preset:
             added = rules(stage.preset, [spec.name for spec in specs], stage.method.named_layout)
+            if not added and not allow_unmatched:
+                raise UsageError(
+                    f"preset {stage.preset}: by their names none of the tensors is a value or down projection of a "
+                    "layer, which it gives more bits",
+                    remedy="Use --bits 4, which the rest gets, and --set 'PATTERN:bits=8' for what is to get more",
+                )
             made = tuple((glob, replace(stage.method, **options)) for glob, options in added)
             stage = replace(stage, rules=stage.rules + made, preset="")
         stages.append(stage)
@@ -76,10 +86,14 @@ def _mixed(stage: Stage, specs: Sequence[TensorSpec], model: GgmlModel | None) -
     if model is None:
         raise UsageError(
             f"preset {stage.preset} goes by what a .gguf says of its model, and the input says nothing",
-            remedy="Write a .gguf (-o NAME.gguf), or use --scheme",
+            remedy="Use --scheme, or write a .gguf of a model's folder (-o NAME.gguf)",
         )
     informed = stage.stats is not None
-    if stage.preset:
+    if model.images:
+        from compressor.architectures.image_mixtures import image_mixture
+
+        schemes = image_mixture(stage.preset, MIXTURES[stage.preset], specs, model.architecture)
+    elif stage.preset:
         schemes = mixture(stage.preset, MIXTURES[stage.preset], specs, model, informed=informed)
     else:
         schemes = {spec.name: stage.method.id for spec in specs if is_quantized(spec)}

@@ -35,9 +35,10 @@ _FUSED = "q_proj|k_proj|v_proj|query|key|value|wq|wk|wv"
 
 
 def rules(preset: str, names: Iterable[str], layout: str) -> list[tuple[str, dict[str, Any]]]:
-    """(pattern, options) of a preset for the tensors of a checkpoint."""
+    """(pattern, options) of a preset for the tensors of a checkpoint; nothing where it has none for these."""
     assert preset in PRESETS  # noqa: S101 - recipes checked it
-    found = [match for match in map(_LAYER.search, names) if match is not None]
+    named = list(names)
+    found = [match for match in map(_LAYER.search, named) if match is not None]
     count = max((int(match[2]) for match in found), default=-1) + 1
     chosen = [layer for layer in range(count) if _more(layer, count)]
     if not chosen:
@@ -46,8 +47,10 @@ def rules(preset: str, names: Iterable[str], layout: str) -> list[tuple[str, dic
     mlx = layout == "mlx"
     kinds = f"{_VALUE if mlx else _FUSED}|{_DOWN}"
     layers = rf"(?:{lists})\.(?:{'|'.join(map(str, chosen))})"
-    pattern = rf"re:(?!.*\.experts\.[0-9])(?:.*\.)?{layers}\.(?:.*\.)?(?:{kinds})\.weight"
-    return [(pattern, {"bits": 6 if mlx else 8})]
+    pattern = rf"(?!.*\.experts\.[0-9])(?:.*\.)?{layers}\.(?:.*\.)?(?:{kinds})\.weight"
+    if not any(re.fullmatch(pattern, name) for name in named):
+        return []
+    return [(f"re:{pattern}", {"bits": 6 if mlx else 8})]
 
 
 def _more(layer: int, count: int) -> bool:

@@ -98,13 +98,12 @@ def left_alone(spec: TensorSpec, verb: str, include: tuple[str, ...], exclude: t
         return LeftAlone(f"{spec.dtype} is not a float that is computed with here", asked=True)
     if spec.size == 0:
         return LeftAlone("has no elements", asked=True)
-    return None if included is not None else _by_role(spec, verb)
+    return None if included is not None else by_role(role_of(spec.name, spec.shape), verb)
 
 
-def _by_role(spec: TensorSpec, verb: str) -> LeftAlone | None:
-    """What is no weight; and of the weights those that hurt a language model most for the least gain, and that its
-    loaders want dense."""
-    role = role_of(spec.name, spec.shape)
+def by_role(role: Role, verb: str) -> LeftAlone | None:
+    """Why a stage of this verb leaves tensors of this role alone, where no pattern asks for them: what is no
+    weight; and of the weights those that hurt a model most for the least gain, and that its loaders want dense."""
     if role is Role.VECTOR:
         return VECTOR
     if verb == "distill" or role is Role.LAYER or (role is Role.TOWER and verb != "quantize"):

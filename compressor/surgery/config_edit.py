@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compressor.architectures.family import Family
@@ -25,6 +25,7 @@ _NO_LAYERS = (
     "label2id",
     "id2label",
     "languages",
+    "pos_att_type",
     "keys_to_ignore_at_inference",
 )
 _MODULE = re.compile(r"[0-9]+_\w+/config\.json")  # of sentence-transformers
@@ -113,6 +114,7 @@ def _layers(config: Mapping[str, Any], found: dict[str, Any], keep: Array, path:
     for key, value in config.items():
         if isinstance(value, list) and len(value) == count and not key.endswith(_NO_LAYERS):
             found[key] = [value[number] for number in kept]
+    found |= _by_number(config, kept, count)
     limit = config.get("max_window_layers")
     if type(limit) is int and limit < count:
         found["max_window_layers"] = sum(number < limit for number in kept)
@@ -121,6 +123,27 @@ def _layers(config: Mapping[str, Any], found: dict[str, Any], keep: Array, path:
         found["mlp_only_layers"] = [new for new, old in enumerate(kept) if old in dense]
         if "decoder_sparse_step" in config:
             found["decoder_sparse_step"] = 1
+    return found
+
+
+def _by_number(config: Mapping[str, Any], kept: Sequence[int], count: int) -> dict[str, Any]:
+    """What is said of single blocks by their numbers, and what a backbone calls the outcomes of its blocks: those
+    that it gives, the last one where it gave none of what is left."""
+    found: dict[str, Any] = {}
+    said = config.get("per_layer_config")
+    if isinstance(said, Mapping):
+        by_number = {int(key): value for key, value in said.items() if str(key).isdigit()}
+        width = max((len(str(key)) for key in said), default=1)
+        found["per_layer_config"] = {
+            f"{new:0{width}}": by_number[old] for new, old in enumerate(kept) if old in by_number
+        }
+    stages, given = config.get("stage_names"), config.get("out_indices")
+    if isinstance(stages, list) and len(stages) == count + 1:
+        numbers = {0: 0, **{old + 1: new + 1 for new, old in enumerate(kept)}}
+        given = [one for one in given if type(one) is int] if isinstance(given, list) else []
+        left = [numbers[one % len(stages)] for one in given if one % len(stages) in numbers] or [len(kept)]
+        found["stage_names"] = stages[: len(kept) + 1]
+        found["out_indices"], found["out_features"] = left, [stages[one] for one in left]
     return found
 
 

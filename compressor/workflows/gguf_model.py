@@ -9,11 +9,18 @@ from compressor.files.gguf.values import Value
 
 
 def ggml_model(fields: Mapping[str, Value]) -> GgmlModel | None:
-    """The model of these metadata; None where they do not name its architecture and count its layers."""
+    """The model of these metadata; None where they do not name its architecture and count its layers, unless it is
+    one that makes images."""
     named = fields.get("general.architecture")
     architecture = None if named is None else named.python()
+    if not isinstance(architecture, str):
+        return None
+    from compressor.architectures.gguf.diffusion import KINDS as DIFFUSION
+
+    if architecture in DIFFUSION:
+        return GgmlModel(architecture, 0, images=True)
     layers = _number(fields, f"{architecture}.block_count")
-    if not isinstance(architecture, str) or not layers:
+    if not layers:
         return None
     heads = _number(fields, f"{architecture}.attention.head_count")
     pairs = _number(fields, f"{architecture}.attention.head_count_kv")

@@ -5,14 +5,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, wraps
 from typing import Any, TypeVar
 
 from compressor.core.errors import CompressorError, problems_of
 from compressor.methods.options import VERBS, choices_of, options_of
 from compressor.methods.registry import methods_of
+from compressor.workflows.compare import ComparisonReport
+from compressor.workflows.merge_report import MergeGateFailed, MergeReport
+from compressor.workflows.results import Report, ReportedGateFailed
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -68,16 +73,37 @@ def in_python(text: str) -> str:
     return _OPTION.sub(keyword, text)
 
 
+def _gate(gate: str) -> str:
+    """`--max-size 300 MB` as `max_size="300 MB"`."""
+    option, _, limit = gate.partition(" ")
+    if not option.startswith("--"):
+        return gate
+    return f"{option[2:].replace('-', '_')}={limit if _NUMBER.fullmatch(limit) else json.dumps(limit)}"
+
+
+def _with_gates(result: Any) -> Any:
+    """The result, whose gates are called by their keywords."""
+    if not isinstance(result, Report | ComparisonReport | MergeReport):
+        return result
+    gates = tuple(
+        replace(one, gate=_gate(one.gate), failure=one.failure.replace(one.gate, _gate(one.gate), 1))
+        for one in result.gates
+    )
+    return replace(result, gates=gates)
+
+
 def speaking_python(verb: F) -> F:
-    """The function, whose errors name keywords."""
+    """The function, whose errors and gates name keywords."""
 
     @wraps(verb)
     def called(*args: Any, **keywords: Any) -> Any:
         try:
-            return verb(*args, **keywords)
+            return _with_gates(verb(*args, **keywords))
         except CompressorError as error:
             for one in problems_of(error):
                 one.reason, one.remedy = in_python(one.reason), in_python(one.remedy)
+            if isinstance(error, ReportedGateFailed | MergeGateFailed):
+                error.report = _with_gates(error.report)
             raise
 
     return called  # type: ignore[return-value]

@@ -17,7 +17,7 @@ from compressor.core.text import printable, size_text
 from compressor.engine.plan.plan import Plan
 from compressor.files.addresses import from_the_root
 from compressor.files.destination import check_apart, container_of
-from compressor.files.identity import Identity, identity_of
+from compressor.files.identity import identity_of
 from compressor.files.input_file import InputFile
 from compressor.files.staging import Staging, check_place
 from compressor.files.work_folder import WorkFolder, content_hash
@@ -33,7 +33,7 @@ from compressor.recipe.legs import (
 from compressor.recipe.model import Recipe
 from compressor.recipe.preset_rules import for_gguf
 from compressor.workflows.adapter_base import alternates, base_recipe
-from compressor.workflows.one_pass import Order, checked, run_one_pass
+from compressor.workflows.one_pass import Order, Origin, checked, run_one_pass
 from compressor.workflows.results import Report
 from compressor.workflows.run_options import RunOptions
 
@@ -103,27 +103,49 @@ def run_leg(
     options: RunOptions,
     *,
     tell: Tell | None = None,
-    origin: Identity | None = None,
+    origin: Origin | None = None,
 ) -> Report:
     """Run one leg: under a budget where the leg has one, on a base made anew where its adapter asks for that, else
-    as one pass."""
+    as one pass. A note tells where a survey was given of which it could go by no pass."""
+    order = Order(verb, source, output, leg, options, origin=origin)
+    if options.surveyed is None:
+        return _run(order, tell)
+    from compressor.engine.execution.survey_book import passes_taken
+
+    with passes_taken() as taken:
+        report = _run(order, tell)
+    return report if taken else _with_unused_survey(report, options)
+
+
+def _run(order: Order, tell: Tell | None) -> Report:
+    verb, source, output, leg, options = order.verb, order.source, order.output, order.recipe, order.options
     if leg.budget is not None:
         from compressor.workflows.budget.run import run_budget  # here because most runs have none
 
-        return run_budget(verb, source, output, leg, options, tell=tell, origin=origin)
+        return run_budget(verb, source, output, leg, options, tell=tell, origin=order.origin)
     if options.save_base is not None or any(stage.method.rounds for stage in leg.stages):
         source = _alternated(Order(verb, source, output, leg, options))
     if output.lower().endswith(".gguf"):
         leg = for_gguf(leg)
-    return _with_unused_survey(run_one_pass(verb, source, output, leg, options, origin=origin), options.surveyed)
+    return run_one_pass(verb, source, output, leg, options, origin=order.origin)
 
 
-def _with_unused_survey(report: Report, surveyed: str | None) -> Report:
-    """The report, with a note where a survey was given to a run that looks at no whole model."""
-    if surveyed is None or any(step.method.reach == "model" for job in report.plan.jobs for step in job.steps):
+def _with_unused_survey(report: Report, options: RunOptions) -> Report:
+    """The report, with a note why none of a survey's passes was used; as it is where nothing was looked at."""
+    plan, surveyed = report.plan, options.surveyed
+    assert surveyed is not None  # noqa: S101 - who calls looked
+    looks = report.allocation is not None or any(
+        step.method.reach == "model" for job in plan.jobs for step in job.steps
+    )
+    why = "nothing in this run looks at the whole model first"
+    if looks and options.dry_run and plan.sizes_known:
         return report
-    said = f"no pass of {printable(surveyed)} was used: nothing in this run looks at the whole model first"
-    return replace(report, plan=replace(report.plan, notes=(*report.plan.notes, said)))
+    if looks:
+        from compressor.workflows.survey_book import differing
+
+        why = f"{differing(surveyed, plan.stages)}, so that this run looked at the whole model itself"
+    said = f"no pass of {printable(surveyed)} was used: {why}"
+    return replace(report, plan=replace(plan, notes=(*plan.notes, said)))
 
 
 def _alternated(order: Order) -> str:
@@ -142,6 +164,7 @@ def _alternated(order: Order) -> str:
         return order.source
     check_place(order.output, folder=True, replace=options.force)
     settings = replace(_on_the_way(options), progress=None, force=options.force, stats=order.recipe.stages[0].stats)
+    settings = replace(settings, card=options.card)
     run_one_pass(order.verb, order.teachers[0], base, recipe, settings)
     cleanup.as_unfinished(printable(base))
     return base
@@ -154,7 +177,7 @@ def _alternated(order: Order) -> str:
 class _Way:
     """Several legs and where they leave what they make. `last` are the options of the last leg, `others` those of
     the legs before it; `base` is where the last but one writes the base of an adapter, if it does; `stats` are for
-    legs that ask for some; `origin` is what records call the source, None in a dry run; `work` is the user's folder
+    legs that ask for some; `origin` is the source, None in a dry run; `work` is the user's folder
     for what legs leave, and `keep_work` whether it stays."""
 
     verb: str
@@ -165,7 +188,7 @@ class _Way:
     others: RunOptions
     base: str | None
     stats: str | None
-    origin: Identity | None
+    origin: Origin | None
     work: str | None
     keep_work: bool
     folder: bool  # whether the source is one
@@ -215,6 +238,7 @@ def _on_the_way(options: RunOptions) -> RunOptions:
         processes=options.processes,
         scheduler=options.scheduler,
         non_finite=options.non_finite,
+        card=False,
     )
 
 
@@ -227,8 +251,6 @@ def _way(verb: str, legs: Sequence[Recipe], source: str, output: str, options: R
     stats = options.stats or legs[-1].stats
     if stats is not None and not any(map(asks_for_statistics, legs)):
         raise UsageError("--stats: no stage takes it", remedy="Leave it out")
-    if options.card:
-        raise UsageError("--card is for recipes of one pass", remedy="Leave it out")
     if options.component or options.strip_prefix is not None or options.fold_weight_norm:
         raise UsageError(
             "--component, --strip-prefix and --fold-weight-norm are for recipes of one pass",
@@ -249,7 +271,7 @@ def _way(verb: str, legs: Sequence[Recipe], source: str, output: str, options: R
         keep_work=False,
     )
     work = None if options.dry_run else options.work
-    origin = None if options.dry_run else identity_of(opened)
+    origin = None if options.dry_run else Origin(identity_of(opened), source, opened.nbytes)
     others = _on_the_way(options)
     return _Way(
         verb,
@@ -296,7 +318,7 @@ def _base_of(legs: Sequence[Recipe], source: str, output: str, options: RunOptio
 def _base(way: _Way, number: int, taken: str) -> tuple[Plan, str]:
     """The leg that writes the base of an adapter, from `taken`: its plan, and the base."""
     assert way.base is not None  # noqa: S101 - `base_leg` says so
-    options = replace(way.options(number), force=way.last.force)
+    options = replace(way.options(number), force=way.last.force, card=way.last.card)
     report = run_leg(way.verb, taken, way.base, way.leg(number), options, origin=way.origin)
     cleanup.as_unfinished(printable(way.base))
     return report.plan, way.base

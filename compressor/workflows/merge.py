@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from math import prod
 
 from compressor.core import cleanup
 from compressor.core.errors import InputError, UsageError
@@ -61,6 +62,7 @@ def merge(
             raise MergeGateFailed(report)
         for small in record.small:
             sink.copy(small.name, found[0].check(small))
+        _write_card(sink, found[0], report)
         sink.publish()
     except BaseException:
         sink.discard()
@@ -199,3 +201,27 @@ def _report(parts: Sequence[Part], sink: Output, output: str) -> MergeReport:
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(parts[0].path) from error
     return replace(report, gates=tuple(verdicts))
+
+
+def _write_card(sink: Output, first: Part, report: MergeReport) -> None:
+    """The model card of a folder that has one: what it says of the run, the first part knows. InputError where that
+    says what cannot be."""
+    said = first.record.said.get("card")
+    if said is None:
+        return
+    from compressor.workflows.model_card import NAME, CardFacts, CardFigures, model_card
+
+    size = sum(prod(one.shape) for one in report.rows)
+    figures = CardFigures(
+        report.fingerprint,
+        (report.size_before, report.size_after),
+        len(report.rows),
+        len(report.tensors),
+        sum(one.sizes[1] for one in report.rows) * 8 / size if size else 0.0,
+        (report.total.error, report.everything.error),
+    )
+    try:
+        card = model_card(CardFacts(**said), figures)
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise damaged(first.path) from error
+    sink.add_text(NAME, card)

@@ -10,18 +10,20 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import Any
 
 from compressor.core.text import printable, size_text
 from compressor.engine.plan.plan import Plan
-from compressor.workflows.results import Report
 
 NAME = "README.md"
 _BEGIN, _END = "<!-- compressor: begin -->", "<!-- compressor: end -->"
 _FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 _OWN = re.compile(rf"{re.escape(_BEGIN)}.*?{re.escape(_END)}\n*", re.DOTALL)
 _HUB = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_ON_HUB = re.compile(r"hf://(?P<owner>[\w.-]+)/(?P<name>[\w.-]+)", re.ASCII)
+_IN_CACHE = re.compile(r"/models--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)/snapshots/", re.ASCII)
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>|~])")
 _LOADING = {  # by dialect: packages, and the lines of Python
     "mlx": ("mlx-lm", 'from mlx_lm import load\n\nmodel, tokenizer = load("PATH")'),
@@ -32,14 +34,75 @@ _LOADING = {  # by dialect: packages, and the lines of Python
 _TRANSFORMERS = 'from transformers import {0}\n\nmodel = {0}.from_pretrained("PATH")'
 
 
-def model_card(report: Report, before: str, config: Mapping[str, Any]) -> str:
-    """The README of the output that `report` tells of, where the input's is `before` ("" where it has none) and its
-    config.json `config`."""
-    found = _FRONT.match(before)
-    front, text = (found[1], before[found.end() :]) if found else ("", before)
-    front = _with_front(front, report, config)
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card says that is known before anything is written, as JSON types; `before` is the README of the input
+    ("" where it has none), `base` the model that the output was made of, `last` whether errors are those of the
+    last of several passes."""
+
+    before: str
+    base: str
+    library: str
+    dialects: Sequence[str]
+    language_model: bool
+    stages: Sequence[Mapping[str, Any]]
+    last: bool = False
+
+
+@dataclass(frozen=True)
+class CardFigures:
+    """What a card says of the output: bytes before and after, how many of the tensors were treated, in how many
+    bits a weight, and their relative error and that of all weights."""
+
+    plan: str
+    sizes: tuple[int, int]
+    treated: int
+    tensors: int
+    bits: float
+    errors: tuple[float, float]
+
+
+def card_facts(
+    plan: Plan,
+    before: bytes,
+    config: Mapping[str, Any],
+    base: str,
+    earlier: Sequence[Mapping[str, Any]],
+    *,
+    archived: bool = False,
+    last: bool = False,
+) -> CardFacts | None:
+    """The facts of a card, where the input lies at the path `base`, its README and config.json are `before` and
+    `config`, and its record names the stages `earlier`. None for outputs without a card: where nothing was done,
+    unless a README tells of what is undone, and without a config.json."""
+    text = before.decode(errors="surrogateescape")
+    if not plan.stages and _OWN.search(text) is None:
+        return None
+    dialects = [""] if archived else _dialects(plan)
+    named = config.get("_name_or_path")
+    base = named if isinstance(named, str) and _HUB.fullmatch(named) else _name_of(base)
+    library = "mlx" if dialects == ["mlx"] else "transformers" if config.get("model_type") else ""
+    stages = [dict(stage) for stage in (*earlier, *plan.stages)]
+    if not plan.stages:
+        stages.append({"kind": "restore"})
+    return CardFacts(text, base, library, dialects, plan.language_model, stages, last)
+
+
+def _name_of(path: str) -> str:
+    """What a model at this path is called: by its name on the hub where the path tells, else as its last part."""
+    found = _ON_HUB.match(path) or _IN_CACHE.search(path)
+    if found is not None:
+        return f"{found['owner']}/{found['name']}"
+    return os.path.basename(path.rstrip("/"))
+
+
+def model_card(facts: CardFacts, figures: CardFigures) -> bytes:
+    """The README of an output."""
+    found = _FRONT.match(facts.before)
+    front, text = (found[1], facts.before[found.end() :]) if found else ("", facts.before)
+    front = _with_front(front, facts)
     text = _OWN.sub("", text).lstrip("\n")
-    return f"---\n{front}---\n\n{_section(report)}\n{text}"
+    return f"---\n{front}---\n\n{_section(facts, figures)}\n{text}".encode(errors="surrogateescape")
 
 
 def _dialects(plan: Plan) -> list[str]:
@@ -48,17 +111,15 @@ def _dialects(plan: Plan) -> list[str]:
     return sorted({encoder.dialect(spec) for spec, encoder in treated if not encoder.numbers})
 
 
-def _with_front(front: str, report: Report, config: Mapping[str, Any]) -> str:
-    plan, dialects = report.plan, _dialects(report.plan)
-    named = config.get("_name_or_path")
-    base = named if isinstance(named, str) and _HUB.fullmatch(named) else os.path.basename(report.input.rstrip("/"))
-    relation = "quantized" if any(stage["kind"] == "quantize" for stage in plan.stages) else "finetune"
+def _with_front(front: str, facts: CardFacts) -> str:
+    kinds = [stage["kind"] for stage in facts.stages]
+    relation = "quantized" if "quantize" in kinds and kinds[-1] != "restore" else "finetune"
     lines = _without(front.splitlines(), ("base_model", "base_model_relation"))
-    lines += [f"base_model: {_quoted(base)}", f"base_model_relation: {relation}"]
-    library = "mlx" if dialects == ["mlx"] else "transformers" if config.get("model_type") else ""
-    if library and not any(line.startswith("library_name:") for line in lines):
-        lines.append(f"library_name: {library}")
-    lines = _with_tags(lines, ["compressor", *filter(None, dialects)])
+    lines += [f"base_model: {_quoted(facts.base)}", f"base_model_relation: {relation}"]
+    if facts.library and not any(line.startswith("library_name:") for line in lines):
+        lines.append(f"library_name: {facts.library}")
+    tags = ["compressor", *filter(None, facts.dialects)]
+    lines = _with_tags(lines, tags, {*_LOADING} - {*tags} if _OWN.search(facts.before) else set())
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -73,24 +134,32 @@ def _without(lines: Sequence[str], keys: Sequence[str]) -> list[str]:
     return kept
 
 
-def _with_tags(lines: list[str], tags: Sequence[str]) -> list[str]:
-    """With these tags, where they are not there: after those of a list in either style."""
+def _with_tags(lines: list[str], tags: Sequence[str], stale: Set[str]) -> list[str]:
+    """With these tags, where they are not there, after those of a list in either style; `stale` ones are taken
+    out."""
     at = next((n for n, line in enumerate(lines) if line.startswith("tags:")), None)
     if at is None:
         return [*lines, "tags:", *(f"- {tag}" for tag in tags)]
     inline = re.fullmatch(r"(tags:\s*\[)(.*)(\]\s*)", lines[at])
     if inline:
-        there = [tag.strip().strip("'\"") for tag in inline[2].split(",") if tag.strip()]
-        listed = ", ".join([*filter(None, [inline[2].strip()]), *(tag for tag in tags if tag not in there)])
+        written = [tag.strip() for tag in inline[2].split(",") if _tag(tag) and _tag(tag) not in stale]
+        there = list(map(_tag, written))
+        listed = ", ".join([*written, *(tag for tag in tags if tag not in there)])
         return [*lines[:at], f"{inline[1]}{listed}{inline[3]}", *lines[at + 1 :]]
     end = at + 1
     while end < len(lines) and re.match(r"\s*- ", lines[end]):
         end += 1
     if end == at + 1 and lines[at].strip() != "tags:":  # a form that we do not know stays
         return lines
-    there = [line.strip()[2:].strip().strip("'\"") for line in lines[at + 1 : end]]
     dash = lines[at + 1].split("-")[0] if end > at + 1 else ""
-    return [*lines[:end], *(f"{dash}- {tag}" for tag in tags if tag not in there), *lines[end:]]
+    written = [line for line in lines[at + 1 : end] if _tag(line.strip()[2:]) not in stale]
+    there = [_tag(line.strip()[2:]) for line in written]
+    return [*lines[: at + 1], *written, *(f"{dash}- {tag}" for tag in tags if tag not in there), *lines[end:]]
+
+
+def _tag(text: str) -> str:
+    """A tag as it is meant, without the quotes that YAML allows."""
+    return text.strip().strip("'\"")
 
 
 def _quoted(text: str) -> str:
@@ -98,28 +167,30 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=True)
 
 
-def _section(report: Report) -> str:
-    plan, dialects = report.plan, _dialects(report.plan)
-    rows = [
-        *((f"stage {n}", _stage(stage)) for n, stage in enumerate(plan.stages, 1)),
-        (
-            "weights",
-            f"{size_text(plan.size_before)} → {size_text(plan.size_after)} ({report.ratio:.3g} times smaller)",
-        ),
-        ("treated", f"{len(report.rows)} of {len(plan.jobs)} tensors, {report.bits_per_weight:.3g} bits a weight"),
-    ]
-    rows.append(("plan", f"`{plan.fingerprint}`"))
-    if report.total is not None and report.everything is not None:
-        rows.append(("relative error of the treated weights", f"{report.total.error:.3g}"))
-        rows.append(("relative error of all weights", f"{report.everything.error:.3g}"))
+def _section(facts: CardFacts, figures: CardFigures) -> str:
+    before, after = figures.sizes
+    restored = facts.stages[-1]["kind"] == "restore"
+    of, (treated, everything) = (" (last pass)" if facts.last else ""), figures.errors
+    sizes, count = f"{size_text(before)} → {size_text(after)}", f"{figures.treated} of {figures.tensors} tensors"
+    rows = [(f"stage {n}", _stage(stage)) for n, stage in enumerate(facts.stages, 1)]
+    if restored:
+        rows += [("weights", sizes), ("restored", count)]
+    else:
+        rows.append(("weights", f"{sizes} ({before / after:.3g} times smaller)"))
+        rows.append(("treated", f"{count}, {figures.bits:.3g} bits a weight"))
+        rows.append(("plan", f"`{figures.plan}`"))
+        rows.append((f"relative error of the treated weights{of}", f"{treated:.3g}"))
+        rows.append((f"relative error of all weights{of}", f"{everything:.3g}"))
     table = "".join(f"| {name} | {said} |\n" for name, said in rows)
-    loading = _loading(dialects, plan.language_model)
-    return f"{_BEGIN}\n## How it was made smaller\n\n| | |\n|---|---|\n{table}\n{loading}{_END}\n"
+    loading = _loading(facts.dialects, facts.language_model)
+    heading = "How it was made" if restored else "How it was made smaller"
+    return f"{_BEGIN}\n## {heading}\n\n| | |\n|---|---|\n{table}\n{loading}{_END}\n"
 
 
 def _stage(stage: Mapping[str, Any]) -> str:
     options = ", ".join(f"{key} {value}" for key, value in stage.items() if key != "kind")
-    return _MARKUP.sub(r"\\\1", printable(f"{stage['kind']}: {options}", 300))
+    said = f"{stage['kind']}: {options}" if options else f"{stage['kind']}"
+    return _MARKUP.sub(r"\\\1", printable(said, 300))
 
 
 def _loading(dialects: Sequence[str], language_model: bool) -> str:

@@ -47,7 +47,6 @@ from compressor.files.identity import Identity, identity_of
 from compressor.files.layout import Container
 from compressor.files.output import Output
 from compressor.files.staging import check_place
-from compressor.files.strict_json import parse_object
 from compressor.methods.registry import methods_of
 from compressor.recipe.archive_store import archive_store
 from compressor.recipe.gates import Gates
@@ -64,14 +63,24 @@ from compressor.workflows.run_options import RunOptions
 
 if TYPE_CHECKING:
     from compressor.engine.execution.survey_book import SurveyBook
+    from compressor.workflows.model_card import CardFacts
 
 _LARGE = 128 << 20  # bytes of a model that are worth the start of processes
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """What a run of several passes began with: what it is known by, its path, and bytes of its weight files."""
+
+    identity: Identity
+    path: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Order:
     """What is asked for: `recipe` (of one leg, without a budget) from the path `source` to the path `output`.
-    `only` these tensors go into the output, where given; `origin` is what the record calls the source, where that
+    `only` these tensors go into the output, where given; `origin` is what the source was made of, where that
     is a step on the way."""
 
     verb: str
@@ -80,7 +89,7 @@ class Order:
     recipe: Recipe
     options: RunOptions
     only: frozenset[str] | None = None
-    origin: Identity | None = None
+    origin: Origin | None = None
 
     @property
     def teachers(self) -> list[str]:
@@ -154,7 +163,7 @@ def run_one_pass(
     options: RunOptions,
     *,
     only: Sequence[str] | None = None,
-    origin: Identity | None = None,
+    origin: Origin | None = None,
 ) -> Report:
     """Run a recipe of one leg, whose budget is met already, from `source` to `output`.
 
@@ -213,11 +222,6 @@ def _teacher(path: str, options: RunOptions) -> Checkpoint:
     return teacher
 
 
-def _check_card(options: RunOptions, container: Container) -> None:
-    if options.card and (container != "folder" or options.part is not None):
-        raise UsageError("--card is for a folder that one run writes", remedy="Leave it out")
-
-
 def _check_output(order: Order, container: Container, *, recorded: bool) -> None:
     """OutputError where the output cannot be written to its place; UsageError for options that have none there."""
     options, folder = order.options, container == "folder"
@@ -252,6 +256,11 @@ def _archived_as_it_is(checkpoint: Checkpoint, container: Container, options: Ru
     return as_stored(checkpoint, container)
 
 
+def _identity(order: Order, checkpoint: Checkpoint) -> Identity:
+    """What the record calls the source."""
+    return identity_of(checkpoint.source) if order.origin is None else order.origin.identity
+
+
 def _as_it_was(checkpoint: Checkpoint, container: Container, order: Order) -> Checkpoint:
     """The input; where it is archives of files as they were, and nothing is asked of them, for these very files."""
     options = order.options
@@ -271,14 +280,13 @@ def open_inputs(order: Order) -> Opened:
     options, recipe = order.options, order.recipe
     checkpoint = open_input(order.source, options)
     container = container_of(order.output, checkpoint.source)
-    _check_card(options, container)
     if container == "gguf" and options.max_shard_size is not None and is_address(order.output):
         raise UsageError("--max-shard-size: a .gguf in an object store is one file", remedy="Leave it out")
     if container != "gguf" and checkpoint.source.kind == "gguf":
         checkpoint = _from_gguf(checkpoint, container)
     changes = bool(recipe.stages or recipe.cuts or recipe.training)
     if changes and container != "npy" and not options.dry_run:  # else nothing records it
-        checkpoint = replace(checkpoint, identity=order.origin or identity_of(checkpoint.source))
+        checkpoint = replace(checkpoint, identity=_identity(order, checkpoint))
     recipe, archived = archive_store(recipe, options.store, container)
     if archived and options.loader is not None:
         raise UsageError(f"--for {options.loader}: it loads no archives", remedy="Leave --store archive out")
@@ -373,7 +381,7 @@ def transform(opened: Opened) -> Transformed:
         opened, checkpoint = _for_gguf(opened, checkpoint)
     specs, model = [tensor.spec for tensor in checkpoint.tensors.values()], ggml_model(checkpoint.source.fields)
     checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *implied_notes(order.recipe, model)))
-    recipe = with_presets(replace(order.recipe, cuts=cuts), specs, model)
+    recipe = with_presets(replace(order.recipe, cuts=cuts), specs, model, allow_unmatched=options.allow_unmatched)
     return Transformed(opened, recipe, checkpoint)
 
 
@@ -450,6 +458,7 @@ def make_final_plan(transformed: Transformed) -> Planned:
         with _engine(opened, worker) as executor, _naming(order.source):
             window, chunks = _tasks_of(executor, opened)
             runner = Runner(worker, executor, window, book=_book(opened), chunks_each=chunks)
+            runner.surveying = _surveying(options)
             request = replace(request, sizes_known=runner.count())
         plan, surveyed = make_plan(request), runner.surveyed
         opened = _within_memory(opened, plan, request.statistics)
@@ -563,6 +572,7 @@ def write(planned: Planned) -> Report:
             worker = _worker(request, plan, sink, shards)
             worker.histograms = order.options.histograms
             runner = _runner(planned, worker, stack)
+            fingerprint = plan.fingerprint  # that of the record; an archive's plan has the sizes that came of it
             plan, changes = _carried_out(planned, runner, sink)
             report = Report(order.verb, order.source, _place(order.output, plan), plan, changes)
             gates = order.options.gates
@@ -571,7 +581,11 @@ def write(planned: Planned) -> Report:
             report = replace(report, gates=(*planned.gates, *sizes, *measured))
             if report.failures:
                 raise ReportedGateFailed(report)
-            _finish(sink, plan, request, _card(report, request) if order.options.card else None)
+            plan = _with_card(report, planned, fingerprint)
+            _finish(sink, plan, request)
+            report = replace(
+                report, beside=tuple((name, len(text)) for name, text in plan.texts[len(report.plan.texts) :])
+            )
             if shards is not None and not order.options.keep_work:
                 shards.folder.clear()
     except BaseException:
@@ -605,6 +619,7 @@ def _write_part(planned: Planned, plan: Plan, share: Share) -> Report:
     """Carry out a share of the plan, and write it down as a part for `merge`, by which the gates are judged."""
     from compressor.engine.execution.parts import inputs_of, measured, written_files
     from compressor.files.part_folder import PartOutput, PartRecord
+    from compressor.workflows.model_card import NAME as CARD
 
     opened, request = planned.opened, planned.request
     order, options = opened.order, opened.order.options
@@ -621,6 +636,9 @@ def _write_part(planned: Planned, plan: Plan, share: Share) -> Report:
         try:
             runner.worker.sink, sink.spread = sink, options.scheduler is not None
             done, changes = _carried_out(planned, runner, sink)
+            facts = _card_facts(planned, done) if share.number == 1 else None
+            if facts is not None:
+                done = replace(done, carried=tuple(name for name in done.carried if name != CARD))
             small = _small_files(sink, done, request) if share.number == 1 else []
             record = PartRecord(
                 number=share.number,
@@ -639,6 +657,7 @@ def _write_part(planned: Planned, plan: Plan, share: Share) -> Report:
                     "stages": [dict(stage) for stage in plan.stages],
                     "gates": asdict(options.gates),
                     "tensors": measured(runner, done, changes),
+                    "card": None if facts is None else asdict(facts),
                 },
             )
             _check_unchanged(request)
@@ -666,6 +685,7 @@ def _runner(planned: Planned, worker: Worker, stack: ExitStack, share: Share | N
     if share is not None:
         total = sum(unit.nbytes for unit in runner.units)
     runner.progress = _counting(total, opened.order.options.progress)
+    runner.surveying = _surveying(opened.order.options)
     return runner
 
 
@@ -690,33 +710,52 @@ def _carried_out(planned: Planned, runner: Runner, sink: Output) -> tuple[Plan, 
     return archive_files(sink, plan, effort, workers, files=files)[0], changes
 
 
-def _finish(sink: Output, plan: Plan, request: PlanRequest, card: str | None) -> None:
-    """Small files, with this model card where one is asked for, a last look at the inputs, then the name."""
-    if card is not None:
-        from compressor.workflows.model_card import NAME
-
-        plan = replace(
-            plan,
-            carried=tuple(name for name in plan.carried if name != NAME),
-            texts=(*plan.texts, (NAME, card.encode(errors="surrogateescape"))),
-        )
+def _finish(sink: Output, plan: Plan, request: PlanRequest) -> None:
+    """Small files, a last look at the inputs, then the name."""
     _small_files(sink, plan, request)
     _check_unchanged(request)
     sink.publish()
 
 
-def _card(report: Report, request: PlanRequest) -> str:
-    """The README of the output."""
-    from compressor.workflows.model_card import NAME, model_card
+def _card_facts(planned: Planned, plan: Plan) -> CardFacts | None:
+    """What the output's model card says beside figures; None where it has none."""
+    opened, checkpoint = planned.opened, planned.request.checkpoint
+    order, options = opened.order, opened.order.options
+    as_it_was = checkpoint.stored or checkpoint.verbatim
+    if not options.card or opened.container != "folder" or as_it_was or makes_adapter(order.recipe.stages):
+        return None
+    from compressor.workflows.model_card import NAME, card_facts
 
-    carried = request.checkpoint.source.carried
-    texts = dict(report.plan.texts)
-    before = carried[NAME].read(0, carried[NAME].size) if NAME in carried else b""
-    config = texts.get("config.json", b"{}")
-    if "config.json" not in texts and "config.json" in carried:
-        config = carried["config.json"].read(0, carried["config.json"].size)
-    found = parse_object(bytes(config), "config.json")
-    return model_card(report, bytes(before).decode(errors="surrogateescape"), found)
+    source = checkpoint.source
+    if source.config is None:
+        return None
+    file = source.carried.get(NAME)
+    before = b"" if file is None else bytes(file.read(0, file.size))
+    earlier = next((record.stages for record in checkpoint.records if record.stages), ())
+    origin = order.origin
+    base = order.source if origin is None else origin.path
+    said = {"archived": opened.archived, "last": origin is not None}
+    return card_facts(plan, before, source.config, base, earlier, **said)
+
+
+def _with_card(report: Report, planned: Planned, fingerprint: str) -> Plan:
+    """The plan with the model card among its small files, where there is one."""
+    plan, facts = report.plan, _card_facts(planned, report.plan)
+    if facts is None or report.total is None or report.everything is None:
+        return plan
+    from compressor.workflows.model_card import NAME, CardFigures, model_card
+
+    origin = planned.opened.order.origin
+    figures = CardFigures(
+        fingerprint,
+        (plan.size_before if origin is None else origin.size, plan.size_after),
+        len(report.rows),
+        len(plan.jobs),
+        report.bits_per_weight,
+        (report.total.error, report.everything.error),
+    )
+    carried = tuple(name for name in plan.carried if name != NAME)
+    return replace(plan, carried=carried, texts=(*plan.texts, (NAME, model_card(facts, figures))))
 
 
 def _small_files(sink: Output, plan: Plan, request: PlanRequest) -> list[str]:
@@ -734,6 +773,24 @@ def _check_unchanged(request: PlanRequest) -> None:
         statistics.file.check_unchanged()
     for read in (request.checkpoint, *request.teachers.values()):
         read.source.check_unchanged()
+
+
+def _surveying(options: RunOptions) -> Callable[[int, int], None]:
+    """Tell how far a pass over the whole model is, which comes before weights are written."""
+    begun = False
+
+    def tell(done: int, total: int) -> None:
+        nonlocal begun
+        if options.progress is None:
+            return
+        if not begun:
+            options.announce("survey of the whole model")
+        options.progress(done, total)
+        begun = done < total
+        if not begun:
+            options.announce("weights")
+
+    return tell
 
 
 def _counting(total: int, progress: Callable[[int, int], None] | None) -> Callable[[int], None]:

@@ -43,6 +43,7 @@ class Report(Shown):
     gates: tuple[Verdict, ...] = ()
     allocation: Allocation | None = None  # what a budget chose
     part: Set[str] | None = None
+    beside: tuple[tuple[str, int], ...] = ()  # small files that no plan knows, a model card, and their bytes
 
     def to_html(self) -> str:
         """The whole report to look at, as `--report FILE.html` writes it: one document that loads nothing. It has

@@ -81,7 +81,7 @@ class RunOptions:
     work: str | None = None
     keep_work: bool = False
     histograms: bool = False
-    card: bool = False
+    card: bool = True
     part: str | None = None
     surveyed: str | None = None
     surveys_only: bool = False

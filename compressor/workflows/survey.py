@@ -45,15 +45,17 @@ def run_survey(
     check_place(path, folder=False, replace=options.force)
     opened = [open_input(source, options), *(open_input(teacher, options) for teacher in teachers)]
     inputs, times = inputs_of(opened, ())
-    passes = {} if options.surveyed is None else read_survey(options.surveyed).passes
+    known = None if options.surveyed is None else read_survey(options.surveyed)
+    stages, passes = (known.stages, known.passes) if known is not None else ((), {})
     key, stats = "", None
     try:
         run(replace(options, surveys_only=True, dry_run=True, part=part))
     except Paused as paused:
         key, stats = paused.key, to_json(paused.stats)
+        stages = stages or paused.plan.stages
     for one in opened:
         one.source.check_unchanged()
-    found = SurveyFile(inputs, times, numbers_of(part), passes, key, stats)
+    found = SurveyFile(inputs, times, numbers_of(part), list(stages), passes, key, stats)
     write_survey(path, found, replace=options.force)
     return SurveyReport(path, found.part, len(passes), complete=not key)
 
@@ -96,7 +98,7 @@ def merge_surveys(
     passes = dict(first.passes)
     if first.key:
         passes[first.key] = [by_number[number][1].stats for number in sorted(by_number)]
-    merged = SurveyFile(first.inputs, first.times, (0, 0), passes, "", None)
+    merged = SurveyFile(first.inputs, first.times, (0, 0), first.stages, passes, "", None)
     write_survey(output, merged, replace=force)
     if remove_parts:
         for path in paths:

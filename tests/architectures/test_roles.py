@@ -72,6 +72,8 @@ ROLES: dict[Role, list[tuple[str, tuple[int, ...]]]] = {
         ("model.decoder.output_projection.weight", (96, 64)),
         ("text_decoder.cls.predictions.decoder.weight", (96, 64)),
         ("model.layers.61.shared_head.head.weight", (96, 64)),
+        ("model.mtp.layers.0.shared_head.weight", (96, 64)),
+        ("v_head.summary.weight", (1, 64)),
         ("class_embed.2.weight", (91, 64)),
         ("model.decoder.bbox_embed.5.layers.1.weight", (64, 64)),
         ("_orig_mod.proj_out.weight", (96, 64)),
@@ -186,6 +188,8 @@ ROLES: dict[Role, list[tuple[str, tuple[int, ...]]]] = {
         ("patch_embed.pos_frequencies", (3, 4, 64)),
         ("pos_embed.pos_embed", (1, 64, 64)),
         ("text_model.positional_embedding", (77, 64)),
+        ("layers.0.blocks.0.attn.cpb_mlp.0.weight", (512, 2)),
+        ("encoder.layers.0.blocks.0.attention.self.continuous_position_bias_mlp.2.weight", (4, 512)),
     ],
     Role.STATE_SPACE: [
         ("layers.0.mixer.A_log", (64, 16)),
@@ -322,7 +326,8 @@ def test_strict_refuses_weights_that_are_left_alone_and_nothing_else(tmp_path: P
 
 def test_tables_have_no_inputs() -> None:
     assert all(map(is_embedding, ("model.embed_tokens.weight", "vit.pos_embed", "mask_decoder.mask_tokens.weight")))
-    assert not any(map(is_embedding, ("lm_head.weight", "model.layers.0.mlp.gate.weight", "fc.weight")))
+    layers = ("lm_head.weight", "model.layers.0.mlp.gate.weight", "fc.weight", "blocks.0.attn.cpb_mlp.0.weight")
+    assert not any(map(is_embedding, layers))
 
 
 # ---- heads in the configs of folders -------------------------------------------------------------------

@@ -4,6 +4,7 @@ taken for weights."""
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from support import archives
 from support.fault_injection import invoke, is_one_line
 
@@ -173,6 +175,82 @@ def test_mixtures_of_modelopt(tmp_path: Path, algorithm: str) -> None:
     values = values * (scale.astype(np.float32) * np.float32(0.25))[..., None]
     assert np.array_equal(restored(model)["a.weight"], values.reshape(4, 32))
     assert np.array_equal(restored(model)["b.weight"], number(eight) * 2)
+
+
+@pytest.mark.parametrize("kind", ["F32", "BF16"])
+@pytest.mark.parametrize("flat", [True, False])
+def test_awq_of_modelopt(tmp_path: Path, kind: str, flat: bool) -> None:
+    """Integers [out/2, in] with two rows to a byte in two's complement, and NVFP4, whose columns were divided by
+    what loaders multiply the inputs by."""
+    codes = RANDOM.integers(0, 256, (30, 32), np.uint8)
+    scale = np.abs(RANDOM.standard_normal((60, 2))).astype(np.float32)
+    before = (np.abs(RANDOM.standard_normal(32)) + 0.5).astype(ml_dtypes.bfloat16)
+    floats = RANDOM.integers(0, 256, (4, 16), np.uint8)
+    of_floats = np.abs(RANDOM.standard_normal((4, 2))).astype(ml_dtypes.float8_e4m3fn)
+    stored: Stored = {
+        "a.weight": ("U8", codes),
+        "a.weight_scale": ("F32", scale),
+        "a.pre_quant_scale": ("BF16", (before if flat else before[None]).view(np.uint16)),
+        "b.weight": ("U8", floats),
+        "b.weight_scale": ("F8_E4M3", of_floats.view(np.uint8)),
+        "b.weight_scale_2": ("F32", np.float32(0.25)),
+        "b.pre_quant_scale": ("F32", before.astype(np.float32)),
+        "c.weight": ("U8", codes),
+        "c.weight_scale": ("F32", scale),
+    }
+    if kind == "BF16":
+        scale = scale.astype(ml_dtypes.bfloat16).astype(np.float32)
+        for name in ("a", "c"):
+            stored[f"{name}.weight_scale"] = ("BF16", scale.astype(ml_dtypes.bfloat16).view(np.uint16))
+    said = {"quant_algo": "W4A16_AWQ", "group_size": 16, "has_zero_point": False, "pre_quant_scale": True}
+    model = put(tmp_path / "in", stored, {"dtype": "float32"}, hf_quant_config={"quantization": said})
+    rows = np.stack([codes & 15, codes >> 4], axis=1).reshape(60, 32).astype(np.int8)
+    integers = np.where(rows > 7, rows - 16, rows).astype(np.float32) * np.repeat(scale, 16, axis=1)
+    found = restored(model)
+    assert np.array_equal(found["c.weight"], integers)
+    assert np.array_equal(found["a.weight"], integers * before.astype(np.float32))
+    values = np.stack([E2M1[floats & 15], E2M1[floats >> 4]], axis=-1).reshape(4, 2, 16)
+    values = (values * (of_floats.astype(np.float32) * np.float32(0.25))[..., None]).reshape(4, 32)
+    assert np.array_equal(found["b.weight"], values * before.astype(np.float32))
+    assert invoke(["inspect", str(model), "--stats"])[0] == 0
+    assert invoke(["prune", str(model), "-o", str(tmp_path / "p"), "--sparsity", "0.5", "-q"])[0] == 0
+    stored["c.weight_scale_2"] = ("F32", np.float32(2))
+    with_floats = put(tmp_path / "w4a8", stored, {}, hf_quant_config={"quantization": said})
+    assert "go with 8-bit floats (W4A8_AWQ)" in refused(with_floats)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_activation_order_of_compressed_tensors(tmp_path: Path, bits: int, symmetric: bool) -> None:
+    """w[:, c] = scale[:, g_idx[c]] · (q[:, c] − zero[:, g_idx[c]]), codes where their columns are."""
+    dense = RANDOM.standard_normal((24, 64)).astype(np.float32)
+    put(tmp_path / "dense", {"a.weight": ("F32", dense)}, {"model_type": "llama"})
+    how: dict[str, Any] = {"bits": bits, "group_size": 16, "symmetric": symmetric, "layout": "pack-quantized"}
+    api.quantize(tmp_path / "dense", tmp_path / "plain", **how)
+    in_order = restored(tmp_path / "plain")["a.weight"]
+    order = RANDOM.permutation(64)
+    parts = load_file(tmp_path / "plain" / "model.safetensors")
+    each = 32 // bits
+    places = np.arange(each, dtype=np.uint32) * np.uint32(bits)
+    codes = ((parts["a.weight_packed"].view(np.uint32)[..., None] >> places) & ((1 << bits) - 1)).reshape(24, 64)
+    moved = np.bitwise_or.reduce(codes[:, order].reshape(24, -1, each).astype(np.uint32) << places, axis=-1)
+    parts["a.weight_packed"] = np.ascontiguousarray(moved).view(np.int32)
+    parts["a.weight_g_idx"] = (order // 16).astype(np.int32)
+    shutil.copytree(tmp_path / "plain", tmp_path / "in")
+    save_file(parts, tmp_path / "in" / "model.safetensors", metadata={"format": "pt"})
+    found = restored(tmp_path / "in")
+    assert found.keys() == {"a.weight"}
+    assert np.array_equal(found["a.weight"], in_order[:, order])
+    assert invoke(["inspect", str(tmp_path / "in"), "--stats"])[0] == 0
+    parts["a.weight_g_idx"] = np.full(64, -1, np.int32)  # as long as nothing was calibrated
+    parts["a.weight_packed"] = load_file(tmp_path / "plain" / "model.safetensors")["a.weight_packed"]
+    save_file(parts, tmp_path / "in" / "model.safetensors", metadata={"format": "pt"})
+    found = restored(tmp_path / "in")
+    assert found.keys() == {"a.weight"}
+    assert np.array_equal(found["a.weight"], in_order)
+    parts["a.weight_g_idx"] = np.zeros(64, np.int32)
+    save_file(parts, tmp_path / "in" / "model.safetensors", metadata={"format": "pt"})
+    assert "its g_idx does not name each of 4 groups for 16 columns" in refused(tmp_path / "in")
 
 
 def test_one_scale_a_row_of_fbgemm(tmp_path: Path) -> None:

@@ -392,7 +392,10 @@ BAD_TENSORS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         "its weight_shape makes no sense",
     ),
     "another shape": (set_("a.weight_shape", to=("I64", np.array([8, 24], "<i8"))), "its part"),
-    "order": (set_("a.weight_g_idx", to=("I32", np.zeros(16, "<i4"))), "is stored in activation order"),
+    "order": (
+        set_("a.weight_g_idx", to=("I32", np.zeros(16, "<i4"))),
+        "its g_idx does not name each of 2 groups for 8",
+    ),
 }
 
 

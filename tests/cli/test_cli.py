@@ -26,7 +26,7 @@ from compressor.cli.report import progress
 from compressor.core.errors import UsageError
 from compressor.files.destination import check_apart, container_of
 from compressor.files.source import Source
-from compressor.methods.options import SHARED, VERBS, options_of
+from compressor.methods.options import SHARED_HELP, VERBS, options_of
 from compressor.methods.registry import methods_of
 
 COMMANDS = ("prune", "distill", "quantize", "pipeline", "calibrate", "inspect", "compare", "restore")
@@ -825,9 +825,9 @@ def test_what_methods_describe_differently_is_said_in_one_text() -> None:
             for key, (_, declared) in options_of(method).items():
                 texts.setdefault(key, set()).add(declared.help)
         differing |= {(verb, key) for key, said in texts.items() if len(said) > 1}
-    assert set(SHARED) == differing
+    assert set(SHARED_HELP) == differing
     said = " ".join(compressor("quantize", "--help-all").out.split())
-    for (verb, _), text in SHARED.items():
+    for (verb, _), text in SHARED_HELP.items():
         assert verb != "quantize" or text.replace("- ", "-")[:60] in said
 
 

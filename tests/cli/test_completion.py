@@ -24,6 +24,12 @@ CASES = [
     ("compressor pipeline --recipe w4", {"w4a16"}),
     ("compressor quantize MODEL --include model.n", {"model.norm.weight"}),
     ("compressor quantize MODEL -o out --exclude lm", {"lm_head.weight"}),
+    ("compressor quantize MODEL -o out --set model.norm", {"model.norm.weight"}),
+    ("compressor quantize MODEL -o out --set model.norm.weight:bi", {"model.norm.weight:bits="}),
+    ("compressor quantize MODEL -o out --set x:granularity=ch", {"x:granularity=channel"}),
+    ("compressor survey pru", {"prune"}),
+    ("compressor survey prune --spars", {"--sparsity"}),
+    ("compressor survey quantize MODEL --include model.n", {"model.norm.weight"}),
     ("compressor recipes show ny", set()),
     ("compressor methods ssm", set()),
 ]

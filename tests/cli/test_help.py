@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -119,3 +121,21 @@ def test_help_all_needs_nothing_else() -> None:
     done = compressor("quantize", "--help-all")
     assert "Of single methods:" in done.out
     assert "[factor: required]" in done.out
+
+
+def test_help_waits_for_nothing() -> None:
+    """What help of all commands together imports: modules are counted, as seconds are those of a busy machine."""
+    code = (
+        "import contextlib, io, sys\n"
+        "from compressor.cli.main import _COMMANDS, run\n"
+        "for name in ('', *_COMMANDS):\n"
+        "    with contextlib.redirect_stdout(io.StringIO()):\n"
+        "        assert run([name, '--help'] if name else ['--help']) == 0, name\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = done.stdout.split()
+    slow = ("numpy._core", "rich", "safetensors", "compressor.engine")
+    slow += ("compressor.checkpoint", "compressor.files.safetensors", "compressor.reports", "compressor.api")
+    assert [name for name in found if name.startswith(slow)] == []
+    assert len(found) < 420

@@ -13,7 +13,7 @@ from compressor.cli.report import progress
 if TYPE_CHECKING:
     import pytest
 
-LINE = r"\d+ % of \d.* left"
+LINE = r"\d+ % of \d[^,]*(, about .* left)?"
 
 
 def test_lines_where_there_is_no_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,6 +24,21 @@ def test_lines_where_there_is_no_terminal(tmp_path: Path, monkeypatch: pytest.Mo
     assert re.fullmatch(f"progress: {LINE}", told[0])
     assert told[-1].startswith("progress: 100 % of ")
     assert compressor(*run, tmp_path / "c.safetensors", "-q").err == ""
+
+
+def test_what_is_left_is_told_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    clock = iter((0.0, 30.0, 60.0, 90.0, 100.0))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    lines = progress.Lines(1.0, told.append)
+    for done in (64, 128, 3_200_128, 6_400_000):  # the first bytes came after a long look at the whole
+        lines(done, 6_400_000)
+    assert told == [
+        "0 % of 6.40 MB",
+        "0 % of 6.40 MB",
+        "50 % of 6.40 MB, about 0:01:00 left",
+        "100 % of 6.40 MB, about 0:00:00 left",
+    ]
 
 
 def test_a_log_tells_how_runs_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

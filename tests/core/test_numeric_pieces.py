@@ -119,6 +119,23 @@ def test_metrics_merge_to_the_whole() -> None:
     assert moments.deviation == pytest.approx(float(a.std()), rel=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1e300, 1e160, 1.0, 1e-160, 1e-300])
+def test_moments_of_numbers_whose_squares_no_float_holds(scale: float) -> None:
+    random = np.random.default_rng(0).standard_normal(400)
+    moments = Moments()
+    for block in (np.zeros(100), random[:100] * scale, random[100:] * scale):
+        more = Moments()
+        more.add(block)
+        moments.merge(more)
+    whole = np.concatenate([np.zeros(100), random])
+    assert moments.mean == pytest.approx(whole.mean() * scale, rel=1e-9, abs=0)
+    assert moments.deviation == pytest.approx(whole.std() * scale, rel=1e-9, abs=0)
+    odd = Moments()
+    odd.add(np.array([1e300, 1.0]))
+    odd.add(np.array([1e-300, -1e300]))
+    assert odd.deviation == pytest.approx(1e300 / np.sqrt(2), rel=1e-9)
+
+
 def test_degenerate_metrics_are_defined() -> None:
     assert Change().error == 0
     assert Change(1, 0, 0, 0.0, 1.0).error == np.inf

@@ -34,6 +34,17 @@ def test_a_part_with_the_name_of_another_tensor_is_refused(tmp_path: Path) -> No
     assert report.total is not None
 
 
+def test_what_loaders_would_take_for_a_part_is_refused(tmp_path: Path) -> None:
+    """An order of columns that a dense weight does not need would be one of its codes' columns."""
+    (tmp_path / "in").mkdir()
+    tensors = {"a.weight": numbers(64, 64), "a.weight_g_idx": np.arange(64, dtype=np.int32)}
+    save_file({**tensors, "b.weight": numbers(64, 64)}, tmp_path / "in" / "model.safetensors")
+    (tmp_path / "in" / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(InputError, match=r"loaders would take 'a\.weight_g_idx', which is there already"):
+        compressor.quantize(tmp_path / "in", tmp_path / "out", bits=4, group_size=32)
+    compressor.quantize(tmp_path / "in", tmp_path / "out", bits=4, group_size=32, exclude=["a.weight"])
+
+
 def test_a_lone_shard_of_fp8_codes_is_refused(tmp_path: Path) -> None:
     header = {
         "a.weight": {"dtype": "F8_E4M3", "shape": [8, 8], "data_offsets": [0, 64]},

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from support.console import compressor
 from support.gguf_files import small_model
 from support.moe_folders import moe_folder
 
@@ -83,6 +84,16 @@ def test_an_included_vector_is_refused(tmp_path: Path, options: dict[str, Any]) 
     assert declared(tmp_path / "own")["format"] == "run `compressor restore`"
 
 
+@pytest.mark.parametrize("kind", ["t5", "gpt_neo", "layoutlmv2", "deberta", "longformer", "visual_bert"])
+def test_types_that_vllm_lacks_are_refused(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "in").mkdir()
+    save_file({"layers.0.fc1.weight": np.eye(64, dtype=np.float32)}, tmp_path / "in" / "model.safetensors")
+    (tmp_path / "in" / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(UsageError, match=f"--for vllm: vLLM [0-9.]+ has no {kind}") as caught:
+        api.quantize(tmp_path / "in", tmp_path / "o", bits=8, group_size=32, loader="vllm")
+    assert "Use --for transformers, which has it" in caught.value.remedy
+
+
 def test_our_own_layout_is_marked_by_a_scheme_that_loaders_can_parse(tmp_path: Path) -> None:
     """So that their messages end in the format, which says what to do."""
     api.quantize(moe_folder(tmp_path / "model"), tmp_path / "out", bits=3, group_size=32)
@@ -118,7 +129,7 @@ W8A8: dict[str, Any] = {"bits": 8, "layout": "int-quantized"}
         (
             {"scheme": "fp8", "granularity": "tensor"},
             "vLLM 0.32 has no scheme for them; transformers",
-            "--scheme fp8",
+            "--granularity channel",
         ),
         ({**BITS, "rules": [("*.1.mlp.experts.*", {"bits": 8})]}, "experts of some layers have another scheme", ""),
         (BITS, "", ""),
@@ -141,7 +152,7 @@ def test_what_no_loader_takes_is_refused(tmp_path: Path, loader: Any) -> None:
         api.quantize(model, tmp_path / "out", scheme="nf4", loader=loader)
     assert not (tmp_path / "out").exists()
     (found,) = (one for one in problems_of(caught.value) if "nf4 of experts" in str(one))
-    assert found.remedy == "Use --bits 4, or leave them dense by --exclude '*.experts.*'"
+    assert found.remedy == "Use --scheme int --bits 4, or leave them dense by --exclude '*.experts.*'"
     api.quantize(model, tmp_path / "other", **BITS, loader=loader)
     if loader != "vllm":
         api.quantize(model, tmp_path / "dense", scheme="nf4", exclude=["*.experts.*"], loader=loader)
@@ -174,6 +185,40 @@ def test_a_loader_that_is_named_takes_it_or_it_is_refused(
         api.quantize(moe_folder(tmp_path / "model"), tmp_path / "out", **options, loader=loader)
     assert any(re.search(said, str(problem)) for problem in problems_of(caught.value))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("loader", "options"),
+    [
+        ("transformers", "--bits 8 --layout int-quantized"),
+        ("transformers", "--scheme nvfp4"),
+        ("transformers", "--scheme mxfp8"),
+        ("transformers", "--scheme nf4"),
+        ("transformers", "--scheme fp8 --granularity block"),
+        ("transformers", "--bits 4 --group-size 32 --asymmetric"),
+        ("transformers", "--bits 4 --group-size 32 --layout mlx"),
+        ("vllm", "--scheme nf4"),
+        ("vllm", "--bits 4 --granularity tensor"),
+        ("vllm", "--bits 8 --granularity tensor"),
+        ("vllm", "--scheme fp8 --granularity tensor"),
+        ("vllm", "--scheme fp8 --layout naive-quantized"),
+        ("vllm", "--scheme fp8 --granularity block --layout float-quantized"),
+        ("vllm", "--scheme fp8 --granularity block --layout naive-quantized"),
+        ("vllm", "--scheme binary"),
+    ],
+)
+def test_what_a_refusal_says_to_use_is_taken(tmp_path: Path, loader: str, options: str) -> None:
+    """Added to the options; another scheme in place of all of them."""
+    model = moe_folder(tmp_path / "model")
+    given = ["--for", loader, *options.split()]
+    refused = compressor("quantize", model, "-o", tmp_path / "out", *given)
+    assert refused.code == 2
+    for said in set(re.findall(r"\. Use (--.*?)(?:, or|$)", refused.err, re.MULTILINE)):
+        place = tmp_path / said.replace(" ", "")
+        before = given[:2] if "--scheme" in said else given
+        done = compressor("quantize", model, "-o", place, *before, *said.split())
+        assert done.code == 0, (said, done.err)
+    assert "Use --" in refused.err
 
 
 def test_the_layout_is_the_loaders(tmp_path: Path) -> None:

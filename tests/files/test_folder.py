@@ -62,7 +62,9 @@ def refused(folder: Path, *words: str) -> str:
 
 def accepted(folder: Path, *arguments: str) -> Path:
     out = folder.parent / "out"
-    code, lines = invoke([*(arguments or ("prune", "--sparsity", "0.5")), str(folder), "-o", str(out), "-q"])
+    code, lines = invoke(
+        [*(arguments or ("prune", "--sparsity", "0.5", "--no-card")), str(folder), "-o", str(out), "-q"]
+    )
     assert code == 0, lines
     return out
 
@@ -274,8 +276,8 @@ def test_the_links_of_a_cache_are_followed(tmp_path: Path) -> None:
         there = snapshot / path.relative_to(plain)
         there.symlink_to(os.path.relpath(blobs / f"{number:040x}", there.parent))
     before = tree(tmp_path / "models--org--name")
-    one = prune(plain, tmp_path / "one", method="magnitude", sparsity=0.5)
-    two = prune(snapshot, tmp_path / "two", method="magnitude", sparsity=0.5)
+    one = prune(plain, tmp_path / "one", method="magnitude", sparsity=0.5, card=False)
+    two = prune(snapshot, tmp_path / "two", method="magnitude", sparsity=0.5, card=False)
     assert one.plan.carried == two.plan.carried != ()
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
     assert not any(path.is_symlink() for path in (tmp_path / "two").rglob("*"))
@@ -571,6 +573,20 @@ def test_folders_without_weights(tmp_path: Path, names: list[str], remedy: str) 
     for name in names:
         (folder / name).write_bytes(b"x")
     refused(folder, f"is a folder without {SINGLE} or {INDEX}", remedy)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json", "model.fp16.safetensors"])
+def test_a_sub_folder_that_has_the_weights_is_named(tmp_path: Path, name: str) -> None:
+    """Such as that of a cache of the hub, whose files lie in snapshots/COMMIT."""
+    folder = tmp_path / "in"
+    inner = folder / "snapshots" / "0123abc"
+    inner.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (inner / name).write_bytes(b"")
+    refused(folder, "is a folder without", f"give {inner}")
+    (folder / "b").mkdir()
+    (folder / "b" / "model.safetensors").write_bytes(b"")
+    refused(folder, "is a folder without", "Of its sub-folders b, snapshots/0123abc have weights: give one of them")
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model", "model.safetensor"])

@@ -2,8 +2,8 @@
 
 A request is a JSON object: `path`; `texts` to be turned into numbers of tokens; `prompts` of such numbers, for each
 of which it tells the logarithms of the probabilities of what comes next; `embed` the prompts instead; `complete` a
-text by so many `tokens`. Answers are a JSON list in a line that begins with ANSWERS, which `answers` gives. The
-server that answers listens on a free port of the loopback.
+text by so many `tokens`; `context`, the most tokens that are wanted (1024). Answers are a JSON list in a line that
+begins with ANSWERS, which `answers` gives. The server that answers listens on a free port of the loopback.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -35,16 +36,17 @@ def answers(*requests: dict[str, Any]) -> list[dict[str, Any]]:
     lines = [line for line in done.stdout.splitlines() if line.startswith("ANSWERS ")]
     assert lines, done.stderr[-3000:]
     found: list[dict[str, Any]] = json.loads(lines[0].removeprefix("ANSWERS "))
-    assert not [one["error"] for one in found if "error" in one], done.stderr[-3000:]
+    errors = [one["error"] for one in found if "error" in one]
+    assert not errors, f"{errors} {done.stderr[-3000:]}"
     return found
 
 
-def opened(path: str, *, embed: bool) -> Any:
+def opened(path: str, *, embed: bool, context: int) -> Any:
     import xllamacpp as llama
 
     params = llama.CommonParams()
     params.model.path = path
-    params.n_ctx = params.n_batch = params.n_ubatch = 1024
+    params.n_ctx = params.n_batch = params.n_ubatch = context
     params.n_gpu_layers, params.n_parallel = 0, 1
     params.warmup = params.fit_params = False
     params.verbosity = -1
@@ -81,9 +83,15 @@ def logprobs(server: Any, prompt: list[int]) -> dict[str, float]:
 def answered(request: dict[str, Any]) -> dict[str, Any]:
     embed = bool(request.get("embed"))
     try:
-        server = opened(request["path"], embed=embed)
+        server = opened(request["path"], embed=embed, context=int(request.get("context", 1024)))
+        return told(server, request, embed=embed)
+    except urllib.error.HTTPError as error:
+        return {"error": error.read().decode()}
     except RuntimeError as error:
         return {"error": str(error)}
+
+
+def told(server: Any, request: dict[str, Any], *, embed: bool) -> dict[str, Any]:
     prompts, texts = request.get("prompts", []), request.get("texts", [])
     found: dict[str, Any] = {
         "tokens": [ask(server, "/tokenize", {"content": text, "add_special": True})["tokens"] for text in texts]

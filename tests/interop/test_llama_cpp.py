@@ -86,7 +86,7 @@ _LATENT = {
 
 
 def _factors(trained: int) -> dict[str, Any]:
-    """Phi's two sets of factors: prompts here are of 12 tokens, and the context of llama.cpp is 1024."""
+    """Phi's two sets of factors, of which those for long texts are for more tokens than it was trained on."""
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": trained}
     rope |= {"short_factor": [1.0 + n / 10 for n in range(8)], "long_factor": [2.0 + n / 2 for n in range(8)]}
     more = {"sliding_window": None, "max_position_embeddings": 4096}
@@ -109,6 +109,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
         "tekken",
     ),
     "mistral": ("mistral", {"head_dim": 16, "sliding_window": None}, "tekken"),
+    "mistral with a window": ("mistral", {"head_dim": 16, "sliding_window": 64}, "tekken"),
     "mixtral": ("mixtral", {"num_local_experts": 4, "sliding_window": None}, "sentencepiece"),
     "qwen2": ("qwen2", {}, "qwen2"),
     "qwen2 with yarn": ("qwen2", {"rope_parameters": _YARN}, "qwen2"),
@@ -136,7 +137,6 @@ MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
         "sentencepiece json",
     ),
     "phi3": ("phi3", {"sliding_window": None}, "dbrx"),
-    "phi3 in texts longer than it was trained on": ("phi3", _factors(8), "dbrx"),
     "phi3 with factors for longer texts": ("phi3", _factors(2048), "dbrx"),
     "phi3 rotated in part": (
         "phi3",
@@ -364,11 +364,11 @@ def logits_of(model: Any, prompt: Sequence[int]) -> Any:
         return model(torch.tensor([list(prompt)])).logits[0, -1].double().numpy()
 
 
-def prompts_for(model: Any, tokenizer: Any, count: int = 3) -> list[list[int]]:
+def prompts_for(model: Any, tokenizer: Any, count: int = 3, length: int = 12) -> list[list[int]]:
     """Prompts after which the likeliest token is a whole text: of half a character the server tells nothing."""
     random, found = np.random.default_rng(7), []
     while len(found) < count:
-        prompt = random.integers(8, VOCABULARY - 8, 12).tolist()
+        prompt = random.integers(8, VOCABULARY - 8, length).tolist()
         likeliest = int(logits_of(model, prompt).argmax())
         if "\ufffd" not in tokenizer.decode([likeliest]) and likeliest >= 8:
             found.append(prompt)
@@ -417,6 +417,47 @@ def test_llama_cpp_computes_what_transformers_does(tmp_path: Path, name: str) ->
     print(name, "largest distance", worst)
     assert worst <= 1e-3
     assert told["tokens"] == [tokenizer(page)["input_ids"]]
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "gemma3 with scaled frequencies", "gpt-oss"])
+def test_texts_longer_than_a_window(tmp_path: Path, name: str) -> None:
+    """40 tokens, of which layers with windows see 8."""
+    kind, more, tokens = MODELS[name]
+    assert more["sliding_window"] == 8
+    folder, file = tmp_path / "model", tmp_path / "model.gguf"
+    folder.mkdir()
+    model = model_of(kind, more)
+    model.save_pretrained(folder)
+    prompts = prompts_for(model, with_tokenizer(folder, tokens), length=40)
+    api.restore(folder, file)
+    (told,) = answers({"path": str(file), "prompts": prompts})
+    assert agree(model, prompts, told["logprobs"]) <= 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("mistral", {"head_dim": 16, "sliding_window": 256}),
+        ("starcoder2", {"sliding_window": 256}),
+        ("phi3", {"sliding_window": 256}),
+        ("phi3", _factors(256)),
+    ],
+)
+def test_no_text_is_longer_than_what_it_computes_alike(tmp_path: Path, name: str, more: dict[str, Any]) -> None:
+    """Windows that llama.cpp does not have, and factors for long texts: up to the context that the file tells it
+    computes the same, and takes no text that is longer."""
+    folder, file = tmp_path / "model", tmp_path / "model.gguf"
+    folder.mkdir()
+    model = model_of(name, {"max_position_embeddings": 1024, **more})
+    model.save_pretrained(folder)
+    tokenizer = with_tokenizer(folder, MODELS[name][2])
+    api.restore(folder, file)
+    prompts = prompts_for(model, tokenizer, length=240)
+    (told,) = answers({"path": str(file), "prompts": prompts, "context": 256})
+    assert agree(model, prompts, told["logprobs"]) <= 1e-3
+    longer = prompts_for(model, tokenizer, count=1, length=270)
+    with pytest.raises(AssertionError, match="exceeds the available context size"):
+        answers({"path": str(file), "prompts": longer})
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ pytest.importorskip("compressed_tensors", minversion="0.20", reason="needs compr
 
 from support.console import compressor
 
-from bench.loaders.every_type import packed_is_refused, reads_weights
+from bench.architectures.module_names import unknown
+from bench.loaders.every_type import packed_is_refused, reads_weights, try_type
 from bench.loaders.families import FAMILIES, output_of, quietly
 from bench.loaders.matrix import LOADERS, PAGE, SCHEMES, cells
 from compressor import api
@@ -98,6 +99,29 @@ def test_what_a_refusal_names_is_taken(tmp_path: Path, name: str) -> None:
             assert loader.compared(packed, dense, family).off <= loader.tolerance, options
 
 
+# Of transformers' types those that a walk of all found wrong, by kinds: layers that transformers calls otherwise
+# than files do, and codes that it fails on
+WALKED = ("deepseek_v4", "kimi_linear", "nomic_bert", "cohere_asr", "axk2", "deformable_detr", "dinov2", "ctrl")
+WALKED += ("olmo_hybrid", "gte", "jina_embeddings_v3", "moshi_depth", "owlv2_vision_model")
+
+
+@pytest.mark.parametrize("kind", WALKED)
+def test_what_a_walk_of_all_types_found_is_right(kind: str) -> None:
+    with quietly():
+        told = try_type(kind, ("int4", "int8 W8A8", "nf4", "2:4"))
+    assert "found" in told, told
+    said = {f"{scheme}, {way}": text for scheme, ways in told["found"].items() for way, text in ways.items()}
+    assert {way: text for way, text in said.items() if "WRONG" in text} == {}
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v4", "kimi_linear", "nomic_bert", "cohere_asr", "detr", "exaone"])
+def test_both_names_of_a_layer_are_known(kind: str) -> None:
+    with quietly():
+        assert {
+            name for name in unknown(kind) if "backbone" not in name and name != "log_softmax.mlp.layer0"
+        } == set()
+
+
 def _flags(options: Any) -> str:
     """Options of `quantize` as the command line has them, without what a way on may contradict."""
     return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in options.items() if key != "symmetric")
@@ -141,7 +165,7 @@ def test_what_a_loader_has_no_codes_for_does_not_look_loadable(tmp_path: Path, b
         family.make(tmp_path / "model")
         for name in ("transformers", "vllm"):
             refused = _refused(tmp_path / "model", tmp_path / name, {"bits": bits, "loader": name})
-            assert refused == "Use --bits 4, or --bits 8"
+            assert refused == "Use --scheme int --layout auto --bits 4, or --bits 8"
         api.quantize(tmp_path / "model", tmp_path / "packed", bits=bits, layout="compressor")
         with pytest.raises(Exception, match="compressor restore"):
             LOADERS["transformers"].answers(tmp_path / "packed", family)

@@ -320,6 +320,43 @@ CUTS = {
     "electra": ("ElectraConfig", {**SIZES, "embedding_size": 20}, "ElectraForMaskedLM", BERT_MLP, None),
     "electra-wide": ("ElectraConfig", {**SIZES, "embedding_size": 32}, "ElectraForMaskedLM", BERT_MLP, None),
     "mpnet": ("MPNetConfig", {**SIZES, "pad_token_id": 1}, "MPNetForMaskedLM", BERT_MLP, None),
+    "deberta": (
+        "DebertaV2Config",
+        {**SIZES, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "norm_rel_ebd": "layer_norm"}
+        | {"max_relative_positions": 16, "position_buckets": 8, "position_biased_input": False},
+        "DebertaV2ForMaskedLM",
+        BERT_MLP,
+        None,
+    ),
+    "gemma4": (
+        "Gemma4TextConfig",
+        {**GROUPED, "head_dim": 8, "global_head_dim": 16, "hidden_size_per_layer_input": 0, "sliding_window": 4}
+        | {"layer_types": ["sliding_attention", "full_attention"] * 2, "pad_token_id": 0},
+        "Gemma4ForCausalLM",
+        LLAMA_MLP,
+        None,
+    ),
+    "gemma4-vision": (
+        "Gemma4Config",
+        {
+            "text_config": {
+                **GROUPED,
+                "head_dim": 8,
+                "global_head_dim": 16,
+                "sliding_window": 4,
+                "pad_token_id": 0,
+                "hidden_size_per_layer_input": 0,
+                "layer_types": ["sliding_attention", "full_attention"] * 2,
+            },
+            "vision_config": {**VISION, "head_dim": 8, "num_key_value_heads": 4},
+            "image_token_id": 60,
+            "boi_token_id": 61,
+            "eoi_token_id": 62,
+        },
+        "Gemma4ForConditionalGeneration",
+        LLAMA_MLP,
+        None,
+    ),
     "llava": (
         "LlavaConfig",
         {
@@ -378,9 +415,10 @@ CUTS = {
 }
 # what a cut leaves as it is
 BESIDE = ("vision_tower.", "multi_modal_projector.", "model.visual.", "visual.", "model.vision_model.")
-BESIDE += ("model.connector.", "model.vision_tower.", "model.multi_modal_projector.")
+BESIDE += ("model.connector.", "model.vision_tower.", "model.multi_modal_projector.", "model.embed_vision.")
 # models whose width cannot be cut, since what sees writes into it
 NARROW = ["gemma3-vision", "qwen3-vl", "qwen3.5-vision", "llava", "mistral3", "smolvlm", "qwen2-vl", "qwen2.5-vl"]
+NARROW.append("gemma4-vision")
 FIXED = ["falcon", "falcon-new", "mpnet"]  # others
 IMPLIED = [
     "qwen3.5",
@@ -522,7 +560,9 @@ def test_heads(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(CUTS) - set(HEADED_CUTS)))
 def test_heads_that_no_config_can_say_are_refused(tmp_path: Path, name: str) -> None:
     source = make(tmp_path / "source", name)
-    with pytest.raises(UsageError, match=r"no loader could be told|heads come out of one small matrix|all heads"):
+    with pytest.raises(
+        UsageError, match=r"no loader could be told|heads come out of one small matrix|all heads|are wider"
+    ):
         compressor.prune(source, tmp_path / "cut", structure="heads", count=1)
 
 
@@ -551,13 +591,14 @@ class Stepped(torch.nn.Module):
 
     def __init__(self, block: Any) -> None:
         super().__init__()
-        self.wraps = type(block).__name__ in ("FalconDecoderLayer", "BloomBlock", "MPNetLayer")
+        self.wraps = type(block).__name__ in ("FalconDecoderLayer", "BloomBlock", "MPNetLayer", "DebertaV2Layer")
+        self.more = (None,) if type(block).__name__ == "DebertaV2Layer" else ()
         for key in ("attention_type", "layer_type"):
             if hasattr(block, key):
                 setattr(self, key, getattr(block, key))
 
     def forward(self, hidden_states: Any, *_: Any, **__: Any) -> Any:
-        return (hidden_states,) if self.wraps else hidden_states
+        return (hidden_states, *self.more) if self.wraps else hidden_states
 
 
 def blocks_of(model: Any) -> Any:
@@ -672,6 +713,7 @@ WIDTH = {
     "bert-mlm": "bert.embeddings.word_embeddings.weight",
     "roberta": "roberta.embeddings.word_embeddings.weight",
     "distilbert": "distilbert.embeddings.word_embeddings.weight",
+    "deberta": "deberta.embeddings.word_embeddings.weight",
 }
 
 # models whose heads go with the width: what makes them, what reads them, the queries' matrix, the reading axis
@@ -689,6 +731,7 @@ BOUND |= {
     "stablelm": LLAMA_BOUND,
 }
 BERT_HEADS = (r"attention\.self", "attention.output.dense.weight", "attention.self.query.weight", 1)
+BOUND["deberta"] = (r"attention\.self", "attention.output.dense.weight", "attention.self.query_proj.weight", 1)
 BOUND |= dict.fromkeys(("bert", "bert-mlm", "roberta", "electra", "electra-wide"), BERT_HEADS)
 
 
@@ -755,6 +798,56 @@ def test_bloom_loses_blocks_only(tmp_path: Path) -> None:
     assert_equal(outputs(transformers.BloomForCausalLM.from_pretrained(out).eval()), outputs(model))
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_dinov2_loses_heads_and_blocks(tmp_path: Path, gated: bool) -> None:
+    """Its config names each block's outcome, which goes with the block."""
+    torch.manual_seed(7)
+    sizes = {**VIT, "mlp_ratio": 2, "use_swiglu_ffn": gated}
+    del sizes["intermediate_size"]
+    source, out = tmp_path / "source", tmp_path / "cut"
+    given = {"out_features": ["stage2", "stage4"]}
+    transformers.Dinov2Model(transformers.Dinov2Config(**sizes, **given)).save_pretrained(source)
+    for kind in ("neurons", "hidden"):
+        with pytest.raises(UsageError, match="there are mlp_ratio times the width") as caught:
+            compressor.prune(source, out, structure=kind, count=8)
+        assert caught.value.remedy == "What can be cut is heads, layers"
+    compressor.prune(source, out, structure="layers", layers="1-2")
+    model = transformers.Dinov2Model.from_pretrained(source).eval()
+    for number in (1, 2):
+        model.encoder.layer[number] = Stepped(model.encoder.layer[number])
+    small = transformers.Dinov2Model.from_pretrained(out).eval()
+    assert_equal(small(PIXELS)[0], model(PIXELS)[0])
+    assert small.config.out_features == ["stage2"]
+    compressor.prune(source, tmp_path / "narrow", structure="heads", count=1)
+    wiring = ("attention.value.weight", 0, "output.dense.weight", 1)
+    path = masked(tmp_path, source, tmp_path / "narrow", wiring, fold=lambda kept, _: kept)
+    found, wanted = (transformers.Dinov2Model.from_pretrained(one) for one in (tmp_path / "narrow", path))
+    assert_equal(found.eval()(PIXELS)[0], wanted.eval()(PIXELS)[0])
+
+
+def test_what_gemma4_gives_each_block_besides_keeps_its_blocks(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    sizes = {**GROUPED, "head_dim": 8, "global_head_dim": 16, "hidden_size_per_layer_input": 8}
+    config = transformers.Gemma4TextConfig(**sizes, vocab_size_per_layer_input=64, pad_token_id=0)
+    transformers.Gemma4ForCausalLM(config).save_pretrained(tmp_path / "source")
+    for kind in ("layers", "hidden"):
+        with pytest.raises(UsageError, match="lies in one table") as caught:
+            compressor.prune(tmp_path / "source", tmp_path / "cut", structure=kind, count=1)
+        assert caught.value.remedy == "What can be cut is neurons"
+    compressor.prune(tmp_path / "source", tmp_path / "cut", structure="neurons", fraction=0.5)
+    assert torch.isfinite(outputs(load(tmp_path / "cut", "gemma4"))).all()
+
+
+def test_a_convolution_after_the_first_block_of_deberta_keeps_it(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    config = transformers.DebertaV2Config(**SIZES, conv_kernel_size=3, conv_act="gelu")
+    transformers.DebertaV2ForMaskedLM(config).save_pretrained(tmp_path / "source")
+    with pytest.raises(UsageError, match="a convolution reads what the first block reads"):
+        compressor.prune(tmp_path / "source", tmp_path / "cut", structure="layers", layers="1")
+    compressor.prune(tmp_path / "source", tmp_path / "cut", structure="hidden", fraction=0.25)
+    assert torch.isfinite(outputs(load(tmp_path / "cut", "deberta"))).all()
+
+
 def test_a_text_model_of_another_kind_is_not_taken_for_llama(tmp_path: Path) -> None:
     source = make(tmp_path / "source", "llava")
     config = json.loads((source / "config.json").read_text())
@@ -810,7 +903,7 @@ def test_hidden(tmp_path: Path, name: str) -> None:
                     lost = lost_heads(before, after, query, axis, kept)
                 parameter.movedim(axis, 0)[lost] = 0
     for path, module in list(model.named_modules()):
-        if "norm" in type(module).__name__.lower() and module.weight.shape == (32,):
+        if "norm" in type(module).__name__.lower() and getattr(module, "weight", torch.zeros(0)).shape == (32,):
             parent = model.get_submodule(path.rpartition(".")[0])
             setattr(parent, path.rpartition(".")[2], Narrow(module, kept))
     if name.startswith("gemma"):  # scales embeddings by the square root of the width

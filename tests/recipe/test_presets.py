@@ -55,6 +55,7 @@ def test_names_of_other_models() -> None:
     assert pattern(found[0][0]).fullmatch("h.7.mlp.shared_experts.w2.weight")
     assert not pattern(found[0][0]).fullmatch("h.7.mlp.experts.3.w2.weight")
     assert not rules("q4_mixed", ["fc1.weight", "fc2.weight"], "auto")
+    assert not rules("q4_mixed", [f"backbone.layers.{n}.mixer.in_proj.weight" for n in range(8)], "auto")
 
 
 def test_a_preset_is_done_and_recorded_as_rules(tmp_path: Path) -> None:
@@ -73,6 +74,15 @@ def test_the_users_own_rules_and_options_come_first(tmp_path: Path) -> None:
     )
     assert {job.dtype_after for job, _ in report.rows if "down_proj" in job.spec.name} == {"int4"}
     assert {job.dtype_after for job, _ in report.rows if "gate_proj" in job.spec.name} == {"int8"}
+
+
+def test_a_preset_that_says_nothing_of_the_tensors_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "in.safetensors"
+    save_file({"layers.0.mixer.in_proj.weight": np.ones((64, 128), np.float32)}, path)
+    with pytest.raises(UsageError, match="preset q4_mixed: by their names none of the tensors is a value or down"):
+        api.quantize(path, tmp_path / "o.safetensors", preset="q4_mixed")
+    report = api.quantize(path, tmp_path / "o.safetensors", preset="q4_mixed", allow_unmatched=True)
+    assert [job.dtype_after for job, _ in report.rows] == ["int4"]
 
 
 def test_recipes_and_stage_texts_take_presets() -> None:

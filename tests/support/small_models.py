@@ -285,6 +285,32 @@ def _modelopt() -> Model:
     return _declaring("modelopt", tensors, quant_algo="MIXED_PRECISION", kv_cache_quant_algo=None)
 
 
+def _modelopt_awq() -> Model:
+    tensors = {
+        "a.weight": integers("U8", 2, 16, high=256),
+        "a.weight_scale": f32(4, 2),
+        "a.pre_quant_scale": bf16(16),
+        "b.weight": integers("U8", 4, 16, high=256),
+        "b.weight_scale": e4m3(4, 2),
+        "b.weight_scale_2": f32(),
+        "b.pre_quant_scale": bf16(32),
+    }
+    return _declaring("modelopt", tensors, quant_algo="MIXED_PRECISION")
+
+
+def _activation_order() -> Model:
+    said = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": 16}
+    tensors = {
+        "a.weight_packed": integers("I32", 8, 4, high=2**31),
+        "a.weight_scale": bf16(8, 2),
+        "a.weight_zero_point": integers("I32", 1, 2, high=2**31),
+        "a.weight_shape": array("I64", np.array([8, 32])),
+        "a.weight_g_idx": array("I32", np.arange(32, dtype="<i4") % 2),
+    }
+    group = {"targets": ["Linear"], "weights": said | {"actorder": "group"}}
+    return _declaring("compressed-tensors", tensors, format="pack-quantized", config_groups={"group_0": group})
+
+
 def _gpt_oss() -> Model:
     name = "model.layers.0.mlp.experts.gate_up_proj"
     blocks, scales = integers("U8", 3, 10, 2, 16, high=256), integers("U8", 3, 10, 2, high=130)
@@ -353,6 +379,8 @@ FOREIGN: dict[str, Callable[[], Model]] = {
     "fp8 of blocks": _fp8_blocks,
     "fp8": _fp8_tensor,
     "modelopt": _modelopt,
+    "modelopt awq": _modelopt_awq,
+    "activation order": _activation_order,
     "gpt-oss": _gpt_oss,
     "mlx mxfp4": lambda: _mlx_floats("mxfp4", 8, 2),
     "mlx mxfp8": lambda: _mlx_floats("mxfp8", 16, 2),

@@ -16,6 +16,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "compressor"
 _DEEPEST = 6
+_remedies: set[int] = set()  # what is part of one, by id
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,60 @@ def ways_on() -> dict[str, str]:
     return {text: place for text, place in found.items() if text.replace("{}", "") and text[-1] != " "}
 
 
+_ADVICE = re.compile(r"(?<![\w`-])--[a-z][a-z0-9-]*|`compressor ")
+_LABEL = re.compile(r"[({ ]*--[a-z0-9-]+[:{}) ]*")
+# of cli/ only its tables are read; what limits of loaders say is run by engine/test_what_loaders_take.py
+_NO_NOTES = ("architectures", "cli", "recipe/toml_file.py", "reports/curve.py")
+
+
+def advice() -> dict[str, str]:
+    """Every other text that names an option or a command, such as a note's, and where it is: no documentation, no
+    reason of an error, and not only an option's name."""
+    ways_on()  # which tells what is a remedy
+    found: dict[str, str] = {}
+    for path, module in _modules().items():
+        place = path.relative_to(PACKAGE).as_posix()
+        if place.startswith(_NO_NOTES) and not place.startswith("cli/report/"):
+            continue
+        for node in _sentences(module.tree):
+            text = _with_braces(node)
+            if _ADVICE.search(text) and not _LABEL.fullmatch(text) and id(node) not in _remedies:
+                found.setdefault(" ".join(text.split()), f"{place}:{node.lineno}")
+    return found
+
+
+def _sentences(tree: ast.AST) -> Iterator[ast.expr]:
+    pending = [tree]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str)):
+            yield node
+            continue
+        named = "" if not isinstance(node, ast.Call) else getattr(node.func, "id", getattr(node.func, "attr", ""))
+        documents = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            documents = getattr(target, "id", "").endswith("HELP")
+        if documents or named == "option" or (isinstance(node, ast.keyword) and node.arg in ("help", "off")):
+            continue
+        refused = named.endswith(("Error", "Failed")) or named in ("refused", "_wrong")
+        pending += node.keywords if refused else ast.iter_child_nodes(node)
+
+
+def _with_braces(node: ast.expr) -> str:
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    assert isinstance(node, ast.JoinedStr)
+    return "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+
+
 def lines_of(name: str) -> list[str]:
     """The lines of a list beside this module, without its remarks."""
     lines = (Path(__file__).parent / name).read_text().splitlines()
     return [line for line in lines if line and not line.startswith("#")]
 
 
+@cache
 def pattern_of(text: str) -> re.Pattern[str]:
     """What matches the text with anything in its braces."""
     return re.compile(".*".join(map(re.escape, text.split("{}"))), re.DOTALL)
@@ -113,6 +162,7 @@ def pattern_of(text: str) -> re.Pattern[str]:
 def _texts(path: Path, function: ast.FunctionDef | None, node: ast.expr, deep: int) -> list[str]:
     if deep > _DEEPEST:
         return ["{}"]
+    _remedies.add(id(node))
 
     def inner(*nodes: ast.expr) -> list[str]:
         return [text for one in nodes for text in _texts(path, function, one, deep + 1)]

@@ -101,16 +101,16 @@ def make_inputs() -> None:
     families()
     networks()
     extremes()
+    save_file(chain(2), "tiny.safetensors")
     for command in (
         "quantize llama -o llama.gguf --no-tokenizer --bits 8",
-        "calibrate student.safetensors --inputs x.npy -o student-stats.safetensors",
+        "calibrate tiny.safetensors --inputs e.npy -o tiny-stats.safetensors",
+        "prune tiny.safetensors -o pruned-tiny.safetensors --sparsity 0.5",
         "quantize one.safetensors -o codes.safetensors --bits 8",
         "prune one.safetensors -o half.safetensors --sparsity 0.5",
         "pipeline one.safetensors -o archive.safetensors --store archive",
         "calibrate teacher.safetensors --inputs x.npy -o stats.safetensors",
         "calibrate teacher.safetensors --inputs x.npy -o diagonal.safetensors --diagonal",
-        "prune student.safetensors -o pruned-student.safetensors --sparsity 0.5",
-        "prune teacher.safetensors -o pruned-teacher.safetensors --sparsity 0.5",
     ):
         assert compressor(*shlex.split(command)).code == 0, command
     for name in ("archive", "stats"):
@@ -160,7 +160,7 @@ def more_inputs() -> None:
         Path("transformed"), {"a.weight": floats(8, 8)}, {"quantization_config": fp8 | {"transform_config": turned}}
     )
     eight = {"a.weight": np.ones((8, 64), np.float32)}
-    for name, algorithm in (("modelopt", "FP8"), ("modelopt-odd", "W4A16_AWQ")):
+    for name, algorithm in (("modelopt", "FP8"), ("modelopt-odd", "W4A8_AWQ")):
         folder(Path(name), eight, {"quantization_config": {"quant_method": "modelopt", "quant_algo": algorithm}})
     save_file({"a.weight_orig": floats(8, 64), "a.weight_mask": floats(8, 64)}, "mask.safetensors")
     save_file({"odd.weight": floats(8, 51), "odd2.weight": floats(8, 51)}, "odd2.safetensors")
@@ -184,6 +184,16 @@ def more_inputs() -> None:
             save_file({f"{file}.weight": floats(8, 64)}, Path(name, f"{file}.safetensors"))
     Path("held").mkdir()
     np.save("held/m.npy", floats(8, 64))
+    folder(Path("gpt-neo"), {"transformer.h.0.mlp.c_fc.weight": floats(64, 64)}, {"model_type": "gpt_neo"})
+    indexed = {
+        "a.weight": floats(16, 64),
+        "a.weight_g_idx": np.arange(64, dtype=np.int32),
+        "b.weight": floats(16, 64),
+    }
+    folder(Path("indexed"), indexed, {"model_type": "llama"})
+    for name in ("outer", "outermost/a", "outermost/b"):
+        Path(name).mkdir(parents=True)
+        folder(Path(name, "inner"), {"fc.weight": floats(8, 64)}, {})
     Path("pickled").mkdir()
     Path("pickled/weights.msgpack").write_bytes(b"x")
     folder(Path("bad-index"), llama(), LLAMA)
@@ -213,6 +223,9 @@ def more_inputs() -> None:
 def inputs_of_rare_ways() -> None:
     """What only one or two runs take."""
     folder(Path("llama-more"), llama() | {"more.weight": floats(16, 64)}, LLAMA)
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    for name, rounded in {"llama-yarn": False, "llama-yarn-rounded": True}.items():
+        folder(Path(name), llama(), LLAMA | {"rope_scaling": yarn | {"truncate": rounded}})
     huge = llama()
     huge["model.layers.0.mlp.up_proj.weight"] *= np.float32(1e37)
     folder(Path("llama-huge"), huge, LLAMA)
@@ -277,6 +290,10 @@ def families() -> None:
     flux = {"double_blocks.0.img_attn.proj.weight": floats(64, 64)}
     save_file(flux | {f"double_blocks.0.{'x' * 60}.weight": floats(64, 64)}, "long-name.safetensors")
     save_file(flux | {"double_blocks.0.mask": np.ones((64, 64), bool)}, "truths.safetensors")
+    save_file(flux | {"img_in.weight": floats(64, 64)}, "flux.safetensors")
+    kernels = {"conv.weight": floats(8, 16, 3, 3), "fc.weight": floats(16, 64)}
+    folder(Path("convolutions"), kernels, {"model_type": "made-up"})
+    save_file({"a.weight_g": floats(8, 1), "a.weight_v": floats(8, 64)}, "with-norm.safetensors")
     inside = {f"model.diffusion_model.{name}": values for name, values in flux.items()}
     save_file(inside | {"first_stage_model.x.weight": floats(64, 64)}, "with-vae.safetensors")
     for name, layer, width in (("more", "more", 64), ("neurons", "model.layers.0.mlp.down_proj", 128)):
@@ -297,6 +314,7 @@ def chain(depth: int, last: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
 def networks() -> None:
     """Networks whose training goes wrong where steps are large, and statistics of what saw nothing."""
     np.save("e.npy", floats(40, 8))
+    np.save("bytes.npy", RANDOM.integers(0, 255, (40, 8), np.uint8))
     np.save("ids.npy", np.arange(32).reshape(1, 32))
     save_file(chain(40), "deep.safetensors")
     save_file(chain(40, seed=1), "deep-teacher.safetensors")

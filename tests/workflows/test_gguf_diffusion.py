@@ -219,3 +219,41 @@ def test_fp8(tmp_path: Path) -> None:
     _, found = as_comfyui_loads_it(file)
     assert {kind for kind, _ in found.values()} == {"F16", "F32"}
     assert all(np.array_equal(found[name][1], one.astype(np.float32)) for name, one in tensors.items())
+
+
+MIXED = FLUX | {
+    "double_blocks.0.img_attn.qkv.weight": (32, 256),
+    "double_blocks.0.img_mlp.2.weight": (32, 256),
+    "double_blocks.0.conv.weight": (8, 8, 4, 8),
+    "final_layer.linear.weight": (32, 256),
+    "blocks.0.ffn.2.weight": (32, 256),
+    **{f"blocks.{n}.cross_attn.v.weight": (32, 256) for n in range(5)},
+}
+
+
+@pytest.mark.parametrize(
+    ("preset", "qkv", "down", "values", "most"),
+    [
+        ("q4_k_m", "Q5_K", "Q6_K", ["Q6_K"] * 5, "Q4_K"),
+        ("q4_k_s", "Q4_K", "Q5_K", [*["Q5_K"] * 4, "Q4_K"], "Q4_K"),
+        ("q3_k_m", "Q4_K", "Q4_K", ["Q5_K", "Q5_K", *["Q4_K"] * 3], "Q3_K"),
+        ("q2_k", "Q2_K", "Q2_K", ["Q3_K"] * 5, "Q2_K"),
+        ("q5_0", "Q5_0", "Q5_1", ["Q5_0"] * 5, "Q5_0"),
+    ],
+)
+def test_presets_mix_types_as_comfyui_gguf_does(
+    tmp_path: Path, preset: str, qkv: str, down: str, values: list[str], most: str
+) -> None:
+    source, file = write(tmp_path / "m.safetensors", MIXED), tmp_path / "m.gguf"
+    api.quantize(source, file, preset=preset)
+    kinds = {name: kind.name for name, kind in header_of(file).types.items()}
+    assert kinds["double_blocks.0.img_attn.qkv.weight"] == qkv
+    assert kinds["blocks.0.ffn.2.weight"] == down
+    assert [kinds[f"blocks.{n}.cross_attn.v.weight"] for n in range(5)] == values
+    assert kinds["double_blocks.0.img_mlp.2.weight"] == most
+    assert kinds["final_layer.linear.weight"] == kinds["double_blocks.0.conv.weight"] == "BF16"
+    assert api.compare(source, file).total.error <= 0.3
+    restored = tmp_path / "dense.gguf"
+    api.restore(source, restored)
+    api.quantize(restored, tmp_path / "again.gguf", preset=preset)
+    assert {n: k.name for n, k in header_of(tmp_path / "again.gguf").types.items()} == kinds

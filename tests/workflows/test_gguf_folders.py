@@ -16,6 +16,7 @@ from support.gguf_models import NAMES, config_named, folder_named, tensors_named
 from compressor import api
 from compressor.architectures.gguf.hyperparameters import llama3_factors
 from compressor.checkpoint.checkpoint import open_checkpoint
+from compressor.checkpoint.gguf.to_file import layers_of_file
 from compressor.core.errors import InputError, Problems, UsageError
 from compressor.files.gguf.reading import GgufHeader, read_header
 from compressor.files.input_file import InputFile
@@ -261,10 +262,33 @@ def test_what_llama_cpp_would_compute_otherwise(
         api.restore(folder, tmp_path / "m.gguf")
 
 
-def test_where_it_computes_the_same_up_to_some_length(tmp_path: Path) -> None:
+def test_a_file_is_for_texts_of_which_llama_cpp_computes_the_same(tmp_path: Path) -> None:
     config = config_named("mistral") | {"sliding_window": 4}
     report = api.restore(folder_named(tmp_path / "model", "mistral", config=config), tmp_path / "m.gguf")
-    assert any("no sliding window for llama: beyond 4 tokens" in note for note in report.plan.notes)
+    wanted = "llama.context_length is 4, and max_position_embeddings 16: llama.cpp has no sliding window for llama"
+    assert any(wanted in note for note in report.plan.notes)
+    assert open_checkpoint(tmp_path / "m.gguf").source.fields["llama.context_length"].python() == 4
+
+
+@pytest.mark.parametrize(
+    "more", [{"rope_scaling": {"rope_type": "yarn", "factor": "x"}}, {"rms_norm_eps": "y"}, {"rope_theta": [1]}]
+)
+def test_layers_of_a_config_that_is_nonsense(tmp_path: Path, more: dict[str, Any]) -> None:
+    folder = folder_named(tmp_path / "model", "llama", config=config_named("llama") | more)
+    with pytest.raises(InputError, match="does not describe a llama"):
+        layers_of_file(open_checkpoint(folder))
+
+
+def test_factors_for_long_texts_are_for_no_text_that_a_file_takes(tmp_path: Path) -> None:
+    """And a restored folder scales attention as the one that it was made of, whose texts could be longer."""
+    rope = {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}
+    config = config_named("phi3") | {"rope_scaling": rope, "original_max_position_embeddings": 4}
+    report = api.restore(folder_named(tmp_path / "model", "phi3", config=config), tmp_path / "m.gguf")
+    assert any("phi3.context_length is 4, and max_position_embeddings 16" in note for note in report.plan.notes)
+    api.restore(tmp_path / "m.gguf", tmp_path / "back")
+    back = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert back["max_position_embeddings"] == back["original_max_position_embeddings"] == 4
+    assert back["rope_scaling"]["attention_factor"] == pytest.approx(np.sqrt(1 + np.log(4) / np.log(4)))
 
 
 @pytest.mark.parametrize(
@@ -285,7 +309,7 @@ def test_windows_are_told_where_a_layer_has_one(
 ) -> None:
     folder = folder_named(tmp_path / "model", name, config=config_named(name) | more)
     notes = api.restore(folder, tmp_path / "m.gguf", dry_run=True).plan.notes
-    assert any("sees more" in note for note in notes) == slides
+    assert any("no sliding window" in note for note in notes) == slides
 
 
 def test_groups_of_which_all_are_taken_are_none(tmp_path: Path) -> None:
@@ -295,9 +319,9 @@ def test_groups_of_which_all_are_taken_are_none(tmp_path: Path) -> None:
     assert not [key for key in open_checkpoint(tmp_path / "m.gguf").source.fields if "expert_group" in key]
 
 
-def test_bounds_that_llama_cpp_rounds_are_told_with_what_they_cost(tmp_path: Path) -> None:
+def test_bounds_that_llama_cpp_rounds_are_refused_with_what_they_cost(tmp_path: Path) -> None:
     """gpt-oss as it is published: 32 frequencies from 150000, of which those between the bounds 8.09 and 17.4 are
-    scaled in part; llama.cpp takes 8 and 18."""
+    scaled in part; llama.cpp takes 8 and 18. A config that rounds them, too, says what it computes."""
     rope = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False}
     config = config_named("gpt_oss") | {"head_dim": 64, "rope_theta": 150000.0, "rope_scaling": rope}
     apart = []
@@ -306,8 +330,11 @@ def test_bounds_that_llama_cpp_rounds_are_told_with_what_they_cost(tmp_path: Pat
         exact, rounded = (1 - ramp + ramp / 32 for ramp in ramps)
         apart.append(abs(rounded / exact - 1))
     folder = folder_named(tmp_path / "model", "gpt_oss", config=config)
-    notes = api.restore(folder, tmp_path / "m.gguf", dry_run=True).plan.notes
-    assert any(f"by up to {max(apart):.1%}" in note for note in notes), (max(apart), notes)
+    with pytest.raises(InputError, match=f"by up to {max(apart):.1%}") as caught:
+        api.restore(folder, tmp_path / "m.gguf", dry_run=True)
+    assert '"truncate": true' in (caught.value.remedy or "")
+    (folder / "config.json").write_text(json.dumps(config | {"rope_scaling": rope | {"truncate": True}}))
+    api.restore(folder, tmp_path / "m.gguf")
 
 
 def test_codes_are_not_quantized_again_unasked(tmp_path: Path) -> None:

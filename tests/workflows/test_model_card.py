@@ -11,7 +11,8 @@ import yaml  # as gguf, of the tests, needs it too
 from support.console import LLAMA, MATRIX, compressor
 
 from compressor import api
-from compressor.core.errors import UsageError
+from compressor.core.text import size_text
+from compressor.workflows.model_card import card_facts
 
 TEXT = "# My model\n\nIt says *hello*.\n\n---\n\nand more\n"
 
@@ -32,7 +33,7 @@ def model(tmp_path: Path, readme: str | None) -> Path:
 
 
 def test_a_folder_without_one_gets_one(tmp_path: Path) -> None:
-    report = api.quantize(model(tmp_path, None), tmp_path / "q", bits=4, card=True)
+    report = api.quantize(model(tmp_path, None), tmp_path / "q", bits=4)
     front, text = card(tmp_path / "q")
     assert front == {
         "base_model": "model",
@@ -57,7 +58,7 @@ def test_a_folder_without_one_gets_one(tmp_path: Path) -> None:
     ],
 )
 def test_what_the_user_wrote_stays(front: str, tags: list[str], tmp_path: Path) -> None:
-    api.quantize(model(tmp_path, f"---\n{front}---\n{TEXT}"), tmp_path / "q", bits=4, card=True)
+    api.quantize(model(tmp_path, f"---\n{front}---\n{TEXT}"), tmp_path / "q", bits=4)
     found, text = card(tmp_path / "q")
     assert found["tags"] == tags
     assert found["license"] == "mit"
@@ -65,12 +66,29 @@ def test_what_the_user_wrote_stays(front: str, tags: list[str], tmp_path: Path) 
     assert text.endswith(TEXT)
 
 
+@pytest.mark.parametrize(
+    ("path", "base"),
+    [
+        ("hf://org/a-model@0123abc", "org/a-model"),
+        ("/c/models--org--a--model/snapshots/0123/", "org/a--model"),
+        ("s3://bucket/model/", "model"),
+        ("models/mine", "mine"),
+    ],
+)
+def test_what_a_base_is_called(path: str, base: str, tmp_path: Path) -> None:
+    plan = api.quantize(LLAMA, tmp_path / "q", bits=4, dry_run=True).plan
+    facts = card_facts(plan, b"", {}, path, ())
+    assert facts is not None
+    assert facts.base == base
+    assert card_facts(plan, b"", {"_name_or_path": "x/y"}, path, ()).base == "x/y"  # type: ignore[union-attr]
+
+
 def test_a_later_run_replaces_the_section(tmp_path: Path) -> None:
-    api.prune(model(tmp_path, TEXT), tmp_path / "p", sparsity=0.3, card=True)
+    api.prune(model(tmp_path, TEXT), tmp_path / "p", sparsity=0.3)
     front, text = card(tmp_path / "p")
     assert front["base_model_relation"] == "finetune"
     assert "It loads as the original does." in text
-    api.quantize(tmp_path / "p", tmp_path / "q", bits=8, card=True)
+    api.quantize(tmp_path / "p", tmp_path / "q", bits=8)
     front, text = card(tmp_path / "q")
     assert front["base_model_relation"] == "quantized"
     assert text.count("How it was made smaller") == 1
@@ -81,18 +99,73 @@ def test_a_later_run_replaces_the_section(tmp_path: Path) -> None:
 def test_what_is_no_text_stays_too(tmp_path: Path) -> None:
     folder = model(tmp_path, None)
     (folder / "README.md").write_bytes(b"caf\xe9 \xff\n")
-    api.quantize(folder, tmp_path / "q", bits=4, card=True)
+    api.quantize(folder, tmp_path / "q", bits=4)
     assert (tmp_path / "q" / "README.md").read_bytes().endswith(b"caf\xe9 \xff\n")
 
 
-def test_it_is_for_folders(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--card is for a folder"):
-        api.prune(MATRIX, tmp_path / "q.npy", sparsity=0.5, card=True)
-    done = compressor("quantize", LLAMA, "-o", tmp_path / "q", "--bits", "4", "--card", "--part", "1/2")
-    assert done.code == 2
-    assert "--card" in done.err
+def test_it_is_for_folders_of_models(tmp_path: Path) -> None:
+    api.prune(MATRIX, tmp_path / "q.npy", sparsity=0.5)
+    assert [one.name for one in tmp_path.iterdir()] == ["q.npy"]
 
 
-def test_without_being_asked_the_readme_is_carried_over(tmp_path: Path) -> None:
-    api.quantize(model(tmp_path, TEXT), tmp_path / "q", bits=4)
+def test_without_one_the_readme_is_carried_over(tmp_path: Path) -> None:
+    folder = model(tmp_path, TEXT)
+    for number, given in enumerate((("--no-card",), ("--no-card", "--force"))):
+        done = compressor("quantize", folder, "-o", tmp_path / "q", "--bits", "4", *given)
+        assert done.code == 0, (number, done.err)
     assert (tmp_path / "q" / "README.md").read_text(encoding="utf-8") == TEXT
+    api.quantize(folder, tmp_path / "p", bits=4, card=False)
+    assert (tmp_path / "p" / "README.md").read_text(encoding="utf-8") == TEXT
+
+
+def test_where_nothing_is_done_it_stays(tmp_path: Path) -> None:
+    """A folder that is stored otherwise, and what comes back of it."""
+    folder = model(tmp_path, TEXT)
+    api.pipeline(folder, tmp_path / "archive", store="archive")
+    api.restore(tmp_path / "archive", tmp_path / "back")
+    for one in ("archive", "back"):
+        assert (tmp_path / one / "README.md").read_text(encoding="utf-8") == TEXT
+
+
+@pytest.mark.parametrize("store", ["packed", "archive"])
+def test_restoring_tells_that_it_is_undone(store: str, tmp_path: Path) -> None:
+    api.quantize(model(tmp_path, f"---\nlicense: mit\n---\n{TEXT}"), tmp_path / "q", bits=4, store=store)
+    front, text = card(tmp_path / "q")
+    assert ("Only `compressor restore" in text) == (store == "archive")
+    api.restore(tmp_path / "q", tmp_path / "back")
+    front, text = card(tmp_path / "back")
+    assert front["base_model_relation"] == "finetune"
+    assert front["tags"] == ["compressor"]
+    assert "| stage 2 | restore |" in text
+    assert "| restored | 14 of 21 tensors |" in text
+    assert "It loads as the original does." in text
+    assert text.endswith(TEXT)
+
+
+def test_several_passes_name_what_the_first_began_with(tmp_path: Path) -> None:
+    """The base of an adapter is made on the way; the adapter is no model and has no card."""
+    folder = model(tmp_path, TEXT)
+    before = sum(one.stat().st_size for one in folder.glob("*.safetensors"))
+    stages = ["prune:sparsity=0.3", "quantize:bits=4", f"distill:method=residual,rank=2,teacher={folder}"]
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    api.pipeline(folder, adapter, stages=stages, save_base=base)
+    assert not (adapter / "README.md").exists()
+    front, text = card(base)
+    assert (front["base_model"], front["base_model_relation"]) == ("model", "quantized")
+    after = sum(one.stat().st_size for one in base.glob("*.safetensors"))
+    assert f"| weights | {size_text(before)} → {size_text(after)} (" in text
+    assert [line.split(":")[0] for line in text.splitlines() if line.startswith("| stage")] == [
+        "| stage 1 | prune",
+        "| stage 2 | quantize",
+    ]
+    assert "relative error of all weights (last pass)" in text
+
+
+def test_parts_make_the_card_of_one_run(tmp_path: Path) -> None:
+    folder = model(tmp_path, TEXT)
+    for store in ("auto", "archive"):
+        whole, merged = tmp_path / f"{store}-whole", tmp_path / f"{store}-merged"
+        api.quantize(folder, whole, bits=4, store=store)
+        parts = [api.quantize(folder, merged, bits=4, store=store, part=f"{n}/3").output for n in (1, 2, 3)]
+        api.merge(parts, merged)
+        assert (merged / "README.md").read_bytes() == (whole / "README.md").read_bytes()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from support.console import LLAMA
 from support.console import compressor as command
 from support.fault_injection import tree
 
@@ -180,3 +181,37 @@ def test_a_survey_that_no_pass_takes_is_said(model: Path, surveyed: Path, tmp_pa
     assert any(said in note for note in done.plan.notes)
     done = api.prune(model, tmp_path / "global", surveyed=book, **PRUNE)
     assert not any(said in note for note in done.plan.notes)
+
+
+def test_a_survey_of_other_options_is_said(model: Path, surveyed: Path, tmp_path: Path) -> None:
+    """The passes are made again, and a note names what differs."""
+    book = tmp_path / "book"
+    api.merge(files_of(surveyed), book)
+    other = {**PRUNE, "sparsity": 0.25}
+    done = api.prune(model, tmp_path / "a.safetensors", surveyed=book, **other)
+    (said,) = [note for note in done.plan.notes if "no pass of" in note]
+    assert f"was used: it is of sparsity {PRUNE['sparsity']}, not 0.25, so that this run looked" in said
+    api.prune(model, tmp_path / "b.safetensors", **other)
+    assert tree(tmp_path / "a.safetensors") == tree(tmp_path / "b.safetensors")
+    done = api.quantize(model, tmp_path / "c.safetensors", surveyed=book, target_bits=5.0)
+    assert any("was used: it is of" in note for note in done.plan.notes)
+    planned = api.prune(model, tmp_path / "d.safetensors", surveyed=book, dry_run=True, **other)
+    assert not any("no pass of" in note for note in planned.plan.notes)
+
+
+def test_a_budget_that_goes_by_a_survey_has_no_note(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o.safetensors"
+    api.survey("quantize", model, out, part="1/1", target_bits=5.0)
+    book = tmp_path / "book"
+    api.merge(files_of(out, 1), book)
+    done = api.quantize(model, out, surveyed=book, target_bits=5.0)
+    assert not any("no pass of" in note for note in done.plan.notes)
+
+
+def test_surveys_say_how_far_they_are(tmp_path: Path) -> None:
+    done = command("prune", LLAMA, "-o", tmp_path / "out", "--sparsity", "0.5", "--scope", "global", "-v")
+    assert done.code == 0, done.err
+    lines = [line.removeprefix("progress: ") for line in done.err.splitlines() if line.startswith("progress: ")]
+    assert lines[0] == "survey of the whole model"
+    assert lines[1].startswith("survey of the whole model: 100 % of ")
+    assert lines[-1].startswith("weights: 100 % of ")

@@ -46,3 +46,17 @@ def test_a_function_is_one_object_with_its_own_signature() -> None:
     assert compressor.prune is compressor.prune
     assert compressor.prune.__name__ == "prune"
     assert np.isfinite(compressor.compare(MATRIX, MATRIX).total.cosine)
+
+
+def test_gates_are_called_by_their_keywords(tmp_path: Path) -> None:
+    out = tmp_path / "out.npy"
+    limits = {"max_error": 0.9, "max_size": "300MB", "min_ratio": 0.5}
+    report = compressor.prune(MATRIX, out, sparsity=0.5, **limits)  # type: ignore[arg-type]
+    assert {one.gate for one in report.gates} == {"max_error=0.9", 'max_size="300 MB"', "min_ratio=0.5"}
+    assert "max_error=0.9" in report.to_html()
+    assert "--" not in report.to_html().partition("<body>")[2].partition("<script>")[0]
+    with pytest.raises(compressor.GateFailed) as failed:
+        compressor.prune(MATRIX, tmp_path / "no.npy", sparsity=0.5, max_error=0.01)
+    (said,) = failed.value.report.failures  # type: ignore[attr-defined]
+    assert said.startswith("max_error=0.01: the relative error of")
+    assert compressor.compare(MATRIX, out, max_error=0.01).failures[0].startswith("max_error=0.01: ")

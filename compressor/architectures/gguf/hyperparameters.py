@@ -2,7 +2,7 @@
 
 Most of it is a number under another name (`_SAME`); the rest depends on the kind of model. Where a config asks for
 something that llama.cpp does not compute, the model is refused (`refusals`); where it computes the same up to some
-length of text only, that is said (`remarks`).
+length of text only, that is the context of the file, and said (`remarks`).
 """
 
 from __future__ import annotations
@@ -223,6 +223,8 @@ def metadata(config: Config, family: Family) -> Metadata:
     found |= _special(config, family)
     if arch not in _NO_ROPE:
         found |= _rope(config, family)
+    if (limit := _same_up_to(config, family)) is not None:
+        found["context_length"] = limit[0]
     for key, value in found.items():
         if value is not None and not _storable(value):
             raise ValueError(f"{key} would be {value!r}")
@@ -500,8 +502,6 @@ def _rope_refusals(config: Config, family: Family) -> Iterator[str]:
         yield f"partial_rotary_factor is {partial}, and llama.cpp rotates all of a head for {arch}"
     if kind == "yarn":
         yield from _yarn_refusals(rope, arch)
-        if rope.get("truncate") is False and arch != "gpt-oss" and rounding(config, rope) > _SAME_FREQUENCY:
-            yield "truncate of its YaRN is false, and llama.cpp rounds the bounds of what it scales"
     if arch == "deepseek2" and config.get("rope_interleave") is False:
         yield "rope_interleave is false, and llama.cpp rotates neighbours"
 
@@ -548,23 +548,29 @@ def _layer_refusals(config: Config, family: Family) -> Iterator[str]:
 
 
 def remarks(config: Config, family: Family) -> Iterator[str]:
-    """Where llama.cpp computes the same up to some length of text only."""
-    window = _window(config, family)
+    """Where llama.cpp computes the same up to some length of text only, which is then the file's."""
+    limit = _same_up_to(config, family)
+    if limit is not None:
+        tokens, why = limit
+        key = f"{family.gguf}.context_length"
+        yield (
+            f"{key} is {tokens}, and max_position_embeddings {_count(config, 'context_length')}: {why}, so that "
+            "longer texts would be computed otherwise"
+        )
+
+
+def _same_up_to(config: Config, family: Family) -> tuple[int, str] | None:
+    """How many tokens a text may have of which llama.cpp computes the same, and why, where that is less than the
+    model reads."""
+    whole = _count(config, "context_length")
+    window, rope = _window(config, family), rope_of(config)
     if window:
-        yield f"llama.cpp has no sliding window for {family.gguf}: beyond {window} tokens it sees more"
-    rope = rope_of(config)
+        return window, f"llama.cpp has no sliding window for {family.gguf}"
     if rope["rope_type"] in ("longrope", "su"):
         original = rope.get("original_max_position_embeddings")
-        yield (
-            f"llama.cpp takes the factors for long texts where its context is longer than {original} tokens, and "
-            "transformers where the text is"
-        )
-    apart = rounding(config, rope) if rope["rope_type"] == "yarn" and rope.get("truncate") is False else 0.0
-    if apart > _SAME_FREQUENCY:
-        yield (
-            "llama.cpp rounds the bounds between which YaRN scales frequencies, and this model does not: some "
-            f"frequencies differ by up to {apart:.1%}, in every .gguf of it"
-        )
+        if isinstance(original, int) and 0 < original < whole:
+            return original, "llama.cpp takes the factors for long texts by its context, not by the text"
+    return None
 
 
 def _window(config: Config, family: Family) -> int:
@@ -583,7 +589,17 @@ def _window(config: Config, family: Family) -> int:
     return window if not isinstance(first, int) or first < layers(config) else 0
 
 
-def rounding(config: Config, rope: Config) -> float:
+def frequencies_apart(config: Config, family: Family) -> float:
+    """The largest part by which a frequency is another in llama.cpp, which rounds the bounds between which YaRN
+    scales them, where the model does not; 0 where that is nothing to speak of."""
+    rope = rope_of(config)
+    if family.gguf in _NO_ROPE or rope["rope_type"] != "yarn" or rope.get("truncate") is not False:
+        return 0.0
+    apart = _rounding(config, rope)
+    return apart if apart > _SAME_FREQUENCY else 0.0
+
+
+def _rounding(config: Config, rope: Config) -> float:
     """The largest part by which a frequency is another where the bounds between which YaRN scales them are rounded
     down and up (llama.cpp), or are not (transformers, modeling_rope_utils.py: _compute_yarn_parameters)."""
     width, theta = int(config.get("qk_rope_head_dim") or head_size(config)), float(rope["rope_theta"])

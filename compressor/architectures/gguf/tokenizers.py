@@ -163,7 +163,7 @@ def _byte_level(files: TokenizerFiles, tokenizer: Json, model: Json, vocabulary:
         raise Unsupported("its pre_tokenizer divides texts in a way that llama.cpp has no name for")
     tokens = _vocabulary(model, vocabulary)
     _add_tokens(tokens, files)
-    merges = [_merge(one) for one in model.get("merges") or ()]
+    merges = [" ".join(part.replace(" ", "Ġ") for part in pair) for pair in _merges(model)]
     return {
         f"{PREFIX}.model": "gpt2",
         f"{PREFIX}.pre": name,
@@ -181,8 +181,8 @@ def _bpe_with_spaces(files: TokenizerFiles, tokenizer: Json, model: Json, vocabu
         raise Unsupported("it replaces characters or joins spaces, which llama.cpp's BPE does not")
     tokens = _vocabulary(model, vocabulary)
     ranks: dict[str, float] = {}
-    for rank, merge in enumerate(model.get("merges") or ()):
-        ranks.setdefault("".join(_pair(merge)), -float(rank))
+    for rank, pair in enumerate(_merges(model)):
+        ranks.setdefault("".join(pair), -float(rank))
     last = -float(len(ranks) + 1)
     for number, text in enumerate(tokens.texts):
         if tokens.types[number] == TokenType.NORMAL:
@@ -295,11 +295,23 @@ def _strips_accents(normalizer: Json) -> bool:
 
 def _vocabulary(model: Json, count: int) -> _Tokens:
     tokens, found = _Tokens.empty(count), model.get("vocab")
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or not found:
         raise Unsupported("its vocabulary is missing")
     for text, number in found.items():
         tokens.put(number, text, TokenType.NORMAL, 0.0)
+    if len(set(found.values())) < len(found):
+        raise Unsupported("tokens of its vocabulary have one number")
     return tokens
+
+
+def _merges(model: Json) -> Iterator[tuple[str, str]]:
+    """The halves of each merge, in the order of their ranks."""
+    known = model["vocab"]
+    for one in model.get("merges") or ():
+        left, right = _pair(one)
+        if left not in known or right not in known or left + right not in known:
+            raise Unsupported(f"its merge {one!r} is not of tokens of the vocabulary")
+        yield left, right
 
 
 def _added(files: TokenizerFiles) -> Iterator[tuple[int, str, bool]]:
@@ -313,8 +325,9 @@ def _added(files: TokenizerFiles) -> Iterator[tuple[int, str, bool]]:
     if files.tokenizer is not None:
         listed += files.tokenizer.get("added_tokens") or []
     for one in listed:
-        if isinstance(one, dict) and str(one.get("id")).isdecimal():
-            yield int(one["id"]), one.get("content", ""), bool(one.get("special"))
+        if not isinstance(one, dict) or not str(one.get("id")).isdecimal():
+            raise Unsupported(f"its added token {one!r} has no number")
+        yield int(one["id"]), one.get("content", ""), bool(one.get("special"))
 
 
 def _add_tokens(tokens: _Tokens, files: TokenizerFiles) -> None:
@@ -341,10 +354,6 @@ def _pair(merge: object) -> tuple[str, str]:
     if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
         raise Unsupported(f"its merge {merge!r} is no pair")
     return parts[0], parts[1]
-
-
-def _merge(merge: object) -> str:
-    return " ".join(part.replace(" ", "Ġ") for part in _pair(merge))
 
 
 # ---- special tokens and templates ----------------------------------------------------------------------
@@ -407,10 +416,16 @@ def _template_ends(tokenizer: Json | None) -> tuple[str | None, str | None]:
     for one in processor.get("processors") or [processor]:
         if one.get("type") in ("RobertaProcessing", "BertProcessing"):
             first, last = (one.get("cls") or [None])[0], (one.get("sep") or [None])[0]
-        single = one.get("single") if one.get("type") == "TemplateProcessing" else None
-        if isinstance(single, list) and len(single) > 1:
-            first = single[0].get("SpecialToken", {}).get("id", first)
-            last = single[-1].get("SpecialToken", {}).get("id", last)
+        if one.get("type") != "TemplateProcessing":
+            continue
+        single = one.get("single")
+        if not isinstance(single, list) or sum("Sequence" in part for part in single) != 1:
+            raise Unsupported("its post_processor does not say what is put before and behind a text")
+        text = next(place for place, part in enumerate(single) if "Sequence" in part)
+        if text > 1 or len(single) - text > 2:
+            raise Unsupported("it puts several tokens before or behind a text, where llama.cpp puts one")
+        first = single[0].get("SpecialToken", {}).get("id", first)
+        last = single[-1].get("SpecialToken", {}).get("id", last)
     return first, last
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from compressor.checkpoint.dialects._activation_order import SUFFIX, ActivationOrder, check_order, has_order
 from compressor.checkpoint.dialects._scales import is_block, model_dtype, orphans, single
 from compressor.core.errors import CompressorError, InputError, UnreadCodes, UsageError
 from compressor.core.lazy import np
@@ -20,6 +21,7 @@ from compressor.core.workspace import Workspace
 from compressor.files.source import Source
 from compressor.methods.contract import Decoder
 from compressor.methods.quantize.fp8 import Fp8, Scales
+from compressor.methods.quantize.int import Int
 from compressor.methods.quantize.mxfp4 import Mxfp4
 from compressor.methods.quantize.mxfp8 import Mxfp8
 from compressor.methods.quantize.nvfp4 import Nvfp4
@@ -70,11 +72,11 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Decoder]]:
             base = name
         else:
             continue
-        if f"{base}_g_idx" in source.tensors:
-            raise InputError("is stored in activation order, which is not read here", file=source.path, tensor=base)
         layout = _layout(name, base, source)
         spec = _original(layout, base, source)
-        found.append((spec, _choose(spec, groups[layout], source)))
+        decoder = _choose(spec, groups[layout], source)
+        check_order(spec, decoder, source)
+        found.append((spec, decoder))
     taken = {f"{spec.name}_scale" for spec, _ in found}
     taken |= {part.name(spec.name) for spec, decoder in found for part in decoder.parts(spec)}
     orphans(source, (".weight_scale", ".weight_global_scale"), taken)
@@ -82,9 +84,12 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Decoder]]:
 
 
 def leftovers(source: Source, stored: Sequence[tuple[TensorSpec, Decoder]]) -> set[str]:
-    """What only a quantized loader has a use for: scales of activations, and of a quantized cache."""
+    """What only a quantized loader has a use for: scales of activations, and of a quantized cache; and an order of
+    columns that was never set."""
     stems = {spec.name.removesuffix("weight") for spec, _ in stored}
     names = {stem + last for stem in stems for last in _ACTIVATIONS} & set(source.tensors)
+    unordered = (spec for spec, decoder in stored if not isinstance(decoder, ActivationOrder))
+    names |= {f"{spec.name}{SUFFIX}" for spec in unordered} & set(source.tensors)
     if (source.config or {})[KEY].get("kv_cache_scheme") is not None:
         names |= {name for name in source.tensors if name.endswith(tuple(f".{last}" for last in _CACHE))}
     return names
@@ -218,7 +223,12 @@ def _integers(weights: Mapping[str, Any], layout: str) -> Found:
         where="quantization_config ",
     )
     assert isinstance(made, Decoder)  # noqa: S101 - the scheme named above
-    return _Group(lambda spec, source: made)
+    if strategy != "group" or layout != "pack-quantized":
+        return _Group(lambda spec, source: made)
+    bits, size = weights["num_bits"], weights["group_size"]
+    codes = Int(bits, weights.get("symmetric", True), "group", size, layout="pack-quantized")
+    ordered = ActivationOrder(bits, size, codes)
+    return _Group(lambda spec, source: ordered if has_order(spec, source) else made)
 
 
 def _floats(weights: Mapping[str, Any], layout: str) -> Found:

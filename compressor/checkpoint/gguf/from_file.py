@@ -143,8 +143,13 @@ def _factors(checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[dict[st
     tensors = checkpoint.tensors
     if _FACTORS[1] in tensors and _FACTORS[2] in tensors:
         long, short = ([float(one) for one in read_whole(tensors[name]).reshape(-1)] for name in _FACTORS[1:])
-        original = said(checkpoint.source.fields, "phi3.rope.scaling.original_context_length")
+        prefix = "phi3.rope.scaling."
+        original, factor = (
+            said(checkpoint.source.fields, f"{prefix}{key}") for key in ("original_context_length", "attn_factor")
+        )
         scaling = {"rope_type": "longrope", "type": "longrope", "long_factor": long, "short_factor": short}
+        if factor is not None:  # else it would be told by max_position_embeddings, of which the file need not know
+            scaling["attention_factor"] = factor
         return {"rope_scaling": scaling, "original_max_position_embeddings": original}, []
     if _FACTORS[0] not in tensors:
         return {}, []

@@ -54,14 +54,7 @@ def as_file(checkpoint: Checkpoint, wishes: Wishes = Wishes()) -> Checkpoint:
     family = _family(checkpoint)
     config = hyperparameters.text_config(checkpoint.source.config or {}, family)
     checkpoint = _without(checkpoint, wishes.leave_out)
-    try:
-        mapped, found, factors, remarks = _described(checkpoint, config, family)
-    except hyperparameters.NONSENSE as error:
-        raise InputError(
-            f"its config.json does not describe a {family.model_type}: {printable(str(error), 100)}",
-            file=checkpoint.path,
-            remedy="Download it again",
-        ) from error
+    mapped, found, factors, remarks = _described(checkpoint, config, family)
     metadata = _general(checkpoint, family) | found
     vocabulary, notes = _tokenizer(checkpoint, family, config, wishes)
     metadata |= vocabulary | pooling_type(checkpoint.source, family)
@@ -103,7 +96,23 @@ def _described(
     checkpoint: Checkpoint, config: dict[str, Any], family: Family, *, whole: bool = True
 ) -> tuple[Mapped, dict[str, Any], dict[str, list[float]], list[str]]:
     """Where tensors go, the model's metadata, tensors of frequency factors and remarks. InputError for all that
-    keeps it from being a GGUF file; if it has to be the `whole` checkpoint, for tensors that have no place too."""
+    keeps it from being a GGUF file, and where the config is nonsense; if it has to be the `whole` checkpoint, for
+    tensors that have no place too."""
+    try:
+        mapped = _mapped(checkpoint, config, family, whole=whole)
+        found = hyperparameters.metadata(config, family)
+        factors = hyperparameters.frequency_factors(config, family)
+        return mapped, found, factors, list(hyperparameters.remarks(config, family))
+    except hyperparameters.NONSENSE as error:
+        raise InputError(
+            f"its config.json does not describe a {family.model_type}: {printable(str(error), 100)}",
+            file=checkpoint.path,
+            remedy="Download it again",
+        ) from error
+
+
+def _mapped(checkpoint: Checkpoint, config: dict[str, Any], family: Family, *, whole: bool) -> Mapped:
+    """Where tensors go. InputError for all that keeps the model from being a GGUF file."""
     reasons = list(hyperparameters.refusals(config, family))
     sizes, layers = hyperparameters.sizes(config, family), hyperparameters.layers(config)
     if not reasons and not hyperparameters.possible(sizes, layers, len(checkpoint.tensors)):
@@ -114,6 +123,16 @@ def _described(
     ]
     if not hyperparameters.possible(sizes, layers, len(checkpoint.tensors)):
         raise_all(problems)
+    apart = hyperparameters.frequencies_apart(config, family)
+    if apart:
+        problems.append(
+            InputError(
+                "truncate of its YaRN is false, and llama.cpp rounds the bounds between which it scales: some "
+                f"frequencies would differ by up to {apart:.1%}",
+                file=checkpoint.path,
+                remedy='With "truncate": true in its config.json it becomes the model that llama.cpp computes',
+            )
+        )
     mapped = to_gguf(
         {name: tensor.spec.shape for name, tensor in checkpoint.tensors.items()},
         family,
@@ -123,9 +142,7 @@ def _described(
         tied=config.get("tie_word_embeddings"),
     )
     raise_all(problems + list(_problems(mapped, checkpoint, family, whole=whole)))
-    found = hyperparameters.metadata(config, family)
-    factors = hyperparameters.frequency_factors(config, family)
-    return mapped, found, factors, list(hyperparameters.remarks(config, family))
+    return mapped
 
 
 def _as_diffusion(checkpoint: Checkpoint, wishes: Wishes) -> Checkpoint:

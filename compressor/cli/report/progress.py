@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 EVERY = 30.0  # seconds between lines where there is no terminal
 EVERY_VERBOSE = 3.0  # and where they were asked for
 EVERY_LOG = 10.0  # and in a log
+_HUNDRED = 100
 
 
 class Bar:
@@ -47,19 +48,30 @@ class Lines(Bar):
         """`stages`: each is told when it begins, and when it is done."""
         super().__init__()
         self.every, self.tell, self.name, self.stages = every, tell, "", stages
-        self.began = self.last = time.monotonic()
+        self.last = time.monotonic()
+        self.first: tuple[float, int] | None = None  # when of this stage something was told done, and how much
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
         if now - self.last >= self.every or (self.stages and done >= total):
             self.last = now
-            left = (now - self.began) * (total - done) / done if done else 0.0
             share = f"{done * 100 // max(total, 1)} % of {size_text(total)}"
-            self.tell(f"{self.name}{share}, about {timedelta(seconds=round(left))} left")
+            self.tell(f"{self.name}{share}{self._left(now, done, total)}")
+        if self.first is None or done < self.first[1]:
+            self.first = now, done
+
+    def _left(self, now: float, done: int, total: int) -> str:
+        """How long what is left will take, by the bytes since the first call; nothing as long as a hundredth of all
+        is not done since, which says nothing of the rest."""
+        if done >= total:
+            return ", about 0:00:00 left"
+        if self.first is None or (since := done - self.first[1]) * _HUNDRED < total:
+            return ""
+        return f", about {timedelta(seconds=round((now - self.first[0]) * (total - done) / since))} left"
 
     def stage(self, text: str) -> None:
         """Say what is being done now."""
-        self.began, self.name = time.monotonic(), f"{text}: "
+        self.first, self.name = None, f"{text}: "
         if self.stages:
             self.tell(text)
 

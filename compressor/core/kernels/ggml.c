@@ -17,6 +17,10 @@
 #else
 #define EACH_CPU
 #endif
+#if defined(__x86_64__) && defined(__GNUC__)
+#define VECTORS
+#include <immintrin.h>
+#endif
 #define INLINE static inline __attribute__((always_inline))
 
 #define GROUPS 32
@@ -141,53 +145,121 @@ INLINE void turn(const float *const *rows, int size, Row *restrict to) {
         }
 }
 
+#ifdef VECTORS
+INLINE __attribute__((target("avx"))) __m256 both(const float *low, const float *high) {
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1);
+}
+
+/* Likewise two squares at a time. */
+__attribute__((target("avx"))) static void turn_pairs(const float *const *rows, int size, Row *restrict to) {
+    for (int g = 0; g < GROUPS; g += 8)
+        for (int i = 0; i < size; i += 4) {
+            const __m256 a = both(rows[g] + i, rows[g + 4] + i), b = both(rows[g + 1] + i, rows[g + 5] + i);
+            const __m256 c = both(rows[g + 2] + i, rows[g + 6] + i), d = both(rows[g + 3] + i, rows[g + 7] + i);
+            const __m256 low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b);
+            const __m256 other = _mm256_unpacklo_ps(c, d), last = _mm256_unpackhi_ps(c, d);
+            _mm256_store_ps(to[i] + g, _mm256_shuffle_ps(low, other, 0x44));
+            _mm256_store_ps(to[i + 1] + g, _mm256_shuffle_ps(low, other, 0xee));
+            _mm256_store_ps(to[i + 2] + g, _mm256_shuffle_ps(high, last, 0x44));
+            _mm256_store_ps(to[i + 3] + g, _mm256_shuffle_ps(high, last, 0xee));
+        }
+}
+#endif
+
+static void turned(const float *const *rows, int size, Row *restrict to) {
+#ifdef VECTORS
+    if (__builtin_cpu_supports("avx")) {
+        turn_pairs(rows, size, to);
+        return;
+    }
+#endif
+    turn(rows, size, to);
+}
+
 /* The columns from group `first` on, of which `here` are groups; others are zero, with weights of 1. */
 EACH_CPU static void load(const Source *from, size_t first, int here, int size, int weighted, Row *restrict x, Row *restrict
                  w) {
     const float *rows[GROUPS];
     static const float nothing[BLOCK] = {0};
     for (int g = 0; g < GROUPS; g++) rows[g] = g < here ? from->values + (first + g) * size : nothing;
-    turn(rows, size, x);
+    turned(rows, size, x);
+    if (from->groups - first >= 2 * GROUPS) /* what comes next is on its way while these are searched */
+        for (int i = 0; i < GROUPS * size; i += 16) __builtin_prefetch(rows[0] + GROUPS * size + i);
     if (!weighted) return;
     size_t column = first % from->per_row;
     for (int g = 0; g < here; g++) {
         rows[g] = from->weights + column * size;
         column = column + 1 < from->per_row ? column + 1 : 0;
     }
-    turn(rows, size, w);
+    turned(rows, size, w);
     for (int i = 0; i < size; i++)
         for (int g = here; g < GROUPS; g++) w[i][g] = 1;
 }
 
 /* ---- a scale: x = s q ---------------------------------------------------------------------------------- */
 
+/* The nearest code, and a sum with a square added to it. `fast`: where processors round to whole numbers and add
+ * products in one go, which gives the same numbers for codes and sums of squares of whole ones. */
+INLINE float code_of(const int fast, float value, Codes codes, const int uneven, const int below, const int above) {
+    if (!fast || uneven) return nearest(value, codes, uneven, below, above);
+    value = __builtin_rintf(value);
+    if (below) value = value < codes.low ? codes.low : value;
+    if (above) value = value > codes.high ? codes.high : value;
+    return value;
+}
+
+INLINE float with_square(const int fast, float sum, float q) {
+    return fast ? __builtin_fmaf(q, q, sum) : sum + q * q;
+}
+
+/* Defines NAME(PARAMETERS), of which BODY(fast) is the body: 2 and 1 for processors that are fast at that, with and
+ * without AVX-512, 0 for others. What is constant at one call stays unknown to it (noipa): clipping at constants would
+ * be taken apart into comparisons. */
+#if defined(__aarch64__)
+#define ON_EACH(NAME, PARAMETERS, ARGUMENTS, BODY) static void NAME PARAMETERS { BODY(2) }
+#elif defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define ON_EACH(NAME, PARAMETERS, ARGUMENTS, BODY)                                               \
+    __attribute__((target("arch=x86-64-v4"), noipa)) static void NAME##_v4 PARAMETERS { BODY(2) } \
+    __attribute__((target("arch=x86-64-v3"), noipa)) static void NAME##_v3 PARAMETERS { BODY(1) } \
+    __attribute__((noipa)) static void NAME##_v1 PARAMETERS { BODY(0) }                          \
+    static void NAME PARAMETERS {                                                                \
+        if (__builtin_cpu_supports("x86-64-v4")) NAME##_v4 ARGUMENTS;                            \
+        else if (__builtin_cpu_supports("x86-64-v3")) NAME##_v3 ARGUMENTS;                       \
+        else NAME##_v1 ARGUMENTS;                                                                \
+    }
+#else
+#define ON_EACH(NAME, PARAMETERS, ARGUMENTS, BODY) static void NAME PARAMETERS { BODY(0) }
+#endif
+
 /* product = sum of x q, square = sum of q q, with q the codes of x / s by s' inverse. */
-INLINE void project_as(const int weighted, const int uneven, const int below, const int above, const Row *restrict x,
-                       const Row *restrict w, int size, Codes codes, const float *restrict inverse, float *restrict
-                       product, float *restrict square) {
+INLINE void project_as(const int fast, const int weighted, const int uneven, const int below, const int above,
+                       const Row *restrict x, const Row *restrict w, int size, Codes codes, const float *restrict
+                       inverse, float *restrict product, float *restrict square) {
     Row p = {0}, s = {0};
     CELLS {
-        const float q = nearest(x[i][g] * inverse[g], codes, uneven, below, above);
+        const float q = code_of(fast, x[i][g] * inverse[g], codes, uneven, below, above);
         const float wq = weighted ? w[i][g] * q : q;
         p[g] += wq * x[i][g];
-        s[g] += wq * q;
+        s[g] = weighted ? s[g] + wq * q : with_square(fast, s[g], q);
     }
     memcpy(product, p, sizeof p);
     memcpy(square, s, sizeof s);
 }
 
-EACH_CPU static void project(const Row *restrict x, const Row *restrict w, int size, int weighted, Codes codes, int
-                             below, int above, const float *restrict inverse, float *restrict product, float
-                             *restrict square) {
-#define PROJECT(WEIGHTED, UNEVEN, BELOW, ABOVE) \
-    project_as(WEIGHTED, UNEVEN, BELOW, ABOVE, x, w, size, codes, inverse, product, square)
-    if (codes.uneven && weighted) PROJECT(1, 1, 0, 0);
-    else if (codes.uneven) PROJECT(0, 1, 0, 0);
-    else if (weighted) PROJECT(1, 0, 1, 1);
-    else if (below) PROJECT(0, 0, 1, 1);
-    else if (above) PROJECT(0, 0, 0, 1);
-    else PROJECT(0, 0, 0, 0);
-}
+#define PROJECT(FAST, WEIGHTED, UNEVEN, BELOW, ABOVE) \
+    project_as(FAST, WEIGHTED, UNEVEN, BELOW, ABOVE, x, w, size, codes, inverse, product, square)
+#define PROJECTED(FAST)                                       \
+    if (codes.uneven && weighted) PROJECT(FAST, 1, 1, 0, 0);  \
+    else if (codes.uneven) PROJECT(FAST, 0, 1, 0, 0);         \
+    else if (weighted) PROJECT(FAST, 1, 0, 1, 1);             \
+    else if (below) PROJECT(FAST, 0, 0, 1, 1);                \
+    else if (above) PROJECT(FAST, 0, 0, 0, 1);                \
+    else PROJECT(FAST, 0, 0, 0, 0);
+
+ON_EACH(project,
+        (const Row *restrict x, const Row *restrict w, int size, int weighted, Codes codes, int below, int above,
+         const float *restrict inverse, float *restrict product, float *restrict square),
+        (x, w, size, weighted, codes, below, above, inverse, product, square), PROJECTED)
 
 #define HALFWAY 0.4f /* what lies so far beyond a code is rounded to it yet */
 
@@ -258,15 +330,15 @@ EACH_CPU static void fixed_sums(const Row *restrict x, const Row *restrict w, in
     else fixed_sums_as(0, x, w, size, sums);
 }
 
-INLINE void code_sums_as(const int weighted, const int uneven, const int clipped, const Row *restrict x, const Row
-                         *restrict w, int size, Codes codes, const float *restrict inverse, const float *restrict
-                         offset, Sums *sums) {
+INLINE void code_sums_as(const int fast, const int weighted, const int uneven, const int clipped, const Row *restrict
+                         x, const Row *restrict w, int size, Codes codes, const float *restrict inverse, const float
+                         *restrict offset, Sums *sums) {
     Row a = {0}, b = {0}, c = {0};
     CELLS {
-        const float q = nearest((x[i][g] + offset[g]) * inverse[g], codes, uneven, clipped, clipped);
+        const float q = code_of(fast, (x[i][g] + offset[g]) * inverse[g], codes, uneven, clipped, clipped);
         const float wq = weighted ? w[i][g] * q : q;
         a[g] += wq;
-        b[g] += wq * q;
+        b[g] = weighted ? b[g] + wq * q : with_square(fast, b[g], q);
         c[g] += wq * x[i][g];
     }
     memcpy(sums->q, a, sizeof a);
@@ -274,17 +346,20 @@ INLINE void code_sums_as(const int weighted, const int uneven, const int clipped
     memcpy(sums->xq, c, sizeof c);
 }
 
-EACH_CPU static void code_sums(const Row *restrict x, const Row *restrict w, int size, int weighted, Codes codes, int
-                               clipped, const float *restrict inverse, const float *restrict offset, Sums *sums) {
-#define CODE_SUMS(WEIGHTED, UNEVEN, CLIPPED) \
-    code_sums_as(WEIGHTED, UNEVEN, CLIPPED, x, w, size, codes, inverse, offset, sums)
-    if (codes.uneven && weighted) CODE_SUMS(1, 1, 0);
-    else if (codes.uneven) CODE_SUMS(0, 1, 0);
-    else if (weighted && clipped) CODE_SUMS(1, 0, 1);
-    else if (weighted) CODE_SUMS(1, 0, 0);
-    else if (clipped) CODE_SUMS(0, 0, 1);
-    else CODE_SUMS(0, 0, 0);
-}
+#define CODE_SUMS(FAST, WEIGHTED, UNEVEN, CLIPPED) \
+    code_sums_as(FAST, WEIGHTED, UNEVEN, CLIPPED, x, w, size, codes, inverse, offset, sums)
+#define SUMMED(FAST)                                          \
+    if (codes.uneven && weighted) CODE_SUMS(FAST, 1, 1, 0);   \
+    else if (codes.uneven) CODE_SUMS(FAST, 0, 1, 0);          \
+    else if (weighted && clipped) CODE_SUMS(FAST, 1, 0, 1);   \
+    else if (weighted) CODE_SUMS(FAST, 1, 0, 0);              \
+    else if (clipped) CODE_SUMS(FAST, 0, 0, 1);               \
+    else CODE_SUMS(FAST, 0, 0, 0);
+
+ON_EACH(code_sums,
+        (const Row *restrict x, const Row *restrict w, int size, int weighted, Codes codes, int clipped, const float
+         *restrict inverse, const float *restrict offset, Sums *sums),
+        (x, w, size, weighted, codes, clipped, inverse, offset, sums), SUMMED)
 
 /* The scale and least value of least squares for these codes; where they tell none, those given. With `positive` no
  * least value is above zero. */
@@ -384,9 +459,33 @@ EACH_CPU static void settle(const float *restrict x, int size, int count, Codes 
     for (int i = 0; i < count * size; i++) out[i] = (uint8_t)(int)(q[i] - low);
 }
 
-/* Likewise groups of 32 codes of 4 bits, into the halves of 16 bytes each, `stride` bytes apart: all in one go. */
-EACH_CPU static void settle_halves(const float *restrict x, int count, Codes codes, const float *restrict scale, const
-                                   float *restrict under, uint8_t *restrict out, int stride, float *restrict restored) {
+/* The lowest 4 bits of 32 words in the halves of 16 bytes, with `flip` applied to them. */
+INLINE void put_low_bits(const int fast, const uint32_t *restrict c, uint8_t flip, uint8_t *restrict to) {
+#ifdef VECTORS
+    if (fast < 2) { /* compilers know how to narrow words by AVX-512 only */
+        const __m128i mask = _mm_set1_epi32(15);
+        __m128i halves[2];
+        for (int half = 0; half < 2; half++) {
+            __m128i four[4];
+            for (int k = 0; k < 4; k++)
+                four[k] = _mm_and_si128(_mm_loadu_si128((const __m128i *)(c + 16 * half + 4 * k)), mask);
+            halves[half] = _mm_packus_epi16(_mm_packs_epi32(four[0], four[1]), _mm_packs_epi32(four[2], four[3]));
+        }
+        const __m128i both = _mm_or_si128(halves[0], _mm_slli_epi16(halves[1], 4));
+        _mm_storeu_si128((__m128i *)to, _mm_xor_si128(both, _mm_set1_epi8((char)flip)));
+        return;
+    }
+#endif
+    (void)fast;
+    for (int i = 0; i < 16; i++) to[i] = (uint8_t)(((c[i] & 15) | c[i + 16] << 4) ^ flip);
+}
+
+/* Likewise groups of 32 codes of 4 bits, from -8 or (`ranged`) from 0 on, into the halves of 16 bytes each, `stride`
+ * bytes apart: all in one go. Only what is ranged is moved by `under`. */
+INLINE void settle_halves_as(const int fast, const int ranged, const float *restrict x, int count, Codes codes, const
+                             float *restrict scale, const float *restrict under, uint8_t *restrict out, int stride,
+                             float *restrict restored) {
+    const float low = ANCHOR + codes.low, high = ANCHOR + codes.high;
     float unread[32];
     Row inverse;
     COLUMNS inverse[g] = scale[g] != 0 ? 1.0f / (scale[g] != 0 ? scale[g] : 1.0f) : 0.0f;
@@ -394,16 +493,25 @@ EACH_CPU static void settle_halves(const float *restrict x, int count, Codes cod
         const float s = scale[g], by = inverse[g], n = under[g];
         const float *restrict own = x + g * 32;
         float *restrict back = restored ? restored + g * 32 : unread;
-        uint8_t *restrict to = out + g * stride;
         uint32_t c[32];
         for (int i = 0; i < 32; i++) {
-            const float q = within(rounded((own[i] + n) * by), codes.low, codes.high);
-            back[i] = s * q - n;
-            c[i] = as_bits(q + (0x1p23f - codes.low)); /* whose lowest bits are the code */
+            const float anchored = within((ranged ? own[i] + n : own[i]) * by + ANCHOR, low, high);
+            const float q = anchored - ANCHOR;
+            back[i] = ranged ? s * q - n : s * q;
+            c[i] = as_bits(anchored); /* whose lowest bits are the code, of negative ones less 16 */
         }
-        for (int i = 0; i < 16; i++) to[i] = (uint8_t)((c[i] & 15) | c[i + 16] << 4);
+        put_low_bits(fast, c, ranged ? 0 : 0x88, out + g * stride);
     }
 }
+
+#define SETTLED_HALVES(FAST)                                                                               \
+    if (codes.low < 0) settle_halves_as(FAST, 0, x, count, codes, scale, under, out, stride, restored);    \
+    else settle_halves_as(FAST, 1, x, count, codes, scale, under, out, stride, restored);
+
+ON_EACH(settle_halves,
+        (const float *restrict x, int count, Codes codes, const float *restrict scale, const float *restrict under,
+         uint8_t *restrict out, int stride, float *restrict restored),
+        (x, count, codes, scale, under, out, stride, restored), SETTLED_HALVES)
 
 /* sum of (s q - n - x)^2 with the codes that s and n give. */
 INLINE void misses_as(const int weighted, const int uneven, const Row *restrict x, const Row *restrict w, int size,

@@ -66,6 +66,7 @@ class Runner:
     executor: Executor
     window: int
     progress: Progress = lambda done: None
+    surveying: Callable[[int, int], None] = lambda done, total: None
     surveyed: Surveyed = field(default_factory=dict)
     share: Share | None = None
     pieces: list[Change] = field(default_factory=list)
@@ -244,17 +245,28 @@ class Runner:
         the run is there for that."""
         book = self.book
         if book is None:
-            return self._fold(survey, self._survey_tasks(survey, self._looks(survey, jobs)))
+            return self._looked(survey, self._looks(survey, jobs))
         known = book.known(key, survey)
         if known is not None:
             return known
         looks = self._looks(survey, jobs)
         if book.share is None:
-            return self._fold(survey, self._survey_tasks(survey, looks))
+            return self._looked(survey, looks)
         from compressor.engine.execution.survey_book import Paused
 
         own = book.share.of(looks)
-        raise Paused(self.worker.plan, key, self._fold(survey, self._survey_tasks(survey, own)))
+        raise Paused(self.worker.plan, key, self._looked(survey, own))
+
+    def _looked(self, survey: Survey[Any], looks: Sequence[_Look]) -> Any:
+        """What these looks gather together; `surveying` is told the bytes that are looked at, of how many."""
+        joined = list(self._together(looks))
+        done, total, stats = 0, sum(look.nbytes for look in joined), survey.start()
+        tasks = self._survey_tasks(survey, joined)
+        for look, more in zip(joined, in_order(self.executor, tasks, self.window), strict=True):
+            stats = survey.merge(stats, more)
+            done += look.nbytes
+            self.surveying(done, total)
+        return stats
 
     def _looks(self, survey: Survey[Any], jobs: Sequence[tuple[Job, int]]) -> list[_Look]:
         """What a pass looks at, a task each: some rows of a large tensor, or a batch of small ones."""
@@ -291,7 +303,7 @@ class Runner:
             yield _Look(held, small=False)
 
     def _survey_tasks(self, survey: Survey[Any], looks: Sequence[_Look]) -> Iterator[Task[Any]]:
-        for look in self._together(looks):
+        for look in looks:
             pieces: list[Piece] = [
                 (job, cut, self._treatments(job, self._fold, before=place), start, stop)
                 for job, place, cut, start, stop in look.rows

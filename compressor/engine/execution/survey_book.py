@@ -9,7 +9,9 @@ from __future__ import annotations
 import base64
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -20,6 +22,7 @@ from compressor.engine.plan.plan import Plan
 from compressor.methods.contract import Survey
 
 _LARGEST = 1 << 28  # bytes of an array
+_taken: ContextVar[set[str]] = ContextVar("_taken")  # see `passes_taken`
 
 
 class Paused(Exception):
@@ -49,7 +52,19 @@ class SurveyBook:
                 stats = survey.merge(stats, from_json(more))
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, zlib.error) as error:
             raise InputError("is damaged", file=self.path, remedy="Make the survey again") from error
+        _taken.get(set()).add(key)
         return stats
+
+
+@contextmanager
+def passes_taken() -> Iterator[set[str]]:
+    """The keys of the finished passes by which runs within the block go, as they do."""
+    taken: set[str] = set()
+    before = _taken.set(taken)
+    try:
+        yield taken
+    finally:
+        _taken.reset(before)
 
 
 def to_json(value: Any) -> Any:

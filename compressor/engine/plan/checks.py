@@ -3,7 +3,7 @@ layouts in a folder."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from compressor.architectures.conv1d import conv1d_weights
 from compressor.checkpoint.checkpoint import Checkpoint
@@ -13,6 +13,9 @@ from compressor.engine.plan.plan import Job
 from compressor.engine.plan.sparse_store import SPARSE
 from compressor.files.layout import Container
 from compressor.recipe.model import Stage
+
+# What compressed-tensors reads beside codes, whether a layout has it or not
+_READ_BESIDE = ("_g_idx", "_zero_point", "_scale", "_global_scale")
 
 
 def check_container(checkpoint: Checkpoint, container: Container) -> None:
@@ -89,7 +92,25 @@ def check_names(jobs: Sequence[Job], checkpoint: Checkpoint) -> None:
                     )
                 )
             owner[name] = job.spec.name
+    problems += _taken_for_parts(jobs, checkpoint, owner)
     raise_all(problems)
+
+
+def _taken_for_parts(
+    jobs: Sequence[Job], checkpoint: Checkpoint, names: Collection[str]
+) -> Iterator[CompressorError]:
+    """Codes beside which loaders would find more than belongs to them, among the `names` of an output."""
+    for job in jobs:
+        if job.encoder is None or job.encoder.dialect(job.spec) != "compressed-tensors":
+            continue
+        own = {job.part_name(part) for part in job.parts}
+        for name in {f"{job.spec.name}{suffix}" for suffix in _READ_BESIDE}.difference(own).intersection(names):
+            yield InputError(
+                f"loaders would take '{printable(name)}', which is there already, for a part of its codes",
+                file=checkpoint.path,
+                tensor=job.spec.name,
+                remedy="Exclude the weight that it belongs to",
+            )
 
 
 def check_dialects(jobs: Sequence[Job]) -> None:

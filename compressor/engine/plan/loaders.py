@@ -98,6 +98,9 @@ def form_of(spec: TensorSpec, decoder: Decoder) -> str:
 # ---- a plan --------------------------------------------------------------------------------------------
 
 
+_PLAIN = "--scheme int --layout auto --bits 4, or --bits 8"  # which every loader of folders reads
+
+
 @dataclass(frozen=True)
 class _Model:
     """What is stored of a model as codes, its config.json, and whether it has experts, dense ones too."""
@@ -170,7 +173,8 @@ def _check_container(loader: Loader, container: Container, config: Config) -> No
     lacking = set(reader.lacks).intersection(model_types(config)[:1])
     if lacking:
         raise UsageError(
-            f"--for {loader}: {reader.name} has no {printable(lacking.pop(), 40)}", remedy="Leave --for out"
+            f"--for {loader}: {reader.name} has no {printable(lacking.pop(), 40)}",
+            remedy="Use --for transformers, which has it, or leave --for out",
         )
     if reader.container == "folder" and config is None:
         raise UsageError(
@@ -192,7 +196,7 @@ def _foreign(jobs: Sequence[Job], request: PlanRequest) -> Iterator[CompressorEr
             continue
         asked = request.recipe.stages[job.steps[-1].stage - len(request.recipe.cuts)].method.verb
         sparse = job.steps[-1].method.verb == "store"
-        way_on = "--store dense" if asked != "quantize" else "--store packed" if sparse else "--bits 4, or --bits 8"
+        way_on = "--store dense" if asked != "quantize" else "--store packed" if sparse else _PLAIN
         found.setdefault(way_on, []).append((job.spec, encoder))
     for way_on, tensors in found.items():
         yield UsageError(

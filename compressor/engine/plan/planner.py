@@ -30,7 +30,7 @@ from compressor.methods.contract import Scheme, TensorMethod
 from compressor.methods.parts import Part
 from compressor.methods.unlisted.unmoved import Unmoved
 from compressor.recipe.model import Stage, Store
-from compressor.recipe.selection import VECTOR, LeftAlone
+from compressor.recipe.selection import VECTOR, LeftAlone, by_role
 
 _DEFAULT_STORE: Mapping[Container, Store] = {
     "npy": "dense",
@@ -227,6 +227,9 @@ def _job(tensor: Tensor, request: PlanRequest) -> Job:
 def _why_not(spec: TensorSpec, stage: Stage, request: PlanRequest) -> LeftAlone | None:
     """Why a stage does not look at a tensor at all; None where it does."""
     why = stage.leaves(spec)
+    role = request.checkpoint.roles.get(spec.name)
+    if why is None and role is not None and not stage.include:
+        why = by_role(role, stage.method.verb)
     if stage.method_for(spec.name).biases and why in (None, VECTOR) and len(spec.shape) == 1:
         why = bias_left_alone(spec, stage, request.checkpoint)
     if why is None and request.container == "gguf" and stage.method.verb == "quantize":

@@ -175,7 +175,7 @@ class _Reader:
     def _skip(self, kind: Kind, key: str, depth: int) -> None:
         """Go past a value, having looked at its lengths and kinds."""
         if kind is Kind.STRING:
-            self._move(self._length(key))
+            self._move(self._length(f"'{printable(key, 60)}'"))
         elif kind is not Kind.ARRAY:
             self._move(SIZES[kind])
             if kind is Kind.BOOL and self.raw[self.at - 1] > 1:
@@ -240,7 +240,7 @@ class _Reader:
     def _length(self, what: str) -> int:
         (length,) = self._unpack(LENGTH.format)
         if length > self.file.size - self.at:
-            raise self._bad(f"is truncated, or damaged: '{printable(what, 60)}' claims {length} bytes")
+            raise self._bad(f"is truncated, or damaged: {what} claims {length} bytes")
         return int(length)
 
     def _unpack(self, form: str) -> tuple[int, ...]:

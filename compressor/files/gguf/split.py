@@ -60,8 +60,8 @@ def open_model(tree: Tree, name: str) -> Source:
     names = part_names(f"{called['stem']}{called['suffix']}", count)
     missing = [one for one in names if not tree.has(os.path.join(inside, one))]
     if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError(f"is one of {count} parts; {missing[0]}{more} is missing", file=path, remedy=_ALL)
+        more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
+        raise InputError(f"is one of {count} parts; {missing[0]}{more} missing", file=path, remedy=_ALL)
     parts = []
     for number, one in enumerate(names):
         other = file if one == plain else tree.open(os.path.join(inside, one))

@@ -6,11 +6,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from compressor.files.identity import Identity
 from compressor.files.staging import Staging
 from compressor.recipe.gates import Gates
 from compressor.recipe.model import Recipe
-from compressor.workflows.one_pass import run_one_pass
+from compressor.workflows.one_pass import Origin, run_one_pass
 from compressor.workflows.results import Report
 from compressor.workflows.run_options import RunOptions
 
@@ -25,15 +24,16 @@ class Errand:
     output: str
     options: RunOptions
     stats: str | None
-    origin: Identity | None = None
+    origin: Origin | None = None
 
     @property
     def place(self) -> str:
         """The output's path without a trailing slash."""
         return self.output.rstrip("/")
 
-    def dry_run(self, recipe: Recipe, only: Sequence[str] | None = None) -> Report:
-        """What the recipe comes to, before any entropy coding; of `only` these tensors, where given."""
+    def dry_run(self, recipe: Recipe, only: Sequence[str] | None = None, *, looks: bool = False) -> Report:
+        """What the recipe comes to, before any entropy coding; of `only` these tensors, where given. `looks`: it is
+        there to look at the whole model, so that a survey of the run's passes has this one."""
         options = self.options
         planning = RunOptions(
             dry_run=True,
@@ -53,7 +53,7 @@ class Errand:
             processes=options.processes,
             stats=self._taken(recipe),
             part=options.part,
-            surveys_only=options.surveys_only,
+            surveys_only=options.surveys_only and looks,
             scheduler=options.scheduler,
             surveyed=options.surveyed,
         )

@@ -437,7 +437,7 @@ class _Survey:
             (one.key, one.encoder) for one in self.candidates if one.encoder is not None and one.key in asked
         )
         probe = Probe(encoders, informed, self.budget.sample, wanted)  # type: ignore[arg-type]
-        report = self.errand.dry_run(_probing(self.recipe, probe), only=list(wanted))
+        report = self.errand.dry_run(_probing(self.recipe, probe), only=list(wanted), looks=True)
         rows: dict[str, dict[str, Measured]] = {}
         for job in report.plan.jobs:
             found = job.steps[-1].found

@@ -9,7 +9,6 @@ from compressor.calibration.fingerprint import fingerprint
 from compressor.core import cleanup
 from compressor.core.errors import UsageError
 from compressor.files.destination import check_apart, container_of
-from compressor.files.identity import Identity
 from compressor.files.staging import check_place
 from compressor.recipe.budget import Budget
 from compressor.recipe.for_loader import for_loader
@@ -20,7 +19,7 @@ from compressor.workflows.budget.errand import Errand
 from compressor.workflows.budget.fit import Fitting, fitting
 from compressor.workflows.budget.meet_in_archive import met
 from compressor.workflows.budget.tune import Measure, tuned
-from compressor.workflows.one_pass import open_input
+from compressor.workflows.one_pass import Origin, open_input
 from compressor.workflows.results import Report
 from compressor.workflows.run_options import RunOptions
 
@@ -33,7 +32,7 @@ def run_budget(
     options: RunOptions,
     *,
     tell: Callable[[Allocation], None] | None = None,
-    origin: Identity | None = None,
+    origin: Origin | None = None,
 ) -> Report:
     """Survey, choose and run. `tell` is given the choice before anything is written.
 
@@ -107,7 +106,7 @@ def run_tune(
 
 
 def _errand(
-    verb: str, source: str, output: str, recipe: Recipe, options: RunOptions, origin: Identity | None = None
+    verb: str, source: str, output: str, recipe: Recipe, options: RunOptions, origin: Origin | None = None
 ) -> Errand:
     return Errand(verb, source, output, options, options.stats or recipe.stats, origin)
 

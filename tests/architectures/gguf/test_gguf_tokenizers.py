@@ -94,13 +94,22 @@ def test_wordpiece() -> None:
     assert found[f"{P}.add_eos_token"] is True
 
 
+FIRST, TEXT = {"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}
+
+
 @pytest.mark.parametrize(
     ("kind", "json", "said"),
     [
         ("gpt-2", {"model": {"type": "WordLevel"}}, "its kind is 'WordLevel'"),
         ("gpt-2", {"model": {"type": "BPE"}}, "its vocabulary is missing"),
         ("gpt-2", {"model": {"type": "BPE", "vocab": {"a": 40}}}, "its token 'a' has the number 40, of 40"),
-        ("gpt-2", {"model": {"type": "BPE", "vocab": {}, "merges": [["a"]]}}, "is no pair"),
+        ("gpt-2", {"model": {"type": "BPE", "vocab": {"a": 3}, "merges": [["a"]]}}, "is no pair"),
+        ("gpt-2", {"model": {"type": "BPE", "vocab": {}}}, "its vocabulary is missing"),
+        ("gpt-2", {"model": {"type": "BPE", "vocab": {"a": 3, "b": 3}}}, "have one number"),
+        ("gpt-2", {"model": {"type": "BPE", "vocab": {"a": 3}, "merges": ["a b"]}}, "not of tokens of the vocab"),
+        ("gpt-2", {"added_tokens": [{"content": "x"}]}, "has no number"),
+        ("gpt-2", {"post_processor": {"type": "TemplateProcessing", "single": "x"}}, "does not say what is put"),
+        ("gpt-2", {"post_processor": {"type": "TemplateProcessing", "single": [FIRST, FIRST, TEXT]}}, "several"),
         ("gpt-2", {"normalizer": {"type": "Lowercase"}}, "its normalizer 'Lowercase'"),
         ("wordpiece", {"normalizer": {"type": "Lowercase"}}, "does not divide texts as BERT does"),
         ("wordpiece", {"pre_tokenizer": {"type": "Whitespace"}}, "does not divide texts as BERT does"),

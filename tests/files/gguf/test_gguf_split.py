@@ -58,7 +58,7 @@ def test_a_missing_part(tmp_path: Path) -> None:
     third.unlink()
     refused(first, "is one of 3 parts; m-00003-of-00003.gguf is missing. Give the model with all of its parts")
     second.unlink()
-    refused(first, "m-00002-of-00003.gguf and 1 more is missing")
+    refused(first, "m-00002-of-00003.gguf and 1 more are missing")
 
 
 def test_names_and_numbers_that_do_not_fit(tmp_path: Path) -> None:
