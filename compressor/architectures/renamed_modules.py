@@ -105,6 +105,18 @@ _COHERE_ASR = (
     (r"\.value_proj$", ".v_proj"),
     (r"\.out_projection$", ".o_proj"),
 )
+_GATE = (r"self_attn\.gate_proj$", "self_attn.g_proj")
+_KIMI = (
+    (r"^language_model\.model\.(layers|blocks)\.", "model.language_model.layers."),
+    (r"^language_model\.lm_head$", "lm_head"),
+    (r"^vision_tower\.encoder\.blocks\.", "model.vision_tower.layers."),
+    (r"^(model\.vision_tower\..*)\.mlp\.fc1$", r"\1.mlp.fc2"),
+    (r"^(model\.vision_tower\..*)\.mlp\.fc0$", r"\1.mlp.fc1"),
+    (r"\.wo$", ".attn.proj"),
+    (r"\.wqkv$", ".attn.q_proj|.attn.k_proj|.attn.v_proj"),
+    (r"^mm_projector\.proj\.0$", "model.mm_projector.in_proj"),
+    (r"^mm_projector\.proj\.2$", "model.mm_projector.out_proj"),
+)
 # By model_type: regular expressions of the end or the middle of a module's name, and what stands there instead, of
 # a module that becomes two both
 _RENAMED: Mapping[str, Sequence[tuple[str, str]]] = {
@@ -140,6 +152,13 @@ _RENAMED: Mapping[str, Sequence[tuple[str, str]]] = {
     "bailing_hybrid": _BAILING,
     "exaone": _EXAONE,
     "cohere_asr": _COHERE_ASR,
+    "gemma4_unified": (
+        (r"embed_(vision|audio)\.embedding_projection$", r"embed_\1.multimodal_embedder.embedding_projection"),
+        (r"vision_embedder\.patch_dense$", "embed_vision.patch_dense"),
+    ),
+    **dict.fromkeys(("lfm3_vl", "lfm3_vl_vision"), ((r"patchifier$", "patch_embed"), _GATE)),
+    **dict.fromkeys(("lfm3", "lfm3_text", "lfm3_vl_text"), (_GATE,)),
+    "kimi_k25": _KIMI,
 }
 
 

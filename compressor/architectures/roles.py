@@ -48,6 +48,7 @@ class Role(Enum):
 # Of modules, by the names of their `weight`
 _TABLE = re.compile(  # rows that are looked up; and what stands right below such a module
     r"(^|\.)(embed[^.]*|[^.]*_embed(ding)?s?|text_embed_tokens|wte|wpe|relative_attention_bias)\.([^.]+\.)?weight$"
+    r"|(^|\.)audio\.encoder\.weight$"  # of tokens of sound, in Inkling
     r"|(^|\.)([^.]*_)?emb(\.\d+)?\.weight$|(^|\.)[^.]*_(embeds?_layers?(\.\d+)?|embeddings?_table)\.weight$"
     r"|(^|\.)(shared|codebook|query_feat|queries_[^.]+|emb_g|emb_pitch)\.weight$|^transformer\.w\.weight$"
     r"|^(token_embd|token_types|per_layer_token_embd)\.weight$"

@@ -351,6 +351,11 @@ PACKED = "pack-quantized int4 group"
         ("zamba", "model.layers.0.mamba.in_proj.weight", "nf4", False),
         ("rwkv", "rwkv.blocks.0.attention.key.weight", "nf4", False),
         ("rwkv", "rwkv.blocks.0.attention.key.weight", "int-quantized int8 channel", True),
+        # what does not load right, found by loading codes
+        ("pi0", "model.vlm.language_model.layers.0.mlp.up_proj.weight", PACKED, False),
+        ("falcon_mamba", "backbone.layers.0.mixer.in_proj.weight", "naive-quantized float8 channel", False),
+        ("lara_mini", "model.layers.0.mlp.up_proj.weight", "nf4", False),
+        ("lara_mini", "model.layers.0.mlp.up_proj.weight", "int-quantized int8 channel", True),
     ],
 )
 def test_what_transformers_takes_by_kind(kind: str, name: str, form: str, taken: bool) -> None:

@@ -103,6 +103,7 @@ def test_what_a_refusal_names_is_taken(tmp_path: Path, name: str) -> None:
 # than files do, and codes that it fails on
 WALKED = ("deepseek_v4", "kimi_linear", "nomic_bert", "cohere_asr", "axk2", "deformable_detr", "dinov2", "ctrl")
 WALKED += ("olmo_hybrid", "gte", "jina_embeddings_v3", "moshi_depth", "owlv2_vision_model")
+WALKED += ("kimi_k25", "gemma4_unified", "lfm3_vl", "inkling_mm_model")
 
 
 @pytest.mark.parametrize("kind", WALKED)
