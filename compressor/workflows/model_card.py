@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from compressor.core.text import printable, size_text
+from compressor.core.text import printable, size_text, without_secrets
 from compressor.engine.plan.plan import Plan
 
 NAME = "README.md"
@@ -23,6 +23,7 @@ _FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | 
 _OWN = re.compile(rf"{re.escape(_BEGIN)}.*?{re.escape(_END)}\n*", re.DOTALL)
 _HUB = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _ON_HUB = re.compile(r"hf://(?P<owner>[\w.-]+)/(?P<name>[\w.-]+)", re.ASCII)
+_BY_NAME = re.compile(r"(?P<owner>[\w.-]+)/(?P<name>[\w.-]+)(@.*)?", re.ASCII)
 _IN_CACHE = re.compile(r"/models--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)/snapshots/", re.ASCII)
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>|~])")
 _LOADING = {  # by dialect: packages, and the lines of Python
@@ -91,9 +92,11 @@ def card_facts(
 def _name_of(path: str) -> str:
     """What a model at this path is called: by its name on the hub where the path tells, else as its last part."""
     found = _ON_HUB.match(path) or _IN_CACHE.search(path)
+    if found is None and not os.path.exists(path):  # nor is it read from there
+        found = _BY_NAME.fullmatch(path)
     if found is not None:
         return f"{found['owner']}/{found['name']}"
-    return os.path.basename(path.rstrip("/"))
+    return os.path.basename(without_secrets(path).rstrip("/") if "://" in path else os.path.abspath(path))
 
 
 def model_card(facts: CardFacts, figures: CardFigures) -> bytes:

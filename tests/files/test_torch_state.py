@@ -51,7 +51,7 @@ def test_a_folder_of_pickles_becomes_one_of_safetensors(tmp_path: Path) -> None:
     (folder / "config.json").write_text("{}")
     (folder / "pytorch_model.bin").write_bytes(STATE.read_bytes())
     assert invoke(["prune", "--threshold", "0.01", str(folder), "-o", str(tmp_path / "out"), "-q"])[0] == 0
-    assert sorted(os.listdir(tmp_path / "out")) == ["config.json", "model.safetensors"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["README.md", "config.json", "model.safetensors"]
     with safe_open(tmp_path / "out" / "model.safetensors", "np") as file:
         written = file.get_tensor("up.weight")
     assert np.array_equal(written, np.where(np.abs(VALUES["up.weight"]) < 0.01, 0, VALUES["up.weight"]))

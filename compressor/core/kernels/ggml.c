@@ -214,9 +214,12 @@ INLINE float with_square(const int fast, float sum, float q) {
 
 /* Defines NAME(PARAMETERS), of which BODY(fast) is the body: 2 and 1 for processors that are fast at that, with and
  * without AVX-512, 0 for others. What is constant at one call stays unknown to it (noipa): clipping at constants would
- * be taken apart into comparisons. */
-#if defined(__aarch64__)
+ * be taken apart into comparisons. Built for one kind of processor there is that one only: what is inlined could not be
+ * in functions for others. */
+#if defined(__aarch64__) || defined(__AVX512VL__)
 #define ON_EACH(NAME, PARAMETERS, ARGUMENTS, BODY) static void NAME PARAMETERS { BODY(2) }
+#elif defined(__AVX2__)
+#define ON_EACH(NAME, PARAMETERS, ARGUMENTS, BODY) static void NAME PARAMETERS { BODY(1) }
 #elif defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
 #define ON_EACH(NAME, PARAMETERS, ARGUMENTS, BODY)                                               \
     __attribute__((target("arch=x86-64-v4"), noipa)) static void NAME##_v4 PARAMETERS { BODY(2) } \

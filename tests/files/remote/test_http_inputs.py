@@ -39,8 +39,9 @@ def files(monkeypatch: pytest.MonkeyPatch) -> Iterator[Files]:
 
 
 def hashes(path: Path) -> dict[str, str]:
-    """Of a file, or of all files of a folder."""
-    found = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
+    """Of a file, or of all files of a folder but for the card, which names the input."""
+    files = (one for one in path.rglob("*") if one.is_file() and one.name != "README.md")
+    found = [path] if path.is_file() else sorted(files)
     names = ("" if path.is_file() else str(one.relative_to(path)) for one in found)
     return {name: hashlib.sha256(one.read_bytes()).hexdigest() for name, one in zip(names, found, strict=True)}
 

@@ -26,7 +26,8 @@ NAME = "some-org/tiny.llama"
 
 
 def hashes(path: Path) -> dict[str, str]:
-    files = sorted(one for one in path.rglob("*") if one.is_file())
+    """Of all files but for the card, which names the input."""
+    files = sorted(one for one in path.rglob("*") if one.is_file() and one.name != "README.md")
     return {str(one.relative_to(path)): hashlib.sha256(one.read_bytes()).hexdigest() for one in files}
 
 
@@ -35,6 +36,7 @@ def test_a_repository_gives_the_bytes_of_a_local_folder(server: Hub, tmp_path: P
     report = api.quantize(address, tmp_path / "away", bits=4)
     api.quantize(TINY, tmp_path / "here", bits=4)
     assert hashes(tmp_path / "away") == hashes(tmp_path / "here")
+    assert f'base_model: "{NAME}"\n' in (tmp_path / "away" / "README.md").read_text()
     commit = server.revisions[NAME, "main"]
     assert f"read from the hub, at commit {commit}" in report.plan.notes
     assert not (tmp_path / "home").exists()  # nothing of it is on the disk

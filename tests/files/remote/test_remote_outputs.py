@@ -49,10 +49,10 @@ def here(path: Path) -> dict[str, str]:
 
 def test_a_folder_has_the_bytes_of_a_local_one(store: Any, tmp_path: Path) -> None:
     api.quantize(TINY, OUT, bits=4)
-    api.quantize(TINY, tmp_path / "here", bits=4)
-    assert there(store, "/bucket/out") == here(tmp_path / "here")
+    api.quantize(TINY, tmp_path / "out", bits=4)
+    assert there(store, "/bucket/out") == here(tmp_path / "out")
     api.restore(OUT, tmp_path / "back")  # and is an input
-    api.restore(tmp_path / "here", tmp_path / "again")
+    api.restore(tmp_path / "out", tmp_path / "again")
     assert here(tmp_path / "back") == here(tmp_path / "again")
 
 

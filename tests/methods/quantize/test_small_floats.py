@@ -387,7 +387,7 @@ BROKEN: dict[str, tuple[str, Callable[[Content], None], str]] = {
     "modelopt odd": ("modelopt", put("a.weight", "U8", np.ones((10, 15), "u1")), "belongs"),
     "modelopt nan": ("modelopt", put("a.weight_scale_2", "F32", np.float32(np.nan)), "its weight_scale_2 is nan"),
     "modelopt zero": ("modelopt", put("a.weight_scale_2", "F32", np.float32(0)), "its weight_scale_2 is 0"),
-    "modelopt awq": ("modelopt", put("a.pre_quant_scale", "F32", ONES), "which is not read here"),
+    "modelopt awq": ("modelopt", put("a.pre_quant_scale", "F32", ONES), "where a float for each"),
     "ct fp8 no scale": ("fp8", drop("a.weight_scale"), "has no float scale beside it"),
     "ct fp8 no weight": ("fp8", drop("a.weight"), "is the scale of a weight that is missing"),
     "ct fp8 integer": (
