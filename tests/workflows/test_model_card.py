@@ -72,10 +72,15 @@ def test_what_the_user_wrote_stays(front: str, tags: list[str], tmp_path: Path) 
         ("hf://org/a-model@0123abc", "org/a-model"),
         ("/c/models--org--a--model/snapshots/0123/", "org/a--model"),
         ("s3://bucket/model/", "model"),
+        ("https://user:secret@host/model/?signature=secret", "model"),
         ("models/mine", "mine"),
+        (".", "here"),
+        ("org/a-model@main", "org/a-model"),
     ],
 )
-def test_what_a_base_is_called(path: str, base: str, tmp_path: Path) -> None:
+def test_what_a_base_is_called(path: str, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here" / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
     plan = api.quantize(LLAMA, tmp_path / "q", bits=4, dry_run=True).plan
     facts = card_facts(plan, b"", {}, path, ())
     assert facts is not None
