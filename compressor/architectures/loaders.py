@@ -178,10 +178,11 @@ _IN_FLOAT32 = {
         *("mistral_large4", "mistral_large4_text"),
     ): r"indexer\.weights_proj\.weight$",
 }
-_BLOCKS_OF_OPTIMUM = (
-    r"(transformer\.h|h|model\.decoder\.layers|decoder\.layers|gpt_neox\.layers|layers"
-    r"|(model\.)?(language_model\.)?(model\.)?layers)"
+_NO_BLOCKS_OF_OPTIMUM = (
+    r"^(?!(transformer\.h|h|model\.decoder\.layers|decoder\.layers|gpt_neox\.layers|layers"
+    r"|(model\.)?(language_model\.)?(model\.)?layers)\.\d)"
 )
+_OTHER_BLOCKS = "looks for such codes in a list of blocks of another name only"
 _PACKED = r"(pack-quantized|nvfp4-pack-quantized|mxfp4-pack-quantized) .*"
 _NO_CONV1D = Limit(
     ".*",
@@ -201,11 +202,13 @@ _TRANSFORMERS = (
         (Layer.EXPERT,),
         instead="--layout pack-quantized",
     ),
-    Limit(
-        "gptq",
-        "looks for such codes in a list of blocks of another name only",
-        names=rf"^(?!{_BLOCKS_OF_OPTIMUM}\.\d)",
-        instead="--layout pack-quantized",
+    *(
+        Limit("gptq", _OTHER_BLOCKS, families=families, names=_NO_BLOCKS_OF_OPTIMUM, instead=instead)
+        for families, instead in (
+            (("dinov2", "dinov2_with_registers"), "--scheme nf4"),
+            ((*_READS_WEIGHTS, *_WEIGHT_NORM), "--scheme fp8 --layout naive-quantized"),
+            ((), "--layout pack-quantized"),
+        )
     ),
     Limit("gptq", "makes layers of other sizes for them", families=("bloom",), instead="--layout pack-quantized"),
     # experts, which it joins while it loads

@@ -32,10 +32,10 @@ FOLDED = [name for name in CUTS if name not in (*NONE, "gpt-oss")]
 # by block: what reads each norm, values of attention, and what is beside the gate; 4 where not said
 PLACES = {
     **dict.fromkeys(
-        ("bert", "bert-mlm", "roberta", "distilbert", "opt", "opt-narrow", "electra", "electra-wide"), 1
+        ("bert", "bert-mlm", "roberta", "distilbert", "deberta", "opt", "opt-narrow", "electra", "electra-wide"), 1
     ),
     **dict.fromkeys(("phi", "gpt-neox", "gptj", "olmo2", "olmo3", "exaone4"), 2),
-    **dict.fromkeys(("vit", "cohere", "cohere2", "starcoder2"), 3),
+    **dict.fromkeys(("vit", "cohere", "cohere2", "starcoder2", "gemma4", "gemma4-vision"), 3),
 }
 MIXED = [*EXPERTS, "deepseek-v3", "qwen3.5", "qwen3.5-vision", "modernbert"]  # whose blocks are not all alike
 
