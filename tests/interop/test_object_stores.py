@@ -55,14 +55,15 @@ def store(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ite
 
 
 def hashes(path: Path) -> dict[str, str]:
-    """Of all files but for the card, which names the input."""
-    files = sorted(one for one in path.rglob("*") if one.is_file() and one.name != "README.md")
+    files = sorted(one for one in path.rglob("*") if one.is_file())
     return {str(one.relative_to(path)): hashlib.sha256(one.read_bytes()).hexdigest() for one in files}
 
 
 def test_a_folder_gives_the_bytes_of_a_local_one(store: Any, tmp_path: Path) -> None:
     api.quantize("s3://bucket/tiny", tmp_path / "away", bits=4)
     api.quantize(TINY, tmp_path / "here", bits=4)
+    for out in ("away", "here"):
+        (tmp_path / out / "README.md").unlink()  # names the input
     assert hashes(tmp_path / "away") == hashes(tmp_path / "here")
 
 
