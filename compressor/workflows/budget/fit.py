@@ -489,10 +489,14 @@ def _common(members: Sequence[TensorSpec], fits: Mapping[str, Sequence[Candidate
 def _worth(decided: Sequence[TensorSpec], informed: str) -> dict[str, float]:
     """What the relative loss of each tensor counts, together as many as there are weights. Without statistics every
     weight counts the same, so that losses of tensors add up as those of one matrix would; losses of outputs are by
-    the outputs, however many inputs each has."""
+    the outputs, however many inputs each has. In a network of convolutions, whose first and depthwise layers have
+    few weights and pass on everything, all layers count the same."""
+    weights = sum(spec.size for spec in decided)
+    if 2 * sum(len(spec.shape) > 2 for spec in decided) > len(decided):
+        return {spec.name: weights / len(decided) for spec in decided}
     if not informed:
         return {spec.name: float(spec.size) for spec in decided}
-    each = sum(spec.size for spec in decided) / (sum(spec.matrix[0] for spec in decided) or 1)
+    each = weights / (sum(spec.matrix[0] for spec in decided) or 1)
     return {spec.name: spec.matrix[0] * each for spec in decided}
 
 
