@@ -23,7 +23,7 @@ from compressor.core.errors import CompressorError, InputError, UsageError, prob
 from compressor.core.plain_number import is_number
 from compressor.core.text import printable
 from compressor.files import strict_toml
-from compressor.networks.kinds import KINDS, Kind, Misfit, Shape, readers
+from compressor.networks.kinds import KINDS, Add, Kind, Misfit, Shape, readers
 
 _LAYERS = 1000
 _KEYS = ("name", "description", "input", "divide", "layer")
@@ -51,7 +51,8 @@ class Fitted:
 
     description: Description
     roles: tuple[Mapping[str, str], ...]
-    shapes: tuple[Shape, ...]  # of inputs; one more than layers, the last is the outputs'
+    shapes: tuple[Shape, ...]  # of the network's input, and of what each layer gives
+    sources: tuple[tuple[int, ...], ...]  # of each layer, the places in `shapes` of what it is given
 
 
 def load_description(name: str) -> Description:
@@ -138,6 +139,8 @@ def _layer(table: Mapping[str, Any], where: str) -> Kind:
         except ValueError as error:
             problems.append(UsageError(f"{where}{key}: {error}"))
     raise_all(problems)
+    if kind is Add and "other" not in values:
+        raise UsageError(f"{where}other: is missing: the output that is added")
     if "name" in known and "name" not in values and not all(values.get(key) for key in kind.own):
         raise UsageError(f"{where}name: is missing: its tensors are called after it")
     return kind(**values)
@@ -158,7 +161,12 @@ def fit(description: Description, tensors: Mapping[str, Shape]) -> Fitted:
     """
     shape, roles, shapes = description.input, list[Mapping[str, str]](), [description.input]
     owner: dict[str, int] = {}
+    sources = _sources(description)
     for number, layer in enumerate(description.layers):
+        given = [shapes[place] for place in sources[number]]
+        if given[1:] and given[0] != given[1]:
+            raise _misfit(description, number, f"adds {list(given[1])} to {list(given[0])}")
+        shape = given[0]
         mine = layer.roles(tensors)
         for name in mine.values():
             if name not in tensors:
@@ -183,7 +191,35 @@ def fit(description: Description, tensors: Mapping[str, Shape]) -> Fitted:
             tensor=rest[0],
             remedy="Describe the network that these tensors are of, with --network FILE.toml",
         )
-    return Fitted(description, tuple(roles), tuple(shapes))
+    return Fitted(description, tuple(roles), tuple(shapes), sources)
+
+
+def _sources(description: Description) -> tuple[tuple[int, ...], ...]:
+    """Of each layer whose outputs it takes: 0 for the network's input, else one more than the layer's place.
+    UsageError where a name is none of an earlier layer, is used twice, or what a layer gives goes nowhere."""
+    places: dict[str, int] = {}
+    found, unused = [], {0: "input"}
+    for number, layer in enumerate(description.layers):
+        wanted = [layer.input, layer.other] if isinstance(layer, Add) else [layer.input]
+        for name in wanted:
+            if name and name not in places:
+                close = get_close_matches(name, places, 1)
+                raise UsageError(
+                    f"{description.place(number)}: no layer before it has the output '{printable(name, 60)}'",
+                    remedy=f"Did you mean {close[0]}?" if close else "Name it there: output = …",
+                )
+        found.append(tuple(places[name] if name else number for name in wanted))
+        for place in found[-1]:
+            unused.pop(place, None)
+        if layer.output in places:
+            raise UsageError(f"{description.place(number)}: another layer has its output '{layer.output}' too")
+        if layer.output:
+            places[layer.output] = number + 1
+        unused[number + 1] = description.place(number)
+    unused.pop(len(description.layers))
+    if unused:
+        raise UsageError(f"{next(iter(unused.values()))}: nothing takes what it gives")
+    return tuple(found)
 
 
 def _called(description: Description) -> str:

@@ -15,6 +15,7 @@ from compressor.core.plain_number import is_number
 
 Shape = tuple[int, ...]
 Tensors = Mapping[str, Shape]  # shapes by role
+Pads = tuple[tuple[int, int], tuple[int, int]]  # before and after the rows, before and after the columns
 _MOST = 2**31
 
 
@@ -63,6 +64,15 @@ def _pair(least: int) -> Callable[[Any], tuple[int, int]]:
     return read
 
 
+def _padding(value: Any) -> tuple[int, int] | str:
+    if value == "same":
+        return "same"
+    try:
+        return _pair(0)(value)
+    except ValueError:
+        raise ValueError('must be a whole number from 0, two of them for rows and columns, or "same"') from None
+
+
 def _positive(value: Any) -> float:
     if not is_number(value) or value <= 0:
         raise ValueError("must be a positive number")
@@ -81,7 +91,8 @@ def _read(reader: Callable[[Any], Any], default: Any) -> Any:
 
 def readers(kind: type[Kind]) -> dict[str, Callable[[Any], Any]]:
     """The options of a kind, each with its reader."""
-    return {one.name: one.metadata["read"] for one in fields(kind)}
+    own = sorted(fields(kind), key=lambda one: bool(one.kw_only))
+    return {one.name: one.metadata["read"] for one in own}
 
 
 # ---- kinds ---------------------------------------------------------------------------------------------
@@ -93,6 +104,8 @@ class Kind:
 
     kind: ClassVar[str]
     own: ClassVar[tuple[str, ...]] = ()  # roles of tensors that it cannot be without
+    output: str = field(default="", kw_only=True, metadata={"read": _text})  # what others call what it gives
+    input: str = field(default="", kw_only=True, metadata={"read": _text})  # whose; unset: of the layer before
 
     def roles(self, names: Container[str]) -> dict[str, str]:
         """The names of its tensors, by what they are; one that may be left out is there if it is in `names`."""
@@ -161,7 +174,8 @@ class Conv2d(Kind):
     weight: str = _read(_text, "")
     bias: str | None = _read(_text_or_false, "")
     stride: tuple[int, int] = _read(_pair(1), (1, 1))
-    padding: tuple[int, int] = _read(_pair(0), (0, 0))
+    padding: tuple[int, int] | str = _read(_padding, (0, 0))
+    groups: int = _read(_count, 1)
     kernel: tuple[int, int] | None = _read(_pair(1), None)
     out: int = _read(_count, 0)
 
@@ -173,18 +187,33 @@ class Conv2d(Kind):
         if len(weight) != 4 or 0 in weight:
             raise Misfit(f"its shape is {list(weight)}, where a convolution has [out, in, rows, columns]", "weight")
         _planes(shape)
-        if weight[1] != shape[0]:
-            raise Misfit(f"takes {weight[1]} channels, and its inputs have {shape[0]}", "weight")
+        if weight[1] * self.groups != shape[0] or weight[0] % self.groups:
+            many = f" in each of {self.groups} groups" * (self.groups > 1)
+            raise Misfit(f"takes {weight[1]} channels{many}, and its inputs have {shape[0]}", "weight")
         for said, found, what in (
             (self.out, weight[0], "channels"),
             (self.kernel and list(self.kernel), list(weight[2:]), "as kernel"),
         ):
             if said and said != found:
                 raise Misfit(f"has {found} {what}, and {said} is described", "weight")
-        if any(pad >= edge for pad, edge in zip(self.padding, weight[2:], strict=True)):
-            raise Misfit(f"pads by {list(self.padding)}, as much as its kernel {list(weight[2:])} or more")
+        pads = self.pads(shape, weight[2:])
+        if any(max(pad) >= edge for pad, edge in zip(pads, weight[2:], strict=True) if max(pad)):
+            said = [pad[0] for pad in pads]
+            raise Misfit(f"pads by {said}, as much as its kernel {list(weight[2:])} or more")
         _vectors(tensors, weight[0], "outputs")
-        return (weight[0], *_slid(shape, weight[2:], self.stride, self.padding))
+        return (weight[0], *_slid(shape, weight[2:], self.stride, pads))
+
+    def pads(self, shape: Shape, kernel: Shape) -> Pads:
+        """Zeros before and after the rows and the columns of planes of this shape. "same" is TensorFlow's: as many
+        windows as strides begin within the plane, an odd zero behind."""
+        if not isinstance(self.padding, str):
+            high, wide = self.padding
+            return (high, high), (wide, wide)
+        found = []
+        for edge, window, step in zip(shape[1:], kernel, self.stride, strict=True):
+            lacks = max((-(-edge // step) - 1) * step + window - edge, 0)
+            found.append((lacks // 2, lacks - lacks // 2))
+        return found[0], found[1]
 
 
 @dataclass(frozen=True)
@@ -200,7 +229,13 @@ class Pool(Kind):
         size, stride = self.window(shape)
         if any(2 * pad > edge for pad, edge in zip(self.padding, size, strict=True)):
             raise Misfit(f"pads by {list(self.padding)}, more than half of its size {list(size)}")
-        return (shape[0], *_slid(shape, size, stride, self.padding))
+        return (shape[0], *_slid(shape, size, stride, self.pads))
+
+    @property
+    def pads(self) -> Pads:
+        """What is padded before and after the rows and the columns."""
+        high, wide = self.padding
+        return (high, high), (wide, wide)
 
     def window(self, shape: Shape) -> tuple[tuple[int, int], tuple[int, int]]:
         """Its size and its stride on planes of this shape."""
@@ -283,6 +318,28 @@ class Relu(Kind):
 
 
 @dataclass(frozen=True)
+class Relu6(Kind):
+    """`min(max(x, 0), 6)`."""
+
+    kind = "relu6"
+
+
+@dataclass(frozen=True)
+class Swish(Kind):
+    """`x / (1 + e^−x)`, which is called SiLU too."""
+
+    kind = "swish"
+
+
+@dataclass(frozen=True)
+class Add(Kind):
+    """What it is given plus what the layer gives whose `output` is called `other`: a residual connection."""
+
+    kind = "add"
+    other: str = _read(_text, "")
+
+
+@dataclass(frozen=True)
 class Gelu(Kind):
     """`x · Φ(x)`, Φ the normal distribution; or its approximation by tanh."""
 
@@ -327,6 +384,9 @@ KINDS: Mapping[str, type[Kind]] = {
         LayerNorm,
         Flatten,
         Relu,
+        Relu6,
+        Swish,
+        Add,
         Gelu,
         Tanh,
         Sigmoid,
@@ -340,11 +400,11 @@ def _planes(shape: Shape) -> None:
         raise Misfit(f"takes channels, rows and columns, and its inputs are {list(shape)}")
 
 
-def _slid(shape: Shape, size: Shape, stride: Shape, padding: Shape) -> tuple[int, int]:
+def _slid(shape: Shape, size: Shape, stride: Shape, pads: Pads) -> tuple[int, int]:
     """How often a window fits into rows and columns."""
     found = [
-        (edge + 2 * pad - window) // step + 1
-        for edge, window, step, pad in zip(shape[1:], size, stride, padding, strict=True)
+        (edge + sum(pad) - window) // step + 1
+        for edge, window, step, pad in zip(shape[1:], size, stride, pads, strict=True)
     ]
     if min(found) < 1:
         raise Misfit(f"its window of {list(size)} does not fit into planes of {list(shape[1:])}")

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from compressor.core.lazy import np
 from compressor.core.workspace import Array, Workspace
-from compressor.networks.kinds import AveragePool, Conv2d, Kind, MaxPool, Pool, Shape
+from compressor.networks.kinds import AveragePool, Conv2d, Kind, MaxPool, Pads, Pool, Shape
 
 _RUN = 16  # numbers; copying fewer at a time takes longer than BLAS does with windows held as columns
 
@@ -23,6 +23,7 @@ class Layer:
     latter after a `forward` that was told to `keep` what it needs, and gives the gradient of the inputs."""
 
     keeps_output: ClassVar[bool] = False  # whether `backward` reads the result of `forward`
+    in_place = False  # whether what is given may be overwritten, because nobody reads it again
 
     def __init__(self, kind: Kind, given: Shape, result: Shape, tensors: Mapping[str, Array], dtype: str) -> None:
         self.kind, self.given, self.result, self.dtype = kind, given, result, dtype
@@ -85,13 +86,17 @@ class ConvLayer(Linear):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        _, channels, _, across = self.parameters["weight"].shape
+        _, channels, high, across = self.parameters["weight"].shape
         self.upright = across * channels < _RUN
+        self.pads = self.kind.pads(self.given, (high, across))
+        self.points = high == across == 1 and self.kind.stride == (1, 1)  # each window is a point, and in place
 
     def forward(self, x: Array, *, keep: bool = False, train: bool = False) -> Array:
         weight, windows = self._matrix(), self._windows(x)
         count, shape = prod(windows.shape[:3]), windows.shape
-        if self.upright:
+        if self.points and not keep:
+            columns = x.reshape(count, -1)
+        elif self.upright:
             order = (3, 4, 5, 0, 1, 2)
             held = self.array("columns", *(shape[axis] for axis in order))
             np.copyto(held, windows.transpose(order))
@@ -136,7 +141,7 @@ class ConvLayer(Linear):
         for row, column, window in _offsets(padded, kernel, self.kind.stride, (rows, width)):
             np.matmul(gradient, turned[:, row, column], out=share)
             window += share.reshape(self.count, rows, width, channels)
-        return _inside(padded, self.kind.padding)
+        return _inside(padded, self.pads)
 
     def _matrix(self) -> Array:
         """The weights in the order of the windows: channels last."""
@@ -147,16 +152,14 @@ class ConvLayer(Linear):
         return turned.reshape(out, -1)
 
     def _padded(self) -> Array:
-        channels, rows, columns = self.given
-        high, wide = self.kind.padding
-        return self.array("padded.gradient", self.count, rows + 2 * high, columns + 2 * wide, channels)
+        return self.array("padded.gradient", self.count, *_padded_shape(self.given, self.pads))
 
     def _windows(self, x: Array) -> Array:
         """Every window of the batch, as it lies in the planes: [n, rows, columns, *kernel, channels]."""
         _, rows, columns = self.result
         channels = self.given[0]
         kernel, (down, across) = self.parameters["weight"].shape[2:], self.kind.stride
-        x = _pad(self, x, self.kind.padding, 0)
+        x = _pad(self, x, self.pads, 0)
         n, by_row, by_column, by_channel = x.strides
         return np.lib.stride_tricks.as_strided(
             x,
@@ -164,6 +167,93 @@ class ConvLayer(Linear):
             (n, by_row * down, by_column * across, by_row, by_column, by_channel),
             writeable=False,
         )
+
+
+class GroupedConvLayer(Layer):
+    """A convolution whose outputs see the channels of their group alone; depthwise where that is one channel.
+
+    Place by place of the kernel: a number for each channel is multiplied with planes as they lie, and of larger
+    groups each is a product of matrices. No matrix has its inputs as rows, so nobody watches them.
+    """
+
+    kind: Conv2d
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.out, self.channels, *self.kernel = self.parameters["weight"].shape
+        self.pads = self.kind.pads(self.given, tuple(self.kernel))
+
+    def forward(self, x: Array, *, keep: bool = False, train: bool = False) -> Array:
+        self.x = _pad(self, x, self.pads, 0)
+        groups = self.kind.groups
+        y = self.array("y", len(x), *self.result[1:], groups, self.out // groups)
+        share = self.array("share", *y.shape)
+        y[...] = 0
+        if "bias" in self.parameters:
+            y += self.parameters["bias"].reshape(groups, -1)
+        weight = self._by_place()
+        for row, column, window in _offsets(self.x, self.kernel, self.kind.stride, self.result[1:]):
+            y += _grouped(self._split(window), weight[row, column], share)
+        return y.reshape(*y.shape[:3], self.out)
+
+    def backward(self, gradient: Array, *, inputs: bool = True) -> Array | None:
+        groups = self.kind.groups
+        parts = gradient.reshape(*gradient.shape[:3], groups, -1)
+        found = self.gradients["weight"].reshape(groups, -1, self.channels, *self.kernel)
+        if "bias" in self.gradients:
+            np.sum(gradient, axis=(0, 1, 2), out=self.gradients["bias"])
+        padded = self.array("dx", *self.x.shape)
+        if inputs:
+            padded[...] = 0
+        turned = np.ascontiguousarray(self._by_place().transpose(0, 1, 2, 4, 3))
+        share = self.array("dshare", *gradient.shape[:3], groups, self.channels)
+        back = _offsets(padded, self.kernel, self.kind.stride, self.result[1:])
+        seen = _offsets(self.x, self.kernel, self.kind.stride, self.result[1:])
+        for (row, column, window), (_, _, slope) in zip(seen, back, strict=True):
+            given = self._split(window)
+            for group in range(groups):
+                one = parts[..., group, :].reshape(-1, parts.shape[-1])
+                other = given[..., group, :].reshape(-1, self.channels)
+                found[group, :, :, row, column] = np.matmul(one.T, other)
+            if inputs:
+                slope += _grouped(parts, turned[row, column], share).reshape(slope.shape)
+        return _inside(padded, self.pads) if inputs else None
+
+    def _by_place(self) -> Array:
+        """The weights as [rows, columns, groups, channels of one, outputs of one]."""
+        weight = self.parameters["weight"]
+        split = weight.reshape(self.kind.groups, -1, self.channels, *self.kernel)
+        turned = self.array("w", *self.kernel, self.kind.groups, self.channels, split.shape[1])
+        np.copyto(turned, split.transpose(3, 4, 0, 2, 1))
+        return turned
+
+    def _split(self, window: Array) -> Array:
+        """Planes with the channels by group."""
+        return window.reshape(*window.shape[:3], self.kind.groups, self.channels)
+
+
+def _grouped(given: Array, weight: Array, out: Array) -> Array:
+    """[n, rows, columns, groups, in] by [groups, in, out]: each group by its own matrix."""
+    if weight.shape[1] == 1:
+        return np.multiply(given, weight[:, 0], out=out)
+    for group in range(len(weight)):
+        np.matmul(given[..., group, :], weight[group], out=out[..., group, :])
+    return out
+
+
+class AddLayer(Layer):
+    """The sum of two; `other` is set before each run, and `other_gradient` after `backward`."""
+
+    other: Array
+    other_gradient: Array
+
+    def forward(self, x: Array, *, keep: bool = False, train: bool = False) -> Array:
+        return np.add(x, self.other, out=self.array("y", *x.shape))
+
+    def backward(self, gradient: Array, *, inputs: bool = True) -> Array | None:
+        self.other_gradient = self.array("other", *gradient.shape)
+        np.copyto(self.other_gradient, gradient)
+        return gradient
 
 
 class PoolLayer(Layer):
@@ -185,9 +275,7 @@ class PoolLayer(Layer):
             yield window
 
     def _gradient(self) -> Array:
-        channels, rows, columns = self.given
-        high, wide = self.kind.padding
-        found = self.array("dx", self.count, rows + 2 * high, columns + 2 * wide, channels)
+        found = self.array("dx", self.count, *_padded_shape(self.given, self.kind.pads))
         if not self.tiles:
             found[...] = 0
         return found
@@ -200,7 +288,7 @@ class MaxPoolLayer(PoolLayer):
 
     def forward(self, x: Array, *, keep: bool = False, train: bool = False) -> Array:
         self.count = len(x)
-        x = _pad(self, x, self.kind.padding, -np.inf)
+        x = _pad(self, x, self.kind.pads, -np.inf)
         y = self.array("y", len(x), *self.result[1:], self.result[0])
         chosen = self.array("chosen", *y.shape, dtype=self.places) if keep else None
         larger = self.array("larger", *y.shape, dtype="|b1")
@@ -231,7 +319,7 @@ class MaxPoolLayer(PoolLayer):
                 np.multiply(gradient, mine, out=window)
             else:
                 window += np.multiply(gradient, mine, out=share)
-        return _inside(found, self.kind.padding)
+        return _inside(found, self.kind.pads)
 
 
 class AveragePoolLayer(PoolLayer):
@@ -241,7 +329,7 @@ class AveragePoolLayer(PoolLayer):
 
     def forward(self, x: Array, *, keep: bool = False, train: bool = False) -> Array:
         self.count = len(x)
-        x = _pad(self, x, self.kind.padding, 0)
+        x = _pad(self, x, self.kind.pads, 0)
         y = self.array("y", len(x), *self.result[1:], self.result[0])
         y[...] = 0
         for window in self._windows(x):
@@ -259,7 +347,7 @@ class AveragePoolLayer(PoolLayer):
                 np.copyto(window, share)
             else:
                 window += share
-        return _inside(found, self.kind.padding)
+        return _inside(found, self.kind.pads)
 
 
 class FlattenLayer(Layer):
@@ -298,17 +386,21 @@ def _offsets(planes: Array, size: Any, stride: Any, result: Any) -> Iterator[tup
             )
 
 
-def _pad(layer: Layer, x: Array, padding: tuple[int, int], value: float) -> Array:
-    high, wide = padding
-    if not high and not wide:
+def _padded_shape(given: Shape, pads: Pads) -> tuple[int, int, int]:
+    """Rows, columns and channels of planes (channels, rows, columns) with what is padded."""
+    channels, rows, columns = given
+    return rows + sum(pads[0]), columns + sum(pads[1]), channels
+
+
+def _pad(layer: Layer, x: Array, pads: Pads, value: float) -> Array:
+    if not any(map(sum, pads)):
         return x
-    n, rows, columns, channels = x.shape
-    padded = layer.array("padded", n, rows + 2 * high, columns + 2 * wide, channels)
+    padded = layer.array("padded", len(x), *_padded_shape(layer.given, pads))
     padded[...] = value
-    padded[:, high : high + rows, wide : wide + columns] = x
+    _inside(padded, pads)[...] = x
     return padded
 
 
-def _inside(padded: Array, padding: tuple[int, int]) -> Array:
-    high, wide = padding
-    return padded[:, high : padded.shape[1] - high, wide : padded.shape[2] - wide]
+def _inside(padded: Array, pads: Pads) -> Array:
+    (above, below), (before, after) = pads
+    return padded[:, above : padded.shape[1] - below, before : padded.shape[2] - after]

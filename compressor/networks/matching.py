@@ -15,6 +15,7 @@ from compressor.core.text import printable
 from compressor.core.workspace import Array
 from compressor.networks.description import Description, Fitted, fit, load_description, shipped
 from compressor.networks.kinds import Dense, Kind, Relu, Shape
+from compressor.networks.known import known
 from compressor.networks.network import Network
 
 _CHAIN = re.compile(r"fc([1-9][0-9]{0,3})\.(weight|bias)")
@@ -57,11 +58,14 @@ def _recognised(shapes: Mapping[str, Shape]) -> tuple[Fitted, str, tuple[str, ..
     if fits:
         first, *others = fits
         return fits[first], f"{first} (recognised by its tensors)", tuple(others)
+    described = known(shapes)
+    if described is not None:
+        return fit(described, shapes), f"{described.name} (recognised by its tensors)", ()
     chain = _chain(shapes)
     if chain is None:
-        known = f"{', '.join(shipped())}, or dense layers fc1, fc2, …"
+        there = f"{', '.join(shipped())}, EfficientNet-lite, MobileNetV2, ResNet, or dense layers fc1, fc2, …"
         raise InputError(
-            f"is no network that is recognised by its tensors ({known})",
+            f"is no network that is recognised by its tensors ({there})",
             remedy="Describe it with --network FILE.toml (docs/networks.md)",
         )
     said = f"a chain of {(len(chain.layers) + 1) // 2} dense layers, taken to have ReLU between"

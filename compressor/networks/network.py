@@ -9,7 +9,7 @@ for name, weight in network.parameters.items():
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from math import prod
 
@@ -32,6 +32,9 @@ _MAKERS: Mapping[type[kinds.Kind], type[Layer]] = {
     kinds.BatchNorm: pointwise.BatchNormLayer,
     kinds.LayerNorm: pointwise.LayerNormLayer,
     kinds.Relu: pointwise.ReluLayer,
+    kinds.Relu6: pointwise.Relu6Layer,
+    kinds.Swish: pointwise.SwishLayer,
+    kinds.Add: layers.AddLayer,
     kinds.Gelu: pointwise.GeluLayer,
     kinds.Tanh: pointwise.TanhLayer,
     kinds.Sigmoid: pointwise.SigmoidLayer,
@@ -59,7 +62,11 @@ class Network:
         self._work = Workspace()
         for number, (kind, roles) in enumerate(zip(fitted.description.layers, fitted.roles, strict=True)):
             arrays = {role: self.tensors[name] for role, name in roles.items()}
-            layer = _MAKERS[type(kind)](kind, fitted.shapes[number], fitted.shapes[number + 1], arrays, dtype)
+            maker = _MAKERS[type(kind)]
+            if isinstance(kind, kinds.Conv2d) and kind.groups > 1:
+                maker = layers.GroupedConvLayer
+            given = fitted.shapes[fitted.sources[number][0]]
+            layer = maker(kind, given, fitted.shapes[number + 1], arrays, dtype)
             self.layers.append(layer)
             for role in layer.parameters:
                 self.parameters[roles[role]] = layer.parameters[role]
@@ -67,9 +74,14 @@ class Network:
             if isinstance(layer, Linear):
                 self._names[number] = layer_of(roles["weight"])
                 self.linear[self._names[number]] = prod(arrays["weight"].shape[1:])
+        self._takers = [0] * len(fitted.shapes)  # how many layers take what each gives
+        for place in (place for places in fitted.sources for place in places):
+            self._takers[place] += 1
         self._pool_first()
         self._settle_places()
-        self._first = next((n for n, layer in enumerate(self.layers) if layer.parameters), len(self.layers))
+        self._learns = [False]  # of what each layer gives: whether any parameter is behind it
+        for layer, places in zip(self.layers, fitted.sources, strict=True):
+            self._learns.append(bool(layer.parameters) or any(self._learns[place] for place in places))
 
     def twin(self) -> Network:
         """The same network on the same tensors, with buffers and gradients of its own: for another thread."""
@@ -79,17 +91,22 @@ class Network:
         """What is largest is so after a ReLU too, and where it was none of its gradient passes: pooled before, a
         quarter of the numbers or fewer go through it, and the results are the same."""
         for number, (one, other) in enumerate(pairwise(self.layers)):
-            if isinstance(one, pointwise.ReluLayer) and isinstance(other, layers.MaxPoolLayer):
+            next_in_line = self.fitted.sources[number + 1] == (number + 1,) and self._takers[number + 1] == 1
+            if isinstance(one, pointwise.ReluLayer) and isinstance(other, layers.MaxPoolLayer) and next_in_line:
                 self.layers[number : number + 2] = other, one
 
     def _settle_places(self) -> None:
-        """An activation may write over what it is given, unless that is the caller's or is read again backwards."""
-        before: Layer | None = None
-        for layer in self.layers:
-            if isinstance(layer, pointwise.Activation):
-                layer.in_place = before is not None and not before.keeps_output
-            if not isinstance(layer, layers.FlattenLayer) or len(layer.given) == 3:
-                before = layer
+        """A layer may write over what it is given, unless that is the caller's or is read again."""
+        for number, layer in enumerate(self.layers):
+            place = self.fitted.sources[number][0]
+            free = True
+            while place and free:
+                before = self.layers[place - 1]
+                free = self._takers[place] == 1 and not before.keeps_output
+                if not isinstance(before, layers.FlattenLayer) or len(before.given) == 3:
+                    break
+                place = self.fitted.sources[place - 1][0]  # the same array by another name
+            layer.in_place = free and place > 0
 
     @property
     def input(self) -> Shape:
@@ -116,22 +133,30 @@ class Network:
         `keep` what `backward` needs; in `train` norms go by the batch. `watch(layer, rows)` sees the inputs
         [.., width] of each linear layer before it runs; of a convolution these are its windows.
         """
-        x = self._turned(x)
-        for number, layer in enumerate(self.layers):
+        for number, layer, given, give in self._in_order(x):
             if watch is not None and isinstance(layer, Linear):
-                watch(self._names[number], layer.rows(x))
-            x = layer.forward(x, keep=keep, train=train)
+                watch(self._names[number], layer.rows(given))
+            x = layer.forward(given, keep=keep, train=train)
+            give(x)
         return x.transpose(0, 3, 1, 2) if x.ndim == 4 else x
 
     def entering(self, x: Array, name: str) -> Array:
         """What enters the linear layer of this name, [.., width], for inputs [n, *input]: as `watch` sees it, and
         no more of the network is run than that takes. Valid until the next call."""
-        x = self._turned(x)
-        for number, layer in enumerate(self.layers):
+        for number, layer, given, give in self._in_order(x):
             if isinstance(layer, Linear) and self._names[number] == name:
-                return layer.rows(x)
-            x = layer.forward(x)
+                return layer.rows(given)
+            give(layer.forward(given))
         raise KeyError(name)
+
+    def _in_order(self, x: Array) -> Iterator[tuple[int, Layer, Array, Callable[[Array], None]]]:
+        """Every layer with its place and what it is given; what comes of it is given back before the next."""
+        values = [self._turned(x)]
+        for number, (layer, places) in enumerate(zip(self.layers, self.fitted.sources, strict=True)):
+            given = [values[place] for place in places]
+            if isinstance(layer, layers.AddLayer):
+                layer.other = given[1]
+            yield number, layer, given[0], values.append
 
     def _turned(self, x: Array) -> Array:
         """Inputs as the layers take them: of the network's dtype, the channels last."""
@@ -146,13 +171,20 @@ class Network:
     def backward(self, gradient: Array, *, inputs: bool = False) -> Array | None:
         """Fill `gradients` from the loss's gradient by the outputs of the last `forward`, which was told to `keep`;
         the gradient by the inputs where these are wanted."""
-        found: Array | None = self._work.array("gradient", gradient.shape, self.dtype)
-        np.copyto(found, gradient)  # type: ignore[arg-type]  # no None yet
-        if gradient.ndim == 4:
-            found = np.ascontiguousarray(found.transpose(0, 2, 3, 1))  # type: ignore[union-attr]
+        found = self._work.array("gradient", gradient.shape, self.dtype)
+        np.copyto(found, gradient)
+        slopes = {len(self.layers): np.ascontiguousarray(found.transpose(0, 2, 3, 1)) if found.ndim == 4 else found}
         for number in range(len(self.layers) - 1, -1, -1):
-            if not inputs and number < self._first:
-                return None
-            assert found is not None  # noqa: S101 - only the last is without
-            found = self.layers[number].backward(found, inputs=inputs or number > self._first)
-        return found.transpose(0, 3, 1, 2) if found is not None and found.ndim == 4 else found
+            slope = slopes.pop(number + 1, None)
+            if slope is None:
+                continue  # nothing is learnt by it
+            layer, places = self.layers[number], self.fitted.sources[number]
+            wanted = [inputs or self._learns[place] for place in places]
+            back = [layer.backward(slope, inputs=wanted[0])]
+            if isinstance(layer, layers.AddLayer):
+                back.append(layer.other_gradient)
+            for place, one, want in zip(places, back, wanted, strict=True):
+                if want and one is not None:
+                    slopes[place] = np.add(slopes[place], one, out=slopes[place]) if place in slopes else one
+        last = slopes.get(0)
+        return last.transpose(0, 3, 1, 2) if last is not None and last.ndim == 4 else last

@@ -15,5 +15,10 @@ def bare(network: Network) -> Network:
     description = fitted.description
     if len(description.layers) < 2 or not isinstance(description.layers[-1], Softmax):
         return network
-    shorter = Fitted(replace(description, layers=description.layers[:-1]), fitted.roles[:-1], fitted.shapes[:-1])
+    shorter = Fitted(
+        replace(description, layers=description.layers[:-1]),
+        fitted.roles[:-1],
+        fitted.shapes[:-1],
+        fitted.sources[:-1],
+    )
     return Network(shorter, network.tensors, network.dtype)
