@@ -11,7 +11,9 @@ from typing import Any
 
 from compressor.methods.options import SELECTOR, VERBS, describe, flag, options_of, required_options
 from compressor.methods.registry import methods_of
+from compressor.recipe.matched_norms import METHOD as MATCHED
 from compressor.recipe.presets import MIXTURES, PRESETS
+from compressor.recipe.training import METHOD as TRAINED
 
 # Of what is no method, the option that names it
 OTHERS = {
@@ -70,7 +72,7 @@ def entries() -> tuple[Entry, ...]:
         known = methods_of(verb)
         for name in dict.fromkeys((*_FIRST.get(verb, ()), *known, *told[verb])):
             prose = told[verb].get(name, {})
-            summary = (known[name].__doc__ or "").split("\n")[0] if name in known else _TRAINED
+            summary = (known[name].__doc__ or "").split("\n")[0] if name in known else _OF_NETWORKS[name]
             given = f"{verb} --{SELECTOR[verb]} {name}"
             measured = figures.get(name, ()) if verb == "quantize" else ()
             found.append(_entry(verb, name, given, summary, prose, measured))
@@ -87,7 +89,10 @@ def entries() -> tuple[Entry, ...]:
 
 
 _FIRST = {"prune": ("magnitude",), "quantize": ("int",)}  # what most take
-_TRAINED = "Training on the teacher's outputs for unlabelled inputs."
+_OF_NETWORKS = {
+    TRAINED: "Training on the teacher's outputs for unlabelled inputs.",
+    MATCHED: "Batch norms and biases matched with the teacher's, on unlabelled inputs.",
+}
 
 
 def _entry(

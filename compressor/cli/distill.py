@@ -9,6 +9,7 @@ import click
 from compressor.cli import options
 from compressor.cli.help import Command
 from compressor.core.errors import UsageError
+from compressor.recipe.matched_norms import METHOD as MATCHED
 from compressor.recipe.model import Recipe, recipe_of
 from compressor.recipe.stages import make_stage
 from compressor.recipe.training import METHOD
@@ -28,7 +29,7 @@ from compressor.recipe.training import METHOD
 @click.option(
     "--from", "origin", metavar="TEACHER", help="In place of STUDENT, where the method makes the student."
 )
-@options.method_options("distill", METHOD)
+@options.method_options("distill", METHOD, MATCHED)
 @options.teacher
 @options.training
 @options.store_distilled
@@ -52,7 +53,8 @@ def command(
     Vectors (biases, norms) are left alone unless included.
 
     With --method soft-targets a student of any shape is trained on the teacher's outputs for unlabelled --inputs.
-    With --method refit --sequential one of the teacher's shapes is solved for them, layer after layer.
+    With --method refit --sequential one of the teacher's shapes is solved for them, layer after layer; with
+    --method batch-norm only its norms and biases are matched with the teacher's.
 
     Or make the student: --method depth keeps some of the teacher's layers, --method subclone also fewer neurons,
     heads and channels, as a start for training.

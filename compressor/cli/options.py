@@ -29,11 +29,11 @@ from compressor.methods.options import (
 from compressor.methods.registry import methods_of
 from compressor.methods.structured_cut import cut_options
 from compressor.recipe.gates import Gates
+from compressor.recipe.matched_norms import METHOD as MATCHED
 from compressor.recipe.model import Recipe
 from compressor.recipe.presets import PRESETS
 from compressor.recipe.sequential_refit import METHOD as REFIT
-from compressor.recipe.sequential_refit import Sequential
-from compressor.recipe.training import FILES, Training, is_training, training_of, training_options
+from compressor.recipe.training import FILES, OfNetworks, Training, is_training, training_of, training_options
 from compressor.recipe.training import METHOD as TRAINED
 
 if TYPE_CHECKING:
@@ -313,17 +313,17 @@ def _own_training() -> dict[str, Any]:
 
 def training(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options of training on a teacher's outputs that no method has too."""
-    both = f"{TRAINED}, {REFIT}"
+    every = f"{TRAINED}, {REFIT}, {MATCHED}"
     made = [
         click.option(
             "--sequential",
             is_flag=True,
             help=f"Layer after layer, by the --inputs that those before leave it, in place of --stats [{REFIT}].",
         ),
-        click.option("--inputs", metavar="FILE", help=f"Train on these inputs, or refit by them (.npy) [{both}]."),
+        click.option("--inputs", metavar="FILE", help=f"Train on these inputs, or go by them (.npy) [{every}]."),
         click.option("--labels", metavar="FILE", help=f"Classes of the inputs (.npy), if known [{TRAINED}]."),
         click.option(
-            "--network", metavar="NAME|FILE", help=f"What both networks are, where tensors do not tell [{both}]."
+            "--network", metavar="NAME|FILE", help=f"What both networks are, where tensors do not tell [{every}]."
         ),
         click.option(
             "--teacher-network", metavar="NAME|FILE", help=f"What the teacher is, if not --network [{TRAINED}]."
@@ -341,7 +341,7 @@ def training(function: Callable[..., Any]) -> Callable[..., Any]:
     return chain(*made)(function)
 
 
-def given_training(values: dict[str, Any]) -> Training | Sequential | None:
+def given_training(values: dict[str, Any]) -> OfNetworks | None:
     """Take what is said of training, or of refitting in order, out of `values`, as texts; None where another method
     is asked for."""
     files = {key: path for key in FILES if (path := values.pop(key)) is not None}

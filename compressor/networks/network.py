@@ -151,14 +151,14 @@ class Network:
 
     def _in_order(self, x: Array) -> Iterator[tuple[int, Layer, Array, Callable[[Array], None]]]:
         """Every layer with its place and what it is given; what comes of it is given back before the next."""
-        values = [self._turned(x)]
+        values = [self.turned(x)]
         for number, (layer, places) in enumerate(zip(self.layers, self.fitted.sources, strict=True)):
             given = [values[place] for place in places]
             if isinstance(layer, layers.AddLayer):
                 layer.other = given[1]
             yield number, layer, given[0], values.append
 
-    def _turned(self, x: Array) -> Array:
+    def turned(self, x: Array) -> Array:
         """Inputs as the layers take them: of the network's dtype, the channels last."""
         x = x.astype(self.dtype, copy=False)
         if len(self.input) != 3:

@@ -19,8 +19,7 @@ from compressor.methods.structured_cut import StructuredCut
 from compressor.recipe.budget import Budget
 from compressor.recipe.gates import Gates
 from compressor.recipe.selection import LeftAlone, left_alone, matches, patterns
-from compressor.recipe.sequential_refit import Sequential
-from compressor.recipe.training import Training
+from compressor.recipe.training import OfNetworks
 from compressor.recipe.when import Conditions
 
 Cut = StructuredCut | Reshape
@@ -117,7 +116,7 @@ class Recipe:
     gates: Gates = field(default_factory=Gates)
     report: Mapping[str, Any] = field(default_factory=dict)  # how to print: format, top, quiet
     budget: Budget | None = None
-    training: Training | Sequential | None = None
+    training: OfNetworks | None = None
     earlier: Recipe | None = None
 
     @property
@@ -126,20 +125,20 @@ class Recipe:
         return (*(self.earlier.legs if self.earlier is not None else ()), replace(self, earlier=None))
 
 
-Item = Stage | StructuredCut | Training | Sequential
+Item = Stage | StructuredCut | OfNetworks
 
 
 def recipe_of(stages: Iterable[Item], where: str = "", name: str = "", description: str = "") -> Recipe:
     """A recipe of these stages; UsageError where a structured cut would follow another stage."""
     cuts: list[Cut] = []
     others: list[Stage] = []
-    training: Training | Sequential | None = None
+    training: OfNetworks | None = None
     earlier: Recipe | None = None
     for number, stage in enumerate(stages):
         if isinstance(stage, Stage) and stage.adapts and (others or cuts or training is not None):
             earlier = Recipe(tuple(others), cuts=tuple(cuts), training=training, earlier=earlier)
             cuts, others, training = [], [], None
-        if isinstance(stage, Training | Sequential):
+        if isinstance(stage, OfNetworks):
             if others or training is not None:
                 earlier = Recipe(tuple(others), cuts=tuple(cuts), training=training, earlier=earlier)
                 cuts, others = [], []

@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from compressor.core.errors import UsageError
 from compressor.methods.options import flag, option, options_of, parse_options
+from compressor.recipe.matched_norms import METHOD as MATCHED
+from compressor.recipe.matched_norms import MatchedNorms, make_matched_norms
 from compressor.recipe.sequential_refit import Sequential, is_sequential, lacking, make_sequential
 
 METHOD = "soft-targets"
@@ -88,6 +90,9 @@ class Training:
         return {"kind": "distill", "method": METHOD, **{k: v for k, v in given.items() if v is not None}}
 
 
+OfNetworks = Training | Sequential | MatchedNorms  # what changes a network as a whole
+
+
 def training_options() -> dict[str, Any]:
     """The options, as `options_of` gives those of methods."""
     return options_of(Training)
@@ -95,12 +100,12 @@ def training_options() -> dict[str, Any]:
 
 def is_training(kind: Any, options: Mapping[str, Any]) -> bool:
     """Whether a stage is one for a whole network, which a training or a refit of its layers in order is."""
-    return kind == "distill" and (options.get("method") == METHOD or is_sequential(options))
+    return kind == "distill" and (options.get("method") in (METHOD, MATCHED) or is_sequential(options))
 
 
 def training_stage(
     table: Mapping[str, Any], teacher: str | None, *, text: bool = False, where: str = ""
-) -> Training | Sequential:
+) -> OfNetworks:
     """The training that a stage of a recipe asks for. Its teacher is the stage's, else `teacher`, else what the
     pipeline begins with."""
     options = dict(table)
@@ -115,14 +120,16 @@ def training_stage(
 
 def training_of(
     options: Mapping[str, Any], paths: Mapping[str, str | None], *, text: bool = False, where: str = ""
-) -> Training | Sequential:
+) -> OfNetworks:
     """What a user's options ask for, their method among them, with the `paths` that were given; UsageError with all
     that is wrong at once."""
     given = {"teacher": None, "inputs": None, **paths}
-    if not is_sequential(options):
-        options = {key: value for key, value in options.items() if key != "method"}
-        return make_training(options, given, text=text, where=where)
+    rest = {key: value for key, value in options.items() if key != "method"}
+    if not is_sequential(options) and options.get("method") != MATCHED:
+        return make_training(rest, given, text=text, where=where)
     unfit: dict[str, Any] = {key: given.pop(key) for key in ("labels", "teacher_network") if key in given}
+    if not is_sequential(options):
+        return make_matched_norms({**rest, **unfit}, given, text=text, where=where)
     return make_sequential({**options, **unfit}, given, text=text, where=where)
 
 

@@ -19,17 +19,19 @@ from compressor.networks.training.batches import Batches, bordered
 from compressor.networks.training.epochs import LANES
 from compressor.networks.training.examples import Examples, open_examples
 from compressor.networks.training.loop import Outcome, train
+from compressor.networks.training.matched_norms import matched
 from compressor.networks.training.network_ends import bare
 from compressor.networks.training.refit_in_order import refitted
 from compressor.networks.training.trained_codes import Held, TrainedCodes
+from compressor.recipe.matched_norms import MatchedNorms
 from compressor.recipe.sequential_refit import Sequential
-from compressor.recipe.training import METHOD, Training
+from compressor.recipe.training import METHOD, OfNetworks, Training
 
 
 def trained(
     checkpoint: Checkpoint,
     teacher: Checkpoint,
-    options: Training | Sequential,
+    options: OfNetworks,
     *,
     workers: int,
     dry: bool,
@@ -39,6 +41,8 @@ def trained(
     where the two do not pair, or the inputs are not theirs."""
     if isinstance(options, Sequential):
         return refitted(checkpoint, teacher, options, workers=workers, dry=dry, progress=progress)
+    if isinstance(options, MatchedNorms):
+        return matched(checkpoint, teacher, options, dry=dry, progress=progress)
     found = read_network(checkpoint, options.network)
     student = bare(found.network)
     mentor = read_network(teacher, options.teacher_network or options.network)
