@@ -68,17 +68,26 @@ def with_presets(
         if stage.preset in MIXTURES or stage.implied:
             stage = _mixed(stage, specs, model)
         elif stage.preset:
-            added = rules(stage.preset, [spec.name for spec in specs], stage.method.named_layout)
+            added = rules(stage.preset, specs, stage.method.named_layout)
             if not added and not allow_unmatched:
-                raise UsageError(
-                    f"preset {stage.preset}: by their names none of the tensors is a value or down projection of a "
-                    "layer, which it gives more bits",
-                    remedy="Use --bits 4, which the rest gets, and --set 'PATTERN:bits=8' for what is to get more",
-                )
+                raise _unfit(stage.preset)
             made = tuple((glob, replace(stage.method, **options)) for glob, options in added)
             stage = replace(stage, rules=stage.rules + made, preset="")
         stages.append(stage)
     return replace(recipe, stages=tuple(stages))
+
+
+def _unfit(preset: str) -> UsageError:
+    if preset == "edge-conv":
+        return UsageError(
+            f"preset {preset}: there are no kernels, so this is no network of convolutions",
+            remedy="Use --bits 4 --granularity channel, and --set 'PATTERN:bits=8' for what is to get more",
+        )
+    return UsageError(
+        f"preset {preset}: by their names none of the tensors is a value or down projection of a layer, which it "
+        "gives more bits",
+        remedy="Use --bits 4, which the rest gets, and --set 'PATTERN:bits=8' for what is to get more",
+    )
 
 
 def _mixed(stage: Stage, specs: Sequence[TensorSpec], model: GgmlModel | None) -> Stage:

@@ -53,7 +53,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def recipe_for(
-    recipe: Recipe | str | None,
+    recipe: Recipe | str | os.PathLike[str] | None,
     stages: Iterable[str] = (),
     teacher: str | os.PathLike[str] | None = None,
     inputs: str | os.PathLike[str] | None = None,
@@ -70,8 +70,8 @@ def recipe_for(
         raise UsageError("give either a recipe or stages", remedy="--recipe FILE-or-NAME, or --stage, repeatedly")
     if recipe is None:
         recipe = recipe_of((parse_stage(text, mentor) for text in texts), "--stage: ")
-    elif isinstance(recipe, str):
-        recipe = load_recipe(recipe, mentor)
+    elif not isinstance(recipe, Recipe):
+        recipe = load_recipe(os.fspath(recipe), mentor)
     if mentor is not None and not takes_teacher(recipe):
         raise UsageError("--teacher: no stage takes a teacher")
     return with_inputs(recipe, None if inputs is None else os.fspath(inputs))

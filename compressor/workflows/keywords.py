@@ -85,7 +85,7 @@ class PipelineKeywords(RestoreKeywords, total=False):
     """`pipeline`: a `recipe` (a `Recipe`, a TOML file, a ready recipe's name) or `stages` as texts; a `budget` in
     place of the recipe's own."""
 
-    recipe: Recipe | str | None
+    recipe: Recipe | Path | None
     stages: Iterable[str]
     teacher: Path | None
     inputs: Path | None

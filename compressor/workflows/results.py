@@ -114,7 +114,10 @@ class Report(Shown):
             f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {said}"
             for said, names in found.items()
         ]
-        if self.ratio < 1 and any(job.encoder is not None for job, _ in self.rows):
+        stores = any(
+            step.method.verb != "distill" for job, _ in self.rows if job.encoder is not None for step in job.steps
+        )
+        if self.ratio < 1 and stores:
             sentences.append("the output is larger than the input: scales and headers outweigh what the codes save")
         return [*sentences, *self._much_removed()]
 

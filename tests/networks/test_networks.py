@@ -176,11 +176,11 @@ GOOD = toml("[4]", 'dense name="a"')
         (toml("4", 'dense name="a"; out=0'), "layer[0].out: must be a whole number from 1"),
         (toml("4", 'dense name="a"; out=true'), "layer[0].out: must be a whole number from 1"),
         (toml("4", 'dense name="a"; units=3'), "layer[0].units: is not known; there is name, weight, bias, out"),
-        (toml("4", "relu slope=3"), "layer[0].slope: is not known; there is nothing but kind"),
+        (toml("4", "relu slope=3"), "layer[0].slope: is not known; there is output, input"),
         (toml("4", 'conv2d name="a"; stride=0'), "layer[0].stride: must be a whole number from 1, or two of them"),
         (
             toml("4", 'conv2d name="a"; padding=[1, 2, 3]'),
-            "layer[0].padding: must be a whole number from 0, or two",
+            "layer[0].padding: must be a whole number from 0, two",
         ),
         (toml("4", 'conv2d name="a"; padding=1.5'), "layer[0].padding: must be a whole number"),
         (toml("4", 'gelu approximate="no"'), 'layer[0].approximate: must be "none" or "tanh"'),

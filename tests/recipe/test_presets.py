@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.numpy import save_file
 from compressor import api
 from compressor.cli.report import render
 from compressor.core.errors import Problems, UsageError
+from compressor.core.tensor import TensorSpec
 from compressor.recipe.presets import rules
 from compressor.recipe.selection import pattern
 from compressor.recipe.stages import make_stage, parse_stage
@@ -25,8 +27,12 @@ def names(layers: int) -> list[str]:
     return [f"model.layers.{layer}.{part}.weight" for layer in range(layers) for part in PARTS]
 
 
+def specs(named: Iterable[str]) -> list[TensorSpec]:
+    return [TensorSpec(name, "F32", (64, 64)) for name in named]
+
+
 def chosen(layers: int, layout: str = "auto") -> set[str]:
-    ((text, options),) = rules("q4_mixed", names(layers), layout)
+    ((text, options),) = rules("q4_mixed", specs(names(layers)), layout)
     assert options == {"bits": 6 if layout == "mlx" else 8}
     return {name.removeprefix("model.layers.") for name in names(layers) if pattern(text).fullmatch(name)}
 
@@ -49,13 +55,13 @@ def test_value_and_down_projections_get_more_and_with_value_what_loaders_fuse_wi
 
 
 def test_names_of_other_models() -> None:
-    found = rules("q4_mixed", [f"h.{n}.attn.wv.weight" for n in range(8)], "auto")
+    found = rules("q4_mixed", specs(f"h.{n}.attn.wv.weight" for n in range(8)), "auto")
     assert pattern(found[0][0]).fullmatch("h.0.attn.wv.weight")
     assert not pattern(found[0][0]).fullmatch("h.1.attn.wv.weight")
     assert pattern(found[0][0]).fullmatch("h.7.mlp.shared_experts.w2.weight")
     assert not pattern(found[0][0]).fullmatch("h.7.mlp.experts.3.w2.weight")
-    assert not rules("q4_mixed", ["fc1.weight", "fc2.weight"], "auto")
-    assert not rules("q4_mixed", [f"backbone.layers.{n}.mixer.in_proj.weight" for n in range(8)], "auto")
+    assert not rules("q4_mixed", specs(["fc1.weight", "fc2.weight"]), "auto")
+    assert not rules("q4_mixed", specs(f"backbone.layers.{n}.mixer.in_proj.weight" for n in range(8)), "auto")
 
 
 def test_a_preset_is_done_and_recorded_as_rules(tmp_path: Path) -> None:
@@ -83,6 +89,22 @@ def test_a_preset_that_says_nothing_of_the_tensors_is_refused(tmp_path: Path) ->
         api.quantize(path, tmp_path / "o.safetensors", preset="q4_mixed")
     report = api.quantize(path, tmp_path / "o.safetensors", preset="q4_mixed", allow_unmatched=True)
     assert [job.dtype_after for job, _ in report.rows] == ["int4"]
+
+
+def test_depthwise_kernels_and_the_ends_of_a_network_of_convolutions_get_8_bits(tmp_path: Path) -> None:
+    shapes = {"stem.weight": (8, 3, 3, 3), "deep.weight": (8, 1, 3, 3), "wide.weight": (16, 8, 1, 1)}
+    shapes |= {"fc2.weight": (16, 16), "fc10.weight": (4, 16), "norm.weight": (16,)}
+    random = np.random.default_rng(0)
+    path = tmp_path / "in.safetensors"
+    save_file({name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}, path)
+    eight = {"stem.weight", "deep.weight", "fc10.weight"}
+    for bits in (4, 5):
+        report = api.quantize(path, tmp_path / f"{bits}.safetensors", preset="edge-conv", bits=bits)
+        found = {job.spec.name: job.dtype_after for job, _ in report.rows if job.treated}
+        assert found == {name: f"int{8 if name in eight else bits}" for name in shapes if name != "norm.weight"}
+    save_file({"fc.weight": np.ones((8, 8), np.float32)}, path)
+    with pytest.raises(UsageError, match="no network of convolutions"):
+        api.quantize(path, tmp_path / "o.safetensors", preset="edge-conv")
 
 
 def test_recipes_and_stage_texts_take_presets() -> None:

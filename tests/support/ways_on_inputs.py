@@ -318,6 +318,17 @@ def networks() -> None:
     np.save("ids.npy", np.arange(32).reshape(1, 32))
     save_file(chain(40), "deep.safetensors")
     save_file(chain(40, seed=1), "deep-teacher.safetensors")
+    bare = {name: array for name, array in chain(2).items() if "bias" not in name}
+    save_file(bare, "bare.safetensors")
+    save_file({name: array * (array > 0) for name, array in bare.items()}, "half-bare.safetensors")
+    joined = '[[layer]]\nkind = "dense"\nname = "fc1"\n{}[[layer]]\nkind = "relu"\n'
+    joined += '[[layer]]\nkind = "add"\nother = "x"\n'
+    for name, said in (("unnamed", ""), ("named", 'output = "x"\n')):
+        Path(f"{name}.toml").write_text(f"input = 8\n{joined.format(said)}")
+    save_file({name: array for name, array in bare.items() if "fc1" in name}, "joined.safetensors")
+    save_file(
+        {name: array * (array > 0) for name, array in bare.items() if "fc1" in name}, "half-joined.safetensors"
+    )
     layers = "".join(f'[[layer]]\nkind = "dense"\nname = "fc{number}"\n' for number in range(1, 41))
     Path("linear.toml").write_text(f'name = "linear"\ninput = 8\n{layers}')
     end = chain(2, 2)

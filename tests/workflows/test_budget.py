@@ -760,3 +760,14 @@ def test_what_is_fused_stays_dense_where_no_candidate_fits_all_of_it(tmp_path: P
     kept = load_file(out / "model.safetensors")
     for name in ("l.self_attn.q_proj.weight", "l.self_attn.k_proj.weight"):
         assert np.array_equal(kept[name], tensors[name])
+
+
+def test_layers_of_few_weights_count_as_much_as_others_in_a_network_of_convolutions(tmp_path: Path) -> None:
+    shapes = {"stem.weight": (16, 3, 3, 3), "deep.weight": (64, 1, 3, 3), "wide.weight": (256, 64, 1, 1)}
+    shapes["fc.weight"] = (128, 256)
+    random = np.random.default_rng(0)
+    path = tmp_path / "conv.safetensors"
+    save_file({name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}, path)
+    report = compressor.quantize(path, tmp_path / "out.safetensors", target_ratio=6)
+    bits = {job.spec.name: int(job.dtype_after.removeprefix("int")) for job, _ in report.rows}
+    assert min(bits["stem.weight"], bits["deep.weight"]) > max(bits["wide.weight"], bits["fc.weight"])

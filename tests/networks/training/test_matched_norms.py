@@ -1,0 +1,120 @@
+"""Batch norms and biases matched with a teacher's: what it gains, what stays, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from safetensors.numpy import load_file, save_file
+from support.known_networks import tensors_of_known
+from support.networks import NETWORKS, tensors_of
+
+from compressor import api
+from compressor.checkpoint.checkpoint import open_checkpoint
+from compressor.core.errors import InputError, UsageError
+from compressor.networks.matching import read_network
+from compressor.recipe.toml_file import effective, parse_recipe
+
+Array = npt.NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of residual blocks, the same at 4 bits, and inputs of 48 pictures and of 40 others."""
+    place = tmp_path_factory.mktemp("pair")
+    save_file(tensors_of_known("resnet18"), place / "teacher.safetensors")
+    api.quantize(place / "teacher.safetensors", place / "student.safetensors", bits=3, granularity="channel")
+    random = np.random.default_rng(3)
+    for name, count in (("x", 48), ("others", 40)):
+        waves = np.kron(random.normal(size=(count, 3, 7, 7)), np.ones((32, 32)))
+        np.save(place / f"{name}.npy", (waves + random.normal(size=(count, 3, 224, 224))).astype(np.float32))
+    return place
+
+
+def outputs(path: Path, x: Array) -> Array:
+    made = read_network(open_checkpoint(path)).network
+    step = made.batch
+    return np.concatenate([made.forward(x[at : at + step]).copy() for at in range(0, len(x), step)])
+
+
+def missed(place: Path, student: Path) -> float:
+    x = np.load(place / "others.npy")
+    wanted = outputs(place / "teacher.safetensors", x)
+    return float(np.linalg.norm(outputs(student, x) - wanted) / np.linalg.norm(wanted))
+
+
+def test_other_inputs_come_nearer_to_the_teacher_and_codes_stay(pair: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    report = api.distill(
+        pair / "student.safetensors",
+        out,
+        teacher=pair / "teacher.safetensors",
+        method="batch-norm",
+        inputs=pair / "x.npy",
+    )
+    assert missed(pair, out) < 0.7 * missed(pair, pair / "student.safetensors")
+    assert any("inputs held out" in note for note in report.plan.notes)
+    before, after = load_file(pair / "student.safetensors"), load_file(out)
+    assert before.keys() == after.keys()
+    moved = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert moved == {name for name in before if "running_" in name or name == "fc.bias"}
+
+
+def test_a_recipe_quantizes_and_matches_with_what_it_began_with(pair: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        '[[stage]]\nkind = "quantize"\nbits = 3\ngranularity = "channel"\n'
+        '[[stage]]\nkind = "distill"\nmethod = "batch-norm"\n'
+    )
+    out = tmp_path / "out.safetensors"
+    api.pipeline(pair / "teacher.safetensors", out, recipe=recipe, inputs=pair / "x.npy")
+    once = tmp_path / "once.safetensors"
+    api.distill(
+        pair / "student.safetensors",
+        once,
+        teacher=pair / "teacher.safetensors",
+        method="batch-norm",
+        inputs=pair / "x.npy",
+    )
+    for name, array in load_file(once).items():
+        np.testing.assert_array_equal(load_file(out)[name], array)
+
+
+def test_without_a_change_there_is_nothing_to_gain(pair: Path, tmp_path: Path) -> None:
+    teacher, out = pair / "teacher.safetensors", tmp_path / "o.safetensors"
+    with pytest.raises(InputError, match="no better with its norms matched"):
+        api.distill(teacher, out, teacher=teacher, method="batch-norm", inputs=pair / "x.npy")
+    assert not out.exists()
+
+
+def test_layers_with_a_bias_are_corrected_where_there_are_no_norms(tmp_path: Path) -> None:
+    text, shapes = NETWORKS["dense"]
+    tensors = tensors_of(shapes)
+    (tmp_path / "n.toml").write_text(text)
+    save_file(tensors, tmp_path / "t.safetensors")
+    save_file({name: np.where(array > 0, array, 0) for name, array in tensors.items()}, tmp_path / "s.safetensors")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(1, 1, (50, 7)).astype(np.float32))
+    options = {"teacher": tmp_path / "t.safetensors", "method": "batch-norm", "network": tmp_path / "n.toml"}
+    api.distill(tmp_path / "s.safetensors", tmp_path / "o.safetensors", inputs=tmp_path / "x.npy", **options)
+    before, after = load_file(tmp_path / "s.safetensors"), load_file(tmp_path / "o.safetensors")
+    assert {name for name in before if not np.array_equal(before[name], after[name])} == {"a.bias", "c.bias"}
+
+
+def test_wrong_options_are_refused(pair: Path, tmp_path: Path) -> None:
+    student, out = pair / "student.safetensors", tmp_path / "o.safetensors"
+    with pytest.raises(UsageError, match="needs a teacher"):
+        api.distill(student, out, method="batch-norm", inputs=pair / "x.npy")
+    with pytest.raises(UsageError, match="epochs"):
+        api.distill(student, out, method="batch-norm", teacher=student, inputs=pair / "x.npy", epochs=3)
+    save_file({**tensors_of_known("resnet18"), "fc.bias": np.zeros(4, np.float32)}, tmp_path / "t.safetensors")
+    with pytest.raises(InputError, match=r"fc\.bias"):
+        api.distill(student, out, method="batch-norm", teacher=tmp_path / "t.safetensors", inputs=pair / "x.npy")
+    assert not out.exists()
+
+
+def test_its_stage_is_written_as_it_is_read() -> None:
+    text = '[[stage]]\nkind = "distill"\nmethod = "batch-norm"\ninputs = "x.npy"\ndivide = 255.0\n'
+    recipe = parse_recipe(text, "here")
+    assert parse_recipe(effective(recipe), "there") == recipe
