@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from compressor.architectures.conv1d import is_conv1d
+from compressor.architectures.decoder_layers import KNOWN_LIST
 from compressor.architectures.fused_layers import experts_module
 from compressor.architectures.heads import is_head
 from compressor.architectures.model_types import model_types
@@ -187,9 +188,11 @@ _IN_FLOAT32 = {
         *("mistral_large4", "mistral_large4_text"),
     ): r"indexer\.weights_proj\.weight$",
 }
-_NO_BLOCKS_OF_OPTIMUM = (
-    r"^(?!(transformer\.h|h|model\.decoder\.layers|decoder\.layers|gpt_neox\.layers|layers"
-    r"|(model\.)?(language_model\.)?(model\.)?layers)\.\d)"
+_NO_BLOCKS_OF_OPTIMUM = rf"^(?!{KNOWN_LIST})"
+# Of texts, with lists of other names, or two of them, which the folder's config.json tells optimum of
+_TOLD_TO_OPTIMUM = (
+    *("bert", "roberta", "xlm-roberta", "distilbert", "electra", "deberta-v2", "albert", "mpnet", "bart", "marian"),
+    *("biogpt", "flaubert", "dbrx"),
 )
 _CONVOLUTIONS = (
     "loads short convolutions, which it keeps in float32 otherwise, in the dtype of the model beside such codes, "
@@ -216,7 +219,13 @@ _TRANSFORMERS = (
         instead="--layout pack-quantized",
     ),
     *(
-        Limit("gptq", _OTHER_BLOCKS, families=families, names=_NO_BLOCKS_OF_OPTIMUM, instead=instead)
+        Limit(
+            *("gptq", _OTHER_BLOCKS),
+            families=families,
+            names=_NO_BLOCKS_OF_OPTIMUM,
+            unless=_TOLD_TO_OPTIMUM,
+            instead=instead,
+        )
         for families, instead in (
             (("dinov2", "dinov2_with_registers"), "--scheme nf4"),
             ((*_READS_WEIGHTS, *_WEIGHT_NORM), "--scheme fp8 --layout naive-quantized"),

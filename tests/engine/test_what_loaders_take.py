@@ -55,6 +55,38 @@ def test_gptq_leaves_dense_what_its_loaders_take_no_codes_of(tmp_path: Path, inc
     assert all(np.array_equal(before[name], after[name]) for name in before.keys() - packed)
 
 
+def test_optimum_is_told_of_what_stays_dense_in_a_list_of_layers(tmp_path: Path) -> None:
+    """A layer of four rows fills no words; one that is left out in one block only is named with its number."""
+    narrow = {f"model.layers.{layer}.linear_attn.in_proj_a.weight": (4, 64) for layer in range(2)}
+    model = moe_folder(tmp_path / "model", more=narrow)
+    options: dict[str, Any] = {"exclude": ["*.1.self_attn.o_proj.weight"], **BITS}
+    report = api.quantize(model, tmp_path / "out", layout="gptq", **options)
+    (left,) = {job.left_alone[0].reason for job in report.plan.jobs if job.spec.name in narrow}
+    assert left == "GPTQ's words hold 8 codes, not a part of [4, 64]"
+    found = declared(tmp_path / "out")
+    others = [f"self_attn.{part}" for part in ("k_proj", "q_proj", "v_proj")]
+    assert found["modules_in_block_to_quantize"] == [["layers.0.self_attn.o_proj", *others]]
+    assert "block_name_to_quantize" not in found
+    assert any(re.match(text[2:], "model.layers.0.linear_attn.in_proj_a") for text in found["dynamic"])
+
+
+def test_optimum_is_told_of_lists_of_layers_that_it_does_not_look_for(tmp_path: Path) -> None:
+    at = "bert.encoder.layer.0.attention.self"
+    tensors = {f"{at}.{part}.weight": np.eye(64, dtype=np.float32) for part in ("query", "key", "value")}
+    tensors["cls.predictions.transform.dense.weight"] = np.eye(64, dtype=np.float32)
+    (tmp_path / "in").mkdir()
+    save_file(tensors, tmp_path / "in" / "model.safetensors")
+    (tmp_path / "in" / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    api.quantize(tmp_path / "in", tmp_path / "out", layout="gptq", loader="transformers", **BITS)
+    found = declared(tmp_path / "out")
+    assert found["block_name_to_quantize"] == ""
+    parts = [f"attention.self.{part}" for part in ("key", "query", "value")]
+    assert found["modules_in_block_to_quantize"] == [parts]
+    (tmp_path / "in" / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    with pytest.raises(UsageError, match="list of blocks of another name only"):
+        api.quantize(tmp_path / "in", tmp_path / "vit", layout="gptq", loader="transformers", **BITS)
+
+
 @pytest.mark.parametrize("verb", ["quantize", "prune"])
 def test_towers_stay_dense_unless_included(tmp_path: Path, verb: str) -> None:
     model = moe_folder(tmp_path / "model", more=MULTIMODAL)
