@@ -104,7 +104,9 @@ def numbers(layer: Any, weight: str, scale: str) -> Any:
     else:
         values = codes.float()
     scales = torch.exp2(scales.float() - 127) if scales.dtype == torch.uint8 else scales.float()
-    return values * scales.repeat_interleave(values.shape[-1] // scales.shape[-1], -1)
+    for axis in (-2, -1):  # a scale each row, and one for groups of columns; or one for blocks of both
+        scales = scales.repeat_interleave(values.shape[axis] // scales.shape[axis], axis)
+    return values * scales
 
 
 class Multiplied:
@@ -121,7 +123,9 @@ class Multiplied:
         if self.scheme == "wNa16":
             layer.weight_columns = layer.input_size_per_partition
             dense = numbers(layer, "weight_packed", "weight_scale")
-        elif self.scheme in ("w8a16_fp8", "w8a8_fp8"):  # [in, out], with a scale an output
+        elif self.scheme in ("w8a16_fp8", "w8a8_fp8") and not self.blocks(
+            layer
+        ):  # [in, out], with a scale an output
             dense = (layer.weight.float() * layer.weight_scale.float().reshape(1, -1)).T
         else:
             dense = numbers(layer, "weight", "weight_scale")
@@ -129,6 +133,11 @@ class Multiplied:
                 dense *= layer.weight_global_scale.float()  # of which vLLM has made one for all parts
         layer.dense = dense.to(torch.bfloat16)
         multiplied.add(f"{self.scheme} of linear layers")
+
+    @staticmethod
+    def blocks(layer: Any) -> bool:
+        """Whether a scale is for a block of some rows and columns."""
+        return getattr(layer, "weight_block_size", None) is not None
 
     @staticmethod
     def input_quant_key() -> None:
