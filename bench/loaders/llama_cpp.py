@@ -38,6 +38,7 @@ _OWN: dict[str, dict[str, Any]] = {  # what llama.cpp computes with, where trans
     },
     "deepseek-v2": {"topk_method": "greedy"},
     "qwen3-moe": {"norm_topk_prob": True},
+    "granite": {"attention_multiplier": 0.125},  # of 1 a softmax makes steps, which amplify any rounding
 }
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _PROMPTS = [IDS[0, :length].tolist() for length in (6, 11, 16)]

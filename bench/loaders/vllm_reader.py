@@ -123,9 +123,8 @@ class Multiplied:
         if self.scheme == "wNa16":
             layer.weight_columns = layer.input_size_per_partition
             dense = numbers(layer, "weight_packed", "weight_scale")
-        elif self.scheme in ("w8a16_fp8", "w8a8_fp8") and not self.blocks(
-            layer
-        ):  # [in, out], with a scale an output
+        elif self.scheme in ("w8a16_fp8", "w8a8_fp8") and not self.blocks(layer):
+            # [in, out], with a scale an output
             dense = (layer.weight.float() * layer.weight_scale.float().reshape(1, -1)).T
         else:
             dense = numbers(layer, "weight", "weight_scale")

@@ -407,6 +407,12 @@ _VLLM = (
         hint=True,
     ),
     Limit(".*", "takes no codes of them", (Layer.EMBEDDING,)),
+    Limit(
+        ".*",
+        "leaves experts out that are codes, and fails over dense ones beside other layers in codes",
+        families=("gpt_oss",),
+        instead="--store dense",
+    ),
     Limit("pack-quantized int4 tensor.*", "has no scheme for one scale a tensor", instead="--granularity channel"),
     Limit(
         "naive-quantized .* block.*",
