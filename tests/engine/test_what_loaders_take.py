@@ -397,10 +397,23 @@ PACKED = "pack-quantized int4 group"
         ("rwkv", "rwkv.blocks.0.attention.key.weight", "nf4", False),
         ("rwkv", "rwkv.blocks.0.attention.key.weight", "int-quantized int8 channel", True),
         # what does not load right, found by loading codes
-        ("pi0", "model.vlm.language_model.layers.0.mlp.up_proj.weight", PACKED, False),
-        ("falcon_mamba", "backbone.layers.0.mixer.in_proj.weight", "naive-quantized float8 channel", False),
-        ("lara_mini", "model.layers.0.mlp.up_proj.weight", "nf4", False),
-        ("lara_mini", "model.layers.0.mlp.up_proj.weight", "int-quantized int8 channel", True),
+        ("pi0", "model.vlm.language_model.layers.0.mlp.up_proj.weight", PACKED, True),
+        ("hy_v4", "model.layers.0.self_attn.q_a_proj.weight", "naive-quantized float8 channel", False),
+        ("falcon_mamba", "backbone.layers.0.mixer.in_proj.weight", "naive-quantized float8 channel", True),
+        ("falcon_mamba", "backbone.layers.0.mixer.in_proj.weight", PACKED, False),
+        ("inkling_text", "model.llm.layers.0.attn.wq_du.weight", "nf4", False),
+        ("glm5_next", "model.layers.0.self_attn.q_proj.weight", "float-quantized float8 channel", False),
+        ("inkling2_text", "model.llm.layers.0.attn.wq_du.weight", PACKED, False),
+        ("inkling2_text", "model.llm.layers.0.attn.wq_du.weight", "float-quantized float8 channel", True),
+        # layers that it divides, or calls otherwise where it looks for weights
+        ("lara_mini", "model.layers.0.linear_attn.in_proj.weight", "nf4", False),
+        ("lara_mini", "model.layers.0.mlp.up_proj.weight", "nf4", True),
+        ("radio", "radio_model.model.blocks.0.attn.qkv.weight", PACKED, False),
+        ("radio", "radio_model.model.blocks.0.attn.qkv.weight", "int-quantized int8 channel", True),
+        ("radio", "radio_model.model.blocks.0.mlp.fc1.weight", "int-quantized int8 channel", True),
+        ("unlimited_ocr", "model.projector.layers.weight", "float-quantized float8 channel", False),
+        ("slanext", "head.structure_generator.fc2.weight", "float-quantized float8 channel", False),
+        ("phi4_multimodal_vision", "head.attention.out_proj.weight", "nf4", False),
     ],
 )
 def test_what_transformers_takes_by_kind(kind: str, name: str, form: str, taken: bool) -> None:
