@@ -83,14 +83,15 @@ def compare(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     histograms: bool = False,
+    base: Path | None = None,
 ) -> ComparisonReport:
     """Measure B against A, tensor by tensor, both restored if they store codes; worst first.
 
     A tensor that only one side has, or that differs in shape, is a row with a problem, and fails any gate.
     `progress` is told the bytes that are compared, of how many. With `histograms` rows have one of their numbers,
-    as documents draw it.
+    as documents draw it. `base` is what one of them, or both, is coded against.
     """
-    left, right = open_checkpoint(a), open_checkpoint(b)
+    left, right = _opened(a, b, base)
     count = available_workers() if workers is None else workers
     rows, total = compared_tensors(left, right, count, progress, histograms=histograms)
     left.source.check_unchanged()
@@ -101,10 +102,15 @@ def compare(
 
 
 def compare_outputs(
-    a: Path, b: Path, what: LossInput, gates: LossGates, progress: Callable[[int, int], None] | None = None
+    a: Path,
+    b: Path,
+    what: LossInput,
+    gates: LossGates,
+    progress: Callable[[int, int], None] | None = None,
+    base: Path | None = None,
 ) -> ComparisonReport:
     """Measure what B's outputs lost against A's. The report has no rows: tensors are not looked at one by one."""
-    left, right = open_checkpoint(a), open_checkpoint(b)
+    left, right = _opened(a, b, base)
     loss = measure_loss(left, right, what, gates, progress)
     left.source.check_unchanged()
     right.source.check_unchanged()
@@ -112,6 +118,20 @@ def compare_outputs(
     judged = gates.judged(values_of(loss.outputs))
     verdicts = tuple(_verdict(one.gate, one.measured, kept=one.holds) for one in judged)
     return ComparisonReport(os.fspath(a), os.fspath(b), (), Comparison(), sizes, verdicts, loss)
+
+
+def _opened(a: Path, b: Path, base: Path | None) -> tuple[Checkpoint, Checkpoint]:
+    """Both sides; the base is for those that are coded against one, B where neither is, which then refuses it."""
+    from compressor.files.opening import open_source
+
+    if base is None:
+        return open_checkpoint(a), open_checkpoint(b)
+    coded = [any(part.file.has_base for part in open_source(path).files) for path in (a, b)]
+    coded[1] |= not coded[0]
+    left, right = (
+        open_checkpoint(path, base=os.fspath(base) if has else None) for path, has in zip((a, b), coded, strict=True)
+    )
+    return left, right
 
 
 def compared_tensors(

@@ -37,11 +37,14 @@ class InspectReport(Shown):
     codings: tuple[CodingGain, ...] = ()
 
 
-def inspect(path: Path, *, stats: bool = False, coding: bool = False, workers: int | None = None) -> InspectReport:
+def inspect(
+    path: Path, *, stats: bool = False, coding: bool = False, base: Path | None = None, workers: int | None = None
+) -> InspectReport:
     """What the headers say of an input; with `stats` also range, moments and sparsity of every tensor, with
-    `coding` what an archive's streams take (InputError where it is none)."""
+    `coding` what an archive's streams take (InputError where it is none); `base` is what an archive is coded against,
+    without which headers are read all the same."""
     try:
-        checkpoint = open_checkpoint(path)
+        checkpoint = open_checkpoint(path, base=None if base is None else os.fspath(base))
     except UnreadCodes as error:  # what lies there can be shown all the same
         checkpoint = replace(open_as_stored(path), compression=error.reason)
     tensors = list(checkpoint.tensors.values())

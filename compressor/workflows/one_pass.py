@@ -38,7 +38,7 @@ from compressor.engine.execution.worker import Worker
 from compressor.engine.plan.adapter import makes_adapter
 from compressor.engine.plan.experts import divided
 from compressor.engine.plan.pairing import check_model
-from compressor.engine.plan.plan import Plan
+from compressor.engine.plan.plan import Job, Plan
 from compressor.engine.plan.planner import make_plan, stores_packed, with_fingerprint
 from compressor.engine.plan.request import PlanRequest
 from compressor.files.addresses import is_address
@@ -46,6 +46,7 @@ from compressor.files.destination import check_apart, container_of
 from compressor.files.identity import Identity, identity_of
 from compressor.files.layout import Container
 from compressor.files.output import Output
+from compressor.files.source import Source
 from compressor.files.staging import check_place
 from compressor.methods.registry import methods_of
 from compressor.recipe.archive_store import archive_store
@@ -101,7 +102,8 @@ class Order:
         """The paths of everything that is read beside the source."""
         recipe = self.recipe
         examples = () if recipe.training is None else recipe.training.files
-        return (*self.teachers, *examples, *statistics_files_of(recipe), *_files_of_cuts(recipe))
+        base = () if self.options.base is None else (self.options.base,)
+        return (*self.teachers, *examples, *statistics_files_of(recipe), *_files_of_cuts(recipe), *base)
 
 
 def _files_of_cuts(recipe: Recipe) -> tuple[str, ...]:
@@ -116,7 +118,7 @@ def _files_of_cuts(recipe: Recipe) -> tuple[str, ...]:
 class Opened:
     """An order whose files are open: `order.recipe` knows its statistics and no word of archives. `undivided` is
     the checkpoint with fused experts as the file has them; `teachers` are by path; `statistics` of layer inputs by
-    the number of the cut or stage that goes by them."""
+    the number of the cut or stage that goes by them; `base` is what an archive is coded against."""
 
     order: Order
     container: Container
@@ -126,6 +128,7 @@ class Opened:
     teachers: Mapping[str, Checkpoint]
     statistics: Mapping[int, Statistics]
     workers: int
+    base: Source | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +207,8 @@ def checked(order: Order) -> Order:
 
 def open_input(source: str, options: RunOptions) -> Checkpoint:
     """The input of a run, under the names and of the part of it that the options say."""
-    checkpoint = strip_prefix(open_checkpoint(source, options.component), options.strip_prefix)
+    base = None if options.store == "archive" else options.base
+    checkpoint = strip_prefix(open_checkpoint(source, options.component, base=base), options.strip_prefix)
     if options.fold_weight_norm or any(name.endswith(("_v", ".original1")) for name in checkpoint.tensors):
         from compressor.checkpoint.weight_norm import fold_weight_norm
 
@@ -256,6 +260,24 @@ def _archived_as_it_is(checkpoint: Checkpoint, container: Container, options: Ru
     return as_stored(checkpoint, container)
 
 
+def _against_base(
+    checkpoint: Checkpoint, options: RunOptions, *, archived: bool
+) -> tuple[Checkpoint, Source | None]:
+    """The input for an archive against a base, with what is to be said of that, and the base."""
+    if options.base is None or not archived:
+        return checkpoint, None
+    if not checkpoint.stored:
+        said = "--base is for an archive of a checkpoint as it is, and stages change it"
+        raise UsageError(said, remedy="Archive what they leave: compressor pipeline MODEL -o UPDATE --base BASE")
+    if options.part is not None:
+        raise UsageError("--base: an archive against a base is written by one job", remedy="Leave --part out")
+    from compressor.files.base import matching, open_base, unmatched_note
+
+    base = open_base(options.base)
+    note = unmatched_note(checkpoint.source, matching(checkpoint.source, base))
+    return replace(checkpoint, notes=(*checkpoint.notes, *note)), base
+
+
 def _identity(order: Order, checkpoint: Checkpoint) -> Identity:
     """What the record calls the source."""
     return identity_of(checkpoint.source) if order.origin is None else order.origin.identity
@@ -292,6 +314,7 @@ def open_inputs(order: Order) -> Opened:
         raise UsageError(f"--for {options.loader}: it loads no archives", remedy="Leave --store archive out")
     if archived and not changes:
         checkpoint = _archived_as_it_is(checkpoint, container, options)
+    checkpoint, base = _against_base(checkpoint, options, archived=archived)
     if not (archived or changes):
         checkpoint = _as_it_was(checkpoint, container, order)
     coding = [stage.store for stage in recipe.stages if stage.method.verb == "quantize"]
@@ -313,8 +336,9 @@ def open_inputs(order: Order) -> Opened:
         teachers = {path: upright(teacher, like=checkpoint) for path, teacher in teachers.items()}
     if recipe.training is not None:
         teachers[recipe.training.teacher] = _teacher(recipe.training.teacher, options)
-    for read in (checkpoint, *teachers.values()):  # links in a folder may lead to where the output would be
-        check_apart(order.output, *read.source.guarded)
+    read = [one.source for one in (checkpoint, *teachers.values())] + ([] if base is None else [base])
+    for one in read:  # links in a folder may lead to where the output would be
+        check_apart(order.output, *one.guarded)
     return Opened(
         replace(order, recipe=recipe),
         container,
@@ -324,6 +348,7 @@ def open_inputs(order: Order) -> Opened:
         teachers,
         statistics,
         available_workers() if options.workers is None else options.workers,
+        base,
     )
 
 
@@ -485,7 +510,8 @@ def _judged(planned: Planned) -> Planned:
         gates = replace(gates, min_ratio=None, max_size=None)
         from compressor.engine.execution.archive import noted
 
-        planned = replace(planned, plan=noted(plan, dry=planned.opened.order.options.dry_run))
+        dry, based = planned.opened.order.options.dry_run, planned.opened.base is not None
+        planned = replace(planned, plan=noted(plan, dry=dry, based=based))
     planned = replace(planned, gates=tuple(judge_plan(gates, plan)))
     if planned.report.failures:
         raise ReportedGateFailed(planned.report)
@@ -704,10 +730,29 @@ def _carried_out(planned: Planned, runner: Runner, sink: Output) -> tuple[Plan, 
     files = None if runner.share is None else runner.files
     effort, workers = opened.order.options.effort, opened.workers
     if checkpoint.stored:
-        return archive_files(
-            sink, plan, effort, workers, checkpoint=checkpoint, progress=runner.progress, files=files
-        )
+        return _archived(opened, runner, sink, files)
     return archive_files(sink, plan, effort, workers, files=files)[0], changes
+
+
+def _archived(
+    opened: Opened, runner: Runner, sink: Output, files: Mapping[int, Sequence[Job]] | None
+) -> tuple[Plan, Sequence[Change]]:
+    """Write archives of the input's files as they are, against the base where there is one."""
+    from compressor.engine.execution.archive import archive_files
+
+    plan, checkpoint, base = runner.worker.plan, runner.worker.checkpoint, opened.base
+    bases = None
+    if base is not None:
+        from compressor.files.base import matching
+
+        bases = matching(checkpoint.source, base)
+    told = {"progress": runner.progress, "files": files, "bases": bases}
+    done = archive_files(
+        sink, plan, opened.order.options.effort, opened.workers, checkpoint=checkpoint, **told
+    )
+    if base is not None:
+        base.check_unchanged()
+    return done
 
 
 def _finish(sink: Output, plan: Plan, request: PlanRequest) -> None:
