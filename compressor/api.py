@@ -378,15 +378,15 @@ def compare(a: Path, b: Path, **keywords: Unpack[words.CompareKeywords]) -> Comp
     what = LossInput(**{key: given.pop(key) for key in _LOSS_INPUT if key in given})
     gates = LossGates(**{key: given.pop(key) for key in _LOSS_GATES if key in given})
     progress, histograms = given.pop("progress", None), given.pop("histograms", False)
-    base = given.pop("base", None)
+    sides = comparing.Sides(a, b, given.pop("base", None))
     if what.way is not None:
         other = next((key for key in ("max_error", "min_sqnr") if given.get(key) is not None), None)
         if other is not None:
             raise UsageError(f"{flag_of(other)} is of tensors, which are not compared with --{what.way}")
-        return comparing.compare_outputs(a, b, what, gates, progress, base)
+        return comparing.compare_outputs(sides, what, gates, progress)
     for gate in gates.given:
         raise UsageError(f"{flag_of(gate)} is of outputs", remedy="Give --text, --tokens or --inputs")
-    return comparing.compare(a, b, progress=progress, histograms=histograms, base=base, **given)
+    return comparing.compare(sides, progress=progress, histograms=histograms, **given)
 
 
 def report(output: Path, **keywords: Unpack[words.ReportKeywords]) -> WrittenReport:

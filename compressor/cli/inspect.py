@@ -30,7 +30,9 @@ from compressor.cli.streams import emit
 @options.wide
 @options.quiet
 @options.debug
-def command(input_path: str, stats: bool, coding: bool, base: str | None, workers: int | None, style: str, **shown: Any) -> int:
+def command(
+    input_path: str, stats: bool, coding: bool, base: str | None, workers: int | None, style: str, **shown: Any
+) -> int:
     """Show the tensors of an input: name, dtype, shape, size. Reads headers only, so it is instant."""
     from compressor import api
     from compressor.cli.report import render

@@ -11,8 +11,8 @@ archive stands for more than 64 MiB and 4096 times its own size (the zeros see t
 claim any memory.
 
 Version 3 is that of an archive against a base: tensors that the base has too are coded by what they differ in from
-it (`entropy/deltas.py`), in chunks of 8 MiB, and their entries end in a mark by which the base's tensor is known. The
-directory says what all of them are, `"base"`. Such a tensor is as large as the base's, so the limit is not for it.
+it (`entropy/deltas.py`), in chunks of 8 MiB, and their entries end in a mark by which the base's tensor is known;
+`"base"` in the directory is made of all marks. Such a tensor is as large as the base's: the limit is not for it.
 """
 
 from __future__ import annotations
@@ -130,10 +130,11 @@ def marked(mark: int, check: int) -> int:
 
 
 def identity_of_base(marks: Mapping[str, tuple[TensorSpec, int]]) -> str:
-    """By what a base is known: the SHA-256 of a line for each tensor that is coded against it, in the order of their
-    names: the name as JSON has it, dtype, sizes, mark."""
+    """By what a base is known: the SHA-256 of a line for each tensor that is coded against it, ordered by name: the
+    name as JSON has it, dtype, sizes, mark."""
     lines = (
-        f"{json.dumps(name)} {spec.dtype} {list(spec.shape)} {mark}\n" for name, (spec, mark) in sorted(marks.items())
+        f"{json.dumps(name)} {spec.dtype} {list(spec.shape)} {mark}\n"
+        for name, (spec, mark) in sorted(marks.items())
     )
     return sha256("".join(lines).encode()).hexdigest()
 
@@ -157,7 +158,7 @@ def between(ranges: Iterable[tuple[int, int]], size: int) -> list[tuple[int, int
 
 
 def rows_of(spec: TensorSpec, form: Form | None = None) -> tuple[int, int, int]:
-    """How the bytes of a tensor in a form are cut: rows, bytes of a row (the last may have fewer), rows of a chunk."""
+    """How the bytes of a tensor are cut: rows, bytes of a row (the last may have fewer), rows of a chunk."""
     rows, columns = spec.matrix
     bits = DTYPES[spec.dtype].bits
     most = _CHUNK if form is None or form.kind != "delta" else _DELTA_CHUNK // bits // 8 * 8  # whole bytes
@@ -207,11 +208,6 @@ class ArchivedFile(InputFile):
     def stands_for(self) -> str:
         """The suffix of the file that it is of, where that comes back as it was."""
         return "" if self.original is None else self.original.suffix
-
-    @property
-    def has_base(self) -> bool:
-        """Whether tensors of it are coded against a base's."""
-        return bool(self.base)
 
     def check_unchanged(self) -> None:
         """InputError if the file, or its base, was changed since it was first seen."""
@@ -283,7 +279,6 @@ class ArchivedFile(InputFile):
             ) from error
         except NeedsPackage as error:
             raise needs(error, self.path, entry.spec.name) from error
-
 
     def _against_base(
         self, chunk: memoryview, entry: Entry, number: int, shape: tuple[int, int], account: Account | None
@@ -382,10 +377,9 @@ def _archived(
 def directory_of(file: InputFile, header: Header) -> Directory:
     """Every tensor of an archive, as its chunks lie there, and the metadata of the file that it stands for;
     `header` is the archive's own. InputError where it is none, or damaged."""
-    version = header.metadata.get(ARCHIVE)
-    if version not in (VERSION, WITH_BASE):
+    if header.metadata.get(ARCHIVE) != VERSION:
         raise _damaged(file, "it is none, or of another version")
-    return _directory(file, header, int(version))
+    return _directory(file, header, int(VERSION))
 
 
 def _directory(file: InputFile, header: Header, version: int) -> Directory:
@@ -423,11 +417,12 @@ def _read_directory(file: InputFile, placed: Placed, version: int) -> Directory:
         raise ValueError
     entries, begin, place = [], 0, placed.offset
     for name, (dtype, shape, form, sizes, *more) in found["tensors"].items():
-        where = more.pop(0) if said is not None else begin
-        (mark,) = more if base and more else (None,)
-        if type(where) is not int or (more and mark is None):
-            raise ValueError(name)
-        entries.append(Entry.of(_spec(name, dtype, shape), form, where, place, sizes, version, mark))
+        where, mark = _more(more, placed=said is not None, based=bool(base))
+        entries.append(
+            Entry.of(
+                _spec(name, dtype, shape), form, begin if where is None else where, place, sizes, version, mark
+            )
+        )
         place = entries[-1].places[-1]
         begin += entries[-1].spec.nbytes
     original = None if said is None else _original(said, begin, place, version)
@@ -440,6 +435,14 @@ def _read_directory(file: InputFile, placed: Placed, version: int) -> Directory:
     if place > end - length or begin - of_base > most(size):
         raise _damaged(file, "its tensors are larger than it can hold")
     return Directory(entries, found["metadata"], original, base)
+
+
+def _more(more: Sequence[Any], *, placed: bool, based: bool) -> tuple[int | None, int | None]:
+    """What else an entry says: where the tensor's bytes begin, in the archive of a file as it is, and the mark of
+    the base's, in an archive against one. Raises ValueError."""
+    if not placed <= len(more) <= placed + based or not all(type(one) is int for one in more):
+        raise ValueError("entry")
+    return more[0] if placed else None, more[placed] if len(more) > placed else None
 
 
 def _original(said: Mapping[str, Any], tensors: int, place: int, version: int) -> Original:

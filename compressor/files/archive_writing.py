@@ -31,8 +31,8 @@ class ArchiveWriter:
         self.marks: dict[str, tuple[TensorSpec, int]] = {}
 
     def begin(self, spec: TensorSpec, form: str, was: int | None = None, *, based: bool = False) -> None:
-        """The next chunks are of this tensor. `was`: of a file as it is, where the tensor's bytes begin in it; `based`:
-        it is coded against a base's."""
+        """The next chunks are of this tensor. `was`: of a file as it is, where the tensor's bytes begin in it;
+        `based`: it is coded against a base's."""
         self.tensors[spec.name] = spec.dtype, spec.shape, form, [], *(() if was is None else (was,))
         self.logical += spec.nbytes
         if based:

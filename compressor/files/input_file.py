@@ -57,9 +57,9 @@ class InputFile:
         return ""
 
     @property
-    def has_base(self) -> bool:
-        """Whether it is an archive against a base."""
-        return False
+    def base(self) -> str:
+        """Of an archive against a base, by what that is known; else ""."""
+        return ""
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` (bytes, contiguous) from `offset`; InputError if the file is no longer what it was."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compressor.calibration.opening import files_of as statistics_files_of
 from compressor.calibration.opening import open_all
@@ -267,11 +267,13 @@ def _against_base(
     if options.base is None or not archived:
         return checkpoint, None
     if not checkpoint.stored:
-        said = "--base is for an archive of a checkpoint as it is, and stages change it"
-        raise UsageError(said, remedy="Archive what they leave: compressor pipeline MODEL -o UPDATE --base BASE")
+        raise UsageError(
+            "--base is for an archive of a checkpoint as it is, and stages change it",
+            remedy="Archive what they leave: compressor pipeline MODEL -o UPDATE --base BASE",
+        )
     if options.part is not None:
         raise UsageError("--base: an archive against a base is written by one job", remedy="Leave --part out")
-    from compressor.files.base import matching, open_base, unmatched_note
+    from compressor.files.archive_base import matching, open_base, unmatched_note
 
     base = open_base(options.base)
     note = unmatched_note(checkpoint.source, matching(checkpoint.source, base))
@@ -725,31 +727,28 @@ def _carried_out(planned: Planned, runner: Runner, sink: Output) -> tuple[Plan, 
         check_originals(sink, checkpoint)
     if not opened.archived:
         return plan, changes
-    from compressor.engine.execution.archive import archive_files
+    from compressor.engine.execution.archive import Coding, archive_files
 
     files = None if runner.share is None else runner.files
-    effort, workers = opened.order.options.effort, opened.workers
     if checkpoint.stored:
         return _archived(opened, runner, sink, files)
-    return archive_files(sink, plan, effort, workers, files=files)[0], changes
+    way = Coding(opened.order.options.effort)
+    return archive_files(sink, plan, way, opened.workers, files=files)[0], changes
 
 
 def _archived(
     opened: Opened, runner: Runner, sink: Output, files: Mapping[int, Sequence[Job]] | None
 ) -> tuple[Plan, Sequence[Change]]:
     """Write archives of the input's files as they are, against the base where there is one."""
-    from compressor.engine.execution.archive import archive_files
+    from compressor.engine.execution.archive import Coding, archive_files
 
-    plan, checkpoint, base = runner.worker.plan, runner.worker.checkpoint, opened.base
-    bases = None
+    checkpoint, base, way = runner.worker.checkpoint, opened.base, Coding(opened.order.options.effort)
     if base is not None:
-        from compressor.files.base import matching
+        from compressor.files.archive_base import matching
 
-        bases = matching(checkpoint.source, base)
-    told = {"progress": runner.progress, "files": files, "bases": bases}
-    done = archive_files(
-        sink, plan, opened.order.options.effort, opened.workers, checkpoint=checkpoint, **told
-    )
+        way = replace(way, bases=matching(checkpoint.source, base))
+    told: dict[str, Any] = {"progress": runner.progress, "files": files}
+    done = archive_files(sink, runner.worker.plan, way, opened.workers, checkpoint=checkpoint, **told)
     if base is not None:
         base.check_unchanged()
     return done

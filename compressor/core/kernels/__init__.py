@@ -832,7 +832,7 @@ def join_floats(symbols: Array, planes: Array, low: int, out: Array) -> bool | N
 
 
 def delta_contexts(base: Array, exponent: int, top: int, out: Array) -> bool | None:
-    """The context of each number of a base (unsigned patterns with so many bits of an exponent) into `out`, uint8."""
+    """The context of each number of a base (unsigned; its exponent has so many bits) into `out`, uint8."""
     kernels = _takes(base, out)
     if kernels is None:
         return None
@@ -869,13 +869,14 @@ def delta_sorted(
 
 
 def delta_joined(
-    base: Array, exponent: int, contexts: Array, places: Array, symbols: Array, extra: Array, bits: int, out: Array
-) -> int | None:
-    """Undo `delta_sorted` into `out`: how many of the `bits` in `extra` (with eight bytes more behind them) that
-    took, or −1 where they are too few."""
-    kernels = _takes(base, contexts, symbols, extra, out)
+    base: Array, exponent: int, contexts: Array, places: Array, symbols: Array, extra: Array, bits: int
+) -> tuple[Array, int] | None:
+    """Undo `delta_sorted`: the numbers, and how many of the `bits` in `extra` (with eight bytes more behind them)
+    they took, −1 where these are too few."""
+    kernels = _takes(base, contexts, symbols, extra)
     if kernels is None:
         return None
+    out: Array = np.empty_like(base)
     used = c_int64()
     kernels.delta_join(
         base.ctypes.data,
@@ -890,4 +891,4 @@ def delta_joined(
         out.ctypes.data,
         byref(used),
     )
-    return used.value
+    return out, used.value

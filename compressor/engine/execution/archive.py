@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from itertools import pairwise
@@ -36,7 +36,17 @@ from compressor.recipe.archive_store import Effort
 _READ = 8 << 20  # bytes that are hashed at once
 _SAMPLE = 1 << 16  # bytes that tell the form of a tensor
 _NOTE = "an archive: `compressor restore` gives its tensors back; loaders do not read it"
-_OF_BASE = "an archive against a base: `compressor restore` gives its files back, with --base; loaders do not read it"
+_OF_BASE = (
+    "an archive against a base: `compressor restore` gives its files back, with --base; loaders do not read it"
+)
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How tensors are coded: with which effort, and against which tensors of a base, by their names."""
+
+    effort: Effort
+    bases: Mapping[str, StoredTensor] = field(default_factory=dict)
 
 
 def as_stored(checkpoint: Checkpoint, container: Container) -> Checkpoint:
@@ -65,7 +75,7 @@ def as_it_was(checkpoint: Checkpoint, container: Container) -> Checkpoint | None
     suffix = ".safetensors" if container == "folder" else f".{container}"
     if container != source.kind or any(part.file.stands_for != suffix for part in source.files):
         return None
-    if checkpoint.compression and container != "gguf" and not any(part.file.has_base for part in source.files):
+    if checkpoint.compression and container != "gguf" and not any(part.file.base for part in source.files):
         return None
     tensors = {}
     for name, one in source.tensors.items():
@@ -77,13 +87,12 @@ def as_it_was(checkpoint: Checkpoint, container: Container) -> Checkpoint | None
 def archive_files(
     sink: Output,
     plan: Plan,
-    effort: Effort,
+    way: Coding,
     workers: int,
     *,
     checkpoint: Checkpoint | None = None,
     progress: Callable[[int], None] = lambda done: None,
     files: Mapping[int, Sequence[Job]] | None = None,
-    bases: Mapping[str, StoredTensor] | None = None,
 ) -> tuple[Plan, list[Change]]:
     """Put an archive in the place of every container file; the plan with the sizes that this gave, and the zeros.
 
@@ -92,7 +101,6 @@ def archive_files(
     """
     coded: dict[str, int] = {}
     changes: dict[str, Change] = {}
-    way = _Way(effort, bases or {})
     archived = list(plan.files)
     own = dict(enumerate(plan.by_file)) if files is None else files
     with local(workers) as executor:
@@ -119,7 +127,7 @@ def archive_files(
                     changes.setdefault(tensor, Change()).merge(change)
                     progress(change.size * DTYPES[writer.tensors[tensor][0]].bits // 8)
                 if original is not None and hashed is not None:
-                    original.add(writer, hashed.result(), effort)
+                    original.add(writer, hashed.result(), way.effort)
                     writer.finish({})
                 else:
                     _finish(writer, metadata, name)
@@ -245,18 +253,10 @@ def noted(plan: Plan, *, dry: bool, based: bool = False) -> Plan:
     return replace(plan, notes=(*plan.notes, _OF_BASE if based else _NOTE, *more))
 
 
-@dataclass(frozen=True)
-class _Way:
-    """How tensors are coded: with which effort, and against which tensors of a base, by their names."""
-
-    effort: Effort
-    bases: Mapping[str, StoredTensor]
-
-
 def _archive(
     stored: Sequence[StoredTensor],
     writer: ArchiveWriter,
-    way: _Way,
+    way: Coding,
     executor: Executor,
     window: int,
     *,
@@ -265,9 +265,7 @@ def _archive(
     """Write the chunks of these tensors, and where they lie if the file is to come `as_it_is`; of each chunk its
     tensor's name, and how many zeros it has."""
     bases = way.bases
-    forms = {
-        one.spec.name: delta_form(one.spec.dtype) if one.spec.name in bases else _form(one) for one in stored
-    }
+    forms = {one.spec.name: delta_form(one.spec.dtype) if one.spec.name in bases else _form(one) for one in stored}
 
     def tasks() -> Iterator[partial[_Coded]]:
         for one in stored:
@@ -300,9 +298,7 @@ class _Coded(NamedTuple):
     check: int = 0
 
 
-def _chunk(
-    stored: StoredTensor, base: StoredTensor | None, number: int, form: Form, effort: Effort
-) -> _Coded:
+def _chunk(stored: StoredTensor, base: StoredTensor | None, number: int, form: Form, effort: Effort) -> _Coded:
     spec = stored.spec
     _, width, each = rows_of(spec, form)
     place, shape = number * each * width, chunk_shape(spec, number, form)

@@ -8,16 +8,16 @@ floats with the bits below the sign of negative ones turned. Differences modulo 
     2^(n−1) ≤ z < 2^n:  16 + 2 (n − 5) + the bit below the highest, and the n − 2 bits below that as they are
 
 What an update changes of a float depends on how wide its last bit is, which the base's exponent tells: a symbol's
-context is how far the exponent is below `top`, from 0 to 30 (an exponent of zeros has the context 31). The symbols are
-coded context by context, in their order within each. Neighbouring contexts share a table until it has 512 symbols
-(`_groups`), which the decoder can tell as well, for it has the base.
+context is how far the exponent is below `top`, from 0 to 30 (an exponent of zeros has the context 31). The symbols
+are coded context by context, in their order within each. Neighbouring contexts share a table until it has 512
+symbols (`_groups`), which the decoder can tell as well, for it has the base.
 
     CRC-32 of the rows (4, little-endian) · kind (1) · what the kind has
 
-Kind 0 is a chunk without a base from behind its checksum on (`chunk`); kind 1 has nothing, the rows are the base's;
-kind 2 is the length of the head, head, extra bits, and states and words of the coder as a chunk has them. Its head is
-the coder's lanes (3 bits), `top` (as wide as an exponent), the bits of frequencies less 12 (2 bits), the
-tables, and the count of extra bits.
+Kind 0 is a chunk without a base behind its checksum (`chunk`); kind 1 has nothing, the rows are the base's;
+kind 2 is the length of the head (2 bytes), head, extra bits, states and words of the coder as chunks have them.
+Its head is the coder's lanes (3 bits), `top` (as wide as an exponent), the bits of frequencies less 12 (2 bits), the
+tables, and the count of extra bits (order 8).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from compressor.files.entropy.tables import (
 _WHOLE, _SAME, _DIFFERENT = range(3)
 _PLAIN = 16  # folded differences below are symbols themselves
 _CONTEXTS = 32  # of floats
-_SAMPLE = 4096  # numbers that tell the highest exponent
+_SAMPLE = 4096  # numbers that tell the highest exponent, and bytes that tell whether there is any difference
 _LEAST = 512  # symbols of a table
 _FAST_LOSS = 2e-3  # share of a stream that is given for the fastest decoding
 _DOUBTFUL = 0.5  # bits of a difference for each of the number's own, from which on no base may be better
@@ -58,7 +58,7 @@ def encode_delta(data: Array, base: Array, form: Form, whole: Form, effort: Effo
     """Some rows of a tensor, uint8 [rows, bytes], as a chunk beside those of the base; `whole` is the form that the
     tensor has without one."""
     check = zlib.crc32(data.data).to_bytes(4, "little")
-    if np.array_equal(data, base):
+    if data.reshape(-1)[:_SAMPLE].tobytes() == base.reshape(-1)[:_SAMPLE].tobytes() and np.array_equal(data, base):
         return check + bytes([_SAME])
     found = check + bytes([_DIFFERENT]) + _encoded(_numbers(data, form), _numbers(base, form), form, effort)
     if len(found) < _DOUBTFUL * data.size:
@@ -193,9 +193,10 @@ def _counts(contexts: Array, form: Form) -> Array:
 
 
 def _groups(counts: Array) -> list[int]:
-    """How many symbols each table has: those of contexts that follow each other, until they are enough; what is left
-    at the end goes to the last table, unless it is a context of enough by itself."""
-    groups, held = [], 0
+    """How many symbols each table has: those of contexts that follow each other, until they are enough. What is too
+    few before a context of enough, or at the end, goes to the table before."""
+    groups: list[int] = []
+    held = 0
     for count in counts.tolist():
         if held and count >= _LEAST:
             groups, held = ([*groups[:-1], groups[-1] + held] if groups else [held]), 0
@@ -213,7 +214,8 @@ def _ordered(patterns: Array, form: Form) -> Array:
         return patterns
     kind = patterns.dtype.type
     negative = np.right_shift(patterns, form.width - 1).astype(patterns.dtype, copy=False)
-    return patterns ^ negative * kind((1 << (form.width - 1)) - 1)
+    found: Array = patterns ^ negative * kind((1 << (form.width - 1)) - 1)
+    return found
 
 
 def _sorted(now: Array, base: Array, form: Form, contexts: Array, counts: Array) -> tuple[Array, Array, int]:
@@ -246,10 +248,11 @@ def _joined(
     base: Array, form: Form, contexts: Array, counts: Array, symbols: Array, extra: Array, bits: int
 ) -> Array:
     """Undo `_sorted`. Raises Damaged."""
-    out = np.empty_like(base)
     places = np.cumsum(counts) - counts
-    used = kernels.delta_joined(base, form.exponent, contexts, places, symbols, extra, bits, out)
-    if used is None:
+    found = kernels.delta_joined(base, form.exponent, contexts, places, symbols, extra, bits)
+    if found is not None:
+        out, used = found
+    else:
         folded, used = _unsorted(symbols[np.argsort(np.argsort(contexts, kind="stable"))], form, extra, bits)
         kind = base.dtype.type
         step = np.right_shift(folded, 1) ^ ((folded & kind(1)) * kind(2**form.width - 1))

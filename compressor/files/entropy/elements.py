@@ -32,8 +32,8 @@ _ENTRY = 5  # bits of a table's entry, about
 @dataclass(frozen=True)
 class Form:
     """How a tensor's bytes are seen: `floats` of `width` bits and an `exponent` of so many, `codes` of `width` bits
-    as one stream of bits a row, or `bytes` of integers of `width` bits; or as a `delta`, what numbers of `width` bits
-    differ in from those of a base (`deltas`)."""
+    as one stream of bits a row, or `bytes` of integers of `width` bits; or as a `delta`, what numbers of `width`
+    bits differ in from those of a base (`deltas`)."""
 
     kind: str
     width: int

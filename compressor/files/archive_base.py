@@ -23,7 +23,7 @@ _NAMED = 3  # tensors in a note
 def open_base(path: str) -> Source:
     """The checkpoint that another is coded against; any input of this tool but one that has a base itself."""
     base = open_source(path)
-    if any(part.file.has_base for part in base.files):
+    if any(part.file.base for part in base.files):
         raise InputError(
             "is coded against a base itself",
             file=path,
@@ -33,8 +33,10 @@ def open_base(path: str) -> Source:
 
 
 def matching(source: Source, base: Source) -> Mapping[str, StoredTensor]:
-    """The tensors of a base that have the name, dtype and shape of one of `source`. UsageError where there is none."""
-    found = {name: base.tensors[name] for name, one in source.tensors.items() if _alike(one, base.tensors.get(name))}
+    """The tensors of a base with the name, dtype and shape of one of `source`. UsageError where there is none."""
+    found = {
+        name: base.tensors[name] for name, one in source.tensors.items() if _alike(one, base.tensors.get(name))
+    }
     if not found and any(one.spec.nbytes for one in source.tensors.values()):
         raise UsageError(
             f"--base {printable(base.path)}: has no tensor of the name, dtype and shape of one of the input's",
@@ -62,18 +64,14 @@ def _alike(one: StoredTensor, other: StoredTensor | None) -> bool:
 def with_base(source: Source, path: str) -> Source:
     """An input whose archives are read with the base at `path`. UsageError where it has none, InputError where that
     base is another one: every tensor that is needed of it is read for that."""
-    coded = [part for part in source.files if part.file.has_base]
+    coded = [part for part in source.files if part.file.base]
     if not coded:
-        raise UsageError(
-            f"--base {printable(path)}: the input is not coded against a base", remedy="Leave it out"
-        )
+        raise UsageError(f"--base {printable(path)}: the input is not coded against a base", remedy="Leave it out")
     base = open_base(path)
     files = dict(zip(map(id, coded), _bound(coded, base), strict=True))
     bound = tuple(replace(part, file=files[id(part)]) if id(part) in files else part for part in source.files)
     by_file = {id(old.file): new.file for old, new in zip(source.files, bound, strict=True)}
-    tensors = {
-        name: replace(one, file=by_file.get(id(one.file), one.file)) for name, one in source.tensors.items()
-    }
+    tensors = {name: replace(one, file=by_file.get(id(one.file), one.file)) for name, one in source.tensors.items()}
     return replace(source, files=bound, tensors=tensors)
 
 
@@ -92,9 +90,15 @@ def _bound(coded: Sequence[SourceFile], base: Source) -> list[InputFile]:
 
 def _of_base(file: ArchivedFile, entry: Entry, base: Source) -> StoredTensor:
     one = base.tensors.get(entry.spec.name)
-    if one is None or not one.contiguous or (one.spec.dtype, one.spec.shape) != (entry.spec.dtype, entry.spec.shape):
+    if (
+        one is None
+        or not one.contiguous
+        or (one.spec.dtype, one.spec.shape) != (entry.spec.dtype, entry.spec.shape)
+    ):
         has = "none of that name" if one is None else f"{one.spec.dtype} {list(one.spec.shape)} of that name"
-        raise _another(file, entry, f"{base.path} has {has}, where {entry.spec.dtype} {list(entry.spec.shape)} belongs")
+        raise _another(
+            file, entry, f"{base.path} has {has}, where {entry.spec.dtype} {list(entry.spec.shape)} belongs"
+        )
     return one
 
 
