@@ -1,7 +1,7 @@
 """Archives against a base: what an update takes, beside zstd of the XOR, and the speed: `deltas.py [--check]`.
 
-Of bfloat16 weights of N(0, 0.02) and updates of N(0, s · 0.02). The speed is that of two threads on chunks in memory,
-as for other archives.
+Of bfloat16 weights of N(0, 0.02) and updates of N(0, s · 0.02). The speed is that of two threads on chunks in
+memory, as for other archives.
 """
 
 from __future__ import annotations

@@ -30,10 +30,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from compressor.core import cleanup
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
 
-VERSION = 14  # of the functions' arguments and meaning; goes up with any change of the C files
+VERSION = 69585034  # of the C files: their checksum, which tests/core/test_compiled.py tells
 LIBRARY = Path(__file__).with_name("_kernels.so")
 VECTORS = 2  # how wide the coder's vectors are where the processor has them: 2 AVX-512, 1 AVX2, 0 none
 
@@ -119,14 +120,18 @@ _SIGNATURES = {
 
 @cache
 def library() -> CDLL | None:
-    """The built kernels of this version; None where there are none."""
+    """The kernels that were built of the C files here; None where there are none."""
     if os.environ.get("COMPRESSOR_KERNELS") == "0":
         return None
     try:
         found = CDLL(str(LIBRARY))
         if found.compressor_kernels_version() != VERSION:
+            cleanup.doubt(
+                "the compiled kernels were built of other sources and are not used, so that this took longer: "
+                "install compressor again (pip install -e .)"
+            )
             return None
-    except (OSError, AttributeError):  # not built, for another system, or of another version
+    except (OSError, AttributeError):  # not built, or for another system
         return None
     for name, arguments in _SIGNATURES.items():
         function = getattr(found, name)
