@@ -14,10 +14,10 @@ symbols (`_groups`), which the decoder can tell as well, for it has the base.
 
     CRC-32 of the rows (4, little-endian) · kind (1) · what the kind has
 
-Kind 0 is a chunk without a base behind its checksum (`chunk`); kind 1 has nothing, the rows are the base's;
-kind 2 is the length of the head (2 bytes), head, extra bits, states and words of the coder as in other chunks.
-Its head is the coder's lanes (3 bits), `top` (as wide as an exponent), the bits of frequencies less 12 (2 bits), the
-tables, and the count of extra bits (order 8).
+Kind 0 is a chunk without a base behind its checksum (`chunk`). Kind 1 has nothing: the rows are the base's. Kind 2
+is the length of the head (2 bytes), head, extra bits, and states and words of the coder. Its head is the coder's
+lanes (3 bits), `top` (as wide as an exponent), the bits of frequencies less 12 (2 bits), the tables, and the count
+of extra bits (order 8).
 """
 
 from __future__ import annotations
