@@ -97,6 +97,10 @@ class Transformers:
         """Whether it has models of the family."""
         return True
 
+    def sized(self, family: Family) -> Family:
+        """As it is."""
+        return family
+
     def prepare(self, folder: Path) -> None:
         """Nothing has to be done to what transformers saved."""
 
@@ -147,6 +151,10 @@ class Mlx:
         kind = family.model.config_class.model_type
         found = importlib.util.find_spec("mlx_lm") and importlib.util.find_spec(f"mlx_lm.models.{kind}")
         return found is not None and "input_ids" in family.given
+
+    def sized(self, family: Family) -> Family:
+        """As it is."""
+        return family
 
     def prepare(self, folder: Path) -> None:
         """Say in config.json what transformers says otherwise since its version 5, as published models have it."""
@@ -206,6 +214,7 @@ def cells(
     family: Family, loader: Any, names: Iterable[str], options: Mapping[str, Any]
 ) -> Iterator[tuple[str, Cell]]:
     """Each scheme's cell, the model made once. `options` are more of `quantize`, such as `loader`."""
+    family = loader.sized(family)
     with tempfile.TemporaryDirectory() as place, quietly():
         model = Path(place) / "model"
         with _MAKING:

@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from compressor.architectures.conv1d import is_conv1d
+from compressor.architectures.decoder_layers import KNOWN_LIST
 from compressor.architectures.fused_layers import experts_module
 from compressor.architectures.heads import is_head
 from compressor.architectures.model_types import model_types
@@ -114,6 +115,8 @@ _READS_WEIGHTS = (
     *("blt_local_encoder", "blt_patcher", "bridgetower_text_model", "clap_audio_model", "clap_text_model"),
     *("clipseg_vision_model", "clvp_encoder", "colmodernvbert", "eomt", "groupvit_vision_model"),
     *("kosmos_2_text_model", "kosmos_2_vision_model", "lw_detr_vit", "owlv2_text_model", "owlv2_vision_model"),
+    *("rf_detr_dinov2", "slanet", "slanext", "videomt", "videoprism_text_model", "vitpose_backbone"),
+    *("vitpose", "xclip_vision_model", "chmv2", "clvp_decoder", "esmfold2"),
     *("owlvit_vision_model", "phi4_multimodal_vision", "pix2struct_vision_model", "pp_doclayout_v2"),
 )
 # The same, and weight norm keeps transformers from dequantizing while it loads
@@ -121,12 +124,19 @@ _WEIGHT_NORM = (
     *("wav2vec2", "wav2vec2-conformer", "wavlm", "unispeech", "unispeech-sat", "data2vec-audio", "speecht5"),
     *("speech-encoder-decoder", "xcodec"),
 )
-# Of which no codes load right: layers are missing or of other sizes, or norms do not take the dtype it computes in
-_NOT_READ = (
-    *("cosmos3_edge", "higgs_audio_v2", "hy_v4", "hy_v4_vl", "hy_v4_vl_text", "inkling2", "inkling2_loop"),
-    *("inkling2_loop_text", "inkling2_text", "inkling_mm_model", "kyutai_speech_to_text", "minimax_m3_vl", "pi0"),
-    *("qianfan_ocr", "radio"),
-)
+# Layers that it divides as it loads them, by their names in files
+_DIVIDED: Mapping[tuple[str, ...], str] = {
+    ("dinov2", "dinov2_with_registers", "nomic_bert", "gte", "jina_embeddings_v3", "hrm_text"): (
+        r"\.(weights_in|Wqkv|qkv_proj|gqkv_proj|up_gate_proj|gate_up_proj)\.weight$"
+    ),
+    ("radio", "qianfan_ocr", "nemotron_h_omni", "tipsv2_vision_model"): r"\.(attn\.qkv|mlp\.w12)\.weight$",
+    ("sapiens2",): r"\.ffn\.w12\.weight$",
+    ("sarvam_moe",): r"\.query_key_value\.weight$",
+    ("unlimited_ocr", "unlimited_ocr_vision", "unlimited_ocr_vision_encoder"): r"\.self_attn\.qkv_proj\.weight$",
+    ("molmo2_text",): r"\.(att_proj|ff_proj)\.weight$",
+    ("inkling_mm_model",): r"\.w13_dn\.weight$",
+    ("lara_mini",): r"\.linear_attn\.in_proj\.weight$",
+}
 # Whose experts transformers does not join: with codes they are linear layers, or in files one tensor
 _APART = ("llama4", "llama4_text", "gpt_oss", "qwen3_vl_moe")
 # That transformers has; others of them vLLM runs by transformers' own code
@@ -178,9 +188,15 @@ _IN_FLOAT32 = {
         *("mistral_large4", "mistral_large4_text"),
     ): r"indexer\.weights_proj\.weight$",
 }
-_NO_BLOCKS_OF_OPTIMUM = (
-    r"^(?!(transformer\.h|h|model\.decoder\.layers|decoder\.layers|gpt_neox\.layers|layers"
-    r"|(model\.)?(language_model\.)?(model\.)?layers)\.\d)"
+_NO_BLOCKS_OF_OPTIMUM = rf"^(?!{KNOWN_LIST})"
+# Of texts, with lists of other names, or two of them, which the folder's config.json tells optimum of
+_TOLD_TO_OPTIMUM = (
+    *("bert", "roberta", "xlm-roberta", "distilbert", "electra", "deberta-v2", "albert", "mpnet", "bart", "marian"),
+    *("biogpt", "flaubert", "dbrx"),
+)
+_CONVOLUTIONS = (
+    "loads short convolutions, which it keeps in float32 otherwise, in the dtype of the model beside such codes, "
+    "and answers otherwise"
 )
 _OTHER_BLOCKS = "looks for such codes in a list of blocks of another name only"
 _PACKED = r"(pack-quantized|nvfp4-pack-quantized|mxfp4-pack-quantized) .*"
@@ -203,7 +219,13 @@ _TRANSFORMERS = (
         instead="--layout pack-quantized",
     ),
     *(
-        Limit("gptq", _OTHER_BLOCKS, families=families, names=_NO_BLOCKS_OF_OPTIMUM, instead=instead)
+        Limit(
+            *("gptq", _OTHER_BLOCKS),
+            families=families,
+            names=_NO_BLOCKS_OF_OPTIMUM,
+            unless=_TOLD_TO_OPTIMUM,
+            instead=instead,
+        )
         for families, instead in (
             (("dinov2", "dinov2_with_registers"), "--scheme nf4"),
             ((*_READS_WEIGHTS, *_WEIGHT_NORM), "--scheme fp8 --layout naive-quantized"),
@@ -249,32 +271,24 @@ _TRANSFORMERS = (
         beside=True,
     ),
     # whatever the layer
-    Limit(".*", "does not load codes of such a model right", families=_NOT_READ, instead="--store dense"),
     Limit(
-        "(?!pack-quantized).*",
-        "answers otherwise than the weights that it loads, by .6 to 1.8 %",
-        families=("falcon_mamba",),
+        ".*",
+        "keeps what is called `scale` or `k_norm` in float32, the scales of codes too, and does not multiply that "
+        "with the model's dtype",
+        families=("hy_v4", "hy_v4_vl", "hy_v4_vl_text"),
         instead="--store dense",
     ),
-    Limit(
-        "nf4.*",
-        "does not load such codes of such a model right",
-        families=(
-            *("colmodernvbert", "granite_speech_encoder", "granite_speech_plus_encoder", "inkling_text"),
-            *("lara_mini", "molmo2_text", "phi4_multimodal_vision"),
-        ),
-        instead="--scheme int --bits 4",
-    ),
-    Limit(
-        "(float|naive)-quantized.*",
-        "answers otherwise than the weights that it loads",
-        families=("glm5_next", "glm5_next_text", "nemotron_h_omni"),
-        instead="--store dense",
+    *(
+        Limit(forms, _CONVOLUTIONS, families=families, instead=instead)
+        for forms, families, instead in (
+            ("nf4.*", ("inkling_text", "inkling_mm_model"), "--scheme int --bits 4"),
+            ("(float|naive)-quantized.*", ("glm5_next", "glm5_next_text"), "--store dense"),
+        )
     ),
     Limit(
         "(?!nf4|gptq).*",
         "fails over gated layers, which it means to divide and this model has not",
-        families=("dinov2", "dinov2_with_registers"),
+        families=("dinov2", "dinov2_with_registers", "tipsv2_vision_model"),
         instead="--scheme nf4",
         where=("use_swiglu_ffn", False),
     ),
@@ -282,8 +296,7 @@ _TRANSFORMERS = (
         _PACKED,
         "fails to join the short convolutions, dense as they are, beside such codes",
         families=(
-            *("kimi_linear", "bailing_hybrid", "glm5_next", "glm5_next_text", "lara_mini", "olmo_hybrid"),
-            *("mistral_large4", "molmo2_text"),
+            *("kimi_linear", "bailing_hybrid", "glm5_next", "glm5_next_text", "olmo_hybrid", "mistral_large4"),
         ),
         instead="--scheme fp8",
     ),
@@ -292,6 +305,45 @@ _TRANSFORMERS = (
         "fails to join the short convolutions, dense as they are, beside such codes",
         families=("olmo_hybrid",),
         instead="--scheme fp8",
+    ),
+    Limit(
+        "(pack|int)-quantized .*",
+        "fails to convert experts or the head, dense as they are, beside such codes",
+        families=("step3p7", "inkling2", "inkling2_text", "inkling2_loop", "inkling2_loop_text"),
+        instead="--scheme fp8",
+    ),
+    Limit(
+        "nf4.*",
+        "reads routers in the dtype of the model beside such codes, and multiplies them with float32",
+        families=("inkling2", "inkling2_text", "inkling2_loop", "inkling2_loop_text"),
+        instead="--scheme fp8",
+    ),
+    Limit(
+        ".*",
+        "keeps this layer in float32",
+        families=("slanet", "slanext"),
+        names=r"head\.structure_(attention_cell|generator)\.",
+        dense=True,
+    ),
+    Limit(
+        _PACKED,
+        "joins gate and up of shared experts, which goes wrong with such codes",
+        families=("minimax_m3_vl",),
+        names=r"\.shared_experts\.(gate|up)_proj\.weight$",
+        instead="--scheme fp8",
+    ),
+    Limit(
+        ".*",
+        "looks for a weight where it calls this layer otherwise, not for codes",
+        families=("unlimited_ocr",),
+        names=r"(^|\.)projector\.layers\.weight$",
+        dense=True,
+    ),
+    Limit(
+        "(?!nf4|gptq).*",
+        "fails over the layers of a dense first block, which it means to divide, unless they are codes too",
+        families=("inkling_mm_model",),
+        instead="--store dense",
     ),
     Limit(
         "(?!nf4|gptq).*",
@@ -313,12 +365,15 @@ _TRANSFORMERS = (
         instead="--scheme fp8 --layout naive-quantized",
         hint=True,
     ),
-    Limit(
-        "(?!(int-quantized|float-quantized|naive-quantized) .* (channel|tensor)).*",
-        "divides the layer, which goes wrong with such codes",
-        families=("dinov2", "dinov2_with_registers", "nomic_bert", "gte", "jina_embeddings_v3", "hrm_text"),
-        names=r"\.(weights_in|Wqkv|qkv_proj|gqkv_proj|up_gate_proj|gate_up_proj)\.weight$",
-        instead="--scheme fp8 --granularity channel",
+    *(
+        Limit(
+            "(?!(int-quantized|float-quantized|naive-quantized) .* (channel|tensor)).*",
+            "divides the layer, which goes wrong with such codes",
+            families=families,
+            names=names,
+            instead="--scheme fp8 --granularity channel",
+        )
+        for families, names in _DIVIDED.items()
     ),
     Limit("nf4.*", "takes no codes of its layers", families=("falcon",), instead="--scheme fp8"),
     Limit("nf4.*", "rounds them once more where it rescales layers", families=("rwkv",), instead="--scheme fp8"),
@@ -331,7 +386,7 @@ _TRANSFORMERS = (
     Limit(
         "nf4.*",
         "takes no codes of an attention's output that torch computes",
-        families=(*_SIGLIP, "phi4_multimodal"),
+        families=(*_SIGLIP, "phi4_multimodal", "phi4_multimodal_vision", "colmodernvbert", "modernvbert"),
         names=r"head\.attention\.out_proj\.weight$",
         dense=True,
     ),

@@ -55,6 +55,38 @@ def test_gptq_leaves_dense_what_its_loaders_take_no_codes_of(tmp_path: Path, inc
     assert all(np.array_equal(before[name], after[name]) for name in before.keys() - packed)
 
 
+def test_optimum_is_told_of_what_stays_dense_in_a_list_of_layers(tmp_path: Path) -> None:
+    """A layer of four rows fills no words; one that is left out in one block only is named with its number."""
+    narrow = {f"model.layers.{layer}.linear_attn.in_proj_a.weight": (4, 64) for layer in range(2)}
+    model = moe_folder(tmp_path / "model", more=narrow)
+    options: dict[str, Any] = {"exclude": ["*.1.self_attn.o_proj.weight"], **BITS}
+    report = api.quantize(model, tmp_path / "out", layout="gptq", **options)
+    (left,) = {job.left_alone[0].reason for job in report.plan.jobs if job.spec.name in narrow}
+    assert left == "GPTQ's words hold 8 codes, not a part of [4, 64]"
+    found = declared(tmp_path / "out")
+    others = [f"self_attn.{part}" for part in ("k_proj", "q_proj", "v_proj")]
+    assert found["modules_in_block_to_quantize"] == [["layers.0.self_attn.o_proj", *others]]
+    assert "block_name_to_quantize" not in found
+    assert any(re.match(text[2:], "model.layers.0.linear_attn.in_proj_a") for text in found["dynamic"])
+
+
+def test_optimum_is_told_of_lists_of_layers_that_it_does_not_look_for(tmp_path: Path) -> None:
+    at = "bert.encoder.layer.0.attention.self"
+    tensors = {f"{at}.{part}.weight": np.eye(64, dtype=np.float32) for part in ("query", "key", "value")}
+    tensors["cls.predictions.transform.dense.weight"] = np.eye(64, dtype=np.float32)
+    (tmp_path / "in").mkdir()
+    save_file(tensors, tmp_path / "in" / "model.safetensors")
+    (tmp_path / "in" / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    api.quantize(tmp_path / "in", tmp_path / "out", layout="gptq", loader="transformers", **BITS)
+    found = declared(tmp_path / "out")
+    assert found["block_name_to_quantize"] == ""
+    parts = [f"attention.self.{part}" for part in ("key", "query", "value")]
+    assert found["modules_in_block_to_quantize"] == [parts]
+    (tmp_path / "in" / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    with pytest.raises(UsageError, match="list of blocks of another name only"):
+        api.quantize(tmp_path / "in", tmp_path / "vit", layout="gptq", loader="transformers", **BITS)
+
+
 @pytest.mark.parametrize("verb", ["quantize", "prune"])
 def test_towers_stay_dense_unless_included(tmp_path: Path, verb: str) -> None:
     model = moe_folder(tmp_path / "model", more=MULTIMODAL)
@@ -352,10 +384,23 @@ PACKED = "pack-quantized int4 group"
         ("rwkv", "rwkv.blocks.0.attention.key.weight", "nf4", False),
         ("rwkv", "rwkv.blocks.0.attention.key.weight", "int-quantized int8 channel", True),
         # what does not load right, found by loading codes
-        ("pi0", "model.vlm.language_model.layers.0.mlp.up_proj.weight", PACKED, False),
-        ("falcon_mamba", "backbone.layers.0.mixer.in_proj.weight", "naive-quantized float8 channel", False),
-        ("lara_mini", "model.layers.0.mlp.up_proj.weight", "nf4", False),
-        ("lara_mini", "model.layers.0.mlp.up_proj.weight", "int-quantized int8 channel", True),
+        ("pi0", "model.vlm.language_model.layers.0.mlp.up_proj.weight", PACKED, True),
+        ("hy_v4", "model.layers.0.self_attn.q_a_proj.weight", "naive-quantized float8 channel", False),
+        ("falcon_mamba", "backbone.layers.0.mixer.in_proj.weight", "naive-quantized float8 channel", True),
+        ("falcon_mamba", "backbone.layers.0.mixer.in_proj.weight", PACKED, False),
+        ("inkling_text", "model.llm.layers.0.attn.wq_du.weight", "nf4", False),
+        ("glm5_next", "model.layers.0.self_attn.q_proj.weight", "float-quantized float8 channel", False),
+        ("inkling2_text", "model.llm.layers.0.attn.wq_du.weight", PACKED, False),
+        ("inkling2_text", "model.llm.layers.0.attn.wq_du.weight", "float-quantized float8 channel", True),
+        # layers that it divides, or calls otherwise where it looks for weights
+        ("lara_mini", "model.layers.0.linear_attn.in_proj.weight", "nf4", False),
+        ("lara_mini", "model.layers.0.mlp.up_proj.weight", "nf4", True),
+        ("radio", "radio_model.model.blocks.0.attn.qkv.weight", PACKED, False),
+        ("radio", "radio_model.model.blocks.0.attn.qkv.weight", "int-quantized int8 channel", True),
+        ("radio", "radio_model.model.blocks.0.mlp.fc1.weight", "int-quantized int8 channel", True),
+        ("unlimited_ocr", "model.projector.layers.weight", "float-quantized float8 channel", False),
+        ("slanext", "head.structure_generator.fc2.weight", "float-quantized float8 channel", False),
+        ("phi4_multimodal_vision", "head.attention.out_proj.weight", "nf4", False),
     ],
 )
 def test_what_transformers_takes_by_kind(kind: str, name: str, form: str, taken: bool) -> None:

@@ -50,7 +50,7 @@ def left_dense(scheme: Scheme, spec: TensorSpec, checkpoint: Checkpoint, loader:
     if decoder is None or not decoder.dialect(spec):
         return ""
     if decoder.dialect(spec) == "gptq" and has_layers(checkpoint.tensors):
-        return not_in_a_layer(spec.name)
+        return not_in_a_layer(spec.name) or _of_part_words(spec, decoder)
     config = checkpoint.source.config
     if config is None:
         return ""
@@ -62,6 +62,16 @@ def left_dense(scheme: Scheme, spec: TensorSpec, checkpoint: Checkpoint, loader:
         limit = next(dense, None)
         reasons.append("" if limit is None else f"{READERS[reader].name} {limit.why}")
     return reasons[0] if reasons and all(reasons) else ""
+
+
+def _of_part_words(spec: TensorSpec, decoder: Decoder) -> str:
+    """Why a layer is too narrow for GPTQ's words of 32 bits, "" where it fills whole ones both ways. Such layers
+    are a model's smallest, a row or four for each head."""
+    codes = 32 // int((decoder.config(spec) or {})["bits"])
+    shape = list(spec.matrix)
+    return (
+        "" if not any(size % codes for size in shape) else f"GPTQ's words hold {codes} codes, not a part of {shape}"
+    )
 
 
 def not_taken(loader: Loader | None, spec: TensorSpec, decoder: Decoder, config: Config, *, experts: bool) -> str:

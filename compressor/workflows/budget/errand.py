@@ -97,6 +97,7 @@ class Errand:
     def _taken(self, recipe: Recipe) -> str | None:
         """The statistics, where a stage takes them."""
         takes = any(
-            stage.stats is None and (stage.statistics or stage.method.with_statistics()) for stage in recipe.stages
+            stage.stats is None and any(one.statistics or one.with_statistics() for one in stage.methods)
+            for stage in recipe.stages
         )
         return self.stats if takes else None
