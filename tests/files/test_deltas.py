@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from support import archives
 from support.console import compressor
 from support.fault_injection import KINDS, Kind, Server, invoke, is_one_line, make_folder, tree
+from support.range_server import served
 from support.staged import Stage, fail_every_call
 
 from compressor import api
@@ -203,6 +204,18 @@ def test_quantized_files_come_back_as_they_were(tmp_path: Path) -> None:
     api.pipeline(tmp_path / "q2.safetensors", tmp_path / "u.safetensors", base=tmp_path / "q1.safetensors")
     api.restore(tmp_path / "u.safetensors", tmp_path / "back.safetensors", base=tmp_path / "q1.safetensors")
     assert sha256(tmp_path / "back.safetensors") == sha256(tmp_path / "q2.safetensors")
+
+
+def test_a_base_may_be_on_a_server(tmp_path: Path) -> None:
+    base, now = updated(0.001, (300, 700))
+    local = archives.write(tmp_path / "base.safetensors", {"w": ("BF16", base)})
+    model = archives.write(tmp_path / "model.safetensors", {"w": ("BF16", now)})
+    with served() as files:
+        files.put("/base.safetensors", local.read_bytes())
+        away = f"{files.url}/base.safetensors"
+        api.pipeline(model, tmp_path / "update.safetensors", base=away)
+        api.restore(tmp_path / "update.safetensors", tmp_path / "back.safetensors", base=away)
+    assert sha256(tmp_path / "back.safetensors") == sha256(model)
 
 
 @pytest.fixture
