@@ -22,7 +22,6 @@ def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.command(
     cls=Command,
     examples=(
-        "compressor recipes list",
         "compressor pipeline MODEL -o SMALL --recipe w4a16",
         "compressor pipeline model.safetensors -o small.safetensors \\\n"
         "  --stage prune:sparsity=0.5 --stage quantize:bits=8",

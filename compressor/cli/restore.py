@@ -16,7 +16,7 @@ from compressor.recipe.model import Recipe
     examples=(
         "compressor restore small.safetensors -o dense.safetensors",
         "compressor restore SMALL -o model.gguf",
-        "compressor restore update --base BASE -o MODEL",
+        "compressor restore update --base BASE -o TRAINED",
     ),
 )
 @options.writing
