@@ -48,7 +48,8 @@ class Limit:
     for all of them; it holds of no family that is among `unless`. `why` is what the loader does then. `dense`: they
     are few layers, which stay dense for that loader. `instead`: options with which it takes such a model. `hint`:
     it takes them, if told how to load. `beside`: of experts, which it does not take either, dense or not, beside
-    other layers in such codes. `where`: an entry of config.json, and what it has to be.
+    other layers in such codes. `where`: an entry of config.json, and what it has to be. `both`: what to use instead
+    where experts and embeddings have codes, of which many take one and not the other.
     """
 
     forms: str
@@ -62,6 +63,7 @@ class Limit:
     dense: bool = False
     hint: bool = False
     where: tuple[str, Any] | None = None
+    both: str = ""
 
     def holds(self, form: str, layer: Layer, types: Sequence[str]) -> bool:
         """Whether it holds of this form of some tensor, in a model of these types, the outermost first."""
@@ -134,7 +136,6 @@ _DIVIDED: Mapping[tuple[str, ...], str] = {
     ("sarvam_moe",): r"\.query_key_value\.weight$",
     ("unlimited_ocr", "unlimited_ocr_vision", "unlimited_ocr_vision_encoder"): r"\.self_attn\.qkv_proj\.weight$",
     ("molmo2_text",): r"\.(att_proj|ff_proj)\.weight$",
-    ("inkling_mm_model",): r"\.w13_dn\.weight$",
     ("lara_mini",): r"\.linear_attn\.in_proj\.weight$",
 }
 # Whose experts transformers does not join: with codes they are linear layers, or in files one tensor
@@ -209,7 +210,21 @@ _NO_CONV1D = Limit(
 
 _TRANSFORMERS = (
     _NO_CONV1D,
-    Limit("nf4.*", "takes no codes of them", (Layer.EMBEDDING,), instead="--scheme int --layout int-quantized"),
+    Limit(".*", _CONVOLUTIONS, families=("glm5_next", "glm5_next_text"), instead="--store dense"),
+    Limit("nf4.*", _CONVOLUTIONS, families=("inkling_mm_model",), instead="--store dense"),
+    Limit(
+        "(?!nf4|gptq).*",
+        "fails over the layers of a dense first block, which it means to divide, unless they are codes too",
+        families=("inkling_mm_model",),
+        instead="--store dense",
+    ),
+    Limit(
+        "nf4.*",
+        "takes no codes of them",
+        (Layer.EMBEDDING,),
+        instead="--scheme int --layout int-quantized",
+        both="--scheme fp8",
+    ),
     Limit(_PACKED, "takes packed codes of them when told to dequantize only", (Layer.EMBEDDING,), hint=True),
     # GPTQ's layout, which optimum reads for it: in the one list of blocks that it knows, under one of these names
     Limit(
@@ -241,6 +256,7 @@ _TRANSFORMERS = (
         unless=_APART,
         instead="--bits 8 --layout pack-quantized",
         beside=True,
+        both="--scheme fp8",
     ),
     Limit(
         "pack-quantized .* asymmetric",
@@ -260,8 +276,16 @@ _TRANSFORMERS = (
         unless=_APART,
         instead="--scheme mxfp4",
         beside=True,
+        both="--scheme fp8",
     ),
-    Limit("nf4.*", "takes no codes of them", (Layer.EXPERT,), unless=_APART, instead="--scheme int --bits 4"),
+    Limit(
+        "nf4.*",
+        "takes no codes of them",
+        (Layer.EXPERT,),
+        unless=_APART,
+        instead="--scheme int --bits 4",
+        both="--scheme fp8",
+    ),
     Limit(
         "nvfp4-pack-quantized .*",
         "leaves the global scale of experts out, which are off by orders of magnitude, or fails to join dense ones",
@@ -278,13 +302,7 @@ _TRANSFORMERS = (
         families=("hy_v4", "hy_v4_vl", "hy_v4_vl_text"),
         instead="--store dense",
     ),
-    *(
-        Limit(forms, _CONVOLUTIONS, families=families, instead=instead)
-        for forms, families, instead in (
-            ("nf4.*", ("inkling_text", "inkling_mm_model"), "--scheme int --bits 4"),
-            ("(float|naive)-quantized.*", ("glm5_next", "glm5_next_text"), "--store dense"),
-        )
-    ),
+    Limit("nf4.*", _CONVOLUTIONS, families=("inkling_text",), instead="--scheme int --bits 4"),
     Limit(
         "(?!nf4|gptq).*",
         "fails over gated layers, which it means to divide and this model has not",
@@ -295,9 +313,7 @@ _TRANSFORMERS = (
     Limit(
         _PACKED,
         "fails to join the short convolutions, dense as they are, beside such codes",
-        families=(
-            *("kimi_linear", "bailing_hybrid", "glm5_next", "glm5_next_text", "olmo_hybrid", "mistral_large4"),
-        ),
+        families=(*("kimi_linear", "bailing_hybrid", "olmo_hybrid", "mistral_large4"),),
         instead="--scheme fp8",
     ),
     Limit(
@@ -338,12 +354,6 @@ _TRANSFORMERS = (
         families=("unlimited_ocr",),
         names=r"(^|\.)projector\.layers\.weight$",
         dense=True,
-    ),
-    Limit(
-        "(?!nf4|gptq).*",
-        "fails over the layers of a dense first block, which it means to divide, unless they are codes too",
-        families=("inkling_mm_model",),
-        instead="--store dense",
     ),
     Limit(
         "(?!nf4|gptq).*",

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compressor.calibration.opening import files_of as statistics_files_of
 from compressor.calibration.opening import open_all
@@ -38,7 +38,7 @@ from compressor.engine.execution.worker import Worker
 from compressor.engine.plan.adapter import makes_adapter
 from compressor.engine.plan.experts import divided
 from compressor.engine.plan.pairing import check_model
-from compressor.engine.plan.plan import Job, Plan
+from compressor.engine.plan.plan import Plan
 from compressor.engine.plan.planner import make_plan, stores_packed, with_fingerprint
 from compressor.engine.plan.request import PlanRequest
 from compressor.files.addresses import is_address
@@ -46,8 +46,10 @@ from compressor.files.destination import check_apart, container_of
 from compressor.files.identity import Identity, identity_of
 from compressor.files.layout import Container
 from compressor.files.output import Output
+from compressor.files.sending import Sending
 from compressor.files.source import Source
 from compressor.files.staging import check_place
+from compressor.files.writing import check_output, open_output, open_part
 from compressor.methods.registry import methods_of
 from compressor.recipe.archive_store import archive_store
 from compressor.recipe.gates import Gates
@@ -63,7 +65,9 @@ from compressor.workflows.results import Report, ReportedGateFailed, Verdict
 from compressor.workflows.run_options import RunOptions
 
 if TYPE_CHECKING:
+    from compressor.engine.execution.archive import Archiving
     from compressor.engine.execution.survey_book import SurveyBook
+    from compressor.files.part_folder import PartFile
     from compressor.workflows.model_card import CardFacts
 
 _LARGE = 128 << 20  # bytes of a model that are worth the start of processes
@@ -230,15 +234,19 @@ def _check_output(order: Order, container: Container, *, recorded: bool) -> None
     """OutputError where the output cannot be written to its place; UsageError for options that have none there."""
     options, folder = order.options, container == "folder"
     if is_address(order.output):
-        if options.part is not None or options.scheduler is not None:
-            said = f"-o {printable(order.output)}: jobs and workers write to a disk that all of them see"
-            raise UsageError(said, remedy="Leave --part and --scheduler out, or name a place on a disk")
-        from compressor.files.remote.output import check_destination
-
-        if not options.dry_run:
-            check_destination(order.output, folder=folder, replace=options.force, recorded=recorded)
-    elif not options.dry_run:
-        check_place(order.output, folder=folder, replace=options.force, recorded=recorded)
+        said = f"-o {printable(order.output)}"
+        if options.part is not None and order.output.lower().startswith("hf://"):
+            raise UsageError(
+                f"{said}: a repository of the hub keeps all that was ever in it, parts as well",
+                remedy="Write the parts to a disk or to a bucket, and merge them to there",
+            )
+        if options.scheduler is not None and not options.dry_run and "TMPDIR" not in os.environ:
+            raise UsageError(
+                f"{said}: workers write a shard to a disk that all of them see, before it is sent",
+                remedy="Set TMPDIR to a folder that all of them see",
+            )
+    if not options.dry_run:
+        check_output(order.output, folder=folder, replace=options.force, recorded=recorded)
 
 
 def _from_gguf(checkpoint: Checkpoint, container: Container) -> Checkpoint:
@@ -322,6 +330,8 @@ def open_inputs(order: Order) -> Opened:
     coding = [stage.store for stage in recipe.stages if stage.method.verb == "quantize"]
     if container == "npz" and "dense" in coding:
         raise UsageError("an .npz output holds codes", remedy="Leave --store out, or end the output otherwise")
+    if archived and options.work is not None and is_address(order.output):
+        raise UsageError("--work keeps finished shards: an archive elsewhere has none", remedy="Leave --work out")
     _check_output(order, container, recorded=changes)
     statistics, undivided = _by_names(open_all(recipe), checkpoint, container), checkpoint
     if changes and not checkpoint.stored:
@@ -601,7 +611,7 @@ def write(planned: Planned) -> Report:
             worker.histograms = order.options.histograms
             runner = _runner(planned, worker, stack)
             fingerprint = plan.fingerprint  # that of the record; an archive's plan has the sizes that came of it
-            plan, changes = _carried_out(planned, runner, sink)
+            plan, changes = _carried_out(planned, runner, sink, lambda number: sink.send(sink.layouts[number][0]))
             report = Report(order.verb, order.source, _place(order.output, plan), plan, changes)
             gates = order.options.gates
             sizes = judge_sizes(gates, plan.size_before, plan.size_after) if opened.archived else []
@@ -632,21 +642,15 @@ def _place(output: str, plan: Plan) -> str:
 def _output(opened: Opened, plan: Plan) -> Output:
     """The output under construction, on a disk or elsewhere."""
     order, layouts = opened.order, [(file.name, file.layout) for file in plan.files]
+    sending = Sending(plan.fingerprint[:16], keeps=order.options.work is not None)
     replace, recorded = order.options.force, bool(plan.stages)
-    if not is_address(order.output):
-        return Output(order.output, opened.container, layouts, replace=replace, recorded=recorded)
-    from compressor.files.remote.output import RemoteOutput
-
-    keeps = order.options.work is not None
-    return RemoteOutput(
-        order.output, opened.container, layouts, plan.fingerprint[:16], archived=opened.archived, keeps=keeps
-    )
+    return open_output(order.output, opened.container, layouts, sending, replace=replace, recorded=recorded)
 
 
 def _write_part(planned: Planned, plan: Plan, share: Share) -> Report:
     """Carry out a share of the plan, and write it down as a part for `merge`, by which the gates are judged."""
-    from compressor.engine.execution.parts import inputs_of, measured, written_files
-    from compressor.files.part_folder import PartOutput, PartRecord
+    from compressor.engine.execution.parts import inputs_of, measured, written_file
+    from compressor.files.part_folder import PartRecord
     from compressor.workflows.model_card import NAME as CARD
 
     opened, request = planned.opened, planned.request
@@ -660,10 +664,15 @@ def _write_part(planned: Planned, plan: Plan, share: Share) -> Report:
         worker.histograms = options.histograms
         runner = _runner(planned, worker, stack, share)
         layouts = [(file.name, file.layout) for file in plan.files]
-        sink = PartOutput(target, layouts, runner.files, replace=options.force)
+        sink = open_part(target, layouts, runner.files, Sending(plan.fingerprint[:16]), replace=options.force)
+        files: dict[int, PartFile] = {}
+
+        def finished(number: int) -> None:
+            files[number] = written_file(runner, sink, number, archived=opened.archived)
+
         try:
             runner.worker.sink, sink.spread = sink, options.scheduler is not None
-            done, changes = _carried_out(planned, runner, sink)
+            done, changes = _carried_out(planned, runner, sink, finished)
             facts = _card_facts(planned, done) if share.number == 1 else None
             if facts is not None:
                 done = replace(done, carried=tuple(name for name in done.carried if name != CARD))
@@ -676,7 +685,7 @@ def _write_part(planned: Planned, plan: Plan, share: Share) -> Report:
                 times=times,
                 container=opened.container,
                 names=tuple(file.name for file in plan.files),
-                files=written_files(runner, sink, archived=opened.archived),
+                files=tuple(files[number] for number in sorted(files)),
                 small=tuple(map(sink.whole, small)),
                 said={
                     "archived": opened.archived,
@@ -717,41 +726,49 @@ def _runner(planned: Planned, worker: Worker, stack: ExitStack, share: Share | N
     return runner
 
 
-def _carried_out(planned: Planned, runner: Runner, sink: Output) -> tuple[Plan, Sequence[Change]]:
-    """Write all container files: the plan with the sizes that they have, and what happened to each of its jobs."""
-    opened, plan, checkpoint = planned.opened, runner.worker.plan, runner.worker.checkpoint
-    changes = [] if checkpoint.stored else runner.run()
-    if checkpoint.verbatim and runner.share is None:
-        from compressor.engine.execution.archive import check_originals
-
-        check_originals(sink, checkpoint)
-    if not opened.archived:
-        return plan, changes
-    from compressor.engine.execution.archive import Coding, archive_files
-
-    files = None if runner.share is None else runner.files
-    if checkpoint.stored:
-        return _archived(opened, runner, sink, files)
-    way = Coding(opened.order.options.effort)
-    return archive_files(sink, plan, way, opened.workers, files=files)[0], changes
-
-
-def _archived(
-    opened: Opened, runner: Runner, sink: Output, files: Mapping[int, Sequence[Job]] | None
+def _carried_out(
+    planned: Planned, runner: Runner, sink: Output, finished: Callable[[int], None]
 ) -> tuple[Plan, Sequence[Change]]:
-    """Write archives of the input's files as they are, against the base where there is one."""
-    from compressor.engine.execution.archive import Coding, archive_files
+    """Write all container files, and tell the number of each that is `finished`, where they are sent elsewhere
+    before the next is begun: the plan with the sizes that they have, and what happened to each of its jobs."""
+    opened, checkpoint = planned.opened, runner.worker.checkpoint
+    files = dict(enumerate(runner.worker.plan.by_file)) if runner.share is None else runner.files
+    archiving = _archiving(opened, runner, sink) if opened.archived else None
+    changes: Sequence[Change] = []
+
+    def complete(number: int) -> None:
+        if checkpoint.verbatim and runner.share is None:
+            from compressor.engine.execution.archive import check_original
+
+            check_original(sink, number, checkpoint)
+        if archiving is not None and sink.sends:
+            archiving.code({number: files[number]})
+        finished(number)
+
+    if not checkpoint.stored:
+        changes = runner.run(complete if sink.sends else None)
+    if archiving is not None and not sink.sends:
+        archiving.code(files)
+    if checkpoint.stored or not sink.sends:
+        for number in files:
+            complete(number)
+    if opened.base is not None:
+        opened.base.check_unchanged()
+    if archiving is None:
+        return runner.worker.plan, changes
+    return archiving.plan, archiving.changes if checkpoint.stored else changes
+
+
+def _archiving(opened: Opened, runner: Runner, sink: Output) -> Archiving:
+    from compressor.engine.execution.archive import Archiving, Coding
 
     checkpoint, base, way = runner.worker.checkpoint, opened.base, Coding(opened.order.options.effort)
     if base is not None:
         from compressor.files.archive_base import matching
 
         way = replace(way, bases=matching(checkpoint.source, base))
-    told: dict[str, Any] = {"progress": runner.progress, "files": files}
-    done = archive_files(sink, runner.worker.plan, way, opened.workers, checkpoint=checkpoint, **told)
-    if base is not None:
-        base.check_unchanged()
-    return done
+    of = (checkpoint, runner.progress) if checkpoint.stored else (None, None)
+    return Archiving(sink, runner.worker.plan, way, opened.workers, *of)
 
 
 def _finish(sink: Output, plan: Plan, request: PlanRequest) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from compressor.architectures.loaders import READERS, Loader
 from compressor.core.errors import UsageError
 from compressor.core.text import printable
-from compressor.files.addresses import from_the_root
+from compressor.files.addresses import absolute
 from compressor.files.destination import check_apart
 from compressor.recipe.archive_store import Effort, StoreAs
 from compressor.recipe.gates import Gates
@@ -117,8 +117,8 @@ class RunOptions:
     def absolute(self) -> RunOptions:
         """These options with paths from the root on."""
         given = {key: value for key in _PATHS if (value := getattr(self, key)) is not None}
-        found: dict[str, Any] = {key: from_the_root(value) for key, value in given.items()}
-        return replace(self, **found)
+        paths: dict[str, Any] = {key: absolute(value) for key, value in given.items()}
+        return replace(self, **paths)
 
     def announce(self, text: str) -> None:
         """Tell `progress` of a pass, where it has a `stage` to be told by."""

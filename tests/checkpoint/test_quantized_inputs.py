@@ -557,3 +557,13 @@ NO_CODES: dict[str, Callable[[], Stored]] = {
 def test_what_only_looks_a_little_like_codes(tmp_path: Path, kind: str) -> None:
     model = put(tmp_path / "m.safetensors", NO_CODES[kind]())
     assert invoke(["prune", "--sparsity", "0.5", str(model), "-o", str(tmp_path / "o.safetensors"), "-q"])[0] == 0
+
+
+def test_a_config_that_says_nothing_of_quantization_or_what_is_not_there(tmp_path: Path) -> None:
+    dense: Stored = {"a.weight": ("F32", RANDOM.standard_normal((8, 64)).astype(np.float32))}
+    empty = put(tmp_path / "empty", dense, {"quantization_config": {}})
+    assert np.array_equal(restored(empty)["a.weight"], dense["a.weight"][1])
+    claims = put(tmp_path / "claims", dense, {"quantization_config": {"quant_method": "gptq", "bits": 4}})
+    report = api.quantize(claims, tmp_path / "out", bits=8)
+    assert "the input calls itself quantized (gptq), and none of its tensors are codes" in report.plan.notes
+    assert not any("stand for" in note for note in report.plan.notes)

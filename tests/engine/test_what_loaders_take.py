@@ -16,7 +16,7 @@ from support.moe_folders import moe_folder
 
 from compressor import api
 from compressor.architectures.fused_layers import experts_module
-from compressor.architectures.loaders import limits_of
+from compressor.architectures.loaders import READERS, Layer, limits_of
 from compressor.core.errors import CompressorError, UsageError, problems_of
 
 BITS: dict[str, Any] = {"bits": 4, "group_size": 32}
@@ -406,3 +406,42 @@ PACKED = "pack-quantized int4 group"
 def test_what_transformers_takes_by_kind(kind: str, name: str, form: str, taken: bool) -> None:
     """Found in transformers 5.24 by looking at models of all types, without data."""
     assert (next(limits_of("transformers", {"model_type": kind}, name, form), None) is None) == taken
+
+
+OTHER_FORMS = {  # of codes, by options that messages name
+    "--scheme fp8": "float-quantized float8 channel",
+    "--scheme fp8 --layout naive-quantized": "naive-quantized float8 channel",
+    "--scheme fp8 --granularity channel": "float-quantized float8 channel",
+    "--granularity channel": "float-quantized float8 channel",
+    "--scheme int --bits 4": PACKED,
+    "--layout pack-quantized": PACKED,
+    "--bits 8 --layout pack-quantized": "pack-quantized int8 group",
+    "--symmetric": PACKED,
+    "--scheme int --layout int-quantized": "int-quantized int8 channel",
+    "--scheme nf4": "nf4",
+    "--scheme mxfp4": "mxfp4-pack-quantized float4 group",
+}
+
+
+def test_no_refusal_leads_to_another() -> None:
+    """What is named instead of codes that transformers does not take of a family is taken of it."""
+    layers = ("model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.experts.0.up_proj.weight")
+    for limit in READERS["transformers"].limits:
+        form = OTHER_FORMS.get(limit.instead)
+        assert form is not None or limit.instead in ("", "--store dense") or "--store dense" in limit.instead
+        for kind in limit.families if form is not None else ():
+            name = layers[Layer.EXPERT in limit.layers]
+            found = limits_of("transformers", {"model_type": kind}, name, str(form), experts=True)
+            met = [one.why for one in found if not one.dense and one.where is None]
+            assert not met, (kind, limit.instead, met)
+
+
+def test_experts_and_embeddings_have_a_way_on_in_common(tmp_path: Path) -> None:
+    model = moe_folder(tmp_path / "model")
+    asked: dict[str, Any] = {"include": ["*embed*", "*proj*"], "loader": "transformers"}
+    for how in ({"scheme": "nf4"}, {"layout": "int-quantized"}, {"scheme": "mxfp8"}):
+        with pytest.raises(CompressorError) as caught:
+            api.quantize(model, tmp_path / "out", **how, **asked)
+        for problem in problems_of(caught.value):
+            assert (problem.remedy or "").startswith("Use --scheme fp8"), problem
+    api.quantize(model, tmp_path / "out", scheme="fp8", **asked)

@@ -84,63 +84,73 @@ def as_it_was(checkpoint: Checkpoint, container: Container) -> Checkpoint | None
     return replace(checkpoint, tensors=tensors, compression="", dropped=(), verbatim=True)
 
 
-def archive_files(
-    sink: Output,
-    plan: Plan,
-    way: Coding,
-    workers: int,
-    *,
-    checkpoint: Checkpoint | None = None,
-    progress: Callable[[int], None] = lambda done: None,
-    files: Mapping[int, Sequence[Job]] | None = None,
-) -> tuple[Plan, list[Change]]:
-    """Put an archive in the place of every container file; the plan with the sizes that this gave, and the zeros.
+@dataclass
+class Archiving:
+    """Archives in the place of the container files that `sink` has, in this `way`: of the tensors that these
+    hold or, where a `checkpoint` is given, of its own as they lie there. `plan` has the sizes that came of it and
+    `changes` the zeros, of each of its jobs."""
 
-    The tensors are those that the files hold or, where a `checkpoint` is given, its own as they lie there; only
-    those of some jobs, in the `files` of these numbers, where they are given. OutputError where writing fails.
-    """
-    coded: dict[str, int] = {}
-    changes: dict[str, Change] = {}
-    archived = list(plan.files)
-    own = dict(enumerate(plan.by_file)) if files is None else files
-    with local(workers) as executor:
-        for number, mine in own.items():
-            file = plan.files[number]
-            name = sink.layouts[number][0]
-            with ExitStack() as used:
-                if checkpoint is None:
-                    written = used.enter_context(sink.reading(name))
-                    header = safetensors.read_header(written)
-                    held = {spec.name for job in mine for spec in job.part_specs}
-                    placed = [one for one in header.tensors if one.spec.name in held]
-                    stored, metadata = [StoredTensor(written, one) for one in placed], header.metadata
-                    original = None
-                else:
-                    stored = [checkpoint.tensors[job.spec.name].whole for job in mine]
-                    metadata = file.layout.metadata
-                    original = _AsItIs.of(checkpoint, plan, number)
-                writer = ArchiveWriter(used.enter_context(sink.rewriting(name)))
-                hashed = None if original is None else executor.submit(original.sha256)
-                for tensor, change in _archive(
-                    stored, writer, way, executor, workers + 2, as_it_is=original is not None
-                ):
-                    changes.setdefault(tensor, Change()).merge(change)
-                    progress(change.size * DTYPES[writer.tensors[tensor][0]].bits // 8)
-                if original is not None and hashed is not None:
-                    original.add(writer, hashed.result(), way.effort)
-                    writer.finish({})
-                else:
-                    _finish(writer, metadata, name)
-                coded |= writer.coded()
-            with sink.reading(name) as finished:
-                archived[number] = replace(file, layout=replace(file.layout, size=finished.size))
-    done = {job.spec.name for mine in own.values() for job in mine}
-    counted = (
-        replace(job, coded=sum(coded[spec.name] for spec in job.part_specs)) if job.spec.name in done else job
-        for job in plan.jobs
-    )
-    measured = [changes.get(job.spec.name, Change()) for job in plan.jobs]
-    return replace(plan, files=tuple(archived), jobs=tuple(counted)), measured
+    sink: Output
+    plan: Plan
+    way: Coding
+    workers: int
+    checkpoint: Checkpoint | None = None
+    progress: Callable[[int], None] | None = None
+    changes: list[Change] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.changes = [Change() for _ in self.plan.jobs]
+
+    def code(self, files: Mapping[int, Sequence[Job]]) -> None:
+        """Put an archive in the place of each of these files, by their numbers, of some of its jobs. OutputError
+        where writing fails."""
+        sink, plan, checkpoint = self.sink, self.plan, self.checkpoint
+        coded: dict[str, int] = {}
+        changes: dict[str, Change] = {}
+        archived = list(plan.files)
+        with local(self.workers) as executor:
+            for number, mine in files.items():
+                file = plan.files[number]
+                name = sink.layouts[number][0]
+                with ExitStack() as used:
+                    if checkpoint is None:
+                        written = used.enter_context(sink.reading(name))
+                        header = safetensors.read_header(written)
+                        held = {spec.name for job in mine for spec in job.part_specs}
+                        placed = [one for one in header.tensors if one.spec.name in held]
+                        stored, metadata = [StoredTensor(written, one) for one in placed], header.metadata
+                        original = None
+                    else:
+                        stored = [checkpoint.tensors[job.spec.name].whole for job in mine]
+                        metadata = file.layout.metadata
+                        original = _AsItIs.of(checkpoint, plan, number)
+                    writer = ArchiveWriter(used.enter_context(sink.rewriting(name)))
+                    hashed = None if original is None else executor.submit(original.sha256)
+                    for tensor, change in _archive(
+                        stored, writer, self.way, executor, self.workers + 2, as_it_is=original is not None
+                    ):
+                        changes.setdefault(tensor, Change()).merge(change)
+                        self._tell(change.size * DTYPES[writer.tensors[tensor][0]].bits // 8)
+                    if original is not None and hashed is not None:
+                        original.add(writer, hashed.result(), self.way.effort)
+                        writer.finish({})
+                    else:
+                        _finish(writer, metadata, name)
+                    coded |= writer.coded()
+                with sink.reading(name) as finished:
+                    archived[number] = replace(file, layout=replace(file.layout, size=finished.size))
+        done = {job.spec.name for mine in files.values() for job in mine}
+        counted = (
+            replace(job, coded=sum(coded[spec.name] for spec in job.part_specs)) if job.spec.name in done else job
+            for job in plan.jobs
+        )
+        for job, change in zip(plan.jobs, self.changes, strict=True):
+            change.merge(changes.get(job.spec.name, Change()))
+        self.plan = replace(plan, files=tuple(archived), jobs=tuple(counted))
+
+    def _tell(self, nbytes: int) -> None:
+        if self.progress is not None:
+            self.progress(nbytes)
 
 
 def merge_archives(sink: Output, name: str, parts: Sequence[InputFile]) -> None:
@@ -228,18 +238,18 @@ def _sha256(file: InputFile, size: int) -> str:
     return total.hexdigest()
 
 
-def check_originals(sink: Output, checkpoint: Checkpoint) -> None:
-    """InputError unless the files that were written are those that archives of them as they were are of."""
-    for (name, layout), source in zip(sink.layouts, checkpoint.source.files, strict=True):
-        assert isinstance(source.file, ArchivedFile)  # noqa: S101 - as it was found to be
-        assert source.file.original is not None  # noqa: S101 - the same
-        with sink.reading(name) as written:
-            if _sha256(written, layout.size) != source.file.original.sha256:
-                raise InputError(
-                    "is damaged in the archive: the file in it has another SHA-256",
-                    file=source.file.path,
-                    remedy="Archive or download it again",
-                )
+def check_original(sink: Output, number: int, checkpoint: Checkpoint) -> None:
+    """InputError unless a file that was written is that which the archive of it as it was is of."""
+    (name, layout), source = sink.layouts[number], checkpoint.source.files[number]
+    assert isinstance(source.file, ArchivedFile)  # noqa: S101 - as it was found to be
+    assert source.file.original is not None  # noqa: S101 - the same
+    with sink.reading(name) as written:
+        if _sha256(written, layout.size) != source.file.original.sha256:
+            raise InputError(
+                "is damaged in the archive: the file in it has another SHA-256",
+                file=source.file.path,
+                remedy="Archive or download it again",
+            )
 
 
 def _finish(writer: ArchiveWriter, metadata: Mapping[str, str], name: str) -> None:

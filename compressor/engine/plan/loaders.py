@@ -137,13 +137,19 @@ class _Model:
 
     def way_on(self, limit: Limit, tensors: Stored) -> str:
         """What to do about codes that are not taken."""
-        ways = [f"Use {limit.instead}"] if limit.instead else []
+        instead = limit.both if limit.both and self.both else limit.instead
+        ways = [f"Use {instead}"] if instead else []
         layers = {layer_of(self.config, spec.name) for spec, _ in tensors}
         if layers == {Layer.EXPERT} and not limit.beside:
             pattern = "*.experts.*" if "." in tensors[0][0].name.split("experts.")[0] else "experts.*"
             ways.append(f"leave them dense by --exclude '{pattern}'")
         plain = "Leave them out of --include, or use --store dense"
-        return (", or ".join(ways) or plain).replace("leave", "Leave", not limit.instead)
+        return (", or ".join(ways) or plain).replace("leave", "Leave", not instead)
+
+    @property
+    def both(self) -> bool:
+        """Whether embeddings have codes in a model with experts."""
+        return self.experts and any(layer_of(self.config, spec.name) is Layer.EMBEDDING for spec, _ in self.stored)
 
     @property
     def schemes_of_experts(self) -> int:
