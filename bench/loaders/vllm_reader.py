@@ -104,7 +104,20 @@ def numbers(layer: Any, weight: str, scale: str) -> Any:
     else:
         values = codes.float()
     scales = torch.exp2(scales.float() - 127) if scales.dtype == torch.uint8 else scales.float()
-    return values * scales.repeat_interleave(values.shape[-1] // scales.shape[-1], -1)
+    for axis in (-2, -1):  # a scale each row, and one for groups of columns; or one for blocks of both
+        scales = scales.repeat_interleave(values.shape[axis] // scales.shape[axis], axis)
+    return values * scales
+
+
+def of_gptq(layer: Any) -> Any:
+    """The matrix of a layer in GPTQ's layout, as vLLM has loaded its words down the columns: symmetric codes."""
+    import torch
+
+    words, scales = layer.qweight, layer.scales.float()
+    bits = 32 * words.shape[0] // layer.input_size_per_partition
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32).unsqueeze(-1)
+    codes = ((words.unsqueeze(1) >> shifts) & (2**bits - 1)).flatten(0, 1).float() - 2 ** (bits - 1)
+    return (codes * scales.repeat_interleave(len(codes) // len(scales), 0)).T
 
 
 class Multiplied:
@@ -121,7 +134,10 @@ class Multiplied:
         if self.scheme == "wNa16":
             layer.weight_columns = layer.input_size_per_partition
             dense = numbers(layer, "weight_packed", "weight_scale")
-        elif self.scheme in ("w8a16_fp8", "w8a8_fp8"):  # [in, out], with a scale an output
+        elif self.scheme == "gptq":
+            dense = of_gptq(layer)
+        elif self.scheme in ("w8a16_fp8", "w8a8_fp8") and not self.blocks(layer):
+            # [in, out], with a scale an output
             dense = (layer.weight.float() * layer.weight_scale.float().reshape(1, -1)).T
         else:
             dense = numbers(layer, "weight", "weight_scale")
@@ -129,6 +145,11 @@ class Multiplied:
                 dense *= layer.weight_global_scale.float()  # of which vLLM has made one for all parts
         layer.dense = dense.to(torch.bfloat16)
         multiplied.add(f"{self.scheme} of linear layers")
+
+    @staticmethod
+    def blocks(layer: Any) -> bool:
+        """Whether a scale is for a block of some rows and columns."""
+        return getattr(layer, "weight_block_size", None) is not None
 
     @staticmethod
     def input_quant_key() -> None:
@@ -155,6 +176,8 @@ def linear_layers_as_numbers() -> None:
     ):
         module = import_module(f"{_AT}.schemes.compressed_tensors_{scheme}")
         setattr(module, chooser, _choosing(getattr(module, chooser), scheme, made))
+    module = import_module("vllm.model_executor.layers.quantization.auto_gptq")
+    module.choose_mp_linear_kernel = _choosing(module.choose_mp_linear_kernel, "gptq", False)
 
 
 def _choosing(choose: Any, scheme: str, made: bool) -> Any:

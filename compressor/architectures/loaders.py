@@ -48,8 +48,8 @@ class Limit:
     for all of them; it holds of no family that is among `unless`. `why` is what the loader does then. `dense`: they
     are few layers, which stay dense for that loader. `instead`: options with which it takes such a model. `hint`:
     it takes them, if told how to load. `beside`: of experts, which it does not take either, dense or not, beside
-    other layers in such codes. `where`: an entry of config.json, and what it has to be. `both`: what to use instead
-    where experts and embeddings have codes, of which many take one and not the other.
+    other layers in such codes. `where`: an entry of config.json, and what it has to be, or a range that it is in.
+    `both`: what to use instead where experts and embeddings have codes, of which many take one and not the other.
     """
 
     forms: str
@@ -463,6 +463,25 @@ _VLLM = (
         hint=True,
     ),
     Limit(".*", "takes no codes of them", (Layer.EMBEDDING,)),
+    Limit(
+        ".*",
+        "leaves experts out that are codes, and fails over dense ones beside other layers in codes",
+        families=("gpt_oss",),
+        instead="--store dense",
+    ),
+    Limit(
+        ".*",
+        "leaves the experts out, which are one tensor here, beside other layers in codes",
+        families=("granitemoehybrid", "granitemoe", "granitemoeshared"),
+        instead="--store dense",
+        where=("num_local_experts", range(1, 1 << 16)),
+    ),
+    Limit(
+        "pack-quantized .*",
+        "takes queries, keys and values of such a model apart, which fails with packed codes",
+        families=("bloom",),
+        instead="--store dense",
+    ),
     Limit("pack-quantized int4 tensor.*", "has no scheme for one scale a tensor", instead="--granularity channel"),
     Limit(
         "naive-quantized .* block.*",
@@ -538,10 +557,15 @@ def limits_of(
     """What keeps a loader from taking the tensor of this name in this form; `experts`: the model has some."""
     layer = layer_of(config, name)
     for limit in _limits(loader, model_types(config), layer, form, experts):
-        if limit.where is not None and (config or {}).get(limit.where[0]) != limit.where[1]:
+        if limit.where is not None and not _is(config or {}, *limit.where):
             continue
         if not limit.names or re.search(limit.names, name):
             yield limit
+
+
+def _is(config: Mapping[str, Any], key: str, wanted: Any) -> bool:
+    """Whether an entry is what a limit is about: that value, or one of a range of numbers."""
+    return config.get(key) in (wanted if isinstance(wanted, range) else (wanted,))
 
 
 @lru_cache(maxsize=256)  # a model has few kinds of layers and forms

@@ -116,6 +116,41 @@ def test_an_included_vector_is_refused(tmp_path: Path, options: dict[str, Any]) 
     assert declared(tmp_path / "own")["format"] == "run `compressor restore`"
 
 
+@pytest.mark.parametrize("options", [BITS, {"scheme": "fp8"}, {**BITS, "layout": "gptq"}, {"scheme": "mxfp4"}])
+def test_codes_beside_the_experts_of_gpt_oss_are_refused_for_vllm(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Seen in vLLM 0.32: experts in codes are left out without a word, dense ones fail to load."""
+    model = moe_folder(tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "model_type": "gpt_oss"}))
+    for more in ({}, {"exclude": ["*.experts.*"]}):
+        with pytest.raises(UsageError, match="leaves experts out that are codes") as caught:
+            api.quantize(model, tmp_path / "out", loader="vllm", **options, **more)
+        assert "--store dense" in caught.value.remedy
+    api.quantize(model, tmp_path / "dense", loader="vllm", store="dense", **options)
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"model_type": "granitemoehybrid", "num_local_experts": 4}, "leaves the experts out"),
+        ({"model_type": "granitemoehybrid", "num_local_experts": 0}, ""),
+        ({"model_type": "bloom"}, "fails with packed codes"),
+    ],
+)
+def test_what_vllm_loads_wrong_is_refused_for_it(tmp_path: Path, said: dict[str, Any], why: str) -> None:
+    """Seen in vLLM 0.32, whose answers were those of random experts, or which failed."""
+    (tmp_path / "in").mkdir()
+    save_file({"layers.0.fc1.weight": np.eye(64, dtype=np.float32)}, tmp_path / "in" / "model.safetensors")
+    (tmp_path / "in" / "config.json").write_text(json.dumps(said))
+    if why:
+        with pytest.raises(UsageError, match=why) as caught:
+            api.quantize(tmp_path / "in", tmp_path / "o", loader="vllm", **BITS)
+        assert "--store dense" in caught.value.remedy
+        api.quantize(tmp_path / "in", tmp_path / "dense", loader="vllm", store="dense", **BITS)
+    else:
+        api.quantize(tmp_path / "in", tmp_path / "o", loader="vllm", **BITS)
+
+
 @pytest.mark.parametrize("kind", ["t5", "gpt_neo", "layoutlmv2", "deberta", "longformer", "visual_bert"])
 def test_types_that_vllm_lacks_are_refused(tmp_path: Path, kind: str) -> None:
     (tmp_path / "in").mkdir()
