@@ -142,6 +142,7 @@ bench: .venv/bench
 	$(BIN)/python -m bench.quality.soft_targets
 	$(BIN)/python -m bench.quality.deep_compression
 	$(BIN)/python -m bench.speed.archive
+	$(BIN)/python -m bench.speed.deltas
 	$(BIN)/python -m bench.speed.cluster
 	$(BIN)/python -m bench.quality.uniform
 	$(BIN)/python -m bench.quality.outputs

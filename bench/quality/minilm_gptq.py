@@ -35,6 +35,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     "`--target-bits 4.5`": {"target_bits": 4.5},
 }
 NVFP4 = 0.0180  # at most, by gptq
+INT3, INT4 = 0.075, 0.024  # at most, integers of 3 and 4 bits with zero points by gptq --act-order
 SEARCHED = ("`mxfp4`",)  # whose search has no use for statistics
 LOWER = 0.2  # by how much nf4 and mxfp4 lose less than as searched
 
@@ -78,6 +79,8 @@ def main() -> int:
     passed = judged("nvfp4 by gptq", means["`nvfp4`"][2], NVFP4)
     for name in ("`nf4`", "`mxfp4`"):
         passed &= judged(f"{name} by gptq", means[name][2], (1 - LOWER) * means[name][0])
+    for bits, bar in ((3, INT3), (4, INT4)):
+        passed &= judged(f"int{bits} by gptq", means[f"`int`, {bits} bits, `--asymmetric`"][3], bar)
     for name, (searched, weighed, *_) in means.items():
         passed &= judged(f"{name} searched by statistics", weighed, searched)
     if asked.write:

@@ -47,6 +47,7 @@ from compressor.files.identity import Identity, identity_of
 from compressor.files.layout import Container
 from compressor.files.output import Output
 from compressor.files.sending import Sending
+from compressor.files.source import Source
 from compressor.files.staging import check_place
 from compressor.files.writing import check_output, open_output, open_part
 from compressor.methods.registry import methods_of
@@ -105,7 +106,8 @@ class Order:
         """The paths of everything that is read beside the source."""
         recipe = self.recipe
         examples = () if recipe.training is None else recipe.training.files
-        return (*self.teachers, *examples, *statistics_files_of(recipe), *_files_of_cuts(recipe))
+        base = () if self.options.base is None else (self.options.base,)
+        return (*self.teachers, *examples, *statistics_files_of(recipe), *_files_of_cuts(recipe), *base)
 
 
 def _files_of_cuts(recipe: Recipe) -> tuple[str, ...]:
@@ -120,7 +122,7 @@ def _files_of_cuts(recipe: Recipe) -> tuple[str, ...]:
 class Opened:
     """An order whose files are open: `order.recipe` knows its statistics and no word of archives. `undivided` is
     the checkpoint with fused experts as the file has them; `teachers` are by path; `statistics` of layer inputs by
-    the number of the cut or stage that goes by them."""
+    the number of the cut or stage that goes by them; `base` is what an archive is coded against."""
 
     order: Order
     container: Container
@@ -130,6 +132,7 @@ class Opened:
     teachers: Mapping[str, Checkpoint]
     statistics: Mapping[int, Statistics]
     workers: int
+    base: Source | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +211,8 @@ def checked(order: Order) -> Order:
 
 def open_input(source: str, options: RunOptions) -> Checkpoint:
     """The input of a run, under the names and of the part of it that the options say."""
-    checkpoint = strip_prefix(open_checkpoint(source, options.component), options.strip_prefix)
+    base = None if options.store == "archive" else options.base
+    checkpoint = strip_prefix(open_checkpoint(source, options.component, base=base), options.strip_prefix)
     if options.fold_weight_norm or any(name.endswith(("_v", ".original1")) for name in checkpoint.tensors):
         from compressor.checkpoint.weight_norm import fold_weight_norm
 
@@ -264,6 +268,26 @@ def _archived_as_it_is(checkpoint: Checkpoint, container: Container, options: Ru
     return as_stored(checkpoint, container)
 
 
+def _against_base(
+    checkpoint: Checkpoint, options: RunOptions, *, archived: bool
+) -> tuple[Checkpoint, Source | None]:
+    """The input for an archive against a base, with what is to be said of that, and the base."""
+    if options.base is None or not archived:
+        return checkpoint, None
+    if not checkpoint.stored:
+        raise UsageError(
+            "--base is for an archive of a checkpoint as it is, and stages change it",
+            remedy="Archive what they leave: compressor pipeline MODEL -o UPDATE --base BASE",
+        )
+    if options.part is not None:
+        raise UsageError("--base: an archive against a base is written by one job", remedy="Leave --part out")
+    from compressor.files.archive_base import matching, open_base, unmatched_note
+
+    base = open_base(options.base)
+    note = unmatched_note(checkpoint.source, matching(checkpoint.source, base))
+    return replace(checkpoint, notes=(*checkpoint.notes, *note)), base
+
+
 def _identity(order: Order, checkpoint: Checkpoint) -> Identity:
     """What the record calls the source."""
     return identity_of(checkpoint.source) if order.origin is None else order.origin.identity
@@ -300,6 +324,7 @@ def open_inputs(order: Order) -> Opened:
         raise UsageError(f"--for {options.loader}: it loads no archives", remedy="Leave --store archive out")
     if archived and not changes:
         checkpoint = _archived_as_it_is(checkpoint, container, options)
+    checkpoint, base = _against_base(checkpoint, options, archived=archived)
     if not (archived or changes):
         checkpoint = _as_it_was(checkpoint, container, order)
     coding = [stage.store for stage in recipe.stages if stage.method.verb == "quantize"]
@@ -323,8 +348,9 @@ def open_inputs(order: Order) -> Opened:
         teachers = {path: upright(teacher, like=checkpoint) for path, teacher in teachers.items()}
     if recipe.training is not None:
         teachers[recipe.training.teacher] = _teacher(recipe.training.teacher, options)
-    for read in (checkpoint, *teachers.values()):  # links in a folder may lead to where the output would be
-        check_apart(order.output, *read.source.guarded)
+    read = [one.source for one in (checkpoint, *teachers.values())] + ([] if base is None else [base])
+    for one in read:  # links in a folder may lead to where the output would be
+        check_apart(order.output, *one.guarded)
     return Opened(
         replace(order, recipe=recipe),
         container,
@@ -334,6 +360,7 @@ def open_inputs(order: Order) -> Opened:
         teachers,
         statistics,
         available_workers() if options.workers is None else options.workers,
+        base,
     )
 
 
@@ -495,7 +522,8 @@ def _judged(planned: Planned) -> Planned:
         gates = replace(gates, min_ratio=None, max_size=None)
         from compressor.engine.execution.archive import noted
 
-        planned = replace(planned, plan=noted(plan, dry=planned.opened.order.options.dry_run))
+        dry, based = planned.opened.order.options.dry_run, planned.opened.base is not None
+        planned = replace(planned, plan=noted(plan, dry=dry, based=based))
     planned = replace(planned, gates=tuple(judge_plan(gates, plan)))
     if planned.report.failures:
         raise ReportedGateFailed(planned.report)
@@ -724,17 +752,23 @@ def _carried_out(
     if checkpoint.stored or not sink.sends:
         for number in files:
             complete(number)
+    if opened.base is not None:
+        opened.base.check_unchanged()
     if archiving is None:
         return runner.worker.plan, changes
     return archiving.plan, archiving.changes if checkpoint.stored else changes
 
 
 def _archiving(opened: Opened, runner: Runner, sink: Output) -> Archiving:
-    from compressor.engine.execution.archive import Archiving
+    from compressor.engine.execution.archive import Archiving, Coding
 
-    checkpoint = runner.worker.checkpoint
+    checkpoint, base, way = runner.worker.checkpoint, opened.base, Coding(opened.order.options.effort)
+    if base is not None:
+        from compressor.files.archive_base import matching
+
+        way = replace(way, bases=matching(checkpoint.source, base))
     of = (checkpoint, runner.progress) if checkpoint.stored else (None, None)
-    return Archiving(sink, runner.worker.plan, opened.order.options.effort, opened.workers, *of)
+    return Archiving(sink, runner.worker.plan, way, opened.workers, *of)
 
 
 def _finish(sink: Output, plan: Plan, request: PlanRequest) -> None:

@@ -45,8 +45,10 @@ class RunOptions:
     each pass of several.
 
     `store="archive"` entropy-codes all of the output, `effort="small"` slower and smaller. `stats` are statistics
-    of layer inputs, for stages that go by some and name none. `save_mask` is a .safetensors for the bits of which
-    pruned weights stay, written when the output is complete; `save_base` is where the base goes that an adapter is
+    of layer inputs, for stages that go by some and name none. `base` is the path of a checkpoint: an archive of
+    files as they are is coded against it, and an input that was coded so is read with it. `save_mask` is a
+    .safetensors for the bits of which pruned weights stay, written when the output is complete; `save_base` is
+    where the base goes that an adapter is
     for. `work` is a folder that keeps finished passes and shards when the run is stopped, and `keep_work` also when
     it is not. With `histograms` the report has one of every tensor that was treated, before and after; with `card`
     an output folder's README.md is a model card, above what the input's says. `part` is "K/N": the run is job K of
@@ -77,6 +79,7 @@ class RunOptions:
     store: StoreAs = "stages"
     effort: Effort = "fast"
     stats: str | None = None
+    base: str | None = None
     save_mask: str | None = None
     save_base: str | None = None
     work: str | None = None
@@ -150,5 +153,5 @@ class RunOptions:
             check_apart(self.work, output, option="--work", of="output")
 
 
-_PATHS = ("stats", "save_mask", "save_base", "work", "surveyed")
+_PATHS = ("stats", "base", "save_mask", "save_base", "work", "surveyed")
 _LISTS = ("leave_out",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from itertools import pairwise
+from typing import NamedTuple
 
 from compressor.checkpoint import record
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
@@ -24,7 +26,7 @@ from compressor.files import archive, safetensors
 from compressor.files.archive import ORIGINALS, ArchivedFile, chunk_shape, chunks_of, rows_of
 from compressor.files.archive_writing import ArchiveWriter
 from compressor.files.entropy.chunk import encode_chunk
-from compressor.files.entropy.elements import Form, likely_form, possible
+from compressor.files.entropy.elements import Form, delta_form, likely_form, possible
 from compressor.files.input_file import InputFile
 from compressor.files.layout import Container, Header
 from compressor.files.output import Output
@@ -34,6 +36,17 @@ from compressor.recipe.archive_store import Effort
 _READ = 8 << 20  # bytes that are hashed at once
 _SAMPLE = 1 << 16  # bytes that tell the form of a tensor
 _NOTE = "an archive: `compressor restore` gives its tensors back; loaders do not read it"
+_OF_BASE = (
+    "an archive against a base: `compressor restore` gives its files back, with --base; loaders do not read it"
+)
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How tensors are coded: with which effort, and against which tensors of a base, by their names."""
+
+    effort: Effort
+    bases: Mapping[str, StoredTensor] = field(default_factory=dict)
 
 
 def as_stored(checkpoint: Checkpoint, container: Container) -> Checkpoint:
@@ -56,12 +69,13 @@ def as_stored(checkpoint: Checkpoint, container: Container) -> Checkpoint:
 
 def as_it_was(checkpoint: Checkpoint, container: Container) -> Checkpoint | None:
     """The input as files that come back byte for byte; None unless all are archives of such files, and a file's
-    tensors are not codes, which come back as numbers (of a .gguf the blocks that they are)."""
+    tensors are not codes, which come back as numbers (of a .gguf the blocks that they are, and so from an archive
+    against a base)."""
     source = checkpoint.source
     suffix = ".safetensors" if container == "folder" else f".{container}"
     if container != source.kind or any(part.file.stands_for != suffix for part in source.files):
         return None
-    if checkpoint.compression and container != "gguf":
+    if checkpoint.compression and container != "gguf" and not any(part.file.base for part in source.files):
         return None
     tensors = {}
     for name, one in source.tensors.items():
@@ -72,13 +86,13 @@ def as_it_was(checkpoint: Checkpoint, container: Container) -> Checkpoint | None
 
 @dataclass
 class Archiving:
-    """Archives in the place of the container files that `sink` has, with the `effort`: of the tensors that these
+    """Archives in the place of the container files that `sink` has, in this `way`: of the tensors that these
     hold or, where a `checkpoint` is given, of its own as they lie there. `plan` has the sizes that came of it and
     `changes` the zeros, of each of its jobs."""
 
     sink: Output
     plan: Plan
-    effort: Effort
+    way: Coding
     workers: int
     checkpoint: Checkpoint | None = None
     progress: Callable[[int], None] | None = None
@@ -113,12 +127,12 @@ class Archiving:
                     writer = ArchiveWriter(used.enter_context(sink.rewriting(name)))
                     hashed = None if original is None else executor.submit(original.sha256)
                     for tensor, change in _archive(
-                        stored, writer, self.effort, executor, self.workers + 2, as_it_is=original is not None
+                        stored, writer, self.way, executor, self.workers + 2, as_it_is=original is not None
                     ):
                         changes.setdefault(tensor, Change()).merge(change)
                         self._tell(change.size * DTYPES[writer.tensors[tensor][0]].bits // 8)
                     if original is not None and hashed is not None:
-                        original.add(writer, hashed.result(), self.effort)
+                        original.add(writer, hashed.result(), self.way.effort)
                         writer.finish({})
                     else:
                         _finish(writer, metadata, name)
@@ -243,16 +257,16 @@ def _finish(writer: ArchiveWriter, metadata: Mapping[str, str], name: str) -> No
     writer.finish(metadata, sum(spec.nbytes for spec, _ in said))
 
 
-def noted(plan: Plan, *, dry: bool) -> Plan:
+def noted(plan: Plan, *, dry: bool, based: bool = False) -> Plan:
     """The plan with what is to be known of archives."""
     more = ("sizes are those before entropy coding, which only a run can tell",) if dry else ()
-    return replace(plan, notes=(*plan.notes, _NOTE, *more))
+    return replace(plan, notes=(*plan.notes, _OF_BASE if based else _NOTE, *more))
 
 
 def _archive(
     stored: Sequence[StoredTensor],
     writer: ArchiveWriter,
-    effort: Effort,
+    way: Coding,
     executor: Executor,
     window: int,
     *,
@@ -260,18 +274,21 @@ def _archive(
 ) -> Iterator[tuple[str, Change]]:
     """Write the chunks of these tensors, and where they lie if the file is to come `as_it_is`; of each chunk its
     tensor's name, and how many zeros it has."""
-    forms = {one.spec.name: _form(one) for one in stored}
+    bases = way.bases
+    forms = {one.spec.name: delta_form(one.spec.dtype) if one.spec.name in bases else _form(one) for one in stored}
 
-    def tasks() -> Iterator[partial[tuple[str, bytes, Change]]]:
+    def tasks() -> Iterator[partial[_Coded]]:
         for one in stored:
-            for number in range(chunks_of(one.spec)):
-                yield partial(_chunk, one, number, forms[one.spec.name], effort)
+            name = one.spec.name
+            for number in range(chunks_of(one.spec, forms[name])):
+                yield partial(_chunk, one, bases.get(name), number, forms[name], way.effort)
 
     for one in stored:
-        writer.begin(one.spec, forms[one.spec.name].text, one.placed.offset if as_it_is else None)
-    for name, chunk, change in in_order(executor, tasks(), window):
-        writer.add(name, chunk)
-        yield name, change
+        name = one.spec.name
+        writer.begin(one.spec, forms[name].text, one.placed.offset if as_it_is else None, based=name in bases)
+    for done in in_order(executor, tasks(), window):
+        writer.add(done.name, done.chunk, done.check)
+        yield done.name, done.change
 
 
 def _form(stored: StoredTensor) -> Form:
@@ -282,17 +299,30 @@ def _form(stored: StoredTensor) -> Form:
     return likely_form(_read(stored, 0, (min(rows, max(1, _SAMPLE // width)), width)), stored.spec.dtype)
 
 
-def _chunk(stored: StoredTensor, number: int, form: Form, effort: Effort) -> tuple[str, bytes, Change]:
+class _Coded(NamedTuple):
+    """A chunk of a tensor, what is to be told of it, and the CRC-32 of the base's where it has one."""
+
+    name: str
+    chunk: bytes
+    change: Change
+    check: int = 0
+
+
+def _chunk(stored: StoredTensor, base: StoredTensor | None, number: int, form: Form, effort: Effort) -> _Coded:
     spec = stored.spec
-    _, width, each = rows_of(spec)
-    data = _read(stored, number * each * width, chunk_shape(spec, number))
+    _, width, each = rows_of(spec, form)
+    place, shape = number * each * width, chunk_shape(spec, number, form)
+    data = _read(stored, place, shape)
     storage = DTYPES[spec.dtype].storage
     zeros = count_stored_zeros(data.view(storage), spec, Workspace()) if storage else 0
-    return (
-        spec.name,
-        encode_chunk(data, form, effort),
-        Change(data.size * 8 // DTYPES[spec.dtype].bits, zeros, zeros),
-    )
+    change = Change(data.size * 8 // DTYPES[spec.dtype].bits, zeros, zeros)
+    if base is None:
+        return _Coded(spec.name, encode_chunk(data, form, effort), change)
+    from compressor.files.entropy.deltas import encode_delta  # here because few archives have a base
+
+    other = _read(base, place, shape)
+    chunk = encode_delta(data, other, form, possible(spec.dtype)[0], effort)
+    return _Coded(spec.name, chunk, change, zlib.crc32(other.data))
 
 
 def _read(stored: StoredTensor, offset: int, shape: tuple[int, int]) -> Array:

@@ -18,12 +18,23 @@ def importance(block: Block, size: int, kind: str) -> Array | None:
         return None
     rows, columns = block.values.shape
     square = block.inputs.square
-    grouped = square.reshape((-1, size) if columns % size == 0 else (1, -1))
-    mean = grouped.mean(axis=1, keepdims=True)
-    found = np.maximum(np.where(mean > 0, grouped / np.where(mean > 0, mean, 1), 1), _LEAST).astype(kind)
     if columns % size == 0:
-        alike: Array = np.broadcast_to(found, (rows, *found.shape)).reshape(-1, size)
-        return alike
+        return _alike(square.reshape(-1, size), rows, kind)
     flat = np.ones(-(-rows * columns // size) * size, kind)
-    flat[: rows * columns] = np.broadcast_to(found.reshape(-1), (rows, columns)).reshape(-1)
+    flat[: rows * columns] = _alike(square[None], rows, kind).reshape(-1)
     return flat.reshape(-1, size)
+
+
+def weighed(costs: Array, weights: Array) -> Array:
+    """What errors cost by column, `costs` [groups · size], for weights [rows, groups, size]: 1 on average in each
+    group, as [rows · groups, size]."""
+    rows, groups, size = weights.shape
+    return _alike(costs.reshape(groups, size), rows, weights.dtype.str)
+
+
+def _alike(square: Array, rows: int, kind: str) -> Array:
+    """Groups [groups, size] over their means, the same for all rows."""
+    mean = square.mean(axis=1, keepdims=True)
+    found = np.maximum(np.where(mean > 0, square / np.where(mean > 0, mean, 1), 1), _LEAST).astype(kind)
+    alike: Array = np.broadcast_to(found, (rows, *found.shape)).reshape(-1, square.shape[1])
+    return alike
