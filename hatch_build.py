@@ -18,8 +18,19 @@ FOLDER = Path(__file__).parent / "compressor" / "core" / "kernels"
 FLAGS = ["-O3", "-std=c11", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 
 
+def platform_of(library: Path) -> str:
+    """The platform of a wheel with this library: of glibc, which versions of its symbols say how old it may be, the
+    oldest that takes them (PEP 600)."""
+    found = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    needed = [tuple(map(int, one)) for one in re.findall(rb"GLIBC_(\d+)\.(\d+)", library.read_bytes())]
+    if not found.startswith("linux_") or not needed:
+        return found
+    return "manylinux_{}_{}_{}".format(*max((2, 17), *needed), found.removeprefix("linux_"))
+
+
 class Kernels(BuildHookInterface):  # type: ignore[type-arg]
-    """Compiles the C files with `$CC`, or `cc`."""
+    """Compiles the C files with `$CC`, or `cc`. No flag names a processor: what some have that others lack is in
+    versions of functions, of which one is chosen at run time (`target_clones` and the like in the C files)."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel" or platform.system() not in ("Linux", "Darwin"):
@@ -41,4 +52,4 @@ class Kernels(BuildHookInterface):  # type: ignore[type-arg]
             return
         built.replace(library)
         build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+        build_data["tag"] = f"py3-none-{platform_of(library)}"

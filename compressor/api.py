@@ -176,7 +176,9 @@ def pipeline(source: Path, output: Path, **keywords: Unpack[words.PipelineKeywor
     check_keywords("pipeline", keywords, words.PipelineKeywords)
     run, asked = _parted(keywords)
     tell, budget = asked.pop("tell", None), asked.pop("budget", None)
-    run = replace(run, store=asked.pop("store", None) or run.store)
+    base = _text(asked.pop("base", None))
+    store = asked.pop("store", None) or run.store
+    run = replace(run, store=store if base is None else "archive", base=base)
     recipe = recipe_for(asked.pop("recipe", None), **asked, bare=run.store == "archive")
     budget = budget or recipe.budget
     if budget is not None and run.gates.max_error is not None:
@@ -376,14 +378,15 @@ def compare(a: Path, b: Path, **keywords: Unpack[words.CompareKeywords]) -> Comp
     what = LossInput(**{key: given.pop(key) for key in _LOSS_INPUT if key in given})
     gates = LossGates(**{key: given.pop(key) for key in _LOSS_GATES if key in given})
     progress, histograms = given.pop("progress", None), given.pop("histograms", False)
+    sides = comparing.Sides(a, b, given.pop("base", None))
     if what.way is not None:
         other = next((key for key in ("max_error", "min_sqnr") if given.get(key) is not None), None)
         if other is not None:
             raise UsageError(f"{flag_of(other)} is of tensors, which are not compared with --{what.way}")
-        return comparing.compare_outputs(a, b, what, gates, progress)
+        return comparing.compare_outputs(sides, what, gates, progress)
     for gate in gates.given:
         raise UsageError(f"{flag_of(gate)} is of outputs", remedy="Give --text, --tokens or --inputs")
-    return comparing.compare(a, b, progress=progress, histograms=histograms, **given)
+    return comparing.compare(sides, progress=progress, histograms=histograms, **given)
 
 
 def report(output: Path, **keywords: Unpack[words.ReportKeywords]) -> WrittenReport:

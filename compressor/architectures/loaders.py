@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from compressor.architectures.conv1d import is_conv1d
+from compressor.architectures.decoder_layers import KNOWN_LIST
 from compressor.architectures.fused_layers import experts_module
 from compressor.architectures.heads import is_head
 from compressor.architectures.model_types import model_types
@@ -47,7 +48,8 @@ class Limit:
     for all of them; it holds of no family that is among `unless`. `why` is what the loader does then. `dense`: they
     are few layers, which stay dense for that loader. `instead`: options with which it takes such a model. `hint`:
     it takes them, if told how to load. `beside`: of experts, which it does not take either, dense or not, beside
-    other layers in such codes. `where`: an entry of config.json, and what it has to be.
+    other layers in such codes. `where`: an entry of config.json, and what it has to be, or a range that it is in.
+    `both`: what to use instead where experts and embeddings have codes, of which many take one and not the other.
     """
 
     forms: str
@@ -61,6 +63,7 @@ class Limit:
     dense: bool = False
     hint: bool = False
     where: tuple[str, Any] | None = None
+    both: str = ""
 
     def holds(self, form: str, layer: Layer, types: Sequence[str]) -> bool:
         """Whether it holds of this form of some tensor, in a model of these types, the outermost first."""
@@ -114,6 +117,8 @@ _READS_WEIGHTS = (
     *("blt_local_encoder", "blt_patcher", "bridgetower_text_model", "clap_audio_model", "clap_text_model"),
     *("clipseg_vision_model", "clvp_encoder", "colmodernvbert", "eomt", "groupvit_vision_model"),
     *("kosmos_2_text_model", "kosmos_2_vision_model", "lw_detr_vit", "owlv2_text_model", "owlv2_vision_model"),
+    *("rf_detr_dinov2", "slanet", "slanext", "videomt", "videoprism_text_model", "vitpose_backbone"),
+    *("vitpose", "xclip_vision_model", "chmv2", "clvp_decoder", "esmfold2"),
     *("owlvit_vision_model", "phi4_multimodal_vision", "pix2struct_vision_model", "pp_doclayout_v2"),
 )
 # The same, and weight norm keeps transformers from dequantizing while it loads
@@ -121,12 +126,18 @@ _WEIGHT_NORM = (
     *("wav2vec2", "wav2vec2-conformer", "wavlm", "unispeech", "unispeech-sat", "data2vec-audio", "speecht5"),
     *("speech-encoder-decoder", "xcodec"),
 )
-# Of which no codes load right: layers are missing or of other sizes, or norms do not take the dtype it computes in
-_NOT_READ = (
-    *("cosmos3_edge", "higgs_audio_v2", "hy_v4", "hy_v4_vl", "hy_v4_vl_text", "inkling2", "inkling2_loop"),
-    *("inkling2_loop_text", "inkling2_text", "inkling_mm_model", "kyutai_speech_to_text", "minimax_m3_vl", "pi0"),
-    *("qianfan_ocr", "radio"),
-)
+# Layers that it divides as it loads them, by their names in files
+_DIVIDED: Mapping[tuple[str, ...], str] = {
+    ("dinov2", "dinov2_with_registers", "nomic_bert", "gte", "jina_embeddings_v3", "hrm_text"): (
+        r"\.(weights_in|Wqkv|qkv_proj|gqkv_proj|up_gate_proj|gate_up_proj)\.weight$"
+    ),
+    ("radio", "qianfan_ocr", "nemotron_h_omni", "tipsv2_vision_model"): r"\.(attn\.qkv|mlp\.w12)\.weight$",
+    ("sapiens2",): r"\.ffn\.w12\.weight$",
+    ("sarvam_moe",): r"\.query_key_value\.weight$",
+    ("unlimited_ocr", "unlimited_ocr_vision", "unlimited_ocr_vision_encoder"): r"\.self_attn\.qkv_proj\.weight$",
+    ("molmo2_text",): r"\.(att_proj|ff_proj)\.weight$",
+    ("lara_mini",): r"\.linear_attn\.in_proj\.weight$",
+}
 # Whose experts transformers does not join: with codes they are linear layers, or in files one tensor
 _APART = ("llama4", "llama4_text", "gpt_oss", "qwen3_vl_moe")
 # That transformers has; others of them vLLM runs by transformers' own code
@@ -178,9 +189,15 @@ _IN_FLOAT32 = {
         *("mistral_large4", "mistral_large4_text"),
     ): r"indexer\.weights_proj\.weight$",
 }
-_NO_BLOCKS_OF_OPTIMUM = (
-    r"^(?!(transformer\.h|h|model\.decoder\.layers|decoder\.layers|gpt_neox\.layers|layers"
-    r"|(model\.)?(language_model\.)?(model\.)?layers)\.\d)"
+_NO_BLOCKS_OF_OPTIMUM = rf"^(?!{KNOWN_LIST})"
+# Of texts, with lists of other names, or two of them, which the folder's config.json tells optimum of
+_TOLD_TO_OPTIMUM = (
+    *("bert", "roberta", "xlm-roberta", "distilbert", "electra", "deberta-v2", "albert", "mpnet", "bart", "marian"),
+    *("biogpt", "flaubert", "dbrx"),
+)
+_CONVOLUTIONS = (
+    "loads short convolutions, which it keeps in float32 otherwise, in the dtype of the model beside such codes, "
+    "and answers otherwise"
 )
 _OTHER_BLOCKS = "looks for such codes in a list of blocks of another name only"
 _PACKED = r"(pack-quantized|nvfp4-pack-quantized|mxfp4-pack-quantized) .*"
@@ -193,7 +210,21 @@ _NO_CONV1D = Limit(
 
 _TRANSFORMERS = (
     _NO_CONV1D,
-    Limit("nf4.*", "takes no codes of them", (Layer.EMBEDDING,), instead="--scheme int --layout int-quantized"),
+    Limit(".*", _CONVOLUTIONS, families=("glm5_next", "glm5_next_text"), instead="--store dense"),
+    Limit("nf4.*", _CONVOLUTIONS, families=("inkling_mm_model",), instead="--store dense"),
+    Limit(
+        "(?!nf4|gptq).*",
+        "fails over the layers of a dense first block, which it means to divide, unless they are codes too",
+        families=("inkling_mm_model",),
+        instead="--store dense",
+    ),
+    Limit(
+        "nf4.*",
+        "takes no codes of them",
+        (Layer.EMBEDDING,),
+        instead="--scheme int --layout int-quantized",
+        both="--scheme fp8",
+    ),
     Limit(_PACKED, "takes packed codes of them when told to dequantize only", (Layer.EMBEDDING,), hint=True),
     # GPTQ's layout, which optimum reads for it: in the one list of blocks that it knows, under one of these names
     Limit(
@@ -203,7 +234,13 @@ _TRANSFORMERS = (
         instead="--layout pack-quantized",
     ),
     *(
-        Limit("gptq", _OTHER_BLOCKS, families=families, names=_NO_BLOCKS_OF_OPTIMUM, instead=instead)
+        Limit(
+            *("gptq", _OTHER_BLOCKS),
+            families=families,
+            names=_NO_BLOCKS_OF_OPTIMUM,
+            unless=_TOLD_TO_OPTIMUM,
+            instead=instead,
+        )
         for families, instead in (
             (("dinov2", "dinov2_with_registers"), "--scheme nf4"),
             ((*_READS_WEIGHTS, *_WEIGHT_NORM), "--scheme fp8 --layout naive-quantized"),
@@ -219,6 +256,7 @@ _TRANSFORMERS = (
         unless=_APART,
         instead="--bits 8 --layout pack-quantized",
         beside=True,
+        both="--scheme fp8",
     ),
     Limit(
         "pack-quantized .* asymmetric",
@@ -238,8 +276,16 @@ _TRANSFORMERS = (
         unless=_APART,
         instead="--scheme mxfp4",
         beside=True,
+        both="--scheme fp8",
     ),
-    Limit("nf4.*", "takes no codes of them", (Layer.EXPERT,), unless=_APART, instead="--scheme int --bits 4"),
+    Limit(
+        "nf4.*",
+        "takes no codes of them",
+        (Layer.EXPERT,),
+        unless=_APART,
+        instead="--scheme int --bits 4",
+        both="--scheme fp8",
+    ),
     Limit(
         "nvfp4-pack-quantized .*",
         "leaves the global scale of experts out, which are off by orders of magnitude, or fails to join dense ones",
@@ -249,42 +295,25 @@ _TRANSFORMERS = (
         beside=True,
     ),
     # whatever the layer
-    Limit(".*", "does not load codes of such a model right", families=_NOT_READ, instead="--store dense"),
     Limit(
-        "(?!pack-quantized).*",
-        "answers otherwise than the weights that it loads, by .6 to 1.8 %",
-        families=("falcon_mamba",),
+        ".*",
+        "keeps what is called `scale` or `k_norm` in float32, the scales of codes too, and does not multiply that "
+        "with the model's dtype",
+        families=("hy_v4", "hy_v4_vl", "hy_v4_vl_text"),
         instead="--store dense",
     ),
-    Limit(
-        "nf4.*",
-        "does not load such codes of such a model right",
-        families=(
-            *("colmodernvbert", "granite_speech_encoder", "granite_speech_plus_encoder", "inkling_text"),
-            *("lara_mini", "molmo2_text", "phi4_multimodal_vision"),
-        ),
-        instead="--scheme int --bits 4",
-    ),
-    Limit(
-        "(float|naive)-quantized.*",
-        "answers otherwise than the weights that it loads",
-        families=("glm5_next", "glm5_next_text", "nemotron_h_omni"),
-        instead="--store dense",
-    ),
+    Limit("nf4.*", _CONVOLUTIONS, families=("inkling_text",), instead="--scheme int --bits 4"),
     Limit(
         "(?!nf4|gptq).*",
         "fails over gated layers, which it means to divide and this model has not",
-        families=("dinov2", "dinov2_with_registers"),
+        families=("dinov2", "dinov2_with_registers", "tipsv2_vision_model"),
         instead="--scheme nf4",
         where=("use_swiglu_ffn", False),
     ),
     Limit(
         _PACKED,
         "fails to join the short convolutions, dense as they are, beside such codes",
-        families=(
-            *("kimi_linear", "bailing_hybrid", "glm5_next", "glm5_next_text", "lara_mini", "olmo_hybrid"),
-            *("mistral_large4", "molmo2_text"),
-        ),
+        families=(*("kimi_linear", "bailing_hybrid", "olmo_hybrid", "mistral_large4"),),
         instead="--scheme fp8",
     ),
     Limit(
@@ -292,6 +321,39 @@ _TRANSFORMERS = (
         "fails to join the short convolutions, dense as they are, beside such codes",
         families=("olmo_hybrid",),
         instead="--scheme fp8",
+    ),
+    Limit(
+        "(pack|int)-quantized .*",
+        "fails to convert experts or the head, dense as they are, beside such codes",
+        families=("step3p7", "inkling2", "inkling2_text", "inkling2_loop", "inkling2_loop_text"),
+        instead="--scheme fp8",
+    ),
+    Limit(
+        "nf4.*",
+        "reads routers in the dtype of the model beside such codes, and multiplies them with float32",
+        families=("inkling2", "inkling2_text", "inkling2_loop", "inkling2_loop_text"),
+        instead="--scheme fp8",
+    ),
+    Limit(
+        ".*",
+        "keeps this layer in float32",
+        families=("slanet", "slanext"),
+        names=r"head\.structure_(attention_cell|generator)\.",
+        dense=True,
+    ),
+    Limit(
+        _PACKED,
+        "joins gate and up of shared experts, which goes wrong with such codes",
+        families=("minimax_m3_vl",),
+        names=r"\.shared_experts\.(gate|up)_proj\.weight$",
+        instead="--scheme fp8",
+    ),
+    Limit(
+        ".*",
+        "looks for a weight where it calls this layer otherwise, not for codes",
+        families=("unlimited_ocr",),
+        names=r"(^|\.)projector\.layers\.weight$",
+        dense=True,
     ),
     Limit(
         "(?!nf4|gptq).*",
@@ -313,12 +375,15 @@ _TRANSFORMERS = (
         instead="--scheme fp8 --layout naive-quantized",
         hint=True,
     ),
-    Limit(
-        "(?!(int-quantized|float-quantized|naive-quantized) .* (channel|tensor)).*",
-        "divides the layer, which goes wrong with such codes",
-        families=("dinov2", "dinov2_with_registers", "nomic_bert", "gte", "jina_embeddings_v3", "hrm_text"),
-        names=r"\.(weights_in|Wqkv|qkv_proj|gqkv_proj|up_gate_proj|gate_up_proj)\.weight$",
-        instead="--scheme fp8 --granularity channel",
+    *(
+        Limit(
+            "(?!(int-quantized|float-quantized|naive-quantized) .* (channel|tensor)).*",
+            "divides the layer, which goes wrong with such codes",
+            families=families,
+            names=names,
+            instead="--scheme fp8 --granularity channel",
+        )
+        for families, names in _DIVIDED.items()
     ),
     Limit("nf4.*", "takes no codes of its layers", families=("falcon",), instead="--scheme fp8"),
     Limit("nf4.*", "rounds them once more where it rescales layers", families=("rwkv",), instead="--scheme fp8"),
@@ -331,7 +396,7 @@ _TRANSFORMERS = (
     Limit(
         "nf4.*",
         "takes no codes of an attention's output that torch computes",
-        families=(*_SIGLIP, "phi4_multimodal"),
+        families=(*_SIGLIP, "phi4_multimodal", "phi4_multimodal_vision", "colmodernvbert", "modernvbert"),
         names=r"head\.attention\.out_proj\.weight$",
         dense=True,
     ),
@@ -398,6 +463,25 @@ _VLLM = (
         hint=True,
     ),
     Limit(".*", "takes no codes of them", (Layer.EMBEDDING,)),
+    Limit(
+        ".*",
+        "leaves experts out that are codes, and fails over dense ones beside other layers in codes",
+        families=("gpt_oss",),
+        instead="--store dense",
+    ),
+    Limit(
+        ".*",
+        "leaves the experts out, which are one tensor here, beside other layers in codes",
+        families=("granitemoehybrid", "granitemoe", "granitemoeshared"),
+        instead="--store dense",
+        where=("num_local_experts", range(1, 1 << 16)),
+    ),
+    Limit(
+        "pack-quantized .*",
+        "takes queries, keys and values of such a model apart, which fails with packed codes",
+        families=("bloom",),
+        instead="--store dense",
+    ),
     Limit("pack-quantized int4 tensor.*", "has no scheme for one scale a tensor", instead="--granularity channel"),
     Limit(
         "naive-quantized .* block.*",
@@ -473,10 +557,15 @@ def limits_of(
     """What keeps a loader from taking the tensor of this name in this form; `experts`: the model has some."""
     layer = layer_of(config, name)
     for limit in _limits(loader, model_types(config), layer, form, experts):
-        if limit.where is not None and (config or {}).get(limit.where[0]) != limit.where[1]:
+        if limit.where is not None and not _is(config or {}, *limit.where):
             continue
         if not limit.names or re.search(limit.names, name):
             yield limit
+
+
+def _is(config: Mapping[str, Any], key: str, wanted: Any) -> bool:
+    """Whether an entry is what a limit is about: that value, or one of a range of numbers."""
+    return config.get(key) in (wanted if isinstance(wanted, range) else (wanted,))
 
 
 @lru_cache(maxsize=256)  # a model has few kinds of layers and forms

@@ -36,6 +36,7 @@ class Role(Enum):
     GAIN = "scale of its layer"
     MIXING = "mixing of residual streams"
     MASK = "mask"
+    COMPUTED = "parameter that a weight is computed of (torch's parametrizations)"
     BUFFER = "filter, cache or state that is no weight"
 
     @property
@@ -104,6 +105,8 @@ _WEIGHT = re.compile(r"(^|[._])(weight|weights|kernel)$")  # what layers call th
 _NO_WEIGHT = re.compile(r"dt_.*|static_weight|short_filter_weight|(blur|resample)_?kernel|weight_integer")
 # Parameters whose own names say nothing, by the modules that they are in
 _WITHIN = (
+    (re.compile(r"(^|\.)parametrizations\.[^.]+\.original$"), Role.COMPUTED),  # whatever the function is
+    (re.compile(r"(^|\.)parametrizations\.[^.]+\.\d+\.[^.]+$"), Role.COMPUTED),
     (re.compile(r"(^|\.)rel(ative)?_(logits|position_bias)[^.]*\.proj$"), Role.POSITION),
     (re.compile(r"(^|\.)([^.]*_)?hc(_[^.]+)?\.(hc_)?(fn|base|scale)$"), Role.MIXING),  # hyper-connections
     (re.compile(r"(^|\.)att\.[wavg][12]$"), Role.STATE_SPACE),  # RWKV-7: of low rank, beside its decays

@@ -30,8 +30,10 @@ from compressor.files.gguf.values import Kind
 from compressor.files.gguf.writing import GgufTensor, layout
 from compressor.files.input_file import InputFile
 from compressor.files.layout import Placed
-from compressor.files.output import Output
+from compressor.files.opening import open_file
+from compressor.files.sending import Sending
 from compressor.files.source import StoredTensor
+from compressor.files.writing import open_output
 
 _AGAIN = "Make it again with llama-imatrix"
 _SUMS, _COUNTS = ".in_sum2", ".counts"
@@ -85,7 +87,7 @@ class Imatrix(Statistics):
 
 def open_layers(path: str | os.PathLike[str]) -> Statistics:
     """Open a file of statistics, or an importance matrix of either form. InputError when it is none."""
-    file = InputFile.open(path)
+    file = open_file(path)
     if file.size >= len(MAGIC) and file.read(0, len(MAGIC)) == MAGIC:
         return _open_gguf(file)
     if os.path.splitext(file.path)[1].lower() == ".dat":
@@ -188,7 +190,7 @@ def write_imatrix(
     }
     tensors = [GgufTensor(name, BY_NAME["F32"], found.shape) for name, found in numbers.items()]
     planned = layout(tensors, fields)
-    sink = Output(path, "gguf", [(os.path.basename(path), planned)], replace=force)
+    sink = open_output(path, "gguf", [(os.path.basename(path), planned)], Sending.alone(), replace=force)
     try:
         for name, found in numbers.items():
             sink.write(0, planned.offsets[name], found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from compressor.calibration.statistics import Writer
 from compressor.core.errors import InputError
 from compressor.core.layer_inputs import Layer
 from compressor.core.shown import Shown
+from compressor.files.opening import open_file
 
 WIDEST = 8192  # of layers that have a gram unless it is asked for: 268 MB in the file, twice that in memory
 
@@ -106,7 +106,7 @@ def report_of(output: str, source: str, layers: list[Gathered], notes: list[str]
         found.append(
             f"no gram, only its diagonal, for layers wider than {WIDEST} (--gram asks for it): {_named(wide)}"
         )
-    return CalibrationReport(output, source, tuple(layers), os.path.getsize(output), tuple(found))
+    return CalibrationReport(output, source, tuple(layers), open_file(output).size, tuple(found))
 
 
 def _named(layers: list[Gathered]) -> str:

@@ -17,7 +17,7 @@ from compressor.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from compressor.checkpoint.gguf.to_file import becomes_file, layers_of_file
 from compressor.core.errors import InputError, UsageError
 from compressor.files.destination import check_apart
-from compressor.files.staging import check_place
+from compressor.files.writing import check_output
 
 Path = str | os.PathLike[str]
 _OWN = {  # options that only some ways have
@@ -129,4 +129,4 @@ def _check_output(output: str, inputs: Sequence[str], suffixes: Sequence[str], *
     if os.path.splitext(output)[1].lower() not in suffixes:
         raise UsageError(f"statistics are a {' or a '.join(suffixes)}", remedy="End the output's name so")
     check_apart(output, *inputs)
-    check_place(output, folder=False, replace=force)
+    check_output(output, folder=False, replace=force)

@@ -33,9 +33,10 @@ from compressor.files import safetensors
 from compressor.files.destination import check_apart
 from compressor.files.input_file import InputFile
 from compressor.files.layout import Header
-from compressor.files.output import Output
+from compressor.files.opening import open_file
+from compressor.files.sending import Sending
 from compressor.files.source import StoredTensor
-from compressor.files.staging import check_place
+from compressor.files.writing import check_output, open_output
 
 FORMAT, VERSION = "compressor-statistics", "1"
 _INFLUENCE = ".influence"
@@ -147,7 +148,7 @@ class Statistics:
 
 def open_statistics(path: str | os.PathLike[str]) -> Statistics:
     """Open a file of statistics: all of its header and the counts, and no layer yet. InputError when it is none."""
-    file = InputFile.open(path)
+    file = open_file(path)
     header = safetensors.read_header(file)
     said = header.metadata
     if said.get("format") != FORMAT:
@@ -230,12 +231,13 @@ class Writer:
         force: bool = False,
     ) -> None:
         path = os.fspath(path)
-        check_place(path, folder=False, replace=force)
+        check_output(path, folder=False, replace=force)
         specs = [spec for name, (width, gram) in declared.items() for spec in _specs(name, width, gram=gram)]
         said = {"format": FORMAT, "version": VERSION, "model": model, "weights": weights, "source": source}
         self.layout = safetensors.layout(specs, said)
         self.waiting = dict(declared)
-        self.sink = Output(path, "safetensors", [(os.path.basename(path), self.layout)], replace=force)
+        named = [(os.path.basename(path), self.layout)]
+        self.sink = open_output(path, "safetensors", named, Sending.alone(), replace=force)
 
     def add(self, name: str, layer: Layer) -> None:
         """Write a layer that was declared."""

@@ -92,10 +92,14 @@ class Checkpoint:
         return roles_by_model(self.source.config, self.tensors.keys())
 
 
-def open_checkpoint(path: str | os.PathLike[str], component: str = "") -> Checkpoint:
-    """Open an input (of a pipeline of diffusers one component) and recognise what it stores. InputError when parts
-    contradict what is said of them."""
+def open_checkpoint(path: str | os.PathLike[str], component: str = "", *, base: str | None = None) -> Checkpoint:
+    """Open an input (of a pipeline of diffusers one component) and recognise what it stores; `base` is the path of
+    the checkpoint that its archives are coded against. InputError when parts contradict what is said of them."""
     source = open_source(path, component)
+    if base is not None:
+        from compressor.files.archive_base import with_base  # here because few inputs have one
+
+        source = with_base(source, base)
     records = tuple(record.from_metadata(part.header.metadata, part.file.path) for part in source.files)
     stored: Sequence[tuple[TensorSpec, Decoder | Indexed]] = [pair for each in records for pair in each.tensors]
     own = bool(stored)

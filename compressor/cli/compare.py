@@ -24,6 +24,7 @@ from compressor.core.errors import GateFailed
 )
 @click.argument("a")
 @click.argument("b")
+@options.read_with_base
 @losing.tokens
 @losing.recorded
 @losing.sampling

@@ -36,7 +36,7 @@ GROUPS: Mapping[str, tuple[str, str]] = {
         "min_sqnr candidates survey sample curve",
     ),
     "Data": (
-        "teacher stats text inputs labels activations",
+        "teacher base stats text inputs labels activations",
         "tokens samples length seed scores mask network teacher_network divide",
     ),
     GATES: (

@@ -23,16 +23,19 @@ from compressor.cli.streams import emit
 @click.option(
     "--coding", is_flag=True, help="Of an archive: the bits of values and positions, before coding and coded."
 )
+@options.read_with_base
 @options.workers
 @options.output_format
 @options.top
 @options.wide
 @options.quiet
 @options.debug
-def command(input_path: str, stats: bool, coding: bool, workers: int | None, style: str, **shown: Any) -> int:
+def command(
+    input_path: str, stats: bool, coding: bool, base: str | None, workers: int | None, style: str, **shown: Any
+) -> int:
     """Show the tensors of an input: name, dtype, shape, size. Reads headers only, so it is instant."""
     from compressor import api
     from compressor.cli.report import render
 
-    report = api.inspect(input_path, stats=stats, coding=coding, workers=workers)
+    report = api.inspect(input_path, stats=stats, coding=coding, base=base, workers=workers)
     return 0 if emit(render(report, style, **shown), essential=True) else 4

@@ -108,8 +108,7 @@ def run(args: Sequence[str]) -> int:
     cleanup.doubts()  # those of an earlier run
     try:
         code = cli.main(list(args), prog_name="compressor", standalone_mode=False, obj=tuple(args))
-        for said in cleanup.doubts():
-            say("warning", said)
+        _tell_doubts()
         return int(code or 0)
     except click.exceptions.NoArgsIsHelpError as error:
         sys.stderr.write(f"{error.format_message()}\n")
@@ -144,6 +143,15 @@ def run(args: Sequence[str]) -> int:
         return 4
     except Exception as error:
         return _bug(error, debug)
+
+
+def _tell_doubts() -> None:
+    """Say what is not as it should be though all went well."""
+    kernels = sys.modules.get("compressor.core.kernels")
+    if kernels is not None:
+        kernels.library()  # a worker that found none of use cannot tell
+    for said in cleanup.doubts():
+        say("warning", said)
 
 
 def _mention_kept(problem: CompressorError) -> None:

@@ -272,6 +272,13 @@ store_archive = click.option(
     default="stages",
     help="What the stages say, or all of it as an archive, entropy-coded without loss; also without any stage.",
 )
+coded_against = click.option(
+    "--base",
+    metavar="PATH",
+    help="Code the input, as it is, against the checkpoint that it was trained from: an archive that takes it to "
+    "`restore`.",
+)
+read_with_base = click.option("--base", metavar="PATH", help="The checkpoint that an update was coded against.")
 effort = click.option(
     "--effort",
     type=click.Choice(["fast", "small"]),

@@ -22,10 +22,10 @@ def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.command(
     cls=Command,
     examples=(
-        "compressor recipes list",
         "compressor pipeline MODEL -o SMALL --recipe w4a16",
         "compressor pipeline model.safetensors -o small.safetensors \\\n"
         "  --stage prune:sparsity=0.5 --stage quantize:bits=8",
+        "compressor pipeline MODEL -o update --base BASE",
     ),
     rare="inputs",
     lists="recipes list",
@@ -56,6 +56,7 @@ def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.option("--keep-work", is_flag=True, help="Leave the --work folder when all is done.")
 @options.stats
 @options.store_archive
+@options.coded_against
 @options.effort
 @options.requantize
 @options.allow_unmatched
@@ -73,6 +74,8 @@ def command(input_path: str, output: str, **values: Any) -> int:
     from compressor.recipe.archive_store import shown_as_archive
     from compressor.recipe.toml_file import recipe_for
 
+    if values["base"] is not None:
+        values["store"] = "archive"
     keys = {key: values.pop(key) for key in ("recipe", "stages", "teacher", "inputs")}
     recipe = recipe_for(**keys, bare=values["store"] == "archive")
     budget, tell = budgeting.prepared(values, base=recipe.budget)

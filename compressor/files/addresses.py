@@ -24,6 +24,11 @@ def is_repository(path: str) -> bool:
     return found is not None and "--" not in path and ".." not in path
 
 
+def absolute(path: str) -> str:
+    """The path from the root on; an address as it is."""
+    return path if is_address(path) else os.path.abspath(path)
+
+
 def from_the_root(path: str) -> str:
     """The path from the root on, as a process elsewhere needs it; what is on no disk as it is. UsageError for an
     address that holds what may be a secret."""

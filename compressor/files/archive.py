@@ -9,38 +9,50 @@ chunk, where they are asked for. The archive of a file as it is says where each 
 bytes between them, and its SHA-256: what a reader sees are then that file's own bytes, its header among them. No
 archive stands for more than 64 MiB and 4096 times its own size (the zeros see to that), so a small file cannot
 claim any memory.
+
+Version 3 is that of an archive against a base: tensors that the base has too are coded by what they differ in from
+it (`entropy/deltas.py`), in chunks of 8 MiB, and their entries end in a mark by which the base's tensor is known;
+`"base"` in the directory is made of all marks. Such a tensor is as large as the base's: the limit is not for it.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compressor.core.errors import InputError
+from compressor.core.lazy import np
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.text import printable
 from compressor.core.workspace import Array
 from compressor.files.entropy.account import Account
 from compressor.files.entropy.chunk import LEAST, decode_chunk
 from compressor.files.entropy.damage import Damaged, NeedsPackage
-from compressor.files.entropy.elements import Form, form_named
+from compressor.files.entropy.elements import Form, form_named, possible
 from compressor.files.growth import most
 from compressor.files.input_file import InputFile
 from compressor.files.layout import Header, Placed
 from compressor.files.ours import ARCHIVE
 from compressor.files.strict_json import parse_object
 
+if TYPE_CHECKING:
+    from compressor.files.source import StoredTensor
+
 VERSION = "2"
-_READ = ("1", VERSION)
+WITH_BASE = "3"  # the version of an archive against a base
+_READ = ("1", VERSION, WITH_BASE)
 TENSOR = "archive"
 TRAILER = 8
 _DIRECTORY = 100_000_000  # bytes of a directory, inflated
 _CHUNK = 1 << 20  # elements of a chunk, about
+_DELTA_CHUNK = 1 << 26  # bits of a chunk against a base, about
 _KEPT = 4  # decoded chunks that are kept, because the next read may want their other half
 _MAX_DIMS = 32
 ORIGINALS = (".safetensors", ".npy", ".gguf")  # containers that come back byte for byte
@@ -51,21 +63,28 @@ _AGAIN = "Archive or download it again"
 @dataclass(frozen=True)
 class Entry:
     """A tensor in an archive. Its bytes begin at `begin` of the file that the archive stands for, its chunks' at
-    `places` of the archive, the last of which is their end; they are coded as archives of `version` are."""
+    `places` of the archive, the last of which is their end; they are coded as archives of `version` are. `mark`: of
+    one that is coded against a base's, by what that is known (`marked`)."""
 
     spec: TensorSpec
     form: Form
     begin: int
     places: tuple[int, ...]
     version: int
+    mark: int | None = None
 
     @classmethod
-    def of(cls, spec: TensorSpec, form: str, begin: int, place: int, sizes: Any, version: int) -> Entry:
+    def of(
+        cls, spec: TensorSpec, form: str, begin: int, place: int, sizes: Any, version: int, mark: Any = None
+    ) -> Entry:
         """An entry as a directory has it, the first of whose chunks is at `place`. Raises ValueError."""
-        if not all(type(nbytes) is int and nbytes >= LEAST for nbytes in sizes) or len(sizes) != chunks_of(spec):
+        kind = form_named(form, spec.dtype)
+        if (kind.kind == "delta") != (mark is not None) or not (mark is None or is_mark(mark)):
             raise ValueError(spec.name)
-        places = tuple(accumulate(sizes, initial=place))
-        return cls(spec, form_named(form, spec.dtype), begin, places, version)
+        count = chunks_of(spec, kind)
+        if not all(type(nbytes) is int and nbytes >= LEAST for nbytes in sizes) or len(sizes) != count:
+            raise ValueError(spec.name)
+        return cls(spec, kind, begin, tuple(accumulate(sizes, initial=place)), version, mark)
 
     @property
     def coded(self) -> int:
@@ -96,6 +115,28 @@ class Directory:
     entries: list[Entry]
     metadata: Mapping[str, str]
     original: Original | None = None
+    base: str = ""  # by what the base is known (`identity_of_base`), "" without one
+
+
+def is_mark(found: Any) -> bool:
+    """Whether this could be a mark."""
+    return type(found) is int and 0 <= found < 1 << 32
+
+
+def marked(mark: int, check: int) -> int:
+    """The mark of a base's tensor with one chunk more, whose CRC-32 is `check`: the CRC-32 of all of these, 4 bytes
+    each; 0 before the first."""
+    return zlib.crc32(check.to_bytes(4, "little"), mark)
+
+
+def identity_of_base(marks: Mapping[str, tuple[TensorSpec, int]]) -> str:
+    """By what a base is known: the SHA-256 of a line for each tensor that is coded against it, ordered by name: the
+    name as JSON has it, dtype, sizes, mark."""
+    lines = (
+        f"{json.dumps(name)} {spec.dtype} {list(spec.shape)} {mark}\n"
+        for name, (spec, mark) in sorted(marks.items())
+    )
+    return sha256("".join(lines).encode()).hexdigest()
 
 
 def plain_spec(nbytes: int) -> TensorSpec:
@@ -116,30 +157,31 @@ def between(ranges: Iterable[tuple[int, int]], size: int) -> list[tuple[int, int
     return [*found, (reached, size)] if reached < size else found
 
 
-def rows_of(spec: TensorSpec) -> tuple[int, int, int]:
+def rows_of(spec: TensorSpec, form: Form | None = None) -> tuple[int, int, int]:
     """How the bytes of a tensor are cut: rows, bytes of a row (the last may have fewer), rows of a chunk."""
     rows, columns = spec.matrix
     bits = DTYPES[spec.dtype].bits
-    if not spec.size or columns > _CHUNK or columns * bits % 8:
-        width = _CHUNK * bits // 8
+    most = _CHUNK if form is None or form.kind != "delta" else _DELTA_CHUNK // bits // 8 * 8  # whole bytes
+    if not spec.size or columns > most or columns * bits % 8:
+        width = most * bits // 8
         return (
             (-(-spec.nbytes // width), width, 1) if spec.nbytes > width else (min(spec.nbytes, 1), spec.nbytes, 1)
         )
-    return rows, columns * bits // 8, max(1, _CHUNK // columns)
+    return rows, columns * bits // 8, max(1, most // columns)
 
 
-def chunk_shape(spec: TensorSpec, number: int) -> tuple[int, int]:
+def chunk_shape(spec: TensorSpec, number: int, form: Form | None = None) -> tuple[int, int]:
     """Rows and bytes of a row of one chunk."""
-    rows, width, each = rows_of(spec)
+    rows, width, each = rows_of(spec, form)
     first = number * each
     if each == 1 and rows * width != spec.nbytes:
         return 1, min(width, spec.nbytes - first * width)
     return min(each, rows - first), width
 
 
-def chunks_of(spec: TensorSpec) -> int:
+def chunks_of(spec: TensorSpec, form: Form | None = None) -> int:
     """How many chunks a tensor of this spec is divided into."""
-    rows, _, each = rows_of(spec)
+    rows, _, each = rows_of(spec, form)
     return -(-rows // each)
 
 
@@ -149,18 +191,29 @@ def chunks_of(spec: TensorSpec) -> int:
 @dataclass(frozen=True, slots=True)
 class ArchivedFile(InputFile):
     """What an archive stands for, read like a file; its `size` is the archive's own. From each of `begins` on it
-    has the bytes of an entry from a place `within` it on. `original`: of a file as it is, what is said of it."""
+    has the bytes of an entry from a place `within` it on. `original`: of a file as it is, what is said of it.
+    `base`: by what the base is known that tensors are coded against, and `bases` those of it by name, once there.
+    Of a `blank` one such tensors are zeros: whoever reads a header may read further than it goes."""
 
     entries: tuple[Entry, ...] = ()
     begins: tuple[int, ...] = ()
     within: tuple[tuple[int, int], ...] = ()
     original: Original | None = None
+    base: str = ""
+    bases: Mapping[str, StoredTensor] | None = None
+    blank: bool = False
     kept: dict[tuple[int, int], Array] = field(default_factory=dict, compare=False)
 
     @property
     def stands_for(self) -> str:
         """The suffix of the file that it is of, where that comes back as it was."""
         return "" if self.original is None else self.original.suffix
+
+    def check_unchanged(self) -> None:
+        """InputError if the file, or its base, was changed since it was first seen."""
+        InputFile.check_unchanged(self)
+        for file in {id(one.file): one.file for one in (self.bases or {}).values()}.values():
+            file.check_unchanged()
 
     def plain(self) -> list[tuple[int, bytes]]:
         """The bytes between tensors of the file that it is of, with their places there."""
@@ -183,8 +236,7 @@ class ArchivedFile(InputFile):
 
     def _read(self, at: int, buffer: memoryview, start: int) -> int:
         """Fill the beginning of a buffer from a place in a tensor, as far as the chunk there goes."""
-        spec = self.entries[at].spec
-        _, width, each = rows_of(spec)
+        _, width, each = rows_of(self.entries[at].spec, self.entries[at].form)
         number, inside = divmod(start, width * each)
         data = self._chunk(at, number).reshape(-1)[inside : inside + len(buffer)]
         buffer[: len(data)] = data.data
@@ -216,16 +268,37 @@ class ArchivedFile(InputFile):
         begin, end = entry.places[number : number + 2]
         raw = bytearray(end - begin)
         InputFile.read_runs(self, [(memoryview(raw), begin)])
+        shape = chunk_shape(entry.spec, number, entry.form)
         try:
-            return decode_chunk(
-                memoryview(raw), chunk_shape(entry.spec, number), entry.form, account, entry.version
-            )
+            if entry.mark is None:
+                return decode_chunk(memoryview(raw), shape, entry.form, account, entry.version)
+            return self._against_base(memoryview(raw), entry, number, shape, account)
         except Damaged as error:
             raise InputError(
                 f"is damaged in the archive: {error}", file=self.path, tensor=entry.spec.name, remedy=_AGAIN
             ) from error
         except NeedsPackage as error:
             raise needs(error, self.path, entry.spec.name) from error
+
+    def _against_base(
+        self, chunk: memoryview, entry: Entry, number: int, shape: tuple[int, int], account: Account | None
+    ) -> Array:
+        from compressor.files.entropy.deltas import decode_delta  # here because few archives have a base
+
+        if self.blank:
+            return np.zeros(shape, np.uint8)
+        if self.bases is None:
+            raise InputError(
+                "is coded against a base, which is not given",
+                file=self.path,
+                tensor=entry.spec.name,
+                remedy="Give it: compressor restore UPDATE --base BASE -o OUTPUT",
+            )
+        _, width, each = rows_of(entry.spec, entry.form)
+        rows: Array = np.empty(shape, np.uint8)
+        base = self.bases[entry.spec.name]
+        base.file.read_into(rows.reshape(-1).data, base.placed.offset + number * each * width)
+        return decode_delta(chunk, rows, entry.form, possible(entry.spec.dtype)[0], account)
 
 
 def needs(error: NeedsPackage, path: str, tensor: str) -> InputError:
@@ -249,27 +322,27 @@ def opened(file: InputFile, header: Header, read_header: ReadHeader) -> tuple[In
         return file, header
     if version not in _READ:
         raise InputError(
-            f"is an archive of version {printable(version, 20)!r}, and this compressor reads {' and '.join(_READ)}",
+            f"is an archive of version {printable(version, 20)!r}, and this compressor reads {', '.join(_READ)}",
             file=file.path,
             remedy="Use a newer compressor",
         )
     found = _directory(file, header, int(version))
     if found.original is not None:
         try:
-            return _as_it_was(file, found.entries, found.original, read_header)
+            return _as_it_was(file, found, found.original, read_header)
         except ValueError as error:
             raise _damaged(file, "its directory does not say what it should") from error
     tensors = sorted((Placed(entry.spec, entry.begin) for entry in found.entries), key=lambda one: one.spec.name)
     there = [entry for entry in found.entries if entry.spec.nbytes]  # where a byte is looked for
     pieces = [(entry.begin, number, 0) for number, entry in enumerate(there)]
-    return _archived(file, there, pieces, None), Header(tuple(tensors), found.metadata)
+    return _archived(file, there, pieces, found), Header(tuple(tensors), found.metadata)
 
 
 def _as_it_was(
-    file: InputFile, entries: Sequence[Entry], original: Original, read_header: ReadHeader
+    file: InputFile, directory: Directory, original: Original, read_header: ReadHeader
 ) -> tuple[InputFile, Header]:
     """The file that an archive of it as it is stands for. Raises ValueError."""
-    there = sorted((entry for entry in entries if entry.spec.nbytes), key=lambda entry: entry.begin)
+    there = sorted((entry for entry in directory.entries if entry.spec.nbytes), key=lambda entry: entry.begin)
     pieces = [(entry.begin, number, 0) for number, entry in enumerate(there)]
     done = 0
     for begin, end in between(((one.begin, one.begin + one.spec.nbytes) for one in there), original.size):
@@ -277,15 +350,15 @@ def _as_it_was(
         done += end - begin
     if done != original.plain.spec.nbytes:
         raise ValueError(_PLAIN)
-    found = _archived(file, [*there, original.plain], sorted(pieces), original)
+    found = _archived(file, [*there, original.plain], sorted(pieces), directory)
     try:
-        return found, read_header(replace(found, size=original.size), original.suffix)
+        return found, read_header(replace(found, size=original.size, blank=True, kept={}), original.suffix)
     except InputError as error:
         raise _damaged(file, f"the header in it {error.reason}") from error
 
 
 def _archived(
-    file: InputFile, entries: Sequence[Entry], pieces: Sequence[tuple[int, int, int]], original: Original | None
+    file: InputFile, entries: Sequence[Entry], pieces: Sequence[tuple[int, int, int]], directory: Directory
 ) -> ArchivedFile:
     """The file of which each piece begins somewhere, with bytes of the entry of this number from this place on."""
     return ArchivedFile(
@@ -295,7 +368,8 @@ def _archived(
         tuple(entries),
         tuple(begin for begin, _, _ in pieces),
         tuple((number, first) for _, number, first in pieces),
-        original,
+        directory.original,
+        directory.base,
         origin=file.origin,
     )
 
@@ -336,25 +410,39 @@ def _read_directory(file: InputFile, placed: Placed, version: int) -> Directory:
         raise _damaged(file, "its directory is too large, or not whole")
     found = parse_object(text, file.path)
     said = found.pop("original", None) if version > 1 else None
+    base = found.pop("base") if str(version) == WITH_BASE else ""
     if found.keys() != {"metadata", "tensors"}:
         raise ValueError
     if not all(isinstance(value, str) for value in found["metadata"].values()):
         raise ValueError
     entries, begin, place = [], 0, placed.offset
-    for name, (dtype, shape, form, sizes, *where) in found["tensors"].items():
-        if len(where) != (said is not None) or not all(type(one) is int for one in where):
-            raise ValueError(name)
+    for name, (dtype, shape, form, sizes, *more) in found["tensors"].items():
+        where, mark = _more(more, placed=said is not None, based=bool(base))
         entries.append(
-            Entry.of(_spec(name, dtype, shape), form, where[0] if where else begin, place, sizes, version)
+            Entry.of(
+                _spec(name, dtype, shape), form, begin if where is None else where, place, sizes, version, mark
+            )
         )
         place = entries[-1].places[-1]
         begin += entries[-1].spec.nbytes
     original = None if said is None else _original(said, begin, place, version)
     if original is not None:
         begin, place = original.size, original.plain.places[-1]
-    if place > end - length or begin > most(size):
+    marks = {entry.spec.name: (entry.spec, entry.mark) for entry in entries if entry.mark is not None}
+    if base and base != identity_of_base(marks):
+        raise ValueError("base")
+    of_base = sum(spec.nbytes for spec, _ in marks.values())
+    if place > end - length or begin - of_base > most(size):
         raise _damaged(file, "its tensors are larger than it can hold")
-    return Directory(entries, found["metadata"], original)
+    return Directory(entries, found["metadata"], original, base)
+
+
+def _more(more: Sequence[Any], *, placed: bool, based: bool) -> tuple[int | None, int | None]:
+    """What else an entry says: where the tensor's bytes begin, in the archive of a file as it is, and the mark of
+    the base's, in an archive against one. Raises ValueError."""
+    if not placed <= len(more) <= placed + based or not all(type(one) is int for one in more):
+        raise ValueError("entry")
+    return more[0] if placed else None, more[placed] if len(more) > placed else None
 
 
 def _original(said: Mapping[str, Any], tensors: int, place: int, version: int) -> Original:

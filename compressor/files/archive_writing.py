@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compressor.core.tensor import TensorSpec
-from compressor.files.archive import TENSOR, TRAILER, VERSION
+from compressor.files.archive import TENSOR, TRAILER, VERSION, WITH_BASE, identity_of_base, marked
 from compressor.files.growth import FREE, GROWTH
 from compressor.files.ours import ARCHIVE
 from compressor.files.safetensors import METADATA
@@ -26,17 +26,25 @@ class ArchiveWriter:
         self.fd = fd
         self.end = _HEADER
         self.tensors: dict[str, tuple[Any, ...]] = {}  # dtype, shape, form, bytes of chunks; and where it was
-        self.logical = 0
+        self.logical = self.of_base = 0
         self.more: dict[str, Any] = {}
+        self.marks: dict[str, tuple[TensorSpec, int]] = {}
 
-    def begin(self, spec: TensorSpec, form: str, was: int | None = None) -> None:
-        """The next chunks are of this tensor. `was`: of a file as it is, where the tensor's bytes begin in it."""
+    def begin(self, spec: TensorSpec, form: str, was: int | None = None, *, based: bool = False) -> None:
+        """The next chunks are of this tensor. `was`: of a file as it is, where the tensor's bytes begin in it;
+        `based`: it is coded against a base's."""
         self.tensors[spec.name] = spec.dtype, spec.shape, form, [], *(() if was is None else (was,))
         self.logical += spec.nbytes
+        if based:
+            self.marks[spec.name] = spec, 0
+            self.of_base += spec.nbytes
 
-    def add(self, name: str, chunk: bytes) -> None:
-        """Append the next coded chunk of a tensor to the archive."""
+    def add(self, name: str, chunk: bytes, check: int = 0) -> None:
+        """Append the next coded chunk of a tensor to the archive; `check`: the CRC-32 of the base's."""
         self.tensors[name][3].append(len(chunk))
+        if name in self.marks:
+            spec, mark = self.marks[name]
+            self.marks[name] = spec, marked(mark, check)
         self._append(chunk)
 
     def original(self, said: Mapping[str, Any], form: str, chunks: Sequence[bytes]) -> None:
@@ -49,8 +57,11 @@ class ArchiveWriter:
     def finish(self, metadata: Mapping[str, str], stands_for: int = 0) -> None:
         """Write what comes behind the chunks and before them, and sync. `stands_for`: bytes of the numbers that the
         tensors are parts of."""
+        more = {**self.more, **({"base": identity_of_base(self.marks)} if self.marks else {})}
+        marks = {name: (mark,) for name, (_, mark) in self.marks.items()}
+        tensors = {name: (*said, *marks.get(name, ())) for name, said in self.tensors.items()}
         text = json.dumps(
-            {"metadata": dict(sorted(metadata.items())), "tensors": self.tensors, **self.more},
+            {"metadata": dict(sorted(metadata.items())), "tensors": tensors, **more},
             separators=(",", ":"),
             ensure_ascii=False,
         )
@@ -58,15 +69,15 @@ class ArchiveWriter:
         directory = deflater.compress(text.encode()) + deflater.flush()
         size = self.end - _HEADER + len(directory) + TRAILER
         # what stands for more than an archive may, gets longer
-        lacking = -(-(max(self.logical, stands_for) - FREE) // GROWTH) - size
+        lacking = -(-(max(self.logical - self.of_base, stands_for) - FREE) // GROWTH) - size
         while lacking > 0:
             self._append(bytes(min(lacking, _ZEROS)))
             lacking -= _ZEROS
         check = zlib.crc32(directory)
         self._append(directory + len(directory).to_bytes(4, "little") + check.to_bytes(4, "little"))
-        size = self.end - _HEADER
+        size, version = self.end - _HEADER, WITH_BASE if self.marks else VERSION
         header = json.dumps(
-            {METADATA: {ARCHIVE: VERSION}, TENSOR: {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}},
+            {METADATA: {ARCHIVE: version}, TENSOR: {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}},
             separators=(",", ":"),
         ).encode()
         length = _HEADER - 8

@@ -56,6 +56,11 @@ class InputFile:
         """Of an archive of a file as it is, the suffix of that file; else ""."""
         return ""
 
+    @property
+    def base(self) -> str:
+        """Of an archive against a base, by what that is known; else ""."""
+        return ""
+
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` (bytes, contiguous) from `offset`; InputError if the file is no longer what it was."""
         self.read_runs([(buffer, offset)])

@@ -10,6 +10,7 @@ from compressor.core.errors import InputError, UsageError
 from compressor.core.text import printable
 from compressor.files.addresses import is_address, is_repository
 from compressor.files.containers import READERS, read_file
+from compressor.files.input_file import InputFile
 from compressor.files.source import Source, SourceFile, assemble
 from compressor.files.tree import LocalTree, Tree
 
@@ -29,6 +30,16 @@ def open_source(path: str | os.PathLike[str], component: str = "") -> Source:
     tree, name = _found(path)
     source = _opened(tree, name, path, component)
     return replace(source, notes=(*tree.notes, *source.notes)) if tree.notes else source
+
+
+def open_file(path: str | os.PathLike[str]) -> InputFile:
+    """A single file, whatever its suffix, on a disk or at an address. InputError where it cannot be read."""
+    path = os.fspath(path)
+    if not is_address(path):
+        return InputFile.open(path)
+    from compressor.files.remote.opening import opened
+
+    return opened(path)
 
 
 def _opened(tree: Tree, name: str, path: str, component: str) -> Source:

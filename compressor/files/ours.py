@@ -45,11 +45,15 @@ def may_be_replaced(folder: str, *, recorded: bool) -> bool:
 def has_record(folder: str) -> bool:
     """Whether one of a folder's weight files, or the record of a part, says that a run of this tool wrote it."""
     with suppress(InputError):
-        file = InputFile.open(os.path.join(folder, PART_RECORD))
-        if file.size >= len(_PART) and file.read(0, len(_PART)) == _PART:
+        if is_part_record(InputFile.open(os.path.join(folder, PART_RECORD))):
             return True
     paths = (path for path in _files(folder) if path.endswith(".safetensors"))
     return any(_says_so(os.path.join(folder, path)) for path in islice(paths, _LOOKED_AT))
+
+
+def is_part_record(file: InputFile) -> bool:
+    """Whether a file is the record of a part."""
+    return file.size >= len(_PART) and file.read(0, len(_PART)) == _PART
 
 
 def foreign(folder: str, another: str) -> str | None:

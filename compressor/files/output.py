@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from compressor.core.errors import InputError, OutputError
 from compressor.core.workspace import Array
@@ -28,7 +28,10 @@ _IDLE = 8  # descriptors kept open between writes; a model may have more files t
 class Output:
     """An output under construction. `layouts` are the container files by name; a single-file output has one, and a
     split .gguf its parts, which are published beside each other in place of `target`. Where machines are `spread`,
-    what each wrote has to be seen by all: files are closed after each write."""
+    what each wrote has to be seen by all: files are closed after each write. One that `sends` its files elsewhere
+    wants each to be finished before the next is begun, so that no more than one lies here."""
+
+    sends: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -131,6 +134,9 @@ class Output:
         if sorted(placed.offset for placed in header.tensors) != sorted(layout.offsets.values()):
             raise OutputError("does not read back as planned", file=self.target)
 
+    def send(self, name: str) -> None:
+        """Nothing more is written to a file; here it stays where it is until all have their names."""
+
     def take(self, name: str, path: str) -> None:
         """Put a file that an earlier run finished in the place of one."""
         with reporting(self.target):
@@ -163,7 +169,7 @@ class Output:
     @contextmanager
     def rewriting(self, name: str) -> Iterator[int]:
         """A new file, open, that takes the place of a written one when all went well."""
-        spare = None if self.folder else Staging(self.target, folder=False, replace=self.staging.replace)
+        spare = None if self.folder else Staging(self.staging.target, folder=False, replace=self.staging.replace)
         path = f"{self.path(name)}.new.tmp" if spare is None else spare.path
         try:
             with reporting(self.target):

@@ -20,6 +20,7 @@ from compressor.core.lazy import np
 from compressor.core.text import printable
 from compressor.core.version import __version__
 from compressor.core.workspace import Array
+from compressor.files.addresses import is_address
 from compressor.files.input_file import InputFile
 from compressor.files.layout import Container, FileLayout
 from compressor.files.ours import MOST_PARTS, PART_RECORD
@@ -27,6 +28,7 @@ from compressor.files.output import Output
 from compressor.files.sealed_json import is_as_sealed, sealed
 from compressor.files.staging import reporting
 from compressor.files.strict_json import read_object
+from compressor.files.tree import LocalTree, Tree
 
 FORMAT, VERSION = "compressor-part", 1
 _SUFFIX, _BUFFER = ".part", 1 << 22
@@ -130,6 +132,11 @@ class PartOutput(Output):
         plain = name.removesuffix(_SUFFIX)
         return PartFile(plain, layout.size, content.hexdigest(), pieces, offsets, tuple(extents))
 
+    @staticmethod
+    def stored_as(name: str) -> str:
+        """What a file of the output is called in a part."""
+        return f"{name}{_SUFFIX}"
+
     def whole(self, name: str) -> PartFile:
         """What is to be said of an archive, or of a small file, of which this part has all that there will be."""
         with self.reading(f"{name}{_SUFFIX}") as found:
@@ -176,10 +183,16 @@ class Part:
 
     path: str
     record: PartRecord
+    tree: Tree
+
+    @property
+    def here(self) -> bool:
+        """Whether it lies on a disk."""
+        return not is_address(self.path)
 
     def file(self, file: PartFile) -> InputFile:
         """A file of it; InputError where it is not what was written."""
-        found = InputFile.open(os.path.join(self.path, f"{file.name}{_SUFFIX}"))
+        found = self.tree.open(f"{file.name}{_SUFFIX}")
         if found.size != file.size:
             raise self.changed(file)
         return found
@@ -211,10 +224,14 @@ class Part:
 def read_part(path: str) -> Part:
     """The part in a folder. InputError where there is none, or one of another version."""
     place = path.rstrip("/")
-    record = os.path.join(place, PART_RECORD)
-    if not os.path.isfile(record):
+    tree: Tree = LocalTree(place)
+    if is_address(place):
+        from compressor.files.remote.opening import found as found_at
+
+        tree = found_at(place)[0]
+    if PART_RECORD not in (tree.names() if is_address(place) or os.path.isdir(place) else ()):
         raise InputError("is no part that a run with --part has written", file=path)
-    found = read_object(InputFile.open(record), large=True)
+    found = read_object(tree.open(PART_RECORD), large=True)
     if found.get("format") != FORMAT:
         raise InputError("is no part that a run with --part has written", file=path)
     if found.get("version") != VERSION:
@@ -234,7 +251,8 @@ def read_part(path: str) -> Part:
         said = _is(dict, found["said"])
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(path) from error
-    return Part(place, PartRecord(number, count, plan, inputs, times, container, names, files, small, said, tool))
+    record = PartRecord(number, count, plan, inputs, times, container, names, files, small, said, tool)
+    return Part(place, record, tree)
 
 
 def damaged(path: str) -> InputError:

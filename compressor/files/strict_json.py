@@ -19,6 +19,7 @@ _LARGER = 4  # times as much may have what is `large`: a tokenizer of 262,144 to
 # what json makes of each: an empty container, an item's place, a string's object
 _COSTS = {b"[": 80, b"{": 80, b",": 80, b'"': 60}
 
+_MEND = "Mend it, so that Python's json reads it, or fetch it again"
 _HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -42,10 +43,10 @@ def parse_object(raw: bytes, path: str, *, lenient: bool = False, large: bool = 
         if _HALF_PAIR.search(raw):
             json.dumps(found, ensure_ascii=False).encode("utf-8")  # lone surrogates
     except UnicodeError as error:
-        raise InputError("is not valid UTF-8 JSON", file=path) from error
+        raise InputError("is not valid UTF-8 JSON", file=path, remedy=_MEND) from error
     except (ValueError, RecursionError, MemoryError) as error:
         reason = "too deeply nested" if isinstance(error, RecursionError) else _first_line(error)
-        raise InputError(f"is not a valid JSON object: {reason}", file=path) from error
+        raise InputError(f"is not a valid JSON object: {reason}", file=path, remedy=_MEND) from error
     return found
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from compressor.core.errors import InputError
 from compressor.core.version import __version__
-from compressor.files.input_file import InputFile
+from compressor.files.opening import open_file
 from compressor.files.ours import MOST_PARTS
 from compressor.files.sealed_json import is_as_sealed, sealed
 from compressor.files.strict_json import parse_object
@@ -46,7 +46,7 @@ class SurveyFile:
 def is_survey(path: str) -> bool:
     """Whether a file says that it is one of these."""
     try:
-        file = InputFile.open(path)
+        file = open_file(path)
         head = file.read(0, min(file.size, 64))
     except InputError:
         return False
@@ -55,7 +55,7 @@ def is_survey(path: str) -> bool:
 
 def read_survey(path: str) -> SurveyFile:
     """InputError where there is none, or one of another version."""
-    file = InputFile.open(path)
+    file = open_file(path)
     if not is_survey(path) or file.size > _LARGEST:
         raise InputError("is nothing that compressor survey has written", file=path)
     found = parse_object(file.read(0, file.size), path, large=True)

@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 
 from compressor.core.errors import OutputError
+from compressor.files.addresses import is_address
 from compressor.files.staging import Staging, reporting
 
 
 def write_document(path: str, content: bytes, *, replace: bool, folders: bool = False) -> None:
     """A file with this content, published at once; with `folders` those that it lies in are made. OutputError when
-    it cannot be."""
+    it cannot be. An address is that of a store."""
+    if is_address(path):
+        from compressor.files.remote.output import send_document
+
+        send_document(path, content, replace=replace)
+        return
     if folders:
         with reporting(path):
             os.makedirs(os.path.dirname(path), exist_ok=True)

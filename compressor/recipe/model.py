@@ -54,14 +54,19 @@ class Stage:
         return isinstance(self.method, Scheme) and self.method.adapter
 
     @property
+    def methods(self) -> tuple[Method, ...]:
+        """Its own method and those of its rules."""
+        return (self.method, *(made for _, made in self.rules))
+
+    @property
     def statistics(self) -> Method | None:
         """The first of its methods that goes by statistics of layer inputs."""
-        return next((one for one in (self.method, *(made for _, made in self.rules)) if one.statistics), None)
+        return next((one for one in self.methods if one.statistics), None)
 
     @property
     def balances(self) -> bool:
         """Whether any of its methods has the model's inputs scaled, which goes by what the stages before left."""
-        return any(one.balances for one in (self.method, *(made for _, made in self.rules)))
+        return any(one.balances for one in self.methods)
 
     def leaves(self, spec: TensorSpec) -> LeftAlone | None:
         """Why the stage leaves this tensor alone; None when it is to be treated."""

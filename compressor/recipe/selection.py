@@ -69,18 +69,19 @@ def unmatched(patterns: Iterable[str], names: Collection[str]) -> list[str]:
 def meant(text: str, names: Collection[str]) -> str | None:
     """The pattern that was likely meant by one that matches none of the names: with its pieces spelt as the likest
     components of names, or with more before or after it. It matches some; None where nothing is near."""
-    parts = list(dict.fromkeys(part for name in names for part in name.split(".")))
+    parts = {part.lower(): part for name in names for part in name.split(".")}
 
     def mended(piece: re.Match[str]) -> str:
-        close = get_close_matches(piece[0], parts, 1, cutoff=0.6)
-        return close[0] if close else piece[0]
+        close = get_close_matches(piece[0].lower(), parts, 1, cutoff=0.6)
+        return parts[close[0]] if close else piece[0]
 
     sign = "re:" if text.startswith("re:") else ""
     mend, anything = re.sub(r"[A-Za-z_]\w+", mended, text.removeprefix("re:")), ".*" if sign else "*"
-    for inner in dict.fromkeys((mend, f"{mend}{anything}", f"{anything}{mend}", f"{anything}{mend}{anything}")):
+    longer = [sign + one for one in (mend, f"{mend}{anything}", f"{anything}{mend}", f"{anything}{mend}{anything}")]
+    for one in dict.fromkeys((*longer, f"re:{text}")):
         try:
-            if any(matches(name, (sign + inner,)) for name in names):
-                return sign + inner
+            if any(matches(name, (one,)) for name in names):
+                return one
         except UsageError:  # what was mended is no expression any more
             continue
     return None

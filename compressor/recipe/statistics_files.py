@@ -12,14 +12,15 @@ from compressor.recipe.model import Recipe, Stage
 
 def with_statistics(recipe: Recipe, stats: str | None) -> Recipe:
     """The recipe whose stages know the file that they go by: their own, else `stats`, else the recipe's. Cuts that
-    leave open what they go by take the common one where no stage does.
+    leave open what they go by take the common one where no stage needs it; else stages that can do without it do.
 
     UsageError where a stage lacks one, has one for nothing, or nothing would be done with `stats`.
     """
     common = stats or recipe.stats
     stages, problems, taken, used = [], list[CompressorError](), False, False
+    by_cuts = any(map(_may_take, recipe.cuts))
     for stage in recipe.stages:
-        if (stage.stats or common) is not None:
+        if stage.stats is not None or (common is not None and not by_cuts):
             stage = _going_by_them(stage)
         needs = stage.statistics
         if needs is None and stage.stats is not None:
@@ -31,7 +32,7 @@ def with_statistics(recipe: Recipe, stats: str | None) -> Recipe:
         stages.append(stage)
     cuts: list[StructuredCut | Reshape] = []
     for cut in recipe.cuts:
-        if isinstance(cut, StructuredCut) and cut.stats is None and cut.layers is None:
+        if isinstance(cut, StructuredCut) and _is_open(cut):
             asked = cut.importance in ("inputs", "influence")
             if asked and common is None:
                 problems.append(_lacking(f"importance {cut.importance}"))
@@ -47,6 +48,17 @@ def with_statistics(recipe: Recipe, stats: str | None) -> Recipe:
         problems.append(UsageError(f"--stats: no stage takes it; what they go by is {said}", remedy="Leave it out"))
     raise_all(problems)
     return replace(recipe, stages=tuple(stages), cuts=tuple(cuts))
+
+
+def _is_open(cut: StructuredCut) -> bool:
+    return cut.stats is None and cut.layers is None
+
+
+def _may_take(cut: StructuredCut | Reshape) -> bool:
+    """Whether a cut goes by the common statistics, if there are some: those of layers that it makes narrower."""
+    if not isinstance(cut, StructuredCut) or not _is_open(cut):
+        return False
+    return cut.importance in ("inputs", "influence") or cut.takes_statistics
 
 
 def _lacking(what: str) -> UsageError:

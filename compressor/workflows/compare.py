@@ -74,9 +74,27 @@ class ComparisonReport(Shown):
         return tuple(row for row in self.rows if row.problem)
 
 
+@dataclass(frozen=True)
+class Sides:
+    """The paths of what is compared, and of the base that one of them, or both, is coded against."""
+
+    a: Path
+    b: Path
+    base: Path | None = None
+
+    def opened(self) -> tuple[Checkpoint, Checkpoint]:
+        """Both; a base that neither is coded against is B's, which then refuses it."""
+        if self.base is None:
+            return open_checkpoint(self.a), open_checkpoint(self.b)
+        from compressor.files.opening import open_source
+
+        coded = [any(part.file.base for part in open_source(path).files) for path in (self.a, self.b)]
+        bases = [os.fspath(self.base) if has else None for has in (coded[0], coded[1] or not coded[0])]
+        return open_checkpoint(self.a, base=bases[0]), open_checkpoint(self.b, base=bases[1])
+
+
 def compare(
-    a: Path,
-    b: Path,
+    sides: Sides,
     *,
     max_error: float | None = None,
     min_sqnr: float | None = None,
@@ -90,28 +108,28 @@ def compare(
     `progress` is told the bytes that are compared, of how many. With `histograms` rows have one of their numbers,
     as documents draw it.
     """
-    left, right = open_checkpoint(a), open_checkpoint(b)
+    left, right = sides.opened()
     count = available_workers() if workers is None else workers
     rows, total = compared_tensors(left, right, count, progress, histograms=histograms)
     left.source.check_unchanged()
     right.source.check_unchanged()
     gates = tuple(_judge(rows, max_error, min_sqnr))
     sizes = (left.source.nbytes, right.source.nbytes)
-    return ComparisonReport(os.fspath(a), os.fspath(b), tuple(rows), total, sizes, gates)
+    return ComparisonReport(os.fspath(sides.a), os.fspath(sides.b), tuple(rows), total, sizes, gates)
 
 
 def compare_outputs(
-    a: Path, b: Path, what: LossInput, gates: LossGates, progress: Callable[[int, int], None] | None = None
+    sides: Sides, what: LossInput, gates: LossGates, progress: Callable[[int, int], None] | None = None
 ) -> ComparisonReport:
     """Measure what B's outputs lost against A's. The report has no rows: tensors are not looked at one by one."""
-    left, right = open_checkpoint(a), open_checkpoint(b)
+    left, right = sides.opened()
     loss = measure_loss(left, right, what, gates, progress)
     left.source.check_unchanged()
     right.source.check_unchanged()
     sizes = (left.source.nbytes, right.source.nbytes)
     judged = gates.judged(values_of(loss.outputs))
     verdicts = tuple(_verdict(one.gate, one.measured, kept=one.holds) for one in judged)
-    return ComparisonReport(os.fspath(a), os.fspath(b), (), Comparison(), sizes, verdicts, loss)
+    return ComparisonReport(os.fspath(sides.a), os.fspath(sides.b), (), Comparison(), sizes, verdicts, loss)
 
 
 def compared_tensors(

@@ -37,11 +37,14 @@ class InspectReport(Shown):
     codings: tuple[CodingGain, ...] = ()
 
 
-def inspect(path: Path, *, stats: bool = False, coding: bool = False, workers: int | None = None) -> InspectReport:
+def inspect(
+    path: Path, *, stats: bool = False, coding: bool = False, base: Path | None = None, workers: int | None = None
+) -> InspectReport:
     """What the headers say of an input; with `stats` also range, moments and sparsity of every tensor, with
-    `coding` what an archive's streams take (InputError where it is none)."""
+    `coding` what an archive's streams take (InputError where it is none); `base` is what an archive is coded
+    against, without which headers are read all the same."""
     try:
-        checkpoint = open_checkpoint(path)
+        checkpoint = open_checkpoint(path, base=None if base is None else os.fspath(base))
     except UnreadCodes as error:  # what lies there can be shown all the same
         checkpoint = replace(open_as_stored(path), compression=error.reason)
     tensors = list(checkpoint.tensors.values())
@@ -68,12 +71,18 @@ def inspect(path: Path, *, stats: bool = False, coding: bool = False, workers: i
         os.fspath(path),
         source.kind,
         source.nbytes,
-        checkpoint.compression,
+        checkpoint.compression or _based(checkpoint),
         tuple(zip(tensors, moments if stats else [None] * len(tensors), strict=True)),
         metadata,
         dict(source.left),
         coded,
     )
+
+
+def _based(checkpoint: Checkpoint) -> str:
+    """By what the bases are known that files of it are coded against, "" where none is."""
+    known = {part.file.base: None for part in checkpoint.source.files if part.file.base}
+    return f"coded against the base {', '.join(known)}" if known else ""
 
 
 def _kept(tensor: Tensor, moments: Moments | None) -> int:

@@ -69,9 +69,10 @@ class RunKeywords(TypedDict, total=False):
 
 
 class RestoreKeywords(RunKeywords, total=False):
-    """`restore`: how it is carried out."""
+    """`restore`: how it is carried out, and the base that an update was coded against."""
 
     store: StoreAs
+    base: Path | None
 
 
 class RecipeKeywords(RestoreKeywords, total=False):
@@ -284,6 +285,7 @@ class InspectKeywords(TypedDict, total=False):
 
     stats: bool
     coding: bool
+    base: Path | None
     workers: int | None
 
 
@@ -314,6 +316,7 @@ class CompareKeywords(LossKeywords, total=False):
     workers: int | None
     progress: Progress | None
     histograms: bool
+    base: Path | None
 
 
 class ReportKeywords(TypedDict, total=False):

@@ -15,12 +15,13 @@ from compressor.core import cleanup
 from compressor.core.errors import CompressorError, UsageError, problems_of
 from compressor.core.text import printable, size_text
 from compressor.engine.plan.plan import Plan
-from compressor.files.addresses import from_the_root
+from compressor.files.addresses import absolute, from_the_root
 from compressor.files.destination import check_apart, container_of
 from compressor.files.identity import identity_of
 from compressor.files.input_file import InputFile
 from compressor.files.staging import Staging, check_place
 from compressor.files.work_folder import WorkFolder, content_hash
+from compressor.files.writing import check_output, place_beside
 from compressor.recipe.for_loader import for_loader
 from compressor.recipe.legs import (
     asks_for_statistics,
@@ -87,11 +88,11 @@ def _absolute(recipe: Recipe) -> Recipe:
         replace(
             stage,
             teacher=None if stage.teacher is None else from_the_root(stage.teacher),
-            stats=None if stage.stats is None else os.path.abspath(stage.stats),
+            stats=None if stage.stats is None else absolute(stage.stats),
         )
         for stage in recipe.stages
     ]
-    stats = None if recipe.stats is None else os.path.abspath(recipe.stats)
+    stats = None if recipe.stats is None else absolute(recipe.stats)
     return replace(recipe, stages=tuple(stages), stats=stats)
 
 
@@ -162,7 +163,7 @@ def _alternated(order: Order) -> str:
     recipe = base_recipe(student, method)
     if options.dry_run:
         return order.source
-    check_place(order.output, folder=True, replace=options.force)
+    check_output(order.output, folder=True, replace=options.force)
     settings = replace(_on_the_way(options), progress=None, force=options.force, stats=order.recipe.stages[0].stats)
     settings = replace(settings, card=options.card)
     run_one_pass(order.verb, order.teachers[0], base, recipe, settings)
@@ -259,7 +260,7 @@ def _way(verb: str, legs: Sequence[Recipe], source: str, output: str, options: R
     check_apart(output, source, *(path for leg in legs if leg.training for path in leg.training.files))
     opened = open_checkpoint(source).source
     if not options.dry_run:
-        check_place(output, folder=container_of(output, opened) == "folder", replace=options.force)
+        check_output(output, folder=container_of(output, opened) == "folder", replace=options.force)
     for written in filter(None, (base, save_base)):
         if options.work is not None:
             check_apart(options.work, written, option="--work", of="base")
@@ -398,7 +399,7 @@ def _between(way: _Way) -> Iterator[str | WorkFolder]:
         finally:
             folder.release()
         return
-    staging = Staging(f"{way.output.rstrip('/')}.legs", folder=True, replace=True)
+    staging = Staging(place_beside(way.output, "legs"), folder=True, replace=True)
     try:
         yield staging.path
     finally:

@@ -18,7 +18,9 @@ from compressor.files.destination import check_apart, check_container
 from compressor.files.layout import FileLayout
 from compressor.files.output import Output
 from compressor.files.part_folder import Part, PartFile, damaged, read_part
-from compressor.files.staging import check_place, remove
+from compressor.files.removing import remove_output
+from compressor.files.sending import Sending
+from compressor.files.writing import check_output, open_output
 from compressor.recipe.gates import Gates
 from compressor.workflows.gating import judge, judge_sizes
 from compressor.workflows.merge_report import MergeGateFailed, MergeReport
@@ -51,13 +53,14 @@ def merge(
     record = found[0].record
     check_container(target, record.container)
     archived, recorded = (record.said.get(key) is True for key in ("archived", "recorded"))
-    check_place(target, folder=record.container == "folder", replace=force, recorded=recorded)
+    check_output(target, folder=record.container == "folder", replace=force, recorded=recorded)
     check_covered(found, archived=archived)
     layouts = [(name, FileLayout(0, (), {}) if archived else _layout(found, name)) for name in record.names]
-    sink = Output(target, record.container, layouts, replace=force, recorded=recorded)
+    sending = Sending(record.plan[:16])
+    sink = open_output(target, record.container, layouts, sending, replace=force, recorded=recorded)
     try:
-        _write(found, sink, workers or available_workers(), progress, archived=archived)
-        report = _report(found, sink, sink.first or target)
+        after = _write(found, sink, workers or available_workers(), progress, archived=archived)
+        report = _report(found, after, sink.first or target)
         if report.failures:
             raise MergeGateFailed(report)
         for small in record.small:
@@ -69,7 +72,7 @@ def merge(
         raise
     if remove_parts:
         for part in found:
-            remove(part.path)
+            remove_output(part.path, folder=True)
     return report
 
 
@@ -138,31 +141,35 @@ def _layout(parts: Sequence[Part], name: str) -> FileLayout:
 # ---- what is written -----------------------------------------------------------------------------------
 
 
-def _write(parts: Sequence[Part], sink: Output, workers: int, progress: Progress | None, *, archived: bool) -> None:
-    """Write all container files from their parts."""
+def _write(parts: Sequence[Part], sink: Output, workers: int, progress: Progress | None, *, archived: bool) -> int:
+    """Write all container files from their parts, one by one where they are sent elsewhere: their bytes."""
     having = [
         [(part, file) for part in parts for file in part.record.files if file.name == name]
         for name in parts[0].record.names
     ]
-    total, done = sum(_bytes(file) for own in having for _, file in own), 0
-    with local(workers) as executor:
+    total, done, after = sum(_bytes(file) for own in having for _, file in own), 0, 0
+    with local(1 if sink.sends else workers) as executor:
         tasks = [
             partial(_archive, sink, number, own) if archived else partial(_join, sink, number, own)
             for number, own in enumerate(having)
         ]
-        for more in in_order(executor, tasks, 2 * workers):
+        for more, size in in_order(executor, tasks, 1 if sink.sends else 2 * workers):
             done += more
+            after += size
             if progress is not None:
                 progress(done, total)
+    return after
 
 
 def _bytes(file: PartFile) -> int:
     return sum(one.nbytes for one in file.extents) if file.extents else file.size
 
 
-def _join(sink: Output, number: int, own: Sequence[tuple[Part, PartFile]]) -> int:
-    """Write a container file out of what the parts have of it; one that a part has by itself is linked."""
-    if len(own) == 1 and sink.container != "npz":  # whose checksums are written last
+def _join(sink: Output, number: int, own: Sequence[tuple[Part, PartFile]]) -> tuple[int, int]:
+    """Write a container file out of what the parts have of it; one that a part has by itself is linked. The bytes
+    that were read, and of the file."""
+    alone = len(own) == 1 and own[0][0].here
+    if alone and sink.container != "npz":  # whose checksums are written last
         part, file = own[0]
         for _ in part.runs(file):
             pass  # read, to be checked
@@ -172,21 +179,26 @@ def _join(sink: Output, number: int, own: Sequence[tuple[Part, PartFile]]) -> in
             for offset, data in part.runs(file):
                 sink.write(number, offset, data)
     sink.finish_file(number)
-    return sum(_bytes(file) for _, file in own)
+    return sum(_bytes(file) for _, file in own), _sent(sink, number)
 
 
-def _archive(sink: Output, number: int, own: Sequence[tuple[Part, PartFile]]) -> int:
-    """Write an archive out of the archives of its parts."""
+def _archive(sink: Output, number: int, own: Sequence[tuple[Part, PartFile]]) -> tuple[int, int]:
+    """Write an archive out of the archives of its parts: the bytes of these, and of the archive."""
     merge_archives(sink, sink.layouts[number][0], [part.check(file) for part, file in own])
-    return sum(_bytes(file) for _, file in own)
+    return sum(_bytes(file) for _, file in own), _sent(sink, number)
 
 
-def _report(parts: Sequence[Part], sink: Output, output: str) -> MergeReport:
+def _sent(sink: Output, number: int) -> int:
+    """Have a finished file sent, where the output is elsewhere: its bytes."""
+    name = sink.layouts[number][0]
+    with sink.reading(name) as written:
+        size = written.size
+    sink.send(name)
+    return size
+
+
+def _report(parts: Sequence[Part], after: int, output: str) -> MergeReport:
     record = parts[0].record
-    after = 0
-    for name, _ in sink.layouts:
-        with sink.reading(name) as written:
-            after += written.size
     before = record.said.get("size_before")
     try:
         gates = Gates(**record.said["gates"])

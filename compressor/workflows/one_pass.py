@@ -46,7 +46,10 @@ from compressor.files.destination import check_apart, container_of
 from compressor.files.identity import Identity, identity_of
 from compressor.files.layout import Container
 from compressor.files.output import Output
+from compressor.files.sending import Sending
+from compressor.files.source import Source
 from compressor.files.staging import check_place
+from compressor.files.writing import check_output, open_output, open_part
 from compressor.methods.registry import methods_of
 from compressor.recipe.archive_store import archive_store
 from compressor.recipe.gates import Gates
@@ -62,7 +65,9 @@ from compressor.workflows.results import Report, ReportedGateFailed, Verdict
 from compressor.workflows.run_options import RunOptions
 
 if TYPE_CHECKING:
+    from compressor.engine.execution.archive import Archiving
     from compressor.engine.execution.survey_book import SurveyBook
+    from compressor.files.part_folder import PartFile
     from compressor.workflows.model_card import CardFacts
 
 _LARGE = 128 << 20  # bytes of a model that are worth the start of processes
@@ -101,7 +106,8 @@ class Order:
         """The paths of everything that is read beside the source."""
         recipe = self.recipe
         examples = () if recipe.training is None else recipe.training.files
-        return (*self.teachers, *examples, *statistics_files_of(recipe), *_files_of_cuts(recipe))
+        base = () if self.options.base is None else (self.options.base,)
+        return (*self.teachers, *examples, *statistics_files_of(recipe), *_files_of_cuts(recipe), *base)
 
 
 def _files_of_cuts(recipe: Recipe) -> tuple[str, ...]:
@@ -116,7 +122,7 @@ def _files_of_cuts(recipe: Recipe) -> tuple[str, ...]:
 class Opened:
     """An order whose files are open: `order.recipe` knows its statistics and no word of archives. `undivided` is
     the checkpoint with fused experts as the file has them; `teachers` are by path; `statistics` of layer inputs by
-    the number of the cut or stage that goes by them."""
+    the number of the cut or stage that goes by them; `base` is what an archive is coded against."""
 
     order: Order
     container: Container
@@ -126,6 +132,7 @@ class Opened:
     teachers: Mapping[str, Checkpoint]
     statistics: Mapping[int, Statistics]
     workers: int
+    base: Source | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +211,8 @@ def checked(order: Order) -> Order:
 
 def open_input(source: str, options: RunOptions) -> Checkpoint:
     """The input of a run, under the names and of the part of it that the options say."""
-    checkpoint = strip_prefix(open_checkpoint(source, options.component), options.strip_prefix)
+    base = None if options.store == "archive" else options.base
+    checkpoint = strip_prefix(open_checkpoint(source, options.component, base=base), options.strip_prefix)
     if options.fold_weight_norm or any(name.endswith(("_v", ".original1")) for name in checkpoint.tensors):
         from compressor.checkpoint.weight_norm import fold_weight_norm
 
@@ -226,15 +234,19 @@ def _check_output(order: Order, container: Container, *, recorded: bool) -> None
     """OutputError where the output cannot be written to its place; UsageError for options that have none there."""
     options, folder = order.options, container == "folder"
     if is_address(order.output):
-        if options.part is not None or options.scheduler is not None:
-            said = f"-o {printable(order.output)}: jobs and workers write to a disk that all of them see"
-            raise UsageError(said, remedy="Leave --part and --scheduler out, or name a place on a disk")
-        from compressor.files.remote.output import check_destination
-
-        if not options.dry_run:
-            check_destination(order.output, folder=folder, replace=options.force, recorded=recorded)
-    elif not options.dry_run:
-        check_place(order.output, folder=folder, replace=options.force, recorded=recorded)
+        said = f"-o {printable(order.output)}"
+        if options.part is not None and order.output.lower().startswith("hf://"):
+            raise UsageError(
+                f"{said}: a repository of the hub keeps all that was ever in it, parts as well",
+                remedy="Write the parts to a disk or to a bucket, and merge them to there",
+            )
+        if options.scheduler is not None and not options.dry_run and "TMPDIR" not in os.environ:
+            raise UsageError(
+                f"{said}: workers write a shard to a disk that all of them see, before it is sent",
+                remedy="Set TMPDIR to a folder that all of them see",
+            )
+    if not options.dry_run:
+        check_output(order.output, folder=folder, replace=options.force, recorded=recorded)
 
 
 def _from_gguf(checkpoint: Checkpoint, container: Container) -> Checkpoint:
@@ -254,6 +266,26 @@ def _archived_as_it_is(checkpoint: Checkpoint, container: Container, options: Ru
     from compressor.engine.execution.archive import as_stored
 
     return as_stored(checkpoint, container)
+
+
+def _against_base(
+    checkpoint: Checkpoint, options: RunOptions, *, archived: bool
+) -> tuple[Checkpoint, Source | None]:
+    """The input for an archive against a base, with what is to be said of that, and the base."""
+    if options.base is None or not archived:
+        return checkpoint, None
+    if not checkpoint.stored:
+        raise UsageError(
+            "--base is for an archive of a checkpoint as it is, and stages change it",
+            remedy="Archive what they leave: compressor pipeline MODEL -o UPDATE --base BASE",
+        )
+    if options.part is not None:
+        raise UsageError("--base: an archive against a base is written by one job", remedy="Leave --part out")
+    from compressor.files.archive_base import matching, open_base, unmatched_note
+
+    base = open_base(options.base)
+    note = unmatched_note(checkpoint.source, matching(checkpoint.source, base))
+    return replace(checkpoint, notes=(*checkpoint.notes, *note)), base
 
 
 def _identity(order: Order, checkpoint: Checkpoint) -> Identity:
@@ -292,11 +324,14 @@ def open_inputs(order: Order) -> Opened:
         raise UsageError(f"--for {options.loader}: it loads no archives", remedy="Leave --store archive out")
     if archived and not changes:
         checkpoint = _archived_as_it_is(checkpoint, container, options)
+    checkpoint, base = _against_base(checkpoint, options, archived=archived)
     if not (archived or changes):
         checkpoint = _as_it_was(checkpoint, container, order)
     coding = [stage.store for stage in recipe.stages if stage.method.verb == "quantize"]
     if container == "npz" and "dense" in coding:
         raise UsageError("an .npz output holds codes", remedy="Leave --store out, or end the output otherwise")
+    if archived and options.work is not None and is_address(order.output):
+        raise UsageError("--work keeps finished shards: an archive elsewhere has none", remedy="Leave --work out")
     _check_output(order, container, recorded=changes)
     statistics, undivided = _by_names(open_all(recipe), checkpoint, container), checkpoint
     if changes and not checkpoint.stored:
@@ -313,8 +348,9 @@ def open_inputs(order: Order) -> Opened:
         teachers = {path: upright(teacher, like=checkpoint) for path, teacher in teachers.items()}
     if recipe.training is not None:
         teachers[recipe.training.teacher] = _teacher(recipe.training.teacher, options)
-    for read in (checkpoint, *teachers.values()):  # links in a folder may lead to where the output would be
-        check_apart(order.output, *read.source.guarded)
+    read = [one.source for one in (checkpoint, *teachers.values())] + ([] if base is None else [base])
+    for one in read:  # links in a folder may lead to where the output would be
+        check_apart(order.output, *one.guarded)
     return Opened(
         replace(order, recipe=recipe),
         container,
@@ -324,6 +360,7 @@ def open_inputs(order: Order) -> Opened:
         teachers,
         statistics,
         available_workers() if options.workers is None else options.workers,
+        base,
     )
 
 
@@ -485,7 +522,8 @@ def _judged(planned: Planned) -> Planned:
         gates = replace(gates, min_ratio=None, max_size=None)
         from compressor.engine.execution.archive import noted
 
-        planned = replace(planned, plan=noted(plan, dry=planned.opened.order.options.dry_run))
+        dry, based = planned.opened.order.options.dry_run, planned.opened.base is not None
+        planned = replace(planned, plan=noted(plan, dry=dry, based=based))
     planned = replace(planned, gates=tuple(judge_plan(gates, plan)))
     if planned.report.failures:
         raise ReportedGateFailed(planned.report)
@@ -573,7 +611,7 @@ def write(planned: Planned) -> Report:
             worker.histograms = order.options.histograms
             runner = _runner(planned, worker, stack)
             fingerprint = plan.fingerprint  # that of the record; an archive's plan has the sizes that came of it
-            plan, changes = _carried_out(planned, runner, sink)
+            plan, changes = _carried_out(planned, runner, sink, lambda number: sink.send(sink.layouts[number][0]))
             report = Report(order.verb, order.source, _place(order.output, plan), plan, changes)
             gates = order.options.gates
             sizes = judge_sizes(gates, plan.size_before, plan.size_after) if opened.archived else []
@@ -604,21 +642,15 @@ def _place(output: str, plan: Plan) -> str:
 def _output(opened: Opened, plan: Plan) -> Output:
     """The output under construction, on a disk or elsewhere."""
     order, layouts = opened.order, [(file.name, file.layout) for file in plan.files]
+    sending = Sending(plan.fingerprint[:16], keeps=order.options.work is not None)
     replace, recorded = order.options.force, bool(plan.stages)
-    if not is_address(order.output):
-        return Output(order.output, opened.container, layouts, replace=replace, recorded=recorded)
-    from compressor.files.remote.output import RemoteOutput
-
-    keeps = order.options.work is not None
-    return RemoteOutput(
-        order.output, opened.container, layouts, plan.fingerprint[:16], archived=opened.archived, keeps=keeps
-    )
+    return open_output(order.output, opened.container, layouts, sending, replace=replace, recorded=recorded)
 
 
 def _write_part(planned: Planned, plan: Plan, share: Share) -> Report:
     """Carry out a share of the plan, and write it down as a part for `merge`, by which the gates are judged."""
-    from compressor.engine.execution.parts import inputs_of, measured, written_files
-    from compressor.files.part_folder import PartOutput, PartRecord
+    from compressor.engine.execution.parts import inputs_of, measured, written_file
+    from compressor.files.part_folder import PartRecord
     from compressor.workflows.model_card import NAME as CARD
 
     opened, request = planned.opened, planned.request
@@ -632,10 +664,15 @@ def _write_part(planned: Planned, plan: Plan, share: Share) -> Report:
         worker.histograms = options.histograms
         runner = _runner(planned, worker, stack, share)
         layouts = [(file.name, file.layout) for file in plan.files]
-        sink = PartOutput(target, layouts, runner.files, replace=options.force)
+        sink = open_part(target, layouts, runner.files, Sending(plan.fingerprint[:16]), replace=options.force)
+        files: dict[int, PartFile] = {}
+
+        def finished(number: int) -> None:
+            files[number] = written_file(runner, sink, number, archived=opened.archived)
+
         try:
             runner.worker.sink, sink.spread = sink, options.scheduler is not None
-            done, changes = _carried_out(planned, runner, sink)
+            done, changes = _carried_out(planned, runner, sink, finished)
             facts = _card_facts(planned, done) if share.number == 1 else None
             if facts is not None:
                 done = replace(done, carried=tuple(name for name in done.carried if name != CARD))
@@ -648,7 +685,7 @@ def _write_part(planned: Planned, plan: Plan, share: Share) -> Report:
                 times=times,
                 container=opened.container,
                 names=tuple(file.name for file in plan.files),
-                files=written_files(runner, sink, archived=opened.archived),
+                files=tuple(files[number] for number in sorted(files)),
                 small=tuple(map(sink.whole, small)),
                 said={
                     "archived": opened.archived,
@@ -689,25 +726,49 @@ def _runner(planned: Planned, worker: Worker, stack: ExitStack, share: Share | N
     return runner
 
 
-def _carried_out(planned: Planned, runner: Runner, sink: Output) -> tuple[Plan, Sequence[Change]]:
-    """Write all container files: the plan with the sizes that they have, and what happened to each of its jobs."""
-    opened, plan, checkpoint = planned.opened, runner.worker.plan, runner.worker.checkpoint
-    changes = [] if checkpoint.stored else runner.run()
-    if checkpoint.verbatim and runner.share is None:
-        from compressor.engine.execution.archive import check_originals
+def _carried_out(
+    planned: Planned, runner: Runner, sink: Output, finished: Callable[[int], None]
+) -> tuple[Plan, Sequence[Change]]:
+    """Write all container files, and tell the number of each that is `finished`, where they are sent elsewhere
+    before the next is begun: the plan with the sizes that they have, and what happened to each of its jobs."""
+    opened, checkpoint = planned.opened, runner.worker.checkpoint
+    files = dict(enumerate(runner.worker.plan.by_file)) if runner.share is None else runner.files
+    archiving = _archiving(opened, runner, sink) if opened.archived else None
+    changes: Sequence[Change] = []
 
-        check_originals(sink, checkpoint)
-    if not opened.archived:
-        return plan, changes
-    from compressor.engine.execution.archive import archive_files
+    def complete(number: int) -> None:
+        if checkpoint.verbatim and runner.share is None:
+            from compressor.engine.execution.archive import check_original
 
-    files = None if runner.share is None else runner.files
-    effort, workers = opened.order.options.effort, opened.workers
-    if checkpoint.stored:
-        return archive_files(
-            sink, plan, effort, workers, checkpoint=checkpoint, progress=runner.progress, files=files
-        )
-    return archive_files(sink, plan, effort, workers, files=files)[0], changes
+            check_original(sink, number, checkpoint)
+        if archiving is not None and sink.sends:
+            archiving.code({number: files[number]})
+        finished(number)
+
+    if not checkpoint.stored:
+        changes = runner.run(complete if sink.sends else None)
+    if archiving is not None and not sink.sends:
+        archiving.code(files)
+    if checkpoint.stored or not sink.sends:
+        for number in files:
+            complete(number)
+    if opened.base is not None:
+        opened.base.check_unchanged()
+    if archiving is None:
+        return runner.worker.plan, changes
+    return archiving.plan, archiving.changes if checkpoint.stored else changes
+
+
+def _archiving(opened: Opened, runner: Runner, sink: Output) -> Archiving:
+    from compressor.engine.execution.archive import Archiving, Coding
+
+    checkpoint, base, way = runner.worker.checkpoint, opened.base, Coding(opened.order.options.effort)
+    if base is not None:
+        from compressor.files.archive_base import matching
+
+        way = replace(way, bases=matching(checkpoint.source, base))
+    of = (checkpoint, runner.progress) if checkpoint.stored else (None, None)
+    return Archiving(sink, runner.worker.plan, way, opened.workers, *of)
 
 
 def _finish(sink: Output, plan: Plan, request: PlanRequest) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from compressor.architectures.loaders import READERS, Loader
 from compressor.core.errors import UsageError
 from compressor.core.text import printable
+from compressor.files.addresses import absolute
 from compressor.files.destination import check_apart
 from compressor.recipe.archive_store import Effort, StoreAs
 from compressor.recipe.gates import Gates
@@ -44,8 +45,10 @@ class RunOptions:
     each pass of several.
 
     `store="archive"` entropy-codes all of the output, `effort="small"` slower and smaller. `stats` are statistics
-    of layer inputs, for stages that go by some and name none. `save_mask` is a .safetensors for the bits of which
-    pruned weights stay, written when the output is complete; `save_base` is where the base goes that an adapter is
+    of layer inputs, for stages that go by some and name none. `base` is the path of a checkpoint: an archive of
+    files as they are is coded against it, and an input that was coded so is read with it. `save_mask` is a
+    .safetensors for the bits of which pruned weights stay, written when the output is complete; `save_base` is
+    where the base goes that an adapter is
     for. `work` is a folder that keeps finished passes and shards when the run is stopped, and `keep_work` also when
     it is not. With `histograms` the report has one of every tensor that was treated, before and after; with `card`
     an output folder's README.md is a model card, above what the input's says. `part` is "K/N": the run is job K of
@@ -76,6 +79,7 @@ class RunOptions:
     store: StoreAs = "stages"
     effort: Effort = "fast"
     stats: str | None = None
+    base: str | None = None
     save_mask: str | None = None
     save_base: str | None = None
     work: str | None = None
@@ -113,7 +117,8 @@ class RunOptions:
     def absolute(self) -> RunOptions:
         """These options with paths from the root on."""
         given = {key: value for key in _PATHS if (value := getattr(self, key)) is not None}
-        return replace(self, **{key: os.path.abspath(value) for key, value in given.items()})
+        paths: dict[str, Any] = {key: absolute(value) for key, value in given.items()}
+        return replace(self, **paths)
 
     def announce(self, text: str) -> None:
         """Tell `progress` of a pass, where it has a `stage` to be told by."""
@@ -148,5 +153,5 @@ class RunOptions:
             check_apart(self.work, output, option="--work", of="output")
 
 
-_PATHS = ("stats", "save_mask", "save_base", "work", "surveyed")
+_PATHS = ("stats", "base", "save_mask", "save_base", "work", "surveyed")
 _LISTS = ("leave_out",)

@@ -10,8 +10,9 @@ from compressor.core.text import printable
 from compressor.engine.execution.parts import inputs_of
 from compressor.engine.execution.survey_book import Paused, to_json
 from compressor.files.destination import check_apart
-from compressor.files.staging import check_place, remove
+from compressor.files.removing import remove_output
 from compressor.files.survey_file import SurveyFile, read_survey, write_survey
+from compressor.files.writing import check_output
 from compressor.workflows.one_pass import open_input
 from compressor.workflows.part import numbers_of
 from compressor.workflows.run_options import RunOptions
@@ -42,7 +43,7 @@ def run_survey(
     part = options.part or "1/1"
     path = survey_path(output, part)
     check_apart(path, source)
-    check_place(path, folder=False, replace=options.force)
+    check_output(path, folder=False, replace=options.force)
     opened = [open_input(source, options), *(open_input(teacher, options) for teacher in teachers)]
     inputs, times = inputs_of(opened, ())
     known = None if options.surveyed is None else read_survey(options.surveyed)
@@ -102,5 +103,5 @@ def merge_surveys(
     write_survey(output, merged, replace=force)
     if remove_parts:
         for path in paths:
-            remove(path)
+            remove_output(path, folder=False)
     return SurveyReport(output, (0, first.part[1]), len(passes), complete=not first.key)

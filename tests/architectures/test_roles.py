@@ -54,6 +54,10 @@ ROLES: dict[Role, list[tuple[str, tuple[int, ...]]]] = {
         ("net.modulation.lin.weight", (64, 64)),
         ("mlp_tokens.fc1.weight", (64, 64)),
     ],
+    Role.COMPUTED: [
+        ("fc.parametrizations.weight.original", (64, 64)),
+        ("fc.parametrizations.weight.0.base", (64, 64)),
+    ],
     Role.VECTOR: [
         ("fc1.bias", (64,)),
         ("model.norm.weight", (64,)),

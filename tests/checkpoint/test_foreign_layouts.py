@@ -174,6 +174,9 @@ def test_gptq_names_the_modules_that_differ_and_those_that_stay_dense(tmp_path: 
     api.quantize(folder(tmp_path / "in", MODEL), tmp_path / "out", rules=rules[:1], **options)
     found = config_of(tmp_path / "out")["quantization_config"]
     dynamic = found.pop("dynamic")
+    (modules,) = found.pop("modules_in_block_to_quantize")  # which optimum reads
+    down = [f"layers.{layer}.mlp.down_proj" for layer in range(2)]
+    assert modules == [*down, "self_attn.q_proj", "self_attn.v_proj"]
     assert found == {
         "quant_method": "gptq",
         "bits": 4,

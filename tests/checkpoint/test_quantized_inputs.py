@@ -215,8 +215,62 @@ def test_awq_of_modelopt(tmp_path: Path, kind: str, flat: bool) -> None:
     assert invoke(["inspect", str(model), "--stats"])[0] == 0
     assert invoke(["prune", str(model), "-o", str(tmp_path / "p"), "--sparsity", "0.5", "-q"])[0] == 0
     stored["c.weight_scale_2"] = ("F32", np.float32(2))
-    with_floats = put(tmp_path / "w4a8", stored, {}, hf_quant_config={"quantization": said})
-    assert "go with 8-bit floats (W4A8_AWQ)" in refused(with_floats)
+    stored["a.weight_scale_2"] = ("F32", np.float32(3))
+    stored["a.input_scale"] = ("F32", np.float32(4))
+    said["quant_algo"] = "W4A8_AWQ"  # kernels divide by it and multiply by it: the weights are the same
+    again = restored(put(tmp_path / "w4a8", stored, {"dtype": "float32"}, hf_quant_config={"quantization": said}))
+    assert again.keys() == found.keys()
+    assert all(np.array_equal(again[name], found[name]) for name in found)
+
+
+def test_what_else_modelopt_stores(tmp_path: Path) -> None:
+    """FP8 by row and by block, MXFP8, the 4-bit floats that go with 8-bit ones, and bytes."""
+    codes, nibbles = e4m3(6, 64), RANDOM.integers(0, 256, (6, 32), np.uint8)
+    rows = np.abs(RANDOM.standard_normal(6)).astype(np.float32)
+    large, blocks = e4m3(130, 260), np.abs(RANDOM.standard_normal((2, 3))).astype(np.float32)
+    powers = RANDOM.integers(120, 130, (6, 2), np.uint8)
+    wide = np.abs(RANDOM.standard_normal((6, 2))).astype(ml_dtypes.float8_e4m3fn)
+    whole = RANDOM.integers(-128, 128, (6, 64), np.int8)
+    before = np.abs(RANDOM.standard_normal(64)).astype(np.float32)
+    stored: Stored = {
+        "rows.weight": ("F8_E4M3", codes),
+        "rows.weight_scale": ("F32", rows),
+        "blocks.weight": ("F8_E4M3", large),
+        "blocks.weight_scale": ("F32", blocks.reshape(2, 1, 3, 1)),
+        "flat.weight": ("F8_E4M3", large),
+        "flat.weight_scale": ("F32", blocks),
+        "mx8.weight": ("F8_E4M3", codes),
+        "mx8.weight_scale": ("U8", powers),
+        "mx4.weight": ("U8", nibbles),
+        "mx4.weight_scale": ("U8", powers),
+        "nv4.weight": ("U8", nibbles),
+        "nv4.weight_scale": ("F8_E4M3", wide.view(np.uint8)),
+        "nv4.weight_scale_2": ("BF16", np.full(1, 0.25, ml_dtypes.bfloat16).view(np.uint16)),
+        "bytes.weight": ("I8", whole),
+        "bytes.weight_scale": ("F32", rows),
+        "bytes.pre_quant_scale": ("F32", before),
+    }
+    said = {"quantization": {"quant_algo": "MIXED_PRECISION"}}
+    model = put(tmp_path / "in", stored, {"dtype": "float32"}, hf_quant_config=said)
+    steps = np.exp2(powers.astype(np.float32) - 127)
+    floats = np.stack([E2M1[nibbles & 15], E2M1[nibbles >> 4]], axis=-1).reshape(6, 64)
+    of_blocks = np.repeat(np.repeat(blocks, 128, 0), 128, 1)[:130, :260]
+    expected = {
+        "rows": number(codes) * rows[:, None],
+        "blocks": number(large) * of_blocks,
+        "flat": number(large) * of_blocks,
+        "mx8": number(codes) * np.repeat(steps, 32, 1),
+        "mx4": floats * np.repeat(steps, 32, 1),
+        "nv4": floats * np.repeat(wide.astype(np.float32) * np.float32(0.25), 32, 1),
+        "bytes": whole.astype(np.float32) * rows[:, None] * before,
+    }
+    found = restored(model)
+    assert found.keys() == {f"{name}.weight" for name in expected}
+    for name, values in expected.items():
+        assert np.array_equal(found[f"{name}.weight"], values), name
+    assert invoke(["quantize", str(model), "-o", str(tmp_path / "q"), "--bits", "8", "--requantize", "-q"])[0] == 0
+    stored["bytes.weight_scale"] = ("F32", rows[:5])
+    assert "where a float for each row belongs" in refused(put(tmp_path / "odd", stored, {}, hf_quant_config=said))
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -503,3 +557,13 @@ NO_CODES: dict[str, Callable[[], Stored]] = {
 def test_what_only_looks_a_little_like_codes(tmp_path: Path, kind: str) -> None:
     model = put(tmp_path / "m.safetensors", NO_CODES[kind]())
     assert invoke(["prune", "--sparsity", "0.5", str(model), "-o", str(tmp_path / "o.safetensors"), "-q"])[0] == 0
+
+
+def test_a_config_that_says_nothing_of_quantization_or_what_is_not_there(tmp_path: Path) -> None:
+    dense: Stored = {"a.weight": ("F32", RANDOM.standard_normal((8, 64)).astype(np.float32))}
+    empty = put(tmp_path / "empty", dense, {"quantization_config": {}})
+    assert np.array_equal(restored(empty)["a.weight"], dense["a.weight"][1])
+    claims = put(tmp_path / "claims", dense, {"quantization_config": {"quant_method": "gptq", "bits": 4}})
+    report = api.quantize(claims, tmp_path / "out", bits=8)
+    assert "the input calls itself quantized (gptq), and none of its tensors are codes" in report.plan.notes
+    assert not any("stand for" in note for note in report.plan.notes)

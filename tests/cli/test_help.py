@@ -62,7 +62,9 @@ def test_every_command_has_examples_that_begin_with_it() -> None:
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the examples name."""
     monkeypatch.chdir(tmp_path)
-    Path("MODEL").symlink_to(LLAMA)
+    for name in ("MODEL", "BASE"):
+        Path(name).symlink_to(LLAMA)
+    assert compressor("pipeline", "MODEL", "-o", "update", "--base", "BASE", "-q").code == 0
     Path("model.safetensors").write_bytes(TEACHER.read_bytes())
     np.save("x.npy", np.random.default_rng(0).random((64, 784), dtype=np.float32))
     Path("score.py").write_text("print('{\"accuracy\": 0.98}')\n")

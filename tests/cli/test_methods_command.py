@@ -30,7 +30,7 @@ def choices(key: str) -> set[str]:
 
 def test_nothing_is_missing_and_nothing_else_is_there() -> None:
     assert names("prune") == set(methods_of("prune"))
-    assert names("distill") == {*methods_of("distill"), "soft-targets"}
+    assert names("distill") == {*methods_of("distill"), "soft-targets", "batch-norm"}
     assert names("quantize") == set(methods_of("quantize"))
     assert names("way") == choices("method")
     assert names("layout") == choices("layout") >= set(LAYOUTS)

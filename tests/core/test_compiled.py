@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from ctypes import CDLL
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 from unittest import mock
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +23,7 @@ from hypothesis import strategies as st
 from support.laws import resolve
 
 from compressor.core import bitpacking as bits
-from compressor.core import elementary, floats, kernels, sums
+from compressor.core import cleanup, elementary, floats, kernels, sums
 from compressor.core.ggml_types import BY_NAME
 from compressor.core.metrics import count_stored_zeros, dot
 from compressor.core.tensor import DTYPES, TensorSpec
@@ -70,6 +72,12 @@ def test_they_are_built_where_there_is_a_compiler() -> None:
     assert kernels.library() is not None
 
 
+def test_the_version_is_that_of_the_files() -> None:
+    """What was built of other files must not be taken for what is there."""
+    files = sorted(kernels.LIBRARY.parent.glob("*.[ch]"))
+    assert crc32(b"".join(path.read_bytes() for path in files)) >> 1 == kernels.VERSION  # so that it fits an int
+
+
 @built
 def test_they_can_be_switched_off() -> None:
     code = "from compressor.core import kernels; print(kernels.library())"
@@ -81,13 +89,16 @@ def test_they_can_be_switched_off() -> None:
 @built
 def test_another_version_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     look = kernels.library.__wrapped__
-    monkeypatch.setattr(kernels, "VERSION", -1)
-    assert look() is None
+    with monkeypatch.context() as patched:
+        patched.setattr(kernels, "VERSION", -1)
+        assert look() is None
+    assert ["built of other sources" in said for said in cleanup.doubts()] == [True]
     monkeypatch.setattr(kernels, "LIBRARY", tmp_path / "absent.so")
     assert look() is None
     (tmp_path / "no-library.so").write_text("this is no library")
     monkeypatch.setattr(kernels, "LIBRARY", tmp_path / "no-library.so")
     assert look() is None
+    assert cleanup.doubts() == []
 
 
 @built
@@ -232,22 +243,68 @@ def test_what_a_compiler_makes_of_them_does_not_matter(
         return [*told, counted[1], *(array.tobytes() for array in (*found, out, wide, codes))]
 
     expected = run()
-    folder, library = kernels.LIBRARY.parent, tmp_path / "other.so"
-    command = [
-        *shlex.split(os.environ.get("CC", "cc")),
-        "-std=c11",
-        "-fPIC",
-        "-shared",
-        "-ffp-contract=off",
-        *optimised,
-    ]
-    command += [f"-DKERNELS_VERSION={kernels.VERSION}", "-o", str(library), *map(str, sorted(folder.glob("*.c")))]
-    subprocess.run(command, check=True)
-    monkeypatch.setattr(kernels, "LIBRARY", library)
-    other = kernels.library.__wrapped__()
-    assert other is not None
+    other = compiled(optimised, tmp_path)
     monkeypatch.setattr(kernels, "library", lambda: other)
     assert run() == expected
+
+
+def compiled(flags: tuple[str, ...], folder: Path) -> CDLL:
+    """The kernels, built with these flags."""
+    library = folder / "other.so"
+    command = [*shlex.split(os.environ.get("CC", "cc")), "-std=c11", "-fPIC", "-shared", "-ffp-contract=off"]
+    command += [*flags, f"-DKERNELS_VERSION={kernels.VERSION}", "-o", str(library)]
+    subprocess.run([*command, *map(str, sorted(kernels.LIBRARY.parent.glob("*.c")))], check=True)
+    with mock.patch.object(kernels, "LIBRARY", library):
+        found: CDLL | None = kernels.library.__wrapped__()
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def portable(tmp_path_factory: pytest.TempPathFactory) -> CDLL:
+    """The kernels as on a processor that has nothing but what all have."""
+    return compiled(("-O3", "-DPORTABLE"), tmp_path_factory.mktemp("portable"))
+
+
+def searched(kind: str, values: Array) -> list[Any]:
+    """What a search finds for blocks [blocks, size]: scales, and what goes by them."""
+    if kind == "nf4":
+        work, codes = Workspace(), np.empty(values.shape, np.uint8)
+        scale = levels.fitted(values, levels.magnitudes(values, work), 1e30, work)
+        levels.nearest(values, codes, work)
+        return [scale, codes]
+    if kind == "nvfp4":
+        spec = TensorSpec("w", "F32", values.shape)
+        encoder = Nvfp4().for_block(spec, float(np.abs(values).max()))
+        parts = {part.suffix: np.zeros(part.shape, DTYPES[part.dtype].storage) for part in Nvfp4().parts(spec)}
+        parts = {suffix: part.view("|u1") if part.itemsize == 1 else part for suffix, part in parts.items()}
+        restored = np.empty_like(values)
+        encoder.encode(Block(values, 0, spec, Workspace(), {}), parts, restored)
+        return [restored, *parts.values()]
+    bits, symmetric = int(kind[3]), "asymmetric" not in kind
+    low, high = values.min(axis=1).astype(np.float64), values.max(axis=1).astype(np.float64)
+    if symmetric:
+        high = np.maximum(high, -low)
+        low = -high
+    rule = Rule(bits, symmetric, "signed" in kind, "BF16", "F32")
+    return list(Search(values, low, high, rule, Workspace()).run())
+
+
+@built
+@pytest.mark.skipif(shutil.which(os.environ.get("CC", "cc")) is None, reason="no C compiler")
+@pytest.mark.parametrize("size", [32, 64, 96, 128, 256, 1024, 2048, 4096])
+@pytest.mark.parametrize("kind", ["nf4", "nvfp4", "int2", "int3 asymmetric", "int4", "int4 signed", "int8"])
+def test_searches_of_processors_without_wide_registers(portable: CDLL, kind: str, size: int) -> None:
+    """`levels.c` has two ways, of which this processor may take the other in every other test."""
+    random = np.random.default_rng(size)
+    values = (random.standard_normal((40, size)) * 2.0 ** random.integers(-9, 9, (40, 1))).astype("<f4")
+    values[random.random(values.shape) < 0.1] = 0
+    values[3], values[5] = 0, -1
+    fast, slow = both(lambda: searched(kind, values))
+    with mock.patch.object(kernels, "library", return_value=portable), np.errstate(all="ignore"):
+        plain = searched(kind, values)
+    for one, twin, other in zip(plain, slow, fast, strict=True):
+        assert (one is None and twin is None) or one.tobytes() == twin.tobytes() == other.tobytes()
 
 
 @built

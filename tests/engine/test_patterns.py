@@ -28,6 +28,8 @@ NAMES = [f"model.layers.{n}.mlp.{name}_proj.weight" for n in (0, 1) for name in 
         ("lm_heads.weight", "lm_head.weight"),
         ("re:.*donw_proj.*", "re:.*down_proj.*"),
         ("re:model", "re:model.*"),
+        ("*DOWN_PROJ*", "*down_proj*"),
+        (r"model\.layers\.0\..*", r"re:model\.layers\.0\..*"),
         ("zzz", None),
         ("", "*"),
     ],

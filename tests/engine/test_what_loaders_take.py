@@ -16,7 +16,7 @@ from support.moe_folders import moe_folder
 
 from compressor import api
 from compressor.architectures.fused_layers import experts_module
-from compressor.architectures.loaders import limits_of
+from compressor.architectures.loaders import READERS, Layer, limits_of
 from compressor.core.errors import CompressorError, UsageError, problems_of
 
 BITS: dict[str, Any] = {"bits": 4, "group_size": 32}
@@ -55,6 +55,38 @@ def test_gptq_leaves_dense_what_its_loaders_take_no_codes_of(tmp_path: Path, inc
     assert all(np.array_equal(before[name], after[name]) for name in before.keys() - packed)
 
 
+def test_optimum_is_told_of_what_stays_dense_in_a_list_of_layers(tmp_path: Path) -> None:
+    """A layer of four rows fills no words; one that is left out in one block only is named with its number."""
+    narrow = {f"model.layers.{layer}.linear_attn.in_proj_a.weight": (4, 64) for layer in range(2)}
+    model = moe_folder(tmp_path / "model", more=narrow)
+    options: dict[str, Any] = {"exclude": ["*.1.self_attn.o_proj.weight"], **BITS}
+    report = api.quantize(model, tmp_path / "out", layout="gptq", **options)
+    (left,) = {job.left_alone[0].reason for job in report.plan.jobs if job.spec.name in narrow}
+    assert left == "GPTQ's words hold 8 codes, not a part of [4, 64]"
+    found = declared(tmp_path / "out")
+    others = [f"self_attn.{part}" for part in ("k_proj", "q_proj", "v_proj")]
+    assert found["modules_in_block_to_quantize"] == [["layers.0.self_attn.o_proj", *others]]
+    assert "block_name_to_quantize" not in found
+    assert any(re.match(text[2:], "model.layers.0.linear_attn.in_proj_a") for text in found["dynamic"])
+
+
+def test_optimum_is_told_of_lists_of_layers_that_it_does_not_look_for(tmp_path: Path) -> None:
+    at = "bert.encoder.layer.0.attention.self"
+    tensors = {f"{at}.{part}.weight": np.eye(64, dtype=np.float32) for part in ("query", "key", "value")}
+    tensors["cls.predictions.transform.dense.weight"] = np.eye(64, dtype=np.float32)
+    (tmp_path / "in").mkdir()
+    save_file(tensors, tmp_path / "in" / "model.safetensors")
+    (tmp_path / "in" / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    api.quantize(tmp_path / "in", tmp_path / "out", layout="gptq", loader="transformers", **BITS)
+    found = declared(tmp_path / "out")
+    assert found["block_name_to_quantize"] == ""
+    parts = [f"attention.self.{part}" for part in ("key", "query", "value")]
+    assert found["modules_in_block_to_quantize"] == [parts]
+    (tmp_path / "in" / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    with pytest.raises(UsageError, match="list of blocks of another name only"):
+        api.quantize(tmp_path / "in", tmp_path / "vit", layout="gptq", loader="transformers", **BITS)
+
+
 @pytest.mark.parametrize("verb", ["quantize", "prune"])
 def test_towers_stay_dense_unless_included(tmp_path: Path, verb: str) -> None:
     model = moe_folder(tmp_path / "model", more=MULTIMODAL)
@@ -82,6 +114,41 @@ def test_an_included_vector_is_refused(tmp_path: Path, options: dict[str, Any]) 
     rules = [(include[0], {"scheme": "int", "layout": "compressor", "bits": 8})]
     api.quantize(model, tmp_path / "own", include=include, rules=rules, **options)
     assert declared(tmp_path / "own")["format"] == "run `compressor restore`"
+
+
+@pytest.mark.parametrize("options", [BITS, {"scheme": "fp8"}, {**BITS, "layout": "gptq"}, {"scheme": "mxfp4"}])
+def test_codes_beside_the_experts_of_gpt_oss_are_refused_for_vllm(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Seen in vLLM 0.32: experts in codes are left out without a word, dense ones fail to load."""
+    model = moe_folder(tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "model_type": "gpt_oss"}))
+    for more in ({}, {"exclude": ["*.experts.*"]}):
+        with pytest.raises(UsageError, match="leaves experts out that are codes") as caught:
+            api.quantize(model, tmp_path / "out", loader="vllm", **options, **more)
+        assert "--store dense" in caught.value.remedy
+    api.quantize(model, tmp_path / "dense", loader="vllm", store="dense", **options)
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"model_type": "granitemoehybrid", "num_local_experts": 4}, "leaves the experts out"),
+        ({"model_type": "granitemoehybrid", "num_local_experts": 0}, ""),
+        ({"model_type": "bloom"}, "fails with packed codes"),
+    ],
+)
+def test_what_vllm_loads_wrong_is_refused_for_it(tmp_path: Path, said: dict[str, Any], why: str) -> None:
+    """Seen in vLLM 0.32, whose answers were those of random experts, or which failed."""
+    (tmp_path / "in").mkdir()
+    save_file({"layers.0.fc1.weight": np.eye(64, dtype=np.float32)}, tmp_path / "in" / "model.safetensors")
+    (tmp_path / "in" / "config.json").write_text(json.dumps(said))
+    if why:
+        with pytest.raises(UsageError, match=why) as caught:
+            api.quantize(tmp_path / "in", tmp_path / "o", loader="vllm", **BITS)
+        assert "--store dense" in caught.value.remedy
+        api.quantize(tmp_path / "in", tmp_path / "dense", loader="vllm", store="dense", **BITS)
+    else:
+        api.quantize(tmp_path / "in", tmp_path / "o", loader="vllm", **BITS)
 
 
 @pytest.mark.parametrize("kind", ["t5", "gpt_neo", "layoutlmv2", "deberta", "longformer", "visual_bert"])
@@ -352,12 +419,64 @@ PACKED = "pack-quantized int4 group"
         ("rwkv", "rwkv.blocks.0.attention.key.weight", "nf4", False),
         ("rwkv", "rwkv.blocks.0.attention.key.weight", "int-quantized int8 channel", True),
         # what does not load right, found by loading codes
-        ("pi0", "model.vlm.language_model.layers.0.mlp.up_proj.weight", PACKED, False),
-        ("falcon_mamba", "backbone.layers.0.mixer.in_proj.weight", "naive-quantized float8 channel", False),
-        ("lara_mini", "model.layers.0.mlp.up_proj.weight", "nf4", False),
-        ("lara_mini", "model.layers.0.mlp.up_proj.weight", "int-quantized int8 channel", True),
+        ("pi0", "model.vlm.language_model.layers.0.mlp.up_proj.weight", PACKED, True),
+        ("hy_v4", "model.layers.0.self_attn.q_a_proj.weight", "naive-quantized float8 channel", False),
+        ("falcon_mamba", "backbone.layers.0.mixer.in_proj.weight", "naive-quantized float8 channel", True),
+        ("falcon_mamba", "backbone.layers.0.mixer.in_proj.weight", PACKED, False),
+        ("inkling_text", "model.llm.layers.0.attn.wq_du.weight", "nf4", False),
+        ("glm5_next", "model.layers.0.self_attn.q_proj.weight", "float-quantized float8 channel", False),
+        ("inkling2_text", "model.llm.layers.0.attn.wq_du.weight", PACKED, False),
+        ("inkling2_text", "model.llm.layers.0.attn.wq_du.weight", "float-quantized float8 channel", True),
+        # layers that it divides, or calls otherwise where it looks for weights
+        ("lara_mini", "model.layers.0.linear_attn.in_proj.weight", "nf4", False),
+        ("lara_mini", "model.layers.0.mlp.up_proj.weight", "nf4", True),
+        ("radio", "radio_model.model.blocks.0.attn.qkv.weight", PACKED, False),
+        ("radio", "radio_model.model.blocks.0.attn.qkv.weight", "int-quantized int8 channel", True),
+        ("radio", "radio_model.model.blocks.0.mlp.fc1.weight", "int-quantized int8 channel", True),
+        ("unlimited_ocr", "model.projector.layers.weight", "float-quantized float8 channel", False),
+        ("slanext", "head.structure_generator.fc2.weight", "float-quantized float8 channel", False),
+        ("phi4_multimodal_vision", "head.attention.out_proj.weight", "nf4", False),
     ],
 )
 def test_what_transformers_takes_by_kind(kind: str, name: str, form: str, taken: bool) -> None:
     """Found in transformers 5.24 by looking at models of all types, without data."""
     assert (next(limits_of("transformers", {"model_type": kind}, name, form), None) is None) == taken
+
+
+OTHER_FORMS = {  # of codes, by options that messages name
+    "--scheme fp8": "float-quantized float8 channel",
+    "--scheme fp8 --layout naive-quantized": "naive-quantized float8 channel",
+    "--scheme fp8 --granularity channel": "float-quantized float8 channel",
+    "--granularity channel": "float-quantized float8 channel",
+    "--scheme int --bits 4": PACKED,
+    "--layout pack-quantized": PACKED,
+    "--bits 8 --layout pack-quantized": "pack-quantized int8 group",
+    "--symmetric": PACKED,
+    "--scheme int --layout int-quantized": "int-quantized int8 channel",
+    "--scheme nf4": "nf4",
+    "--scheme mxfp4": "mxfp4-pack-quantized float4 group",
+}
+
+
+def test_no_refusal_leads_to_another() -> None:
+    """What is named instead of codes that transformers does not take of a family is taken of it."""
+    layers = ("model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.experts.0.up_proj.weight")
+    for limit in READERS["transformers"].limits:
+        form = OTHER_FORMS.get(limit.instead)
+        assert form is not None or limit.instead in ("", "--store dense") or "--store dense" in limit.instead
+        for kind in limit.families if form is not None else ():
+            name = layers[Layer.EXPERT in limit.layers]
+            found = limits_of("transformers", {"model_type": kind}, name, str(form), experts=True)
+            met = [one.why for one in found if not one.dense and one.where is None]
+            assert not met, (kind, limit.instead, met)
+
+
+def test_experts_and_embeddings_have_a_way_on_in_common(tmp_path: Path) -> None:
+    model = moe_folder(tmp_path / "model")
+    asked: dict[str, Any] = {"include": ["*embed*", "*proj*"], "loader": "transformers"}
+    for how in ({"scheme": "nf4"}, {"layout": "int-quantized"}, {"scheme": "mxfp8"}):
+        with pytest.raises(CompressorError) as caught:
+            api.quantize(model, tmp_path / "out", **how, **asked)
+        for problem in problems_of(caught.value):
+            assert (problem.remedy or "").startswith("Use --scheme fp8"), problem
+    api.quantize(model, tmp_path / "out", scheme="fp8", **asked)

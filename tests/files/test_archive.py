@@ -532,7 +532,7 @@ def test_another_sha256_leaves_no_output(tmp_path: Path, good: bytes) -> None:
 
 
 def test_other_versions_and_shapes(tmp_path: Path, good: bytes) -> None:
-    newer = good.replace(b'"compressor.archive":"2"', b'"compressor.archive":"3"')
+    newer = good.replace(b'"compressor.archive":"2"', b'"compressor.archive":"4"')
     assert "Use a newer compressor" in refused(tmp_path, newer)
     content = np.zeros(40, np.uint8)
     for name, tensors in {

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from llama_cpp_reader import answers
 from support.gguf_files import ARRAY, STRING, UINT32, GgufFile, Line, numbers, value
 
+from bench.loaders.llama_cpp_reader import answers
 from compressor import api
 from compressor.core.ggml_types import BY_NAME
 from compressor.methods.quantize.ggml.decoder import DECODE

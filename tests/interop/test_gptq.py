@@ -184,6 +184,26 @@ def test_transformers_takes_the_config(tmp_path: Path) -> None:
     assert (made.bits, made.group_size, made.format, made.desc_act, made.sym) == (4, 64, "gptq", False, True)
 
 
+# Layers that stay dense beside others in a list of layers, and models with a list of another name, or two
+@pytest.mark.parametrize("name", ["llama", "qwen3.5", "qwen2-moe", "bert", "albert", "bart", "dbrx"])
+def test_transformers_loads_what_we_wrote(tmp_path: Path, name: str) -> None:
+    """By optimum and gptqmodel, with nothing missing: each layer's weights are those that we restore, as bfloat16
+    has products of float16 scales."""
+    families = pytest.importorskip("bench.loaders.families", reason="needs transformers: make test-interop")
+    if not (gptqmodel_reader.FOLDER / "optimum").exists():
+        pytest.skip("optimum is not installed: make test-interop")
+    with families.quietly(), gptqmodel_reader.reader() as pool:
+        families.FAMILIES[name].make(tmp_path / "model")
+        compressor.quantize(tmp_path / "model", tmp_path / "packed", bits=4, layout="gptq", loader="transformers")
+        compressor.restore(tmp_path / "packed", tmp_path / "dense")
+        told = pool.submit(gptqmodel_reader.load, tmp_path / "packed", tmp_path / "dense", name).result()
+    packed = load(tmp_path / "packed")
+    assert told["layers"] == sum(one.endswith(".qweight") for one in packed)
+    assert told["wrong"] == {}
+    assert told["apart"] < 2**-8
+    assert told["answers"] < 0.1
+
+
 def test_a_model_of_many_blocks(tmp_path: Path) -> None:
     """Rows of several blocks and chunks, whose columns interleave in the file."""
     made = torch.Generator().manual_seed(3)
@@ -243,12 +263,22 @@ def test_we_restore_what_gptq_wrote(tmp_path: Path, bits: int, order: str, form:
 
 
 @pytest.mark.parametrize("form", ["gptq", "gptq_v2"])
+@pytest.mark.parametrize("order", ["in order", "by activation"])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_we_restore_what_gptqmodel_reads(
-    tmp_path: Path, bits: int, form: str, gptqmodel: Callable[..., Any]
+    tmp_path: Path, bits: int, order: str, form: str, gptqmodel: Callable[..., Any]
 ) -> None:
-    parts = gptq_parts(bits, SHAPE[1] // 32, form, torch.arange(SHAPE[1]) // 32)
-    quantization = {"bits": bits, "group_size": 32, "desc_act": False, "checkpoint_format": form}
+    """Also where columns were sorted by their inputs, so that a group's lie apart (`g_idx`)."""
+    index = torch.arange(SHAPE[1]) // 32
+    if order == "by activation":
+        index = index[torch.randperm(SHAPE[1], generator=torch.Generator().manual_seed(1))]
+    parts = gptq_parts(bits, SHAPE[1] // 32, form, index)
+    quantization = {
+        "bits": bits,
+        "group_size": 32,
+        "desc_act": order == "by activation",
+        "checkpoint_format": form,
+    }
     restored = restored_from(tmp_path, parts, quantization)
     assert_equal(restored, gptqmodel(parts, bits, 32, form))
 

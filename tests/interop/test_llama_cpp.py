@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llama_cpp_reader import FOLDER, answers
 from safetensors.numpy import load_file
 from support.console import SAMPLES
 
+from bench.loaders.llama_cpp_reader import FOLDER, answers
 from compressor import api
 from compressor.architectures.gguf.pretokenizers import pre_tokenizer_of
 

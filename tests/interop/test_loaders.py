@@ -74,6 +74,18 @@ def test_mlx_takes_it_or_it_is_refused(name: str) -> None:
     assert any(cell.refused for cell in found.values()) == (name == "qwen3-moe")
 
 
+@pytest.mark.parametrize("name", ["llama", "mixtral", "gpt2", "bert"])
+def test_llama_cpp_takes_it(name: str) -> None:
+    """Files of all mixtures, as near to those of the same numbers as 8 bits of each input are."""
+    loader = LOADERS["llama.cpp"]
+    if not loader.there:
+        pytest.skip("needs llama.cpp: make test-interop")
+    found = dict(cells(FAMILIES[name], loader, loader.schemes_of(FAMILIES[name]), {"loader": "llama.cpp"}))
+    assert {scheme: cell for scheme, cell in found.items() if not cell.right or cell.alone or cell.refused} == {}
+    assert found["f32"].off == 0
+    assert all(cell.treated for cell in found.values())
+
+
 @pytest.mark.parametrize("name", ["qwen3-moe", "mamba", "wav2vec2", "siglip", "dinov2", "falcon-h1"])
 def test_what_a_refusal_names_is_taken(tmp_path: Path, name: str) -> None:
     """Every way on that a message names, as options of the command line: it loads, and answers as it should."""

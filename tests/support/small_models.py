@@ -298,6 +298,25 @@ def _modelopt_awq() -> Model:
     return _declaring("modelopt", tensors, quant_algo="MIXED_PRECISION")
 
 
+def _modelopt_rest() -> Model:
+    tensors = {
+        "a.weight": integers("U8", 2, 16, high=256),
+        "a.weight_scale": f32(4, 2),
+        "a.weight_scale_2": f32(),
+        "b.weight": integers("U8", 4, 16, high=256),
+        "b.weight_scale": integers("U8", 4, 1, high=256),
+        "c.weight": e4m3(4, 32),
+        "c.weight_scale": integers("U8", 4, 1, high=256),
+        "d.weight": e4m3(4, 8),
+        "d.weight_scale": f32(4),
+        "e.weight": integers("I8", 4, 8),
+        "e.weight_scale": f32(4),
+        "f.weight": e4m3(130, 8),
+        "f.weight_scale": f32(2, 1, 1, 1),
+    }
+    return _declaring("modelopt", tensors, quant_algo="MIXED_PRECISION")
+
+
 def _activation_order() -> Model:
     said = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": 16}
     tensors = {
@@ -380,6 +399,7 @@ FOREIGN: dict[str, Callable[[], Model]] = {
     "fp8": _fp8_tensor,
     "modelopt": _modelopt,
     "modelopt awq": _modelopt_awq,
+    "modelopt rest": _modelopt_rest,
     "activation order": _activation_order,
     "gpt-oss": _gpt_oss,
     "mlx mxfp4": lambda: _mlx_floats("mxfp4", 8, 2),

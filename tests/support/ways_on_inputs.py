@@ -160,7 +160,7 @@ def more_inputs() -> None:
         Path("transformed"), {"a.weight": floats(8, 8)}, {"quantization_config": fp8 | {"transform_config": turned}}
     )
     eight = {"a.weight": np.ones((8, 64), np.float32)}
-    for name, algorithm in (("modelopt", "FP8"), ("modelopt-odd", "W4A8_AWQ")):
+    for name, algorithm in (("modelopt", "FP8"), ("modelopt-odd", "W2A8")):
         folder(Path(name), eight, {"quantization_config": {"quant_method": "modelopt", "quant_algo": algorithm}})
     save_file({"a.weight_orig": floats(8, 64), "a.weight_mask": floats(8, 64)}, "mask.safetensors")
     save_file({"odd.weight": floats(8, 51), "odd2.weight": floats(8, 51)}, "odd2.safetensors")

@@ -213,3 +213,24 @@ def test_fifty_killed_workers(tmp_path: Path) -> None:
             if victim.poll() is None:
                 dask.kill(victim)
             dask.add()
+
+
+def test_an_output_elsewhere_is_sent_from_a_folder_that_all_see(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    monkeypatch.delenv("TMPDIR", raising=False)
+    model, out = make_model(tmp_path), "memory://dask/out"
+    with pytest.raises(UsageError, match="workers write a shard to a disk that all of them see") as caught:
+        api.quantize(model, out, bits=4, scheduler=cluster.address)
+    assert caught.value.remedy == "Set TMPDIR to a folder that all of them see"
+    (tmp_path / "shared").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "shared"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    api.quantize(model, out, bits=4, scheduler=cluster.address)
+    api.quantize(model, tmp_path / "here", bits=4)
+    store = fsspec.filesystem("memory")
+    found = {path.rpartition("/")[2]: store.cat_file(path) for path in store.find("/dask/out")}
+    assert found == {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()}
+    assert list((tmp_path / "shared").iterdir()) == []
+    store.store.clear()

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from compressor.architectures.gguf import chat_templates
 from compressor.architectures.gguf.pretokenizers import ignores_merges, pre_tokenizer_of
 from compressor.architectures.gguf.spaces import SPACE, Unsupported
 from compressor.architectures.gguf.tokenizers import PREFIX, TokenType
@@ -44,8 +45,9 @@ def tokenizer_files(said: Mapping[str, Any], context: int | None) -> dict[str, J
     config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     if context:
         config["model_max_length"] = context
-    if isinstance(said.get("tokenizer.chat_template"), str):
-        config["chat_template"] = said["tokenizer.chat_template"]
+    template = chat_templates.of_metadata(said)
+    if template is not None:
+        config["chat_template"] = template
     return {"tokenizer.json": made, "tokenizer_config.json": config}
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
+from compressor.architectures.gguf import chat_templates
 from compressor.architectures.gguf.pretokenizers import name_of
 from compressor.architectures.gguf.sentencepiece import SentencePiece
 from compressor.architectures.gguf.spaces import SPACE, Json, Spaces, Unsupported, normalizers, spaces_of
@@ -35,15 +36,21 @@ class TokenType(IntEnum):
 @dataclass(frozen=True, slots=True)
 class TokenizerFiles:
     """What a folder has of a tokenizer, parsed: `tokenizer` is tokenizer.json, `config` tokenizer_config.json,
-    `model` config.json, `pieces` tokenizer.model, `template` chat_template.jinja or the text in
-    chat_template.json, `added` added_tokens.json."""
+    `model` config.json, `pieces` tokenizer.model, `files` the texts of chat_template.jinja and of the files in
+    additional_chat_templates by their names, `template` what chat_template.json says, `added` added_tokens.json."""
 
     tokenizer: Json | None = None
     config: Json = field(default_factory=dict)
     model: Json = field(default_factory=dict)
     pieces: SentencePiece | None = None
-    template: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    template: object = None
     added: Json = field(default_factory=dict)
+
+    @property
+    def templates(self) -> object:
+        """The chat templates that transformers takes, as they are said."""
+        return self.files or self.config.get("chat_template") or self.template
 
 
 @dataclass(slots=True)
@@ -85,7 +92,7 @@ def tokenizer_metadata(files: TokenizerFiles, *, vocabulary: int, wordpiece: boo
         found[f"{PREFIX}.token_type_count"] = min(max(int(files.model.get("type_vocab_size") or 1), 1), _MOST)
     _check_tokens(found[f"{PREFIX}.tokens"])
     found |= _special_tokens(files, found)
-    return found | _templates(files)
+    return found | chat_templates.metadata(files.templates)
 
 
 def _pieces(files: TokenizerFiles) -> SentencePiece | None:
@@ -109,6 +116,7 @@ def remarks(files: TokenizerFiles) -> Iterator[str]:
     if stripped:
         more = f" and {len(stripped) - 1} more" if len(stripped) > 1 else ""
         yield f"llama.cpp leaves the spaces round {stripped[0]!r}{more}, which this tokenizer takes away"
+    yield from chat_templates.remarks(files.templates)
     pieces = _pieces(files)
     if pieces is not None:
         if pieces.bpe and (pieces.charsmap or pieces.merges_spaces):
@@ -368,10 +376,24 @@ _KEYS: Mapping[str, str] = {
 }
 
 
-def _special_tokens(files: TokenizerFiles, found: Mapping[str, Any]) -> dict[str, Any]:
+def absent_tokens(files: TokenizerFiles, found: Mapping[str, Any]) -> Iterator[str]:
+    """What is said of special tokens that the vocabulary of the metadata `found` has not."""
+    known = {*found[f"{PREFIX}.tokens"], *(text for _, text, _ in _added(files))}
+    for kind, text in _named(files).items():
+        if text and text not in known:
+            number = found.get(f"{PREFIX}.{_KEYS.get(kind)}")
+            stands = "the file names none" if number is None else f"{number} stands for it, as config.json says"
+            yield f"its {kind}_token is {text!r}, which its vocabulary has not: {stands}"
+
+
+def _named(files: TokenizerFiles) -> dict[str, str | None]:
+    """The texts of special tokens, by what they are."""
     named = {kind: _content(files.config.get(f"{kind}_token")) for kind in (*_KEYS, "cls")}
-    named["bos"] = named["bos"] or named["cls"]
-    named["eos"] = named["eos"] or named["sep"]
+    return {**named, "bos": named["bos"] or named["cls"], "eos": named["eos"] or named["sep"]}
+
+
+def _special_tokens(files: TokenizerFiles, found: Mapping[str, Any]) -> dict[str, Any]:
+    named = _named(files)
     first, last = _template_ends(files.tokenizer)
     count = len(found[f"{PREFIX}.tokens"])
     numbers = {text: number for number, text in enumerate(found[f"{PREFIX}.tokens"])}
@@ -392,6 +414,12 @@ def _special_tokens(files: TokenizerFiles, found: Mapping[str, Any]) -> dict[str
     if first is None and last is None and files.tokenizer is None:  # SentencePiece alone: as LlamaTokenizer does
         said = files.config.get("add_bos_token")
         made[f"{PREFIX}.add_bos_token"] = said if isinstance(said, bool) else True
+    for kind in ("bos", "eos"):
+        needed = kind == "eos" or made[f"{PREFIX}.add_{kind}_token"]
+        if needed and named[kind] and f"{PREFIX}.{_KEYS[kind]}" not in made:
+            raise Unsupported(
+                f"its {kind}_token is {named[kind]!r}, which its vocabulary has not: llama.cpp would take another"
+            )
     return made
 
 
@@ -427,16 +455,3 @@ def _template_ends(tokenizer: Json | None) -> tuple[str | None, str | None]:
         first = single[0].get("SpecialToken", {}).get("id", first)
         last = single[-1].get("SpecialToken", {}).get("id", last)
     return first, last
-
-
-def _templates(files: TokenizerFiles) -> dict[str, Any]:
-    found = files.config.get("chat_template") or files.template
-    if isinstance(found, str):
-        return {"tokenizer.chat_template": found}
-    made: dict[str, Any] = {}
-    for one in found if isinstance(found, list) else ():
-        name, text = one.get("name"), one.get("template")
-        if isinstance(name, str) and isinstance(text, str):
-            made["tokenizer.chat_template" + ("" if name == "default" else f".{name}")] = text
-    others = [key.removeprefix("tokenizer.chat_template.") for key in made if key != "tokenizer.chat_template"]
-    return made | ({"tokenizer.chat_templates": others} if others else {})

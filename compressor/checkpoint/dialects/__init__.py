@@ -94,7 +94,7 @@ def read(source: Source) -> tuple[str, Stored, frozenset[str]]:
 def _dialect(config: Mapping[str, Any], source: Source) -> ModuleType | None:
     """The dialect of a config, or of a file's names where the config declares none; None where nothing is
     quantized."""
-    declared = next((config[key] for key in KEYS if config.get(key) is not None), None)
+    declared = next((config[key] for key in KEYS if config.get(key) not in (None, {})), None)
     if declared is not None and not isinstance(declared, dict):
         raise InputError("config.json: quantization_config is not an object", file=source.path)
     if declared is None and not any(key in config for key in _OLDER):

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from compressor.architectures.conv1d import is_conv1d
 from compressor.architectures.heads import heads_of
-from compressor.architectures.renamed_modules import renamed
+from compressor.architectures.renamed_modules import renamed, split_parameters
 from compressor.architectures.roles import is_embedding
 from compressor.checkpoint.dialects import KEYS
 from compressor.checkpoint.dialects._scales import model_dtype
@@ -70,6 +70,7 @@ def configure(
             return None  # loaders expect the codes of a Conv1D's transpose
     modules = {_module(spec.name) for spec, _ in packed}
     untouched = {_module(spec.name) for spec in dense if len(spec.shape) == 2 and spec.name.endswith(".weight")}
+    untouched |= set(split_parameters(config, (spec.name for spec in dense)))
     declared = {
         "quant_method": NAME,
         "load_in_4bit": True,
@@ -92,9 +93,10 @@ def _skipped(config: Mapping[str, Any], untouched: Iterable[str], packed: Iterab
     """Names by which loaders know the modules that stay dense: whole, and from the list of layers on, because a
     loader's modules may have another prefix than the file's tensors; and output heads, which may share the
     embedding's weight or be called otherwise in the file. Loaders also take an entry for the end or the beginning
-    of a name; where it is that of a packed module, only a pattern will do."""
-    names = [name for one in packed for name in renamed(config, one)]
+    of a name, of `to_out` for `out`; where it is that of a packed module, only a pattern will do."""
+    names = [name for one in packed for name in (one, *renamed(config, one))]
     taken = {part for module in names for part in _ends_and_beginnings(module)}
+    shapes = "".join(f"{one}\n" for one in {_zeros(name) for name in names})  # few, however many layers there are
     found = set()
     for head in heads_of(config):
         plain = head.replace("\\.", ".")
@@ -103,12 +105,18 @@ def _skipped(config: Mapping[str, Any], untouched: Iterable[str], packed: Iterab
             found.add(plain)
         elif not any(re.fullmatch(rf"(.*\.)?{head}", name) for name in names):
             found.add(rf"^(.*\.)?{head}$")
-    for module in dict.fromkeys(name for one in untouched for name in renamed(config, one)):
+    for module in dict.fromkeys(name for one in untouched for name in (one, *renamed(config, one))):
         tail = re.search(r"[^.]+\.\d+\..*", module)
-        found.add(f"^{re.escape(module)}$" if module in taken else module)
+        within = re.search(rf"[^.\n]{re.escape(_zeros(module))}\n", shapes) is not None
+        found.add(f"^{re.escape(module)}$" if module in taken or within else module)
         if tail and tail[0] not in taken:
-            found.add(tail[0])
+            found.add(rf"^(.*\.)?{re.escape(tail[0])}$" if within else tail[0])
     return sorted(found)
+
+
+def _zeros(name: str) -> str:
+    """A name with every number as 0."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "0", name)
 
 
 def _ends_and_beginnings(module: str) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from compressor.architectures.conv1d import is_conv1d
 from compressor.architectures.heads import heads_of, is_head
-from compressor.architectures.renamed_modules import renamed
+from compressor.architectures.renamed_modules import renamed, split_parameters
 from compressor.architectures.roles import is_embedding
 from compressor.checkpoint.dialects._compressed_tensors_reading import KEY, leftovers, stored_tensors
 from compressor.core.tensor import TensorSpec
@@ -52,6 +52,7 @@ def configure(
     ordered = [schemes[key] for key in sorted(schemes)]
     all_packed = {_module(spec.name) for spec, _ in packed}
     untouched = {_module(spec.name) for spec in dense if len(spec.shape) == 2 and spec.name.endswith(".weight")}
+    untouched |= set(split_parameters(config, (spec.name for spec in dense)))
     wrappers = {*_WRAPPERS, str(config.get("model_type", ""))}
     groups: dict[str, dict[str, Any]] = {}
     for number, (scheme, names) in enumerate(ordered):

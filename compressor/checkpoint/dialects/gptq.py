@@ -2,7 +2,8 @@
 
 The width, the group size and whether columns were sorted hold for the folder; modules that differ are named by
 patterns under `dynamic`, and so are linear modules that stay dense (gptqmodel's extension; vLLM reads it too).
-Patterns also match the names of the layers that vLLM fuses.
+Patterns also match the names of the layers that vLLM fuses. optimum, by which transformers reads such folders,
+knows no patterns: `modules_in_block_to_quantize` names the modules with codes where others beside them have none.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from compressor.architectures.conv1d import is_conv1d
+from compressor.architectures.decoder_layers import has_layers, in_known_list, modules_of
 from compressor.architectures.fused_layers import experts_module, fused_group
 from compressor.architectures.roles import Role, is_embedding, role_of
 from compressor.checkpoint.dialects._stored import StoredCodes, integer, multiply, shape_of
@@ -82,8 +84,24 @@ def configure(
         "checkpoint_format": "gptq",
         "pack_dtype": "int32",
         **({"dynamic": dynamic} if dynamic else {}),
+        **_blocks([spec.name for spec, _ in packed], [spec.name for spec in dense if _is_layer(spec)]),
     }
     return {**config, KEY: declared}
+
+
+def _blocks(packed: Sequence[str], dense: Sequence[str]) -> dict[str, Any]:
+    """Which modules optimum makes quantized ones, where that is not every one in the list of layers that it knows.
+    Names begin with "" when any list is meant."""
+    known = all(map(in_known_list, packed))
+    if not has_layers(packed) or (known and not has_layers(filter(in_known_list, dense))):
+        return {}
+    found: dict[str, Any] = {"modules_in_block_to_quantize": [modules_of(packed, dense)]}
+    return found if known else {"block_name_to_quantize": "", **found}
+
+
+def _is_layer(spec: TensorSpec) -> bool:
+    """Whether optimum would take the tensor for a linear layer's, or a convolution's over two axes."""
+    return len(spec.shape) in (2, 4) and spec.name.endswith(".weight") and experts_module(spec.name) is None
 
 
 def _left_dense(spec: TensorSpec) -> bool:

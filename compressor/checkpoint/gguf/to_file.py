@@ -275,7 +275,7 @@ def _tokenizer(
     wordpiece = family.gguf in ("bert", "nomic-bert")
     try:
         found = tokenizers.tokenizer_metadata(files, vocabulary=size, wordpiece=wordpiece)
-        remarks = list(tokenizers.remarks(files))
+        remarks = [*tokenizers.remarks(files), *tokenizers.absent_tokens(files, found)]
     except (Unsupported, *hyperparameters.NONSENSE) as error:
         raise InputError(
             f"its tokenizer cannot go into a GGUF file: {printable(str(error), 300)}",

@@ -12,6 +12,7 @@ from compressor.files.strict_json import read_object
 
 TOKENIZER, CONFIG, PIECES = "tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 TEMPLATE, OLD_TEMPLATE, ADDED = "chat_template.jinja", "chat_template.json", "added_tokens.json"
+MORE_TEMPLATES = "additional_chat_templates/"
 _MOST_PIECES = 64 << 20  # bytes of a tokenizer.model; Gemma's has 5 million
 # Files that are read into the metadata, or say nothing that it does not
 READ = (
@@ -22,19 +23,26 @@ READ = (
 
 def read_tokenizer(source: Source) -> TokenizerFiles:
     """The tokenizer of a folder, as much as there is. InputError for files that are not what their names say."""
-    template = source.carried.get(f"{source.inside}{TEMPLATE}")
-    text = None if template is None else template.read(0, template.size).decode("utf-8", "replace")
-    if text is None:
-        said = _object(source, OLD_TEMPLATE) or {}
-        text = said["chat_template"] if isinstance(said.get("chat_template"), str) else None
     return TokenizerFiles(
         tokenizer=_object(source, TOKENIZER),
         config=_object(source, CONFIG) or {},
         model=source.config or {},
         pieces=_pieces(source),
-        template=text,
+        files=_templates(source),
+        template=(_object(source, OLD_TEMPLATE) or {}).get("chat_template"),
         added=_object(source, ADDED) or {},
     )
+
+
+def _templates(source: Source) -> dict[str, str]:
+    """The files of chat templates by their names, the first of which is the default."""
+    found: dict[str, str] = {}
+    for path, file in source.carried.items():
+        inner = path.removeprefix(source.inside)
+        name = "default" if inner == TEMPLATE else inner.removeprefix(MORE_TEMPLATES).removesuffix(".jinja")
+        if inner in (TEMPLATE, f"{MORE_TEMPLATES}{name}.jinja") and path.startswith(source.inside):
+            found[name] = file.read(0, file.size).decode("utf-8", "replace")
+    return dict(sorted(found.items(), key=lambda one: (one[0] != "default", one[0])))
 
 
 def _object(source: Source, name: str) -> dict[str, Any] | None:

@@ -30,10 +30,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from compressor.core import cleanup
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
 
-VERSION = 13  # of the functions' arguments and meaning; goes up with any change of the C files
+VERSION = 69585034  # of the C files: their checksum, which tests/core/test_compiled.py tells
 LIBRARY = Path(__file__).with_name("_kernels.so")
 VECTORS = 2  # how wide the coder's vectors are where the processor has them: 2 AVX-512, 1 AVX2, 0 none
 
@@ -103,6 +104,10 @@ _SIGNATURES = {
     "byte_counts": (c_void_p, c_size_t, c_void_p),
     "split_floats": (c_void_p, c_int, c_size_t, c_int, c_int, c_void_p, c_void_p),
     "join_floats": (c_void_p, c_int, c_void_p, c_int, c_size_t, c_int, c_void_p),
+    "delta_contexts": (c_void_p, c_int, c_int, c_int, c_size_t, c_void_p),
+    "delta_symbols": (c_void_p, c_void_p, c_int, c_int, c_size_t, c_void_p),
+    "delta_sort": (c_void_p, c_void_p, c_int, c_int, c_size_t, *(c_void_p,) * 5, POINTER(c_int64)),
+    "delta_join": (c_void_p, c_int, c_int, c_size_t, *(c_void_p,) * 4, c_int64, c_void_p, POINTER(c_int64)),
     "adam": (*(c_void_p,) * 6, c_size_t, c_void_p, c_float, c_float),
     "dots_f32": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p),
     "dots_f64": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p),
@@ -115,14 +120,18 @@ _SIGNATURES = {
 
 @cache
 def library() -> CDLL | None:
-    """The built kernels of this version; None where there are none."""
+    """The kernels that were built of the C files here; None where there are none."""
     if os.environ.get("COMPRESSOR_KERNELS") == "0":
         return None
     try:
         found = CDLL(str(LIBRARY))
         if found.compressor_kernels_version() != VERSION:
+            cleanup.doubt(
+                "the compiled kernels were built of other sources and are not used, so that this took longer: "
+                "install compressor again (pip install -e .)"
+            )
             return None
-    except (OSError, AttributeError):  # not built, for another system, or of another version
+    except (OSError, AttributeError):  # not built, or for another system
         return None
     for name, arguments in _SIGNATURES.items():
         function = getattr(found, name)
@@ -825,3 +834,66 @@ def join_floats(symbols: Array, planes: Array, low: int, out: Array) -> bool | N
         out.ctypes.data,
     )
     return True
+
+
+def delta_contexts(base: Array, exponent: int, top: int, out: Array) -> bool | None:
+    """The context of each number of a base (unsigned; its exponent has so many bits) into `out`, uint8."""
+    kernels = _takes(base, out)
+    if kernels is None:
+        return None
+    kernels.delta_contexts(base.ctypes.data, base.itemsize, exponent, top, base.size, out.ctypes.data)
+    return True
+
+
+def delta_sorted(
+    base: Array, now: Array, exponent: int, contexts: Array, places: Array, out: Array, extra: Array
+) -> int | None:
+    """Symbols of what numbers differ in from a base's into `out`, uint8, each at the next of the `places` (int64
+    [contexts]) of its context; what symbols leave open into `extra`, bytes: how many bits."""
+    kernels = _takes(base, now, contexts, out, extra)
+    if kernels is None:
+        return None
+    symbols, bits = np.empty(base.size, np.uint8), c_int64()
+    kernels.delta_symbols(
+        base.ctypes.data, now.ctypes.data, base.itemsize, exponent, base.size, symbols.ctypes.data
+    )
+    kernels.delta_sort(
+        base.ctypes.data,
+        now.ctypes.data,
+        base.itemsize,
+        exponent,
+        base.size,
+        symbols.ctypes.data,
+        contexts.ctypes.data,
+        places.ctypes.data,
+        out.ctypes.data,
+        extra.ctypes.data,
+        byref(bits),
+    )
+    return bits.value
+
+
+def delta_joined(
+    base: Array, exponent: int, contexts: Array, places: Array, symbols: Array, extra: Array, bits: int
+) -> tuple[Array, int] | None:
+    """Undo `delta_sorted`: the numbers, and how many of the `bits` in `extra` (with eight bytes more behind them)
+    they took, −1 where these are too few."""
+    kernels = _takes(base, contexts, symbols, extra)
+    if kernels is None:
+        return None
+    out: Array = np.empty_like(base)
+    used = c_int64()
+    kernels.delta_join(
+        base.ctypes.data,
+        base.itemsize,
+        exponent,
+        base.size,
+        contexts.ctypes.data,
+        places.ctypes.data,
+        symbols.ctypes.data,
+        extra.ctypes.data,
+        bits,
+        out.ctypes.data,
+        byref(used),
+    )
+    return out, used.value

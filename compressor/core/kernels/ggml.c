@@ -12,12 +12,12 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && !defined(PORTABLE)
 #define EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define EACH_CPU
 #endif
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(PORTABLE)
 #define VECTORS
 #include <immintrin.h>
 #endif
@@ -220,7 +220,7 @@ INLINE float with_square(const int fast, float sum, float q) {
 #define ON_EACH(NAME, PARAMETERS, ARGUMENTS, BODY) static void NAME PARAMETERS { BODY(2) }
 #elif defined(__AVX2__)
 #define ON_EACH(NAME, PARAMETERS, ARGUMENTS, BODY) static void NAME PARAMETERS { BODY(1) }
-#elif defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#elif defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && !defined(PORTABLE)
 #define ON_EACH(NAME, PARAMETERS, ARGUMENTS, BODY)                                               \
     __attribute__((target("arch=x86-64-v4"), noipa)) static void NAME##_v4 PARAMETERS { BODY(2) } \
     __attribute__((target("arch=x86-64-v3"), noipa)) static void NAME##_v3 PARAMETERS { BODY(1) } \

@@ -3,7 +3,7 @@
 
 #include "common.h"
 
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && !defined(PORTABLE)
 #define TWO_WAYS 1
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl")))
 #include <immintrin.h>

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from itertools import pairwise
+from typing import NamedTuple
 
 from compressor.checkpoint import record
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
@@ -24,7 +26,7 @@ from compressor.files import archive, safetensors
 from compressor.files.archive import ORIGINALS, ArchivedFile, chunk_shape, chunks_of, rows_of
 from compressor.files.archive_writing import ArchiveWriter
 from compressor.files.entropy.chunk import encode_chunk
-from compressor.files.entropy.elements import Form, likely_form, possible
+from compressor.files.entropy.elements import Form, delta_form, likely_form, possible
 from compressor.files.input_file import InputFile
 from compressor.files.layout import Container, Header
 from compressor.files.output import Output
@@ -34,6 +36,17 @@ from compressor.recipe.archive_store import Effort
 _READ = 8 << 20  # bytes that are hashed at once
 _SAMPLE = 1 << 16  # bytes that tell the form of a tensor
 _NOTE = "an archive: `compressor restore` gives its tensors back; loaders do not read it"
+_OF_BASE = (
+    "an archive against a base: `compressor restore` gives its files back, with --base; loaders do not read it"
+)
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How tensors are coded: with which effort, and against which tensors of a base, by their names."""
+
+    effort: Effort
+    bases: Mapping[str, StoredTensor] = field(default_factory=dict)
 
 
 def as_stored(checkpoint: Checkpoint, container: Container) -> Checkpoint:
@@ -56,12 +69,13 @@ def as_stored(checkpoint: Checkpoint, container: Container) -> Checkpoint:
 
 def as_it_was(checkpoint: Checkpoint, container: Container) -> Checkpoint | None:
     """The input as files that come back byte for byte; None unless all are archives of such files, and a file's
-    tensors are not codes, which come back as numbers (of a .gguf the blocks that they are)."""
+    tensors are not codes, which come back as numbers (of a .gguf the blocks that they are, and so from an archive
+    against a base)."""
     source = checkpoint.source
     suffix = ".safetensors" if container == "folder" else f".{container}"
     if container != source.kind or any(part.file.stands_for != suffix for part in source.files):
         return None
-    if checkpoint.compression and container != "gguf":
+    if checkpoint.compression and container != "gguf" and not any(part.file.base for part in source.files):
         return None
     tensors = {}
     for name, one in source.tensors.items():
@@ -70,63 +84,73 @@ def as_it_was(checkpoint: Checkpoint, container: Container) -> Checkpoint | None
     return replace(checkpoint, tensors=tensors, compression="", dropped=(), verbatim=True)
 
 
-def archive_files(
-    sink: Output,
-    plan: Plan,
-    effort: Effort,
-    workers: int,
-    *,
-    checkpoint: Checkpoint | None = None,
-    progress: Callable[[int], None] = lambda done: None,
-    files: Mapping[int, Sequence[Job]] | None = None,
-) -> tuple[Plan, list[Change]]:
-    """Put an archive in the place of every container file; the plan with the sizes that this gave, and the zeros.
+@dataclass
+class Archiving:
+    """Archives in the place of the container files that `sink` has, in this `way`: of the tensors that these
+    hold or, where a `checkpoint` is given, of its own as they lie there. `plan` has the sizes that came of it and
+    `changes` the zeros, of each of its jobs."""
 
-    The tensors are those that the files hold or, where a `checkpoint` is given, its own as they lie there; only
-    those of some jobs, in the `files` of these numbers, where they are given. OutputError where writing fails.
-    """
-    coded: dict[str, int] = {}
-    changes: dict[str, Change] = {}
-    archived = list(plan.files)
-    own = dict(enumerate(plan.by_file)) if files is None else files
-    with local(workers) as executor:
-        for number, mine in own.items():
-            file = plan.files[number]
-            name = sink.layouts[number][0]
-            with ExitStack() as used:
-                if checkpoint is None:
-                    written = used.enter_context(sink.reading(name))
-                    header = safetensors.read_header(written)
-                    held = {spec.name for job in mine for spec in job.part_specs}
-                    placed = [one for one in header.tensors if one.spec.name in held]
-                    stored, metadata = [StoredTensor(written, one) for one in placed], header.metadata
-                    original = None
-                else:
-                    stored = [checkpoint.tensors[job.spec.name].whole for job in mine]
-                    metadata = file.layout.metadata
-                    original = _AsItIs.of(checkpoint, plan, number)
-                writer = ArchiveWriter(used.enter_context(sink.rewriting(name)))
-                hashed = None if original is None else executor.submit(original.sha256)
-                for tensor, change in _archive(
-                    stored, writer, effort, executor, workers + 2, as_it_is=original is not None
-                ):
-                    changes.setdefault(tensor, Change()).merge(change)
-                    progress(change.size * DTYPES[writer.tensors[tensor][0]].bits // 8)
-                if original is not None and hashed is not None:
-                    original.add(writer, hashed.result(), effort)
-                    writer.finish({})
-                else:
-                    _finish(writer, metadata, name)
-                coded |= writer.coded()
-            with sink.reading(name) as finished:
-                archived[number] = replace(file, layout=replace(file.layout, size=finished.size))
-    done = {job.spec.name for mine in own.values() for job in mine}
-    counted = (
-        replace(job, coded=sum(coded[spec.name] for spec in job.part_specs)) if job.spec.name in done else job
-        for job in plan.jobs
-    )
-    measured = [changes.get(job.spec.name, Change()) for job in plan.jobs]
-    return replace(plan, files=tuple(archived), jobs=tuple(counted)), measured
+    sink: Output
+    plan: Plan
+    way: Coding
+    workers: int
+    checkpoint: Checkpoint | None = None
+    progress: Callable[[int], None] | None = None
+    changes: list[Change] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.changes = [Change() for _ in self.plan.jobs]
+
+    def code(self, files: Mapping[int, Sequence[Job]]) -> None:
+        """Put an archive in the place of each of these files, by their numbers, of some of its jobs. OutputError
+        where writing fails."""
+        sink, plan, checkpoint = self.sink, self.plan, self.checkpoint
+        coded: dict[str, int] = {}
+        changes: dict[str, Change] = {}
+        archived = list(plan.files)
+        with local(self.workers) as executor:
+            for number, mine in files.items():
+                file = plan.files[number]
+                name = sink.layouts[number][0]
+                with ExitStack() as used:
+                    if checkpoint is None:
+                        written = used.enter_context(sink.reading(name))
+                        header = safetensors.read_header(written)
+                        held = {spec.name for job in mine for spec in job.part_specs}
+                        placed = [one for one in header.tensors if one.spec.name in held]
+                        stored, metadata = [StoredTensor(written, one) for one in placed], header.metadata
+                        original = None
+                    else:
+                        stored = [checkpoint.tensors[job.spec.name].whole for job in mine]
+                        metadata = file.layout.metadata
+                        original = _AsItIs.of(checkpoint, plan, number)
+                    writer = ArchiveWriter(used.enter_context(sink.rewriting(name)))
+                    hashed = None if original is None else executor.submit(original.sha256)
+                    for tensor, change in _archive(
+                        stored, writer, self.way, executor, self.workers + 2, as_it_is=original is not None
+                    ):
+                        changes.setdefault(tensor, Change()).merge(change)
+                        self._tell(change.size * DTYPES[writer.tensors[tensor][0]].bits // 8)
+                    if original is not None and hashed is not None:
+                        original.add(writer, hashed.result(), self.way.effort)
+                        writer.finish({})
+                    else:
+                        _finish(writer, metadata, name)
+                    coded |= writer.coded()
+                with sink.reading(name) as finished:
+                    archived[number] = replace(file, layout=replace(file.layout, size=finished.size))
+        done = {job.spec.name for mine in files.values() for job in mine}
+        counted = (
+            replace(job, coded=sum(coded[spec.name] for spec in job.part_specs)) if job.spec.name in done else job
+            for job in plan.jobs
+        )
+        for job, change in zip(plan.jobs, self.changes, strict=True):
+            change.merge(changes.get(job.spec.name, Change()))
+        self.plan = replace(plan, files=tuple(archived), jobs=tuple(counted))
+
+    def _tell(self, nbytes: int) -> None:
+        if self.progress is not None:
+            self.progress(nbytes)
 
 
 def merge_archives(sink: Output, name: str, parts: Sequence[InputFile]) -> None:
@@ -214,18 +238,18 @@ def _sha256(file: InputFile, size: int) -> str:
     return total.hexdigest()
 
 
-def check_originals(sink: Output, checkpoint: Checkpoint) -> None:
-    """InputError unless the files that were written are those that archives of them as they were are of."""
-    for (name, layout), source in zip(sink.layouts, checkpoint.source.files, strict=True):
-        assert isinstance(source.file, ArchivedFile)  # noqa: S101 - as it was found to be
-        assert source.file.original is not None  # noqa: S101 - the same
-        with sink.reading(name) as written:
-            if _sha256(written, layout.size) != source.file.original.sha256:
-                raise InputError(
-                    "is damaged in the archive: the file in it has another SHA-256",
-                    file=source.file.path,
-                    remedy="Archive or download it again",
-                )
+def check_original(sink: Output, number: int, checkpoint: Checkpoint) -> None:
+    """InputError unless a file that was written is that which the archive of it as it was is of."""
+    (name, layout), source = sink.layouts[number], checkpoint.source.files[number]
+    assert isinstance(source.file, ArchivedFile)  # noqa: S101 - as it was found to be
+    assert source.file.original is not None  # noqa: S101 - the same
+    with sink.reading(name) as written:
+        if _sha256(written, layout.size) != source.file.original.sha256:
+            raise InputError(
+                "is damaged in the archive: the file in it has another SHA-256",
+                file=source.file.path,
+                remedy="Archive or download it again",
+            )
 
 
 def _finish(writer: ArchiveWriter, metadata: Mapping[str, str], name: str) -> None:
@@ -233,16 +257,16 @@ def _finish(writer: ArchiveWriter, metadata: Mapping[str, str], name: str) -> No
     writer.finish(metadata, sum(spec.nbytes for spec, _ in said))
 
 
-def noted(plan: Plan, *, dry: bool) -> Plan:
+def noted(plan: Plan, *, dry: bool, based: bool = False) -> Plan:
     """The plan with what is to be known of archives."""
     more = ("sizes are those before entropy coding, which only a run can tell",) if dry else ()
-    return replace(plan, notes=(*plan.notes, _NOTE, *more))
+    return replace(plan, notes=(*plan.notes, _OF_BASE if based else _NOTE, *more))
 
 
 def _archive(
     stored: Sequence[StoredTensor],
     writer: ArchiveWriter,
-    effort: Effort,
+    way: Coding,
     executor: Executor,
     window: int,
     *,
@@ -250,18 +274,21 @@ def _archive(
 ) -> Iterator[tuple[str, Change]]:
     """Write the chunks of these tensors, and where they lie if the file is to come `as_it_is`; of each chunk its
     tensor's name, and how many zeros it has."""
-    forms = {one.spec.name: _form(one) for one in stored}
+    bases = way.bases
+    forms = {one.spec.name: delta_form(one.spec.dtype) if one.spec.name in bases else _form(one) for one in stored}
 
-    def tasks() -> Iterator[partial[tuple[str, bytes, Change]]]:
+    def tasks() -> Iterator[partial[_Coded]]:
         for one in stored:
-            for number in range(chunks_of(one.spec)):
-                yield partial(_chunk, one, number, forms[one.spec.name], effort)
+            name = one.spec.name
+            for number in range(chunks_of(one.spec, forms[name])):
+                yield partial(_chunk, one, bases.get(name), number, forms[name], way.effort)
 
     for one in stored:
-        writer.begin(one.spec, forms[one.spec.name].text, one.placed.offset if as_it_is else None)
-    for name, chunk, change in in_order(executor, tasks(), window):
-        writer.add(name, chunk)
-        yield name, change
+        name = one.spec.name
+        writer.begin(one.spec, forms[name].text, one.placed.offset if as_it_is else None, based=name in bases)
+    for done in in_order(executor, tasks(), window):
+        writer.add(done.name, done.chunk, done.check)
+        yield done.name, done.change
 
 
 def _form(stored: StoredTensor) -> Form:
@@ -272,17 +299,30 @@ def _form(stored: StoredTensor) -> Form:
     return likely_form(_read(stored, 0, (min(rows, max(1, _SAMPLE // width)), width)), stored.spec.dtype)
 
 
-def _chunk(stored: StoredTensor, number: int, form: Form, effort: Effort) -> tuple[str, bytes, Change]:
+class _Coded(NamedTuple):
+    """A chunk of a tensor, what is to be told of it, and the CRC-32 of the base's where it has one."""
+
+    name: str
+    chunk: bytes
+    change: Change
+    check: int = 0
+
+
+def _chunk(stored: StoredTensor, base: StoredTensor | None, number: int, form: Form, effort: Effort) -> _Coded:
     spec = stored.spec
-    _, width, each = rows_of(spec)
-    data = _read(stored, number * each * width, chunk_shape(spec, number))
+    _, width, each = rows_of(spec, form)
+    place, shape = number * each * width, chunk_shape(spec, number, form)
+    data = _read(stored, place, shape)
     storage = DTYPES[spec.dtype].storage
     zeros = count_stored_zeros(data.view(storage), spec, Workspace()) if storage else 0
-    return (
-        spec.name,
-        encode_chunk(data, form, effort),
-        Change(data.size * 8 // DTYPES[spec.dtype].bits, zeros, zeros),
-    )
+    change = Change(data.size * 8 // DTYPES[spec.dtype].bits, zeros, zeros)
+    if base is None:
+        return _Coded(spec.name, encode_chunk(data, form, effort), change)
+    from compressor.files.entropy.deltas import encode_delta  # here because few archives have a base
+
+    other = _read(base, place, shape)
+    chunk = encode_delta(data, other, form, possible(spec.dtype)[0], effort)
+    return _Coded(spec.name, chunk, change, zlib.crc32(other.data))
 
 
 def _read(stored: StoredTensor, offset: int, shape: tuple[int, int]) -> Array:

@@ -33,30 +33,26 @@ def inputs_of(checkpoints: Iterable[Checkpoint], more: Sequence[str]) -> tuple[s
     return sha256(repr(known).encode()).hexdigest(), sha256(repr(files).encode()).hexdigest()
 
 
-def written_files(runner: Runner, sink: PartOutput, *, archived: bool) -> tuple[PartFile, ...]:
-    """The container files of a share that is carried out."""
-    plan = runner.worker.plan
+def written_file(runner: Runner, sink: PartOutput, number: int, *, archived: bool) -> PartFile:
+    """What is to be said of a container file of a share, all of which is written."""
     if archived:
-        return tuple(sink.whole(plan.files[number].name) for number in sorted(runner.files))
-    extents: dict[int, list[Extent]] = {number: [] for number in runner.files}
-    for unit in runner.units:
-        for file, extent in extents_of(unit, runner.worker):
-            extents[file].append(extent)
-    return tuple(sink.written(number, joined(places)) for number, places in sorted(extents.items()))
+        return sink.whole(runner.worker.plan.files[number].name)
+    units = runner.units_by_file.get(number, ())
+    return sink.written(number, joined(extent for unit in units for extent in extents_of(unit, runner.worker)))
 
 
-def extents_of(unit: Unit, worker: Worker) -> Iterator[tuple[int, Extent]]:
-    """Where a unit's bytes go: the file's number, and the places in it."""
+def extents_of(unit: Unit, worker: Worker) -> Iterator[Extent]:
+    """Where a unit's bytes go in its file."""
     for job in unit.jobs:
         offsets = worker.plan.files[job.file].layout.offsets
         if isinstance(unit, Batch):
             for spec in job.part_specs:
-                yield job.file, Extent(offsets[spec.name], spec.nbytes)
+                yield Extent(offsets[spec.name], spec.nbytes)
             continue
         if not job.steps and worker.checkpoint.tensors[job.spec.name].encoder is None:
             width = job.spec.nbytes // max(unit.cut.rows, 1)
             begin = offsets[job.spec.name] + unit.start * width
-            yield job.file, Extent(begin, (unit.stop - unit.start) * width)
+            yield Extent(begin, (unit.stop - unit.start) * width)
             continue
         for part in job.parts:
             if part.every == 0 and unit.start:
@@ -66,9 +62,9 @@ def extents_of(unit: Unit, worker: Worker) -> Iterator[tuple[int, Extent]]:
             shape = part_shape(part, job, unit.cut, *place)
             itemsize = np.dtype(DTYPES[part.dtype].storage).itemsize
             if part.across:
-                yield job.file, Extent(begin, shape[1] * itemsize, part.shape[1] * itemsize, shape[0])
+                yield Extent(begin, shape[1] * itemsize, part.shape[1] * itemsize, shape[0])
             else:
-                yield job.file, Extent(begin, prod(shape) * itemsize)
+                yield Extent(begin, prod(shape) * itemsize)
 
 
 def measured(runner: Runner, plan: Plan, changes: Sequence[Change]) -> dict[str, Any]:

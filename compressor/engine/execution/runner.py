@@ -89,20 +89,18 @@ class Runner:
             self.surveyed.pop((job.spec.name, len(before)), None)  # the plan will have it itself
         return sizes
 
-    def run(self) -> list[Change]:
+    def run(self, each: Callable[[int], None] | None = None) -> list[Change]:
         """Treat and write every tensor, or this run's share of them; what happened to each, in the order of the
-        plan's jobs."""
+        plan's jobs. Where `each` is to be told the number of each file that is finished, it is so before another
+        is begun, and by this process."""
         self.survey_models()
-        plan = self.worker.plan
-        jobs = {job.spec.name: job for job in plan.jobs}
-        changes = {name: Change() for name in jobs}
-        shards = self.worker.shards
+        plan, shards = self.worker.plan, self.worker.shards
+        changes = {job.spec.name: Change() for job in plan.jobs}
         taken = {} if shards is None else shards.taken()
         for found in taken.values():
             changes |= found
-            self.progress(sum(jobs[name].spec.nbytes for name in found))
-        units = [unit for unit in self.units if unit.jobs[0].file not in taken]
-        waiting = Counter(unit.jobs[0].file for unit in units)
+            self.progress(sum(self._jobs[name].spec.nbytes for name in found))
+        units = {number: own for number, own in self.units_by_file.items() if number not in taken}
         finish = deque(self.empty_files - taken.keys())
 
         def finished(file: Finished) -> None:
@@ -110,24 +108,49 @@ class Runner:
                 own = {job.spec.name: changes[job.spec.name] for job in plan.jobs if job.file == file.file}
                 shards.note(file.file, file.content, own)
 
-        for done in in_order(self.executor, self._tasks(finish, units), self.window):
-            if isinstance(done, Finished):
-                finished(done)
-                continue
-            for name, change in done:
-                if name == self.divided:
-                    self.pieces.append(deepcopy(change))
-                changes[name].merge(change)
-                self.progress(change.size * DTYPES[jobs[name].spec.dtype].bits // 8)
-            number = jobs[done[0][0]].file
-            waiting[number] -= len(done) if jobs[done[0][0]].spec.size > SMALL else 1
-            if not waiting[number]:
-                finish.append(number)
+        if each is not None:
+            for number, own in (dict[int, list[Unit]]((number, []) for number in finish) | units).items():
+                deque(self._written(deque(), own, changes), maxlen=0)  # none of `finish` is finished by a worker
+                finished(self.worker.finish(number))
+                each(number)
+            return list(changes.values())
+        for file in self._written(finish, [unit for own in units.values() for unit in own], changes):
+            finished(file)
         for file in in_order(
             self.executor, (partial(self.worker.finish, number) for number in finish), self.window
         ):
             finished(file)
         return list(changes.values())
+
+    def _written(self, finish: deque[int], units: Sequence[Unit], changes: dict[str, Change]) -> Iterator[Finished]:
+        """Treat and write the tensors of these units, and put down in `changes` what happened to each: the files of
+        `finish` that are finished on the way, which gets the numbers of more."""
+        waiting = Counter(unit.jobs[0].file for unit in units)
+        for done in in_order(self.executor, self._tasks(finish, units), self.window):
+            if isinstance(done, Finished):
+                yield done
+                continue
+            for name, change in done:
+                if name == self.divided:
+                    self.pieces.append(deepcopy(change))
+                changes[name].merge(change)
+                self.progress(change.size * DTYPES[self._jobs[name].spec.dtype].bits // 8)
+            number = self._jobs[done[0][0]].file
+            waiting[number] -= len(done) if self._jobs[done[0][0]].spec.size > SMALL else 1
+            if not waiting[number]:
+                finish.append(number)
+
+    @cached_property
+    def _jobs(self) -> dict[str, Job]:
+        return {job.spec.name: job for job in self.worker.plan.jobs}
+
+    @cached_property
+    def units_by_file(self) -> dict[int, list[Unit]]:
+        """What is to be done by this run, by the number of the file that it is written to."""
+        found: dict[int, list[Unit]] = {}
+        for unit in self.units:
+            found.setdefault(unit.jobs[0].file, []).append(unit)
+        return found
 
     @cached_property
     def units(self) -> Sequence[Unit]:

@@ -104,7 +104,9 @@ def _taken_for_parts(
         if job.encoder is None or job.encoder.dialect(job.spec) != "compressed-tensors":
             continue
         own = {job.part_name(part) for part in job.parts}
-        for name in {f"{job.spec.name}{suffix}" for suffix in _READ_BESIDE}.difference(own).intersection(names):
+        for name in (f"{job.spec.name}{suffix}" for suffix in _READ_BESIDE):
+            if name in own or name not in names:  # a set's intersection would go through all of them
+                continue
             yield InputError(
                 f"loaders would take '{printable(name)}', which is there already, for a part of its codes",
                 file=checkpoint.path,

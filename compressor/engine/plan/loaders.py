@@ -50,7 +50,7 @@ def left_dense(scheme: Scheme, spec: TensorSpec, checkpoint: Checkpoint, loader:
     if decoder is None or not decoder.dialect(spec):
         return ""
     if decoder.dialect(spec) == "gptq" and has_layers(checkpoint.tensors):
-        return not_in_a_layer(spec.name)
+        return not_in_a_layer(spec.name) or _of_part_words(spec, decoder)
     config = checkpoint.source.config
     if config is None:
         return ""
@@ -62,6 +62,16 @@ def left_dense(scheme: Scheme, spec: TensorSpec, checkpoint: Checkpoint, loader:
         limit = next(dense, None)
         reasons.append("" if limit is None else f"{READERS[reader].name} {limit.why}")
     return reasons[0] if reasons and all(reasons) else ""
+
+
+def _of_part_words(spec: TensorSpec, decoder: Decoder) -> str:
+    """Why a layer is too narrow for GPTQ's words of 32 bits, "" where it fills whole ones both ways. Such layers
+    are a model's smallest, a row or four for each head."""
+    codes = 32 // int((decoder.config(spec) or {})["bits"])
+    shape = list(spec.matrix)
+    return (
+        "" if not any(size % codes for size in shape) else f"GPTQ's words hold {codes} codes, not a part of {shape}"
+    )
 
 
 def not_taken(loader: Loader | None, spec: TensorSpec, decoder: Decoder, config: Config, *, experts: bool) -> str:
@@ -127,13 +137,19 @@ class _Model:
 
     def way_on(self, limit: Limit, tensors: Stored) -> str:
         """What to do about codes that are not taken."""
-        ways = [f"Use {limit.instead}"] if limit.instead else []
+        instead = limit.both if limit.both and self.both else limit.instead
+        ways = [f"Use {instead}"] if instead else []
         layers = {layer_of(self.config, spec.name) for spec, _ in tensors}
         if layers == {Layer.EXPERT} and not limit.beside:
             pattern = "*.experts.*" if "." in tensors[0][0].name.split("experts.")[0] else "experts.*"
             ways.append(f"leave them dense by --exclude '{pattern}'")
         plain = "Leave them out of --include, or use --store dense"
-        return (", or ".join(ways) or plain).replace("leave", "Leave", not limit.instead)
+        return (", or ".join(ways) or plain).replace("leave", "Leave", not instead)
+
+    @property
+    def both(self) -> bool:
+        """Whether embeddings have codes in a model with experts."""
+        return self.experts and any(layer_of(self.config, spec.name) is Layer.EMBEDDING for spec, _ in self.stored)
 
     @property
     def schemes_of_experts(self) -> int:

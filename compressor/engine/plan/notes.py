@@ -115,7 +115,10 @@ def _carried(checkpoint: Checkpoint, container: Container) -> Iterator[str]:
 
 def _input(checkpoint: Checkpoint, recipe: Recipe) -> Iterator[str]:
     """How the input was stored, and what of it serves nobody any more."""
-    if checkpoint.compression and (recipe.stages or checkpoint.cuts):
+    coded = checkpoint.lossy or any(tensor.encoder is not None for tensor in checkpoint.tensors.values())
+    if checkpoint.compression and not coded:
+        yield f"the input calls itself {checkpoint.compression}, and none of its tensors are codes"
+    elif checkpoint.compression and (recipe.stages or checkpoint.cuts):
         yield f"the input is {checkpoint.compression}: what its codes stand for was taken as the weights"
     if checkpoint.dropped:
         yield f"dropped, because it serves loaders of quantized weights only: {_named(checkpoint.dropped)}"

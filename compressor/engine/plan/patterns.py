@@ -63,6 +63,8 @@ def _where(stages: Sequence[Stage], number: int) -> str:
 
 def _instead(text: str, names: Collection[str]) -> str:
     near = meant(text, names)
+    if near is None and "," in text and not unmatched([one.strip() for one in text.split(",")], names):
+        return f"Give each of these patterns by an option of its own; {_CARRY_ON}"
     if near is None:
         return f"`compressor inspect` lists the names; {_CARRY_ON}"
     found = [name for name in names if matches(name, (near,))]

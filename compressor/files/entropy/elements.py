@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # Bits of a float and of its exponent.
 FLOATS = {"F64": (64, 11), "F32": (32, 8), "F16": (16, 5), "BF16": (16, 8), "C64": (32, 8)}
+_EXPONENTS = {"F8_E4M3": 4, "F8_E5M2": 5} | {dtype: exponent for dtype, (_, exponent) in FLOATS.items()}
 _WIDEST = 12  # bits of a symbol of exponent and leading mantissa
 _PALETTE = 256  # different floats that become codes
 _SAMPLE = 1 << 12
@@ -31,7 +32,8 @@ _ENTRY = 5  # bits of a table's entry, about
 @dataclass(frozen=True)
 class Form:
     """How a tensor's bytes are seen: `floats` of `width` bits and an `exponent` of so many, `codes` of `width` bits
-    as one stream of bits a row, or `bytes` of integers of `width` bits."""
+    as one stream of bits a row, or `bytes` of integers of `width` bits; or as a `delta`, what numbers of `width`
+    bits differ in from those of a base (`deltas`)."""
 
     kind: str
     width: int
@@ -39,16 +41,22 @@ class Form:
 
     @property
     def text(self) -> str:
-        """As an archive names it: `f32.8`, `c5`, `b64`."""
+        """As an archive names it: `f32.8`, `c5`, `b64`, `d16.8`."""
         return f"{self.kind[0]}{self.width}" + (f".{self.exponent}" if self.exponent else "")
 
 
 def form_named(text: str, dtype: str) -> Form:
     """The form of a tensor of this dtype that an archive names so. Raises ValueError."""
-    for form in possible(dtype):
+    for form in (*possible(dtype), delta_form(dtype)):
         if form.text == text:
             return form
     raise ValueError(text)
+
+
+def delta_form(dtype: str) -> Form:
+    """How a tensor of this dtype is coded against a base: as a `delta` of numbers of so many bits."""
+    bits = FLOATS[dtype][0] if dtype in FLOATS else DTYPES[dtype].bits
+    return Form("delta", bits if bits in (16, 32, 64) else 8, _EXPONENTS.get(dtype, 0))
 
 
 def possible(dtype: str) -> list[Form]:

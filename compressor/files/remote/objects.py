@@ -144,14 +144,23 @@ def found(url: str) -> tuple[Tree, str]:
         raise InputError("is not there", file=shown, remedy="Look at the address again")
 
     def fetch(file: str) -> InputFile:
-        address = f"{scheme}://{folder}/{file}"
-
-        def look() -> Any:
-            with failing(f"{shown}/{file}"):
-                return store.info(f"{folder}/{file}")  # a listing may know less
-
-        info = tried(look, f"{shown}/{file}")
-        known = ObjectFile(address, f"{shown}/{file}", info["size"], tag_of(info))
-        return InputFile(known.path, known.size, identity(known.size, known.tag), origin=Ranged(known))
+        return _seen(store, f"{folder}/{file}", f"{scheme}://{folder}/{file}", f"{shown}/{file}")
 
     return RemoteTree(shown, infos, fetch), name
+
+
+def opened(url: str) -> InputFile:
+    """The one file that an address names, whatever its suffix. InputError where it is not there."""
+    store, path = filesystem(url)
+    store.invalidate_cache()
+    return _seen(store, path, url, without_secrets(url))
+
+
+def _seen(store: Any, path: str, address: str, shown: str) -> InputFile:
+    def look() -> Any:
+        with failing(shown):
+            return store.info(path)  # a listing may know less
+
+    info = tried(look, shown)
+    known = ObjectFile(address, shown, info["size"], tag_of(info))
+    return InputFile(known.path, known.size, identity(known.size, known.tag), origin=Ranged(known))

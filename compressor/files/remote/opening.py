@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 from compressor.core.errors import InputError
+from compressor.files.input_file import InputFile
 from compressor.files.tree import Tree
 
 
@@ -21,5 +24,16 @@ def found(path: str) -> tuple[Tree, str]:
     if scheme == "file" or "::" in path:
         raise InputError("is no address that is read here", file=path, remedy="Give the path of a file or folder")
     from compressor.files.remote.objects import found as in_store
+
+    return in_store(path)
+
+
+def opened(path: str) -> InputFile:
+    """The one file that an address names, whatever its suffix. InputError where it is not there."""
+    scheme = path.partition("://")[0].lower()
+    if scheme in ("http", "https", "hf", "file") or "::" in path:
+        tree, name = found(path)
+        return tree.open(name or os.path.basename(path))
+    from compressor.files.remote.objects import opened as in_store
 
     return in_store(path)

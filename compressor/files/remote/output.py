@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from tempfile import mkdtemp
+from typing import Any
 
 from compressor.core import cleanup
 from compressor.core.errors import InputError, OutputError, UsageError
 from compressor.core.text import printable, without_secrets
 from compressor.files.input_file import InputFile
 from compressor.files.layout import FileLayout
+from compressor.files.ours import PART_RECORD
 from compressor.files.output import Output
+from compressor.files.part_folder import Extent, PartFile, PartOutput
 from compressor.files.remote.uploads import ObjectUploads, Uploads, last_ones_last
+from compressor.files.sending import Sending
 from compressor.files.work_folder import WorkFolder
 
 
@@ -45,45 +49,94 @@ def uploads_of(address: str, key: str, *, folder: bool) -> Uploads:
         raise OutputError(error.reason, file=error.file, remedy=error.remedy) from error
 
 
-class RemoteOutput(Output):
-    """An output under construction. Its container files are sent when they are finished, unless they are `archived`
-    afterwards; `key` is that of the plan, so that a run that goes on finds what was sent, which an error
-    `keeps` for it."""
+def send_document(address: str, content: bytes, *, replace: bool) -> None:
+    """Write a small file to a store, whole or not at all. OutputError where it cannot be written or is there."""
+    uploads = uploads_of(address, "", folder=False)
+    uploads.check(replace=replace, recorded=True)
+    assert isinstance(uploads, ObjectUploads)  # noqa: S101 - the hub takes folders
+    uploads.send_document(content)
 
-    def __init__(
-        self,
-        address: str,
-        container: str,
-        layouts: Sequence[tuple[str, FileLayout]],
-        key: str,
-        *,
-        archived: bool,
-        keeps: bool,
-    ) -> None:
-        """Claim a folder of temporary files, and write every header there. OutputError when that fails."""
-        self.uploads: Uploads = uploads_of(address, key, folder=container == "folder")
-        self.archived = archived
-        self.sent: dict[str, str] = {}
-        self.small: list[str] = []
-        self.keeps = keeps
+
+class Sent(Output):
+    """What outputs elsewhere have in common: a folder of temporary files, out of which files are sent one by one. A
+    mixture: `_begin` comes before the output's own beginning."""
+
+    sends = True
+
+    def _begin(self, address: str, sending: Sending, *, folder: bool) -> str:
+        """Claim a folder of temporary files: where in it the output is written."""
+        self.uploads: Uploads = uploads_of(address, sending.key, folder=folder)
+        self.keeps, self.sent = sending.keeps, dict[str, str]()
         self.scratch = mkdtemp(prefix="compressor-")
         self._entry = cleanup.add(self._sweep, leftover=self._left)
+        return os.path.join(self.scratch, os.path.basename(address.rstrip("/")))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a process elsewhere, which sends nothing."""
+        own = ("uploads", "sent", "_entry")
+        return {name: value for name, value in super().__getstate__().items() if name not in own}
+
+    def send(self, name: str) -> None:
+        """Send a file to which nothing more is written, unless it is sent, and remove it here."""
+        if name in self.sent:
+            return
+        self._close(name)
+        self.sent[name] = self.uploads.put(name, self.path(name))
+        self._remove(name)
+
+    def discard(self) -> None:
+        """Remove everything that was written, here and on its way."""
+        super().discard()
+        self._sweep()
+        if not self.keeps:
+            with suppress(OutputError):  # it is no reason to hide why
+                self.uploads.discard()
+
+    def _name_all(self, names: Sequence[str]) -> None:
+        """Send what is still here, then give all files their names, those last that loaders look for."""
+        for name in names:
+            self.send(name)
+        self.uploads.publish(last_ones_last(dict.fromkeys(names)))
+        cleanup.published(final=True)
+        self.keeps = True
+        self.discard()
+
+    def _remove(self, name: str) -> None:
+        self._close(name)
+        if self.folder:
+            with suppress(FileNotFoundError):
+                os.unlink(self.path(name))
+        else:
+            os.truncate(self.path(name), 0)
+
+    def _sweep(self) -> None:
+        self._entry.forget()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def _left(self) -> str:
+        """For who is stopped."""
+        return f"what was sent to {printable(self.target)} stays there under a hidden name" if self.sent else ""
+
+
+class RemoteOutput(Sent):
+    """An output under construction, whose files are sent when they are finished."""
+
+    def __init__(
+        self, address: str, container: str, layouts: Sequence[tuple[str, FileLayout]], sending: Sending
+    ) -> None:
+        """Claim a folder of temporary files, and write every header there. OutputError when that fails."""
+        place = self._begin(address, sending, folder=container == "folder")
+        self.small: list[str] = []
         try:
-            name = os.path.basename(address.rstrip("/"))
-            super().__init__(os.path.join(self.scratch, name), container, layouts, replace=False)
+            super().__init__(place, container, layouts, replace=False)
         except BaseException:
             self._sweep()
             raise
         self.target = without_secrets(address)
 
-    def finish_file(self, file: int) -> None:
-        """Sync a container file, read its header back, and send it."""
-        super().finish_file(file)
-        if not self.archived:
-            self._send(self.layouts[file][0])
-
     def kept(self, folder: WorkFolder, entry: str, name: str) -> str:
-        """What a file that was sent is known by."""
+        """Send a finished file: what it is known by."""
+        self.send(name)
         return self.sent[name]
 
     def taken(self, folder: WorkFolder, entry: str, key: str, name: str) -> bool:
@@ -103,45 +156,44 @@ class RemoteOutput(Output):
     def copy(self, name: str, source: InputFile) -> None:
         """Carry a file of the input folder over, byte for byte, and send it."""
         super().copy(name, source)
-        self._send(name)
+        self.send(name)
         self.small.append(name)
 
     def publish(self) -> None:
         """Send what is still here, then give all files their names, those last that loaders look for."""
-        names = [name for name, _ in self.layouts] + self.small
-        for name in names:
-            if name not in self.sent:
-                self._send(name)
-        self.uploads.publish(last_ones_last(dict.fromkeys(names)))
-        cleanup.published(final=True)
-        self.keeps = True
-        self.discard()
+        self._name_all([name for name, _ in self.layouts] + self.small)
 
-    def discard(self) -> None:
-        """Remove everything that was written, here and on its way."""
-        super().discard()
-        self._sweep()
-        if not self.keeps:
-            with suppress(OutputError):  # it is no reason to hide why
-                self.uploads.discard()
 
-    def _send(self, name: str) -> None:
-        self._close(name)
-        self.sent[name] = self.uploads.put(name, self.path(name))
-        self._remove(name)
+class RemotePart(Sent, PartOutput):
+    """A part under construction, whose files are sent when somebody says so: what is to be said of one is known
+    before."""
 
-    def _remove(self, name: str) -> None:
-        self._close(name)
-        if self.folder:
-            with suppress(FileNotFoundError):
-                os.unlink(self.path(name))
-        else:
-            os.truncate(self.path(name), 0)
+    def __init__(
+        self, address: str, layouts: Sequence[tuple[str, FileLayout]], own: Iterable[int], sending: Sending
+    ) -> None:
+        """Claim a folder of temporary files, and write every header there. OutputError when that fails."""
+        place = self._begin(address, sending, folder=True)
+        self.names: list[str] = []
+        try:
+            super().__init__(place, layouts, own, replace=False)
+        except BaseException:
+            self._sweep()
+            raise
+        self.target = without_secrets(address)
 
-    def _sweep(self) -> None:
-        self._entry.forget()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+    def whole(self, name: str) -> PartFile:
+        """What is to be said of an archive, or of a small file, which is sent."""
+        return self._said(super().whole(name))
 
-    def _left(self) -> str:
-        """For who is stopped."""
-        return f"what was sent to {printable(self.target)} stays there under a hidden name" if self.sent else ""
+    def written(self, file: int, extents: Sequence[Extent]) -> PartFile:
+        """What is to be said of a container file that is finished, which is sent."""
+        return self._said(super().written(file, extents))
+
+    def _said(self, found: PartFile) -> PartFile:
+        self.names.append(self.stored_as(found.name))
+        self.send(self.names[-1])
+        return found
+
+    def publish(self) -> None:
+        """Give all files their names, the one last by which a part is known."""
+        self._name_all([*self.names, PART_RECORD])

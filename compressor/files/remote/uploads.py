@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from compressor.core.errors import InputError, OutputError
 from compressor.core.text import printable, without_secrets
-from compressor.files.ours import says_so
+from compressor.files.ours import PART_RECORD, is_part_record, says_so
 from compressor.files.remote.objects import tag_of
 from compressor.files.remote.packages import filesystem
 from compressor.files.remote.trying import Passing, tried
@@ -48,7 +48,7 @@ def last_ones_last(names: Iterable[str]) -> list[str]:
 
     def late(name: str) -> int:
         plain = os.path.basename(name)
-        return 2 if plain == "config.json" else 1 if plain.endswith(".index.json") else 0
+        return 2 if plain in ("config.json", PART_RECORD) else 1 if plain.endswith(".index.json") else 0
 
     return sorted(names, key=late)
 
@@ -60,6 +60,8 @@ def check_replaceable(address: str, tree: Tree, *, replace: bool, recorded: bool
     if not replace:
         raise OutputError("exists already", file=shown, remedy="Use --force to replace it")
     names = tree.names()
+    if PART_RECORD in names and is_part_record(tree.open(PART_RECORD)):
+        return
     weights = [name for name in names if name.endswith(".safetensors")]
     if any(says_so(tree.open(name)) for name in weights[:_LOOKED_AT]) or (weights and not recorded):
         return
@@ -186,6 +188,15 @@ class ObjectUploads:
             sent(lambda name=name: self.store.copy(f"{self.hidden}/{name}", f"{self.place}/{name}"), self.shown)  # type: ignore[misc]
         self._remove(mark)
         self.discard()
+
+    def send_document(self, content: bytes) -> None:
+        """Send the one small file that this is of, under its name: a store has it whole or not at all."""
+        sent(lambda: self.store.pipe_file(self.place, content), self.shown)
+
+    def remove_all(self) -> None:
+        """Remove everything that is at the place, that first by which it is known."""
+        for path in reversed(last_ones_last(self._files())):
+            self._remove(path)
 
     def _remove(self, path: str) -> None:
         def remove() -> None:

@@ -51,6 +51,15 @@ def by_columns(
     return _Compensated(values, size, factor, static or act_order, choose, block.work).run()
 
 
+def costs_of(block: Block, *, damp: float | None, act_order: bool) -> Array:
+    """What a square of rounding's error costs in each column [columns], once those after it have made up for it."""
+    assert block.inputs is not None  # noqa: S101 - the method asked for them
+    factor = factor_of(block.inputs, damp, act_order, block.work, block.spec.name)
+    costs = np.empty(len(factor.diagonal))
+    costs[slice(None) if factor.order is None else factor.order] = np.square(factor.diagonal)
+    return costs
+
+
 @dataclass
 class _Compensated(Generic[C]):
     """The rounding of one block [rows, columns] in groups of `size`, all scales before (`static`) or each group's

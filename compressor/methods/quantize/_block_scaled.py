@@ -29,6 +29,7 @@ from compressor.methods.numerics.minifloat import Minifloat
 from compressor.methods.options import option
 from compressor.methods.parts import Part
 from compressor.methods.quantize._compensating import ACT_ORDER_HELP, DAMP_HELP, METHOD_HELP, Compensating
+from compressor.methods.quantize._importance import importance
 from compressor.methods.quantize.int import Int
 
 
@@ -44,6 +45,8 @@ class BlockScaled(Compensating):
     method: Literal["search", "absmax", "gptq"] = option("search", help=METHOD_HELP)
     damp: float | None = option(None, help=DAMP_HELP, low=0)
     act_order: bool = option(False, help=ACT_ORDER_HELP, off="plain-order")
+
+    informed: bool = False  # a search weighs errors by the layer's inputs
 
     @property
     @abstractmethod
@@ -80,7 +83,7 @@ class BlockScaled(Compensating):
         columns = spec.matrix[1]
         if columns % self.size == 0:
             return self, ""
-        nearest, _ = Int(bits=self.element.bits).settled(spec)
+        nearest, _ = Int(bits=self.element.bits, informed=self.informed).settled(spec)
         why = f"since blocks of {self.size} do not divide the row of {columns}"
         return nearest, f"{nearest.label} with {nearest.shares}, {why}"
 
@@ -129,12 +132,13 @@ class BlockScaled(Compensating):
         top = int(np.count_nonzero(ladder.astype(np.float64) * self.element.largest <= limit(spec.dtype))) - 1
         codes = None if parts is None else self._codes(parts, values.shape, work)
         ladder = ladder.astype(values.dtype)
+        heed = importance(block, self.size, values.dtype.str) if self.informed else None
 
         def chosen(blocks: Array, high: Array) -> Array:
             rungs: Array = np.clip(suggested(high.astype(np.float32), work), 0, top)
             if self.method == "absmax":
                 return rungs
-            return self._search(blocks, rungs.astype(np.int64), ladder, top, work)
+            return self._search(blocks, rungs.astype(np.int64), ladder, top, heed, work)
 
         with np.errstate(all="ignore"):
             if self.by_inputs:
@@ -178,9 +182,11 @@ class BlockScaled(Compensating):
     def _codes(self, parts: Mapping[str, Array], shape: tuple[int, ...], work: Workspace) -> Array:
         return work.array("blocks.codes", shape, "|u1") if self.packed else parts[""].reshape(shape)
 
-    def _search(self, blocks: Array, rungs: Array, ladder: Array, top: int, work: Workspace) -> Array:
-        """The rungs with the least squared error; of equals the lowest."""
-        if kernels.best_rungs(blocks, ladder, top, self.tried, self.element.limits, rungs):
+    def _search(
+        self, blocks: Array, rungs: Array, ladder: Array, top: int, heed: Array | None, work: Workspace
+    ) -> Array:
+        """The rungs with the least squared error, each counted by `heed` [blocks, size]; of equals the lowest."""
+        if heed is None and kernels.best_rungs(blocks, ladder, top, self.tried, self.element.limits, rungs):
             return rungs
         columns = work.array("blocks.columns", blocks.shape[::-1], blocks.dtype.str)
         np.abs(blocks.T, out=columns)
@@ -196,6 +202,8 @@ class BlockScaled(Compensating):
             self.element.nearest(quotient, rounded, work)
             np.subtract(quotient, rounded, out=quotient)
             np.multiply(quotient, quotient, out=quotient)
+            if heed is not None:
+                np.multiply(quotient, heed.T, out=quotient)
             # by halves: a fixed order, whatever the number of blocks
             rows = self.size
             while rows > 1:

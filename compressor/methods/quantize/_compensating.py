@@ -1,8 +1,10 @@
-"""What schemes have in common whose codes may be those of least error of a layer's outputs (`method` gptq)."""
+"""What schemes have in common that may go by the inputs of layers: a search with errors weighed by column, or codes
+of least error of the outputs (`method` gptq)."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, Self
 
 from compressor.core.errors import UsageError
 from compressor.core.tensor import TensorSpec
@@ -21,9 +23,12 @@ ACT_ORDER_HELP = "gptq: columns of the largest inputs first"
 class Compensating(ReadableScheme):
     """A scheme that has these options: how codes are chosen, and those of gptq."""
 
+    weighs: ClassVar[bool] = True  # whether a search may weigh errors by the inputs
+
     method: Any
     damp: float | None
     act_order: bool
+    informed: bool
 
     @property
     def by_inputs(self) -> bool:
@@ -41,7 +46,12 @@ class Compensating(ReadableScheme):
 
     @property
     def statistics(self) -> Literal["", "square", "gram"]:  # type: ignore[override]
-        return "gram" if self.by_inputs else ""
+        return "gram" if self.by_inputs else "square" if self.informed else ""
+
+    def with_statistics(self) -> Self | None:
+        if self.method != "search" or not self.weighs:
+            return None
+        return replace(self, informed=True)  # type: ignore[call-arg]  # a field of every scheme
 
     @property
     def linear_algebra(self) -> bool:  # type: ignore[override]

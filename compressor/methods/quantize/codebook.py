@@ -82,6 +82,10 @@ class Codebook(ReadableScheme):
     def prepare(self, specs: Sequence[TensorSpec]) -> Clustering | Encoder:
         return Clustering(self, specs[0]) if self.rows is None else OwnBooks(self, self.rows)
 
+    def for_block(self, spec: TensorSpec, largest: float) -> OwnBooks:
+        """By centroids of the block itself: those of a whole tensor fit it a little worse."""
+        return OwnBooks(self, self.rows or max(spec.matrix[0], 1))
+
     def bound(self, largest: float, spec: TensorSpec) -> float:
         """A centroid lies between the least and the largest weight."""
         return 2 * largest * (1 + 2 * epsilon(spec.dtype)) + smallest(spec.dtype)

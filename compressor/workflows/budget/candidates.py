@@ -40,6 +40,8 @@ _BITS: Mapping[str, Sequence[int]] = {"mlx": (2, 3, 4, 5, 6, 8), "gptq": (4, 8),
 _INT8C = "int:bits=8,granularity=channel,layout=pack-quantized"  # `int8c` is W8A8 for loaders
 # Of ggml's types those that give most for their bytes; blocks of 32 for rows that 256 does not divide
 _GGML = ("q2_k", "q3_k", "iq4_xs", "q4_k", "iq4_nl", "q5_k", "q5_0", "q6_k", "q8_0")
+# Beside symmetric integers, where `restore` is what reads the output: of few bits zero points and shared values pay
+_OWN = (*(f"int{bits}ag{group}" for bits in (2, 3, 4) for group in _GROUPS), "codebook:entries=8")
 # By compressed-tensors' loaders, mixed
 _LOADED = ("mxfp4", "int4g128", "nvfp4", "int4g64", "int4g32", "int8g128", "int4c", _INT8C)
 
@@ -152,7 +154,9 @@ def _default(layout: str, container: Container) -> tuple[str, ...]:
         return (*_LOADED, DENSE)
     widths = _BITS.get(layout, range(2, 9))
     rows = () if layout == "mlx" else tuple(f"int{bits}c" for bits in widths)
-    return (*(f"int{bits}g{group}" for bits in widths for group in _GROUPS), *rows, DENSE)
+    more = _OWN if layout in ("auto", "compressor") else ()
+    floats = ("nvfp4",) if layout == "auto" else ()
+    return (*(f"int{bits}g{group}" for bits in widths for group in _GROUPS), *rows, *more, *floats, DENSE)
 
 
 def _even() -> tuple[str, ...]:

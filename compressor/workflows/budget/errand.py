@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from compressor.files.staging import Staging
+from compressor.files.writing import place_beside
 from compressor.recipe.gates import Gates
 from compressor.recipe.model import Recipe
 from compressor.workflows.one_pass import Origin, run_one_pass
@@ -83,7 +84,7 @@ class Errand:
 
     def hidden_trial(self, recipe: Recipe) -> Report:
         """Write the recipe's output beside its place, under a hidden name, and remove it again."""
-        staging = Staging(f"{self.place}.trial", folder=True, replace=False)
+        staging = Staging(place_beside(self.place, "trial"), folder=True, replace=False)
         try:
             return self.trial(recipe, os.path.join(staging.path, os.path.basename(self.place)))
         finally:
@@ -97,6 +98,7 @@ class Errand:
     def _taken(self, recipe: Recipe) -> str | None:
         """The statistics, where a stage takes them."""
         takes = any(
-            stage.stats is None and (stage.statistics or stage.method.with_statistics()) for stage in recipe.stages
+            stage.stats is None and any(one.statistics or one.with_statistics() for one in stage.methods)
+            for stage in recipe.stages
         )
         return self.stats if takes else None

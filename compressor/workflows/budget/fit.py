@@ -47,6 +47,7 @@ from compressor.workflows.budget.way_on import way_on
 
 _STORES = ("auto", "packed", "archive")
 _CHOSEN_DENSE = LeftAlone("dense is what the budget chose", asked=True)
+_AS_ASKED = 1e-4  # of bits a weight, so that a codebook or a global scale beside codes of whole bits is no obstacle
 _ROUNDS = 4  # in which sizes of headers settle; after that larger strides are taken
 
 
@@ -155,9 +156,10 @@ class Fitting:
 
     @property
     def target(self) -> int | None:
-        """Bytes at most: of the decided tensors where bits are asked for, else of the files. None: no target."""
+        """Bytes at most: of the decided tensors where bits are asked for, those to a ten-thousandth; else of the
+        files. None: no target."""
         if self.budget.target_bits is not None:
-            return int(self.budget.target_bits * self.weights / 8)
+            return int(self.budget.target_bits * self.weights / 8 * (1 + _AS_ASKED))
         return self.budget.file_size(self.size_before)
 
     @property
@@ -397,7 +399,7 @@ class _Survey:
         budget = self.budget
         way = {
             "stages": list(scout.stages[:-1]),
-            "stats": [informed and f"{informed}, by rows", identity],
+            "stats": [informed and f"{informed}, by rows, weighed", identity],
             "sample": budget.sample,
         }
         key = key_of(self.checkpoint, way)

@@ -9,7 +9,7 @@ from compressor.calibration.fingerprint import fingerprint
 from compressor.core import cleanup
 from compressor.core.errors import UsageError
 from compressor.files.destination import check_apart, container_of
-from compressor.files.staging import check_place
+from compressor.files.writing import check_output
 from compressor.recipe.budget import Budget
 from compressor.recipe.for_loader import for_loader
 from compressor.recipe.model import Recipe
@@ -121,7 +121,7 @@ def _surveyed(errand: Errand, recipe: Recipe, budget: Budget) -> Fitting:
     container = container_of(errand.output, checkpoint.source)
     check_apart(errand.output, errand.source)
     if not options.dry_run:
-        check_place(errand.output, folder=container == "folder", replace=options.force)
+        check_output(errand.output, folder=container == "folder", replace=options.force)
     if budget.survey is not None:
         check_apart(budget.survey, errand.source, option="--survey")
         check_apart(budget.survey, errand.output, option="--survey", of="output")

@@ -19,6 +19,7 @@ from math import fsum
 from compressor.checkpoint.checkpoint import open_checkpoint
 from compressor.core.errors import UsageError
 from compressor.files.staging import Staging
+from compressor.files.writing import place_beside
 from compressor.recipe.loss_gates import LossGates
 from compressor.workflows.budget.allocate import Option
 from compressor.workflows.budget.fit import Fitting, Unit
@@ -83,7 +84,7 @@ def _nearest(unit: Unit, bits: float) -> int:
 def _costs(found: Fitting, picked: list[int], text: str) -> dict[str, float]:
     """What each tensor of the trial alone costs the outputs, by its name."""
     errand = replace(found.errand, options=replace(found.errand.options, store="stages"))
-    staging = Staging(f"{errand.place}.slopes", folder=True, replace=False)
+    staging = Staging(place_beside(errand.place, "slopes"), folder=True, replace=False)
     try:
         path = os.path.join(staging.path, os.path.basename(errand.place))
         recipe = found.recipe_for(picked)

@@ -163,7 +163,7 @@ class Measure(Survey["dict[str, Seen]"]):
         values, work = block.values, block.work
         if (block.start // max(len(values), 1)) % self._every(block.spec) or not keys:
             return stats
-        encoders = dict(self.probe.candidates)
+        encoders = self._encoders()
         weigh = _Weighing(block, self.probe.informed)
         plain, energy = weigh(values)
         share = _shares(energy) if self.probe.informed else np.ones(len(values))
@@ -204,6 +204,14 @@ class Measure(Survey["dict[str, Seen]"]):
             rows = {key: _measured(sums[0], row, share) for key, row in zip(keys, sums[1:], strict=True)}
             found[name] = rows | _forecast([key for key in keys if counted(key, encoders)], encoders, seen, spec)
         return ProbedEach(found)
+
+    def _encoders(self) -> dict[str, Scheme]:
+        """The candidates by key; with statistics as they will go by them."""
+        found = dict(self.probe.candidates)
+        if self.probe.informed:
+            informed = {key: one.with_statistics() for key, one in found.items()}
+            found |= {key: one for key, one in informed.items() if isinstance(one, Scheme)}
+        return found
 
     def _every(self, spec: TensorSpec) -> int:
         """Of how many blocks one is measured."""

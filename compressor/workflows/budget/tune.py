@@ -25,6 +25,7 @@ from compressor.files.input_file import InputFile
 from compressor.files.staging import Staging
 from compressor.files.strict_json import parse_object
 from compressor.files.text_files import append_line
+from compressor.files.writing import place_beside
 from compressor.workflows.budget.choice import Evaluation
 from compressor.workflows.budget.fit import Fitting
 from compressor.workflows.budget.user_command import run_command
@@ -173,7 +174,7 @@ def _evaluate(found: Fitting, picked: list[int], point: int, search: Measure) ->
     with ExitStack() as stack:
 
         def hidden(suffix: str) -> str:
-            staging = Staging(f"{place}.{suffix}", folder=True, replace=False)
+            staging = Staging(place_beside(place, suffix), folder=True, replace=False)
             stack.callback(staging.discard)
             return os.path.join(staging.path, os.path.basename(place))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,13 @@ from compressor.architectures.gguf.pretokenizers import name_of, pre_tokenizer_o
 from compressor.architectures.gguf.sentencepiece import parse
 from compressor.architectures.gguf.spaces import Unsupported
 from compressor.architectures.gguf.tokenizer_back import special_numbers, tokenizer_files
-from compressor.architectures.gguf.tokenizers import TokenizerFiles, TokenType, remarks, tokenizer_metadata
+from compressor.architectures.gguf.tokenizers import (
+    TokenizerFiles,
+    TokenType,
+    absent_tokens,
+    remarks,
+    tokenizer_metadata,
+)
 
 P = "tokenizer.ggml"
 KNOWN = (
@@ -81,6 +88,55 @@ def test_templates() -> None:
     assert found["tokenizer.chat_template"] == "a"
     assert found["tokenizer.chat_template.tool"] == "b"
     assert found["tokenizer.chat_templates"] == ["tool"]
+
+
+def test_templates_of_every_form() -> None:
+    """A list, texts by their names, files; and what is none of them."""
+    for said in ({"default": "a", "tool-use": "b"}, [{"name": "tool-use", "template": "b"}]):
+        found = made(chat_template=said)
+        assert found["tokenizer.chat_template.tool_use"] == "b"  # of letters, digits and _
+        assert found["tokenizer.chat_templates"] == ["tool_use"]
+    named = replace(files(chat_template="old"), files={"default": "new", "rag": "c"})
+    found = tokenizer_metadata(named, vocabulary=VOCABULARY, wordpiece=False)
+    assert (found["tokenizer.chat_template"], found["tokenizer.chat_template.rag"]) == ("new", "c")
+    back = tokenizer_files(found, None)["tokenizer_config.json"]
+    assert back["chat_template"] == [{"name": "default", "template": "new"}, {"name": "rag", "template": "c"}]
+    assert tokenizer_files(made(chat_template="x"), None)["tokenizer_config.json"]["chat_template"] == "x"
+    for said, words in (
+        (3, "is not all text"),
+        ([{"name": "default"}, "x"], "is not all text"),
+        ({"rag": "c"}, "none of its chat templates is called default"),
+        ({"default": "a", "a-b": "b", "a.b": "c"}, "differ in characters"),
+    ):
+        assert any(words in one for one in remarks(files(chat_template=said))), said
+    assert not any("templa" in one for one in remarks(files(chat_template={"default": "a", "b": "c"})))
+    assert not any("templa" in one for one in remarks(files()))
+
+
+def special(**texts: str) -> dict[str, str]:
+    return {f"{kind}_token": text for kind, text in texts.items()}
+
+
+def test_special_tokens_that_the_vocabulary_has_not() -> None:
+    """llama.cpp has numbers of its own for a first and a last token that a file does not name."""
+    with pytest.raises(Unsupported, match="its eos_token is '<end>', which its vocabulary has not"):
+        made(**special(eos="<end>"))
+    with pytest.raises(Unsupported, match="its bos_token is '<start>', which its vocabulary has not"):
+        made(add_bos_token=True, **special(bos="<start>"))
+    said = files(**special(bos="<start>", pad="<hole>"))
+    found = tokenizer_metadata(said, vocabulary=VOCABULARY, wordpiece=False)
+    assert f"{P}.bos_token_id" not in found
+    assert list(absent_tokens(said, found)) == [
+        "its bos_token is '<start>', which its vocabulary has not: the file names none",
+        "its pad_token is '<hole>', which its vocabulary has not: the file names none",
+    ]
+    said = replace(files(**special(eos="<end>")), model={"eos_token_id": [5, 6]})
+    found = tokenizer_metadata(said, vocabulary=VOCABULARY, wordpiece=False)
+    assert found[f"{P}.eos_token_id"] == 5
+    assert list(absent_tokens(said, found)) == [
+        "its eos_token is '<end>', which its vocabulary has not: 5 stands for it, as config.json says"
+    ]
+    assert not list(absent_tokens(files(), made()))
 
 
 def test_wordpiece() -> None:

@@ -204,7 +204,7 @@ def test_a_shard_that_is_gone_is_sent_again(store: Any, monkeypatch: pytest.Monk
     assert there(store, "/bucket/out") == here(tmp_path / "here")
 
 
-def test_no_more_than_the_shards_under_way_lie_on_the_disk(
+def test_no_more_than_one_shard_lies_on_the_disk(
     store: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     model = tmp_path / "model"
@@ -222,19 +222,31 @@ def test_no_more_than_the_shards_under_way_lie_on_the_disk(
         return plain(self, *args, **keywords)
 
     monkeypatch.setattr(type(store), "open", looking)
-    api.prune(model, OUT, sparsity=0.5, max_shard_size=array.nbytes, workers=1)
-    assert len([path for path in store.find("/bucket/out") if path.endswith(".safetensors")]) == 8
-    assert most <= 2.2 * array.nbytes
+    size = array.nbytes
+    ways: list[dict[str, Any]] = [{}, {"part": "1/1"}, {"store": "archive"}]
+    for count, keywords in enumerate(ways):
+        most, out = 0, f"memory://bucket/{count}"
+        api.prune(model, out, sparsity=0.5, max_shard_size=size, workers=2, **keywords)
+        if "part" in keywords:
+            api.merge([f"{out}.part-1-of-1"], out)
+        assert len([path for path in store.find(f"/bucket/{count}") if path.endswith(".safetensors")]) == 8
+        assert "store" in keywords or most >= size
+        assert most <= 1.05 * size
 
 
-def test_addresses_and_options_that_have_no_place(store: Any) -> None:
+def test_addresses_and_options_that_have_no_place(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for address in ("https://host/out", "http://host/a.npy", "file:///tmp/out"):
         with pytest.raises(UsageError, match="nothing is written to such an address"):
             api.quantize(TINY, address, bits=4)
-    with pytest.raises(UsageError, match="jobs and workers write to a disk"):
-        api.quantize(TINY, OUT, bits=4, part="1/2")
+    with pytest.raises(UsageError, match="a repository of the hub keeps all that was ever in it"):
+        api.quantize(TINY, "hf://org/out", bits=4, part="1/2")
+    monkeypatch.delenv("TMPDIR", raising=False)
+    with pytest.raises(UsageError, match="workers write a shard to a disk that all of them see"):
+        api.quantize(TINY, OUT, bits=4, scheduler="tcp://127.0.0.1:1")
+    with pytest.raises(UsageError, match="an archive elsewhere has none"):
+        api.quantize(TINY, OUT, bits=4, store="archive", work="work")
     with pytest.raises(OutputError, match="is an address, and this is written to a disk"):
-        api.quantize(TINY, OUT, target_bits=5.0)
+        api.prune(TINY, OUT, sparsity=0.5, save_mask="memory://bucket/mask.safetensors")
     with pytest.raises(CompressorError, match="nosuch:// is an address that nothing here knows"):
         api.quantize(TINY, "nosuch://a/b", bits=4)
     assert there(store) == {}

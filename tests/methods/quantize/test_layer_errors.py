@@ -41,12 +41,15 @@ def made(
 
 
 def plain(values: Array, layer: Layer, bits: int, size: int, symmetric: bool, act_order: bool) -> Array:
-    """The paper's algorithm as it stands, by the Cholesky factor of the inverse; scales as searched."""
+    """The paper's algorithm as it stands, by the Cholesky factor of the inverse; scales as searched where errors
+    count by what they cost in the end."""
     rows, columns = values.shape
     assert layer.gram is not None
     gram = layer.gram + 0.01 * np.mean(np.diagonal(layer.gram)) * np.eye(columns)
     order = np.argsort(-np.diagonal(layer.gram), kind="stable") if act_order else np.arange(columns)
     upper = np.linalg.cholesky(np.linalg.inv(gram[np.ix_(order, order)])).T
+    costs = np.empty(columns)
+    costs[order] = np.square(1 / np.diagonal(upper))
     work = values[:, order].astype(np.float64)
     rounded = np.zeros_like(work)
     half = 2 ** (bits - 1)
@@ -56,8 +59,9 @@ def plain(values: Array, layer: Layer, bits: int, size: int, symmetric: bool, ac
         group = int(order[column]) // size
         if group not in found:
             taken = values[:, group * size :][:, :size] if act_order else work[:, column : column + size]
-            searched = Int(bits=bits, symmetric=symmetric, granularity="channel", layout="plain")
-            parts = run(searched, spec, taken.astype(np.float32)).parts
+            searched = Int(bits=bits, symmetric=symmetric, granularity="channel", layout="plain", informed=True)
+            inputs = Layer(1, np.zeros(size), costs[group * size :][:size])
+            parts = run(searched, spec, taken.astype(np.float32), inputs=inputs).parts
             assert parts is not None
             zero = np.zeros(rows) if symmetric else parts[".zero_point"][:, 0].astype(np.float64) - half
             found[group] = parts[".scale"][:, 0].astype(np.float64), zero
@@ -148,12 +152,13 @@ def test_pruned_weights_stay_zero_and_are_made_up_for() -> None:
 
 def test_without_correlation_the_codes_are_those_of_the_search() -> None:
     values = weights(20, 64)
-    size = np.linspace(0, 3, 64)
+    size = np.linspace(0.1, 3, 64)
     layer = Layer(9, np.zeros(64), size, np.diag(size))
     options: dict[str, Any] = {"bits": 4, "group_size": 16}
+    costs = Layer(9, np.zeros(64), size + 0.01 * size.mean())  # with what is added to the diagonal
     for act_order in (False, True):
         found = made(values, layer, **options, method="gptq", act_order=act_order)
-        assert same_bits(found, made(values, layer, **options))
+        assert same_bits(found, made(values, costs, **options, informed=True))
 
 
 def test_inputs_that_were_never_active_do_no_harm() -> None:

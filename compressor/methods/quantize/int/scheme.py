@@ -101,6 +101,8 @@ class Int(Compensating):
         "auto", help="stored layout; auto takes compressed-tensors' where it has one"
     )
 
+    informed: bool = False  # a search weighs errors by the layer's inputs
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.group_size is not None and self.granularity in ("tensor", "channel"):
@@ -245,6 +247,9 @@ class Int(Compensating):
     def statistics(self) -> Literal["", "square", "gram"]:  # type: ignore[override]
         return "square" if self.balances else super().statistics
 
+    def with_statistics(self) -> Int | None:
+        return super().with_statistics() if self.grain != "tensor" else None
+
     @property
     def linear_algebra(self) -> bool:  # type: ignore[override]
         return self.by_inputs or self.balances
@@ -297,7 +302,7 @@ class Int(Compensating):
             cut = 1 - LEAST * (self.half - 1) / (self.half - 0.5)  # of the largest, whose multiples could overflow
             clipped = max(cut * largest, MOST * scale / 2) + slack
         size = spec.size if self.grain == "tensor" else self.group if self.grain == "group" else spec.matrix[1]
-        alike = 1.001 * nearest * sqrt(size) if self.method == "search" else clipped
+        alike = 1.001 * nearest * sqrt(size) if self.method == "search" and not self.informed else clipped
         return max(nearest, min(clipped, alike)) + rounding + MOST * self.form(spec).slack(largest, spec)
 
     def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
@@ -453,7 +458,8 @@ class OwnScales(_Encoder):
         return self.scheme.method in CHOOSES_CODES
 
     def _choose(self, grouped: Array, block: Block, scratch: Array) -> Chosen:
-        return WAYS[self.scheme.method](grouped, block, self.scheme.grid(block.spec), scratch)
+        way = "awq" if self.scheme.informed else self.scheme.method
+        return WAYS[way](grouped, block, self.scheme.grid(block.spec), scratch)
 
 
 @dataclass(frozen=True)

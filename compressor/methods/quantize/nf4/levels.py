@@ -6,6 +6,7 @@ matter.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 
@@ -147,51 +148,72 @@ def magnitudes(blocks: Array, work: Workspace) -> Array:
     return largest
 
 
-def fitted(blocks: Array, absmax: Array, limit: float, work: Workspace) -> Array:
-    """For each block the scale, near its `absmax` and at most `limit`, under which the nearest levels lose least.
+def fitted(blocks: Array, absmax: Array, limit: float, work: Workspace, heed: Array | None = None) -> Array:
+    """For each block the scale, near its `absmax` and at most `limit`, under which the nearest levels lose least;
+    errors count by `heed`, float32 as the blocks, where that is given.
 
     From each start the levels are chosen and the scale is fitted to them by least squares; the best goes on,
     choosing and fitting in turn, until nothing changes: a local optimum.
     """
-    found = kernels.search_levels(blocks, absmax, _searched(limit))
+    found = None if heed is not None else kernels.search_levels(blocks, absmax, _searched(limit))
     if found is not None:
         return found
-    units = _units(blocks, absmax, work)
-    ratio, gain = _fit(units, np.full(len(blocks), STARTS[0], np.float32), None, work)
+    units = _units(blocks, absmax, heed, work)
+    ratio, gain = units.fit(np.full(len(blocks), STARTS[0], np.float32), None, work)
     for start in STARTS[1:]:
-        other, more = _fit(units, np.full(len(blocks), start, np.float32), None, work)
+        other, more = units.fit(np.full(len(blocks), start, np.float32), None, work)
         np.copyto(ratio, other, where=more > gain)
         np.maximum(gain, more, out=gain)
     moving = np.arange(len(blocks))
     for _ in range(_TURNS):
         held = ratio[moving]
-        ratio[moving], _ = _fit(units, held, moving, work)
+        ratio[moving], _ = units.fit(held, moving, work)
         moving = moving[ratio[moving] != held]
         if not len(moving):
             break
-    chosen = _chosen(units[0], ratio, levels(), work)
     with np.errstate(over="ignore"):
-        scale: Array = np.minimum(absmax * _ratio(*_sums(blocks, absmax, chosen, work))[0], np.float32(limit))
+        scale: Array = np.minimum(absmax * units.exact(ratio, None, work)[0], np.float32(limit))
     return scale
 
 
-def _sums(blocks: Array, absmax: Array, chosen: Array, work: Workspace) -> tuple[Array, Array]:
-    """Σ u·t and Σ t² of blocks over their largest magnitudes and the levels that are chosen."""
-    unit = work.array("nf4.unit", blocks.shape, "<f4")
-    np.divide(blocks, np.where(absmax > 0, absmax, np.float32(1))[:, None], out=unit)
-    return dots(unit, chosen), dots(chosen, chosen)
+@dataclass(frozen=True)
+class _Units:
+    """Weights of blocks over the largest magnitudes: float32 `unit`, int16 in fine and in coarse units; `heed` is
+    what errors of them count."""
+
+    unit: Array
+    fine: Array
+    coarse: Array
+    heed: Array | None
+
+    def fit(self, ratio: Array, which: Array | None, work: Workspace) -> tuple[Array, Array]:
+        """With the levels nearest to unit/ratio, of the blocks `which` or of all: the ratio that fits them best,
+        and by how much it lowers Σ unit²."""
+        if self.heed is not None:
+            return self.exact(ratio, which, work)
+        fine, coarse = (_of(one, which) for one in (self.fine, self.coarse))
+        chosen = _chosen(fine, ratio, _whole_levels(), work)
+        by_unit, by_level = (np.multiply(one, chosen, dtype=np.int32).sum(1, np.int64) for one in (coarse, chosen))
+        return _ratio(by_unit * (1 / (_COARSE * _LEVEL)), by_level * (1 / _LEVEL**2))
+
+    def exact(self, ratio: Array, which: Array | None, work: Workspace) -> tuple[Array, Array]:
+        """What `fit` gives, in float32, by what errors count."""
+        unit = _of(self.unit, which)
+        chosen = _chosen(_of(self.fine, which), ratio, levels(), work)
+        counted = chosen
+        if self.heed is not None:
+            room = work.array("nf4.counted", chosen.shape, "<f4")
+            counted = np.multiply(chosen, _of(self.heed, which), out=room)
+        return _ratio(dots(unit, counted), dots(chosen, counted))
 
 
-def _ratio(by_unit: Array, by_level: Array) -> tuple[Array, Array]:
-    """The ratio that fits the levels of such sums best, and by how much it lowers Σ unit²."""
-    product, square = by_unit.astype(np.float32), by_level.astype(np.float32)
-    best = np.divide(product, square, out=np.ones_like(square), where=square > 0)
-    np.clip(best, np.float32(LEAST), np.float32(MOST), out=best)
-    return best, best * (2 * product - best * square)
+def _of(values: Array, which: Array | None) -> Array:
+    """These blocks, or all."""
+    return values if which is None or len(which) == len(values) else values[which]
 
 
-def _units(blocks: Array, absmax: Array, work: Workspace) -> tuple[Array, Array]:
-    """The weights in fine and in coarse units of their blocks' largest magnitudes, int16."""
+def _units(blocks: Array, absmax: Array, heed: Array | None, work: Workspace) -> _Units:
+    """The weights in units of their blocks' largest magnitudes."""
     unit = work.array("nf4.unit", blocks.shape, "<f4")
     scaled = work.array("nf4.rounded", blocks.shape, "<f4")
     np.divide(blocks, np.where(absmax > 0, absmax, np.float32(1))[:, None], out=unit)
@@ -200,16 +222,15 @@ def _units(blocks: Array, absmax: Array, work: Workspace) -> tuple[Array, Array]
         np.rint(np.multiply(unit, np.float32(whole), out=scaled), out=scaled)
         found.append(work.array(f"nf4.units{whole}", blocks.shape, "<i2"))
         np.copyto(found[-1], scaled, casting="unsafe")
-    return found[0], found[1]
+    return _Units(unit, found[0], found[1], heed)
 
 
-def _fit(units: tuple[Array, Array], ratio: Array, which: Array | None, work: Workspace) -> tuple[Array, Array]:
-    """With the levels nearest to unit/ratio, of the blocks `which` or of all: the ratio that fits them best, and by
-    how much it lowers Σ unit²."""
-    fine, coarse = units if which is None or len(which) == len(units[0]) else (one[which] for one in units)
-    chosen = _chosen(fine, ratio, _whole_levels(), work)
-    by_unit, by_level = (np.multiply(one, chosen, dtype=np.int32).sum(1, np.int64) for one in (coarse, chosen))
-    return _ratio(by_unit * (1 / (_COARSE * _LEVEL)), by_level * (1 / _LEVEL**2))
+def _ratio(by_unit: Array, by_level: Array) -> tuple[Array, Array]:
+    """The ratio that fits the levels of such sums best, and by how much it lowers Σ unit²."""
+    product, square = by_unit.astype(np.float32), by_level.astype(np.float32)
+    best = np.divide(product, square, out=np.ones_like(square), where=square > 0)
+    np.clip(best, np.float32(LEAST), np.float32(MOST), out=best)
+    return best, best * (2 * product - best * square)
 
 
 def _chosen(fine: Array, ratio: Array, levels: Array, work: Workspace) -> Array:

@@ -42,6 +42,7 @@ from compressor.methods.numerics.compensated import by_columns
 from compressor.methods.options import option
 from compressor.methods.parts import Part
 from compressor.methods.quantize._compensating import ACT_ORDER_HELP, DAMP_HELP, METHOD_HELP, Compensating
+from compressor.methods.quantize._importance import importance
 from compressor.methods.quantize.nf4 import bitsandbytes_state, levels
 
 _WHOLE = 1 << 21  # weights of a tensor that is taken whole
@@ -60,6 +61,7 @@ class Nf4(Compensating):
     damp: float | None = option(None, help=DAMP_HELP, low=0)
     act_order: bool = option(False, help=ACT_ORDER_HELP, off="plain-order")
 
+    informed: bool = False  # a search weighs errors by the layer's inputs
     storage: str = "U8"  # in files of others: the dtype that the bytes of codes lie in
     state_bytes: int = 0  # in files of others: how long the quant_state is
 
@@ -193,12 +195,16 @@ class Nf4(Compensating):
             )
         return filled.reshape(-1, self.group_size)
 
-    def wanted(self, blocks: Array, spec: TensorSpec, work: Workspace) -> Array:
-        """The scale of each block, float32; 0 for a block of zeros."""
+    def heed(self, block: Block) -> Array | None:
+        """What errors of the weights count, float32 [blocks, group_size]; None where all count alike."""
+        return importance(block, self.group_size, "<f4") if self.informed else None
+
+    def wanted(self, blocks: Array, spec: TensorSpec, work: Workspace, heed: Array | None = None) -> Array:
+        """The scale of each block, float32; 0 for a block of zeros. `heed` is what errors count, unless alike."""
         absmax = levels.magnitudes(blocks, work)
         if self.method == "absmax":
             return absmax
-        return levels.fitted(blocks, absmax, bitsandbytes_state.limit(spec), work)
+        return levels.fitted(blocks, absmax, bitsandbytes_state.limit(spec), work, heed)
 
 
 @dataclass(frozen=True)
@@ -212,8 +218,11 @@ class _Encoder(Encoder):
         return self.scheme
 
     @abstractmethod
-    def _scales(self, blocks: Array, first: int, spec: TensorSpec, work: Workspace) -> tuple[Array, Array]:
-        """Of these blocks of the tensor, from the one of this number on: the scales as stored, and as numbers."""
+    def _scales(
+        self, blocks: Array, first: int, spec: TensorSpec, work: Workspace, heed: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Of these blocks of the tensor, from the one of this number on: the scales as stored, and as numbers.
+        `heed` is what errors count, as for `Nf4.wanted`."""
 
     @abstractmethod
     def _store_tables(self, parts: Mapping[str, Array], spec: TensorSpec) -> None:
@@ -227,7 +236,7 @@ class _Encoder(Encoder):
         if self.scheme.by_inputs:
             stored, scale = self._compensated(block, blocks, first, codes)
         else:
-            stored, scale = self._scales(blocks, first, spec, work)
+            stored, scale = self._scales(blocks, first, spec, work, self.scheme.heed(block))
             scaled = work.array("nf4.scaled", blocks.shape, "<f4")
             with np.errstate(over="ignore"):  # a tiny 8-bit scale under a large weight: the outermost level
                 np.divide(blocks, scale[:, None], out=scaled)
@@ -292,8 +301,10 @@ class _Columns:
 class OwnScales(_Encoder):
     """Scales in float32, found block by block."""
 
-    def _scales(self, blocks: Array, first: int, spec: TensorSpec, work: Workspace) -> tuple[Array, Array]:
-        scale = self.scheme.wanted(blocks, spec, work)
+    def _scales(
+        self, blocks: Array, first: int, spec: TensorSpec, work: Workspace, heed: Array | None = None
+    ) -> tuple[Array, Array]:
+        scale = self.scheme.wanted(blocks, spec, work, heed)
         scale[scale == 0] = 1  # any would do
         return scale, scale
 
@@ -307,7 +318,9 @@ class NestedScales(_Encoder):
 
     scales: bitsandbytes_state.Nested
 
-    def _scales(self, blocks: Array, first: int, spec: TensorSpec, work: Workspace) -> tuple[Array, Array]:
+    def _scales(
+        self, blocks: Array, first: int, spec: TensorSpec, work: Workspace, heed: Array | None = None
+    ) -> tuple[Array, Array]:
         return self.scales.codes(first, len(blocks)), self.scales.decoded(first, len(blocks))
 
     def _store_tables(self, parts: Mapping[str, Array], spec: TensorSpec) -> None:
@@ -330,7 +343,7 @@ class BlockScales(Survey[dict[int, Array]]):
 
     def observe(self, block: Block, stats: dict[int, Array]) -> dict[int, Array]:
         blocks = self.method.blocks_of(block)
-        stats[block.start] = self.method.wanted(blocks, block.spec, block.work)
+        stats[block.start] = self.method.wanted(blocks, block.spec, block.work, self.method.heed(block))
         return stats
 
     def merge(self, stats: dict[int, Array], more: dict[int, Array]) -> dict[int, Array]:

@@ -1,7 +1,8 @@
 """Codes of least error of a layer's outputs, column by column (GPTQ, Frantar et al., arXiv 2210.17323).
 
 Columns are rounded one after another, each to the nearest code of what it would best be by then
-(`numerics/compensated.py`), by scales that are searched.
+(`numerics/compensated.py`), by scales and zero points that are searched: with errors counted by what they cost once
+all columns after them have made up for them, R_kk² (`numerics/hessian.py`).
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
 from compressor.methods.contract import Block
-from compressor.methods.numerics.compensated import by_columns
+from compressor.methods.numerics.compensated import by_columns, costs_of
 from compressor.methods.numerics.scales import Chosen
+from compressor.methods.quantize._importance import weighed
 from compressor.methods.quantize.int.ways.contract import Grid
 from compressor.methods.quantize.int.ways.search import choose as choose_searched
 
@@ -21,10 +23,12 @@ def choose(grouped: Array, block: Block, grid: Grid, scratch: Array) -> Chosen:
     """Scales and zero points [rows, groups], and in `scratch` the codes q − z, chosen together; scales by the
     search for the least squared error. InputError where the gram of the layer's inputs cannot be used."""
     size, out = grouped.shape[2], scratch.reshape(block.values.shape)
+    costs = costs_of(block, damp=grid.damp, act_order=grid.act_order)
 
     def searched(weights: Array, first: int) -> _Columns:
         room = block.work.array("gptq.scratch", weights.shape, weights.dtype.str)
-        return _Columns(choose_searched(weights, block, grid, room), grid.rule.half, size, first, out)
+        heed = weighed(costs[first : first + weights.shape[1] * size], weights)
+        return _Columns(choose_searched(weights, block, grid, room, heed), grid.rule.half, size, first, out)
 
     found = by_columns(block, block.values, size, searched, damp=grid.damp, act_order=grid.act_order)
     groups = [columns.chosen for columns in found]
