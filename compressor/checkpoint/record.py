@@ -106,7 +106,7 @@ def _parse(record: dict[str, Any]) -> Record:
         spec = TensorSpec(name, dtype, tuple(shape))
         stored.append((spec, _reader(schemes[index], spec)))
     stages = record.get("stages", [])
-    if not all(isinstance(stage, dict) for stage in stages):
+    if not all(isinstance(stage, dict) and isinstance(stage.get("kind"), str) for stage in stages):
         raise ValueError("stages")
     plan, source = record.get("plan", ""), record.get("source", {})
     if not all(isinstance(text, str) for text in (plan, *source, *source.values())) or len(source) > 1:

@@ -135,6 +135,7 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "newer": (set_("version", to=2), "version '2' is not 1: written by a newer compressor?"),
     "other version": (set_("version", to="\x1b[31m"), "version '\\x1b[31m' is not 1"),
     "stages": (set_("stages", to=[1]), "it lacks what it should say"),
+    "a stage of no kind": (set_("stages", to=[{"sparsity": 0.5}]), "it lacks what it should say"),
     "no list of stages": (set_("stages", to=3), "it lacks what it should say"),
     "tensors": (set_("tensors", to=["fc1.weight"]), "it lacks what it should say"),
     "entry": (set_("tensors", "fc1.weight", to=["F32"]), "it lacks what it should say"),
