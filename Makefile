@@ -146,6 +146,7 @@ bench: .venv/bench
 	$(BIN)/python -m bench.speed.cluster
 	$(BIN)/python -m bench.quality.uniform
 	$(BIN)/python -m bench.quality.outputs
+	$(BIN)/python -m bench.quality.convolutions
 	$(BIN)/python -m bench.quality.minilm_structure
 	$(BIN)/python -m bench.quality.minilm_budget
 	$(BIN)/python -m bench.quality.recipes
