@@ -768,6 +768,6 @@ def test_layers_of_few_weights_count_as_much_as_others_in_a_network_of_convoluti
     random = np.random.default_rng(0)
     path = tmp_path / "conv.safetensors"
     save_file({name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}, path)
-    report = compressor.quantize(path, tmp_path / "out.safetensors", target_ratio=6)
+    report = compressor.quantize(path, tmp_path / "out.safetensors", target_ratio=6, layout="compressor")
     bits = {job.spec.name: int(job.dtype_after.removeprefix("int")) for job, _ in report.rows}
     assert min(bits["stem.weight"], bits["deep.weight"]) > max(bits["wide.weight"], bits["fc.weight"])
