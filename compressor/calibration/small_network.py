@@ -52,6 +52,8 @@ def through_network(
         made = found.network
     task.note(f"network: {found.description}")
     task.note(f"inputs: {scaling(array, by, asked=divide is not None, offered=description.divide)}")
+    if made.grouped:
+        task.note("of convolutions in groups the inputs of all groups are taken together")
     chosen = choose(array.spec.shape[0], samples, seed)
     if not chosen:
         raise InputError("holds no samples", file=inputs)

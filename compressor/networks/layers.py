@@ -48,6 +48,8 @@ class Layer:
 class Linear(Layer):
     """A layer that is a product with a weight matrix."""
 
+    together: ClassVar[bool] = False  # whether its rows see inputs of their own, and what is watched is all of them
+
     def rows(self, x: Array) -> Array:
         """What enters the product for a batch, [.., in] in the order of the weight's columns; before `forward`."""
         raise NotImplementedError
@@ -169,12 +171,14 @@ class ConvLayer(Linear):
         )
 
 
-class GroupedConvLayer(Layer):
+class GroupedConvLayer(Linear):
     """A convolution whose outputs see the channels of their group alone; depthwise where that is one channel.
 
     Place by place of the kernel: a number for each channel is multiplied with planes as they lie, and of larger
-    groups each is a product of matrices. No matrix has its inputs as rows, so nobody watches them.
+    groups each is a product of matrices. What enters the rows of its weight are the windows of all groups.
     """
+
+    together = True
 
     kind: Conv2d
 
@@ -218,6 +222,13 @@ class GroupedConvLayer(Layer):
             if inputs:
                 slope += _grouped(parts, turned[row, column], share).reshape(slope.shape)
         return _inside(padded, self.pads) if inputs else None
+
+    def rows(self, x: Array) -> Array:
+        x, (rows, columns) = _pad(self, x, self.pads, 0), self.result[1:]
+        found = self.array("rows", len(x), rows, columns, self.kind.groups, self.channels, *self.kernel)
+        for row, column, window in _offsets(x, self.kernel, self.kind.stride, (rows, columns)):
+            np.copyto(found[..., row, column], self._split(window))
+        return found.reshape(-1, self.channels * prod(self.kernel))
 
     def _by_place(self) -> Array:
         """The weights as [rows, columns, groups, channels of one, outputs of one]."""

@@ -46,7 +46,8 @@ _NUMBERS = 1 << 22  # of the largest array of a batch, about
 
 class Network:
     """Layers with their numbers. `tensors` are all arrays by name, `parameters` those that are trained (`gradients`
-    of the same names), `linear` the layers whose inputs can be watched: their names and widths, in order."""
+    of the same names), `linear` the layers whose inputs can be watched: their names and widths, in order; `grouped`
+    are those of them that are convolutions in groups, of which the inputs of all groups are seen together."""
 
     def __init__(
         self, fitted: Fitted, tensors: Mapping[str, Array], dtype: str = "<f4", *, copy: bool | None = True
@@ -58,6 +59,7 @@ class Network:
         self.parameters: dict[str, Array] = {}
         self.gradients: dict[str, Array] = {}
         self.linear: dict[str, int] = {}
+        self.grouped: set[str] = set()
         self._names: dict[int, str] = {}
         self._work = Workspace()
         for number, (kind, roles) in enumerate(zip(fitted.description.layers, fitted.roles, strict=True)):
@@ -74,6 +76,7 @@ class Network:
             if isinstance(layer, Linear):
                 self._names[number] = layer_of(roles["weight"])
                 self.linear[self._names[number]] = prod(arrays["weight"].shape[1:])
+                self.grouped |= {self._names[number]} if layer.together else set()
         self._takers = [0] * len(fitted.shapes)  # how many layers take what each gives
         for place in (place for places in fitted.sources for place in places):
             self._takers[place] += 1
@@ -133,7 +136,7 @@ class Network:
         `keep` what `backward` needs; in `train` norms go by the batch. `watch(layer, rows)` sees the inputs
         [.., width] of each linear layer before it runs; of a convolution these are its windows.
         """
-        for number, layer, given, give in self._in_order(x):
+        for number, layer, given, give in self.in_order(x):
             if watch is not None and isinstance(layer, Linear):
                 watch(self._names[number], layer.rows(given))
             x = layer.forward(given, keep=keep, train=train)
@@ -143,13 +146,13 @@ class Network:
     def entering(self, x: Array, name: str) -> Array:
         """What enters the linear layer of this name, [.., width], for inputs [n, *input]: as `watch` sees it, and
         no more of the network is run than that takes. Valid until the next call."""
-        for number, layer, given, give in self._in_order(x):
+        for number, layer, given, give in self.in_order(x):
             if isinstance(layer, Linear) and self._names[number] == name:
                 return layer.rows(given)
             give(layer.forward(given))
         raise KeyError(name)
 
-    def _in_order(self, x: Array) -> Iterator[tuple[int, Layer, Array, Callable[[Array], None]]]:
+    def in_order(self, x: Array) -> Iterator[tuple[int, Layer, Array, Callable[[Array], None]]]:
         """Every layer with its place and what it is given; what comes of it is given back before the next."""
         values = [self.turned(x)]
         for number, (layer, places) in enumerate(zip(self.layers, self.fitted.sources, strict=True)):

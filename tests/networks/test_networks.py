@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -385,3 +387,31 @@ def test_the_page_of_networks_is_true(tmp_path: Path, monkeypatch: pytest.Monkey
     found: dict[str, object] = {}
     exec(code, found)  # noqa: S102 - it is ours
     assert found["outputs"].shape == (64, 10)  # type: ignore[attr-defined]
+
+
+def test_what_enters_a_convolution_in_groups_are_the_windows_of_all_of_them() -> None:
+    made = network("mobile", "<f8")
+    assert made.grouped == {"b", "c", "d"}
+    seen: dict[str, np.ndarray] = {}
+    x = samples(made, 2)
+    made.forward(x, watch=lambda name, rows: seen.setdefault(name, rows.copy()))
+    for name in sorted(made.grouped):
+        weight = made.parameters[f"{name}.weight"]
+        assert seen[name].shape[-1] == np.prod(weight.shape[1:])
+        layer = next(one for one in made.layers if one.parameters.get("weight") is weight)
+        groups = layer.kind.groups  # type: ignore[attr-defined]
+        rows = seen[name].reshape(-1, groups, seen[name].shape[-1])
+        by_group = weight.reshape(groups, -1, seen[name].shape[-1])
+        expected = np.concatenate([rows[:, n] @ by_group[n].T for n in range(groups)], axis=1)
+        expected += made.parameters.get(f"{name}.bias", 0)
+        entering = made.entering(x, name).copy()
+        np.testing.assert_array_equal(entering, seen[name])
+        given = next(given for _, one, given, give in _run(made, x) if one is layer)
+        np.testing.assert_allclose(layer.forward(given).reshape(expected.shape), expected, rtol=1e-10, atol=1e-12)
+
+
+def _run(made: Network, x: np.ndarray) -> Iterator[tuple[int, Any, np.ndarray, Any]]:
+    """Every layer with what it is given."""
+    for number, layer, given, give in made.in_order(x):
+        yield number, layer, given.copy(), give
+        give(layer.forward(given))

@@ -8,7 +8,8 @@ With H = E[y yᵀ] + λ I and V H = T E[x yᵀ] + λ T that is (W − V) H (W �
 the place of the weights that `refit` wants elsewhere; of the layer that first differs x is y, and V is T. With a
 bias all inputs are less their means, and b' = t + T E[x] − W' E[y]. λ is `damp` mean diagonals of E[y yᵀ].
 
-Only layers with a weight matrix are refit; norms stay as they are.
+Only layers with a weight matrix are refit; norms, and convolutions in groups, whose rows each have inputs of their
+own, stay as they are.
 """
 
 from __future__ import annotations
@@ -112,7 +113,8 @@ class _Run:
             if self.tensors[name].encoder is not None and not _coded(self.tensors[name]):
                 self.tensors[name] = holding(checkpoint, name, array)
         self.roles = {layer_of(one["weight"]): one for one in student.fitted.roles if "weight" in one}
-        for layer in student.linear:
+        self.linear = {layer: width for layer, width in student.linear.items() if layer not in student.grouped}
+        for layer in self.linear:
             tensor = self.tensors[self.roles[layer]["weight"]]
             if tensor.encoder is not None and _coded(tensor) and not tensor.encoder.has_levels(tensor.spec):
                 raise InputError(
@@ -126,18 +128,18 @@ class _Run:
     def nbytes(self) -> int:
         """Bytes that it takes: both networks; of the widest layer its products, which are gathered and copied."""
         networks = sum(array.nbytes for one in (self.student, self.teacher) for array in one.tensors.values())
-        width = max(self.student.linear.values(), default=0)
+        width = max(self.linear.values(), default=0)
         return networks + 2 * 8 * (2 * width) ** 2 + conditioned_memory(width)
 
     @property
     def bounded(self) -> bool:
         """Whether any weight is held by a mask or by codes."""
-        names = [self.roles[layer]["weight"] for layer in self.student.linear]
+        names = [self.roles[layer]["weight"] for layer in self.linear]
         return any(_coded(self.tensors[name]) or not self.student.tensors[name].all() for name in names)
 
     def all(self, executor: Executor, progress: Callable[[int, int], None] | None) -> list[str]:
         """Refit every layer; what the user should know."""
-        passes, size = len(self.student.linear) + 2, self.examples.array.spec.nbytes
+        passes, size = len(self.linear) + 2, self.examples.array.spec.nbytes
         done = 0
 
         def advance(samples: int) -> None:
@@ -148,7 +150,7 @@ class _Run:
 
         before = self._missed(executor, advance)
         notes = list[str]()
-        for layer in self.student.linear:
+        for layer in self.linear:
             seen = self._observe(layer, executor, advance)
             notes += [f"{layer}: {remark}" for remark in self._solve(layer, seen, executor)]
         after = self._missed(executor, advance)
@@ -183,7 +185,7 @@ class _Run:
         return sqrt(missed / whole) if whole else float(missed > 0)
 
     def _observe(self, layer: str, executor: Executor, advance: Callable[[int], None]) -> _Seen:
-        width = self.student.linear[layer]
+        width = self.linear[layer]
         alike = self._alike(layer)
         both = Gather(width if alike else 2 * width, gram=True, name=layer)
         for ours, theirs in self._pairs(lambda x, network: network.entering(x, layer), executor, advance):
