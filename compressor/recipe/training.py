@@ -58,6 +58,9 @@ class Training:
         open_high=True,
     )
     prune_over: float = option(0.5, help="part of the epochs over which pruning goes on", low=0, high=1)
+    prune_by: Literal["magnitude", "lamp"] = option(
+        "magnitude", help="which weights go: the least of all matrices, or lamp, the least beside others of theirs"
+    )
     tie: Literal["none", "shared"] = option(
         "none", help="shared: weights of a matrix that are equal, as in a codebook, move as one"
     )

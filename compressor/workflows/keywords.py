@@ -170,6 +170,7 @@ class DistillKeywords(StageKeywords, total=False):
     patience: int | None
     sparsity: float | None
     prune_over: float
+    prune_by: Literal["magnitude", "lamp"]
     tie: Literal["none", "shared"]
     codes: Literal["numbers", "fixed", "scales"]
     respect_zeros: bool

@@ -53,7 +53,7 @@ def train(
     if options.sparsity is not None:
         matrices = {name: weight for name, weight in student.parameters.items() if weight.ndim > 1}
         masks |= {name: np.ones_like(weight) for name, weight in matrices.items() if name not in masks}
-        gradual = Gradual(matrices, masks, options.sparsity, options.prune_over, options.epochs)
+        gradual = Gradual(matrices, masks, options.sparsity, options.prune_over, options.epochs, options.prune_by)
     epochs = Epochs(student, teacher, batches, options, Bonds(masks, ties, held), executor)
     before, number, found = epochs.judge(), 0, (0.0, 0.0)
     if not isfinite(before[0]):

@@ -22,7 +22,7 @@ from compressor.networks.matching import read_network
 from compressor.networks.training.adam import Adam
 from compressor.networks.training.batches import Batches, bordered
 from compressor.networks.training.best_state import BestState
-from compressor.networks.training.gradual_pruning import Gradual
+from compressor.networks.training.gradual_pruning import Gradual, lamp_scores
 from compressor.networks.training.loss import add_labels, cross, loss, slope, soften
 from compressor.recipe.toml_file import parse_recipe
 
@@ -325,6 +325,17 @@ def test_pruning_goes_by_magnitude_of_all_matrices() -> None:
     assert gradual.done(2)
     assert not gradual.prune(3)
     np.testing.assert_array_equal(weights["a"], [[5, 0, 0]])
+
+
+def test_pruning_by_lamp_compares_weights_with_those_of_their_matrix() -> None:
+    weights = {"a": np.array([[3.0, -2, 1]], np.float32), "b": np.array([[0.3], [-0.2]], np.float32)}
+    for name, squares in {"a": [9 / 9, 4 / 13, 1 / 14], "b": [1, 0.04 / 0.13]}.items():
+        np.testing.assert_allclose(lamp_scores(weights[name]).reshape(-1), squares, rtol=1e-6)
+    assert not lamp_scores(np.zeros((2, 2), np.float32)).any()
+    masks = {name: np.ones_like(array) for name, array in weights.items()}
+    assert Gradual(weights, masks, 0.6, 1.0, 1, "lamp").prune(0)
+    np.testing.assert_array_equal(masks["a"], [[1, 0, 0]])
+    np.testing.assert_array_equal(masks["b"], [[1], [0]])
 
 
 def test_weights_that_are_equal_move_as_one(pair: dict[str, Any], tmp_path: Path) -> None:
