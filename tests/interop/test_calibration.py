@@ -378,13 +378,17 @@ def in_torch(name: str) -> tuple[Any, dict[str, Any]]:
     f = torch.nn.functional
 
     def run(x: Any, train: bool) -> Any:
-        for layer, roles in zip(made.layers, made.fitted.roles, strict=True):
+        values = [x]
+        for layer, roles, places in zip(made.layers, made.fitted.roles, made.fitted.sources, strict=True):
             kind, t = layer.kind, {role: parameters[name] for role, name in roles.items()}
+            x = values[places[0]]
             match kind.kind:
                 case "dense":
                     x = f.linear(x, t["weight"], t.get("bias"))
                 case "conv2d":
-                    x = f.conv2d(x, t["weight"], t.get("bias"), kind.stride, kind.padding)
+                    (above, below), (before, after) = kind.pads(layer.given, t["weight"].shape[2:])
+                    x = f.pad(x, (before, after, above, below))
+                    x = f.conv2d(x, t["weight"], t.get("bias"), kind.stride, groups=kind.groups)
                 case "max-pool":
                     x = f.max_pool2d(x, *kind.window(layer.given), kind.padding)
                 case "average-pool":
@@ -402,6 +406,13 @@ def in_torch(name: str) -> tuple[Any, dict[str, Any]]:
                     x = x.softmax(-1)
                 case "relu" | "tanh" | "sigmoid":
                     x = getattr(torch, kind.kind)(x)
+                case "relu6":
+                    x = f.relu6(x)
+                case "swish":
+                    x = f.silu(x)
+                case "add":
+                    x = x + values[places[1]]
+            values.append(x)
         return x
 
     return run, parameters
