@@ -376,6 +376,8 @@ def in_torch(name: str) -> tuple[Any, dict[str, Any]]:
         one: torch.tensor(array, requires_grad=one in made.parameters) for one, array in made.tensors.items()
     }
     f = torch.nn.functional
+    activations = {"relu": f.relu, "relu6": f.relu6, "swish": f.silu, "tanh": f.tanh, "sigmoid": f.sigmoid}
+    activations["softmax"] = lambda x: x.softmax(-1)
 
     def run(x: Any, train: bool) -> Any:
         values = [x]
@@ -402,16 +404,10 @@ def in_torch(name: str) -> tuple[Any, dict[str, Any]]:
                     x = x.flatten(1)
                 case "gelu":
                     x = f.gelu(x, approximate=kind.approximate)
-                case "softmax":
-                    x = x.softmax(-1)
-                case "relu" | "tanh" | "sigmoid":
-                    x = getattr(torch, kind.kind)(x)
-                case "relu6":
-                    x = f.relu6(x)
-                case "swish":
-                    x = f.silu(x)
                 case "add":
                     x = x + values[places[1]]
+                case activation:
+                    x = activations[activation](x)
             values.append(x)
         return x
 
