@@ -15,25 +15,21 @@ FILES = ("inputs", "network")  # that options name, beside the teacher
 
 
 @dataclass(frozen=True)
-class Sequential:
-    """How a student's layers are refit in their order, and from which files."""
+class ByInputs:
+    """What is done to a whole student by a teacher and inputs, which have no labels, and by which files."""
 
+    method: ClassVar[str]
     linear_algebra: ClassVar[bool] = True  # as in `methods/contract.py`
 
     teacher: str  # empty in a recipe: what the whole pipeline begins with
     inputs: str  # empty in a recipe: what is given for all of its stages
     network: str | None = None
-    rehearsal: bool = False  # all but the refitting itself
-    sequential: bool = option(True, help="layer after layer, by the inputs that those before leave it")
-    damp: float | None = option(
-        None, help="added to the gram, in mean diagonals; unset: 0.01, more where that is too little", low=0
-    )
-    divide: float | None = option(None, help="divide the inputs by this, such as 255", low=1e-30, high=1e30)
+    rehearsal: bool = False  # all but the work itself
 
     @property
     def label(self) -> str:
         """What notes and errors call the method."""
-        return f"{METHOD} --sequential"
+        return self.method
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -47,12 +43,26 @@ class Sequential:
 
     def describe(self) -> dict[str, Any]:
         """The stage as it is recorded; paths are not part of what was done."""
-        given = {name: getattr(self, name) for name in _options()}
-        return {"kind": "distill", "method": METHOD, **{k: v for k, v in given.items() if v is not None}}
+        kind: Any = type(self)  # by which what is known of a class is cached
+        given = {name: getattr(self, name) for name in options_of(kind)}
+        return {"kind": "distill", "method": self.method, **{k: v for k, v in given.items() if v is not None}}
 
 
-def _options() -> dict[str, Any]:
-    return options_of(Sequential)
+@dataclass(frozen=True)
+class Sequential(ByInputs):
+    """How a student's layers are refit in their order."""
+
+    method: ClassVar[str] = METHOD
+
+    sequential: bool = option(True, help="layer after layer, by the inputs that those before leave it")
+    damp: float | None = option(
+        None, help="added to the gram, in mean diagonals; unset: 0.01, more where that is too little", low=0
+    )
+    divide: float | None = option(None, help="divide the inputs by this, such as 255", low=1e-30, high=1e30)
+
+    @property
+    def label(self) -> str:
+        return f"{METHOD} --sequential"
 
 
 def is_sequential(options: Mapping[str, Any]) -> bool:

@@ -31,7 +31,7 @@ from compressor.networks.pointwise import BatchNormLayer, LayerNormLayer
 from compressor.networks.samples import blocks
 from compressor.networks.surest import both_surest, first_samples
 from compressor.networks.training.examples import Examples, open_examples
-from compressor.networks.training.network_ends import bare
+from compressor.networks.training.network_ends import bare, check_same_shapes
 from compressor.recipe.matched_norms import MatchedNorms
 
 _NUMBERS = 1 << 25  # of what all layers give for a batch, about
@@ -55,7 +55,7 @@ def matched(
     samples = first_samples(examples.array, examples.by)
     mentor, student = both_surest(teacher, mentor, checkpoint, student, samples)
     ours, theirs = bare(student.network), bare(mentor.network)
-    _check_alike(checkpoint, ours, theirs)
+    check_same_shapes(ours, theirs, checkpoint.path)
     codes = {name for name, tensor in checkpoint.tensors.items() if tensor.encoder is not None}
     pairs = _pairs(ours, theirs, codes)
     if not pairs:
@@ -79,20 +79,6 @@ def matched(
         tensors |= {name: holding(checkpoint, name, ours.tensors[name]) for name in pair.changed}
     tensors = {name: replace(one, kept=one.encoder is not None) for name, one in tensors.items()}
     return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, *notes))
-
-
-def _check_alike(checkpoint: Checkpoint, student: Network, teacher: Network) -> None:
-    """InputError where a tensor of the student has not its teacher's shape."""
-    for name, array in student.tensors.items():
-        other = teacher.tensors.get(name)
-        if other is None or other.shape != array.shape:
-            what = "not there" if other is None else str(list(other.shape))
-            raise InputError(
-                f"is {list(array.shape)}, and in the teacher {what}",
-                file=checkpoint.path,
-                tensor=name,
-                remedy="It takes a student of its teacher's shapes; soft-targets trains others",
-            )
 
 
 @dataclass

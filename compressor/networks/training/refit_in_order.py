@@ -40,7 +40,7 @@ from compressor.networks.network import Network
 from compressor.networks.samples import blocks
 from compressor.networks.surest import both_surest, first_samples
 from compressor.networks.training.examples import Examples, open_examples
-from compressor.networks.training.network_ends import bare
+from compressor.networks.training.network_ends import bare, check_same_shapes
 from compressor.recipe.sequential_refit import Sequential
 
 _DEAD = 1e-6  # what an input that is never active weighs in mean diagonals, beside the damping
@@ -100,16 +100,8 @@ class _Run:
         self.checkpoint, self.student, self.teacher = checkpoint, student, teacher
         self.examples, self.damp = examples, damp
         self.tensors = dict(checkpoint.tensors)
+        check_same_shapes(student, teacher, checkpoint.path)
         for name, array in student.tensors.items():
-            theirs = teacher.tensors.get(name)
-            if theirs is None or theirs.shape != array.shape:
-                what = "not there" if theirs is None else str(list(theirs.shape))
-                raise InputError(
-                    f"is {list(array.shape)}, and in the teacher {what}",
-                    file=checkpoint.path,
-                    tensor=name,
-                    remedy="Refit takes a student of its teacher's shapes; soft-targets trains others",
-                )
             if self.tensors[name].encoder is not None and not _coded(self.tensors[name]):
                 self.tensors[name] = holding(checkpoint, name, array)
         self.roles = {layer_of(one["weight"]): one for one in student.fitted.roles if "weight" in one}
