@@ -36,6 +36,7 @@ from compressor.recipe.matched_norms import MatchedNorms
 
 _NUMBERS = 1 << 25  # of what all layers give for a batch, about
 _HELD_OUT = 8  # one of so many batches tells whether it is better
+_JUDGES = 16  # batches that are held out, and in memory, at most
 _FARTHEST = 10.0  # times that a deviation changes at most
 
 
@@ -65,7 +66,7 @@ def matched(
             remedy="--method refit --sequential goes by the weights",
         )
     size = sum(array.nbytes for one in (ours, theirs) for array in one.tensors.values())
-    size += 3 * 4 * _batch(ours) * _given(ours)
+    size += 4 * _batch(ours) * (3 * _given(ours) + _JUDGES * prod(ours.input))
     notes = [
         f"network: {student.description}",
         f"inputs: {examples.count}, {examples.description}",
@@ -181,7 +182,7 @@ def _match(
     """Match all pairs, and say how much nearer the student's outputs are."""
     held_out, size, done = list[Array](), examples.array.spec.nbytes, 0
     for number, x in enumerate(_batches(examples, student)):
-        if number % _HELD_OUT == _HELD_OUT - 1:
+        if number % _HELD_OUT == _HELD_OUT - 1 and len(held_out) < _JUDGES:
             held_out.append(x.copy())
         else:
             _side_by_side(student, teacher, pairs, x)
