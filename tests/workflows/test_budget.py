@@ -347,7 +347,6 @@ def test_statistics_weigh_the_error(model: Path, tmp_path: Path) -> None:
 
 
 def _tensor(path: Path) -> Any:
-    from safetensors.numpy import load_file
 
     return load_file(path)["layer.0.weight"]
 
