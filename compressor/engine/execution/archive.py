@@ -249,8 +249,8 @@ class _AsItIs:
         return cls(file, said, size, regions_of(header.tensors, size))
 
     def regions_among(self, mine: Sequence[Job], all_of_it: Sequence[Job]) -> list[StoredTensor]:
-        """The regions that go into an archive of some jobs of the file, by name: theirs, and with the first one those
-        that are of no tensor."""
+        """The regions for an archive of some jobs of the file, by name: theirs, and with its first job those of no
+        tensor."""
         own = {job.spec.name for job in mine}
         if not all_of_it or all_of_it[0].spec.name in own:
             own |= self.regions.unnamed
