@@ -302,7 +302,7 @@ def _as_it_was(checkpoint: Checkpoint, container: Container, order: Order) -> tu
     asked of them, for these very files."""
     options, found = order.options, None
     asked = options.strip_prefix, options.max_shard_size, order.only, options.component or None, options.loader
-    asked_for = options.fold_weight_norm or any(one is not None for one in asked)
+    asked_for = options.fold_weight_norm or any(one is not None for one in (*asked, checkpoint.base))
     if not asked_for and all(part.file.stands_for for part in checkpoint.source.files):
         from compressor.engine.execution.archive import as_it_was
 
