@@ -79,7 +79,8 @@ class Differing(Encoder):
         rounded = settle(restored, dtype, work.array("delta.rounded", restored.shape, DTYPES[dtype].storage), work)
         zeros = count_zeros(rounded, work)
         np.subtract(block.values, rounded, out=restored)
-        return dot(restored, restored), zeros
+        with np.errstate(all="ignore"):  # as `dot` wants it
+            return dot(restored, restored), zeros
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,8 @@ class Changes(Survey[dict[str, tuple[bool, float, float]]]):
 
     def observe(self, block: Block, stats: dict[str, tuple[bool, float, float]]) -> Any:
         found = difference(block)
-        seen = bool(np.any(found)), dot(found, found), dot(block.values, block.values)
+        with np.errstate(all="ignore"):  # as `dot` wants it
+            seen = bool(np.any(found)), dot(found, found), dot(block.values, block.values)
         return self.merge(stats, {block.spec.name: seen})
 
     def merge(self, stats: dict[str, tuple[bool, float, float]], more: Any) -> dict[str, tuple[bool, float, float]]:
