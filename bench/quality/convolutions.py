@@ -105,7 +105,7 @@ def judged(path: Path, x: Array, wanted: Array) -> tuple[float, float]:
 
 
 def divisions(folder: Path, source: Path) -> Iterator[tuple[int, Array, Array]]:
-    """For each seed what judges, [crops, 3, 224, 224], and the float network's answers; inputs.npy has the others."""
+    """For each seed what judges, [crops, 3, 224, 224], and the float network's answers; the rest is inputs.npy."""
     shown = list(pictures())
     for seed in range(SEEDS):
         random = np.random.default_rng(seed)

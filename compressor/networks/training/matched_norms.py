@@ -64,8 +64,8 @@ def matched(
             f"{options.label} without inputs corrects {many} in the mean, by what the teacher's norms say of what "
             "layers after them are given"
         )
-        notes = (f"network: {student.description}", remark)
-        return _with(checkpoint, {name: ours.tensors[name] for name in changed}, notes)
+        moved = {name: ours.tensors[name] for name in changed}
+        return _with(checkpoint, moved, (f"network: {student.description}", remark))
     examples = open_examples(options.inputs, options.divide, bare(student.network), bare(mentor.network))
     samples = first_samples(examples.array, examples.by)
     mentor, student = both_surest(teacher, mentor, checkpoint, student, samples)
