@@ -54,8 +54,7 @@ def command(
 
     With --method soft-targets a student of any shape is trained on the teacher's outputs for unlabelled --inputs.
     With --method refit --sequential one of the teacher's shapes is solved for them, layer after layer; with
-    --method batch-norm only its norms and biases are matched with the teacher's, without --inputs by what the
-    teacher's norms tell.
+    --method batch-norm only its norms and biases are matched with the teacher's.
 
     Or make the student: --method depth keeps some of the teacher's layers, --method subclone also fewer neurons,
     heads and channels, as a start for training.
