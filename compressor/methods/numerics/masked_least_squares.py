@@ -7,7 +7,7 @@ For a row t [columns] and the places S where it may be other than zero, with H t
 Rows of few places are solved exactly, each by LAPACK. The others are solved together by conjugate gradients with
 the diagonal for a preconditioner, in float32, 128 rows to a product. What a round gains is known from the step that
 it takes (Hestenes, Stiefel 1952), so a row stops when its last four rounds together gained less than 3 % of what it
-still loses. What is then left to be gained is about 1 %, mostly less, for a tenth of the rounds that an exact
+still loses. What is then left to be gained is 1 to 3 %, for a tenth of the rounds that an exact
 solution takes.
 """
 
