@@ -293,17 +293,19 @@ def _identity(order: Order, checkpoint: Checkpoint) -> Identity:
     return identity_of(checkpoint.source) if order.origin is None else order.origin.identity
 
 
-def _as_it_was(checkpoint: Checkpoint, container: Container, order: Order) -> Checkpoint:
-    """The input; where it is archives of files as they were, and nothing is asked of them, for these very files."""
-    options = order.options
+def _as_it_was(checkpoint: Checkpoint, container: Container, order: Order) -> tuple[Checkpoint, Container]:
+    """The input, and the container that it goes into; where it is archives of files as they were, and nothing is
+    asked of them, for these very files."""
+    options, found = order.options, None
     asked = options.strip_prefix, options.max_shard_size, order.only, options.component or None, options.loader
-    if options.fold_weight_norm or any(one is not None for one in asked):
-        return checkpoint
-    if not all(part.file.stands_for for part in checkpoint.source.files):
-        return checkpoint
-    from compressor.engine.execution.archive import as_it_was
+    asked_for = options.fold_weight_norm or any(one is not None for one in asked)
+    if not asked_for and all(part.file.stands_for for part in checkpoint.source.files):
+        from compressor.engine.execution.archive import as_it_was
 
-    return as_it_was(checkpoint, container) or checkpoint
+        found = as_it_was(checkpoint, container)
+    if found is not None:
+        return found, container
+    return checkpoint, container_of(order.output, checkpoint.source) if container == "file" else container
 
 
 def open_inputs(order: Order) -> Opened:
@@ -311,12 +313,12 @@ def open_inputs(order: Order) -> Opened:
     order = checked(order)
     options, recipe = order.options, order.recipe
     checkpoint = open_input(order.source, options)
-    container = container_of(order.output, checkpoint.source)
+    changes = bool(recipe.stages or recipe.cuts or recipe.training)
+    container = container_of(order.output, checkpoint.source, as_it_was=not changes and options.store != "archive")
     if container == "gguf" and options.max_shard_size is not None and is_address(order.output):
         raise UsageError("--max-shard-size: a .gguf in an object store is one file", remedy="Leave it out")
     if container != "gguf" and checkpoint.source.kind == "gguf":
         checkpoint = _from_gguf(checkpoint, container)
-    changes = bool(recipe.stages or recipe.cuts or recipe.training)
     if changes and container != "npy" and not options.dry_run:  # else nothing records it
         checkpoint = replace(checkpoint, identity=_identity(order, checkpoint))
     recipe, archived = archive_store(recipe, options.store, container)
@@ -326,7 +328,7 @@ def open_inputs(order: Order) -> Opened:
         checkpoint = _archived_as_it_is(checkpoint, container, options)
     checkpoint, base = _against_base(checkpoint, options, archived=archived)
     if not (archived or changes):
-        checkpoint = _as_it_was(checkpoint, container, order)
+        checkpoint, container = _as_it_was(checkpoint, container, order)
     coding = [stage.store for stage in recipe.stages if stage.method.verb == "quantize"]
     if container == "npz" and "dense" in coding:
         raise UsageError("an .npz output holds codes", remedy="Leave --store out, or end the output otherwise")

@@ -38,6 +38,7 @@ _DEFAULT_STORE: Mapping[Container, Store] = {
     "safetensors": "packed",
     "gguf": "packed",
     "folder": "packed",
+    "file": "dense",
 }
 
 
@@ -49,7 +50,8 @@ def make_plan(request: PlanRequest) -> Plan:
     """
     checkpoint, recipe, container = request.checkpoint, request.recipe, request.container
     _check_requantized(request)
-    check_container(checkpoint, container)
+    if not checkpoint.verbatim:
+        check_container(checkpoint, container)
     check_stores(recipe.stages, container)
     if makes_adapter(recipe.stages):
         check_adapter(recipe.stages, container, checkpoint, cut=bool(recipe.cuts))
