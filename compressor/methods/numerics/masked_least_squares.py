@@ -26,11 +26,12 @@ _LEAST = 16  # rows of a product
 _EXACT = 8  # products' worth of operations for which an exact solution is taken
 
 
-def masked(wanted: Array, keep: Array, gram: Array) -> Array:
+def masked(wanted: Array, keep: Array, gram: Array, near: Array | None = None) -> Array:
     """Rows [rows, columns] that are zero where `keep` is not, float64, for `wanted` ones of the same shape and a
-    positive definite `gram` [columns, columns]. Numbers are about 1."""
+    positive definite `gram` [columns, columns]. Numbers are about 1. `near` are rows to begin with, float64, and
+    become those; unset: the wanted ones where they may be."""
     rows, columns = wanted.shape
-    found = np.where(keep, wanted, 0.0)
+    found = np.where(keep, wanted, 0.0) if near is None else near
     counts = np.count_nonzero(keep, axis=1)
     free = (counts > 0) & (counts < columns)  # else nothing can move, or nothing is lost
     few = (counts <= _FEW) | (counts**3 <= _EXACT * columns**2)
