@@ -41,6 +41,7 @@ from compressor.files.input_file import InputFile
 from compressor.files.layout import Header, Placed
 from compressor.files.ours import ARCHIVE
 from compressor.files.strict_json import parse_object
+from compressor.files.suffixes import READERS
 
 if TYPE_CHECKING:
     from compressor.files.source import StoredTensor
@@ -55,7 +56,6 @@ _CHUNK = 1 << 20  # elements of a chunk, about
 _DELTA_CHUNK = 1 << 26  # bits of a chunk against a base, about
 _KEPT = 4  # decoded chunks that are kept, because the next read may want their other half
 _MAX_DIMS = 32
-ORIGINALS = (".safetensors", ".npy", ".gguf")  # containers that come back byte for byte
 _PLAIN = "bytes between tensors"  # what messages call them
 _AGAIN = "Archive or download it again"
 
@@ -95,17 +95,20 @@ class Entry:
 @dataclass(frozen=True)
 class Original:
     """What an archive of a file as it is says of the file: its suffix, its bytes, their SHA-256 in hexadecimal
-    digits, and its `plain` bytes, those of no tensor, one after the other."""
+    digits, and its `plain` bytes, those of no tensor, one after the other. `name`: what a file of a folder was
+    called, where the archive is called otherwise."""
 
     suffix: str
     size: int
     sha256: str
     plain: Entry
+    name: str = ""
 
     @property
     def said(self) -> dict[str, Any]:
         """What the directory says of it but for the chunks."""
-        return {"suffix": self.suffix, "size": self.size, "sha256": self.sha256}
+        named = {"name": self.name} if self.name else {}
+        return {"suffix": self.suffix, "size": self.size, "sha256": self.sha256, **named}
 
 
 @dataclass(frozen=True)
@@ -449,11 +452,27 @@ def _original(said: Mapping[str, Any], tensors: int, place: int, version: int) -
     """What a directory says of the file that was archived as it was, of which so many bytes are those of tensors;
     the chunks of the others begin at `place`. Raises ValueError, KeyError."""
     suffix, size, sha256, (form, sizes) = (said[key] for key in ("suffix", "size", "sha256", "plain"))
-    if suffix not in ORIGINALS or type(size) is not int or not tensors <= size < 2**63 or len(said) != 4:
+    name = said.get("name", "")
+    if suffix not in READERS or type(size) is not int or not tensors <= size < 2**63:
         raise ValueError("original")
+    if len(said) != 4 + bool(name) or not (name == "" or _is_name(name, suffix)):
+        raise ValueError("name")
     if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
         raise ValueError("sha256")
-    return Original(suffix, size, sha256, Entry.of(plain_spec(size - tensors), form, 0, place, sizes, version))
+    plain = Entry.of(plain_spec(size - tensors), form, 0, place, sizes, version)
+    return Original(suffix, size, sha256, plain, name)
+
+
+def _is_name(name: Any, suffix: str) -> bool:
+    """Whether a file of a folder may be called so: it becomes one's name."""
+    return (
+        isinstance(name, str)
+        and name.lower().endswith(suffix)
+        and len(name.encode(errors="replace")) <= 255
+        and name.isprintable()
+        and not name.startswith(".")
+        and not any(c in name for c in "/\\")
+    )
 
 
 def _spec(name: str, dtype: str, shape: Sequence[Any]) -> TensorSpec:

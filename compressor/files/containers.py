@@ -7,15 +7,7 @@ from importlib import import_module
 from compressor.files.input_file import InputFile
 from compressor.files.layout import Header
 from compressor.files.ours import ARCHIVE
-
-# The modules by the suffixes of files
-READERS = {
-    ".npy": "npy",
-    ".npz": "npz",
-    ".safetensors": "safetensors",
-    ".gguf": "gguf.reading",
-    **dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), "torch_state"),
-}
+from compressor.files.suffixes import READERS
 
 
 def read_header(file: InputFile, suffix: str) -> Header:

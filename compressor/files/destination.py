@@ -9,15 +9,14 @@ from compressor.core.errors import UsageError
 from compressor.core.text import printable
 from compressor.files.layout import Container
 from compressor.files.source import Source
+from compressor.files.suffixes import PICKLES
 
 _FILES = {".npy": "npy", ".safetensors": "safetensors", ".npz": "npz", ".gguf": "gguf"}
+_AS_THEY_WERE = ((".npz",), PICKLES)  # suffixes of which only an archive's very file is written
 _OTHER = (
-    ".bin",
-    ".pt",
-    ".pth",
+    *PICKLES,
     ".onnx",
     ".h5",
-    ".ckpt",
     ".msgpack",
     ".pkl",
     ".zip",
@@ -26,9 +25,14 @@ _OTHER = (
 )
 
 
-def container_of(output: str, source: Source) -> Container:
-    """The container that the output's suffix decides. UsageError for a suffix that means something else."""
+def container_of(output: str, source: Source, *, as_it_was: bool = False) -> Container:
+    """The container that the output's suffix decides; a `file` where what an archive is of may come back
+    `as_it_was`. UsageError for a suffix that means something else."""
     suffix = os.path.splitext(output.rstrip("/"))[1].lower()
+    if as_it_was and source.kind != "folder" and not output.endswith("/"):
+        was = source.files[0].file.stands_for
+        if any(was in kind and suffix in kind for kind in _AS_THEY_WERE):
+            return "file"
     if suffix in _FILES and not output.endswith("/"):
         return _FILES[suffix]  # type: ignore[return-value]  # the values are Containers
     if suffix in _FILES:
@@ -50,7 +54,13 @@ def container_of(output: str, source: Source) -> Container:
 def check_container(output: str, container: str) -> None:
     """UsageError where the output's suffix is of another container than what is to be written there."""
     suffix = os.path.splitext(output.rstrip("/"))[1].lower()
-    if _FILES.get(suffix, "folder") != container:
+    if container == "file":
+        if not any(suffix in kind for kind in _AS_THEY_WERE):
+            raise UsageError(
+                f"-o {printable(output)}: the parts are of a file that comes back as it was",
+                remedy="Let it end as that file did",
+            )
+    elif _FILES.get(suffix, "folder") != container:
         what = "a folder" if container == "folder" else f"an .{container}"
         remedy = "Name a folder" if container == "folder" else f"End it in .{container}"
         raise UsageError(f"-o {printable(output)}: the parts are of {what}", remedy=remedy)

@@ -21,16 +21,18 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from compressor.core.errors import InputError, UsageError
 from compressor.core.text import printable
-from compressor.files.containers import READERS, read_file
+from compressor.files.containers import read_file
 from compressor.files.input_file import InputFile
 from compressor.files.source import Source, SourceFile, assemble
 from compressor.files.strict_json import read_object
+from compressor.files.suffixes import READERS
 from compressor.files.tree import Tree
 
 INDEX = "model.safetensors.index.json"
@@ -89,7 +91,9 @@ def open_folder(tree: Tree, component: str) -> Source:
         suffix = ".bin" if shard.endswith(".bin") else ".safetensors"
         files.append(SourceFile(_converted(f"{inside}{shard}"), *read_file(tree.open(f"{inside}{shard}"), suffix)))
     read = {*(f"{inside}{name}" for name in (*weights.shards, weights.index, CONFIG))}
-    carried, left, linked = _others(tree, read, component)
+    carried, left, linked, others = _others(tree, read, component)
+    if weights.index in names and _torch(weights):  # that of the output is another
+        others[f"{inside}{weights.index}"] = partial(tree.open, f"{inside}{weights.index}")
     config = None
     if CONFIG in names:
         carried[f"{inside}{CONFIG}"] = tree.open(f"{inside}{CONFIG}")
@@ -101,6 +105,7 @@ def open_folder(tree: Tree, component: str) -> Source:
         config=config,
         carried=carried,
         left=left,
+        others=others,
         index=f"{inside}{_converted(weights.index)}" if weights.index else "",
         index_metadata=weights.metadata,
         own_index=tree.open(f"{inside}{weights.index}") if weights.index in names and not _torch(weights) else None,
@@ -305,12 +310,13 @@ def _shown(names: Sequence[str]) -> str:
 
 def _others(
     tree: Tree, known: set[str], component: str
-) -> tuple[dict[str, InputFile], dict[str, str], tuple[str, ...]]:
-    """Files to carry over by their path within the folder, those left behind with the reason, and where links lead
-    that are not followed."""
+) -> tuple[dict[str, InputFile], dict[str, str], tuple[str, ...], dict[str, Callable[[], InputFile]]]:
+    """Files to carry over by their path within the folder, those left behind with the reason, where links lead that
+    are not followed, and what opens those left behind that an archive of the folder as it is takes along."""
     linked: list[str] = []
     carried: dict[str, InputFile] = {}
     left: dict[str, str] = {}
+    others: dict[str, Callable[[], InputFile]] = {}
     pending = [""]
     while pending:
         inside = pending.pop()
@@ -334,6 +340,8 @@ def _others(
                 and not (adapted and _ADAPTERS.fullmatch(entry.name))
             ):
                 left[name] = "weights that the index does not name"
+                if entry.kind == "file" and not entry.strays:
+                    others[name] = partial(tree.open, name)
             elif entry.kind != "file":
                 left[name] = "not a regular file"
             elif entry.name.startswith(".") and entry.name.endswith(".tmp"):
@@ -344,9 +352,11 @@ def _others(
             else:
                 carried[name] = tree.open(name)
         if adapted and not any(_ADAPTERS.fullmatch(entry.name) for entry in entries):
-            carried.pop(f"{inside}{ADAPTER_CONFIG}", None)
-            left[f"{inside}{ADAPTER_CONFIG}"] = "describes an adapter whose weights are not there"
-    return carried, left, tuple(linked)
+            name = f"{inside}{ADAPTER_CONFIG}"
+            if carried.pop(name, None) is not None:
+                others[name] = partial(tree.open, name)
+            left[name] = "describes an adapter whose weights are not there"
+    return carried, left, tuple(linked), others
 
 
 def _no_weights(tree: Tree, inside: str, names: Sequence[str]) -> InputError:

@@ -112,13 +112,20 @@ class InputFile:
 
 @dataclass(frozen=True, slots=True)
 class Section(InputFile):
-    """A part of a file, `size` bytes from `begin`, read like a file."""
+    """A part of a file, `size` bytes from `begin`, read like a file; of one that stands for another, of that."""
 
     begin: int = 0
+    whole: InputFile | None = field(default=None, compare=False)
+
+    @classmethod
+    def of(cls, file: InputFile, begin: int, size: int) -> Section:
+        """So many bytes of a file from there on."""
+        return cls(file.path, size, file.identity, begin, file)
 
     def read_runs(self, runs: Iterable[tuple[memoryview, int]]) -> None:
         """Fill several buffers, each from its offset within the part."""
-        InputFile.read_runs(self, ((buffer, self.begin + offset) for buffer, offset in runs))
+        assert self.whole is not None  # noqa: S101 - it is a part of something
+        self.whole.read_runs((buffer, self.begin + offset) for buffer, offset in runs)
 
 
 def _identity(info: os.stat_result) -> tuple[int, ...]:

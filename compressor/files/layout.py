@@ -46,4 +46,5 @@ class FileLayout:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-Container = Literal["npy", "safetensors", "npz", "gguf", "folder"]
+# A `file` is one that comes back from an archive as it was, whatever it holds
+Container = Literal["npy", "safetensors", "npz", "gguf", "folder", "file"]

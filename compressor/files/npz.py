@@ -139,8 +139,7 @@ def _arrays(file: InputFile) -> Header:
         if not name.endswith(".npy"):
             raise InputError(f"its member {printable(name, 60)} is no array", file=file.path)
         try:
-            section = Section(file.path, member.size, file.identity, member.begin, origin=file.origin)
-            (placed,) = npy.read_header(section).tensors
+            (placed,) = npy.read_header(Section.of(file, member.begin, member.size)).tensors
         except InputError as error:
             raise InputError(
                 f"its member {printable(name, 60)} {error.reason}", file=file.path, remedy=error.remedy

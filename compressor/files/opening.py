@@ -9,9 +9,10 @@ from dataclasses import replace
 from compressor.core.errors import InputError, UsageError
 from compressor.core.text import printable
 from compressor.files.addresses import is_address, is_repository
-from compressor.files.containers import READERS, read_file
+from compressor.files.containers import read_file
 from compressor.files.input_file import InputFile
 from compressor.files.source import Source, SourceFile, assemble
+from compressor.files.suffixes import READERS
 from compressor.files.tree import LocalTree, Tree
 
 

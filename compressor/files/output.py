@@ -121,8 +121,8 @@ class Output:
             size = os.fstat(fd).st_size
             if size != layout.size:
                 raise OutputError(f"{size} bytes were written, {layout.size} planned", file=self.target)
-        if self.container == "npz":
-            return
+        if self.container in ("npz", "file") or (self.container == "folder" and not name.endswith(".safetensors")):
+            return  # what comes back as it was is known by its SHA-256
         with self.reading(name) as written:
             if self.container in ("safetensors", "folder"):
                 from compressor.files.safetensors import check_written

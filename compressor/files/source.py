@@ -5,7 +5,7 @@ All headers are read and checked here, before anything else happens. Data is rea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -121,7 +121,8 @@ class Source:
     "" where there is one file of weights; `index_metadata` what else it said, `own_index` it itself, where it is of
     safetensors. `notes`: what of the folder is otherwise than it should be, and how it was read. `linked`: where
     links lead that nobody follows. `inside`: of a pipeline the folder of the component that is read, with a slash;
-    names begin with it. `fields` is the metadata of a GGUF model, or what it will be in one that is written.
+    names begin with it. `others` open what `left` names of weights in other formats, which an archive of the folder
+    takes along. `fields` is the metadata of a GGUF model, or what it will be in one that is written.
     """
 
     path: str
@@ -132,6 +133,7 @@ class Source:
     config: Mapping[str, Any] | None = None
     carried: Mapping[str, InputFile] = field(default_factory=dict)
     left: Mapping[str, str] = field(default_factory=dict)
+    others: Mapping[str, Callable[[], InputFile]] = field(default_factory=dict)
     index: str = ""
     index_metadata: Mapping[str, Any] = field(default_factory=dict)
     own_index: InputFile | None = None

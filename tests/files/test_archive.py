@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import shutil
+import zipfile
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -19,18 +20,21 @@ from support.fault_injection import damaged, invoke, is_one_line
 
 from compressor import api
 from compressor.core import kernels
-from compressor.core.errors import InputError, UsageError
-from compressor.core.tensor import DTYPES
+from compressor.core.errors import InputError, OutputError, UsageError
+from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.files import archive as format_of
+from compressor.files.archive_regions import regions_of
 from compressor.files.entropy import ans, elements, planes, rans
 from compressor.files.entropy.bitio import BitReader, BitWriter
 from compressor.files.entropy.chunk import decode_chunk, encode_chunk
 from compressor.files.entropy.damage import Damaged, NeedsPackage
 from compressor.files.entropy.elements import likely_form, possible
 from compressor.files.entropy.tables import Table, read_tables, table_of, write_tables
+from compressor.files.layout import Placed
 from compressor.recipe.gates import Gates
 from compressor.workflows.results import ReportedGateFailed
 
+TORCH = Path(__file__).parent / "data" / "torch-state.pt"
 STORAGES = {name: dtype.storage for name, dtype in DTYPES.items() if dtype.storage}
 
 
@@ -133,6 +137,12 @@ def files(folder: Path) -> list[Path]:
     np.save(folder / "fortran.npy", np.asfortranarray(normal(70, 50)))
     np.save(folder / "big.npy", normal(7, 5).astype(">f4"))
     shutil.copy(Path(__file__).parents[1] / "golden" / "ggml-types.gguf", folder / "c.gguf")
+    np.savez(folder / "one.npz", normal(70, 50))
+    odd = {"fortran": np.asfortranarray(normal(70, 50)), "big": normal(7, 5).astype(">f4"), "none": normal(0, 3)}
+    np.savez(folder / "many.npz", **odd, a=normal(70, 50), scalar=np.float32(3))
+    api.quantize(folder / "b.npy", folder / "codes.npz", bits=4)
+    for suffix in ("pt", "bin"):
+        shutil.copy(TORCH, folder / f"state.{suffix}")  # with views, tied parameters, and more than a state dict
     return [path for path in folder.iterdir() if path.is_file()]
 
 
@@ -155,6 +165,104 @@ def test_files_come_back_byte_for_byte(tmp_path: Path) -> None:
             api.restore(archive, archive.parent / f"parts.{path.name}", part=f"{number}/2")
         api.merge(sorted(archive.parent.glob(f"parts.{path.name}.part-*")), archive.parent / f"merged.{path.name}")
         assert (archive.parent / f"merged.{path.name}").read_bytes() == path.read_bytes()
+
+
+def test_pickles_whose_tensors_share_storages_code_them_once(tmp_path: Path) -> None:
+    """A large rest that is no tensor's, such as an optimizer's state, is coded too, in one of the parts."""
+    noise = normal(100, 1000)
+    shared = [Placed(TensorSpec(name, "F32", (40, 100)), at) for name, at in (("b", 64), ("a", 64), ("c", 4064))]
+    turned = Placed(TensorSpec("d", "F32", (10, 20)), 100_000, strides=(1, 10))
+    gaps = Placed(TensorSpec("e", "F32", (3, 2)), 200_000, strides=(10, 2))
+    found = regions_of([*shared, turned, gaps], noise.nbytes)
+    assert [(one.spec.name, one.spec.shape, one.offset) for one in found.placed] == [
+        ("a", (40, 100), 64),
+        ("bytes from 16064", (83_936,), 16064),
+        ("d", (10, 20), 100_000),
+        ("bytes from 100800", (99_200,), 100_800),
+        ("e", (23,), 200_000),
+        ("bytes from 200092", (199_908,), 200_092),
+    ]
+    assert found.shared == {"b": "a"}
+    source, archive = tmp_path / "state.pt", tmp_path / "archive.safetensors"
+    with zipfile.ZipFile(TORCH) as old, zipfile.ZipFile(source, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+        new.writestr(f"{old.namelist()[0].partition('/')[0]}/data/optimizer", noise.tobytes())
+    report = api.pipeline(source, archive, store="archive")
+    assert report.plan.size_after < source.stat().st_size - 20_000
+    for number in (1, 2, 3):
+        api.pipeline(source, tmp_path / "p.safetensors", store="archive", part=f"{number}/3")
+    api.merge(sorted(tmp_path.glob("p.*.part-*")), tmp_path / "p.safetensors")
+    assert (tmp_path / "p.safetensors").read_bytes() == archive.read_bytes()
+    api.restore(archive, tmp_path / "back.pt")
+    assert (tmp_path / "back.pt").read_bytes() == source.read_bytes()
+
+
+def test_what_comes_back_as_it_was_has_its_own_suffix(tmp_path: Path) -> None:
+    for suffix, other in ((".pt", ".npz"), (".npz", ".pt")):
+        source, archive = tmp_path / f"a{suffix}", tmp_path / f"a{suffix}.safetensors"
+        if suffix == ".pt":
+            shutil.copy(TORCH, source)
+        else:
+            np.savez(source, a=normal(7, 5), b=normal(7))
+        api.pipeline(source, archive, store="archive")
+        for wrong in (f"b{other}", "b.onnx"):
+            with pytest.raises((UsageError, OutputError)):
+                api.restore(archive, tmp_path / wrong)
+        with pytest.raises((UsageError, OutputError)):
+            api.prune(archive, tmp_path / f"b{suffix}", sparsity=0.5)
+        with pytest.raises((UsageError, OutputError)):
+            api.restore(source, tmp_path / f"b{suffix}")
+        for number in (1, 2):
+            api.restore(archive, tmp_path / f"c{suffix}", part=f"{number}/2")
+        parts = sorted(tmp_path.glob(f"c{suffix}.part-*"))
+        with pytest.raises(UsageError, match="Let it end as that file did"):
+            api.merge(parts, tmp_path / "c.safetensors")
+        api.merge(parts, tmp_path / f"d{suffix}")
+        assert (tmp_path / f"d{suffix}").read_bytes() == source.read_bytes()
+    np.savez_compressed(tmp_path / "z.npz", a=normal(7, 5))
+    with pytest.raises(InputError, match="Save it without compression"):
+        api.pipeline(tmp_path / "z.npz", tmp_path / "z.safetensors", store="archive")
+
+
+def test_names_of_originals_are_names_of_files(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    shutil.copy(TORCH, tmp_path / "in" / "pytorch_model.bin")
+    api.pipeline(tmp_path / "in", tmp_path / "archive", store="archive")
+    for name in ("../evil.bin", ".hidden.bin", "a/b.bin", "no-suffix", "x" * 300 + ".bin", 3):
+        path = tmp_path / "bad.safetensors"
+        path.write_bytes(
+            rebuilt(
+                (tmp_path / "archive" / "model.safetensors").read_bytes(),
+                lambda said, name=name: said["original"].update(name=name),
+            )
+        )
+        with pytest.raises(InputError, match="is a damaged archive"):
+            api.restore(path, tmp_path / "out.bin")
+
+
+def test_folders_of_pickles_come_back_with_all_that_is_beside_them(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    (folder / "onnx").mkdir(parents=True)
+    shard = "pytorch_model-00001-of-00001.bin"
+    shutil.copy(TORCH, folder / shard)
+    index = dict.fromkeys(np.load(TORCH.parent / "torch-state-values.npz").files, shard)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}, indent=3))
+    for name in ("config.json", "tf_model.h5", "onnx/model.onnx", "adapter_config.json", ".gitattributes"):
+        (folder / name).write_text("{} ")
+    api.pipeline(folder, tmp_path / "archive", store="archive")
+    report = api.restore(tmp_path / "archive", tmp_path / "back")
+    assert not report.plan.left
+    assert listed(tmp_path / "back") == listed(folder)
+    again = tmp_path / "again"
+    api.pipeline(tmp_path / "archive", again, store="archive")
+    assert listed(again) == listed(tmp_path / "archive")
+    api.prune(folder, tmp_path / "pruned", sparsity=0.5)  # what is no archive leaves them behind as ever
+    assert "tf_model.h5" not in listed(tmp_path / "pruned")
+
+
+def listed(folder: Path) -> dict[str, bytes]:
+    return {str(one.relative_to(folder)): one.read_bytes() for one in folder.rglob("*") if one.is_file()}
 
 
 def test_folders_come_back_file_by_file(tmp_path: Path) -> None:
@@ -362,10 +470,11 @@ def test_what_is_quantized_restores_as_without(tmp_path: Path, options: dict[str
     api.quantize(source, tmp_path / "packed.safetensors", **options, store="archive")
     api.pipeline(tmp_path / "plain.safetensors", tmp_path / "later.safetensors", store="archive")
     api.restore(tmp_path / "plain.safetensors", tmp_path / "expected.safetensors")
-    for name in ("packed", "later"):
-        api.restore(tmp_path / f"{name}.safetensors", tmp_path / f"{name}.back.safetensors")
-        back = archives.read(tmp_path / f"{name}.back.safetensors")
-        assert back == archives.read(tmp_path / "expected.safetensors")
+    api.restore(tmp_path / "packed.safetensors", tmp_path / "back.safetensors")
+    assert archives.read(tmp_path / "back.safetensors") == archives.read(tmp_path / "expected.safetensors")
+    api.restore(tmp_path / "later.safetensors", tmp_path / "codes.safetensors")  # that very file
+    assert (tmp_path / "codes.safetensors").read_bytes() == (tmp_path / "plain.safetensors").read_bytes()
+    assert compressor("compare", tmp_path / "later.safetensors", tmp_path / "expected.safetensors").code == 0
 
 
 def test_every_command_reads_it_and_workers_change_no_byte(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from compressor.checkpoint import record
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor
@@ -23,14 +23,16 @@ from compressor.core.tensor import DTYPES
 from compressor.core.workspace import Array, Workspace
 from compressor.engine.plan.plan import Job, Plan
 from compressor.files import archive, safetensors
-from compressor.files.archive import ORIGINALS, ArchivedFile, chunk_shape, chunks_of, rows_of
+from compressor.files.archive import ArchivedFile, chunk_shape, chunks_of, rows_of
+from compressor.files.archive_regions import Regions, regions_of
 from compressor.files.archive_writing import ArchiveWriter
 from compressor.files.entropy.chunk import encode_chunk
 from compressor.files.entropy.elements import Form, delta_form, likely_form, possible
 from compressor.files.input_file import InputFile
-from compressor.files.layout import Container, Header
+from compressor.files.layout import Container, Placed
 from compressor.files.output import Output
-from compressor.files.source import StoredTensor
+from compressor.files.source import Source, StoredTensor
+from compressor.files.suffixes import PICKLES, READERS
 from compressor.recipe.archive_store import Effort
 
 _READ = 8 << 20  # bytes that are hashed at once
@@ -64,24 +66,49 @@ def as_stored(checkpoint: Checkpoint, container: Container) -> Checkpoint:
     tensors = {
         name: Tensor(stored.spec, {"": stored}, source.file_of[name]) for name, stored in source.tensors.items()
     }
-    return replace(checkpoint, tensors=tensors, compression="", dropped=(), stored=True)
+    if container == "folder":
+        source = with_others(source)
+    return replace(checkpoint, source=source, tensors=tensors, compression="", dropped=(), stored=True)
 
 
 def as_it_was(checkpoint: Checkpoint, container: Container) -> Checkpoint | None:
-    """The input as files that come back byte for byte; None unless all are archives of such files, and a file's
-    tensors are not codes, which come back as numbers (of a .gguf the blocks that they are, and so from an archive
-    against a base)."""
+    """The input as files that come back byte for byte, whose tensors are the regions of these; None unless all are
+    archives of such files."""
     source = checkpoint.source
-    suffix = ".safetensors" if container == "folder" else f".{container}"
-    if container != source.kind or any(part.file.stands_for != suffix for part in source.files):
+    if container not in (source.kind, "file"):
         return None
-    if checkpoint.compression and container != "gguf" and not any(part.file.base for part in source.files):
+    found: dict[str, Tensor] = {}
+    files, kinds = [], set[str]()
+    for number, part in enumerate(source.files):
+        file = part.file
+        if not isinstance(file, ArchivedFile) or file.original is None:
+            return None
+        kinds.add(file.original.suffix)
+        inside, _, name = part.name.rpartition("/")
+        called = os.path.join(inside, file.original.name or name)
+        files.append(replace(part, name=called))
+        regions = [Placed(one.spec, one.begin) for one in file.entries if one is not file.original.plain]
+        empty = [one for one in part.header.tensors if not one.spec.nbytes]
+        for one in (*regions, *(Placed(one.spec, one.offset) for one in empty)):
+            title = one.spec.name if one.spec.name not in found else f"{called}: {one.spec.name}"
+            stored = StoredTensor(file, replace(one, spec=replace(one.spec, name=title)))
+            found[title] = Tensor(stored.spec, {"": stored}, number)
+    if container == "folder" and not (kinds == {".safetensors"} or kinds <= {*PICKLES}):
         return None
-    tensors = {}
-    for name, one in source.tensors.items():
-        stored = StoredTensor(one.file, replace(one.placed, fortran=False, big_endian=False))
-        tensors[name] = Tensor(one.spec, {"": stored}, source.file_of[name])
-    return replace(checkpoint, tensors=tensors, compression="", dropped=(), verbatim=True)
+    tensors = {name: found[name] for name in sorted(found)}
+    # the index of pickles lies beside that of their archives
+    source = replace(with_others(source), files=tuple(files))
+    if kinds != {".safetensors"}:
+        source = replace(source, index="", own_index=None)
+    return replace(checkpoint, source=source, tensors=tensors, compression="", dropped=(), verbatim=True)
+
+
+def with_others(source: Source) -> Source:
+    """A folder with the files that lie in it beside what is read: weights in other formats, and indices of such."""
+    taken = {*(part.name for part in source.files), source.index}
+    others = {name: opened() for name, opened in source.others.items() if name not in taken}
+    left = {name: why for name, why in source.left.items() if name not in others}
+    return replace(source, carried={**source.carried, **others}, left=left)
 
 
 @dataclass
@@ -121,9 +148,13 @@ class Archiving:
                         stored, metadata = [StoredTensor(written, one) for one in placed], header.metadata
                         original = None
                     else:
-                        stored = [checkpoint.tensors[job.spec.name].whole for job in mine]
                         metadata = file.layout.metadata
                         original = _AsItIs.of(checkpoint, plan, number)
+                        stored = (
+                            [checkpoint.tensors[job.spec.name].whole for job in mine]
+                            if original is None
+                            else original.regions_among(mine, plan.by_file[number])
+                        )
                     writer = ArchiveWriter(used.enter_context(sink.rewriting(name)))
                     hashed = None if original is None else executor.submit(original.sha256)
                     for tensor, change in _archive(
@@ -134,6 +165,8 @@ class Archiving:
                     if original is not None and hashed is not None:
                         original.add(writer, hashed.result(), self.way.effort)
                         writer.finish({})
+                        for tied, first in original.regions.shared.items():
+                            changes.setdefault(tied, Change()).merge(changes.get(first, Change()))
                     else:
                         _finish(writer, metadata, name)
                     coded |= writer.coded()
@@ -141,7 +174,9 @@ class Archiving:
                     archived[number] = replace(file, layout=replace(file.layout, size=finished.size))
         done = {job.spec.name for mine in files.values() for job in mine}
         counted = (
-            replace(job, coded=sum(coded[spec.name] for spec in job.part_specs)) if job.spec.name in done else job
+            replace(job, coded=sum(coded.get(spec.name, 0) for spec in job.part_specs))
+            if job.spec.name in done
+            else job
             for job in plan.jobs
         )
         for job, change in zip(plan.jobs, self.changes, strict=True):
@@ -189,25 +224,38 @@ class _AsItIs:
     """A file of the input that an output file is to be the archive of, and what its container is."""
 
     file: InputFile
-    suffix: str
+    said: Mapping[str, Any]
     size: int
-    header: Header
+    regions: Regions
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, plan: Plan, number: int) -> _AsItIs | None:
-        """The file of this number; None where the output's has other tensors, or the container is none that comes
-        back byte for byte."""
+        """The file of this number; None where the output's has other tensors."""
         source = checkpoint.source
         alike = len(source.files) == len(plan.files) and len(source.tensors) == len(plan.jobs)
         if not alike or any(job.file != source.file_of[job.spec.name] for job in plan.jobs):
             return None
         file, header = source.files[number].file, source.files[number].header
-        suffix, size = os.path.splitext(file.path)[1].lower(), file.size
+        name = os.path.basename(file.path)
+        suffix, size = os.path.splitext(name)[1].lower(), file.size
         if isinstance(file, ArchivedFile):
             if file.original is None:
                 return None
-            suffix, size = file.original.suffix, file.original.size
-        return cls(file, suffix, size, header) if suffix in ORIGINALS else None
+            suffix, size, name = file.original.suffix, file.original.size, file.original.name
+        if suffix not in READERS:  # a blob of a cache, whose name is its content's
+            return None
+        called = source.kind == "folder" and suffix in PICKLES and name
+        said = {"suffix": suffix, "size": size, **({"name": name} if called else {})}
+        return cls(file, said, size, regions_of(header.tensors, size))
+
+    def regions_among(self, mine: Sequence[Job], all_of_it: Sequence[Job]) -> list[StoredTensor]:
+        """The regions for an archive of some jobs of the file, by name: theirs, and with its first job those of no
+        tensor."""
+        own = {job.spec.name for job in mine}
+        if not all_of_it or all_of_it[0].spec.name in own:
+            own |= self.regions.unnamed
+        named = sorted(self.regions.placed, key=lambda one: one.spec.name)
+        return [StoredTensor(self.file, one) for one in named if one.spec.name in own]
 
     def sha256(self) -> str:
         """The SHA-256 of all of it."""
@@ -215,8 +263,8 @@ class _AsItIs:
 
     def add(self, writer: ArchiveWriter, digest: str, effort: Effort) -> None:
         """Add to an archive of its tensors what makes it one of this very file."""
-        tensors = [one for one in self.header.tensors if one.spec.nbytes]
-        pieces = archive.between(sorted((one.offset, one.offset + one.spec.nbytes) for one in tensors), self.size)
+        runs = ((one.offset, one.offset + one.spec.nbytes) for one in self.regions.placed if one.spec.nbytes)
+        pieces = archive.between(runs, self.size)
         plain = archive.plain_spec(sum(end - begin for begin, end in pieces))
         raw = np.empty(plain.nbytes, np.uint8)
         done = 0
@@ -226,7 +274,7 @@ class _AsItIs:
         form, each = possible("U8")[0], archive.chunk_shape(plain, 0)[1]
         starts = range(0, plain.nbytes, max(each, 1))
         chunks = [encode_chunk(raw[None, start : start + each], form, effort) for start in starts]
-        writer.original({"suffix": self.suffix, "size": self.size, "sha256": digest}, form.text, chunks)
+        writer.original({**self.said, "sha256": digest}, form.text, chunks)
 
 
 def _sha256(file: InputFile, size: int) -> str:
@@ -274,7 +322,7 @@ def _archive(
 ) -> Iterator[tuple[str, Change]]:
     """Write the chunks of these tensors, and where they lie if the file is to come `as_it_is`; of each chunk its
     tensor's name, and how many zeros it has."""
-    bases = way.bases
+    bases = {one.spec.name: way.bases[one.spec.name] for one in stored if _is_as_in(way.bases, one)}
     forms = {one.spec.name: delta_form(one.spec.dtype) if one.spec.name in bases else _form(one) for one in stored}
 
     def tasks() -> Iterator[partial[_Coded]]:
@@ -289,6 +337,11 @@ def _archive(
     for done in in_order(executor, tasks(), window):
         writer.add(done.name, done.chunk, done.check)
         yield done.name, done.change
+
+
+def _is_as_in(bases: Mapping[str, StoredTensor], one: StoredTensor) -> bool:
+    base = bases.get(one.spec.name)
+    return base is not None and base.spec.shape == one.spec.shape
 
 
 def _form(stored: StoredTensor) -> Form:
@@ -327,6 +380,17 @@ def _chunk(stored: StoredTensor, base: StoredTensor | None, number: int, form: F
 
 def _read(stored: StoredTensor, offset: int, shape: tuple[int, int]) -> Array:
     """Bytes of a tensor from a place in it, as rows."""
+    if not stored.contiguous:
+        return _gathered(stored, offset, shape)
     data: Array = np.empty(shape, np.uint8)
     stored.file.read_into(data.reshape(-1).data, stored.placed.offset + offset)
     return data
+
+
+def _gathered(stored: StoredTensor, offset: int, shape: tuple[int, int]) -> Array:
+    """The same of a tensor that lies in another order: out of whole rows of it."""
+    _, columns = stored.spec.matrix
+    width, end = columns * DTYPES[stored.spec.dtype].bits // 8, offset + shape[0] * shape[1]
+    first = offset // width
+    rows = stored.read_rows(columns, first, -(-end // width), Workspace(), "rows")
+    return rows.reshape(-1).view(np.uint8)[offset - first * width : end - first * width].reshape(shape)

@@ -73,12 +73,14 @@ def _as_they_were(request: PlanRequest, jobs: Sequence[Job]) -> tuple[tuple[Outp
     source = request.checkpoint.source
     names, index = _names(request, jobs)
     files = []
-    for name, part in zip(names, source.files, strict=True):
+    offsets: list[dict[str, int]] = [{} for _ in names]
+    for title, tensor in request.checkpoint.tensors.items():
+        offsets[tensor.file][title] = tensor.whole.placed.offset
+    for name, part, own in zip(names, source.files, offsets, strict=True):
         assert isinstance(part.file, ArchivedFile)  # noqa: S101 - who made the checkpoint looked
         assert part.file.original is not None  # noqa: S101 - the same
-        offsets = {one.spec.name: one.offset for one in part.header.tensors}
         pieces = tuple(part.file.plain())
-        files.append(OutputFile(name, FileLayout(part.file.original.size, pieces, offsets, part.header.metadata)))
+        files.append(OutputFile(name, FileLayout(part.file.original.size, pieces, own, part.header.metadata)))
     return tuple(files), _texts(jobs, files, request.checkpoint, index) if request.container == "folder" else ()
 
 
@@ -90,6 +92,14 @@ def fingerprinted(file: OutputFile, fingerprint: str) -> OutputFile:
         if metadata == file.layout.metadata
         else replace(file, layout=safetensors.relabelled(file.layout, metadata))
     )
+
+
+def with_base(file: OutputFile, fingerprint: str) -> OutputFile:
+    """A safetensors file of a plan with what its base is known by in its header, if it has one."""
+    metadata = record.with_base(file.layout.metadata, fingerprint)
+    if metadata == file.layout.metadata:
+        return file
+    return replace(file, layout=safetensors.relabelled(file.layout, metadata))
 
 
 def _check_growth(stored: dialects.Stored, files: Sequence[OutputFile]) -> None:

@@ -14,13 +14,13 @@ from typing import Any
 
 from compressor.core.errors import InputError
 from compressor.core.text import printable, without_secrets
-from compressor.files.containers import READERS
 from compressor.files.input_file import InputFile
 from compressor.files.remote.packages import filesystem
 from compressor.files.remote.ranged import Ranged
 from compressor.files.remote.tree import RemoteTree
 from compressor.files.remote.trying import Passing, tried
 from compressor.files.remote.web import identity
+from compressor.files.suffixes import READERS
 from compressor.files.tree import Tree
 
 # What stores call the version of a file, the surest first

@@ -9,11 +9,11 @@ from urllib.parse import quote, unquote, urlsplit
 
 from compressor.core.errors import InputError
 from compressor.core.text import without_secrets
-from compressor.files.containers import READERS
 from compressor.files.folder import CONFIG, INDEX, SINGLE, TORCH_INDEX, TORCH_SINGLE
 from compressor.files.input_file import InputFile
 from compressor.files.remote.http import NotThere, Refused, WebFile
 from compressor.files.remote.ranged import Ranged
+from compressor.files.suffixes import READERS
 from compressor.files.tree import Entry
 
 # Files beside the weights that are looked for
