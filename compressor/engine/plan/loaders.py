@@ -101,7 +101,8 @@ def form_of(spec: TensorSpec, decoder: Decoder) -> str:
     high, wide = weights.get("block_structure") or (1, 1)
     words = [said["format"], f"{weights['type']}{weights['num_bits']}", weights["strategy"]]
     words += ["asymmetric"] if not weights["symmetric"] else []
-    words += ["uneven"] if rows % high or columns % wide else []
+    uneven = [axis for axis, left in (("rows", rows % high), ("columns", columns % wide)) if left]
+    words += ["uneven", *uneven] if uneven else []
     return " ".join(words)
 
 
