@@ -49,7 +49,7 @@ from compressor.workflows.survey import SurveyReport
 from compressor.workflows.written import WrittenReport
 
 Path = str | os.PathLike[str]
-_PATHS = ("mask", "scores", "teacher", "config", *FILES)
+_PATHS = ("mask", "scores", "teacher", "base", "config", *FILES)
 _LOSS_INPUT, _LOSS_GATES = ([one.name for one in fields(kind)] for kind in (LossInput, LossGates))
 _GATES = tuple(one.name for one in fields(Gates))
 _RANGES = {"min_sparsity": "from 0 to 1"}

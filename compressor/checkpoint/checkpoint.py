@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import lcm
 
 from compressor.architectures.groups import Coupled
 from compressor.architectures.roles import Role
@@ -29,13 +30,15 @@ from compressor.methods.parts import Part
 @dataclass(frozen=True)
 class Tensor:
     """A tensor of the input. `parts` by suffix, which its `encoder` decodes; without one there is one part, the
-    tensor itself."""
+    tensor itself. `base` is the tensor to whose numbers those that are decoded are added, where they are
+    differences."""
 
     spec: TensorSpec
     parts: Mapping[str, StoredTensor]
     file: int
     encoder: Decoder | None = None
     kept: bool = False  # whether its parts go into the output as they are, where nothing is done to it
+    base: Tensor | None = None
 
     @property
     def whole(self) -> StoredTensor:
@@ -55,7 +58,8 @@ class Tensor:
     @property
     def align(self) -> int:
         """Blocks of the tensor begin at multiples of this many rows."""
-        return 1 if self.encoder is None else max(part.every or 1 for part in self.encoder.parts(self.spec))
+        own = 1 if self.encoder is None else max(part.every or 1 for part in self.encoder.parts(self.spec))
+        return own if self.base is None else lcm(own, self.base.align)
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class Checkpoint:
     upright: frozenset[str] = frozenset()  # Conv1D weights that are [out, in] here and [in, out] in the file
     dropped: tuple[str, ...] = ()  # tensors of the source that mean nothing once its weights are numbers
     lossy: bool = False  # whether numbers here are what codes of the source stand for, by tensors of other names
+    base: Source | None = None  # the input that tensors here are differences from
 
     @property
     def path(self) -> str:

@@ -5,6 +5,7 @@ Key `compressor`, a JSON object:
     {"version": 1, "tool": "0.1.0",
      "plan": HEX, "source": {"sha256": HEX},                     the plan's fingerprint, the input's hash
      "stages": [{…}, …],                                         what was done, in order
+     "base": HEX,                                                only where tensors are differences from a base's
      "methods": [{"kind": "quantize", "scheme": "int", …}, …],   only where parts are stored; a sparse layout is
                                                                  {"kind": "store", "layout": …, "of": {…}}:
      "tensors": {NAME: [DTYPE, SHAPE, index into methods], …}}   the original tensors
@@ -30,17 +31,20 @@ from compressor.methods.registry import make_method, methods_of
 
 VERSION = 1
 NO_PLAN = "0" * 64  # as long as a fingerprint, which is of all offsets and so comes after the header's length
+_NO_BASE = "0" * 64  # likewise of the base, which a run reads
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """What a file says of itself: earlier stages, and the tensors it stores as parts with what reads these; the
-    fingerprint of the `plan` that made it ("" where nothing was done), and what its source is known by."""
+    fingerprint of the `plan` that made it ("" where nothing was done), and what its source is known by; and by what
+    the `base` is known that tensors are differences from ("" where none is; see `checkpoint/delta_base.py`)."""
 
     stages: tuple[Mapping[str, Any], ...] = ()
     tensors: tuple[tuple[TensorSpec, Decoder | Indexed], ...] = ()
     plan: str = ""
     made_of: Identity | None = None
+    base: str = ""
 
 
 def to_metadata(
@@ -57,6 +61,8 @@ def to_metadata(
     if source is not None:
         record |= {"plan": plan, "source": dict([source])}
     record |= {"stages": [dict(stage) for stage in stages], **more}
+    if any(decoder.on_base for _, decoder in stored):
+        record["base"] = _NO_BASE
     if stored:
         methods: list[dict[str, Any]] = []
         index: dict[Decoder, int] = {}
@@ -72,6 +78,12 @@ def to_metadata(
 def with_plan(metadata: Mapping[str, str], fingerprint: str) -> dict[str, str]:
     """A file's metadata whose record has this fingerprint where there was none yet."""
     before, after = (f'"plan":"{digits}"' for digits in (NO_PLAN, fingerprint))
+    return {key: text.replace(before, after, 1) if key == RECORD else text for key, text in metadata.items()}
+
+
+def with_base(metadata: Mapping[str, str], fingerprint: str) -> dict[str, str]:
+    """A file's metadata whose record says by what the base is known, where it has one."""
+    before, after = (f'"base":"{digits}"' for digits in (_NO_BASE, fingerprint))
     return {key: text.replace(before, after, 1) if key == RECORD else text for key, text in metadata.items()}
 
 
@@ -108,10 +120,10 @@ def _parse(record: dict[str, Any]) -> Record:
     stages = record.get("stages", [])
     if not all(isinstance(stage, dict) and isinstance(stage.get("kind"), str) for stage in stages):
         raise ValueError("stages")
-    plan, source = record.get("plan", ""), record.get("source", {})
-    if not all(isinstance(text, str) for text in (plan, *source, *source.values())) or len(source) > 1:
+    plan, source, base = record.get("plan", ""), record.get("source", {}), record.get("base", "")
+    if not all(isinstance(text, str) for text in (plan, base, *source, *source.values())) or len(source) > 1:
         raise ValueError("source")
-    return Record(tuple(stages), tuple(stored), plan, next(iter(source.items()), None))
+    return Record(tuple(stages), tuple(stored), plan, next(iter(source.items()), None), base)
 
 
 def _reader(scheme: Scheme, spec: TensorSpec) -> Decoder | Indexed:

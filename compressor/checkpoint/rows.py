@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compressor.checkpoint.checkpoint import Tensor
 from compressor.core.errors import InputError
-from compressor.core.floats import is_float, settle_counted, widen_counted
+from compressor.core.floats import add_base, is_float, settle_counted, widen_counted
 from compressor.core.tensor import DTYPES
 from compressor.core.workspace import Array, Workspace
 from compressor.files.source import StoredTensor
@@ -26,6 +26,7 @@ class Rows:
             if not tensor.seekable:
                 self.raw, self.first = self._raw(start, stop), start
             return
+        self.base = None if tensor.base is None else Rows(tensor.base, columns, start, stop, work, f"{key}.base")
         self.declared = tensor.encoder.parts(tensor.spec)
         rows = tensor.spec.size // max(columns, 1)
         self.read = {
@@ -64,12 +65,25 @@ class Rows:
         except InputError as error:
             error.file = error.file or next(iter(self.tensor.parts.values())).file.path
             raise
+        if self.tensor.encoder.on_base:
+            self._add_base(numbers, start, stop)
         if self.tensor.encoder.exact:
             return numbers
         # a loader gives numbers of the tensor's own dtype; so do we
         self.settled = work.array(f"{self.key}.settled", numbers.shape, DTYPES[spec.dtype].storage)
         numbers, self.counted = settle_counted(numbers, spec.dtype, self.settled, work, self.key)
         return numbers
+
+    def _add_base(self, numbers: Array, start: int, stop: int) -> None:
+        """Make numbers of differences. InputError where the base is not given."""
+        if self.base is None:
+            raise InputError(
+                "is a difference from a base, which is not given",
+                file=next(iter(self.tensor.parts.values())).file.path,
+                tensor=self.tensor.spec.name,
+                remedy="Give it: compressor restore DELTA --base BASE -o OUTPUT",
+            )
+        add_base(numbers, self.base.block(start, stop), self.tensor.spec.dtype)
 
 
 def check_computable(stored: StoredTensor) -> None:

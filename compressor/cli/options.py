@@ -246,8 +246,8 @@ store = click.option(
 store_distilled = click.option(
     "--store",
     type=click.Choice(["auto", "dense", "packed"]),
-    help="Of low-rank: dense, the product in the tensor's own shape; packed, the two factors, for `restore`. auto: "
-    "factors, dense for .npy.",
+    help="Of low-rank and delta: dense, the product or the sum with the base, in the tensor's own shape; packed, "
+    "the factors or differences, for `restore`. auto: packed, dense for .npy.",
 )
 stats = click.option(
     "--stats", metavar="FILE", help="What `compressor calibrate` found of the inputs. For methods that go by it."
@@ -278,7 +278,7 @@ coded_against = click.option(
     help="Code the input, as it is, against the checkpoint that it was trained from: an archive that takes it to "
     "`restore`.",
 )
-read_with_base = click.option("--base", metavar="PATH", help="The checkpoint that an update was coded against.")
+read_with_base = click.option("--base", metavar="PATH", help="The checkpoint that an update or a delta is against.")
 effort = click.option(
     "--effort",
     type=click.Choice(["fast", "small"]),

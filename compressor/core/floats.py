@@ -114,6 +114,14 @@ def settle_counted(
     return widen_counted(out, dtype, work, key)
 
 
+def add_base(numbers: Array, base: Array, dtype: str) -> None:
+    """Add the numbers of a base to differences from it, in place; what leaves the range of `dtype` is its largest
+    number."""
+    with np.errstate(over="ignore"):
+        np.add(numbers, base, out=numbers, casting="same_kind")
+    np.clip(numbers, -largest(dtype), largest(dtype), out=numbers)
+
+
 def _info(dtype: str) -> Any:
     if dtype in ("F32", "F64"):
         return np.finfo(DTYPES[dtype].compute)

@@ -171,6 +171,11 @@ class Decoder(ABC):
         return False
 
     @property
+    def on_base(self) -> bool:
+        """Whether `decode` gives differences, to which a base's numbers are added (`floats.add_base`)."""
+        return False
+
+    @property
     def numbers(self) -> bool:
         """Whether the one part is the tensor itself, in a float dtype that loaders take as it is."""
         return self.plain
@@ -343,6 +348,9 @@ class Method(ABC):
     elementwise: ClassVar[bool] = False
     keeps_zeros: ClassVar[bool] = True
     partners: ClassVar[tuple[str, ...]] = ()
+    partner_optional: ClassVar[bool] = (
+        False  # tensors that a partner lacks, or has in another shape, are left alone
+    )
     whole: ClassVar[bool] = False  # a block is a whole tensor
     alternatives: ClassVar[tuple[str, ...]] = ()  # options of which exactly one is given
     statistics: ClassVar[Literal["", "square", "gram"]] = ""  # of a layer's inputs: none, its vectors, its gram too
@@ -399,6 +407,15 @@ class Method(ABC):
     def named_layout(self) -> str:
         """The stored layout that the options name; "" where they leave it open, or know none."""
         return ""
+
+    @property
+    def partner_path(self) -> str | None:
+        """The path of the partner, where an option names it and not the stage."""
+        return None
+
+    def without_path(self) -> Self:
+        """This method without the path of its partner, which is no part of what is done."""
+        return self
 
     @property
     def rounds(self) -> int:

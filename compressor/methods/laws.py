@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressor.core.errors import CompressorError, InputError, UsageError
-from compressor.core.floats import largest, narrow, smallest, widen
+from compressor.core.floats import add_base, largest, narrow, smallest, widen
 from compressor.core.layer_inputs import Layer
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Workspace
@@ -179,6 +179,7 @@ class Outcome:
     restored: Array
     settled: Array
     may_refuse: bool = False
+    base: Array | None = None
 
 
 def align_of(method: Method, spec: TensorSpec) -> int:
@@ -315,7 +316,7 @@ def run(method: Method, spec: TensorSpec, raw: Array, **how: Unpack[How]) -> Out
             treatment.apply(block, out)
         restored[rows] = out
     settled = numbers(store(restored, spec.dtype), spec.dtype)
-    return Outcome(method, treatment, parts, restored, settled)
+    return Outcome(method, treatment, parts, restored, settled, base=next(iter(partners.values()), None))
 
 
 def fresh(part: Part, garbage: int) -> Array:
@@ -353,6 +354,9 @@ def decode(outcome: Outcome, spec: TensorSpec, size: int = 1 << 30) -> Array:
     for start, stop in cut(rows, size, align_of(outcome.asked, spec)):
         out = np.full((stop - start, columns), np.nan, found.dtype)
         decoder.decode(views_of(decoder, spec, parts, slice(start, stop)), spec, out, start, work)
+        if decoder.on_base:
+            assert outcome.base is not None
+            add_base(out, outcome.base[start:stop], spec.dtype)
         found[start:stop] = out
     return found
 

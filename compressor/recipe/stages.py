@@ -89,6 +89,12 @@ def make_stage(
         method = with_scores(method, where)
         made, stats = tuple((glob, with_scores(rule, where)) for glob, rule in made), scores
     teacher = says.get("teacher") if mask is None else mask
+    if method.partner_path is not None:
+        if teacher is not None:
+            role = method.partners[0]
+            raise UsageError(f"{where}{SELECTOR[verb]} {method.id} takes no teacher beside its {role}")
+        teacher, method = method.partner_path, method.without_path()
+        made = tuple((glob, rule.without_path()) for glob, rule in made)
     _check_partner(method, teacher, "teacher" if mask is None else "mask", where)
     store, fallback = _stored(method, says.get("store"), where), says.get("fallback") or False
     if fallback and verb != "quantize":
@@ -235,6 +241,8 @@ def _teacher(
     if verb != "distill":
         return None
     method = make_method(verb, options, text=text, where=where)
+    if method.partner_path is not None:
+        return None
     adapts = isinstance(method, Scheme) and method.adapter
     return (teacher or ("" if adapts else None)) if method.partners else None
 

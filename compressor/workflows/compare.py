@@ -11,6 +11,7 @@ from typing import Any
 
 from compressor.calibration.loss import ModelLoss
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor, open_checkpoint
+from compressor.checkpoint.delta_base import has_base, open_with_base
 from compressor.checkpoint.experts import split_like
 from compressor.checkpoint.finite import blocks_of
 from compressor.core import kernels
@@ -86,11 +87,11 @@ class Sides:
         """Both; a base that neither is coded against is B's, which then refuses it."""
         if self.base is None:
             return open_checkpoint(self.a), open_checkpoint(self.b)
-        from compressor.files.opening import open_source
-
-        coded = [any(part.file.base for part in open_source(path).files) for path in (self.a, self.b)]
-        bases = [os.fspath(self.base) if has else None for has in (coded[0], coded[1] or not coded[0])]
-        return open_checkpoint(self.a, base=bases[0]), open_checkpoint(self.b, base=bases[1])
+        base, left, right = os.fspath(self.base), open_checkpoint(self.a), open_checkpoint(self.b)
+        first, second = has_base(left), has_base(right)
+        if first:
+            left = open_with_base(self.a, base)
+        return left, open_with_base(self.b, base) if second or not first else right
 
 
 def compare(

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from compressor.checkpoint.checkpoint import Checkpoint, Tensor, open_as_stored, open_checkpoint
+from compressor.checkpoint.delta_base import open_with_base
 from compressor.checkpoint.finite import blocks_of
 from compressor.core.errors import UnreadCodes
 from compressor.core.lazy import np
@@ -44,7 +45,7 @@ def inspect(
     `coding` what an archive's streams take (InputError where it is none); `base` is what an archive is coded
     against, without which headers are read all the same."""
     try:
-        checkpoint = open_checkpoint(path, base=None if base is None else os.fspath(base))
+        checkpoint = open_checkpoint(path) if base is None else open_with_base(path, os.fspath(base))
     except UnreadCodes as error:  # what lies there can be shown all the same
         checkpoint = replace(open_as_stored(path), compression=error.reason)
     tensors = list(checkpoint.tensors.values())
@@ -71,7 +72,7 @@ def inspect(
         os.fspath(path),
         source.kind,
         source.nbytes,
-        checkpoint.compression or _based(checkpoint),
+        ", ".join(filter(None, (checkpoint.compression, _based(checkpoint)))),
         tuple(zip(tensors, moments if stats else [None] * len(tensors), strict=True)),
         metadata,
         dict(source.left),
@@ -82,6 +83,7 @@ def inspect(
 def _based(checkpoint: Checkpoint) -> str:
     """By what the bases are known that files of it are coded against, "" where none is."""
     known = {part.file.base: None for part in checkpoint.source.files if part.file.base}
+    known |= {record.base: None for record in checkpoint.records if record.base}
     return f"coded against the base {', '.join(known)}" if known else ""
 
 

@@ -21,6 +21,7 @@ from compressor.calibration.opening import files_of as statistics_files_of
 from compressor.calibration.opening import open_all
 from compressor.calibration.statistics import Statistics
 from compressor.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from compressor.checkpoint.delta_base import fingerprint_of, open_with_base
 from compressor.checkpoint.experts import split_experts
 from compressor.checkpoint.joined_experts import join_experts
 from compressor.checkpoint.prefixes import strip_prefix
@@ -211,8 +212,11 @@ def checked(order: Order) -> Order:
 
 def open_input(source: str, options: RunOptions) -> Checkpoint:
     """The input of a run, under the names and of the part of it that the options say."""
-    base = None if options.store == "archive" else options.base
-    checkpoint = strip_prefix(open_checkpoint(source, options.component, base=base), options.strip_prefix)
+    if options.base is None or options.store == "archive":
+        checkpoint = open_checkpoint(source, options.component)
+    else:
+        checkpoint = open_with_base(source, options.base, options.component)
+    checkpoint = strip_prefix(checkpoint, options.strip_prefix)
     if options.fold_weight_norm or any(name.endswith(("_v", ".original1")) for name in checkpoint.tensors):
         from compressor.checkpoint.weight_norm import fold_weight_norm
 
@@ -298,7 +302,7 @@ def _as_it_was(checkpoint: Checkpoint, container: Container, order: Order) -> tu
     asked of them, for these very files."""
     options, found = order.options, None
     asked = options.strip_prefix, options.max_shard_size, order.only, options.component or None, options.loader
-    asked_for = options.fold_weight_norm or any(one is not None for one in asked)
+    asked_for = options.fold_weight_norm or any(one is not None for one in (*asked, checkpoint.base))
     if not asked_for and all(part.file.stands_for for part in checkpoint.source.files):
         from compressor.engine.execution.archive import as_it_was
 
@@ -605,7 +609,7 @@ def write(planned: Planned) -> Report:
     importlib.import_module("numpy")  # if that cannot be, then before anything is written
     opened, request = planned.opened, planned.request
     order, checkpoint = opened.order, request.checkpoint
-    plan = with_fingerprint(planned.plan, request)
+    plan = _on_base(with_fingerprint(planned.plan, request), request)
     if order.options.part is not None:
         return _write_part(planned, plan, share_of(order.options.part, whole=opened.archived))
     for file in plan.files[1:]:  # of a split .gguf
@@ -642,6 +646,24 @@ def write(planned: Planned) -> Report:
         sink.discard()
         raise
     return report
+
+
+def _on_base(plan: Plan, request: PlanRequest) -> Plan:
+    """The plan with what the base is known by in its headers, where tensors are stored as differences from one."""
+    differences = [job for job in plan.jobs if job.encoder is not None and job.encoder.on_base]
+    if not differences:
+        return plan
+    from compressor.engine.plan.output_files import with_base
+
+    first = len(request.recipe.cuts)
+    under = {}
+    for job in differences:
+        step = job.steps[-1]
+        teacher = request.recipe.stages[step.stage - first].teacher
+        (name,) = step.partners.values()
+        under[job.spec.name] = request.teachers[teacher or ""].tensors[name]
+    fingerprint = fingerprint_of(under)
+    return replace(plan, files=tuple(with_base(file, fingerprint) for file in plan.files))
 
 
 def _place(output: str, plan: Plan) -> str:
@@ -844,8 +866,9 @@ def _check_unchanged(request: PlanRequest) -> None:
     """InputError where anything that was read was changed meanwhile."""
     for statistics in request.statistics.values():
         statistics.file.check_unchanged()
-    for read in (request.checkpoint, *request.teachers.values()):
-        read.source.check_unchanged()
+    bases = [] if request.checkpoint.base is None else [request.checkpoint.base]
+    for source in (*(one.source for one in (request.checkpoint, *request.teachers.values())), *bases):
+        source.check_unchanged()
 
 
 def _surveying(options: RunOptions) -> Callable[[int, int], None]:

@@ -46,6 +46,7 @@ OLD = HERE / "0.1.0"  # files of names below as older versions wrote them: only 
 # OpenBLAS's name for the processor that the files of methods with `linear_algebra` were written on.
 PROCESSOR = "SkylakeX"
 TYPES = HERE / "ggml-types.gguf"  # only read
+TEACHER = HERE / "input-teacher.safetensors"  # and the base of differences
 STATS = {"stats": HERE / "input-stats.safetensors"}
 # Name of the output: verb, input, options.
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -123,6 +124,9 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "distill-low-rank-stats-bf16.safetensors": ("distill", "BF16", {"method": "low-rank", "rank": 2, **STATS}),
     "distill-residual-bf16.safetensors": ("distill", "BF16", {"method": "residual", "rank": 2}),
     "distill-residual-error-f32.safetensors": ("distill", "F32", {"method": "residual", "error": 0.4}),
+    "distill-delta-f32.safetensors": ("distill", "F32", {"method": "delta"}),
+    "distill-delta-2-bf16.safetensors": ("distill", "BF16", {"method": "delta", "bits": 2}),
+    "distill-delta-2-fp8.safetensors": ("distill", "F8_E4M3", {"method": "delta", "form": "sign", "bits": 2}),
     "distill-refit-f32.safetensors": ("distill", "F32", {"method": "refit", **STATS}),
     "distill-depth-f32.safetensors": ("distill", "CHAIN-F32", {"method": "depth", "layers": "0,2"}),
     "distill-subclone-bf16.safetensors": ("distill", "CHAIN-BF16", {"method": "subclone", "widths": "6,4,5,3"}),
@@ -239,7 +243,7 @@ def produce(name: str, folder: Path) -> Path:
     """Make a case's output in a folder. The caller has put VERSION in the version's place."""
     verb, dtype, options = CASES[name]
     taught = verb == "distill" and not dtype.startswith("CHAIN") and options["method"] != "low-rank"
-    more = {"teacher": HERE / "input-teacher.safetensors"} if taught else {}
+    more = {"base" if "-delta-" in name else "teacher": TEACHER} if taught else {}
     source = HERE / ("input-f32.npy" if name.endswith((".npy", ".npz")) else f"input-{dtype.lower()}.safetensors")
     if "save_mask" in options:  # the case is the mask, and not what is pruned
         with TemporaryDirectory() as other:
@@ -290,7 +294,7 @@ def needs_linear_algebra(name: str) -> bool:
 
 def restore(path: Path, folder: Path) -> np.ndarray:
     """The values that an output comes back as, float64; those of several tensors below one another."""
-    api.restore(path, folder / "restored.safetensors")
+    api.restore(path, folder / "restored.safetensors", base=TEACHER if "-delta-" in path.name else None)
     found = []
     for _, (dtype, shape, data) in sorted(archives.read(folder / "restored.safetensors").items()):
         raw = np.frombuffer(data, np.dtype(store(0, dtype).dtype)).reshape(shape)

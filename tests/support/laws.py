@@ -92,6 +92,7 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
         {"energy": 0.5, "svd": "randomized"},
         {"error": 0.1, "informed": True},
     ),
+    ("distill", "delta"): ({}, {"form": "sign"}, {"form": "sign", "bits": 2}, {"form": "base"}),
     ("distill", "refit"): (
         {},
         {"damp": 0.1},

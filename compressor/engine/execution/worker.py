@@ -19,7 +19,7 @@ from compressor.checkpoint.joined_experts import JoinedExperts
 from compressor.checkpoint.rows import Rows
 from compressor.core import kernels
 from compressor.core.errors import InputError
-from compressor.core.floats import narrow_exact, settle, widen
+from compressor.core.floats import add_base, narrow_exact, settle, widen
 from compressor.core.histogram import Histogram, histogram
 from compressor.core.layer_inputs import Layer
 from compressor.core.lazy import np
@@ -399,6 +399,9 @@ def _decoded(job: Job, encoder: Encoder, block: _Read, views: Mapping[str, Array
             views[part.suffix][...] = np.reshape(part.value, views[part.suffix].shape)
     out: Array = block.work.array("run.seen", block.values.shape, block.values.dtype.str)
     encoder.decoder.decode(views, job.spec, out, block.start, block.work)
+    if encoder.decoder.on_base:
+        (base,) = block.partners[job.steps[-1].stage].values()
+        add_base(out, base, job.spec.dtype)
     return out
 
 

@@ -129,7 +129,8 @@ def _unpaired(request: PlanRequest) -> Iterator[str]:
     """What a student has and its teacher has not, of what is left alone; else it would be an error."""
     student = request.checkpoint.tensors
     for stage in request.recipe.stages:
-        if stage.teacher is None or stage.method.verb != "distill" or len(student) == 1:
+        taught = stage.teacher is not None and stage.method.verb == "distill" and not stage.method.partner_optional
+        if stage.teacher is None or not taught or len(student) == 1:
             continue
         shapes = {name: tensor.spec.shape for name, tensor in request.teachers[stage.teacher].tensors.items()}
         alone = [
@@ -150,6 +151,7 @@ def _idle(jobs: Sequence[Job], recipe: Recipe, checkpoint: Checkpoint) -> Iterat
         those = "what the cut left" if checkpoint.cuts else "those of the input"
         yield f"no tensor was selected: the output's tensors are {those}"
     changed = recipe.stages or recipe.training or checkpoint.compression or checkpoint.cuts or checkpoint.stored
+    changed = changed or any(part.file.stands_for for part in checkpoint.source.files)  # an archive is decoded
     if not changed and checkpoint.tensors.keys() <= checkpoint.source.tensors.keys():  # none is folded or joined
         yield "it stores no codes: the output's tensors are those of the input"
 

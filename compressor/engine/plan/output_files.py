@@ -94,6 +94,14 @@ def fingerprinted(file: OutputFile, fingerprint: str) -> OutputFile:
     )
 
 
+def with_base(file: OutputFile, fingerprint: str) -> OutputFile:
+    """A safetensors file of a plan with what its base is known by in its header, if it has one."""
+    metadata = record.with_base(file.layout.metadata, fingerprint)
+    if metadata == file.layout.metadata:
+        return file
+    return replace(file, layout=safetensors.relabelled(file.layout, metadata))
+
+
 def _check_growth(stored: dialects.Stored, files: Sequence[OutputFile]) -> None:
     """OutputError where the parts would stand for more than readers believe that a file can."""
     most = growth.most(sum(file.layout.size for file in files))

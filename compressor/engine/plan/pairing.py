@@ -9,7 +9,7 @@ from dataclasses import replace
 from compressor.architectures.conv1d import is_conv1d
 from compressor.calibration.fingerprint import fingerprint
 from compressor.calibration.statistics import Statistics
-from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint, Tensor
 from compressor.core.errors import InputError
 from compressor.core.tensor import TensorSpec
 from compressor.core.tensor_names import layer_of, weight_of
@@ -96,9 +96,7 @@ def layer_for(
 def partner_for(spec: TensorSpec, student: Checkpoint, teacher: Checkpoint, role: str) -> str:
     """The tensor of the same name and shape of the teacher, or whatever its `role`; two inputs of one tensor pair
     whatever they call it."""
-    partner = teacher.tensors.get(spec.name)
-    if partner is None and len(student.tensors) == len(teacher.tensors) == 1:
-        partner = next(iter(teacher.tensors.values()))
+    partner = _called_alike(spec, student, teacher)
     if partner is None:
         raise InputError(
             f"the {role} {teacher.path} has no tensor of that name",
@@ -116,6 +114,35 @@ def partner_for(spec: TensorSpec, student: Checkpoint, teacher: Checkpoint, role
     if not partner.spec.is_float:
         raise InputError(f"the {role}'s is {partner.spec.dtype}, not a float", file=teacher.path, tensor=spec.name)
     return partner.spec.name
+
+
+def _called_alike(spec: TensorSpec, student: Checkpoint, teacher: Checkpoint) -> Tensor | None:
+    partner = teacher.tensors.get(spec.name)
+    if partner is None and len(student.tensors) == len(teacher.tensors) == 1:
+        partner = next(iter(teacher.tensors.values()))
+    return partner
+
+
+def has_partner(spec: TensorSpec, student: Checkpoint, teacher: Checkpoint) -> bool:
+    """Whether a tensor has a partner there, of the same shape and of floats."""
+    partner = _called_alike(spec, student, teacher)
+    return partner is not None and partner.spec.shape == spec.shape and partner.spec.is_float
+
+
+def check_partners(stages: Iterable[Stage], student: Checkpoint, teachers: Mapping[str, Checkpoint]) -> None:
+    """InputError where partners may lack tensors, and one lacks all of those that are to be treated."""
+    for stage in stages:
+        if stage.teacher is None or not stage.method.partner_optional:
+            continue
+        teacher, role = teachers[stage.teacher], stage.method.partners[0]
+        wanted = [tensor.spec for tensor in student.tensors.values() if stage.leaves(tensor.spec) is None]
+        if wanted and not any(has_partner(spec, student, teacher) for spec in wanted):
+            raise InputError(
+                f"has no floats of the name and shape of any tensor of the input's that is to be coded against the "
+                f"{role}",
+                file=teacher.path,
+                remedy="Name the checkpoint that the input was trained from",
+            )
 
 
 def bias_left_alone(spec: TensorSpec, stage: Stage, checkpoint: Checkpoint) -> LeftAlone | None:

@@ -19,7 +19,7 @@ from compressor.engine.plan.fused import agreed, check_fused
 from compressor.engine.plan.loaders import check_loader, check_matrix, left_dense
 from compressor.engine.plan.notes import is_language_model, plan_notes
 from compressor.engine.plan.output_files import carried_over, fingerprinted, lay_out
-from compressor.engine.plan.pairing import bias_left_alone, informed, partner_for
+from compressor.engine.plan.pairing import bias_left_alone, check_partners, has_partner, informed, partner_for
 from compressor.engine.plan.patterns import check_patterns
 from compressor.engine.plan.plan import Job, Plan, Step, dense_part, short_name
 from compressor.engine.plan.request import PlanRequest
@@ -60,6 +60,7 @@ def make_plan(request: PlanRequest) -> Plan:
     if not request.allow_unmatched:
         raise_all(check_patterns(recipe.stages, len(recipe.cuts), request.specs))
     jobs = _jobs(request)
+    check_partners(request.recipe.stages, request.checkpoint, request.teachers)
     without: tuple[str, ...] = ()
     if makes_adapter(recipe.stages):
         jobs, without = with_adapters(jobs, checkpoint)
@@ -287,8 +288,10 @@ def _step(tensor: Tensor, number: int, stage: Stage, request: PlanRequest, *, ch
         return LeftAlone(skip.reason)
     partners = {}
     if stage.teacher is not None:
-        role = method.partners[0]
-        partners[role] = partner_for(spec, request.checkpoint, request.teachers[stage.teacher], role)
+        role, teacher = method.partners[0], request.teachers[stage.teacher]
+        if method.partner_optional and not has_partner(spec, request.checkpoint, teacher):
+            return LeftAlone(f"the {role} has no floats of that name and shape")
+        partners[role] = partner_for(spec, request.checkpoint, teacher, role)
     if not isinstance(method, Scheme) or method.numbers_only:
         return Step(number, method, partners, instead=method.partial_treatment(spec))
     store = _DEFAULT_STORE[container] if stage.store == "auto" else stage.store
