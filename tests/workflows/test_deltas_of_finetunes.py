@@ -257,7 +257,7 @@ def not_finite(tensors: dict[str, Any], record: dict[str, Any]) -> None:
         (said(tensors={"layers.0.weight": ["BF16", [24, 41], 0]}), "belongs"),
         (of_method(bits=3), "metadata cannot be used"),
         (of_method(form="auto"), "metadata cannot be used"),
-        (of_method(form="mixed", bits=None, ranks="9,9,9,9"), "metadata cannot be used"),
+        (of_method(form="mixed", bits=None, ranks="9,9,9"), "metadata cannot be used"),
         (of_method(form="mixed", bits=None, ranks="1,1,1,1"), "is missing"),
         (not_finite, "NaN or infinite values"),
     ],

@@ -34,7 +34,7 @@ from compressor.core.errors import UsageError
 from compressor.core.lazy import np
 from compressor.core.metrics import dot, relative
 from compressor.core.tensor import DTYPES, TensorSpec
-from compressor.methods.contract import Block, ByTensor, Encoder, Method, Prepared, Scheme, Skip, Survey
+from compressor.methods.contract import Block, ByTensor, Encoder, Method, Prepared, Scheme, Survey
 from compressor.methods.distill._delta_mixed import WIDTHS, Ranks, RoundingVectors, VectorCodes, ranks_for
 from compressor.methods.distill._delta_signs import SignBits, Signing
 from compressor.methods.distill._differences import BASE, Difference, Differing, Leaving, Unchanged, difference
@@ -58,7 +58,7 @@ class Delta(Scheme):
         None, help="bits of a difference, 1 or 2, of mixed any number; unset: 1", low=0, high=8, open_low=True
     )
     ranks: str | None = option(
-        None, help="singular vectors of 8, 4, 3 and 2 bits, such as 2,6,20,60; unset: the best for the bits"
+        None, help="singular vectors of 8, 4, 3 and 2 bits, such as 2,6,20,60; unset: the best of so many bits"
     )
     svd: Literal["auto", "exact", "randomized"] = option("auto", help="how singular vectors are found")
     seed: int = option(0, help="of what randomised ones begin with", low=0, high=2**63)
@@ -111,25 +111,17 @@ class Delta(Scheme):
         short, item = min(spec.matrix), int(DTYPES[spec.dtype].compute[-1])
         return 2 * spec.nbytes + spec.size * 5 * item + 8 * (6 * short * short + 4 * sum(spec.matrix) * short)
 
-    def skip(self, spec: TensorSpec) -> Skip | None:
-        if self.ranks is not None and sum(self._counts) > min(spec.matrix):
-            return Skip(f"has no {sum(self._counts)} singular vectors")
-        return None
-
-    def check(self, spec: TensorSpec) -> None:
-        """Any matrix has signs; `skip` says which have too few singular vectors."""
-
-    @property
-    def _counts(self) -> tuple[int, ...]:
-        return tuple(map(int, (self.ranks or "0,0,0,1").split(",")))
+    def _fitting(self, spec: TensorSpec) -> Ranks:
+        """The ranks that are named, as far as the tensor has so many pairs of vectors."""
+        left, found = min(spec.matrix), []
+        for count in map(int, (self.ranks or "0,0,0,1").split(",")):
+            found.append(min(count, left))
+            left -= found[-1]
+        eight, four, three, two = found
+        return eight, four, three, two
 
     def decoder_for(self, spec: TensorSpec) -> Difference | None:
-        if self.counted:
-            return None
-        found = self.encoder_for(spec).decoder
-        if isinstance(found, VectorCodes) and sum(found.ranks) > min(spec.matrix):
-            raise UsageError(f"it has no {sum(found.ranks)} singular vectors", tensor=spec.name)
-        return found
+        return None if self.counted else self.encoder_for(spec).decoder
 
     def prepare(self, specs: Sequence[TensorSpec]) -> Prepared:
         return Changes(self) if self.counted else self.encoder_for(specs[0])
@@ -139,8 +131,7 @@ class Delta(Scheme):
         if self.form == "base":
             return Leaving(Unchanged(self, note))
         if self.form == "mixed":
-            eight, four, three, two = self._counts
-            found = VectorCodes(self, note, (eight, four, three, two))
+            found = VectorCodes(self, note, self._fitting(spec))
             return RoundingVectors(found, seed_of(self.svd, self.seed, spec, sum(found.ranks)))
         bits = int(self.bits or 1)
         return Signing(SignBits(replace(self, bits=bits), note, bits))
