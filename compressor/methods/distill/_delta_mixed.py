@@ -41,14 +41,16 @@ def ranks_for(values: Array, spec: TensorSpec, bits: float) -> Ranks:
     weight: at least one pair of two bits."""
     rows, columns = spec.matrix
     squares = np.square(values / (float(values[0]) or 1.0)) if values.size else np.zeros(0)
-    gains, costs, before = [], [], (0, 0.0)
-    for width in reversed(WIDTHS):  # what a pair gains by more bits falls with each step
+    gains: list[Array] = []
+    costs, before = [], (0, 0.0)
+    for width in reversed(WIDTHS):  # what a pair gains by more bits falls with each step, but in small matrices
         kept, cost = (1 - _LOST[width]) ** 2, (rows + columns) * width + _FIXED
-        gains.append(squares * ((kept - before[1]) / (cost - before[0])))
+        gain = squares * ((kept - before[1]) / (cost - before[0]))
+        gains.append(np.minimum(gain, gains[-1]) if gains else gain)  # none before those that it builds on
         costs.append(cost - before[0])
         before = cost, kept
-    gain, owner = np.concatenate(gains), np.repeat(np.arange(len(WIDTHS)), len(squares))
-    order = np.argsort(-gain, kind="stable")[: int(np.count_nonzero(gain))]
+    every, owner = np.concatenate(gains), np.repeat(np.arange(len(WIDTHS)), len(squares))
+    order = np.argsort(-every, kind="stable")[: int(np.count_nonzero(every))]
     within = np.cumsum(np.array(costs)[owner[order]]) <= bits * spec.size
     two, three, four, eight = np.bincount(owner[order][within], minlength=len(WIDTHS)).tolist()
     return (eight, four - eight, three - four, two - three) if two else (0, 0, 0, 1)

@@ -161,8 +161,14 @@ def test_options_that_contradict_each_other() -> None:
 def test_a_tensor_takes_as_many_vectors_as_it_has() -> None:
     parts = {part.suffix: part.shape for part in _decoder("4,3,9,9", (8, 8)).parts(TensorSpec("w", "F32", (8, 8)))}
     assert parts == {
-        **{".left_steps": (8,), ".right_steps": (8,), ".left8": (8, 4), ".right8": (4, 8)},
-        **{".left4": (8, 2), ".right4": (3, 4), ".left3": (8, 1), ".right3": (1, 3)},
+        ".left_steps": (8,),
+        ".right_steps": (8,),
+        ".left8": (8, 4),
+        ".right8": (4, 8),
+        ".left4": (8, 2),
+        ".right4": (3, 4),
+        ".left3": (8, 1),
+        ".right3": (1, 3),
     }
 
 
