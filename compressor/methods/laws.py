@@ -374,12 +374,11 @@ def law_decoding_gives_what_encoding_promised(whole: Outcome, spec: TensorSpec, 
     if isinstance(whole.treatment, Encoder):
         assert same_bits(decode(whole, spec), whole.restored)
         assert same_bits(decode(whole, spec, portions(spec.matrix[0])[0]), whole.restored)
-        unstored = run(whole.asked, spec, raw, store_parts=False)
-        assert same_bits(unstored.restored, whole.restored)
 
 
 def law_cuts_and_what_memory_held_do_not_matter(whole: Outcome, spec: TensorSpec, raw: Array) -> None:
-    for size in portions(spec.matrix[0]):
+    small, large = portions(spec.matrix[0])
+    for size in (small,) if spec.matrix[0] <= small else (small, large):
         pieces = run(whole.asked, spec, raw, size=size, garbage=0x5A)
         assert same_bits(pieces.restored, whole.restored)
         for suffix, content in (whole.parts or {}).items():
@@ -390,7 +389,7 @@ def law_cuts_and_what_memory_held_do_not_matter(whole: Outcome, spec: TensorSpec
 
 
 def law_the_same_again_gives_the_same(whole: Outcome, spec: TensorSpec, raw: Array) -> None:
-    again = run(whole.asked, spec, raw)
+    again = run(whole.asked, spec, raw, store_parts=False)  # nor does it matter whether parts are stored
     assert again.treatment == whole.treatment
     assert same_bits(again.restored, whole.restored)
 
