@@ -73,6 +73,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "BF16",
         {"method": "sparsegpt", "pattern": "2:4", **STATS},
     ),
+    "prune-alps-f32.safetensors": ("prune", "F32", {"method": "alps", "sparsity": 0.7, **STATS}),
     "prune-magnitude-scores-f16.safetensors": (
         "prune",
         "F16",

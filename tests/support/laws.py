@@ -72,6 +72,7 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
     ("prune", "layer-adaptive"): ({"sparsity": 0.6}, {"sparsity": 0.9, "min_keep": 0.1}),
     ("prune", "random"): ({"sparsity": 0.5}, {"sparsity": 0.3, "seed": 7, "respect_zeros": True}),
     ("prune", "wanda"): ({"sparsity": 0.0}, {"sparsity": 0.5}, {"pattern": "2:4"}, {"pattern": "5:20"}),
+    ("prune", "alps"): ({"sparsity": 0.0}, {"sparsity": 0.7}, {"pattern": "2:4"}, {"pattern": "5:20"}),
     ("prune", "sparsegpt"): ({"sparsity": 0.0}, {"sparsity": 0.5}, {"pattern": "2:4"}, {"pattern": "5:20"}),
     ("prune", "nm"): ({"pattern": "2:4"}, {"pattern": "1:3"}, {"pattern": "5:20"}),
     ("distill", "blend"): ({"alpha": 0.0}, {"alpha": 0.3}, {"alpha": 1.0}),
