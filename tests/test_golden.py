@@ -104,6 +104,10 @@ def test_golden_bytes_come_back_as_they_did(name: str, tmp_path: Path) -> None:
 def test_what_0_1_0_wrote_otherwise_comes_back_as_it_did(path: Path, tmp_path: Path) -> None:
     found = SCRIPT.restore(path, tmp_path)
     assert found.tobytes() == np.load(path.with_suffix(".restored.npy")).tobytes()
+    if path.name.startswith("quantize-int-"):  # whose scales of float32 weights had 32 bits
+        newer = np.load(GOLDEN / f"{path.stem}.restored.npy")
+        assert np.linalg.norm(found - newer) <= 0.1 * np.linalg.norm(newer)
+        return
     # whose steps are others where an archive takes other bits
     if not path.name.startswith(("quantize-uniform-", "quantize-trellis-")):
         assert close(found, np.load(GOLDEN / f"{path.stem}.restored.npy"))

@@ -217,6 +217,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     },
     "quantize-nf4-absmax-f16.safetensors": ("quantize", "F16", {"scheme": "nf4", "method": "absmax"}),
     "quantize-nf4-search-f32.safetensors": ("quantize", "F32", {"scheme": "nf4", "group_size": 32}),
+    "quantize-nf4-signed-f32.safetensors": ("quantize", "F32", {"scheme": "nf4", "signed_scales": True}),
     "quantize-nf4-double-bf16.safetensors": ("quantize", "BF16", {"scheme": "nf4", "double_quant": True}),
     "quantize-int-mlx-4-bf16.safetensors": _ints(4, "WIDE-BF16", group_size=32, layout="mlx"),
     "quantize-int-mlx-6-f16.safetensors": _ints(6, "WIDE-F16", group_size=64, layout="mlx"),

@@ -190,6 +190,8 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
         {"group_size": 32, "method": "gptq"},
         {"group_size": 32, "method": "gptq", "act_order": True},
         {"group_size": 32, "method": "gptq", "double_quant": True},
+        {"group_size": 32, "signed_scales": True},
+        {"group_size": 32, "signed_scales": True, "method": "gptq"},
     ),
     ("quantize", "fp8"): tuple(
         {"element": element, "granularity": grain, "method": method}
