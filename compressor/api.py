@@ -79,9 +79,10 @@ def prune(source: Path, output: Path, **keywords: Unpack[words.PruneKeywords]) -
     """Make weights exactly zero, or cut structures out of the model.
 
     `sparsity=0.8` (a share of each tensor's weights from 0 to 1; `scope="global"`: of all of them together) or
-    `threshold=0.01` (in units of the weights) by magnitude; `method="wanda"`, `"sparsegpt"` with `stats=PATH`, or
-    `scores=PATH`, by inputs; `mask=PATH` where another checkpoint is zero. `structure="neurons", fraction=0.25`
-    cuts rows and columns out, so that shapes change. `include`, `exclude` and `rules` choose tensors by glob;
+    `threshold=0.01` (in units of the weights) by magnitude; `method="wanda"`, `"sparsegpt"`, `"alps"` with
+    `stats=PATH`, or `scores=PATH`, by inputs; `mask=PATH` where another checkpoint is zero.
+    `structure="neurons", fraction=0.25` cuts rows and columns out, so that shapes change. `include`, `exclude` and
+    `rules` choose tensors by glob;
     those of a method that are not named in it are matrices of shape [out, in, ...], rows being outputs.
 
     Raises UsageError, InputError, OutputError, and GateFailed (with its `report`) where a gate does not hold;

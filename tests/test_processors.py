@@ -109,6 +109,7 @@ FREE = {
     "networks",  # trainings
     "core/layer_inputs.py",  # grams
     "methods/distill",  # but for those in STRICT
+    "methods/prune/alps.py",
     "methods/numerics/hessian.py",
     "methods/numerics/masked_least_squares.py",
     "methods/numerics/svd.py",

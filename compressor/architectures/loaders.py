@@ -16,14 +16,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Literal
 
 from compressor.architectures.conv1d import is_conv1d
 from compressor.architectures.decoder_layers import KNOWN_LIST
 from compressor.architectures.fused_layers import experts_module
 from compressor.architectures.heads import is_head
-from compressor.architectures.model_types import model_types
-from compressor.architectures.roles import Role, is_embedding, role_of
+from compressor.architectures.model_types import each_model_type, model_types
+from compressor.architectures.roles import Role, is_embedding, role_of, without_numbers
 
 Loader = Literal["vllm", "transformers", "mlx", "llama.cpp"]
 
@@ -527,6 +528,12 @@ _VLLM = (
             (".* block.*", "--granularity channel"),
         )
     ),
+    Limit(
+        "pack-quantized int[23567] .*",
+        "has kernels for these widths on CUDA only, with the package humming, which was not tried",
+        instead="--bits 4",
+        hint=True,
+    ),
     Limit("pack-quantized int4 tensor.*", "has no scheme for one scale a tensor", instead="--granularity channel"),
     Limit(
         "naive-quantized .* block.*",
@@ -603,10 +610,15 @@ READERS: Mapping[Loader, Reader] = {
 
 def layer_of(config: Mapping[str, Any] | None, name: str) -> Layer:
     """What the matrix of this name is to loaders, in the model that config.json describes."""
+    found = _layer_of(without_numbers(name))
+    return Layer.CONV1D if found is not Layer.EXPERT and is_conv1d(config, name) else found
+
+
+@lru_cache(maxsize=1 << 12)
+def _layer_of(name: str) -> Layer:
+    """What it is but for the model."""
     if experts_module(name) is not None:
         return Layer.EXPERT
-    if is_conv1d(config, name):
-        return Layer.CONV1D
     if is_head(name):
         return Layer.HEAD
     if is_embedding(name):
@@ -616,18 +628,25 @@ def layer_of(config: Mapping[str, Any] | None, name: str) -> Layer:
 
 def readers_of(dialect: str, config: Mapping[str, Any] | None) -> Iterator[Loader]:
     """The loaders that read a dialect, and have the model that config.json describes."""
-    types = model_types(config)[:1]
+    types = tuple(islice(each_model_type(config), 1))
     for loader, reader in READERS.items():
         if dialect in reader.dialects and not set(reader.lacks).intersection(types):
             yield loader
 
 
 def limits_of(
-    loader: Loader, config: Mapping[str, Any] | None, name: str, form: str, *, experts: bool = False
+    loader: Loader,
+    config: Mapping[str, Any] | None,
+    name: str,
+    form: str,
+    *,
+    experts: bool = False,
+    types: tuple[str, ...] | None = None,
 ) -> Iterator[Limit]:
-    """What keeps a loader from taking the tensor of this name in this form; `experts`: the model has some."""
+    """What keeps a loader from taking the tensor of this name in this form; `experts`: the model has some; `types`:
+    its `model_types`, where they are known."""
     layer = layer_of(config, name)
-    for limit in _limits(loader, model_types(config), layer, form, experts):
+    for limit in _limits(loader, model_types(config) if types is None else types, layer, form, experts):
         if limit.where is not None and not _is(config or {}, *limit.where):
             continue
         if not limit.names or re.search(limit.names, name):

@@ -120,8 +120,8 @@ MISTAKES = [
     ("[[stage]]\nkind = 'quantize'\nscheme = ['int']", "stage[0].scheme: there is no quantize scheme '['int']'"),
     (
         "[[stage]]\nkind = 'prune'\nmethod = 'treshold'",
-        "Did you mean threshold? There are layer-adaptive, magnitude, mask, nm, random, sparsegpt, threshold, "
-        "wanda",
+        "Did you mean threshold? There are alps, layer-adaptive, magnitude, mask, nm, random, sparsegpt, "
+        "threshold, wanda",
     ),
     (
         "[[stage]]\nkind = 'prune'",

@@ -72,6 +72,7 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
     ("prune", "layer-adaptive"): ({"sparsity": 0.6}, {"sparsity": 0.9, "min_keep": 0.1}),
     ("prune", "random"): ({"sparsity": 0.5}, {"sparsity": 0.3, "seed": 7, "respect_zeros": True}),
     ("prune", "wanda"): ({"sparsity": 0.0}, {"sparsity": 0.5}, {"pattern": "2:4"}, {"pattern": "5:20"}),
+    ("prune", "alps"): ({"sparsity": 0.0}, {"sparsity": 0.7}, {"pattern": "2:4"}, {"pattern": "5:20"}),
     ("prune", "sparsegpt"): ({"sparsity": 0.0}, {"sparsity": 0.5}, {"pattern": "2:4"}, {"pattern": "5:20"}),
     ("prune", "nm"): ({"pattern": "2:4"}, {"pattern": "1:3"}, {"pattern": "5:20"}),
     ("distill", "blend"): ({"alpha": 0.0}, {"alpha": 0.3}, {"alpha": 1.0}),
@@ -92,7 +93,14 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
         {"energy": 0.5, "svd": "randomized"},
         {"error": 0.1, "informed": True},
     ),
-    ("distill", "delta"): ({}, {"form": "sign"}, {"form": "sign", "bits": 2}, {"form": "base"}),
+    ("distill", "delta"): (
+        {},
+        {"form": "sign"},
+        {"form": "sign", "bits": 2},
+        {"form": "mixed"},
+        {"form": "mixed", "ranks": "1,0,1,2"},
+        {"form": "base"},
+    ),
     ("distill", "refit"): (
         {},
         {"damp": 0.1},
@@ -182,6 +190,8 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
         {"group_size": 32, "method": "gptq"},
         {"group_size": 32, "method": "gptq", "act_order": True},
         {"group_size": 32, "method": "gptq", "double_quant": True},
+        {"group_size": 32, "signed_scales": True},
+        {"group_size": 32, "signed_scales": True, "method": "gptq"},
     ),
     ("quantize", "fp8"): tuple(
         {"element": element, "granularity": grain, "method": method}

@@ -14,7 +14,8 @@ T, t are the teacher's weight and bias. Free is what the student's form leaves f
 
 The gram E[x xᵀ] is damped (`hessian.py`): `damp` times its mean diagonal is added, and weights of inputs that were
 never active are the teacher's. Statistics are best taken from the teacher, whose inputs these are; a few thousand
-rows of them do. Layers without a bias are solved once; with one twice, because the bias waits for the weights.
+rows of them do. Layers with a bias are solved in a pass of their own, because the bias waits for the weights; what
+that solved is kept up to 256 MB, and what is beyond that is solved again.
 
 Stored: as the student is. Error: zeros stay zero, and beyond that nothing bounds the weights themselves.
 
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from math import inf
 from typing import ClassVar, Literal
 
@@ -54,6 +56,7 @@ from compressor.methods.options import option
 from compressor.methods.unlisted import refit_codes
 
 _DEAD = 1e-6  # what an input that is never active weighs in mean diagonals, beside the damping
+_HELD = 1 << 28  # bytes of solved weights that are kept from one pass to the next
 
 
 @dataclass(frozen=True)
@@ -140,9 +143,11 @@ class Refit(Scheme):
 
     def prepare(self, specs: Sequence[TensorSpec]) -> Shifts | Solved:
         """Layers with a bias are looked at first."""
-        names = {spec.name for spec in specs}
-        found = frozenset(weight_of(name) for name in names if weight_of(name) in names)
-        return Shifts(self, found) if found else Solved({})
+        sizes = {spec.name: spec.nbytes for spec in specs}
+        found = sorted(weight_of(name) for name in sizes if weight_of(name) in sizes)
+        ends = accumulate(sizes[name] for name in found)
+        held = frozenset(name for name, end in zip(found, ends, strict=True) if end <= _HELD)
+        return Shifts(self, frozenset(found), held) if found else Solved({})
 
 
 # ---- solving -----------------------------------------------------------------------------------------------
@@ -150,17 +155,20 @@ class Refit(Scheme):
 
 @dataclass(frozen=True)
 class Solved(ByTensor):
-    """What there is to solve for each tensor: `shifts` are what the outputs of layers with a bias lack in the mean,
-    by weight."""
+    """What there is to solve for each tensor: `layers` are those with a bias, by weight, whose weights were solved
+    once already, block by block."""
 
-    shifts: Mapping[str, Array]
+    layers: Mapping[str, Mapping[int, Rows]]
 
     def of(self, spec: TensorSpec, own: Method) -> Treatment:
         assert isinstance(own, Refit)  # noqa: S101 - it equals the one that was surveyed
         if own.vector:
-            return Bias(self.shifts.get(weight_of(spec.name)))
-        centred = spec.name in self.shifts
-        return Numbers(own, centred) if own.stored is None else Codes(own, centred, own.stored)
+            rows = self.layers.get(weight_of(spec.name))
+            return Bias(None if rows is None else np.concatenate([rows[start].shift for start in sorted(rows)]))
+        centred = spec.name in self.layers
+        if own.stored is not None:
+            return Codes(own, centred, own.stored)
+        return Numbers(own, centred, self.layers.get(spec.name, {}))
 
 
 @dataclass(frozen=True)
@@ -176,12 +184,19 @@ class Bias(Transform):
 
 @dataclass(frozen=True)
 class Numbers(Transform):
-    """The weights of a layer that are not zero; `centred` where its bias is solved too."""
+    """The weights of a layer that are not zero; `centred` where its bias is solved too. `known` are rows that were
+    solved before."""
 
     asked: Refit
     centred: bool
+    known: Mapping[int, Rows] = field(default_factory=dict)
 
     def apply(self, block: Block, out: Array) -> None:
+        known = self.known.get(block.start)
+        if known is not None and known.stored is not None and known.stored.shape == out.shape:
+            block.remarks.extend(known.remarks)
+            np.copyto(out, widen(known.stored, block.spec.dtype, block.work, "refit.wide"))
+            return
         teacher, of = block.partners["teacher"].astype(np.float64), gram_of(self.asked, block, centred=self.centred)
         of.tell(block)
         power = np.frexp(np.abs(teacher).max(axis=1, keepdims=True))[1]
@@ -242,15 +257,27 @@ def settle(found: Array, block: Block, out: Array) -> None:
 # ---- biases ------------------------------------------------------------------------------------------------
 
 
-Seen = dict[str, dict[int, Array]]  # what outputs lack in the mean, by weight and first row of a block
+@dataclass(frozen=True)
+class Rows:
+    """Of some rows of a layer with a bias: what their outputs lack in the mean, once the weights are refit [rows];
+    these as they are stored [rows, columns], None where they have to be solved again, and what is to be said."""
+
+    shift: Array
+    stored: Array | None
+    remarks: list[str]
+
+
+Seen = dict[str, dict[int, Rows]]  # by weight and first row of a block
 
 
 @dataclass(frozen=True)
 class Shifts(Survey[Seen]):
-    """What the outputs of layers with a bias lack in the mean, once their weights are refit: (T − W') E[x]."""
+    """What the outputs of layers with a bias lack in the mean, once their weights are refit: (T − W') E[x]. The
+    weights of those that are `held` are kept."""
 
     method: Refit
     weights: frozenset[str]
+    held: frozenset[str]
 
     def start(self) -> Seen:
         return {}
@@ -262,14 +289,17 @@ class Shifts(Survey[Seen]):
         spec, work = block.spec, block.work
         assert block.inputs is not None  # noqa: S101 - the method asked for them
         restored = work.array("refit.restored", block.values.shape, block.values.dtype.str)
-        if block.coded is not None and not block.coded.decoder.exact:
+        coded = block.coded is not None and not block.coded.decoder.exact
+        if block.coded is not None and coded:
             Codes(self.method, True, block.coded.decoder).encode(block, None, restored)
         else:
             Numbers(self.method, True).apply(block, restored)
         stored = work.array("refit.stored", restored.shape, DTYPES[spec.dtype].storage)
         narrow(restored, spec.dtype, stored)  # of codes: as a loader decodes them
         apart = block.partners["teacher"].astype(np.float64) - widen(stored, spec.dtype, work, "refit.wide")
-        stats.setdefault(spec.name, {})[block.start] = np.vecdot(apart, block.inputs.mean)
+        kept = stored.copy() if spec.name in self.held and not coded else None
+        rows = Rows(np.vecdot(apart, block.inputs.mean), kept, list(block.remarks))
+        stats.setdefault(spec.name, {})[block.start] = rows
         return stats
 
     def merge(self, stats: Seen, more: Seen) -> Seen:
@@ -278,9 +308,7 @@ class Shifts(Survey[Seen]):
         return stats
 
     def conclude(self, stats: Seen) -> Solved:
-        return Solved(
-            {name: np.concatenate([rows[start] for start in sorted(rows)]) for name, rows in stats.items()}
-        )
+        return Solved(stats)
 
 
 METHOD = Refit

@@ -11,12 +11,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from support import archives
 from support.laws import inputs_of, run
+from support.layer_inputs import correlated, weights
 
 import compressor
 from compressor.calibration.statistics import open_statistics, write_statistics
 from compressor.core.errors import CompressorError, InputError, UsageError
 from compressor.core.layer_inputs import Gather, Layer
 from compressor.core.tensor import TensorSpec
+from compressor.methods.distill import refit
 from compressor.methods.distill.refit import Refit
 from compressor.methods.numerics import masked_least_squares
 from compressor.methods.quantize.codebook import Codebook
@@ -48,11 +50,18 @@ def pair() -> tuple[Array, Array, Layer]:
     return teacher, student, inputs_of(TensorSpec("w", "F32", teacher.shape))
 
 
-@pytest.mark.parametrize("exact", [0, 1 << 40])
+def by_gradients(monkeypatch: pytest.MonkeyPatch, gain: float) -> None:
+    """Solve nothing exactly, and stop at rounds that gain so little."""
+    for name, value in (("_FEW", -1), ("_EXACT", 0), ("_GAIN", gain)):
+        monkeypatch.setattr(masked_least_squares, name, value)
+
+
+@pytest.mark.parametrize("exact", [False, True])
 def test_kept_weights_are_the_least_squares(
-    pair: tuple[Array, Array, Layer], exact: int, monkeypatch: pytest.MonkeyPatch
+    pair: tuple[Array, Array, Layer], exact: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(masked_least_squares, "_EXACT", exact)
+    if not exact:
+        by_gradients(monkeypatch, 0)
     teacher, student, layer = pair
     gram = damped(layer)
     found = run(Refit(), TensorSpec("w", "F32", teacher.shape), student, teacher=teacher, inputs=layer).restored
@@ -64,6 +73,39 @@ def test_kept_weights_are_the_least_squares(
         assert np.allclose(found[row], best, atol=2e-5 * max(np.abs(best).max(), 1)), row
     assert not found[student == 0].any()
     assert np.array_equal(found[4], teacher[4])
+
+
+def test_rounds_end_where_little_is_left_to_gain(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(4)
+    teacher, layer = weights(300, 256), correlated(256)
+    keep = random.random(teacher.shape) < 0.5
+    spec, gram = TensorSpec("w", "F32", teacher.shape), damped(layer)
+
+    def solved() -> Array:
+        return run(Refit(), spec, np.where(keep, teacher, 0), teacher=teacher, inputs=layer).restored
+
+    exact, calls = solved(), list[int]()
+    by_gradients(monkeypatch, masked_least_squares._GAIN)
+    product = masked_least_squares._product
+
+    def counted(rows: Array, gram: Array) -> Array:
+        calls.append(len(rows))
+        return product(rows, gram)
+
+    monkeypatch.setattr(masked_least_squares, "_product", counted)
+    soon = solved()
+    few = len(calls)
+    by_gradients(monkeypatch, 0)
+    calls.clear()
+    best = solved()
+    assert np.allclose(best, exact, atol=1e-4)
+    assert 2 * few < len(calls)
+    for row, (one, other) in enumerate(zip(soon, best, strict=True)):
+        reached = lost(one - teacher[row], gram)
+        assert reached <= 1.1 * lost(other - teacher[row], gram), row
+        assert reached < lost(np.where(keep[row], 0, teacher[row]), gram), row
+    assert lost(soon - teacher, gram) < 1.03 * lost(best - teacher, gram)
+    assert not soon[~keep].any()
 
 
 def coded(encoder: Any, **options: Any) -> tuple[float, float]:
@@ -255,3 +297,11 @@ def test_half_of_what_one_shot_pruning_lost_comes_back(tmp_path: Path) -> None:
         accuracy(path) for path in (teacher, tmp_path / "pruned.safetensors", tmp_path / "refit.safetensors")
     )
     assert back - cut >= (whole - cut) / 2
+
+
+def test_weights_are_the_same_whether_kept_or_solved_again(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compressor.prune(model / "teacher.safetensors", model / "student.safetensors", sparsity=0.6)
+    distilled(model, "student.safetensors", "kept.safetensors")
+    monkeypatch.setattr(refit, "_HELD", 0)
+    distilled(model, "student.safetensors", "again.safetensors")
+    assert (model / "kept.safetensors").read_bytes() == (model / "again.safetensors").read_bytes()
