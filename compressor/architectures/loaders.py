@@ -5,8 +5,8 @@ the version that stands beside the loader's name; `python -m bench.loaders.matri
 docs/loaders.md.
 
 A form is a text made of what a config says of the codes of a tensor, such as `pack-quantized int4 group asymmetric`
-(`form_of()` in `engine/plan/loaders.py`); `block uneven` are blocks that do not divide the matrix, `nf4 odd` is a
-matrix whose rows are no multiple of 32 or whose columns are none of 64.
+(`form_of()` in `engine/plan/loaders.py`); `block uneven rows columns` are blocks that divide neither a matrix's
+rows nor its columns, `nf4 odd` is a matrix whose rows are no multiple of 32 or whose columns are none of 64.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Literal
 
 from compressor.architectures.conv1d import is_conv1d
 from compressor.architectures.decoder_layers import KNOWN_LIST
 from compressor.architectures.fused_layers import experts_module
 from compressor.architectures.heads import is_head
-from compressor.architectures.model_types import model_types
-from compressor.architectures.roles import Role, is_embedding, role_of
+from compressor.architectures.model_types import each_model_type, model_types
+from compressor.architectures.roles import Role, is_embedding, role_of, without_numbers
 
 Loader = Literal["vllm", "transformers", "mlx", "llama.cpp"]
 
@@ -138,6 +139,10 @@ _DIVIDED: Mapping[tuple[str, ...], str] = {
     ("molmo2_text",): r"\.(att_proj|ff_proj)\.weight$",
     ("lara_mini",): r"\.linear_attn\.in_proj\.weight$",
 }
+# Models that do not tell vLLM's loading how they are quantized, so that it leaves GPTQ's `g_idx` among the weights
+_NO_GROUPS_IN_VLLM = ("mamba2", "falcon_h1", "bert")
+_LLAMA4 = ("llama4", "llama4_text")
+_REORDERED = "changes the order of rows of queries and keys as it loads them, which goes wrong with such codes"
 # Whose experts transformers does not join: with codes they are linear layers, or in files one tensor
 _APART = ("llama4", "llama4_text", "gpt_oss", "qwen3_vl_moe")
 # That transformers has; others of them vLLM runs by transformers' own code
@@ -188,6 +193,17 @@ _IN_FLOAT32 = {
         *("axk2", "deepseek_v32", "glm_moe_dsa", "hy_v4", "hy_v4_vl", "hy_v4_vl_text"),
         *("mistral_large4", "mistral_large4_text"),
     ): r"indexer\.weights_proj\.weight$",
+}
+# Layers that vLLM makes as torch's own, which take no codes, where a model's other layers do: by its source, and
+# tried of the first three
+_PLAIN_IN_VLLM: Mapping[tuple[str, ...], str] = {
+    ("clip",): r"(^|\.)(text|visual)_projection\.weight$",
+    ("siglip",): r"(^|\.)(text_model\.head|head\.attention\.out_proj)\.weight$",
+    ("bert",): r"(^|\.)(pooler|predictions\.transform)\.dense\.weight$",
+    ("blip-2",): r"^(model\.)?(qformer|language_projection)\.",
+    ("granite_speech",): r"^(model\.)?(encoder\.(input_linear|layers\.\d+\.attn)|projector)\.",
+    ("cohere_asr",): r"^(model\.)?encoder\.",
+    ("paddleocr_vl",): r"^mlp_AR\.",
 }
 _NO_BLOCKS_OF_OPTIMUM = rf"^(?!{KNOWN_LIST})"
 # Of texts, with lists of other names, or two of them, which the folder's config.json tells optimum of
@@ -455,6 +471,10 @@ _TRANSFORMERS = (
 )
 _VLLM = (
     _NO_CONV1D,
+    *(
+        Limit(".*", "makes a plain layer of it", families=families, names=names, dense=True)
+        for families, names in _PLAIN_IN_VLLM.items()
+    ),
     Limit("nf4.*", "takes no codes of them", (Layer.EXPERT,), instead="--scheme int --bits 4"),
     Limit(
         "nf4.*",
@@ -477,10 +497,36 @@ _VLLM = (
         where=("num_local_experts", range(1, 1 << 16)),
     ),
     Limit(
-        "pack-quantized .*",
-        "takes queries, keys and values of such a model apart, which fails with packed codes",
+        r"(pack-quantized|nvfp4-pack-quantized) .*|gptq|.* block.*",
+        "takes queries, keys and values of such a model apart, which fails with packed codes and their scales",
         families=("bloom",),
-        instead="--store dense",
+        instead="--scheme fp8 --granularity channel",
+    ),
+    Limit(
+        "gptq",
+        "looks for gate_proj and up_proj among its codes, which are one layer here",
+        families=("glm", "glm4"),
+        instead="--layout pack-quantized",
+    ),
+    Limit(
+        "gptq",
+        "looks in layers that it joins for the groups of columns, which it has no place for in such a model",
+        families=_NO_GROUPS_IN_VLLM,
+        instead="--layout pack-quantized",
+    ),
+    *(
+        Limit(forms, _REORDERED, families=_LLAMA4, names=r"\.self_attn\.[qk]_proj\.weight$", instead=instead)
+        for forms, instead in (
+            ("gptq", "--layout pack-quantized"),
+            (".* asymmetric", "--symmetric"),
+            (".* block.*", "--granularity channel"),
+        )
+    ),
+    Limit(
+        "pack-quantized int[23567] .*",
+        "has kernels for these widths on CUDA only, with the package humming, which was not tried",
+        instead="--bits 4",
+        hint=True,
     ),
     Limit("pack-quantized int4 tensor.*", "has no scheme for one scale a tensor", instead="--granularity channel"),
     Limit(
@@ -488,7 +534,33 @@ _VLLM = (
         "has no scheme for them",
         instead="--granularity channel --layout float-quantized",
     ),
-    Limit(".* block uneven", "takes blocks that divide the matrix only", instead="--granularity channel"),
+    # of a layer that it joins with others, all but the last have to be of whole blocks; and a part of a matrix that
+    # holds several
+    Limit(
+        ".* block uneven rows.*",
+        "joins this layer with others, for which its rows would have to be whole blocks",
+        names=r"\.in_proj_(ba|b|a)\.weight$",
+        dense=True,
+    ),
+    *(
+        Limit(
+            ".* block uneven rows.*",
+            "joins this layer with others, for which its rows would have to be whole blocks",
+            (Layer.LINEAR, Layer.TOWER),
+            names=names,
+            instead="--granularity channel",
+        )
+        for names in (
+            r"\.(q_proj|k_proj|query|key|gate_proj|w1|in_proj_qkv|q_a_proj)\.weight$",
+            r"\.(qkv_proj|query_key_value|Wqkv|c_attn|gate_up_proj|in_proj_qkvz|(mamba|mixer)\.in_proj)\.weight$",
+        )
+    ),
+    Limit(
+        ".* block uneven.*",
+        "takes blocks that divide their matrices only",
+        (Layer.EXPERT,),
+        instead="--granularity channel",
+    ),
     Limit(
         "(pack|int)-quantized int8 tensor",
         "has no scheme for them",
@@ -532,10 +604,15 @@ READERS: Mapping[Loader, Reader] = {
 
 def layer_of(config: Mapping[str, Any] | None, name: str) -> Layer:
     """What the matrix of this name is to loaders, in the model that config.json describes."""
+    found = _layer_of(without_numbers(name))
+    return Layer.CONV1D if found is not Layer.EXPERT and is_conv1d(config, name) else found
+
+
+@lru_cache(maxsize=1 << 12)
+def _layer_of(name: str) -> Layer:
+    """What it is but for the model."""
     if experts_module(name) is not None:
         return Layer.EXPERT
-    if is_conv1d(config, name):
-        return Layer.CONV1D
     if is_head(name):
         return Layer.HEAD
     if is_embedding(name):
@@ -545,18 +622,25 @@ def layer_of(config: Mapping[str, Any] | None, name: str) -> Layer:
 
 def readers_of(dialect: str, config: Mapping[str, Any] | None) -> Iterator[Loader]:
     """The loaders that read a dialect, and have the model that config.json describes."""
-    types = model_types(config)[:1]
+    types = tuple(islice(each_model_type(config), 1))
     for loader, reader in READERS.items():
         if dialect in reader.dialects and not set(reader.lacks).intersection(types):
             yield loader
 
 
 def limits_of(
-    loader: Loader, config: Mapping[str, Any] | None, name: str, form: str, *, experts: bool = False
+    loader: Loader,
+    config: Mapping[str, Any] | None,
+    name: str,
+    form: str,
+    *,
+    experts: bool = False,
+    types: tuple[str, ...] | None = None,
 ) -> Iterator[Limit]:
-    """What keeps a loader from taking the tensor of this name in this form; `experts`: the model has some."""
+    """What keeps a loader from taking the tensor of this name in this form; `experts`: the model has some; `types`:
+    its `model_types`, where they are known."""
     layer = layer_of(config, name)
-    for limit in _limits(loader, model_types(config), layer, form, experts):
+    for limit in _limits(loader, model_types(config) if types is None else types, layer, form, experts):
         if limit.where is not None and not _is(config or {}, *limit.where):
             continue
         if not limit.names or re.search(limit.names, name):

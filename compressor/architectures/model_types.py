@@ -11,7 +11,12 @@ _DEEPEST = 3  # configs inside configs: thinker_config.text_config
 def model_types(config: Mapping[str, Any] | None) -> tuple[str, ...]:
     """Every `model_type` of a config and of the configs inside it (`text_config`, `decoder`), the outermost first;
     nothing without a config."""
-    return tuple(_walk(config or {}, _DEEPEST))
+    return tuple(each_model_type(config))
+
+
+def each_model_type(config: Mapping[str, Any] | None) -> Iterator[str]:
+    """The same, one by one: the first is found at once."""
+    return _walk(config or {}, _DEEPEST)
 
 
 def _walk(config: Mapping[str, Any], depth: int) -> Iterator[str]:

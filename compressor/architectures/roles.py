@@ -157,7 +157,15 @@ _PARAMETERS = (
 )
 
 
-@lru_cache(maxsize=1 << 17)  # planning asks some forty times for each tensor
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def without_numbers(name: str) -> str:
+    """A name with 0 for the numbers of layers and experts, which are the same in all of them: a model has few such
+    names, and a plan asks some forty times for each tensor."""
+    return _NUMBER.sub("0", name)
+
+
 def role_of(name: str, shape: tuple[int, ...]) -> Role:
     """What a tensor of this name and shape is.
 
@@ -166,17 +174,23 @@ def role_of(name: str, shape: tuple[int, ...]) -> Role:
     if len(shape) < 2:
         return Role.VECTOR
     if name.endswith(".weight"):
-        return _of_module(name, shape)
+        return _of_module(without_numbers(name), shape)
     return _of_parameter(name, shape)
 
 
 def is_embedding(name: str) -> bool:
     """Whether a tensor's rows are looked up (a matrix, by its name)."""
+    return _is_embedding(without_numbers(name) if name.endswith(".weight") else name)
+
+
+@lru_cache(maxsize=1 << 12)
+def _is_embedding(name: str) -> bool:
     if _POSITION_LAYERS.search(name):
         return False
     return role_of(name, (2, 2)) in (Role.EMBEDDING, Role.POSITION, Role.TOKEN)
 
 
+@lru_cache(maxsize=1 << 14)
 def _of_module(name: str, shape: tuple[int, ...]) -> Role:
     """What the `weight` of a module is."""
     if is_head(name):  # before embeddings: `embed_out` is a head
@@ -196,6 +210,7 @@ def _is_short(shape: tuple[int, ...]) -> bool:
     return shape[1] <= _STEPS and shape[2:] in ((), (1,))
 
 
+@lru_cache(maxsize=1 << 16)
 def _of_parameter(name: str, shape: tuple[int, ...]) -> Role:
     """What a parameter is that is not called `weight`."""
     module, _, last = re.sub(r"(\.weights)?(\.\d+)+$", "", name).rpartition(".")

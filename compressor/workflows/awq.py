@@ -136,7 +136,8 @@ def balanced(
         count = sum(name in judged for fold in wanted for name in fold.readers)
         notes = (f"awq: scales will be searched for the inputs of {_matrices(count)}", *notes)
         return replace(checkpoint, notes=(*checkpoint.notes, *notes)), dict(statistics)
-    notes += _memory(plan, statistics)
+    most = max(searching_memory(plan, statistics).values(), default=0)
+    notes += (f"while scales are searched a worker holds about {size_text(most)}",) if most else ()
     tasks = (
         partial(_search, fold, [judged[name] for name in fold.readers if name in judged], checkpoint.path)
         for fold in wanted
@@ -154,16 +155,18 @@ def balanced(
     return replace(made, notes=(*checkpoint.notes, *notes)), known
 
 
-def _memory(plan: Plan, statistics: Mapping[int, Statistics]) -> tuple[str, ...]:
-    """What a worker holds while scales are searched."""
-    sizes = [0]
+def searching_memory(plan: Plan, statistics: Mapping[int, Statistics]) -> dict[str, int]:
+    """About how many bytes a worker holds while scales are searched for the inputs of a matrix, by its name."""
+    found = {}
     for job in plan.jobs:
         for step in job.steps:
             if step.method.rounded_by.balances and step.inputs is not None:
                 rows, width = min(job.spec.matrix[0], _ROWS), job.spec.matrix[1]
                 gram = step.inputs in statistics[step.stage].grams
-                sizes.append(4 * rows * width + 8 * 4 * min(rows * width, AT_ONCE) + gram * 12 * width * width)
-    return (f"while scales are searched a worker holds about {size_text(max(sizes))}",) if max(sizes) else ()
+                # the rows and their runs; what a block is rounded with; the gram in float64 and as it is multiplied
+                sizes = 2 * 4 * rows * width, 12 * 4 * min(rows * width, AT_ONCE), gram * 12 * width * width
+                found[job.spec.name] = sum(sizes)
+    return found
 
 
 # ---- the search ------------------------------------------------------------------------------------------------

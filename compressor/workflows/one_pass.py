@@ -484,14 +484,7 @@ def make_final_plan(transformed: Transformed) -> Planned:
             request = replace(request, hold=non_finite_tensors(request.checkpoint, plan, executor))
         plan = make_plan(request)
     if plan.balances:
-        from compressor.workflows.awq import balanced
-
-        importlib.import_module("numpy")
-        dry = options.dry_run and plan.sizes_known  # else sizes go by the scales
-        checkpoint, statistics = balanced(
-            request.checkpoint, plan, request.statistics, workers=opened.workers, dry=dry, strict=options.strict
-        )
-        request = replace(request, checkpoint=checkpoint, statistics=statistics)
+        request = _with_scales(opened, request, plan)
         plan = make_plan(request)
     opened = _within_memory(opened, plan, request.statistics)
     surveyed: Surveyed = {}
@@ -506,6 +499,23 @@ def make_final_plan(transformed: Transformed) -> Planned:
         plan, surveyed = make_plan(request), runner.surveyed
         opened = _within_memory(opened, plan, request.statistics)
     return _judged(Planned(opened, request, plan, surveyed))
+
+
+def _with_scales(opened: Opened, request: PlanRequest, plan: Plan) -> PlanRequest:
+    """The request for the checkpoint whose layers' inputs are scaled, by as many workers as --memory allows."""
+    from compressor.workflows.awq import balanced, searching_memory
+
+    importlib.import_module("numpy")
+    options, workers = opened.order.options, opened.workers
+    if options.memory is not None:
+        from compressor.engine.plan.memory import workers_holding
+
+        workers = workers_holding(options.memory, searching_memory(plan, request.statistics), workers)
+    dry = options.dry_run and plan.sizes_known  # else sizes go by the scales
+    checkpoint, statistics = balanced(
+        request.checkpoint, plan, request.statistics, workers=workers, dry=dry, strict=options.strict
+    )
+    return replace(request, checkpoint=checkpoint, statistics=statistics)
 
 
 def _within_memory(opened: Opened, plan: Plan, statistics: Mapping[int, Statistics]) -> Opened:
@@ -761,7 +771,7 @@ def _carried_out(
     changes: Sequence[Change] = []
 
     def complete(number: int) -> None:
-        if checkpoint.verbatim and runner.share is None:
+        if checkpoint.verbatim and runner.share is None:  # before it is sent, and no more here
             from compressor.engine.execution.archive import check_original
 
             check_original(sink, number, checkpoint)

@@ -18,6 +18,7 @@ from compressor.checkpoint.checkpoint import open_checkpoint
 from compressor.core.errors import UsageError
 from compressor.core.layer_inputs import Gather
 from compressor.engine.plan.memory import PROGRAM, beside_blocks, workers_within
+from compressor.workflows import awq
 
 ROWS, COLUMNS = 640, 1024
 METHODS: dict[str, tuple[str, bool, dict[str, Any]]] = {  # the verb, whether statistics are given, and options
@@ -66,6 +67,32 @@ def test_what_is_said_is_no_less_than_what_is_taken_and_at_most_twice(name: str,
     known = {step.stage: open_statistics(stats) for job in report.plan.jobs for step in job.steps if informed}
     said = max(beside_blocks(job, known) for job in report.plan.jobs)
     assert taken - blocks <= said <= 2 * taken
+
+
+def test_a_search_for_scales_takes_what_is_said(model: Path, stats: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {"bits": 4, "method": "awq", "stats": stats}
+    (job,) = compressor.quantize(model, model.with_name("o"), dry_run=True, **given).plan.jobs
+    known, (step,) = open_statistics(stats), job.steps
+    judged = awq._Judged(open_checkpoint(model).tensors["a.weight"], step, known)
+    scales = [np.full(COLUMNS, 1 + number / 50) for number in range(3)]
+    awq._losses(judged, scales, str(model))  # all is imported
+    tracemalloc.start()
+    try:
+        awq._losses(judged, scales, str(model))
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    plan = compressor.quantize(model, model.with_name("o"), dry_run=True, **given).plan
+    said = awq.searching_memory(plan, {0: known})["a.weight"]
+    assert taken <= said <= 2 * taken
+    seen = []
+    monkeypatch.setattr(awq, "searching_memory", lambda *_: {"a.weight": 100 << 20})
+    monkeypatch.setattr(awq, "balanced", lambda one, _, two, workers, **__: (seen.append(workers), (one, two))[1])
+    for memory in ("700MB", "500MB"):
+        compressor.quantize(model, model.with_name("o"), memory=memory, workers=8, dry_run=True, **given)
+    assert seen == [4, 2]
+    with pytest.raises(UsageError, match=r"one worker, which needs \d+MB"):
+        compressor.quantize(model, model.with_name("o"), memory="300MB", dry_run=True, **given)
 
 
 def test_workers_are_as_many_as_there_is_room_for(model: Path, stats: Path) -> None:

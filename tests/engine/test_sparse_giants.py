@@ -89,10 +89,12 @@ def test_a_giant_is_planned_and_a_share_of_it_treated(tmp_path: Path) -> None:
     assert 0 < written < 400e6
 
 
-def test_a_larger_one_is_looked_at(tmp_path: Path) -> None:
+def test_a_larger_one_is_looked_at_and_planned(tmp_path: Path) -> None:
     """69,000 matrices of experts."""
     assert make_giant(tmp_path / "giant", 1000) > 1.9e12
     assert measured(["inspect", str(tmp_path / "giant")])[1] < 400e6
+    plan = ["quantize", str(tmp_path / "giant"), "-o", str(tmp_path / "out"), "--bits", "4", "--dry-run", "-q"]
+    assert measured(plan)[1] < 400e6
 
 
 def measured(command: list[str]) -> tuple[float, float]:

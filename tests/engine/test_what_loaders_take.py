@@ -18,6 +18,8 @@ from compressor import api
 from compressor.architectures.fused_layers import experts_module
 from compressor.architectures.loaders import READERS, Layer, limits_of
 from compressor.core.errors import CompressorError, UsageError, problems_of
+from compressor.engine.plan.plan import Job
+from compressor.workflows.results import Report
 
 BITS: dict[str, Any] = {"bits": 4, "group_size": 32}
 MULTIMODAL = {
@@ -145,10 +147,96 @@ def test_what_vllm_loads_wrong_is_refused_for_it(tmp_path: Path, said: dict[str,
     if why:
         with pytest.raises(UsageError, match=why) as caught:
             api.quantize(tmp_path / "in", tmp_path / "o", loader="vllm", **BITS)
-        assert "--store dense" in caught.value.remedy
-        api.quantize(tmp_path / "in", tmp_path / "dense", loader="vllm", store="dense", **BITS)
+        said_to = {"--store dense": {**BITS, "store": "dense"}, "--scheme fp8": {"scheme": "fp8"}}
+        (remedy,) = (one for one in said_to if one in caught.value.remedy)
+        api.quantize(tmp_path / "in", tmp_path / "dense", loader="vllm", **said_to[remedy])
     else:
         api.quantize(tmp_path / "in", tmp_path / "o", loader="vllm", **BITS)
+
+
+QUERIES = "model.layers.0.self_attn.q_proj.weight"
+LATENT = "model.layers.0.self_attn.kv_a_proj_with_mqa.weight"
+MIXER = "backbone.layers.0.mixer.in_proj.weight"
+UP = "model.layers.0.mlp.gate_up_proj.weight"
+STATES = "model.layers.0.linear_attn.in_proj_ba.weight"
+BLOCKS: dict[str, Any] = {"scheme": "fp8", "granularity": "block"}
+GPTQ: dict[str, Any] = {**BITS, "layout": "gptq"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "rows", "options", "instead"),
+    [
+        ("llama4", QUERIES, 128, GPTQ, {**BITS, "layout": "pack-quantized"}),
+        ("llama4", QUERIES, 128, {**BITS, "symmetric": False}, {**BITS, "symmetric": True}),
+        ("llama4", QUERIES, 128, BLOCKS, {**BLOCKS, "granularity": "channel"}),
+        ("glm4", UP, 128, GPTQ, {**BITS, "layout": "pack-quantized"}),
+        ("mamba2", MIXER, 128, GPTQ, {**BITS, "layout": "pack-quantized"}),
+        ("mamba2", MIXER, 192, BLOCKS, {**BLOCKS, "granularity": "channel"}),
+        ("llama", QUERIES, 64, BLOCKS, {**BLOCKS, "granularity": "channel"}),
+    ],
+)
+def test_what_vllm_takes_apart_or_joins_is_refused(
+    tmp_path: Path, kind: str, name: str, rows: int, options: dict[str, Any], instead: dict[str, Any]
+) -> None:
+    """Seen in vLLM 0.32: wrong answers of Llama 4, errors of the others."""
+    one_layer(tmp_path / "in", kind, name, rows)
+    with pytest.raises(UsageError) as caught:
+        api.quantize(tmp_path / "in", tmp_path / "o", loader="vllm", **options)
+    ((key, value),) = set(instead.items()) - set(options.items())
+    assert ("--symmetric" if value is True else f"--{key} {value}") in caught.value.remedy
+    assert job_of(api.quantize(tmp_path / "in", tmp_path / "o", loader="vllm", **instead), name).steps
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "rows", "options"),
+    [
+        ("deepseek_v3", LATENT, 192, BLOCKS),
+        ("llama4", QUERIES, 128, BITS),
+        ("qwen3_next", STATES, 64, {**BLOCKS, "granularity": "channel"}),
+        ("clip_text_model", "text_projection.weight", 128, BITS),
+    ],
+)
+def test_what_vllm_joins_in_whole_blocks_is_taken(
+    tmp_path: Path, kind: str, name: str, rows: int, options: dict[str, Any]
+) -> None:
+    """The last of several layers in one may end in a part of a block, as DeepSeek's own files have it."""
+    one_layer(tmp_path / "in", kind, name, rows)
+    assert job_of(api.quantize(tmp_path / "in", tmp_path / "o", loader="vllm", **options), name).steps
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "options"),
+    [
+        ("clip", "text_projection.weight", BITS),
+        ("siglip", "text_model.head.weight", BITS),
+        ("bert", "bert.pooler.dense.weight", BITS),
+        ("blip-2", "qformer.encoder.layer.0.attention.attention.query.weight", BITS),
+        ("qwen3_next", STATES, BLOCKS),
+    ],
+)
+def test_layers_of_which_vllm_takes_no_codes_stay_dense(
+    tmp_path: Path, kind: str, name: str, options: dict[str, Any]
+) -> None:
+    one_layer(tmp_path / "in", kind, name, 64)
+    job = job_of(api.quantize(tmp_path / "in", tmp_path / "o", loader="vllm", **options), name)
+    assert not job.steps
+    assert any("vLLM" in str(one) for one in job.left_alone)
+
+
+def job_of(report: Report, name: str) -> Job:
+    """What is planned for the tensor of this name."""
+    (job,) = (one for one in report.plan.jobs if one.spec.name == name)
+    return job
+
+
+def one_layer(folder: Path, kind: str, name: str, rows: int) -> None:
+    """Write a model of that type with this layer and one that every loader takes."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    shapes = {name: (rows, 128), "model.layers.0.fc1.weight": (128, 128)}
+    weights = {key: rng.normal(size=shape).astype(np.float32) for key, shape in shapes.items()}
+    save_file(weights, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": kind}))
 
 
 @pytest.mark.parametrize("kind", ["t5", "gpt_neo", "layoutlmv2", "deberta", "longformer", "visual_bert"])
@@ -248,7 +336,7 @@ def test_what_no_loader_takes_is_refused(tmp_path: Path, loader: Any) -> None:
 def test_a_loader_that_is_named_takes_it_or_it_is_refused(
     tmp_path: Path, loader: Any, options: dict[str, Any], said: str
 ) -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(CompressorError) as caught:
         api.quantize(moe_folder(tmp_path / "model"), tmp_path / "out", **options, loader=loader)
     assert any(re.search(said, str(problem)) for problem in problems_of(caught.value))
     assert not (tmp_path / "out").exists()

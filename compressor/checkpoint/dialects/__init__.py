@@ -39,6 +39,7 @@ from compressor.core.text import printable
 from compressor.files.source import Source
 from compressor.files.strict_json import read_object
 from compressor.methods.contract import Decoder
+from compressor.methods.declared import declared
 
 KEYS = ("quantization_config", "quantization")  # of config.json; the second is MLX's
 _OLDER = ("sparsity_config", "compression_config")  # also of config.json, as compressed-tensors once wrote them
@@ -183,7 +184,7 @@ def configure(config: Mapping[str, Any], packed: Stored, dense: Sequence[TensorS
     packed = [(spec, decoder) for spec, decoder in packed if not decoder.numbers]
     if not packed:
         return without(config)
-    spoken = {decoder.dialect(spec) for spec, decoder in packed}
+    spoken = {declared(decoder, spec).dialect for spec, decoder in packed}
     if len(spoken) == 1 and "" not in spoken:
         found: dict[str, Any] | None = dialects()[spoken.pop()].configure(without(config), packed, dense)
         if found is not None:
@@ -202,5 +203,5 @@ def configure(config: Mapping[str, Any], packed: Stored, dense: Sequence[TensorS
 
 def metadata_format(packed: Stored) -> str | None:
     """What the `format` of the container files must be for these parts; None where anything goes."""
-    spoken = {decoder.dialect(spec) for spec, decoder in packed}
+    spoken = {declared(decoder, spec).dialect for spec, decoder in packed}
     return str(dialects()[spoken.pop()].METADATA) if len(spoken) == 1 and "" not in spoken else None

@@ -19,6 +19,7 @@ from compressor.architectures.roles import is_embedding
 from compressor.checkpoint.dialects._compressed_tensors_reading import KEY, leftovers, stored_tensors
 from compressor.core.tensor import TensorSpec
 from compressor.methods.contract import Decoder
+from compressor.methods.declared import declared
 
 __all__ = ["METADATA", "NAME", "configure", "leftovers", "speaks", "stored_tensors"]
 
@@ -40,14 +41,14 @@ def configure(
 ) -> dict[str, Any] | None:
     """config.json with the quantization_config of a folder with these packed and these dense tensors; None where
     a tensor belongs to a module that is never quantized."""
-    schemes: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    schemes: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
     for spec, decoder in packed:
-        scheme = decoder.config(spec)
+        scheme, key, _ = declared(decoder, spec)
         if scheme is None or is_conv1d(config, spec.name):
             return None
         if is_embedding(spec.name):
             scheme = {**scheme, "input_activations": None}  # its input is token ids, which nobody may round
-        key = json.dumps(scheme, sort_keys=True)
+            key = json.dumps(scheme, sort_keys=True)
         schemes.setdefault(key, (scheme, []))[1].append(_module(spec.name))
     ordered = [schemes[key] for key in sorted(schemes)]
     all_packed = {_module(spec.name) for spec, _ in packed}
@@ -67,7 +68,7 @@ def configure(
     formats = {scheme["format"] for scheme, _ in ordered}
     ignore = sorted(untouched) + _patterns(untouched, all_packed, wrappers, config)
     ignore += sorted(set(_heads(config, all_packed)) - untouched)
-    declared = {
+    whole = {
         "quant_method": NAME,
         "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "quantization_status": "compressed",
@@ -76,7 +77,7 @@ def configure(
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
     }
-    return {**config, KEY: declared}
+    return {**config, KEY: whole}
 
 
 def _heads(config: Mapping[str, Any], packed: Iterable[str]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from compressor.core.text import printable
 from compressor.engine.plan.plan import Job
 from compressor.engine.plan.sparse_store import SPARSE
 from compressor.files.layout import Container
+from compressor.methods.declared import declared
 from compressor.recipe.model import Stage
 
 # What compressed-tensors reads beside codes, whether a layout has it or not
@@ -101,7 +102,7 @@ def _taken_for_parts(
 ) -> Iterator[CompressorError]:
     """Codes beside which loaders would find more than belongs to them, among the `names` of an output."""
     for job in jobs:
-        if job.encoder is None or job.encoder.dialect(job.spec) != "compressed-tensors":
+        if job.encoder is None or declared(job.encoder, job.spec).dialect != "compressed-tensors":
             continue
         own = {job.part_name(part) for part in job.parts}
         for name in (f"{job.spec.name}{suffix}" for suffix in _READ_BESIDE):
@@ -120,7 +121,7 @@ def check_dialects(jobs: Sequence[Job]) -> None:
     spoken: dict[str, str] = {}
     for job in jobs:
         if job.encoder is not None:
-            spoken.setdefault(job.encoder.dialect(job.spec), job.spec.name)
+            spoken.setdefault(declared(job.encoder, job.spec).dialect, job.spec.name)
     spoken.pop("", None)
     if len(spoken) > 1:
         named = ", ".join(f"'{printable(name)}' would be {dialect}'s" for dialect, name in sorted(spoken.items()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ from compressor.core.errors import CompressorError, UsageError, raise_all
 from compressor.core.text import printable
 from compressor.engine.plan.plan import Job
 from compressor.methods.contract import Method, Scheme
+from compressor.methods.declared import declared
 from compressor.recipe.model import Recipe
 
 
@@ -81,7 +81,7 @@ def check_fused(jobs: Sequence[Job], checkpoint: Checkpoint) -> None:
 def fused_jobs(jobs: Sequence[Job]) -> dict[str, list[Job]]:
     """The matrices that loaders take as one layer, by what that is called, where codes for loaders are among
     them."""
-    spoken = {job.encoder.dialect(job.spec) for job in jobs if job.encoder is not None}
+    spoken = {declared(job.encoder, job.spec).dialect for job in jobs if job.encoder is not None}
     groups: dict[str, list[Job]] = {}
     for job in jobs:
         whole = one_scheme(job.spec.name, spoken)
@@ -91,7 +91,7 @@ def fused_jobs(jobs: Sequence[Job]) -> dict[str, list[Job]]:
 
 
 def _is_loaded(job: Job) -> bool:
-    return job.encoder is not None and bool(job.encoder.dialect(job.spec))
+    return job.encoder is not None and bool(declared(job.encoder, job.spec).dialect)
 
 
 def _is_sparse(job: Job) -> bool:
@@ -99,7 +99,7 @@ def _is_sparse(job: Job) -> bool:
 
 
 def _scheme(job: Job) -> str:
-    return "" if job.encoder is None else json.dumps(job.encoder.config(job.spec), sort_keys=True)
+    return "" if job.encoder is None else declared(job.encoder, job.spec).text
 
 
 def _listed(jobs: Sequence[Job]) -> str:

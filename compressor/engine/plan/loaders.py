@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from compressor.architectures.decoder_layers import has_layers, not_in_a_layer
@@ -14,12 +14,14 @@ from compressor.architectures.loaders import READERS, Layer, Limit, Loader, laye
 from compressor.architectures.model_types import model_types
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.core.errors import CompressorError, UsageError, raise_all
+from compressor.core.same import Same
 from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
 from compressor.engine.plan.plan import Job, dense_part
 from compressor.engine.plan.request import PlanRequest
 from compressor.files.layout import Container
 from compressor.methods.contract import Decoder, Scheme
+from compressor.methods.declared import declared
 
 Config = Mapping[str, Any] | None
 Stored = Sequence[tuple[TensorSpec, Decoder]]
@@ -47,17 +49,18 @@ def left_dense(scheme: Scheme, spec: TensorSpec, checkpoint: Checkpoint, loader:
     and takes the rest of the model; "" where that is not so. A file without any list of layers is no model of
     GPTQ's, and is not judged."""
     decoder = scheme.decoder_for(spec)
-    if decoder is None or not decoder.dialect(spec):
+    dialect = "" if decoder is None else declared(decoder, spec).dialect
+    if decoder is None or not dialect:
         return ""
-    if decoder.dialect(spec) == "gptq" and has_layers(checkpoint.tensors):
+    if dialect == "gptq" and has_layers(checkpoint.tensors):
         return not_in_a_layer(spec.name) or _of_part_words(spec, decoder)
     config = checkpoint.source.config
     if config is None:
         return ""
-    readers = (loader,) if loader is not None else tuple(readers_of(decoder.dialect(spec), config))
-    reasons = []
+    readers = (loader,) if loader is not None else tuple(readers_of(dialect, config))
+    reasons, form = [], form_of(spec, decoder)
     for reader in readers:
-        limits = limits_of(reader, config, spec.name, form_of(spec, decoder))
+        limits = limits_of(reader, config, spec.name, form)
         dense = (one for one in limits if one.dense and (loader is not None or not one.hint))
         limit = next(dense, None)
         reasons.append("" if limit is None else f"{READERS[reader].name} {limit.why}")
@@ -77,7 +80,7 @@ def _of_part_words(spec: TensorSpec, decoder: Decoder) -> str:
 def not_taken(loader: Loader | None, spec: TensorSpec, decoder: Decoder, config: Config, *, experts: bool) -> str:
     """Why the loader that is named, or else any that reads such codes, takes none of a tensor in a folder; "" where
     one does. Of a model with `experts` some are not taken beside these."""
-    dialect, form = decoder.dialect(spec), form_of(spec, decoder)
+    dialect, form = declared(decoder, spec).dialect, form_of(spec, decoder)
     if loader is not None and dialect not in READERS[loader].dialects:
         return f"{READERS[loader].name} reads no {decoder.label} as it would be stored here"
     reasons = []
@@ -91,8 +94,14 @@ def not_taken(loader: Loader | None, spec: TensorSpec, decoder: Decoder, config:
 def form_of(spec: TensorSpec, decoder: Decoder) -> str:
     """What the table calls the form of a tensor's codes: `pack-quantized int4 group asymmetric`; the dialect alone
     where one form is all that it has, "" for a layout of our own."""
-    dialect, said = decoder.dialect(spec), decoder.config(spec) or {}
-    rows, columns = spec.matrix
+    return _form_of(Same(decoder), spec.dtype, spec.shape)
+
+
+@lru_cache(maxsize=1024)  # a model has few kinds of layers
+def _form_of(this: Same[Decoder], dtype: str, shape: tuple[int, ...]) -> str:
+    spec = TensorSpec("", dtype, shape)
+    config, _, dialect = declared(this.held, spec)
+    said, (rows, columns) = config or {}, spec.matrix
     if dialect == "bitsandbytes":
         return "nf4 odd" if rows % _BNB_ROWS or columns % _BNB_COLUMNS else "nf4"
     if dialect != "compressed-tensors":
@@ -101,7 +110,8 @@ def form_of(spec: TensorSpec, decoder: Decoder) -> str:
     high, wide = weights.get("block_structure") or (1, 1)
     words = [said["format"], f"{weights['type']}{weights['num_bits']}", weights["strategy"]]
     words += ["asymmetric"] if not weights["symmetric"] else []
-    words += ["uneven"] if rows % high or columns % wide else []
+    uneven = [axis for axis, left in (("rows", rows % high), ("columns", columns % wide)) if left]
+    words += ["uneven", *uneven] if uneven else []
     return " ".join(words)
 
 
@@ -118,15 +128,21 @@ class _Model:
     stored: Stored
     config: Config
     experts: bool
+    types: tuple[str, ...]
+    readers: dict[str, tuple[Loader, ...]] = field(default_factory=dict)  # of dialects, as far as asked for
 
     def limit(self, loader: Loader, spec: TensorSpec, decoder: Decoder) -> Limit | None:
         """The first thing that keeps a loader from taking a tensor; None where it takes it."""
         form = form_of(spec, decoder)
-        return next(limits_of(loader, self.config, spec.name, form, experts=self.experts), None)
+        found = limits_of(loader, self.config, spec.name, form, experts=self.experts, types=self.types)
+        return next(found, None)
 
     def said(self, spec: TensorSpec, decoder: Decoder) -> Iterator[tuple[Loader, Limit | None]]:
         """What each loader that reads the dialect says of a tensor."""
-        for loader in readers_of(decoder.dialect(spec), self.config):
+        dialect = declared(decoder, spec).dialect
+        if dialect not in self.readers:
+            self.readers[dialect] = tuple(readers_of(dialect, self.config))
+        for loader in self.readers[dialect]:
             yield loader, self.limit(loader, spec, decoder)
 
     def what(self, tensors: Stored) -> str:
@@ -154,13 +170,14 @@ class _Model:
     @property
     def schemes_of_experts(self) -> int:
         """In how many schemes experts are stored."""
-        experts = [decoder.config(spec) or {} for spec, decoder in self.stored if experts_module(spec.name)]
-        return len({json.dumps(one, sort_keys=True) for one in experts})
+        experts = (one for one in self.stored if experts_module(one[0].name))
+        return len({declared(decoder, spec).text for spec, decoder in experts})
 
 
 def _model(jobs: Sequence[Job], config: Config) -> _Model:
     stored = [(job.spec, job.encoder) for job in jobs if job.encoder is not None]
-    return _Model(stored, config, any(experts_module(job.spec.name) is not None for job in jobs))
+    experts = any(experts_module(job.spec.name) is not None for job in jobs)
+    return _Model(stored, config, experts, model_types(config))
 
 
 def check_loader(jobs: Sequence[Job], request: PlanRequest) -> None:
@@ -206,7 +223,11 @@ def _foreign(jobs: Sequence[Job], request: PlanRequest) -> Iterator[CompressorEr
     found: dict[str, list[tuple[TensorSpec, Decoder]]] = {}
     for job in jobs:
         encoder = job.encoder
-        if encoder is None or encoder.dialect(job.spec) in reader.dialects or job.parts == (dense_part(job.spec),):
+        if (
+            encoder is None
+            or declared(encoder, job.spec).dialect in reader.dialects
+            or job.parts == (dense_part(job.spec),)
+        ):
             continue
         if encoder.ggml is not None and reader.container == "gguf":
             continue
@@ -227,7 +248,7 @@ def _refusals(model: _Model, loader: Loader) -> Iterator[CompressorError]:
     reader = READERS[loader]
     limited: dict[Limit, list[tuple[TensorSpec, Decoder]]] = {}
     for spec, decoder in model.stored:
-        limit = model.limit(loader, spec, decoder) if decoder.dialect(spec) in reader.dialects else None
+        limit = model.limit(loader, spec, decoder) if declared(decoder, spec).dialect in reader.dialects else None
         if limit is not None:
             limited.setdefault(limit, []).append((spec, decoder))
     for limit, tensors in limited.items():

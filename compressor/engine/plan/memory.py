@@ -28,7 +28,13 @@ def workers_within(
 ) -> int:
     """How many of so many `workers` may treat these tensors at once within `limit` bytes; `more` run beside them
     where they are several. UsageError where not even one may, or where the program alone takes as much."""
-    each = {job.spec.name: beside_blocks(job, statistics) for job in jobs}
+    return workers_holding(
+        limit, {job.spec.name: beside_blocks(job, statistics) for job in jobs}, workers, more=more
+    )
+
+
+def workers_holding(limit: int, each: Mapping[str, int], workers: int, *, more: int = 0) -> int:
+    """The same where a worker holds so many bytes of `each` tensor, by name, beside blocks."""
     largest = max(each, key=lambda name: each[name], default="")
     most = each.get(largest, 0)
     needed = PROGRAM + most

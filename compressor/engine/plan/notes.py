@@ -17,6 +17,7 @@ from compressor.engine.plan.plan import Job
 from compressor.engine.plan.request import PlanRequest
 from compressor.files.layout import Container
 from compressor.methods.contract import Decoder
+from compressor.methods.declared import declared
 from compressor.recipe.model import Recipe
 
 Stored = Sequence[tuple[TensorSpec, Decoder]]
@@ -65,8 +66,8 @@ def is_language_model(config: Mapping[str, Any] | None) -> bool:
 
 def _loading(jobs: Sequence[Job], stored: Stored, container: Container, checkpoint: Checkpoint) -> Iterator[str]:
     """What loaders do with the codes."""
-    layouts = {(encoder.config(spec) or {}).get("format") for spec, encoder in stored}
-    spoken = {encoder.dialect(spec) for spec, encoder in stored}
+    layouts = {(declared(encoder, spec).config or {}).get("format") for spec, encoder in stored}
+    spoken = {declared(encoder, spec).dialect for spec, encoder in stored}
     if container == "folder":
         if "int-quantized" in layouts:
             yield (
@@ -84,7 +85,7 @@ def _loading(jobs: Sequence[Job], stored: Stored, container: Container, checkpoi
         yield from loader_notes(jobs, checkpoint.source.config)
         yield from _dense_experts(jobs, checkpoint.source.config or {})
     yield from sorted({encoder.remark(spec) for spec, encoder in stored} - {""})
-    own = any(encoder.dialect(spec) == "" and not encoder.numbers for spec, encoder in stored)
+    own = any(declared(encoder, spec).dialect == "" and not encoder.numbers for spec, encoder in stored)
     if own and container not in ("npz", "gguf"):
         yield "part of it is in this project's own layout, which only `compressor restore` reads"
 

@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from compressor.checkpoint.checkpoint import Tensor
 from compressor.core.errors import CompressorError, InputError, UsageError, problems_of, raise_all
+from compressor.core.same import Same
 from compressor.core.tensor import TensorSpec
 from compressor.engine.plan.adapter import check_adapter, makes_adapter, with_adapters
 from compressor.engine.plan.checks import check_axes, check_container, check_dialects, check_names, check_stores
@@ -27,6 +28,7 @@ from compressor.engine.plan.sparse_store import SPARSE, with_layout
 from compressor.engine.plan.stage_records import described
 from compressor.files.layout import Container
 from compressor.methods.contract import Scheme, TensorMethod
+from compressor.methods.declared import declared
 from compressor.methods.parts import Part
 from compressor.methods.unlisted.unmoved import Unmoved
 from compressor.recipe.model import Stage, Store
@@ -293,7 +295,7 @@ def _step(tensor: Tensor, number: int, stage: Stage, request: PlanRequest, *, ch
     if not isinstance(method, Scheme) or method.numbers_only:
         return Step(number, method, partners, instead=method.partial_treatment(spec))
     store = _DEFAULT_STORE[container] if stage.store == "auto" else stage.store
-    settled, instead = _settled(_This(method), spec.dtype, spec.shape)
+    settled, instead = _settled(Same[Scheme](method), spec.dtype, spec.shape)
     stored = _stored_form(settled, spec, stage, store, request)
     if isinstance(stored, LeftAlone):
         return stored
@@ -305,24 +307,11 @@ def _step(tensor: Tensor, number: int, stage: Stage, request: PlanRequest, *, ch
     return replace(step, found=counted.encoder) if needless is None else LeftAlone(needless.reason)
 
 
-class _This:
-    """A scheme as a key, equal to itself alone: some that are equal know different codes of a tensor."""
-
-    def __init__(self, scheme: Scheme) -> None:
-        self.scheme = scheme
-
-    def __hash__(self) -> int:
-        return id(self.scheme)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _This) and other.scheme is self.scheme
-
-
 @lru_cache(maxsize=4096)
-def _settled(this: _This, dtype: str, shape: tuple[int, ...]) -> tuple[Scheme, str]:
+def _settled(this: Same[Scheme], dtype: str, shape: tuple[int, ...]) -> tuple[Scheme, str]:
     """What a scheme's options that were left open are for tensors of this shape: one object for all of them, by
-    which neighbours are known to be treated alike."""
-    return this.scheme.settled(TensorSpec("", dtype, shape))
+    which neighbours are known to be treated alike. Schemes that are equal may know different codes of a tensor."""
+    return this.held.settled(TensorSpec("", dtype, shape))
 
 
 def _stored_form(
@@ -354,7 +343,7 @@ def _stored_form(
         if why:
             return LeftAlone(why)
         decoder = method.decoder_for(spec)
-        if decoder is not None and decoder.dialect(spec) and not spec.name.endswith(".weight"):
+        if decoder is not None and declared(decoder, spec).dialect and not spec.name.endswith(".weight"):
             return LeftAlone("no module's .weight, so loaders would not look for its codes")
     return method
 

@@ -56,6 +56,13 @@ def test_a_repository_has_the_bytes_of_a_local_folder(server: Hub, empty: str, t
     assert there(server) == here(tmp_path / "other")
 
 
+def test_files_of_an_archive_come_back_to_the_hub(server: Hub, empty: str, tmp_path: Path) -> None:
+    api.prune(TINY, tmp_path / "shards", threshold=0.0001, max_shard_size="300KB", card=False)
+    api.pipeline(tmp_path / "shards", tmp_path / "archive", store="archive")
+    api.restore(tmp_path / "archive", f"hf://{OUT}")
+    assert there(server) == here(tmp_path / "shards")
+
+
 def test_gates_and_folders_and_refusals(server: Hub, empty: str, tmp_path: Path) -> None:
     with pytest.raises(GateFailed):
         api.quantize(TINY, f"hf://{OUT}", bits=2, max_error=1e-6)

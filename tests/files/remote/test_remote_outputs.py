@@ -71,6 +71,19 @@ def test_archives_and_single_files(store: Any, tmp_path: Path) -> None:
     assert not [path for path in store.find("/bucket") if "compressor" in path]
 
 
+def test_files_of_an_archive_come_back_one_by_one(store: Any, tmp_path: Path) -> None:
+    """Each is held against its SHA-256 before it is sent, and is not looked for here afterwards."""
+    api.prune(TINY, tmp_path / "shards", threshold=0.0001, max_shard_size="200KB", card=False)
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 3
+    api.pipeline(tmp_path / "shards", "memory://bucket/archive", store="archive")
+    api.restore("memory://bucket/archive", OUT)
+    assert there(store, "/bucket/out") == here(tmp_path / "shards")
+    for number in (1, 2):
+        api.restore("memory://bucket/archive", "memory://bucket/p", part=f"{number}/2")
+    api.merge([f"memory://bucket/p.part-{number}-of-2" for number in (1, 2)], "memory://bucket/p")
+    assert there(store, "/bucket/p") == here(tmp_path / "shards")
+
+
 def test_what_exists_needs_force_and_has_to_be_ours(store: Any, tmp_path: Path) -> None:
     api.quantize(TINY, OUT, bits=4)
     before = there(store)
