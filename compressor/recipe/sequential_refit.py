@@ -20,6 +20,7 @@ class ByInputs:
 
     method: ClassVar[str]
     linear_algebra: ClassVar[bool] = True  # as in `methods/contract.py`
+    needs_inputs: ClassVar[bool] = True
 
     teacher: str  # empty in a recipe: what the whole pipeline begins with
     inputs: str  # empty in a recipe: what is given for all of its stages
@@ -94,7 +95,17 @@ def make_sequential(
 
 def lacking(paths: Mapping[str, str | None], owner: str, where: str) -> Iterator[CompressorError]:
     """What is wrong where no teacher or no inputs are given (None) to a training."""
-    for role, key, what in (("teacher", "teacher", "PATH"), ("file of inputs", "inputs", "FILE.npy")):
-        if paths.get(key) is None:
-            how = flag(key, where) if where else f"{flag(key, where)} {what}"
-            yield UsageError(f"{owner} needs a {role}", remedy=f"Give {how}")
+    yield from without_teacher(paths, owner, where)
+    if paths.get("inputs") is None:
+        yield _lacks("file of inputs", "inputs", "FILE.npy", owner, where)
+
+
+def without_teacher(paths: Mapping[str, str | None], owner: str, where: str) -> Iterator[CompressorError]:
+    """What is wrong where no teacher is given (None)."""
+    if paths.get("teacher") is None:
+        yield _lacks("teacher", "teacher", "PATH", owner, where)
+
+
+def _lacks(role: str, key: str, what: str, owner: str, where: str) -> UsageError:
+    how = flag(key, where) if where else f"{flag(key, where)} {what}"
+    return UsageError(f"{owner} needs a {role}", remedy=f"Give {how}")

@@ -21,6 +21,7 @@ class Training:
     """How a student is trained, and from which files."""
 
     linear_algebra: ClassVar[bool] = True  # as in `methods/contract.py`
+    needs_inputs: ClassVar[bool] = True
 
     teacher: str  # empty in a recipe: what the whole pipeline begins with
     inputs: str  # empty in a recipe: what is given for all of its stages

@@ -15,7 +15,7 @@ ones see what they will be given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod, sqrt
 
@@ -31,6 +31,7 @@ from compressor.networks.pointwise import BatchNormLayer, LayerNormLayer
 from compressor.networks.samples import blocks
 from compressor.networks.surest import both_surest, first_samples
 from compressor.networks.training.examples import Examples, open_examples
+from compressor.networks.training.means_from_norms import correct_means
 from compressor.networks.training.network_ends import bare, check_same_shapes
 from compressor.recipe.matched_norms import MatchedNorms
 
@@ -48,16 +49,28 @@ def matched(
     dry: bool,
     progress: Callable[[int, int], None] | None,
 ) -> Checkpoint:
-    """The student with its norms and biases matched; `dry`: not matched, only looked at. InputError where the two
-    are not of the same shapes, there is no norm and no bias, the inputs are not theirs, or outputs for inputs that
-    were held out are no nearer to the teacher's than before."""
+    """The student with its norms and biases matched, without inputs in the mean alone; `dry`: not matched, only
+    looked at. InputError where the two are not of the same shapes, there is no norm and no bias, the inputs are not
+    theirs, or outputs for inputs that were held out are no nearer to the teacher's than before."""
     student, mentor = read_network(checkpoint, options.network), read_network(teacher, options.network)
+    codes = {name for name, tensor in checkpoint.tensors.items() if tensor.encoder is not None}
+    if not options.inputs:
+        ours, theirs = bare(student.network), bare(mentor.network)
+        check_same_shapes(ours, theirs, checkpoint.path)
+        with np.errstate(all="ignore"):
+            changed = correct_means(ours, theirs, codes, checkpoint.path)
+        many = f"{len(changed)} of {len(_pairs(ours, theirs, codes))} norms and biases"
+        remark = (
+            f"{options.label} without inputs corrects {many} in the mean, by what the teacher's norms say of what "
+            "layers after them are given"
+        )
+        moved = {name: ours.tensors[name] for name in changed}
+        return _with(checkpoint, moved, (f"network: {student.description}", remark))
     examples = open_examples(options.inputs, options.divide, bare(student.network), bare(mentor.network))
     samples = first_samples(examples.array, examples.by)
     mentor, student = both_surest(teacher, mentor, checkpoint, student, samples)
     ours, theirs = bare(student.network), bare(mentor.network)
     check_same_shapes(ours, theirs, checkpoint.path)
-    codes = {name for name, tensor in checkpoint.tensors.items() if tensor.encoder is not None}
     pairs = _pairs(ours, theirs, codes)
     if not pairs:
         raise InputError(
@@ -75,9 +88,13 @@ def matched(
     if not dry and not options.rehearsal:
         with np.errstate(all="ignore"):
             notes.append(_match(ours, theirs, pairs, examples, checkpoint, progress))
+    return _with(checkpoint, {name: ours.tensors[name] for pair in pairs.values() for name in pair.changed}, notes)
+
+
+def _with(checkpoint: Checkpoint, changed: Mapping[str, Array], notes: Sequence[str]) -> Checkpoint:
+    """The checkpoint with these tensors changed; codes stay codes."""
     tensors = dict(checkpoint.tensors)
-    for pair in pairs.values():
-        tensors |= {name: holding(checkpoint, name, ours.tensors[name]) for name in pair.changed}
+    tensors |= {name: holding(checkpoint, name, array) for name, array in changed.items()}
     tensors = {name: replace(one, kept=one.encoder is not None) for name, one in tensors.items()}
     return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, *notes))
 

@@ -102,6 +102,114 @@ def test_layers_with_a_bias_are_corrected_where_there_are_no_norms(tmp_path: Pat
     assert {name for name in before if not np.array_equal(before[name], after[name])} == {"a.bias", "c.bias"}
 
 
+NORMAL = np.random.default_rng(1).normal(size=(1000, 2, 24, 24)).astype(np.float32)
+BETWEEN = """input = [2, 24, 24]
+[[layer]]
+kind = "batch-norm"
+name = "first"
+[[layer]]
+kind = "relu6"
+output = "stream"
+[[layer]]
+kind = "conv2d"
+name = "wide"
+padding = "same"
+bias = false
+[[layer]]
+kind = "batch-norm"
+name = "second"
+[[layer]]
+kind = "add"
+other = "stream"
+[[layer]]
+kind = "average-pool"
+[[layer]]
+kind = "flatten"
+[[layer]]
+kind = "dense"
+name = "last"
+"""
+
+
+def between_norms(place: Path) -> tuple[Path, Path]:
+    """A network of which every layer with weights follows a norm, and one of other weights."""
+    random = np.random.default_rng(7)
+    (place / "n.toml").write_text(BETWEEN)
+    tensors = {
+        "first.running_mean": np.zeros(2),
+        "first.running_var": np.ones(2),
+        "first.weight": np.array([1.5, 3.0]),
+        "first.bias": np.array([0.5, 3.0]),
+        "wide.weight": random.normal(size=(2, 2, 3, 3)),
+        "second.running_mean": random.normal(size=2),
+        "second.running_var": np.array([4.0, 9.0]),
+        "second.weight": np.array([1.0, 2.0]),
+        "second.bias": np.array([0.1, -0.2]),
+        "last.weight": random.normal(size=(3, 2)),
+        "last.bias": random.normal(size=3),
+    }
+    path = place / "t.safetensors"
+    save_file({name: np.asarray(array, np.float32) for name, array in tensors.items()}, path)
+    made = read_network(open_checkpoint(path), str(place / "n.toml")).network
+    for number, layer, given, give in made.in_order(NORMAL[:500]):
+        if number == 3:  # the second norm, which knows what it is given
+            tensors |= {"second.running_mean": given.mean(axis=(0, 1, 2))}
+            tensors |= {"second.running_var": given.var(axis=(0, 1, 2))}
+            break
+        give(layer.forward(given))
+    others = {
+        name: array + 0.3 * random.normal(size=array.shape) if array.ndim > 1 else array
+        for name, array in tensors.items()
+    }
+    (place / "n.toml").write_text(BETWEEN)
+    for name, made in (("t", tensors), ("s", others)):
+        save_file(
+            {key: np.asarray(array, np.float32) for key, array in made.items()}, place / f"{name}.safetensors"
+        )
+    return place / "t.safetensors", place / "s.safetensors"
+
+
+def test_without_inputs_the_means_are_those_that_normal_inputs_give(tmp_path: Path) -> None:
+    teacher, student = between_norms(tmp_path)
+    out = tmp_path / "o.safetensors"
+    report = api.distill(
+        student, out, teacher=teacher, method="batch-norm", network=tmp_path / "n.toml", force=True
+    )
+    assert any("2 of 3 norms and biases" in note for note in report.plan.notes)
+    before, after = load_file(student), load_file(out)
+    moved = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert moved == {"second.running_mean", "last.bias"}
+    answers = []
+    for path in (teacher, student, out):
+        made = read_network(open_checkpoint(path), str(tmp_path / "n.toml")).network
+        answers.append(np.concatenate([made.forward(NORMAL[at : at + 100]).copy() for at in range(0, 1000, 100)]))
+    wanted, was, found = (given.mean(axis=0) for given in answers)
+    assert np.abs(found - wanted).max() < 0.02 * np.abs(was - wanted).max()
+
+
+def test_without_inputs_a_recipe_needs_none_either(pair: Path, tmp_path: Path) -> None:
+    recipe, out = tmp_path / "r.toml", tmp_path / "out.safetensors"
+    recipe.write_text(
+        '[[stage]]\nkind = "quantize"\nbits = 3\ngranularity = "channel"\n'
+        '[[stage]]\nkind = "distill"\nmethod = "batch-norm"\n'
+    )
+    api.pipeline(pair / "teacher.safetensors", out, recipe=recipe)
+    assert missed(pair, out) < missed(pair, pair / "student.safetensors")
+    before, after = load_file(pair / "student.safetensors"), load_file(out)
+    moved = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert moved <= {name for name in before if "running_mean" in name or name == "fc.bias"}
+    assert "bn1.running_mean" not in moved  # no norm is before it
+
+
+def test_what_no_norm_is_before_cannot_be_corrected_without_inputs(tmp_path: Path) -> None:
+    text, shapes = NETWORKS["dense"]
+    (tmp_path / "n.toml").write_text(text)
+    save_file(tensors_of(shapes), tmp_path / "t.safetensors")
+    options = {"teacher": tmp_path / "t.safetensors", "method": "batch-norm", "network": tmp_path / "n.toml"}
+    with pytest.raises(InputError, match="without any given"):
+        api.distill(tmp_path / "t.safetensors", tmp_path / "o.safetensors", **options)
+
+
 def test_wrong_options_are_refused(pair: Path, tmp_path: Path) -> None:
     student, out = pair / "student.safetensors", tmp_path / "o.safetensors"
     with pytest.raises(UsageError, match="needs a teacher"):
