@@ -55,7 +55,7 @@ class Delta(Scheme):
 
     form: Literal["auto", "sign", "mixed", "base"] = option("auto", help="how differences are stored")
     bits: float | None = option(
-        None, help="bits of a difference, 1 or 2, of mixed any number; unset: 1", low=0, high=8, open_low=True
+        None, help="bits of a difference: 1, 2, of mixed any number; unset: 1", low=0, high=8, open_low=True
     )
     ranks: str | None = option(
         None, help="singular vectors of 8, 4, 3 and 2 bits, such as 2,6,20,60; unset: the best of so many bits"
