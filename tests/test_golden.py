@@ -72,7 +72,8 @@ def test_who_needs_linear_algebra_says_so() -> None:
     assert found == {
         *("distill-low-rank", "distill-low-rank-dense", "distill-low-rank-energy", "distill-low-rank-randomized"),
         *("distill-low-rank-ratio", "distill-low-rank-stats", "distill-refit", "distill-residual"),
-        *("distill-residual-error", "prune-alps", "prune-sparsegpt", "prune-sparsegpt-pattern"),
+        *("distill-delta-mixed", "distill-residual-error", "prune-alps"),
+        *("prune-sparsegpt", "prune-sparsegpt-pattern"),
         *("quantize-int-awq-4", "quantize-int-gptq-method-3-asymmetric", "quantize-int-gptq-method-4"),
         "quantize-nvfp4-gptq",
     }
@@ -103,6 +104,10 @@ def test_golden_bytes_come_back_as_they_did(name: str, tmp_path: Path) -> None:
 def test_what_0_1_0_wrote_otherwise_comes_back_as_it_did(path: Path, tmp_path: Path) -> None:
     found = SCRIPT.restore(path, tmp_path)
     assert found.tobytes() == np.load(path.with_suffix(".restored.npy")).tobytes()
+    if path.name.startswith("quantize-int-"):  # whose scales of float32 weights had 32 bits
+        newer = np.load(GOLDEN / f"{path.stem}.restored.npy")
+        assert np.linalg.norm(found - newer) <= 0.1 * np.linalg.norm(newer)
+        return
     # whose steps are others where an archive takes other bits
     if not path.name.startswith(("quantize-uniform-", "quantize-trellis-")):
         assert close(found, np.load(GOLDEN / f"{path.stem}.restored.npy"))

@@ -57,6 +57,7 @@ SCHEMES: tuple[dict[str, Any], ...] = (
     {"scheme": "mxfp4"},
     {"scheme": "nf4", "method": "absmax"},
     {"scheme": "nf4"},
+    {"scheme": "nf4", "signed_scales": True},
     {"scheme": "nf4", "double_quant": True},
     {"scheme": "codebook", "entries": 16},
     {"scheme": "codebook", "entries": 256},

@@ -522,6 +522,12 @@ _VLLM = (
             (".* block.*", "--granularity channel"),
         )
     ),
+    Limit(
+        "pack-quantized int[23567] .*",
+        "has kernels for these widths on CUDA only, with the package humming, which was not tried",
+        instead="--bits 4",
+        hint=True,
+    ),
     Limit("pack-quantized int4 tensor.*", "has no scheme for one scale a tensor", instead="--granularity channel"),
     Limit(
         "naive-quantized .* block.*",

@@ -190,6 +190,7 @@ class _CodingKeywords(StageKeywords, total=False):
     damp: float | None
     act_order: bool
     signed_scales: bool
+    scale_bits: Literal[16, 32] | None
     double_quant: bool
     element: Literal["e4m3", "e5m2"]
     entries: int

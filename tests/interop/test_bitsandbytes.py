@@ -34,6 +34,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "double": {"double_quant": True},
     "groups of 256, double": {"group_size": 256, "double_quant": True},
     "groups of 32": {"group_size": 32},
+    "signed": {"signed_scales": True},
 }
 
 

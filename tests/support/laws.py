@@ -93,7 +93,14 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
         {"energy": 0.5, "svd": "randomized"},
         {"error": 0.1, "informed": True},
     ),
-    ("distill", "delta"): ({}, {"form": "sign"}, {"form": "sign", "bits": 2}, {"form": "base"}),
+    ("distill", "delta"): (
+        {},
+        {"form": "sign"},
+        {"form": "sign", "bits": 2},
+        {"form": "mixed"},
+        {"form": "mixed", "ranks": "1,0,1,2"},
+        {"form": "base"},
+    ),
     ("distill", "refit"): (
         {},
         {"damp": 0.1},
@@ -183,6 +190,8 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
         {"group_size": 32, "method": "gptq"},
         {"group_size": 32, "method": "gptq", "act_order": True},
         {"group_size": 32, "method": "gptq", "double_quant": True},
+        {"group_size": 32, "signed_scales": True},
+        {"group_size": 32, "signed_scales": True, "method": "gptq"},
     ),
     ("quantize", "fp8"): tuple(
         {"element": element, "granularity": grain, "method": method}

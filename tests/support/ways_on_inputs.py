@@ -74,6 +74,7 @@ def make_inputs() -> None:
     np.savez("plain.npz", w=floats(16, 64))
     save_file({"fc.weight": floats(8, 64)}, "one.safetensors")
     save_file({"fc.weight": floats(16, 64), "odd.weight": floats(8, 51)}, "odd.safetensors")
+    save_file({"fc.weight": floats(16, 64), "fifty.weight": floats(8, 50)}, "fifty.safetensors")
     save_file({"fc.weight": floats(16, 64), "lm_head.weight": floats(32, 64)}, "head.safetensors")
     save_file({"fc.weight": floats(16, 64), "conv.weight": floats(8, 16, 2, 2)}, "conv.safetensors")
     broken = floats(16, 64)

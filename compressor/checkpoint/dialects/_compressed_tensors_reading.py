@@ -210,6 +210,8 @@ def _strategy(weights: Mapping[str, Any]) -> Any:
 
 def _integers(weights: Mapping[str, Any], layout: str) -> Found:
     strategy = _strategy(weights)
+    if layout == "pack-quantized" and weights["num_bits"] not in (4, 8):
+        return "codes of other widths than 4 and 8 bits lie otherwise in some versions than in others"
     made = make_method(
         "quantize",
         {

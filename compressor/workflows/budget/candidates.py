@@ -15,7 +15,8 @@ Options that the user gives for the stage (`--method`, `--layout`, …) hold for
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from math import floor
@@ -36,14 +37,15 @@ _EVEN = re.compile(r"uniform([0-9]{1,2}(?:\.[0-9]{1,4})?)(?:s([0-9]{1,2}))?")
 # Bits of even steps for an archive; between them the bits of all that have one are moved together
 _LADDER = (*(n / 4 for n in range(2, 24)), *(n / 2 for n in range(12, 20)), 10.0, 12.0)
 _GROUPS = (128, 64, 32)
-_BITS: Mapping[str, Sequence[int]] = {"mlx": (2, 3, 4, 5, 6, 8), "gptq": (4, 8), "pack-quantized": (4, 8)}
+_BITS: Mapping[str, Sequence[int]] = {"mlx": (2, 3, 4, 5, 6, 8), "gptq": (4, 8)}
 _INT8C = "int:bits=8,granularity=channel,layout=pack-quantized"  # `int8c` is W8A8 for loaders
 # Of ggml's types those that give most for their bytes; blocks of 32 for rows that 256 does not divide
 _GGML = ("q2_k", "q3_k", "iq4_xs", "q4_k", "iq4_nl", "q5_k", "q5_0", "q6_k", "q8_0")
 # Beside symmetric integers, where `restore` is what reads the output: of few bits zero points and shared values pay
 _OWN = (*(f"int{bits}ag{group}" for bits in (2, 3, 4) for group in _GROUPS), "codebook:entries=8")
-# By compressed-tensors' loaders, mixed
+# By compressed-tensors' loaders, mixed; and what only some of them take, for what the others do not allow
 _LOADED = ("mxfp4", "int4g128", "nvfp4", "int4g64", "int4g32", "int8g128", "int4c", _INT8C)
+_NARROW = ("int3g64", "int3g128", "int3c", "int2g64", "int2g128", "int2c")
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def make_candidates(
     found: dict[str, Candidate] = {}
     for name in given or (_even() if archived else _default(layout, container)):
         try:
-            made = _made(name.strip(), shared, where)
+            made = _made(name.strip(), shared, where, container)
         except UsageError as error:
             if given:
                 raise
@@ -144,6 +146,15 @@ def make_candidates(
     if set(found) <= {DENSE}:
         raise UsageError(f"{where}a budget needs candidates that are smaller than dense")
     return tuple(found.values())
+
+
+def narrower(layout: str, container: Container, shared: Mapping[str, Any]) -> tuple[Candidate, ...]:
+    """Of a folder candidates of fewer bits than the default ones, which fewer loaders take; else none."""
+    if layout != "auto" or container != "folder":
+        return ()
+    with suppress(UsageError):  # an option of the stage that none of them has
+        return make_candidates(_NARROW, shared, layout, container)
+    return ()
 
 
 def _default(layout: str, container: Container) -> tuple[str, ...]:
@@ -164,7 +175,7 @@ def _even() -> tuple[str, ...]:
     return (*(f"uniform{bits:g}" for bits in _LADDER), DENSE)
 
 
-def _made(name: str, shared: Mapping[str, Any], where: str) -> Candidate:
+def _made(name: str, shared: Mapping[str, Any], where: str, container: Container) -> Candidate:
     if name == DENSE:
         return Candidate(name)
     short, even = _INT.fullmatch(name), _EVEN.fullmatch(name)
@@ -179,6 +190,8 @@ def _made(name: str, shared: Mapping[str, Any], where: str) -> Candidate:
         options |= (
             {"granularity": "channel"} if grain == "c" else {"granularity": "group", "group_size": int(grain[1:])}
         )
+        if container == "folder" and int(bits) not in (4, 8):  # whose `auto` is for `restore`
+            options |= {"layout": shared.get("layout", "pack-quantized")}
         text = False
     else:
         scheme, _, rest = name.partition(":")
@@ -193,6 +206,8 @@ def _made(name: str, shared: Mapping[str, Any], where: str) -> Candidate:
         options, text = {"scheme": scheme, **{key.strip(): value.strip() for key, _, value in pairs}}, True
     mine = options_of(methods_of("quantize")[options["scheme"]])
     more = {key: value for key, value in shared.items() if key in mine and key not in options}
+    if "scale_bits" in mine and {**options, **more}.get("layout") not in ("mlx", "gptq"):
+        more.setdefault("scale_bits", 16)  # as a plan settles it
     if text:
         more = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in more.items()}
     method = make_method(
@@ -203,17 +218,21 @@ def _made(name: str, shared: Mapping[str, Any], where: str) -> Candidate:
 
 
 def with_nearest(
-    candidates: Sequence[Candidate], specs: Iterable[TensorSpec], container: Container
+    candidates: Sequence[Candidate],
+    groups: Iterable[Sequence[TensorSpec]],
+    fits: Callable[[Candidate, TensorSpec], bool],
 ) -> tuple[Candidate, ...]:
-    """The candidates, with what is nearest to each of them in shape for tensors that none of them fits."""
+    """The candidates, with what is nearest to each of them in shape for tensors (of each group all in one scheme)
+    that none of them `fits`."""
     found = {one.key: one for one in candidates}
-    for spec in specs:
-        if any(one.encoder is not None and one.fits(spec, container) for one in candidates):
+    for group in groups:
+        if any(one.encoder is not None and all(fits(one, spec) for spec in group) for one in candidates):
             continue
         for one in candidates:
-            near = _nearest(one, spec)
-            if near is not None and near.fits(spec, container):
-                found.setdefault(near.key, near)
+            for spec in group:
+                near = _nearest(one, spec)
+                if near is not None and all(fits(near, other) for other in group):
+                    found.setdefault(near.key, near)
     return tuple(found.values())
 
 

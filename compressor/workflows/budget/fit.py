@@ -37,13 +37,14 @@ from compressor.workflows.budget.candidates import (
     check_of_use,
     check_readable,
     make_candidates,
+    narrower,
     with_nearest,
 )
 from compressor.workflows.budget.errand import Errand
 from compressor.workflows.budget.survey import Measured, Probe, Probed, measure_of, size_of
 from compressor.workflows.budget.survey_file import key_of, read_table, write_table
 from compressor.workflows.budget.takers import Takers
-from compressor.workflows.budget.way_on import way_on
+from compressor.workflows.budget.way_on import SURE, Asked, least, way_on
 
 _STORES = ("auto", "packed", "archive")
 _CHOSEN_DENSE = LeftAlone("dense is what the budget chose", asked=True)
@@ -185,16 +186,11 @@ class Fitting:
         )
 
     def _way_on(self, size: int) -> str:
-        left = [] if self.by_bits else self._left()
-        more = ""
-        if left:
-            largest = max(left, key=lambda spec: spec.nbytes).name
-            more = f"--include more tensors, such as '{printable(largest, 60)}'"
-        if self.archived:
-            return f"Ask for no less, or {more}" if more else "Ask for no less"
         groups, rest = [unit.specs for unit in self.units], size - self.least
+        left = [] if self.by_bits else self._left()
         target = (self.target or 0) - rest
-        return way_on(self.budget, groups, self.candidates, self.shared, self.takers, target, more)
+        asked = Asked(self.budget, self.shared, self.takers, self.archived)
+        return way_on(asked, groups, left, self.candidates, target)
 
     def _left(self) -> list[TensorSpec]:
         """Weights that are left alone by default, or since others are included."""
@@ -292,15 +288,18 @@ def fitting(
         and not matches(job.spec.name, map(_first, stage.rules))
     ]
     named = candidates
-    if stage.fallback:
-        candidates = with_nearest(named, decided, container)
     experts = any(experts_module(job.spec.name) is not None for job in scout.jobs)
     takers = Takers(container, errand.options.loader, checkpoint.source.config, experts)
+    groups = _groups(decided, candidates, takers)
+    candidates = with_nearest(candidates, groups, takers.fits)
+    if not budget.candidates and not archived:
+        more = narrower(str(shared.get("layout", "auto")), container, shared)
+        if more and not _within_reach(budget, scout, groups, candidates, takers):
+            candidates = with_nearest((*candidates, *more), groups, takers.fits)
     fits = {spec.name: [one for one in candidates if takers.fits(one, spec)] for spec in decided}
     if budget.candidates and not errand.options.allow_unmatched:
         check_of_use(named, decided, container, fallback=stage.fallback)
         takers.check_taken(named, decided)
-    groups = _groups(decided, candidates, takers)
     alone = {
         spec.name: _why_alone(members, fits, candidates, takers)
         for members in groups
@@ -327,6 +326,22 @@ def fitting(
     return Fitting(
         recipe, budget, candidates, units, measured, errand, size, alone, takers, shared, informed, archived
     )
+
+
+def _within_reach(
+    budget: Budget,
+    scout: Plan,
+    groups: Sequence[Sequence[TensorSpec]],
+    candidates: Sequence[Candidate],
+    takers: Takers,
+) -> bool:
+    """Whether the candidates allow what a target asks for, by their sizes alone."""
+    decided = [spec for group in groups for spec in group]
+    files = budget.file_size(scout.size_before)
+    room = None if files is None else files - scout.size_before + sum(spec.nbytes for spec in decided)
+    if budget.target_bits is not None:
+        room = int(budget.target_bits * sum(spec.size for spec in decided) / 8)
+    return room is None or least(groups, candidates, takers) <= room * SURE
 
 
 def _nothing_to_decide(alone: Mapping[str, LeftAlone], loader: str | None, shared: Mapping[str, Any]) -> UsageError:
@@ -478,9 +493,7 @@ def _why_alone(
             return LeftAlone(f"{refused[0]}, and none of the budget's candidates is taken")
     if all(any(one.encoder for one in fits[spec.name]) for spec in members):
         return LeftAlone("no candidate of the budget fits all that loaders fuse with it")
-    nearest = with_nearest(candidates, members, container)
-    way = " (--fallback takes the nearest)" if len(nearest) > len(candidates) else ""
-    return LeftAlone(f"no candidate of the budget fits its shape{way}")
+    return LeftAlone("no candidate of the budget fits its shape")
 
 
 def _common(members: Sequence[TensorSpec], fits: Mapping[str, Sequence[Candidate]]) -> bool:

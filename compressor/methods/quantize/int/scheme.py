@@ -15,9 +15,9 @@ compressed-tensors' own arithmetic in the same bytes. A zero weight has code z a
 
 Stored, for `NAME` [rows, columns] (codes offset to unsigned, rows packed as little-endian bit streams):
 
-* `pack-quantized` (4, 8 bits): `NAME_packed` I32 [rows, ⌈columns·b/32⌉], `NAME_scale` [rows, groups] or [1],
-  `NAME_shape` I64 [2]; asymmetric: `NAME_zero_point` I32 [⌈rows·b/32⌉, groups], packed along the rows
-  (I8 [1] by tensor);
+* `pack-quantized` (4, 8 bits; others where it is asked for, asymmetric of 2): `NAME_packed` I32
+  [rows, ⌈columns·b/32⌉], `NAME_scale` [rows, groups] or [1], `NAME_shape` I64 [2]; asymmetric:
+  `NAME_zero_point` I32 [⌈rows·b/32⌉, groups], packed along the rows (I8 [1] by tensor);
 * `int-quantized` (8 bits, symmetric, by tensor or channel; W8A8 for loaders): `NAME` I8 [rows, columns],
   `NAME_scale` [rows, 1] or [1];
 * `compressor` (any): `NAME.codes` U8 [rows, ⌈columns·b/8⌉], `NAME.scale` [rows, groups] or [1]; asymmetric:
@@ -29,9 +29,10 @@ Stored, for `NAME` [rows, columns] (codes offset to unsigned, rows packed as lit
 * `plain` (any; what `--store codes` takes): as `compressor`, with `NAME.codes` I8 (asymmetric: U8), one code an
   element.
 
-The first two are compressed-tensors' own. A scale has the weight's dtype (F32 for FP8 weights; `mlx`: and for
-float64; `gptq`: always F16, and weights beyond its range are clipped), and is positive unless `signed_scales` says
-otherwise.
+The first two are compressed-tensors' own. A scale has the weight's dtype, F32 for FP8 weights; that of a row or
+group of F32 weights is BF16 unless `scale_bits` says otherwise or the layout is `plain` or `mlx`; `mlx` has F32 for
+float64, `gptq` always F16, and weights beyond its range are clipped. Scales are positive unless `signed_scales`
+says otherwise.
 Error: about half a scale; what a search clips more, but never more in the sum of squares (gptq: see `bound`).
 
 `ways/` choose scales and codes, `layouts/` store them.
@@ -97,6 +98,7 @@ class Int(Compensating):
     damp: float | None = option(None, help=DAMP_HELP, low=0)
     act_order: bool = option(False, help=ACT_ORDER_HELP, off="plain-order")
     signed_scales: bool = option(False, help="a search may choose negative scales too", off="positive-scales")
+    scale_bits: Literal[16, 32] | None = option(None, help="bits of the scales of float32 weights; unset: 16")
     layout: Literal["auto", "pack-quantized", "int-quantized", "mlx", "gptq", "compressor", "plain"] = option(
         "auto", help="stored layout; auto takes compressed-tensors' where it has one"
     )
@@ -113,6 +115,8 @@ class Int(Compensating):
             raise UsageError(f"method {self.method} works on channels and groups; for a whole tensor take search")
         if self.method == "gptq" and self.layout in ("mlx", "gptq"):
             raise UsageError("method gptq works with layouts pack-quantized, int-quantized, compressor and plain")
+        if self.scale_bits is not None and LAYOUTS.get(self.layout, CodeLayout).own_scales:
+            raise UsageError(f"scale_bits has no meaning in layout {self.layout}, whose scales have one dtype")
         if self.layout != "auto":
             LAYOUTS[self.layout].check(self.bits, self.symmetric, self.grain, self.group)
 
@@ -147,7 +151,10 @@ class Int(Compensating):
 
     def settled(self, spec: TensorSpec) -> tuple[Int, str]:
         """Groups of 128 or, where they do not divide the row, at 8 bits one scale a row, below the nearest group.
-        Loaders of what comes of it leave activations alone."""
+        Loaders of what comes of it leave activations alone. Scales of float32 weights have 16 bits."""
+        narrow = spec.dtype == "F32" and self.grain != "tensor" and not LAYOUTS[self.layout_of(spec)].own_scales
+        if self.scale_bits is None and narrow:
+            return replace(self, scale_bits=16).settled(spec)
         if self.open:
             columns = spec.matrix[1]
             if columns and columns % _GROUP == 0:
@@ -232,8 +239,10 @@ class Int(Compensating):
         return LAYOUTS[self.layout_of(spec)].dialect or super().dialect(spec)
 
     def describe(self) -> dict[str, Any]:
-        """Without what is off by default: as records of files before it was an option."""
-        return {key: said for key, said in super().describe().items() if key != "signed_scales" or said}
+        """Without what is off by default: as records of files before it was an option. Those whose scales are as
+        wide as the weights say nothing of them."""
+        later = ("signed_scales", "scale_bits")
+        return {key: said for key, said in super().describe().items() if key not in later or said}
 
     @property
     def named_layout(self) -> str:
@@ -267,10 +276,12 @@ class Int(Compensating):
         return self.label
 
     def codes(self, spec: TensorSpec) -> Int:
-        return replace(self, layout="plain")
+        return replace(self, layout="plain", scale_bits=None)  # NumPy has no bfloat16
 
     def codes_in_bits(self, spec: TensorSpec) -> Int:
-        return self.codes(spec) if self.bits == 8 or self.layout == "plain" else replace(self, layout="compressor")
+        if self.bits == 8 or self.layout == "plain":
+            return self.codes(spec)
+        return replace(self, layout="compressor", scale_bits=None)
 
     @property
     def code_bits_used(self) -> int | None:
@@ -320,6 +331,10 @@ class Int(Compensating):
         return form
 
     def scale_dtype(self, spec: TensorSpec) -> str:
+        """bfloat16 has the range of float32, so that no scale is lost in it; and codes are chosen for the scale as
+        it is stored, whatever its digits."""
+        if self.scale_bits == 16 and spec.dtype == "F32":
+            return "BF16"
         return LAYOUTS[self.layout_of(spec)].scale_dtype(spec)
 
     def has_levels(self, spec: TensorSpec) -> bool:

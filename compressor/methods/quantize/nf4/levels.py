@@ -176,6 +176,20 @@ def fitted(blocks: Array, absmax: Array, limit: float, work: Workspace, heed: Ar
     return scale
 
 
+def lost(blocks: Array, scale: Array, heed: Array | None, work: Workspace) -> Array:
+    """Σ (w − s · level)² of each block, float64, errors counted by `heed` where that is given."""
+    units, error = (work.array(f"nf4.{name}", blocks.shape, "<f4") for name in ("trial", "error"))
+    codes = work.array("nf4.codes", blocks.shape, "|u1")
+    divisor = np.where(scale > 0, scale, np.float32(1))[:, None]
+    with np.errstate(over="ignore"):
+        np.divide(blocks, divisor, out=units)  # in units of the scale, whose square may be out of range
+    nearest(units, codes, work)
+    np.subtract(units, levels().take(codes, out=error, mode="wrap"), out=error)
+    counted = error if heed is None else np.multiply(error, heed, out=units)
+    found: Array = dots(error, counted).astype(np.float64) * np.square(divisor[:, 0], dtype=np.float64)
+    return found
+
+
 @dataclass(frozen=True)
 class _Units:
     """Weights of blocks over the largest magnitudes: float32 `unit`, int16 in fine and in coarse units; `heed` is

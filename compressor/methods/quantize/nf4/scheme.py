@@ -4,7 +4,8 @@
 
 QLoRA's data type (arXiv 2305.14314). The blocks run over the flattened tensor. `--method absmax` takes each block's
 largest magnitude for s, as bitsandbytes does; `search` takes the s near it that minimises the block's squared
-error, which the same bytes and the same loaders allow. `--double-quant` stores the scales in 8 bits:
+error, which the same bytes and the same loaders allow; with `--signed-scales` of either sign, since the levels are
+not symmetric. `--double-quant` stores the scales in 8 bits:
 s ≈ map[c]·a + o, with one a for 256 scales and one o, their mean, for the tensor.
 
 Stored, for `NAME` of n weights in blocks of g (bitsandbytes' layout, first weight of a byte in the high nibble):
@@ -60,6 +61,7 @@ class Nf4(Compensating):
     method: Literal["search", "absmax", "gptq"] = option("search", help=METHOD_HELP)
     damp: float | None = option(None, help=DAMP_HELP, low=0)
     act_order: bool = option(False, help=ACT_ORDER_HELP, off="plain-order")
+    signed_scales: bool = option(False, help="a search may choose negative scales too", off="positive-scales")
 
     informed: bool = False  # a search weighs errors by the layer's inputs
     storage: str = "U8"  # in files of others: the dtype that the bytes of codes lie in
@@ -69,6 +71,12 @@ class Nf4(Compensating):
         super().__post_init__()
         if self.group_size & (self.group_size - 1):
             raise UsageError(f"group_size must be 32, 64, 128, … 4096, not {self.group_size}")
+        if self.signed_scales and (self.method == "absmax" or self.double_quant):
+            raise UsageError("signed_scales holds for methods search and gptq, with scales in float32, only")
+
+    def describe(self) -> dict[str, Any]:
+        """Without what is off by default: as records of files before it was an option."""
+        return {key: said for key, said in super().describe().items() if key != "signed_scales" or said}
 
     def check(self, spec: TensorSpec) -> None:
         """UsageError also for rows in which blocks of gptq's columns do not end."""
@@ -204,7 +212,14 @@ class Nf4(Compensating):
         absmax = levels.magnitudes(blocks, work)
         if self.method == "absmax":
             return absmax
-        return levels.fitted(blocks, absmax, bitsandbytes_state.limit(spec), work, heed)
+        limit = bitsandbytes_state.limit(spec)
+        scale = levels.fitted(blocks, absmax, limit, work, heed)
+        if not self.signed_scales:
+            return scale
+        turned = np.negative(blocks, out=work.array("nf4.turned", blocks.shape, "<f4"))
+        other = levels.fitted(turned, absmax, limit, work, heed)
+        better = levels.lost(turned, other, heed, work) < levels.lost(blocks, scale, heed, work)
+        return np.where(better, -other, scale)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class CodeLayout(ABC):
     dialect: ClassVar[str] = ""  # whose loaders take the layout, where compressed-tensors' do not
     matrices: ClassVar[bool] = True  # whether it holds matrices only
     trains: ClassVar[bool] = False  # whether scales can be changed while the codes stay as they are
+    own_scales: ClassVar[bool] = False  # whether the layout alone decides the dtype of scales
     plain: ClassVar[bool] = True  # whether loaders compute s·(q − z), unrounded
 
     @staticmethod

@@ -26,6 +26,7 @@ class Gptq(Scaled):
     scale: ClassVar[str] = ".scales"
     dialect: ClassVar[str] = "gptq"
     trains: ClassVar[bool] = False  # scales are narrower than the weights
+    own_scales: ClassVar[bool] = True
 
     @staticmethod
     def scale_dtype(spec: TensorSpec) -> str:

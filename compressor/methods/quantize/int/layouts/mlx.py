@@ -39,6 +39,7 @@ class Mlx(CodeLayout):
     name: ClassVar[str] = "mlx"
     scale: ClassVar[str] = ".scales"
     dialect: ClassVar[str] = "mlx"
+    own_scales: ClassVar[bool] = True
     plain: ClassVar[bool] = False
 
     @staticmethod

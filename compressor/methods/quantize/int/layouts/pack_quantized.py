@@ -1,4 +1,9 @@
-"""compressed-tensors' `pack-quantized`: codes of 4 or 8 bits in words of 32, for weights alone."""
+"""compressed-tensors' `pack-quantized`: codes in words of 32 bits, for weights alone.
+
+Codes of 2, 4 and 8 bits fill whole words. Of others versions from 0.20 on have a bit stream without gaps; older
+ones have as many whole codes in a word as there is room for, in more words, so that they refuse the bit stream by
+its shape: but for rows so short that both take as many words. Such rows are not stored.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +28,27 @@ class PackQuantized(Scaled):
 
     @staticmethod
     def check(bits: int, symmetric: bool, grain: str, group: int) -> None:
-        if bits not in (4, 8):
-            raise UsageError(f"layout pack-quantized holds 4 or 8 bits here, not {bits}")
+        if not symmetric and 32 % bits:
+            raise UsageError(
+                f"layout pack-quantized holds zero points of 2, 4 or 8 bits here, not {bits}",
+                remedy="Use --symmetric, or --layout compressor, which `restore` reads",
+            )
 
     def config(self, grain: str, group: int) -> dict[str, Any] | None:
         return self._scheme(grain, group, rounds_inputs=False)
 
     def parts(self, spec: TensorSpec, scale_dtype: str, scale_shape: tuple[int, ...]) -> tuple[Part, ...]:
         rows, columns = spec.matrix
+        words = (columns * self.bits + 31) // 32
+        if words > 1 and 32 % self.bits and words == -(-columns // (32 // self.bits)):
+            raise UsageError(
+                f"layout pack-quantized: compressed-tensors before 0.20 would read other numbers from a row of "
+                f"{columns} codes of {self.bits} bits",
+                tensor=spec.name,
+                remedy="Use --bits 4, or --layout compressor, which `restore` reads, or --exclude it",
+            )
         found = (
-            Part("_packed", "I32", (rows, (columns * self.bits + 31) // 32)),
+            Part("_packed", "I32", (rows, words)),
             self._scale_part(scale_dtype, scale_shape),
             Part("_shape", "I64", (2,), every=0, value=(rows, columns)),
         )

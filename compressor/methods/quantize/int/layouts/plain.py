@@ -18,6 +18,7 @@ class Plain(Own):
     """One element a code: the integer matrix that `--store codes` writes."""
 
     name: ClassVar[str] = "plain"
+    own_scales: ClassVar[bool] = True  # as wide as the weights: NumPy has no bfloat16
 
     def parts(self, spec: TensorSpec, scale_dtype: str, scale_shape: tuple[int, ...]) -> tuple[Part, ...]:
         codes = Part(".codes", "I8" if self.symmetric else "U8", spec.shape)
