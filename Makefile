@@ -140,6 +140,7 @@ bench: .venv/bench
 	$(BIN)/python -m bench.speed.codebook
 	$(BIN)/python -m bench.speed.pruning
 	$(BIN)/python -m bench.quality.soft_targets
+	$(BIN)/python -m bench.quality.deltas
 	$(BIN)/python -m bench.quality.deep_compression
 	$(BIN)/python -m bench.speed.archive
 	$(BIN)/python -m bench.speed.deltas

@@ -72,7 +72,8 @@ def test_who_needs_linear_algebra_says_so() -> None:
     assert found == {
         *("distill-low-rank", "distill-low-rank-dense", "distill-low-rank-energy", "distill-low-rank-randomized"),
         *("distill-low-rank-ratio", "distill-low-rank-stats", "distill-refit", "distill-residual"),
-        *("distill-residual-error", "prune-alps", "prune-sparsegpt", "prune-sparsegpt-pattern"),
+        *("distill-delta-mixed", "distill-residual-error", "prune-alps"),
+        *("prune-sparsegpt", "prune-sparsegpt-pattern"),
         *("quantize-int-awq-4", "quantize-int-gptq-method-3-asymmetric", "quantize-int-gptq-method-4"),
         "quantize-nvfp4-gptq",
     }

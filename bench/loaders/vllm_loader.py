@@ -63,6 +63,7 @@ _SAID: dict[str, dict[str, Any]] = {
     "xlm-roberta": {"position_embedding_type": "absolute"},
     "clip_text_model": {"projection_dim": 128},
 }
+_OF_NO_PART = ("_name_or_path", "output_attentions")
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _CHOSEN = ("num_experts_per_tok", "moe_k")
 _TO_ONE = ("llama4", "phimoe")  # which vLLM runs with as many experts as they have by default only
@@ -207,6 +208,9 @@ def _as_asked(config: Mapping[str, Any]) -> dict[str, Any]:
     count = next((config[key] for key in _COUNTS if config.get(key)), None)
     chosen = {key: count for key in _CHOSEN if count and key in config and not kind.startswith(_TO_ONE)}
     parts = {key: _as_asked(config[key]) for key in ("text_config",) if config.get(key)}
+    for key in ("attn_config", "ffn_config"):  # of DBRX, where an older transformers takes no entries of its own
+        if isinstance(config.get(key), Mapping):
+            parts[key] = {name: value for name, value in config[key].items() if name not in _OF_NO_PART}
     return {**config, **chosen, **parts, **_SAID.get(kind, {})}
 
 

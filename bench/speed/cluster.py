@@ -35,7 +35,10 @@ def cluster(place: Path) -> Iterator[str]:
     dask = [PYTHON, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard"]
     worker = [PYTHON, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-dashboard"]
     started = [subprocess.Popen(dask, **quiet)]
-    started += [subprocess.Popen([*worker, "--local-directory", str(place)], **quiet) for _ in range(2)]
+    without = {**os.environ, "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False"}  # as in docs/cluster.md
+    started += [
+        subprocess.Popen([*worker, "--local-directory", str(place)], **quiet, env=without) for _ in range(2)
+    ]
     time.sleep(10)  # both are there before anything is measured
     try:
         yield address

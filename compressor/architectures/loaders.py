@@ -140,7 +140,7 @@ _DIVIDED: Mapping[tuple[str, ...], str] = {
     ("lara_mini",): r"\.linear_attn\.in_proj\.weight$",
 }
 # Models that do not tell vLLM's loading how they are quantized, so that it leaves GPTQ's `g_idx` among the weights
-_NO_GROUPS_IN_VLLM = ("mamba2", "falcon_h1", "bert")
+_NO_GROUPS_IN_VLLM = ("mamba2", "falcon_h1", "zamba2", "bert", "roberta", "xlm-roberta")
 _LLAMA4 = ("llama4", "llama4_text")
 _REORDERED = "changes the order of rows of queries and keys as it loads them, which goes wrong with such codes"
 # Whose experts transformers does not join: with codes they are linear layers, or in files one tensor
@@ -510,8 +510,14 @@ _VLLM = (
     ),
     Limit(
         "gptq",
-        "looks in layers that it joins for the groups of columns, which it has no place for in such a model",
+        "fails over this layout's `g_idx` in layers that it joins, in such a model",
         families=_NO_GROUPS_IN_VLLM,
+        instead="--layout pack-quantized",
+    ),
+    Limit(
+        "gptq",
+        "leaves biases of keys as they lie in memory beside such codes, which answers NaN",
+        families=("whisper",),
         instead="--layout pack-quantized",
     ),
     *(

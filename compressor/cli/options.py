@@ -246,8 +246,8 @@ store = click.option(
 store_distilled = click.option(
     "--store",
     type=click.Choice(["auto", "dense", "packed"]),
-    help="Of low-rank and delta: dense, the product or the sum with the base, in the tensor's own shape; packed, "
-    "the factors or differences, for `restore`. auto: packed, dense for .npy.",
+    help="Of low-rank and delta: dense, the numbers in the tensor's own shape; packed, factors or differences, for "
+    "`restore`. auto: packed, dense for .npy.",
 )
 stats = click.option(
     "--stats", metavar="FILE", help="What `compressor calibrate` found of the inputs. For methods that go by it."

@@ -188,8 +188,8 @@ SHARED_HELP: Mapping[tuple[str, str], str] = {
     ): "Share of the squared norm that the factors keep (low-rank), or of the squared difference that the "
     "adapter gives back (residual)",
     ("distill", "seed"): "Where random numbers begin",
-    ("distill", "base"): "The checkpoint that INPUT was trained from (delta), or what an adapter names as its "
-    "base, a path or a name on the Hub; by default the student folder's name (residual)",
+    ("distill", "base"): "What INPUT was trained from (delta), or what an adapter names as its base. A path, or a "
+    "name on the Hub; by default the student folder's name (residual)",
     (
         "quantize",
         "granularity",

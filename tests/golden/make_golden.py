@@ -128,6 +128,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "distill-delta-f32.safetensors": ("distill", "F32", {"method": "delta"}),
     "distill-delta-2-bf16.safetensors": ("distill", "BF16", {"method": "delta", "bits": 2}),
     "distill-delta-2-fp8.safetensors": ("distill", "F8_E4M3", {"method": "delta", "form": "sign", "bits": 2}),
+    "distill-delta-mixed-f16.safetensors": ("distill", "F16", {"method": "delta", "form": "mixed", "bits": 4}),
     "distill-refit-f32.safetensors": ("distill", "F32", {"method": "refit", **STATS}),
     "distill-depth-f32.safetensors": ("distill", "CHAIN-F32", {"method": "depth", "layers": "0,2"}),
     "distill-subclone-bf16.safetensors": ("distill", "CHAIN-BF16", {"method": "subclone", "widths": "6,4,5,3"}),
@@ -291,6 +292,8 @@ def needs_linear_algebra(name: str) -> bool:
             scheme(**{key: said for key, said in options.items() if key in ("bits", "method")}).linear_algebra
         )
     method = every_method().get((verb, options.get("method", options.get("scheme", ""))))
+    if "form" in options and method is not None:
+        return bool(method(form=options["form"]).linear_algebra)  # type: ignore[call-arg]
     return method is not None and method.linear_algebra is True
 
 

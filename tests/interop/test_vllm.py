@@ -24,7 +24,7 @@ from compressor import api
 
 pytestmark = pytest.mark.vllm
 SOME = ("llama", "mistral", "qwen2", "qwen3", "qwen3-moe", "mixtral", "gemma2", "gemma3", "phi3", "opt", "gpt2")
-SOME += ("qwen2-moe", "qwen3.5")
+SOME += ("qwen2-moe", "qwen3.5", "llama4", "whisper", "clip")
 # Ways and layouts that the matrix has not
 MORE: dict[str, dict[str, Any]] = {
     "signed": {"bits": 4, "group_size": 32, "signed_scales": True},

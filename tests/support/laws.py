@@ -93,7 +93,14 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
         {"energy": 0.5, "svd": "randomized"},
         {"error": 0.1, "informed": True},
     ),
-    ("distill", "delta"): ({}, {"form": "sign"}, {"form": "sign", "bits": 2}, {"form": "base"}),
+    ("distill", "delta"): (
+        {},
+        {"form": "sign"},
+        {"form": "sign", "bits": 2},
+        {"form": "mixed"},
+        {"form": "mixed", "ranks": "1,0,1,2"},
+        {"form": "base"},
+    ),
     ("distill", "refit"): (
         {},
         {"damp": 0.1},

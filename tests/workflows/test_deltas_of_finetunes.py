@@ -80,6 +80,17 @@ def test_sizes_are_those_of_the_plan(models: dict[str, Path]) -> None:
     assert rows == {"layers.0.weight": 24 * (5 + 2), "layers.1.weight": 24 * (5 + 2), "layers.2.weight": 1}
 
 
+@pytest.mark.parametrize("bits", [0.7, 2.5])
+def test_singular_vectors_come_back(models: dict[str, Path], bits: float) -> None:
+    base, tuned, delta, back = models.values()
+    dry = api.distill(tuned, delta, method="delta", base=base, form="mixed", bits=bits, dry_run=True)
+    done = api.distill(tuned, delta, method="delta", base=base, form="mixed", bits=bits)
+    assert dry.plan.size_after == done.plan.size_after == delta.stat().st_size
+    assert any("without them the base's relative error is" in note for note in done.plan.notes)
+    api.restore(delta, back, base=base)
+    assert done.everything.error == pytest.approx(api.compare(tuned, back).total.error, rel=1e-6)
+
+
 def test_forms_by_pattern_and_dense_output(models: dict[str, Path]) -> None:
     base, tuned, delta, back = models.values()
     rules = [("layers.0.*", {"form": "base"}), ("layers.1.*", {"bits": 2})]
@@ -224,7 +235,11 @@ def reshaped(tensors: dict[str, Any], record: dict[str, Any]) -> None:
 
 
 def of_method(**more: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:
-    return lambda tensors, record: record["methods"][0].update(more)
+    def change(tensors: dict[str, Any], record: dict[str, Any]) -> None:
+        found = record["methods"][0] | more
+        record["methods"][0] = {key: value for key, value in found.items() if value is not None}
+
+    return change
 
 
 def not_finite(tensors: dict[str, Any], record: dict[str, Any]) -> None:
@@ -242,6 +257,8 @@ def not_finite(tensors: dict[str, Any], record: dict[str, Any]) -> None:
         (said(tensors={"layers.0.weight": ["BF16", [24, 41], 0]}), "belongs"),
         (of_method(bits=3), "metadata cannot be used"),
         (of_method(form="auto"), "metadata cannot be used"),
+        (of_method(form="mixed", bits=None, ranks="9,9,9"), "metadata cannot be used"),
+        (of_method(form="mixed", bits=None, ranks="1,1,1,1"), "is missing"),
         (not_finite, "NaN or infinite values"),
     ],
 )

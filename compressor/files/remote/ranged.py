@@ -1,7 +1,8 @@
 """Reading a file that is fetched by ranges as if it lay on a disk, with little memory and few waits.
 
-What is read in a row, as rows of tensors are, comes in segments that are fetched ahead of it; any other run is
-fetched as it is asked for, several at a time, neighbours with what lies between them. All files of a process share
+What is read in a row, as rows of tensors are, comes in segments that are fetched ahead of it, and so do small ones
+that lie one behind the other; any other run is fetched as it is asked for, several at a time, neighbours with what
+lies between them. All files of a process share
 the segments that are kept.
 """
 
@@ -18,7 +19,7 @@ from compressor.core.parallel.threads import available_workers
 
 SEGMENT = 1 << 22  # bytes that are fetched at a time
 FURTHER = 4  # segments that are on their way before they are asked for
-_LONG = 1 << 16  # bytes of a run that is read in a row, if it goes on where another ended
+_LONG = 1 << 16  # bytes of a run for which more is fetched ahead, if it goes on where another ended
 _BETWEEN = 1 << 16  # bytes between two runs that are fetched with them
 _THREADS = 8  # requests at a time, beside those of who waits for one
 _ENDS = 64
@@ -49,7 +50,7 @@ class Ranged:
 
     def __init__(self, fetched: Fetched) -> None:
         self.fetched = fetched
-        self._ends: deque[int] = deque(maxlen=_ENDS)  # of the last long runs
+        self._ends: deque[int] = deque(maxlen=_ENDS)  # of the last runs
         self._key = object()  # of its segments
 
     def __getstate__(self) -> Fetched:
@@ -79,15 +80,16 @@ class Ranged:
         """Read from segments, if this run goes on where another ended, or lies in what is there already."""
         end = offset + len(buffer)
         long = len(buffer) >= _LONG
-        goes_on = long and offset in self._ends
-        if long:
+        goes_on = len(buffer) > 0 and offset in self._ends
+        if buffer:
             self._ends.append(end)
         numbers = range(offset // SEGMENT, max(end - 1, offset) // SEGMENT + 1)
         held = _segments()
         if not goes_on and not all(held.known((self._key, number)) for number in numbers):
             return False
         if goes_on:
-            self._begin(numbers.start, numbers.stop - 1 + FURTHER)
+            # of short ones, as small tensors are, none ahead: they may be few
+            self._begin(numbers.start, numbers.stop - 1 + (FURTHER if long else 0))
         for number in numbers:
             segment = held.get((self._key, number), partial(self._segment, number))
             first = number * SEGMENT

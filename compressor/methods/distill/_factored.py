@@ -207,10 +207,17 @@ class Factoring(Encoder):
 
 
 def multiply(left: Array, right: Array, spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
-    """Rows `start`, … of the product. A tile's shape and place decide how BLAS adds up, and nothing else."""
-    dtype, top, (rank, columns) = factor_dtype(spec), largest(spec.dtype), right.shape
+    """Rows `start`, … of the product of factors as they are stored."""
+    dtype = factor_dtype(spec)
     wide = work.array("factored.right", right.shape, "<f8")
     np.copyto(wide, widen(right, dtype, work, "factored.wide"))
+    product(widen(left, dtype, work), wide, spec, out, start, work)
+
+
+def product(left: Array, wide: Array, spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
+    """Rows `start`, … of the product of numbers, `left` [rows, rank] and `wide` [rank, columns], float64, which is
+    changed. A tile's shape and place decide how BLAS adds up, and nothing else."""
+    dtype, top, (rank, columns) = factor_dtype(spec), largest(spec.dtype), wide.shape
     # partial sums of numbers near the end of float64's range would leave it
     shift = _SHIFT if dtype == "F64" and np.max(np.abs(wide), initial=0) > 2.0**480 else 0
     np.ldexp(wide, -shift, out=wide)
@@ -220,16 +227,16 @@ def multiply(left: Array, right: Array, spec: TensorSpec, out: Array, start: int
     for first in range(start // _ROWS * _ROWS, stop, _ROWS):
         low, high = max(first, start), min(first + _ROWS, stop)
         tile[...] = 0
-        np.copyto(tile[low - first : high - first], widen(left[low - start : high - start], dtype, work))
+        np.copyto(tile[low - first : high - first], left[low - start : high - start])
         for begin in range(0, columns, _COLUMNS):
             end = min(begin + _COLUMNS, columns)
-            product = work.array("factored.product", (_ROWS, end - begin), "<f8")
-            np.matmul(tile, wide[:, begin:end], out=product)
-            np.clip(product, -top, top, out=product)
-            np.ldexp(product, shift, out=product)
+            found = work.array("factored.product", (_ROWS, end - begin), "<f8")
+            np.matmul(tile, wide[:, begin:end], out=found)
+            np.clip(found, -top, top, out=found)
+            np.ldexp(found, shift, out=found)
             np.copyto(
                 out[low - start : high - start, begin:end],
-                product[low - first : high - first],
+                found[low - first : high - first],
                 casting="same_kind",
             )
 

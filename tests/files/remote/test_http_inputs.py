@@ -271,7 +271,7 @@ def test_a_file_of_another_size_was_changed(files: Files, large: tuple[InputFile
         file.check_unchanged()
 
 
-@pytest.mark.parametrize("number", [3, 8, 12])
+@pytest.mark.parametrize("number", [1, 3, 6])
 def test_a_run_whose_input_changes_leaves_nothing(files: Files, tmp_path: Path, number: int) -> None:
     files.put_folder("/tiny", SAMPLES / "tiny-llama")
 
@@ -284,6 +284,18 @@ def test_a_run_whose_input_changes_leaves_nothing(files: Files, tmp_path: Path, 
     with pytest.raises(InputError, match="was changed while it was read"):
         api.quantize(f"{files.url}/tiny", tmp_path / "out", bits=4)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_small_tensors_are_fetched_together(files: Files, tmp_path: Path) -> None:
+    """Also where each is read by itself."""
+    chance = np.random.default_rng(0)
+    tensors = {f"{number:03}.weight": chance.standard_normal((8, 64)).astype(np.float32) for number in range(300)}
+    save_file(tensors, tmp_path / "in.safetensors")
+    files.put("/in.safetensors", (tmp_path / "in.safetensors").read_bytes())
+    asked = len(files.asked)
+    assert api.compare(f"{files.url}/in.safetensors", tmp_path / "in.safetensors").total.error == 0
+    api.pipeline(f"{files.url}/in.safetensors", tmp_path / "out.safetensors", store="archive")
+    assert len(files.asked) - asked < 30
 
 
 def test_a_folder_whose_shard_is_missing(files: Files) -> None:

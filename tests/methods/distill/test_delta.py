@@ -14,9 +14,17 @@ from support.laws import numbers, store
 from compressor.core.errors import InputError, UsageError
 from compressor.core.floats import epsilon, largest
 from compressor.core.tensor import TensorSpec
+from compressor.methods.distill._delta_mixed import WIDTHS, ranks_for
 from compressor.methods.distill.delta import Delta
 
-FORMS: tuple[dict[str, Any], ...] = ({"form": "sign"}, {"form": "sign", "bits": 2}, {}, {"form": "base"})
+FORMS: tuple[dict[str, Any], ...] = (
+    {"form": "sign"},
+    {"form": "sign", "bits": 2},
+    {},
+    {"form": "base"},
+    {"form": "mixed"},
+    {"form": "mixed", "bits": 3.5, "svd": "randomized"},
+)
 
 
 def pair(seed: int, rows: int, columns: int, dtype: str) -> tuple[TensorSpec, np.ndarray, np.ndarray]:
@@ -41,13 +49,15 @@ def test_laws_hold_with_a_base(seed: int, rows: int, columns: int, dtype: str, o
     whole = laws.run(Delta(**options), spec, raw, teacher=base)
     assert laws.same_bits(laws.decode(whole, spec), whole.restored)
     assert laws.same_bits(laws.decode(whole, spec, 3), whole.restored)
+    # a method that is not `whole` sees rows in any pieces
     pieces = laws.run(Delta(**options), spec, raw, teacher=base, size=5, garbage=0x5A)
     assert laws.same_bits(pieces.restored, whole.restored)
     assert {key: part.tobytes() for key, part in (pieces.parts or {}).items()} == {
         key: part.tobytes() for key, part in (whole.parts or {}).items()
     }
     same = (numbers(raw, dtype) == base).all(axis=1)
-    assert np.array_equal(whole.restored[same], base[same])  # rows of the base stay what they are
+    if options.get("form") != "mixed":
+        assert np.array_equal(whole.restored[same], base[same])  # rows of the base stay what they are
     if options.get("form") == "base":
         assert np.array_equal(whole.restored, base)
 
@@ -88,6 +98,36 @@ def test_the_example_of_the_docstring() -> None:
     assert made.restored.tolist() == [[1.75, 1.25]]
 
 
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.integers(2, 40),
+    columns=st.integers(2, 40),
+    bits=st.sampled_from([0.5, 1, 2, 4]),
+)
+def test_ranks_take_no_more_bits_than_there_are(seed: int, rows: int, columns: int, bits: float) -> None:
+    spec, raw, base = pair(seed, rows, columns, "F32")
+    values = np.linalg.svd(raw.astype(np.float64) - base, compute_uv=False)
+    ranks = ranks_for(values, spec, bits)
+    taken = sum(count * ((rows + columns) * width + 64) for count, width in zip(ranks, WIDTHS, strict=True))
+    assert taken <= bits * rows * columns or ranks == (0, 0, 0, 1)
+    assert sum(ranks) <= min(rows, columns)
+
+
+def test_singular_vectors_beat_signs_where_the_rank_is_low() -> None:
+    random = np.random.default_rng(8)
+    low = random.standard_normal((256, 8)) @ random.standard_normal((8, 512)) * 0.01
+    base = random.standard_normal((256, 512)).astype(np.float32)
+    raw = (base + low).astype(np.float32)
+    spec = TensorSpec("w", "F32", base.shape)
+    lost, stored = {}, {}
+    for form in ("sign", "mixed"):
+        found = laws.run(Delta(form=form), spec, raw, teacher=base)
+        lost[form] = np.linalg.norm(found.restored - raw) / np.linalg.norm(raw - base)
+        stored[form] = sum(part.nbytes for part in (found.parts or {}).values())
+    assert lost["mixed"] < 0.02 < 0.5 < lost["sign"]
+    assert stored["mixed"] <= stored["sign"]
+
+
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
 def test_sums_stay_within_the_range(dtype: str) -> None:
     top = largest(dtype)
@@ -109,3 +149,28 @@ def test_what_leaves_the_range_of_floats_is_refused() -> None:
 def test_options_that_contradict_each_other() -> None:
     with pytest.raises(UsageError, match="stores nothing"):
         Delta(form="base", bits=1)
+    with pytest.raises(UsageError, match=r"takes 1 or 2 bits, not 1\.5\. Give the form mixed"):
+        Delta(bits=1.5)
+    for ranks in ("1,2,3", "1,2,3,x", "0,0,0,0", "1,1,1,1000000000"):
+        with pytest.raises(UsageError, match="ranks must"):
+            Delta(form="mixed", ranks=ranks)
+    with pytest.raises(UsageError, match="in the place of bits"):
+        Delta(form="sign", ranks="1,1,1,1")
+
+
+def test_a_tensor_takes_as_many_vectors_as_it_has() -> None:
+    parts = {part.suffix: part.shape for part in _decoder("4,3,9,9", (8, 8)).parts(TensorSpec("w", "F32", (8, 8)))}
+    assert parts == {
+        ".left_steps": (8,),
+        ".right_steps": (8,),
+        ".left8": (8, 4),
+        ".right8": (4, 8),
+        ".left4": (8, 2),
+        ".right4": (3, 4),
+        ".left3": (8, 1),
+        ".right3": (1, 3),
+    }
+
+
+def _decoder(ranks: str, shape: tuple[int, int]) -> Any:
+    return Delta(form="mixed", ranks=ranks).decoder_for(TensorSpec("w", "F32", shape))
