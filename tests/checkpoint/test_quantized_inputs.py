@@ -280,6 +280,7 @@ def test_activation_order_of_compressed_tensors(tmp_path: Path, bits: int, symme
     dense = RANDOM.standard_normal((24, 64)).astype(np.float32)
     put(tmp_path / "dense", {"a.weight": ("F32", dense)}, {"model_type": "llama"})
     how: dict[str, Any] = {"bits": bits, "group_size": 16, "symmetric": symmetric, "layout": "pack-quantized"}
+    how["scale_bits"] = 32  # by which a folder without a record tells that its weights were float32
     api.quantize(tmp_path / "dense", tmp_path / "plain", **how)
     in_order = restored(tmp_path / "plain")["a.weight"]
     order = RANDOM.permutation(64)

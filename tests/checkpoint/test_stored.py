@@ -193,7 +193,7 @@ def test_an_undamaged_copy_is_restored(packed: Path, tmp_path: Path) -> None:
 def test_a_missing_part_is_named(packed: Path, tmp_path: Path) -> None:
     tensors = {}
     for name, (dtype, shape, data) in archives.read(packed).items():
-        storage = {"F32": "<f4", "I8": "i1", "U8": "u1"}[dtype]
+        storage = {"F32": "<f4", "BF16": "<u2", "I8": "i1", "U8": "u1"}[dtype]
         tensors[name] = (dtype, np.frombuffer(data, storage).reshape(shape))
     del tensors["fc1.weight.scale"]
     path = archives.write(tmp_path / "in.safetensors", tensors, archives.metadata_of(packed))
@@ -205,7 +205,8 @@ def test_a_missing_part_is_named(packed: Path, tmp_path: Path) -> None:
 def test_a_tensor_stored_twice_is_refused(tmp_path: Path) -> None:
     """Both `w` as numbers and `w` as parts: one of them would be lost."""
     archives.write(tmp_path / "in.safetensors", {"w": ("F32", np.eye(8, dtype="<f4"))})
-    api.quantize(tmp_path / "in.safetensors", tmp_path / "q.safetensors", bits=3, granularity="channel")
+    options = {"bits": 3, "granularity": "channel", "scale_bits": 32}
+    api.quantize(tmp_path / "in.safetensors", tmp_path / "q.safetensors", **options)
     tensors = {"w": ("F32", np.eye(8, dtype="<f4"))}
     for name, (dtype, shape, data) in archives.read(tmp_path / "q.safetensors").items():
         tensors[name] = (dtype, np.frombuffer(data, "<f4" if dtype == "F32" else "u1").reshape(shape))
@@ -430,7 +431,7 @@ def small_folder(folder: Path, **shapes: tuple[int, int]) -> Path:
 def test_modules_whose_names_end_alike_are_told_apart(tmp_path: Path) -> None:
     source = small_folder(tmp_path / "in", a=(8, 16), b__a=(8, 16), layers__0__a=(8, 16), layers__1__a=(8, 16))
     rules = [("a.weight", {"bits": 4}), ("layers.1*", {"bits": 4})]
-    api.quantize(source, tmp_path / "q", bits=8, group_size=8, rules=rules)
+    api.quantize(source, tmp_path / "q", bits=8, group_size=8, rules=rules, scale_bits=32)
     without_records(tmp_path / "q")
     groups = json.loads((tmp_path / "q" / "config.json").read_bytes())["quantization_config"]["config_groups"]
     four, eight = (
@@ -439,7 +440,7 @@ def test_modules_whose_names_end_alike_are_told_apart(tmp_path: Path) -> None:
     assert "a" in four
     assert not set(four) & set(eight)
     api.restore(tmp_path / "q", tmp_path / "back.safetensors")
-    api.quantize(source, tmp_path / "dense", bits=8, group_size=8, rules=rules, store="dense")
+    api.quantize(source, tmp_path / "dense", bits=8, group_size=8, rules=rules, store="dense", scale_bits=32)
     expected = archives.read(tmp_path / "dense" / "model.safetensors")
     assert archives.read(tmp_path / "back.safetensors") == expected
 

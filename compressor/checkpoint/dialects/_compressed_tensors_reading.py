@@ -210,8 +210,6 @@ def _strategy(weights: Mapping[str, Any]) -> Any:
 
 def _integers(weights: Mapping[str, Any], layout: str) -> Found:
     strategy = _strategy(weights)
-    if layout == "pack-quantized" and weights["num_bits"] not in (4, 8):
-        return "codes of other widths than 4 and 8 bits lie otherwise in some versions than in others"
     made = make_method(
         "quantize",
         {
@@ -225,6 +223,8 @@ def _integers(weights: Mapping[str, Any], layout: str) -> Found:
         where="quantization_config ",
     )
     assert isinstance(made, Decoder)  # noqa: S101 - the scheme named above
+    if layout == "pack-quantized" and weights["num_bits"] not in (4, 8):
+        return "codes of other widths than 4 and 8 bits lie otherwise in some versions than in others"
     if strategy != "group" or layout != "pack-quantized":
         return _Group(lambda spec, source: made)
     bits, size = weights["num_bits"], weights["group_size"]
