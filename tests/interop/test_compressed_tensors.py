@@ -46,6 +46,19 @@ def every_scheme() -> Iterator[Any]:
     for bits, symmetric, grain in product((4, 8), (True, False), GRAINS):
         options = {"bits": bits, "symmetric": symmetric, **GRAINS[grain], "layout": "pack-quantized"}
         yield pytest.param(options, id=f"pack-{bits}-{'sym' if symmetric else 'asym'}-{grain}")
+    for bits, grain in (
+        (2, "group64"),
+        (2, "channel"),
+        (3, "group128"),
+        (3, "group32"),
+        (5, "group64"),
+        (6, "group64"),
+    ):
+        options = {"bits": bits, **GRAINS[grain], "layout": "pack-quantized"}
+        yield pytest.param(options, id=f"pack-{bits}-sym-{grain}")
+    yield pytest.param(
+        {"bits": 2, "symmetric": False, **GRAINS["group32"], "layout": "pack-quantized"}, id="pack-2-asym-group32"
+    )
     for grain in ("tensor", "channel"):
         yield pytest.param({"bits": 8, **GRAINS[grain], "layout": "int-quantized"}, id=f"int-8-sym-{grain}")
 
@@ -131,7 +144,14 @@ def test_the_library_decompresses_what_we_wrote(tmp_path: Path, dtype: str, opti
     restored = load(tmp_path / "dense")
     assert {name: tensor.shape for name, tensor in restored.items()} == {n: t.shape for n, t in content.items()}
     assert any(name.endswith("proj.weight_scale") for name in load(tmp_path / "packed"))
-    assert_same(decompressed(tmp_path / "packed", DTYPES[dtype]), restored)
+    packed = load(tmp_path / "packed")
+    wanted = {
+        name: tensor.to(torch.bfloat16).to(tensor.dtype)  # the library computes in the scales' dtype
+        if getattr(packed.get(f"{name}_scale"), "dtype", None) is torch.bfloat16
+        else tensor
+        for name, tensor in restored.items()
+    }
+    assert_same(decompressed(tmp_path / "packed", DTYPES[dtype]), wanted)
     untouched = [name for name in content if "layers" not in name or "bias" in name]
     assert_same({n: restored[n] for n in untouched}, {n: content[n] for n in untouched})
 
@@ -179,7 +199,9 @@ def test_few_rows_of_packed_zero_points(tmp_path: Path, library_compressed: Call
     """
     weight = matrix(5, 256, torch.float32, 1)
     source = folder(tmp_path / "source", {"layer.weight": weight})
-    compressor.quantize(source, tmp_path / "packed", bits=4, symmetric=False, group_size=64, method="absmax")
+    compressor.quantize(
+        source, tmp_path / "packed", bits=4, symmetric=False, group_size=64, method="absmax", scale_bits=32
+    )
     model = torch.nn.ModuleDict({"layer": torch.nn.Linear(256, 5, bias=False)})
     model["layer"].weight.data.copy_(weight)
     scheme = {"num_bits": 4, "symmetric": False, "strategy": "group", "group_size": 64}
@@ -247,7 +269,7 @@ def library_scheme(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("options", SCHEMES)
+@pytest.mark.parametrize("options", [one for one in SCHEMES if one.values[0]["bits"] in (4, 8)])
 def test_we_restore_what_the_library_wrote(
     tmp_path: Path, dtype: str, options: dict[str, Any], library_compressed: Callable[..., Any]
 ) -> None:

@@ -201,6 +201,16 @@ def test_without_inputs_a_recipe_needs_none_either(pair: Path, tmp_path: Path) -
     assert "bn1.running_mean" not in moved  # no norm is before it
 
 
+def test_what_comes_of_an_archive_is_coded_again(pair: Path, tmp_path: Path) -> None:
+    coded, better, again = (tmp_path / f"{name}.safetensors" for name in ("coded", "better", "again"))
+    teacher = pair / "teacher.safetensors"
+    api.quantize(teacher, coded, target_bits=4, store="archive")
+    api.distill(coded, better, teacher=teacher, method="batch-norm")
+    api.pipeline(better, again, store="archive")
+    assert again.stat().st_size < better.stat().st_size
+    assert missed(pair, again) == missed(pair, better) < missed(pair, coded)
+
+
 def test_what_no_norm_is_before_cannot_be_corrected_without_inputs(tmp_path: Path) -> None:
     text, shapes = NETWORKS["dense"]
     (tmp_path / "n.toml").write_text(text)
