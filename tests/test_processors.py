@@ -120,7 +120,7 @@ FREE = {
     "workflows/awq.py",
     "workflows/budget/survey.py",  # by grams
 }
-STRICT = {"methods/distill/blend.py", "methods/distill/reweight.py"}
+STRICT = {f"methods/distill/{name}.py" for name in ("blend", "reweight", "_differences", "_delta_signs")}
 MODULES = ("np", "math")
 BY_PROCESSOR = {
     *("dot", "vdot", "vecdot", "matvec", "vecmat", "inner", "outer", "matmul", "einsum", "tensordot", "linalg"),

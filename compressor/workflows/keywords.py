@@ -143,6 +143,9 @@ class DistillKeywords(StageKeywords, total=False):
     zero_points: bool
     error: float | None
     base: str | None
+    form: Literal["auto", "sign", "mixed", "base"]
+    bits: float | None
+    ranks: str | None
     alternate: int | None
     layers: str | None
     every: int | None
