@@ -398,7 +398,8 @@ def test_5_folders_are_restored_as_folders_and_as_files(name: str, folder: Path,
 def test_5_archives_of_codes_are_restored(stage: str, tmp_path: Path) -> None:
     api.pipeline(MATRIX, tmp_path / "codes.npz", stages=[f"{stage},store=codes"])
     api.restore(tmp_path / "codes.npz", tmp_path / "back.npy")
-    api.pipeline(MATRIX, tmp_path / "dense.npy", stages=[f"{stage},store=dense"])
+    wide = ",scale_bits=32" if "bits=" in stage and "factor" not in stage else ""  # as NumPy's archives have them
+    api.pipeline(MATRIX, tmp_path / "dense.npy", stages=[f"{stage}{wide},store=dense"])
     assert (tmp_path / "back.npy").read_bytes() == (tmp_path / "dense.npy").read_bytes()
 
 
