@@ -148,7 +148,7 @@ def test_readme_python(workplace: Path) -> None:
     (code,) = blocks("python")
     done = shell(f"python - <<'END'\n{code}\nEND", workplace)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "7.72 times smaller, relative error 0.125\n"
+    assert done.stdout == "7.76 times smaller, relative error 0.125\n"
 
 
 def test_one_line_of_numpy_unpacks_codes(workplace: Path) -> None:

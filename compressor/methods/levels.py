@@ -23,6 +23,10 @@ class Levels(ABC):
     moving: Array
     units: Array | None
 
+    def settled(self, numbers: Array) -> Array:
+        """What readers make of the parts of these `numbers` [levels], float32: the same where these are exact."""
+        return numbers
+
     @abstractmethod
     def stored(self, numbers: Array) -> Mapping[str, Array]:
         """The parts that are others, by suffix, in storage types, once the levels are `numbers` [levels]."""

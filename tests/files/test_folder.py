@@ -700,7 +700,7 @@ def test_a_foreign_quantized_folder_is_read(model: Path) -> None:
     [
         (lambda c: _weights(c).update(num_bits=4), "layout int-quantized"),
         (lambda c: _weights(c).update(strategy="group", group_size=16), "layout int-quantized"),
-        (lambda c: _weights(c).update(strategy="tensor"), "where F32 [1] belongs"),
+        (lambda c: _weights(c).update(strategy="tensor"), "where BF16 [1] belongs"),
         (lambda c: _weights(c).update(strategy="group", group_size=0), "quantization_config"),
         (lambda c: _weights(c).update(strategy="group", group_size=-5), "quantization_config"),
         (lambda c: _weights(c).update(symmetric=False), ""),

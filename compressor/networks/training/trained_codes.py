@@ -45,7 +45,8 @@ class TrainedCodes:
         levels = self.levels
         if levels.units is not None:
             np.maximum(levels.numbers, np.float32(_LEAST), out=levels.numbers)
-        np.take(levels.numbers, levels.places, out=self.weight, mode="clip")
+        # Training goes by the rounded ones, and small steps add up in those that are not
+        np.take(levels.settled(levels.numbers), levels.places, out=self.weight, mode="clip")
         if levels.units is not None:
             np.multiply(self.weight, levels.units, out=self.weight)
 

@@ -382,12 +382,23 @@ class ScaleLevels(Levels):
     scale: Array
     zero: Array | None
 
+    def settled(self, numbers: Array) -> Array:
+        rule = self.scheme.rule(self.spec)
+        if rule.dtype in ("F32", "F64"):
+            return numbers
+        found = rule.numbers(self._rounded(numbers)).reshape(-1) / self.scale
+        return found.astype(np.float32)
+
     def stored(self, numbers: Array) -> Mapping[str, Array]:
+        return {self.scheme.form(self.spec).scale: self._rounded(numbers)}
+
+    def _rounded(self, numbers: Array) -> Array:
+        """The scales [rows, groups] in their storage type."""
         kind = DTYPES[self.spec.dtype].compute
         zero = None if self.zero is None else self.zero.astype(kind)
         rows = 1 if self.scheme.grain == "tensor" else self.spec.matrix[0]
         wide = (numbers.astype(kind) * self.scale).reshape(rows, -1)
-        return {self.scheme.form(self.spec).scale: self.scheme.rule(self.spec).store(wide, zero)[0]}
+        return self.scheme.rule(self.spec).store(wide, zero)[0]
 
 
 @dataclass(frozen=True)
