@@ -39,7 +39,7 @@ def test_one_line_says_what_there_is(results: dict[str, Shown]) -> None:
         assert "\n" not in repr(result)
     found = repr(results["quantize"])
     assert found.startswith("<quantize: ")
-    assert found.endswith("written: 1.07 MB → 138 kB, 3 tensors treated, relative error 0.125>")
+    assert found.endswith("written: 1.07 MB → 137 kB, 3 tensors treated, relative error 0.125>")
     assert "a dry run" in repr(results["dry"])
 
 

@@ -222,7 +222,7 @@ def test_on_a_file(model: Path) -> None:
     stats, out = model.with_name("stats.safetensors"), model.with_name("out.safetensors")
     layers = {"a": correlated(128), "b": correlated(256)}
     write_statistics(stats, layers.items())
-    options: dict[str, Any] = {"scheme": "int", "method": "gptq", "bits": 4, "stats": stats}
+    options: dict[str, Any] = {"scheme": "int", "method": "gptq", "bits": 4, "scale_bits": 32, "stats": stats}
     compressor.quantize(model, out, **options)
     assert load_file(out)["a.weight_packed"].shape == (12, 16)
     compressor.restore(out, model.with_name("restored.safetensors"))
