@@ -127,10 +127,11 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "RobertaForMaskedLM": (BERT, TOKENS, "lm_head.decoder"),
     "AlbertForMaskedLM": ({**BERT, "embedding_size": 32}, TOKENS, "predictions.decoder"),
 }
+# Scales of 32 bits: told to dequantize, transformers rounds weights to the dtype of their scales
 SCHEMES: dict[str, dict[str, Any]] = {
-    "w8a8": {"bits": 8, "granularity": "channel"},
+    "w8a8": {"bits": 8, "granularity": "channel", "scale_bits": 32},
     "fp8": {"scheme": "fp8"},
-    "w4a16": {"bits": 4, "group_size": 32, "fallback": True},
+    "w4a16": {"bits": 4, "group_size": 32, "scale_bits": 32, "fallback": True},
 }
 # whose own initialisation reads the weight of a layer that has packed parts instead
 DECOMPRESSED_ONLY = ("RwkvForCausalLM", "ModernBertForMaskedLM", "ModernBertDecoderForCausalLM")

@@ -55,7 +55,8 @@ def test_numpy_loads_codes_and_scales(tmp_path: Path, symmetric: bool, granulari
     np.save(tmp_path / "in.npy", matrix)
     request = {"bits": 6, "symmetric": symmetric, "granularity": granularity}
     compressor.quantize(tmp_path / "in.npy", tmp_path / "codes.npz", store="codes", **request)
-    compressor.quantize(tmp_path / "in.npy", tmp_path / "dense.npy", **request)
+    wide = {"scale_bits": 32}  # as NumPy's archives have them
+    compressor.quantize(tmp_path / "in.npy", tmp_path / "dense.npy", **request, **wide)
     with np.load(tmp_path / "codes.npz", allow_pickle=False) as archive:
         codes, scale = archive["codes"].astype(np.float32), archive["scale"]
         zero = archive["zero_point"].astype(np.float32) if not symmetric else np.zeros_like(scale)
@@ -116,7 +117,7 @@ def test_mlx_computes_with_our_words(tmp_path: Path, bits: int, size: int) -> No
     compressor.quantize(tmp_path / "in.safetensors", tmp_path / "packed.safetensors", bits=bits, group_size=size)
     compressor.restore(tmp_path / "packed.safetensors", tmp_path / "dense.safetensors")
     packed = mx.load(str(tmp_path / "packed.safetensors"))
-    words, scale = packed["a.weight_packed"].view(mx.uint32), packed["a.weight_scale"]
+    words, scale = packed["a.weight_packed"].view(mx.uint32), packed["a.weight_scale"].astype(mx.float32)
     found = mx.dequantize(words, scale, -float(1 << (bits - 1)) * scale, group_size=size, bits=bits)
     wanted = safetensors.numpy.load_file(tmp_path / "dense.safetensors")["a.weight"]
     np.testing.assert_allclose(np.array(found), wanted, rtol=1e-5, atol=1e-7)
