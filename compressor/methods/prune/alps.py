@@ -22,19 +22,18 @@ Stored: the same dtype and shape. Error: no bound, since weights that stay take 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from compressor.core.errors import UsageError
 from compressor.core.floats import largest
 from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array
-from compressor.methods.contract import Block, PlainTransform
+from compressor.methods.contract import Block
 from compressor.methods.numerics.hessian import ROWS, conditioned, conditioned_memory
 from compressor.methods.numerics.largest_in_rows import keep_largest
 from compressor.methods.numerics.masked_least_squares import masked
-from compressor.methods.numerics.nm_pattern import keep_pattern, parse_pattern, tail_of
-from compressor.methods.options import option
+from compressor.methods.numerics.nm_pattern import keep_pattern, parse_pattern
+from compressor.methods.prune._by_gram import ByGram
 
 _PENALTY = 0.1  # at first, where the gram's diagonal is of ones
 _EVERY = 3  # rounds that a penalty is for
@@ -43,30 +42,13 @@ _GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))  # above this share of changed 
 
 
 @dataclass(frozen=True)
-class Alps(PlainTransform):
+class Alps(ByGram):
     """Zero what costs a layer's outputs least, of all weights together, and solve the others for the outputs."""
 
     verb: ClassVar[str] = "prune"
     id: ClassVar[str] = "alps"
-    statistics: ClassVar[Literal["", "square", "gram"]] = "gram"
     whole: ClassVar[bool] = True
-    linear_algebra: ClassVar[bool] = True
-
-    sparsity: float | None = option(None, help="share of weights that become zero", low=0, high=1, open_high=True)
-    pattern: str | None = option(None, help="N:M, such as 2:4: N of every M stay")
-    damp: float | None = option(
-        None, help="added to the gram, in mean diagonals; unset: 0.01, more where that is too little", low=0
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if (self.sparsity is None) == (self.pattern is None):
-            raise UsageError("alps needs one of sparsity and pattern", remedy="Give 0.7, or 2:4, say")
-        if self.pattern is not None:
-            parse_pattern(self.pattern)
-
-    def partial_treatment(self, spec: TensorSpec) -> str:
-        return "" if self.pattern is None else tail_of(spec, parse_pattern(self.pattern)[1])
+    usual: ClassVar[str] = "0.7"
 
     def memory(self, spec: TensorSpec) -> int:
         """Weights, their product with the gram, W, D, V and keys in float32, twice of them in float64; grams."""

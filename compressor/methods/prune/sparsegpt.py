@@ -21,49 +21,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from compressor.core.errors import UsageError
 from compressor.core.floats import largest
 from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.workspace import Array, Workspace
-from compressor.methods.contract import Block, PlainTransform
+from compressor.methods.contract import Block
 from compressor.methods.numerics.hessian import COLUMNS, Compensation, compensation_memory, factor_of
 from compressor.methods.numerics.largest_in_rows import keep_largest
-from compressor.methods.numerics.nm_pattern import keep_pattern, parse_pattern, tail_of
-from compressor.methods.options import option
+from compressor.methods.numerics.nm_pattern import keep_pattern, parse_pattern
+from compressor.methods.prune._by_gram import ByGram
 
 
 @dataclass(frozen=True)
-class SparseGpt(PlainTransform):
+class SparseGpt(ByGram):
     """Zero what costs a layer's outputs least, and let the other weights make up for it."""
 
     verb: ClassVar[str] = "prune"
     id: ClassVar[str] = "sparsegpt"
-    statistics: ClassVar[Literal["", "square", "gram"]] = "gram"
     at_once: ClassVar[int] = 1 << 21
-    linear_algebra: ClassVar[bool] = True
-
-    sparsity: float | None = option(None, help="share of weights that become zero", low=0, high=1, open_high=True)
-    pattern: str | None = option(None, help="N:M, such as 2:4: N of every M stay")
-    damp: float | None = option(
-        None, help="added to the gram, in mean diagonals; unset: 0.01, more where that is too little", low=0
-    )
+    usual: ClassVar[str] = "0.5"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.sparsity is None) == (self.pattern is None):
-            raise UsageError("sparsegpt needs one of sparsity and pattern", remedy="Give 0.5, or 2:4, say")
         if self.pattern is not None and parse_pattern(self.pattern)[1] > COLUMNS:
             raise UsageError(f"sparsegpt takes patterns of at most {COLUMNS}, not '{self.pattern}'")
 
     @property
     def whole(self) -> bool:  # type: ignore[override]
         return self.pattern is None  # all rows of a block of columns are compared
-
-    def partial_treatment(self, spec: TensorSpec) -> str:
-        return "" if self.pattern is None else tail_of(spec, parse_pattern(self.pattern)[1])
 
     def memory(self, spec: TensorSpec) -> int:
         block = spec.size if self.whole else max(self.at_once, spec.matrix[1])
