@@ -189,6 +189,7 @@ def test_extents(rows: int, groups: int, size: int, seed: int) -> None:
 
 
 @built
+@pytest.mark.processors
 @pytest.mark.skipif(shutil.which(os.environ.get("CC", "cc")) is None, reason="no C compiler")
 @pytest.mark.parametrize("optimised", [("-O0",), ("-O2", "-fno-tree-vectorize"), ("-O3", "-march=native")])
 def test_what_a_compiler_makes_of_them_does_not_matter(
@@ -291,6 +292,7 @@ def searched(kind: str, values: Array) -> list[Any]:
 
 
 @built
+@pytest.mark.processors
 @pytest.mark.skipif(shutil.which(os.environ.get("CC", "cc")) is None, reason="no C compiler")
 @pytest.mark.parametrize("size", [32, 64, 96, 128, 256, 1024, 2048, 4096])
 @pytest.mark.parametrize("kind", ["nf4", "nvfp4", "int2", "int3 asymmetric", "int4", "int4 signed", "int8"])
