@@ -79,6 +79,39 @@ def gptq(shift: int = 1) -> tuple[Stored, Array]:
 
 # ---- where a config says it ------------------------------------------------------------------------------------
 
+
+def test_the_first_name_of_compressed_tensors_key(tmp_path: Path) -> None:
+    codes = RANDOM.integers(-128, 128, (8, 16), np.int8)
+    scales = RANDOM.random((8, 1)).astype(np.float32)
+    stored: Stored = {"a.weight": ("I8", codes), "a.weight_scale": ("F32", scales)}
+    weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+    said = {"format": "int-quantized", "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}
+    path = put(tmp_path / "m", stored, {"compression_config": {**said, "quant_method": "sparseml"}})
+    assert near(restored(path)["a.weight"], codes * scales)
+    api.restore(path, tmp_path / "o")
+    assert json.loads((tmp_path / "o" / "config.json").read_text()) == {}
+
+
+def test_a_quantized_cache_alone(tmp_path: Path) -> None:
+    """Of whose weights nothing is quantized."""
+    weight = RANDOM.standard_normal((8, 128)).astype(np.float32)
+    stored: Stored = {"k_proj.weight": ("F32", weight), "k_scale": ("F32", np.ones(1, np.float32))}
+    said = {"quant_method": "compressed-tensors", "kv_cache_scheme": {"num_bits": 8, "type": "float"}}
+    for number, groups in enumerate(({}, {"config_groups": {}})):
+        path = put(tmp_path / f"m{number}", stored, {"quantization_config": {**said, **groups}})
+        assert np.array_equal(restored(path)["k_proj.weight"], weight)
+        assert api.quantize(path, tmp_path / f"o{number}", bits=4).bits_per_weight < 5
+
+
+def test_what_is_not_read_has_a_way_on(tmp_path: Path) -> None:
+    stored, _ = gptq()
+    config = {"quant_method": "gptq", "bits": 4, "group_size": 16, "checkpoint_format": "marlin"}
+    path = put(tmp_path / "m", stored, {"quantization_config": config})
+    code, said = invoke(["inspect", str(path)])
+    assert code == 3
+    assert "is not read here. Give the model before it was quantized" in said[0]
+
+
 BLOCK_FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 
 

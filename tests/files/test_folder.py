@@ -751,7 +751,7 @@ def test_patterns_of_strangers_are_not_run(tmp_path: Path) -> None:
 def test_a_quantization_config_over_dense_tensors(model: Path) -> None:
     """Policy: a folder that says that it is quantized is not quantized again, whatever its tensors are."""
     (model / CONFIG).write_text('{"quantization_config": {"quant_method": "eetq"}}')
-    refused(model, "is quantized by 'eetq'", "Give the unquantized model")
+    refused(model, "is quantized by 'eetq'", "Give the model before it was quantized")
 
 
 # ---- other containers ------------------------------------------------------------------------------------------

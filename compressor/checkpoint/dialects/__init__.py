@@ -43,6 +43,7 @@ from compressor.methods.declared import declared
 
 KEYS = ("quantization_config", "quantization")  # of config.json; the second is MLX's
 _OLDER = ("sparsity_config", "compression_config")  # also of config.json, as compressed-tensors once wrote them
+_UNREAD = "Give the model before it was quantized"
 _MODULES = (
     "compressed_tensors_sparse",
     "compressed_tensors",
@@ -87,7 +88,10 @@ def read(source: Source) -> tuple[str, Stored, frozenset[str]]:
     try:
         stored = module.stored_tensors(source)
     except UsageError as error:  # a decoder of what a file says, not of what a user asked for
-        raise InputError(error.reason, file=source.path, tensor=error.tensor) from error
+        raise InputError(error.reason, file=source.path, tensor=error.tensor, remedy=_UNREAD) from error
+    except InputError as error:
+        error.remedy = error.remedy or _UNREAD
+        raise
     left = frozenset(module.leftovers(source, stored)) if hasattr(module, "leftovers") else frozenset[str]()
     return getattr(module, "SAID", f"quantized ({module.NAME})"), stored, left
 
@@ -107,7 +111,7 @@ def _dialect(config: Mapping[str, Any], source: Source) -> ModuleType | None:
         raise UnreadCodes(
             f"is quantized by {method!r}, which is not read here",
             file=source.path,
-            remedy="Give the unquantized model",
+            remedy=_UNREAD,
         )
     return spoken
 
@@ -123,12 +127,15 @@ def _declaring(source: Source) -> Mapping[str, Any]:
             and {"bits", "group_size", "desc_act"} <= set(said)
         )
         return {**config, KEYS[0]: _auto_gptq(said)} if early and said else config  # as GPTQ's first tools wrote it
+    older = config.get("compression_config")
+    if isinstance(older, dict) and older.get("config_groups"):  # compressed-tensors' own first name of the key
+        return {**config, KEYS[0]: {**older, "quant_method": "compressed-tensors"}}
     nested = unread.declared_in(config, KEYS)
     if any(one != nested[0] for one in nested):
         raise InputError(
             "config.json: its configs are quantized in several ways",
             file=source.path,
-            remedy="Give the unquantized model",
+            remedy=_UNREAD,
         )
     if nested:
         return {**config, KEYS[0]: nested[0]}

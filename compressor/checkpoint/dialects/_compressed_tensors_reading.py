@@ -50,6 +50,8 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Decoder]]:
     """The tensors that a compressed-tensors folder stores as parts. InputError for what is not read here."""
     config = (source.config or {})[KEY]
     declared = config.get("config_groups")
+    if not declared and isinstance(config.get("kv_cache_scheme"), dict):
+        return []  # only the cache of keys and values is quantized, when the model runs
     if not isinstance(declared, dict) or not declared or not all(isinstance(g, dict) for g in declared.values()):
         raise InputError(f"config.json: {KEY} has no config_groups", file=source.path)
     if _turns_inputs(config.get("transform_config")):

@@ -33,7 +33,7 @@ METADATA = "pt"
 KEY = KEYS[0]
 
 _BESIDE = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
-_REMEDY = "Give the unquantized model"
+_REMEDY = "Give the model before it was quantized"
 
 
 def found_in(source: Source) -> bool:
