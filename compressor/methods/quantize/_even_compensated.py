@@ -45,7 +45,9 @@ class Columns:
         raised = np.where(near, np.array(self.coding.rounds).take(below + FAR, mode="clip"), 0.5)
         codes = np.clip(np.floor(ratio + raised), -self.top, self.top)
         np.copyto(self.codes[:, place], codes, casting="unsafe")
-        restored: Array = codes * unit
+        limit = np.finfo(np.float64).max
+        with np.errstate(over="ignore"):
+            restored: Array = np.clip(codes * unit, -limit, limit)
         return restored
 
 
