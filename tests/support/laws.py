@@ -131,6 +131,9 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
         {"bits": 3.0, "factors": "both"},
         {"bits": 3.0, "factors": "both", "scope": "model"},
         {"bits": 5.0, "factors": "both", "informed": True},
+        {"bits": 3.0, "method": "gptq"},
+        {"bits": 4.0, "method": "gptq", "act_order": True, "factors": "none"},
+        {"bits": 9.0, "method": "gptq", "factors": "both", "scope": "model", "code_bytes": 2},
     ),
     ("quantize", "trellis"): (
         {},

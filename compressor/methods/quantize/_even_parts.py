@@ -103,10 +103,11 @@ Found = Mapping[str, Factors]
 @dataclass(frozen=True)
 class Norming(Survey[dict[str, Sizes]]):
     """Sums up rows and columns of tensors that may have factors; `after` makes the next pass of those that have
-    some. With `always` factors that are all 1 count too."""
+    some. With `always` factors that are all 1 count too; `costs` tells what errors in columns of a block cost."""
 
     specs: tuple[TensorSpec, ...]
     always: bool
+    costs: Callable[[Block], Array | None]
     after: Callable[[Found], Prepared]
 
     def start(self) -> dict[str, Sizes]:
@@ -117,8 +118,7 @@ class Norming(Survey[dict[str, Sizes]]):
 
     def observe(self, block: Block, stats: dict[str, Sizes]) -> dict[str, Sizes]:
         if may_have(block.spec) and block.values.size:
-            inputs = None if block.inputs is None else block.inputs.square
-            stats.setdefault(block.spec.name, Sizes()).add(block.values, block.start, inputs)
+            stats.setdefault(block.spec.name, Sizes()).add(block.values, block.start, self.costs(block))
         return stats
 
     def merge(self, stats: dict[str, Sizes], more: dict[str, Sizes]) -> dict[str, Sizes]:
@@ -150,8 +150,19 @@ def normed(block: Block, factors: Factors | None) -> Array:
     return out
 
 
-def with_factors(specs: Sequence[TensorSpec], *, always: bool, after: Callable[[Found], Prepared]) -> Prepared:
+def squares(block: Block) -> Array | None:
+    """The mean squares of a block's inputs [columns]; None where nothing is known of them."""
+    return None if block.inputs is None else block.inputs.square
+
+
+def with_factors(
+    specs: Sequence[TensorSpec],
+    *,
+    always: bool,
+    after: Callable[[Found], Prepared],
+    costs: Callable[[Block], Array | None] = squares,
+) -> Prepared:
     """The pass that finds the factors of these tensors, or what comes after it where none can have any."""
     if always or any(may_have(spec) for spec in specs):
-        return Norming(tuple(specs), always, after)
+        return Norming(tuple(specs), always, costs, after)
     return after({})

@@ -18,10 +18,14 @@ factor of its row and that of its column, and the step of each weight is Δ time
 matters least, as norms of rows and columns tell, or with `--stats` the inputs of the layer. Where all factors would
 be 1, with `sparsity` and with `step_rows`, there are none.
 
+`method = gptq` chooses codes column by column for the least error of the layer's outputs on the inputs of `--stats`
+(`_even_compensated.py`), with the same step: later columns make up for what earlier ones lost.
+
 Stored, for `NAME` [rows, columns]: `NAME.codes` I8 [rows, columns]; where codes need two bytes also `NAME.high` I8
 [rows, columns], code = codes + 256 · high, two planes that entropy coding takes apart; `NAME.step` F32 (F64 of a
 float64 tensor) [1], or [⌈rows/r⌉]. With `sparsity` at least that share of the weights, the smallest, become zero.
-Error: half a step, or up to 0.95 of one where rounding goes by rate, times the factors.
+Error: half a step, or up to 0.95 of one where rounding goes by rate, times the factors; by gptq eight times the
+largest weight more, at most.
 
     step = 0.5, rounding = nearest: [[0.2, -0.3, 1.1]] becomes the codes [[0, -1, 2]], back [[0, -0.5, 1]]
 """
@@ -30,6 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from compressor.core.errors import InputError, UsageError
@@ -40,6 +45,7 @@ from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Array, Workspace
 from compressor.methods.contract import Block, ByTensor, Decoder, Encoder, Method, Prepared, Survey
 from compressor.methods.counted_scheme import CountedScheme
+from compressor.methods.numerics.compensated import REACH, costs_of
 from compressor.methods.numerics.even_steps import (
     FAR,
     LARGEST,
@@ -54,8 +60,10 @@ from compressor.methods.numerics.even_steps import (
 )
 from compressor.methods.numerics.factors import FAR as FAR_FACTOR
 from compressor.methods.numerics.factors import Factors, power_of
+from compressor.methods.numerics.hessian import compensation_memory
 from compressor.methods.options import option
 from compressor.methods.parts import Part
+from compressor.methods.quantize._compensating import ACT_ORDER_HELP, DAMP_HELP
 from compressor.methods.quantize._even_parts import (
     BYTE,
     WIDE,
@@ -69,11 +77,14 @@ from compressor.methods.quantize._even_parts import (
     read_factors,
     restore,
     split,
+    squares,
     step_dtype,
     with_factors,
 )
 
 DEFAULT_BITS = 4.5
+_SETTLED = 3  # turns after which a step and what its codes take more by gptq agree
+_LEAST_AIM = 0.1  # of the bits that are asked for: what codes of weights alone take at least
 
 
 @dataclass(frozen=True)
@@ -99,10 +110,19 @@ class Uniform(CountedScheme):
     factors: Literal["both", "none"] | None = option(
         None, help="factors of rows and columns before the step; unset: where they differ"
     )
+    method: Literal["search", "gptq"] = option(
+        "search", help="codes by each weight alone, or for the least error on the inputs of --stats (gptq)"
+    )
+    damp: float | None = option(None, help=DAMP_HELP, low=0)
+    act_order: bool = option(False, help=ACT_ORDER_HELP, off="plain-order")
     informed: bool = False  # factors of columns go by the layers' inputs
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.by_inputs and (self.step is not None or self.step_rows is not None or self.sparsity):
+            raise UsageError("method gptq is for one step that is found: leave out step, step_rows and sparsity")
+        if not self.by_inputs and (self.damp is not None or self.act_order):
+            raise UsageError("damp and act_order hold for method gptq only")
         if self.factors == "both" and (self.step is not None or self.step_rows is not None or self.sparsity):
             raise UsageError("factors are for one step that is found: leave out step, step_rows and sparsity")
         if self.step is not None:
@@ -130,11 +150,43 @@ class Uniform(CountedScheme):
     # ---- what the weights tell ---------------------------------------------------------------------
 
     @property
+    def by_inputs(self) -> bool:
+        """Whether codes go by the layer's inputs."""
+        return self.method == "gptq"
+
+    def describe(self) -> dict[str, Any]:
+        """Without what is off by default: as records of files before there was another method."""
+        off = {"method": "search", "damp": None, "act_order": False}
+        return {key: said for key, said in super().describe().items() if key not in off or said != off[key]}
+
+    @property
     def statistics(self) -> Literal["", "square", "gram"]:  # type: ignore[override]
-        return "square" if self.informed else ""
+        return "gram" if self.by_inputs else "square" if self.informed else ""
 
     def with_statistics(self) -> Uniform | None:
-        return replace(self, informed=True) if self.seeks_factors else None
+        return replace(self, informed=True) if self.seeks_factors and not self.by_inputs else None
+
+    @property
+    def linear_algebra(self) -> bool:  # type: ignore[override]
+        return self.by_inputs
+
+    @property
+    def at_once(self) -> int:  # type: ignore[override]
+        return 1 << 21 if self.by_inputs else 0
+
+    def memory(self, spec: TensorSpec) -> int:
+        return compensation_memory(spec, max(self.at_once, spec.matrix[1])) if self.by_inputs else 0
+
+    @property
+    def further(self) -> float:
+        """By how much an error may exceed that of rounding, in units of the largest weight."""
+        return REACH if self.by_inputs else 0
+
+    def costs(self, block: Block) -> Array | None:
+        """What a square of an error costs in each column of a block; None where nothing is known of its inputs."""
+        if self.by_inputs:
+            return costs_of(block, damp=self.damp, act_order=self.act_order)
+        return squares(block)
 
     @property
     def seeks_factors(self) -> bool:
@@ -147,7 +199,10 @@ class Uniform(CountedScheme):
         if not self.seeks_factors:
             return Counting(self, tuple(specs), {})
         return with_factors(
-            specs, always=self.factors == "both", after=lambda found: Counting(self, tuple(specs), found)
+            specs,
+            always=self.factors == "both",
+            costs=self.costs,
+            after=lambda found: Counting(self, tuple(specs), found),
         )
 
     def aim(self, spec: TensorSpec, factors: Factors | None = None) -> float:
@@ -156,10 +211,15 @@ class Uniform(CountedScheme):
         return entropy_for(self.bits or DEFAULT_BITS, spec, groups, factors)
 
     def step_of(
-        self, points: Points, spec: TensorSpec, factors: Factors | None = None, factor: float | None = None
+        self,
+        points: Points,
+        spec: TensorSpec,
+        factors: Factors | None = None,
+        factor: float | None = None,
+        excess: float = 0.0,
     ) -> tuple[Coding, CodeBytes]:
         """The step for a tensor of these weights over their `factors`, or this `factor` of their root mean square,
-        and bytes of its codes. InputError where none hold them."""
+        and bytes of its codes, which take `excess` bits more than weights tell. InputError where none hold them."""
         by_rate, zeroed = self.rounding == "rate", points.smallest_share(self.sparsity)
         least = points.least
         if self.step is not None:
@@ -170,6 +230,7 @@ class Uniform(CountedScheme):
             step = max(factor * root_of(points), least)
         else:
             aim, high = self.aim(spec, factors), min(2 * points.top, limit("F64"))
+            aim = max(aim - excess, _LEAST_AIM * aim)
             step = step_for(
                 aim,
                 lambda one: points.coding(one, by_rate=by_rate, zeroed=zeroed).entropy,
@@ -249,7 +310,7 @@ class EvenCodes(Decoder):
     def bound(self, largest: float, spec: TensorSpec) -> float:
         """No step is longer than twice the largest weight, or what that is over its factors."""
         range_ = power_of(4 * FAR_FACTOR) if self.asked.factors == "both" else 1.0
-        return error_bound(2 * largest * range_, largest, spec)
+        return error_bound(2 * largest * range_, largest, spec) + self.asked.further * largest
 
     def decode(self, parts: Mapping[str, Array], spec: TensorSpec, out: Array, start: int, work: Workspace) -> None:
         """Raises InputError where a step is none."""
@@ -291,7 +352,8 @@ class Steps(Encoder):
         tiny = smallest(step_dtype(spec))
         unit = self.coding.step if self.asked.step_rows is None else 1.02 * self.coding.step * largest
         unit *= 1.0 if self.factors is None else self.factors.largest
-        return error_bound((unit + tiny) * max(1.0, self.coding.zeroed), largest, spec)
+        found = error_bound((unit + tiny) * max(1.0, self.coding.zeroed), largest, spec)
+        return found + self.asked.further * largest
 
     def encode(self, block: Block, parts: Mapping[str, Array] | None, restored: Array) -> None:
         values, work, kind = block.values, block.work, restored.dtype
@@ -303,18 +365,46 @@ class Steps(Encoder):
             parts[".step"].reshape(-1)[...] = steps[:, 0]
         by_row = steps if self.asked.step_rows is None else _by_row(steps, self.asked.step_rows, len(values))
         x = work.array("uniform.x", values.shape, kind.str)
-        np.divide(normed(block, factors), by_row, out=x)
+        if not self.asked.by_inputs:
+            np.divide(normed(block, factors), by_row, out=x)
         if factors is not None:
             by_row = steps * factors.by_row(block.start, len(values), kind.str)
             by_column = factors.by_column(kind.str)
             if parts is not None and block.start == 0:
                 parts[".factors"].reshape(-1)[...] = factors.stored
-        coding = self.coding
         width = self.code_bytes
+        below = work.array("uniform.below", values.shape, f"<i{width}")
+        if self.asked.by_inputs:
+            self._compensate(block, by_row, by_column, x)
+        else:
+            self._round(x, restored, below, work)
+        if parts is not None:
+            codes = parts[".codes"].reshape(values.shape)
+            if width == 1:
+                np.copyto(codes, x, casting="unsafe")
+            else:
+                split(x, codes, parts[".high"].reshape(values.shape), below)
+        restore(x, by_row, by_column, block.spec, restored, width)
+
+    def _compensate(self, block: Block, by_row: Array, by_column: Array | None, codes: Array) -> None:
+        """The codes of a block by the layer's inputs. InputError where the gram of these cannot be used."""
+        from compressor.methods.quantize._even_compensated import Columns, compensated
+
+        rows, columns = block.values.shape
+        of_rows = np.broadcast_to(by_row.astype(np.float64)[:, 0], rows)
+        of_columns = np.ones(columns) if by_column is None else by_column.astype(np.float64)
+        top = BYTE if self.code_bytes == 1 else WIDE
+        asked = self.asked
+        compensated(
+            block, Columns(self.coding, of_rows, of_columns, top, codes), damp=asked.damp, act_order=asked.act_order
+        )
+
+    def _round(self, x: Array, restored: Array, below: Array, work: Workspace) -> None:
+        """Weights over their steps to codes, in place; `restored` and `below` are memory to work in."""
+        coding, width, kind = self.coding, self.code_bytes, x.dtype
         table = work.once(
             "uniform.rounds", (coding.rounds, width, kind.str), lambda: _table(coding, width, kind.str)
         )
-        below = work.array("uniform.below", values.shape, f"<i{width}")
         if coding.zeroed >= 0:
             np.abs(x, out=restored)
             small = np.less_equal(restored, coding.zeroed, out=work.array("uniform.small", x.shape, "|b1"))
@@ -324,13 +414,6 @@ class Steps(Encoder):
         table.take(below.view(f"<u{width}"), out=restored, mode="wrap")
         np.add(x, restored, out=x)
         np.floor(x, out=x)
-        if parts is not None:
-            codes = parts[".codes"].reshape(values.shape)
-            if width == 1:
-                np.copyto(codes, x, casting="unsafe")
-            else:
-                split(x, codes, parts[".high"].reshape(values.shape), below)
-        restore(x, by_row, by_column, block.spec, restored, width)
 
     def group_steps(self, values: Array) -> Array:
         """The steps [groups, 1] of whole groups of rows: the coding's is in units of their root mean square."""
@@ -373,26 +456,44 @@ class Counting(Survey[dict[str, Classes]]):
                 classes.settle()
         return stats
 
-    def conclude(self, stats: dict[str, Classes]) -> Steps | StepsByTensor:
+    def conclude(self, stats: dict[str, Classes]) -> Prepared | StepsByTensor:
         """Raises InputError where no code holds a weight."""
-        method = self.method
-        factors = self.factors
         points = {
             spec.name: stats.get(spec.name, Classes.of(spec)).points(DTYPES[spec.dtype].compute)
             for spec in self.specs
         }
-        if method.reach == "tensor":
-            spec = self.specs[0]
-            own = factors.get(spec.name)
-            return Steps(method, *method.step_of(points[spec.name], spec, own), own)
-        total = sum(spec.size for spec in self.specs) or 1
-        aim = sum(method.aim(spec, factors.get(spec.name)) * spec.size for spec in self.specs) / total
-        factor = shared_factor(aim, points, by_rate=method.rounding == "rate", sparsity=method.sparsity)
+        return self._prepared(points, {}, _SETTLED if self.method.by_inputs else 0)
+
+    def _prepared(
+        self, points: Mapping[str, Points], excess: Mapping[str, float], turns: int
+    ) -> Prepared | StepsByTensor:
+        """Steps for codes that take this much more than their weights alone tell, or, for some more turns, what
+        counts how much that is."""
+        found = self._found(points, excess)
+        if turns:
+            from compressor.methods.quantize._even_compensated import Settling
+
+            asked = self.method
+            again = partial(self._prepared, points, turns=turns - 1)
+            return Settling(found, asked.damp, asked.act_order, again)
+        return found[self.specs[0].name] if self.method.reach == "tensor" else StepsByTensor(found)
+
+    def _found(self, points: Mapping[str, Points], excess: Mapping[str, float]) -> dict[str, Steps]:
+        """The steps of all tensors."""
+        method, factors = self.method, self.factors
+        factor = None
+        if method.reach == "model":
+            total = sum(spec.size for spec in self.specs) or 1
+            aim = sum(method.aim(spec, factors.get(spec.name)) * spec.size for spec in self.specs) / total
+            more = sum(excess.get(spec.name, 0.0) * spec.size for spec in self.specs) / total
+            aim = max(aim - more, _LEAST_AIM * aim)
+            factor = shared_factor(aim, points, by_rate=method.rounding == "rate", sparsity=method.sparsity)
         found = {}
         for spec in self.specs:
             own = factors.get(spec.name)
-            found[spec.name] = Steps(method, *method.step_of(points[spec.name], spec, own, factor), own)
-        return StepsByTensor(found)
+            coding, width = method.step_of(points[spec.name], spec, own, factor, excess.get(spec.name, 0.0))
+            found[spec.name] = Steps(method, coding, width, own)
+        return found
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from compressor.methods.quantize.mxfp4 import Mxfp4
 from compressor.methods.quantize.mxfp8 import Mxfp8
 from compressor.methods.quantize.nf4 import Nf4
 from compressor.methods.quantize.nvfp4 import Nvfp4
+from compressor.methods.quantize.uniform import Uniform
 
 Array = npt.NDArray[Any]
 
@@ -123,6 +124,41 @@ def test_pruned_weights_of_small_floats_stay_zero(scheme: Any) -> None:
     values[np.random.default_rng(0).random(values.shape) < 0.5] = 0
     found = made(values, correlated(128), scheme=scheme, method="gptq")
     assert not found[values == 0].any()
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("rounding", ["rate", "nearest"])
+@pytest.mark.parametrize("bits", [2.0, 4.0, 9.0])
+def test_outputs_of_an_even_step_lose_less_in_as_many_bits(bits: float, rounding: Any, act_order: bool) -> None:
+    values, layer = weights(160, 256), correlated(256)
+    spec = TensorSpec("w", "F32", values.shape)
+    plain = run(Uniform(bits=bits, rounding=rounding, informed=True), spec, values, inputs=layer)
+    method = Uniform(bits=bits, rounding=rounding, method="gptq", act_order=act_order)
+    found = run(method, spec, values, inputs=layer)
+    assert lost(values, found.restored, layer) < 0.75 * lost(values, plain.restored, layer)
+    assert entropy(found.parts) < entropy(plain.parts) + 0.02
+
+
+def entropy(parts: Any) -> float:
+    """Bits a code, as an archive stores the planes."""
+    counts = [np.unique(parts[name], return_counts=True)[1] for name in (".codes", ".high") if name in parts]
+    return sum(float(-(one / one.sum() * np.log2(one / one.sum())).sum()) for one in counts)
+
+
+def test_a_pruned_tensor_of_even_steps_keeps_its_zeros() -> None:
+    values = weights(130, 128)
+    values[np.random.default_rng(0).random(values.shape) < 0.5] = 0
+    found = made(values, correlated(128), scheme=Uniform, method="gptq", bits=3.0)
+    assert not found[values == 0].any()
+    assert found.any()
+
+
+@pytest.mark.parametrize("option", [{"step": 0.1}, {"step_rows": 2}, {"sparsity": 0.5}])
+def test_an_even_step_that_gptq_goes_by_is_found(option: Any) -> None:
+    with pytest.raises(UsageError, match="leave out step, step_rows and sparsity"):
+        Uniform(method="gptq", **option)
+    with pytest.raises(UsageError, match="damp and act_order hold for method gptq only"):
+        Uniform(damp=0.1)
 
 
 def test_blocks_of_nf4_end_with_a_row() -> None:
