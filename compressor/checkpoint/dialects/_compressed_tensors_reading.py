@@ -241,8 +241,8 @@ def _bit_stream(made: Decoder, bits: int, spec: TensorSpec, source: Source) -> D
     older = -(-columns // (32 // bits))  # whole codes in each word
     if older > 1 and packed is not None and packed.spec.shape == (rows, older):
         raise InputError(
-            f"its codes of {bits} bits lie in words as compressed-tensors before 0.20 packed them, or cannot be told "
-            "from such, and are not read here",
+            f"its codes of {bits} bits lie in words as compressed-tensors before 0.20 packed them, or cannot be "
+            "told from such, and are not read here",
             file=source.path,
             tensor=spec.name,
             remedy="Give the model before it was quantized",
