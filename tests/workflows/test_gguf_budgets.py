@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,24 @@ def test_embeddings_are_decided_where_they_are_included_and_vectors_never(model:
 def test_candidates_that_a_user_names(model: Path, tmp_path: Path) -> None:
     api.quantize(model, tmp_path / "out.gguf", target_bits=5.6, candidates=["q5_0", "q8_0"])
     assert {types(tmp_path / "out.gguf")[name] for name in (WIDE, NARROW)} == {"Q5_0"}
+
+
+def test_tune_of_codes_gives_nothing_larger_than_what_held(model: Path, tmp_path: Path) -> None:
+    """Kept codes take less than the numbers they stand for, so that forecasts are in another order than outputs."""
+    codes, out = tmp_path / "codes.gguf", tmp_path / "out.gguf"
+    api.quantize(model, codes, scheme="q4_1")
+    report = api.tune(
+        codes,
+        out,
+        evaluate=f'{sys.executable} -c "print(1)" {{path}}',
+        min_metric=1,
+        candidates=["dense", "q5_0", "q8_0"],
+        evaluations=4,
+        requantize=True,
+    )
+    assert report.allocation is not None
+    sizes = [one.size for one in report.allocation.tried]
+    assert out.stat().st_size == min(sizes) < max(sizes)
 
 
 def test_what_cannot_be_met(model: Path, tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def tuned(
     identity: Any,
     tell: Callable[[Evaluation], None] | None = None,
 ) -> tuple[list[int], list[Evaluation]]:
-    """The choice of the smallest point that holds, and everything that was tried, in order.
+    """The choice of the smallest output that holds, and everything that was tried, in order.
 
     `identity` (JSON) is what the curve is of; `tell` is given each point as soon as it is known. NothingWritten
     when not even the best point holds.
@@ -166,7 +166,9 @@ def tuned(
             held = middle
         else:
             failed = middle
-    return points[held], tried
+    # points go by the sizes that were forecast, and weights whose codes are kept take less than those count
+    smallest = min((one for one in tried if search.holds(one)), key=lambda one: (one.size, one.point))
+    return points[smallest.point], tried
 
 
 def _evaluate(found: Fitting, picked: list[int], point: int, search: Measure) -> Evaluation:
