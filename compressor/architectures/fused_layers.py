@@ -8,7 +8,8 @@ has once for a tensor.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 _WHOLES = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
@@ -56,3 +57,33 @@ def one_scheme(name: str, spoken: Collection[str]) -> str | None:
     if experts is not None:
         return experts if any(spoken) else None
     return fused_group(name) if any(dialect in _JOINING for dialect in spoken) else None
+
+
+# ---- layers that a file holds as one matrix already ----------------------------------------------------
+
+_OF_ATTENTION = re.compile(r"\.(qkv_proj|query_key_value|Wqkv)\.weight")
+_OF_GATES = re.compile(r"\.gate_up_proj\.weight")
+
+
+def rows_of_parts(config: Mapping[str, Any] | None, name: str, rows: int) -> tuple[int, ...]:
+    """The rows of the layers that lie in a matrix of this name one below the other, by the heads that config.json
+    tells of: queries, keys and values, or gate and up; of what is no such matrix, or not told, its own rows."""
+    if _OF_GATES.search(name) and rows % 2 == 0:
+        return (rows // 2, rows // 2)
+    if _OF_ATTENTION.search(name):
+        for one in _objects(config or {}):
+            heads, hidden = one.get("num_attention_heads"), one.get("hidden_size")
+            if not isinstance(heads, int) or not isinstance(hidden, int) or heads < 1:
+                continue
+            size = one.get("head_dim")
+            size = size if isinstance(size, int) and size > 0 else hidden // heads
+            keys, odd = divmod(rows - heads * size, 2)
+            if size and keys > 0 and not odd and keys % size == 0 and keys <= heads * size:
+                return (heads * size, keys, keys)
+    return (rows,)
+
+
+def _objects(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """A config, and those directly within it."""
+    yield config
+    yield from (inner for inner in config.values() if isinstance(inner, dict))

@@ -6,7 +6,8 @@ docs/loaders.md.
 
 A form is a text made of what a config says of the codes of a tensor, such as `pack-quantized int4 group asymmetric`
 (`form_of()` in `engine/plan/loaders.py`); `block uneven rows columns` are blocks that divide neither a matrix's
-rows nor its columns, `nf4 odd` is a matrix whose rows are no multiple of 32 or whose columns are none of 64.
+rows nor its columns, `block uneven parts` those that do not divide the rows of the layers in it; `nf4 odd` is a
+matrix whose rows are no multiple of 32 or whose columns are none of 64.
 """
 
 from __future__ import annotations
@@ -550,7 +551,7 @@ _VLLM = (
     ),
     *(
         Limit(
-            ".* block uneven rows.*",
+            ".* block uneven.* (rows|parts).*",
             "joins this layer with others, for which its rows would have to be whole blocks",
             (Layer.LINEAR, Layer.TOWER),
             names=names,

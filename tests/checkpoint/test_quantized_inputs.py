@@ -341,6 +341,26 @@ def test_activation_order_of_compressed_tensors(tmp_path: Path, bits: int, symme
     assert "its g_idx does not name each of 4 groups for 16 columns" in refused(tmp_path / "in")
 
 
+@pytest.mark.parametrize(("bits", "columns", "words"), [(3, 128, 13), (6, 128, 26), (7, 64, 16), (5, 8, 2)])
+def test_whole_codes_in_words_of_an_older_compressed_tensors(
+    tmp_path: Path, bits: int, columns: int, words: int
+) -> None:
+    """Before 0.20 no code lay across two words; rows so short that both take as many are told apart by nobody."""
+    stored: Stored = {
+        "a.weight_packed": ints("I32", 8, words),
+        "a.weight_scale": ("BF16", np.ones((8, 1), ml_dtypes.bfloat16).view(np.uint16)),
+        "a.weight_shape": ("I64", np.array([8, columns], np.int64)),
+    }
+    weights = {"num_bits": bits, "type": "int", "strategy": "channel", "symmetric": True}
+    config = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": {"a": {"targets": ["Linear"], "weights": weights}},
+    }
+    line = refused(put(tmp_path / "in", stored, {"quantization_config": config}))
+    assert "as compressed-tensors before 0.20 packed them" in line
+
+
 def test_one_scale_a_row_of_fbgemm(tmp_path: Path) -> None:
     codes, row = e4m3(4, 8), np.array([[0.5], [1], [2], [4]], np.float32)
     stored: Stored = {

@@ -175,6 +175,7 @@ GPTQ: dict[str, Any] = {**BITS, "layout": "gptq"}
         ("roberta", QUERIES, 128, GPTQ, {**BITS, "layout": "pack-quantized"}),
         ("mamba2", MIXER, 192, BLOCKS, {**BLOCKS, "granularity": "channel"}),
         ("llama", QUERIES, 64, BLOCKS, {**BLOCKS, "granularity": "channel"}),
+        ("glm4", UP, 128, BLOCKS, {**BLOCKS, "granularity": "channel"}),
     ],
 )
 def test_what_vllm_takes_apart_or_joins_is_refused(
@@ -189,9 +190,26 @@ def test_what_vllm_takes_apart_or_joins_is_refused(
     assert job_of(api.quantize(tmp_path / "in", tmp_path / "o", loader="vllm", **instead), name).steps
 
 
+@pytest.mark.parametrize(("keys", "taken"), [(64, False), (128, True)])
+def test_parts_of_a_fused_layer_are_of_whole_blocks(tmp_path: Path, keys: int, taken: bool) -> None:
+    """vLLM wants each part's rows divided, not only those of all: queries of 256 rows, keys and values."""
+    name, folder = "model.layers.0.self_attn.qkv_proj.weight", tmp_path / "in"
+    one_layer(folder, "phi3", name, 256 + 2 * keys)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": keys // 64, "hidden_size": 256}
+    (folder / "config.json").write_text(json.dumps({"model_type": "phi3", **heads}))
+    if taken:
+        assert job_of(api.quantize(folder, tmp_path / "o", loader="vllm", **BLOCKS), name).steps
+        return
+    with pytest.raises(UsageError, match="its rows would have to be whole blocks") as caught:
+        api.quantize(folder, tmp_path / "o", loader="vllm", **BLOCKS)
+    assert "--granularity channel" in caught.value.remedy
+    assert job_of(api.quantize(folder, tmp_path / "o", loader="vllm", **{**BLOCKS, "granularity": "channel"}), name)
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "rows", "options"),
     [
+        ("glm4", UP, 256, BLOCKS),
         ("deepseek_v3", LATENT, 192, BLOCKS),
         ("llama4", QUERIES, 128, BITS),
         ("qwen3_next", STATES, 64, {**BLOCKS, "granularity": "channel"}),

@@ -53,6 +53,7 @@ def every_scheme() -> Iterator[Any]:
         (3, "group32"),
         (5, "group64"),
         (6, "group64"),
+        (7, "group64"),
     ):
         options = {"bits": bits, **GRAINS[grain], "layout": "pack-quantized"}
         yield pytest.param(options, id=f"pack-{bits}-sym-{grain}")
@@ -269,7 +270,7 @@ def library_scheme(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("options", [one for one in SCHEMES if one.values[0]["bits"] in (4, 8)])
+@pytest.mark.parametrize("options", SCHEMES)
 def test_we_restore_what_the_library_wrote(
     tmp_path: Path, dtype: str, options: dict[str, Any], library_compressed: Callable[..., Any]
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from compressor.checkpoint.dialects._activation_order import SUFFIX, ActivationOrder, check_order, has_order
 from compressor.checkpoint.dialects._scales import is_block, model_dtype, orphans, single
-from compressor.core.errors import CompressorError, InputError, UnreadCodes, UsageError
+from compressor.core.errors import CompressorError, InputError, UnreadCodes, UsageError, problems_of
 from compressor.core.lazy import np
 from compressor.core.tensor import TensorSpec
 from compressor.core.text import printable
@@ -203,7 +203,7 @@ def _made(layout: _Layout, group: Mapping[str, Any], common: object) -> list[Fou
             return [reason]
         return [layout.make(weights, layout.name)]
     except (KeyError, TypeError, CompressorError) as error:
-        return [error.reason if isinstance(error, CompressorError) else reason]
+        return [problems_of(error)[0].reason if isinstance(error, CompressorError) else reason]
 
 
 def _strategy(weights: Mapping[str, Any]) -> Any:
@@ -225,14 +225,31 @@ def _integers(weights: Mapping[str, Any], layout: str) -> Found:
         where="quantization_config ",
     )
     assert isinstance(made, Decoder)  # noqa: S101 - the scheme named above
-    if layout == "pack-quantized" and weights["num_bits"] not in (4, 8):
-        return "codes of other widths than 4 and 8 bits lie otherwise in some versions than in others"
+    if layout == "pack-quantized" and 32 % weights["num_bits"]:
+        return _Group(partial(_bit_stream, made, weights["num_bits"]))
     if strategy != "group" or layout != "pack-quantized":
         return _Group(lambda spec, source: made)
     bits, size = weights["num_bits"], weights["group_size"]
     codes = Int(bits, weights.get("symmetric", True), "group", size, layout="pack-quantized")
     ordered = ActivationOrder(bits, size, codes)
     return _Group(lambda spec, source: ordered if has_order(spec, source) else made)
+
+
+def _bit_stream(made: Decoder, bits: int, spec: TensorSpec, source: Source) -> Decoder:
+    """Codes that fill no whole words, as versions from 0.20 on have them. InputError where older ones wrote them,
+    which take more words, or as many for other numbers."""
+    rows, columns = spec.matrix
+    packed = source.tensors.get(f"{spec.name}_packed")
+    older = -(-columns // (32 // bits))  # whole codes in each word
+    if older > 1 and packed is not None and packed.spec.shape == (rows, older):
+        raise InputError(
+            f"its codes of {bits} bits lie in words as compressed-tensors before 0.20 packed them, or cannot be "
+            "told from such, and are not read here",
+            file=source.path,
+            tensor=spec.name,
+            remedy="Give the model before it was quantized",
+        )
+    return made
 
 
 def _floats(weights: Mapping[str, Any], layout: str) -> Found:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from compressor.architectures.decoder_layers import has_layers, not_in_a_layer
-from compressor.architectures.fused_layers import experts_module
+from compressor.architectures.fused_layers import experts_module, rows_of_parts
 from compressor.architectures.loaders import READERS, Layer, Limit, Loader, layer_of, limits_of, readers_of
 from compressor.architectures.model_types import model_types
 from compressor.checkpoint.checkpoint import Checkpoint
@@ -58,7 +58,7 @@ def left_dense(scheme: Scheme, spec: TensorSpec, checkpoint: Checkpoint, loader:
     if config is None:
         return ""
     readers = (loader,) if loader is not None else tuple(readers_of(dialect, config))
-    reasons, form = [], form_of(spec, decoder)
+    reasons, form = [], form_of(spec, decoder, config)
     for reader in readers:
         limits = limits_of(reader, config, spec.name, form)
         dense = (one for one in limits if one.dense and (loader is not None or not one.hint))
@@ -80,7 +80,7 @@ def _of_part_words(spec: TensorSpec, decoder: Decoder) -> str:
 def not_taken(loader: Loader | None, spec: TensorSpec, decoder: Decoder, config: Config, *, experts: bool) -> str:
     """Why the loader that is named, or else any that reads such codes, takes none of a tensor in a folder; "" where
     one does. Of a model with `experts` some are not taken beside these."""
-    dialect, form = declared(decoder, spec).dialect, form_of(spec, decoder)
+    dialect, form = declared(decoder, spec).dialect, form_of(spec, decoder, config)
     if loader is not None and dialect not in READERS[loader].dialects:
         return f"{READERS[loader].name} reads no {decoder.label} as it would be stored here"
     reasons = []
@@ -91,10 +91,19 @@ def not_taken(loader: Loader | None, spec: TensorSpec, decoder: Decoder, config:
     return reasons[0] if reasons and all(reasons) else ""
 
 
-def form_of(spec: TensorSpec, decoder: Decoder) -> str:
+def form_of(spec: TensorSpec, decoder: Decoder, config: Config) -> str:
     """What the table calls the form of a tensor's codes: `pack-quantized int4 group asymmetric`; the dialect alone
     where one form is all that it has, "" for a layout of our own."""
-    return _form_of(Same(decoder), spec.dtype, spec.shape)
+    form = _form_of(Same(decoder), spec.dtype, spec.shape)
+    if " block" in form and " rows" not in form:
+        high = _block_rows(declared(decoder, spec).config or {})
+        if any(rows % high for rows in rows_of_parts(config, spec.name, spec.matrix[0])):
+            return f"{form} uneven parts"
+    return form
+
+
+def _block_rows(said: Mapping[str, Any]) -> int:
+    return int((said["weights"].get("block_structure") or (1, 1))[0])
 
 
 @lru_cache(maxsize=1024)  # a model has few kinds of layers
@@ -133,7 +142,7 @@ class _Model:
 
     def limit(self, loader: Loader, spec: TensorSpec, decoder: Decoder) -> Limit | None:
         """The first thing that keeps a loader from taking a tensor; None where it takes it."""
-        form = form_of(spec, decoder)
+        form = form_of(spec, decoder, self.config)
         found = limits_of(loader, self.config, spec.name, form, experts=self.experts, types=self.types)
         return next(found, None)
 
