@@ -108,7 +108,8 @@ def row(name: str, teacher: Path, data: Path) -> tuple[str, bool]:
     seconds, spent = time.perf_counter() - start, time.process_time() - spent
     load = os.getloadavg()[1]
     api.restore(small, dense, force=True)
-    (before, _), (after, zeros) = score(teacher, data), score(dense, data)
+    network = "lenet5-relu" if name == "lenet5" else None
+    (before, _), (after, zeros) = score(teacher, data, network), score(dense, data, network)
     whole, left = teacher.stat().st_size, Path(small).stat().st_size
     bars = (
         (f"{whole / left:.1f} times smaller", f"at least {ratio}", whole / left >= ratio),

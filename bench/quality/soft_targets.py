@@ -43,10 +43,11 @@ def verdict(held: bool) -> str:
     return "PASS" if held else "FAIL"
 
 
-def score(path: Path, data: Path) -> tuple[float, float]:
-    """Per cent right on the 10,000 test images, and per cent of zeros in the matrices."""
+def score(path: Path, data: Path, name: str | None = None) -> tuple[float, float]:
+    """Per cent right on the 10,000 test images, and per cent of zeros in the matrices, of the network of this name
+    or that its tensors tell."""
     held = np.load(data / "mnist" / "mnist_test.npz")
-    network = read_network(open_checkpoint(path)).network
+    network = read_network(open_checkpoint(path), name).network
     outputs = network.forward(held["x"].reshape(-1, *network.input) / np.float32(255))
     weights = [array for array in network.parameters.values() if array.ndim > 1]
     zeros = sum(int((array == 0).sum()) for array in weights) / sum(array.size for array in weights)
