@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import lcm
 from typing import Any, NamedTuple
 
@@ -170,7 +171,7 @@ class OutputFile:
     layout: FileLayout
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: the fingerprint is kept
 class Plan:
     """All jobs in the order of their tensors' names, and all files, with exact sizes.
 
@@ -264,7 +265,7 @@ class Plan:
             "kept": [why.reason for why in job.left_alone],
         }
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the canonical JSON of the plan but for its sentences (notes, reasons), and whatever a single
         output file is called: all but the tensors, then a line for each of them."""
