@@ -37,6 +37,7 @@ from compressor.files.tree import Tree
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+SHARDED = "model-00001-of-00002.safetensors"
 TORCH_SINGLE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 CONFIG = "config.json"
 PIPELINE = "model_index.json"  # of diffusers: what each sub-folder holds
@@ -211,13 +212,17 @@ def _set_of(named: Sequence[str]) -> set[str]:
         for name, part in zip(named, parts, strict=True)
         if part
     }
-    return set(_members(*sets.pop())) if len(sets) == 1 else set()
+    return set(_members(named, *sets.pop())) if len(sets) == 1 else set()
 
 
-def _members(inside: str, stem: str, count: str, variant: str | None, suffix: str) -> list[str]:
+def _members(
+    there: Sequence[str], inside: str, stem: str, count: str, variant: str | None, suffix: str
+) -> list[str]:
+    """The names of a set of shards, counted from 1, or from 0 where one that is there says so."""
     middle = f".{variant}" if variant else ""
-    names = (f"{stem}-{number:05d}-of-{count}{middle}.{suffix}" for number in range(1, int(count) + 1))
-    return [os.path.join(inside, name) for name in names]
+    names = [f"{stem}-{number:05d}-of-{count}{middle}.{suffix}" for number in range(int(count) + 1)]
+    paths = [os.path.join(inside, name) for name in names]
+    return paths[:-1] if paths[0] in there else paths[1:]
 
 
 def _unindexed(tree: Tree, inside: str, names: Sequence[str]) -> _Weights:
@@ -234,7 +239,7 @@ def _unindexed(tree: Tree, inside: str, names: Sequence[str]) -> _Weights:
     )
     if chosen is None:
         raise _no_weights(tree, inside, names)
-    shards = _members("", *chosen, "safetensors") if int(chosen[1]) <= 100_000 else []
+    shards = _members(names, "", *chosen, "safetensors") if int(chosen[1]) <= 100_000 else []
     missing = [shard for shard in shards if shard not in names]
     if missing or not shards:
         raise InputError(
@@ -376,6 +381,8 @@ def _no_weights(tree: Tree, inside: str, names: Sequence[str]) -> InputError:
             remedy = f"Of its sub-folders {', '.join(shown)} have weights: give one of them, such as {where}"
     elif len(lone) == 1:
         remedy = f"It holds {printable(lone[0], 60)} without an index: give that file itself"
+    elif lone and all(_SHARD.fullmatch(name) for name in lone):
+        remedy = f"Its shards have no index: name them {SHARDED}, and so on"
     elif lone:
         remedy = f"It holds {printable(lone[0], 60)} and {len(lone) - 1} more without an index: give one of them"
     elif other and other[0].endswith(tuple(READERS)):

@@ -123,8 +123,23 @@ def _state_dict(found: Any, file: InputFile) -> dict[str, _Tensor]:
             if not all(isinstance(name, str) and name for name in tensors):
                 raise InputError("has tensors whose names are no texts", file=file.path, remedy=IN_PYTORCH)
             return tensors
+        nested = [name for name in found if isinstance(name, str) and _has_weights(found[name])]
+        if len(nested) > 1:
+            raise InputError(
+                f"holds {len(nested)} state dicts: {', '.join(printable(name, 40) for name in nested[:4])}",
+                file=file.path,
+                remedy=IN_PYTORCH.replace("its state dict", "the one that is wanted"),
+            )
         found = next((found[name] for name in _NESTED if isinstance(found.get(name), Mapping)), None)
     raise InputError("holds no state dict, a dict of tensors by name", file=file.path, remedy=IN_PYTORCH)
+
+
+def _has_weights(found: Any, deepest: int = 3) -> bool:
+    """Whether it is a dict with matrices, or one that has such a dict; optimizers have other names."""
+    if not deepest or not isinstance(found, Mapping):  # a dict may hold itself
+        return False
+    direct = any(isinstance(one, _Tensor) and len(one.shape) > 1 for one in found.values())
+    return direct or any(_has_weights(found.get(name), deepest - 1) for name in _NESTED)
 
 
 def _place(name: str, tensor: _Tensor, storages: Mapping[str, Member], file: InputFile) -> Placed:

@@ -410,6 +410,17 @@ def test_other_names_of_weights(tmp_path: Path, stem: str, variant: str) -> None
         shutil.rmtree(out)
 
 
+def test_shards_that_are_counted_from_zero(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    names = [f"model-{number:05d}-of-00002.safetensors" for number in (0, 1)]
+    for number, name in enumerate(names):
+        put(folder, name, f"t{number}.weight")
+    assert sorted(os.listdir(accepted(folder))) == sorted([*names, INDEX])
+    (folder / names[1]).unlink()
+    refused(folder, f"1 of 2 shards are missing, {names[1]} first")
+
+
 def test_plain_names_come_before_variants(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()

@@ -57,6 +57,26 @@ def test_a_folder_of_pickles_becomes_one_of_safetensors(tmp_path: Path) -> None:
     assert np.array_equal(written, np.where(np.abs(VALUES["up.weight"]) < 0.01, 0, VALUES["up.weight"]))
 
 
+def test_several_state_dicts_are_not_chosen_from(tmp_path: Path) -> None:
+    """Nor is an optimizer's state, which lies deeper, one of them."""
+    with zipfile.ZipFile(STATE) as file:
+        content = {name: file.read(name) for name in file.namelist()}
+    name = next(name for name in content if name.endswith("/data.pkl"))
+    whole = content[name]
+    body = whole[2:-1]  # without its protocol and its end
+    for keys, good in ((("model", "model_ema"), False), (("model",), True)):
+        nested = b"".join(pickle.dumps(key, 2)[2:-3] + body for key in keys)
+        content[name] = b"\x80\x02}(" + nested + b"u."
+        with zipfile.ZipFile(tmp_path / "two.pt", "w") as made:
+            for inner, raw in content.items():
+                made.writestr(inner, raw)
+        if good:
+            assert set(open_checkpoint(tmp_path / "two.pt").tensors) == set(VALUES.files)
+            continue
+        with pytest.raises(InputError, match="holds 2 state dicts: model, model_ema"):
+            open_checkpoint(tmp_path / "two.pt")
+
+
 def test_shards_of_pickles(tmp_path: Path) -> None:
     shard = "pytorch_model-00001-of-00001.bin"
     (tmp_path / shard).write_bytes(STATE.read_bytes())

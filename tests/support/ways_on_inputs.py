@@ -179,7 +179,11 @@ def more_inputs() -> None:
     Path("pipe/model_index.json").write_text(json.dumps({"transformer": ["diffusers", "X"]}))
     save_file({"fc.weight": floats(16, 64)}, inner / "diffusion_pytorch_model.safetensors")
     (inner / "config.json").write_text(json.dumps({"_class_name": "X"}))
-    for name, files in {"lone": ["other"], "pair": ["a", "b"]}.items():
+    for name, files in {
+        "lone": ["other"],
+        "pair": ["a", "b"],
+        "numbered": ["w.fp16-00001-of-00002", "w.fp16-00002-of-00002"],
+    }.items():
         Path(name).mkdir()
         for file in files:
             save_file({f"{file}.weight": floats(8, 64)}, Path(name, f"{file}.safetensors"))
