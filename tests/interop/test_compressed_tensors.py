@@ -333,7 +333,7 @@ def test_what_could_be_either_is_refused(tmp_path: Path, library_compressed: Cal
     [
         ({"num_bits": 8, "symmetric": False, "strategy": "channel"}, 8),
         ({"num_bits": 4, "symmetric": True, "strategy": "channel"}, 8),
-        ({"num_bits": 3, "symmetric": True, "strategy": "channel"}, None),
+        ({"num_bits": 3, "symmetric": False, "strategy": "channel"}, None),
         (
             {"num_bits": 6, "type": "float", "strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8"},
             None,
