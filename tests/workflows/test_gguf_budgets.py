@@ -65,7 +65,7 @@ def test_candidates_that_a_user_names(model: Path, tmp_path: Path) -> None:
 
 
 def test_tune_of_codes_gives_nothing_larger_than_what_held(model: Path, tmp_path: Path) -> None:
-    """Kept codes take less than the numbers they stand for, so that forecasts are in another order than outputs."""
+    """Codes that are kept lose nothing, and take less than wider ones: they are the best point of the curve."""
     codes, out = tmp_path / "codes.gguf", tmp_path / "out.gguf"
     api.quantize(model, codes, scheme="q4_1")
     report = api.tune(
@@ -79,7 +79,39 @@ def test_tune_of_codes_gives_nothing_larger_than_what_held(model: Path, tmp_path
     )
     assert report.allocation is not None
     sizes = [one.size for one in report.allocation.tried]
-    assert out.stat().st_size == min(sizes) < max(sizes)
+    assert out.stat().st_size == min(sizes)
+    assert set(types(out).values()) == {"Q4_1", "F32"}
+
+
+def test_codes_that_stay_count_with_the_bytes_they_have(model: Path, tmp_path: Path) -> None:
+    codes, out = tmp_path / "codes.gguf", tmp_path / "out.gguf"
+    api.quantize(model, codes, scheme="q4_0", include=["*ffn*"])
+    asked = {"candidates": ["dense", "q2_k", "q8_0"], "requantize": True, "include": ["*ffn*"]}
+    report = api.quantize(codes, out, target_bits=4.5, **asked)
+    assert report.allocation is not None
+    assert {(row.choice, row.bits, row.error) for row in report.allocation.chosen} == {("dense", 4.5, 0.0)}
+    assert types(out)[WIDE] == "Q4_0"
+    size = codes.stat().st_size - 6_000  # less than four of twelve matrices give up as Q2_K
+    report = api.quantize(codes, out, target_size=size, force=True, **asked)
+    assert size - 2_000 < report.plan.size_after == out.stat().st_size <= size
+    assert set(types(out).values()) == {"Q4_0", "Q2_K", "F32"}
+    with pytest.raises(GateFailed) as caught:
+        api.quantize(codes, out, target_size=5_000, force=True, **asked)
+    assert caught.value.remedy == "Ask for no less"
+
+
+def test_codes_that_are_restored_count_as_numbers(model: Path, tmp_path: Path) -> None:
+    """A file of safetensors has no blocks of ggml's: what stays is F32 there."""
+    codes, out = tmp_path / "codes.gguf", tmp_path / "out.safetensors"
+    api.quantize(model, codes, scheme="q4_0", include=["*ffn*"])
+    asked = {"candidates": ["dense", "int4g32"], "requantize": True, "include": ["*ffn*"]}
+    report = api.quantize(codes, out, target_bits=12, **asked)
+    assert report.allocation is not None
+    assert {row.bits for row in report.allocation.chosen if row.choice == "dense"} == {32.0}
+    assert {row.choice for row in report.allocation.chosen} == {"dense", "int4g32"}
+    size = 130_000  # of which an archive of the input's numbers would leave nothing for the codes
+    report = api.quantize(codes, out, target_size=size, store="archive", requantize=True, force=True)
+    assert 0.95 * size < out.stat().st_size <= size
 
 
 def test_what_cannot_be_met(model: Path, tmp_path: Path) -> None:

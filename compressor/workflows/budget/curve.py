@@ -26,7 +26,7 @@ def allocation_of(
         gain = _gain(found, number, picked[number])
         for spec in unit.specs:
             measured = found.measured_of(number, picked, spec)
-            size = sizes.get(spec.name, size_of(one, spec, measured))
+            size = sizes.get(spec.name, size_of(one, spec, measured, found.takers))
             rows.append(
                 Chosen(
                     spec.name,

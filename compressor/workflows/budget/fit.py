@@ -75,6 +75,7 @@ class Fitting:
     measured: dict[str, dict[str, Measured]]
     errand: Errand
     size_before: int
+    weights_before: int  # bytes of the decided tensors in the input
     alone: Mapping[str, LeftAlone]  # tensors that stay as they are, since no candidate fits or in any case, and why
     takers: Takers
     shared: Mapping[str, Any]  # options of the stage that hold for all candidates
@@ -168,7 +169,7 @@ class Fitting:
         """What is odd about the target: that the input is within it already."""
         before = self.size_before
         if self.by_bits:
-            before = sum(spec.nbytes for unit in self.units for spec in unit.specs)
+            before = self.weights_before
         if self.target is None or self.target < before:
             return ""
         shown = f"{before * 8 / self.weights:.4g} bits a weight" if self.by_bits else size_text(before)
@@ -289,7 +290,13 @@ def fitting(
     ]
     named = candidates
     experts = any(experts_module(job.spec.name) is not None for job in scout.jobs)
-    takers = Takers(container, errand.options.loader, checkpoint.source.config, experts)
+    takers = Takers(
+        container,
+        errand.options.loader,
+        checkpoint.source.config,
+        experts,
+        _kept(scout, decided, recipe, errand),
+    )
     groups = _groups(decided, candidates, takers)
     candidates = with_nearest(candidates, groups, takers.fits)
     if not budget.candidates and not archived:
@@ -318,14 +325,42 @@ def fitting(
     measured, informed = survey.measured(scout, decided)
     worth = _worth(decided, informed)
     units = tuple(
-        _unit(members, candidates, fits, measured, budget.limit, worth)
+        _unit(members, candidates, fits, measured, budget.limit, worth, takers)
         for members in groups
         if members[0].name not in alone
     )
-    size = scout.size_before
     return Fitting(
-        recipe, budget, candidates, units, measured, errand, size, alone, takers, shared, informed, archived
+        recipe,
+        budget,
+        candidates,
+        units,
+        measured,
+        errand,
+        scout.size_before,
+        _size_before(scout, decided),
+        alone,
+        takers,
+        shared,
+        informed,
+        archived,
     )
+
+
+def _kept(scout: Plan, decided: Sequence[TensorSpec], recipe: Recipe, errand: Errand) -> dict[str, int]:
+    """What tensors that the input stores as codes take in the output where a budget leaves them alone: of a .gguf
+    those stay the blocks that they are, of others the numbers are restored."""
+    if not any(job.stored_as for job in scout.jobs):
+        return {}
+    *before, stage = _probing(recipe, Probe()).stages
+    alone = replace(stage, kept=dict.fromkeys((spec.name for spec in decided), _CHOSEN_DENSE))
+    plan = errand.dry_run(replace(recipe, stages=(*before, alone), budget=None)).plan
+    return {job.spec.name: job.size_after for job in plan.jobs if job.stored_as}
+
+
+def _size_before(scout: Plan, decided: Sequence[TensorSpec]) -> int:
+    """Bytes of these tensors in the input."""
+    names = {spec.name for spec in decided}
+    return sum(job.size_before for job in scout.jobs if job.spec.name in names)
 
 
 def _within_reach(
@@ -338,7 +373,7 @@ def _within_reach(
     """Whether the candidates allow what a target asks for, by their sizes alone."""
     decided = [spec for group in groups for spec in group]
     files = budget.file_size(scout.size_before)
-    room = None if files is None else files - scout.size_before + sum(spec.nbytes for spec in decided)
+    room = None if files is None else files - scout.size_before + _size_before(scout, decided)
     if budget.target_bits is not None:
         room = int(budget.target_bits * sum(spec.size for spec in decided) / 8)
     return room is None or least(groups, candidates, takers) <= room * SURE
@@ -522,6 +557,7 @@ def _unit(
     measured: dict[str, dict[str, Measured]],
     limit: float,
     worth: Mapping[str, float],
+    takers: Takers,
 ) -> Unit:
     """The options of a group; by tensor what its loss is `worth`. GateFailed where none is within the limit of the
     error."""
@@ -536,7 +572,7 @@ def _unit(
             continue
         places.append(place)
         loss = fsum(row.loss * worth[spec.name] for row, spec in zip(rows, members, strict=True))
-        size = sum(size_of(one, spec, row) for row, spec in zip(rows, members, strict=True))
+        size = sum(size_of(one, spec, row, takers) for row, spec in zip(rows, members, strict=True))
         options.append(Option(size, loss))
     if not options:  # dense is no candidate, or it would be within the limit
         raise GateFailed(

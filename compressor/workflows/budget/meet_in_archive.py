@@ -37,8 +37,7 @@ def met(found: Fitting, *, trials: bool) -> Met:
     """The choice that meets the budget, by estimates where there are to be no `trials`. GateFailed where none
     does."""
     target = inf if found.target is None else found.target
-    units = sum(spec.nbytes for unit in found.units for spec in unit.specs)
-    rest = int((found.size_before - units) * _REST)
+    rest = int((found.size_before - found.weights_before) * _REST)
     if not trials or target == inf:
         limit = found.least if target == inf else target - (0 if found.by_bits else rest)
         moved, chosen = _choose(found, limit)

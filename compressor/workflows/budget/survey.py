@@ -39,6 +39,7 @@ from compressor.methods.numerics.factors import Sizes
 from compressor.methods.unlisted.dense import Dense
 from compressor.recipe.budget import SAMPLE
 from compressor.workflows.budget.candidates import DENSE, Candidate
+from compressor.workflows.budget.takers import Takers
 
 _GRAM = 1 << 33  # multiplications of a gram that a candidate may cost a tensor, about
 _DIM = 0.01  # of the mean energy of a block's rows is added to each, where rows count by one over it
@@ -321,6 +322,6 @@ def measure_of(one: Candidate, spec: TensorSpec, measured: Mapping[str, Mapping[
     return Measured(0.0, 0.0) if one.encoder is None and known is None else measured[spec.name][one.key]
 
 
-def size_of(one: Candidate, spec: TensorSpec, row: Measured) -> int:
+def size_of(one: Candidate, spec: TensorSpec, row: Measured, takers: Takers) -> int:
     """Bytes of a tensor as a candidate stores it: its parts', or about those of its codes in an archive."""
-    return ceil(row.bits * spec.size / 8) if row.bits else one.size(spec) or 0
+    return ceil(row.bits * spec.size / 8) if row.bits else takers.size(one, spec)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from compressor.architectures.fused_layers import experts_module, one_scheme
@@ -19,12 +19,22 @@ from compressor.workflows.budget.candidates import Candidate
 @dataclass(frozen=True)
 class Takers:
     """What loads the output: a container's readers, of a folder the `loader` that is named, or else any of those of
-    the model that `config` describes; `experts`: it has some."""
+    the model that `config` describes; `experts`: it has some. `kept`: bytes of tensors to which nothing is done, of
+    those that the input stores as codes."""
 
     container: Container
     loader: Loader | None = None
     config: Mapping[str, Any] | None = None
     experts: bool = False
+    kept: Mapping[str, int] = field(default_factory=dict)
+
+    def size(self, one: Candidate, spec: TensorSpec) -> int:
+        """Stored bytes of a tensor that fits the candidate, before an archive."""
+        return self.size_untreated(spec) if one.encoder is None else one.size(spec) or 0
+
+    def size_untreated(self, spec: TensorSpec) -> int:
+        """Stored bytes of a tensor to which nothing is done."""
+        return self.kept.get(spec.name, spec.nbytes)
 
     def fits(self, one: Candidate, spec: TensorSpec) -> bool:
         """Whether the tensor may become this: its shape allows it, and what is to load it takes it."""

@@ -166,7 +166,7 @@ def tuned(
             held = middle
         else:
             failed = middle
-    # points go by the sizes that were forecast, and weights whose codes are kept take less than those count
+    # points go by the sizes that were forecast, which of an archive are estimates
     smallest = min((one for one in tried if search.holds(one)), key=lambda one: (one.size, one.point))
     return points[smallest.point], tried
 

@@ -38,7 +38,7 @@ def way_on(
     """What to do about a budget that may take `target` bytes for these tensors (of each group all in one scheme),
     and that no choice of the `candidates` meets. `left` are weights that stay dense, beside the target."""
     takers, archived = asked.takers, asked.archived
-    all_of_them, room = [*groups, *([spec] for spec in left)], target + sum(spec.nbytes for spec in left)
+    all_of_them, room = [*groups, *([spec] for spec in left)], target + sum(map(takers.size_untreated, left))
     ways = [] if archived else list(_wider(asked, candidates))
     for way, wider, by_whom in ways:
         if least(groups, wider, by_whom) <= target * SURE:
@@ -104,7 +104,7 @@ def least(groups: Groups, candidates: Sequence[Candidate], takers: Takers) -> in
     """Bytes of the smallest choice among these, of tensors that lie dense where none fits."""
     return sum(
         min(
-            sum(one.size(spec) or 0 if takers.fits(one, spec) else spec.nbytes for spec in group)
+            sum(takers.size(one, spec) if takers.fits(one, spec) else takers.size_untreated(spec) for spec in group)
             for one in candidates
         )
         for group in groups
