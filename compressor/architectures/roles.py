@@ -105,6 +105,7 @@ _WEIGHT = re.compile(r"(^|[._])(weight|weights|kernel)$")  # what layers call th
 _NO_WEIGHT = re.compile(r"dt_.*|static_weight|short_filter_weight|(blur|resample)_?kernel|weight_integer")
 # Parameters whose own names say nothing, by the modules that they are in
 _WITHIN = (
+    (re.compile(r"(^|\.)weight(_\w+)?_orig$"), Role.COMPUTED),  # spectral norm, as torch once spelled it
     (re.compile(r"(^|\.)parametrizations\.[^.]+\.original$"), Role.COMPUTED),  # whatever the function is
     (re.compile(r"(^|\.)parametrizations\.[^.]+\.\d+\.[^.]+$"), Role.COMPUTED),
     (re.compile(r"(^|\.)rel(ative)?_(logits|position_bias)[^.]*\.proj$"), Role.POSITION),

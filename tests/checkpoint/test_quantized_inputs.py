@@ -134,6 +134,14 @@ def test_a_config_within_the_config(tmp_path: Path, place: str) -> None:
     assert "hidden_size" in (tmp_path / "out" / "config.json").read_text()
 
 
+def test_scales_that_are_powers_of_two(tmp_path: Path) -> None:
+    codes, powers = e4m3(130, 8), np.array([[126], [129]], np.uint8)
+    stored: Stored = {"m.weight": ("F8_E4M3", codes), "m.weight_scale_inv": ("F8_E8M0", powers)}
+    model = put(tmp_path / "in", stored, {"quantization_config": {**BLOCK_FP8, "scale_fmt": "ue8m0"}})
+    factors = np.repeat(np.float32([0.5, 4]), [128, 2])[:, None]
+    assert np.array_equal(restored(model)["m.weight"], number(codes) * factors)
+
+
 def test_configs_within_it_that_say_different_things(tmp_path: Path) -> None:
     configs = {name: {"quantization_config": {"quant_method": name}} for name in ("fp8", "awq")}
     model = put(tmp_path / "in", {"m.weight": ("F8_E4M3", e4m3(8, 16))}, configs)
@@ -171,7 +179,14 @@ def test_auto_round(tmp_path: Path, packing: str, shift: int) -> None:
     config = {"quantization_config": said}
     assert near(restored(put(tmp_path / "in", stored, config))["a.weight"], values)
     said["extra_config"] = {"lm_head": {"bits": 16}, "a": {"bits": 8}}
-    assert "the layer a has bits or groups of its own" in refused(put(tmp_path / "b", stored, config))
+    assert "has 2 groups, where 16 columns have 1 of 16" in refused(put(tmp_path / "b", stored, config))
+    for own in ("a", ".*a", "(never run"):  # by its name, or by a pattern and the shapes
+        said |= {"bits": 2, "group_size": 128, "extra_config": {own: {"bits": 4, "group_size": 16}}}
+        assert near(restored(put(tmp_path / own.strip("(."), stored, config))["a.weight"], values)
+    said["extra_config"] = {"x": {"bits": 4, "group_size": 16}, "y": {"bits": 4, "group_size": 17}}
+    assert "several groups that a may have" in refused(put(tmp_path / "c", stored, config))
+    said["extra_config"] = {"x": 4}
+    assert "does not describe layers" in refused(put(tmp_path / "d", stored, config))
 
 
 def test_mxfp4_experts_of_gpt_oss(tmp_path: Path) -> None:

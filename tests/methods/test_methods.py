@@ -385,6 +385,16 @@ def test_options_that_contradict_each_other(options: dict[str, object], reason: 
         made("quantize", "int", **options)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "bits", "stay"), [("F32", 16, ""), ("F32", 32, ""), ("BF16", 16, ""), ("BF16", 32, "BF16")]
+)
+def test_bits_of_scales_that_weights_do_not_take(dtype: str, bits: int, stay: str) -> None:
+    method = made("quantize", "int", bits=4, group_size=4, scale_bits=bits)
+    remark = method.remark(TensorSpec("w.weight", dtype, (4, 8)))  # type: ignore[attr-defined]
+    expected = f"scales of so many bits are for float32 weights: those of {dtype} weights stay {stay}"
+    assert remark == (expected if stay else "")
+
+
 @pytest.mark.parametrize("shape", [(4, 12), (4, 300), (3, 7)])
 def test_a_group_that_does_not_divide_names_sizes_that_do(shape: tuple[int, int]) -> None:
     method = made("quantize", "int", bits=4, group_size=128)

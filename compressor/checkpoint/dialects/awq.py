@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from compressor.checkpoint.dialects._auto_round import of_layer
 from compressor.checkpoint.dialects._stored import StoredCodes, integer, multiply, shape_of
 from compressor.core.errors import InputError
 from compressor.core.floats import widen
@@ -97,6 +98,9 @@ def _stored(module: str, bits: int, declared: Mapping[str, Any], source: Source)
     shape = shape_of(source, f"{module}.qweight", ("I32",), name)
     scales = shape_of(source, f"{module}.scales", ("F16", "BF16", "F32"), name)
     columns, rows = shape[0], shape[1] * _WORD
+    if declared.get("extra_config"):  # AutoRound's
+        declared = of_layer(declared, module, {bits: columns}, scales[0], source)
+        bits = integer(declared, "bits", (4,), f"{KEY} ", source)
     size = declared.get("group_size", -1)
     size = columns if size == -1 and type(size) is int else size
     if (

@@ -1,7 +1,8 @@
 """FP8 folders as DeepSeek publishes them and transformers calls them (`quant_method` "fp8"): read only.
 
 `P.weight` F8_E4M3 with `P.weight_scale_inv` beside it, perhaps in another shard: one scale for a block of
-`weight_block_size` rows × columns, or without that for the tensor. Despite its name it is multiplied. FBGEMM's
+`weight_block_size` rows × columns, or without that for the tensor. Despite its name it is multiplied; with
+`scale_fmt` "ue8m0" it may be F8_E8M0. FBGEMM's
 (`quant_method` "fbgemm_fp8") have a `P.weight_scale` [out, 1] instead. The restored tensors have the dtype of the
 model (`dtype` in config.json; BF16 where it says none).
 """
@@ -53,7 +54,7 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Decoder]]:
             )
         if len(tensor.spec.shape) != 2:
             raise InputError(f"is FP8 of shape {list(tensor.spec.shape)}, no matrix", file=source.path, tensor=name)
-        if scale.spec.dtype not in ("F32", "BF16", "F16"):
+        if scale.spec.dtype not in ("F32", "BF16", "F16", "F8_E8M0"):
             raise InputError(f"its scale is {scale.spec.dtype}, not a float", file=source.path, tensor=name)
         spec = TensorSpec(name, dtype, tensor.spec.shape)
         if rows:

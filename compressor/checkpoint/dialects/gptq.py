@@ -18,6 +18,7 @@ from compressor.architectures.conv1d import is_conv1d
 from compressor.architectures.decoder_layers import has_layers, in_known_list, modules_of
 from compressor.architectures.fused_layers import experts_module, fused_group
 from compressor.architectures.roles import Role, is_embedding, role_of
+from compressor.checkpoint.dialects._auto_round import of_layer
 from compressor.checkpoint.dialects._stored import StoredCodes, integer, multiply, shape_of
 from compressor.core import bitpacking as bitstream
 from compressor.core.errors import InputError
@@ -36,6 +37,7 @@ METADATA = "pt"
 KEY = "quantization_config"
 
 _AUTO_ROUND = ("auto-round", "auto_round", "intel/auto-round")
+_WIDTHS = (2, 3, 4, 8)
 _SHIFTS = {"gptq": 1, "gptq_v2": 0}  # what each format takes from zero points before it stores them
 
 
@@ -181,37 +183,40 @@ def stored_tensors(source: Source) -> list[tuple[TensorSpec, Decoder]]:
     """The tensors that a GPTQ folder stores as codes. InputError for what is not read here."""
     declared = (source.config or {})[KEY]
     form = str(declared.get("checkpoint_format", declared.get("format", "gptq")))
-    if declared.get("quant_method") in _AUTO_ROUND:
-        form, declared = _auto_round(declared, source)
+    rounded = declared.get("quant_method") in _AUTO_ROUND
+    if rounded:
+        form = _auto_round_format(declared, source)
     if form not in _SHIFTS:
         raise InputError(f"config.json: GPTQ's format {printable(form, 40)!r} is not read here", file=source.path)
-    bits = integer(declared, "bits", (2, 3, 4, 8), f"{KEY} ", source)
-    return [
-        _stored(name.removesuffix(".qweight"), bits, form, declared, source)
-        for name in source.tensors
-        if name.endswith(".qweight")
-    ]
+    found = []
+    for name in source.tensors:
+        if name.endswith(".qweight"):
+            module = name.removesuffix(".qweight")
+            own = _of_module(declared, module, source) if rounded else declared
+            bits = integer(own, "bits", _WIDTHS, f"{KEY} ", source)
+            found.append(_stored(module, bits, form, own, source))
+    return found
 
 
-def _auto_round(declared: Mapping[str, Any], source: Source) -> tuple[str, Mapping[str, Any]]:
-    """AutoRound's config as one of GPTQ, whose words its codes lie in: with zero points less one where it says
-    `auto_gptq`, else as they are. InputError where layers are stored in different ways."""
+def _auto_round_format(declared: Mapping[str, Any], source: Source) -> str:
+    """How AutoRound, which writes GPTQ's words, stores zero points: less one where it says `auto_gptq`, else as
+    they are."""
     packing = str(declared.get("packing_format", "auto_round"))
-    usual = {key: declared.get(key) for key in ("bits", "group_size")}
-    for layer, own in dict(declared.get("extra_config") or {}).items():
-        said = {key: own.get(key, usual[key]) for key in usual} if isinstance(own, dict) else {}
-        if said != usual and said.get("bits") not in (16, 32):
-            raise InputError(
-                f"config.json: the layer {printable(str(layer), 100)} has bits or groups of its own, "
-                "which is not read here",
-                file=source.path,
-                remedy="Give the model before it was quantized",
-            )
     if packing.partition(":")[2] not in ("", "auto_gptq", "gptqmodel") or not packing.startswith("auto_round"):
         raise InputError(
             f"config.json: AutoRound's packing_format {printable(packing, 40)} is not read here", file=source.path
         )
-    return "gptq" if packing.endswith("auto_gptq") else "gptq_v2", declared
+    return "gptq" if packing.endswith("auto_gptq") else "gptq_v2"
+
+
+def _of_module(declared: Mapping[str, Any], module: str, source: Source) -> Mapping[str, Any]:
+    """What AutoRound's config says of a module, whose zero points tell its width."""
+    name = f"{module}.weight"
+    words, rows = shape_of(source, f"{module}.qweight", ("I32",), name)[:2]
+    zeros = shape_of(source, f"{module}.qzeros", ("I32",), name)[1]
+    groups = shape_of(source, f"{module}.scales", ("F16", "BF16", "F32"), name)[0]
+    columns = {bits: words * 32 // bits for bits in _WIDTHS if zeros * 32 == rows * bits}
+    return of_layer(declared, module, columns, groups, source)
 
 
 def _stored(
@@ -230,7 +235,7 @@ def _stored(
         len(shape) != 2
         or scales != (groups, rows)
         or columns * bits != shape[0] * 32
-        or bits not in (2, 3, 4, 8)
+        or bits not in _WIDTHS
         or rows * bits % 32
         or groups > columns
     ):

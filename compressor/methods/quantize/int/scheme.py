@@ -337,6 +337,12 @@ class Int(Compensating):
             return "BF16"
         return LAYOUTS[self.layout_of(spec)].scale_dtype(spec)
 
+    def remark(self, spec: TensorSpec) -> str:
+        dtype = self.scale_dtype(spec)
+        if self.scale_bits in (None, DTYPES[dtype].bits):
+            return ""
+        return f"scales of so many bits are for float32 weights: those of {spec.dtype} weights stay {dtype}"
+
     def has_levels(self, spec: TensorSpec) -> bool:
         return LAYOUTS[self.layout_of(spec)].trains
 
