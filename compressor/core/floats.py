@@ -1,9 +1,9 @@
 """Between stored bytes and the numbers that methods compute with.
 
 Methods see float32, or float64 where the source is float64. Widening is exact for every dtype; narrowing
-rounds to nearest, ties to even. Throughput is why bfloat16 goes through ml_dtypes (vectorised both ways,
-and it releases the interpreter lock) and float16 and FP8 through tables (NumPy's own float16 cast is
-several times slower).
+rounds to nearest, ties to even. Throughput is why bfloat16 goes through kernels or, where there are none, through
+ml_dtypes (vectorised both ways, and it releases the interpreter lock), and float16 and FP8 through tables
+(NumPy's own float16 cast is several times slower).
 """
 
 from __future__ import annotations
