@@ -239,8 +239,14 @@ class ArchivedFile(InputFile):
 
     def _read(self, at: int, buffer: memoryview, start: int) -> int:
         """Fill the beginning of a buffer from a place in a tensor, as far as the chunk there goes."""
-        _, width, each = rows_of(self.entries[at].spec, self.entries[at].form)
+        entry = self.entries[at]
+        _, width, each = rows_of(entry.spec, entry.form)
         number, inside = divmod(start, width * each)
+        shape = chunk_shape(entry.spec, number, entry.form)
+        size = shape[0] * shape[1]
+        if not inside and size <= len(buffer) and (at, number) not in self.kept:
+            self._decode(at, number, out=np.frombuffer(buffer[:size], np.uint8).reshape(shape))
+            return size
         data = self._chunk(at, number).reshape(-1)[inside : inside + len(buffer)]
         buffer[: len(data)] = data.data
         return len(data)
@@ -266,7 +272,7 @@ class ArchivedFile(InputFile):
         self.kept[at, number] = found
         return found
 
-    def _decode(self, at: int, number: int, account: Account | None = None) -> Array:
+    def _decode(self, at: int, number: int, account: Account | None = None, out: Array | None = None) -> Array:
         entry = self.entries[at]
         begin, end = entry.places[number : number + 2]
         raw = bytearray(end - begin)
@@ -274,14 +280,17 @@ class ArchivedFile(InputFile):
         shape = chunk_shape(entry.spec, number, entry.form)
         try:
             if entry.mark is None:
-                return decode_chunk(memoryview(raw), shape, entry.form, account, entry.version)
-            return self._against_base(memoryview(raw), entry, number, shape, account)
+                return decode_chunk(memoryview(raw), shape, entry.form, account, entry.version, out)
+            found = self._against_base(memoryview(raw), entry, number, shape, account)
         except Damaged as error:
             raise InputError(
                 f"is damaged in the archive: {error}", file=self.path, tensor=entry.spec.name, remedy=_AGAIN
             ) from error
         except NeedsPackage as error:
             raise needs(error, self.path, entry.spec.name) from error
+        if out is not None:
+            np.copyto(out, found)
+        return found
 
     def _against_base(
         self, chunk: memoryview, entry: Entry, number: int, shape: tuple[int, int], account: Account | None

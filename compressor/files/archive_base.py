@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,6 +12,7 @@ from compressor.core.lazy import np
 from compressor.core.parallel.threads import available_workers, in_order, local
 from compressor.core.text import printable
 from compressor.files.archive import ArchivedFile, Entry, chunk_shape, chunks_of, marked, rows_of
+from compressor.files.entropy.checksum import crc32
 from compressor.files.input_file import InputFile
 from compressor.files.opening import open_source
 from compressor.files.source import Source, SourceFile, StoredTensor
@@ -124,7 +124,7 @@ def _check(at: int, entry: Entry, one: StoredTensor, number: int) -> tuple[int, 
     _, width, each = rows_of(entry.spec, entry.form)
     rows = np.empty(chunk_shape(entry.spec, number, entry.form), np.uint8)
     one.file.read_into(rows.reshape(-1).data, one.placed.offset + number * each * width)
-    return at, zlib.crc32(rows.data)
+    return at, crc32(rows)
 
 
 def _another(file: ArchivedFile, entry: Entry, reason: str) -> InputError:

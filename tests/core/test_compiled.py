@@ -28,6 +28,7 @@ from compressor.core.ggml_types import BY_NAME
 from compressor.core.metrics import count_stored_zeros, dot
 from compressor.core.tensor import DTYPES, TensorSpec
 from compressor.core.workspace import Workspace
+from compressor.files.entropy import checksum
 from compressor.methods.contract import Block, Encoder, select
 from compressor.methods.numerics import nearest, scales
 from compressor.methods.numerics.minifloat import E2M1, E4M3
@@ -76,6 +77,28 @@ def test_the_version_is_that_of_the_files() -> None:
     """What was built of other files must not be taken for what is there."""
     files = sorted(kernels.LIBRARY.parent.glob("*.[ch]"))
     assert crc32(b"".join(path.read_bytes() for path in files)) >> 1 == kernels.VERSION  # so that it fits an int
+
+
+@built
+@pytest.mark.parametrize("vectors", [2, 1, 0])
+def test_checksums_are_those_of_zlib(vectors: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any length, from any address; where there is no carry-less product, zlib's own."""
+    monkeypatch.setattr(kernels, "VECTORS", vectors)
+    data = np.random.default_rng(0).integers(0, 256, 5000, np.uint8)
+    for size in (0, 1, 15, 16, 63, 64, 65, 127, 128, 255, 256, 257, 511, 513, 1000, 4995):
+        for start in (0, 1, 5):
+            part = data[start : start + size]
+            assert kernels.crc32(part) in ((None,) if not vectors else (crc32(part), None))
+            assert checksum.crc32(part) == crc32(part)
+
+
+@built
+@pytest.mark.parametrize("count", [0, 9, (1 << 18) - 1, (1 << 18) + 13])
+def test_bytes_are_counted_by_themselves_or_by_pairs(count: int) -> None:
+    values = np.random.default_rng(0).integers(0, 256, count, np.uint8) ** 2
+    found = kernels.byte_counts(values)
+    assert found is not None
+    assert np.array_equal(found, np.bincount(values, minlength=256))
 
 
 @built

@@ -22,6 +22,7 @@ from compressor import api
 from compressor.core import kernels
 from compressor.core.errors import InputError, OutputError, UsageError
 from compressor.core.tensor import DTYPES, TensorSpec
+from compressor.core.workspace import Workspace
 from compressor.files import archive as format_of
 from compressor.files.archive_regions import regions_of
 from compressor.files.entropy import ans, elements, planes, rans
@@ -381,14 +382,36 @@ def test_floats_are_taken_apart_the_same_without_kernels() -> None:
         raw = chance.integers(0, 256, (9, 31 * size), np.uint8).view(f"<u{size}")
         for lead in range(2 if size == 8 else 4):
             low = 8 * size - 1 - exponent - lead
-            found = elements._split(raw, low, exponent + lead)
+            found = elements._split(raw, low, exponent + lead, Workspace())
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(kernels, "library", lambda: None)
-                twin = elements._split(raw, low, exponent + lead)
+                twin = elements._split(raw, low, exponent + lead, Workspace())
                 back = elements._joined(twin[0], list(twin[1]), low, raw.dtype)
             assert all(map(np.array_equal, found, twin))
             assert np.array_equal(back, raw)
             assert np.array_equal(elements._joined(found[0], list(found[1]), low, raw.dtype), raw)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F32", "I16", "I8"])
+def test_chunks_are_decoded_into_memory_that_is_there(dtype: str) -> None:
+    """Several at a time keep nothing of each other, however they are stored."""
+    chance, shape = np.random.default_rng(0), (33, 640)
+    (form, *_) = possible(dtype)
+    for data in (
+        (chance.standard_normal((33, 160)) * 0.02).astype(np.float32).view(np.uint8),  # coded
+        chance.integers(0, 256, shape, np.uint8),  # as it is
+        chance.integers(0, 3, shape, np.uint8),  # a palette, or few codes
+        np.zeros(shape, np.uint8),
+    ):
+        for start in (0, 1):  # at an odd address too
+            chunk = encode_chunk(data, form, "fast")
+            out = np.full(shape[0] * shape[1] + 1, 7, np.uint8)[start:][: data.size].reshape(shape)
+            decode_chunk(memoryview(chunk), shape, form, out=out)
+            assert np.array_equal(out, data)
+            alone = decode_chunk(memoryview(chunk), shape, form)
+            decode_chunk(memoryview(encode_chunk(data[::-1].copy(), form, "fast")), shape, form)
+            assert np.array_equal(alone, data)
+            assert chunk == encode_chunk(data, form, "fast")
 
 
 # ---- size ----------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@
 #define LANES 32
 #define LEAST 65536u /* of a state */
 #define PACKED 12    /* bits of frequencies for which a place, its share and its symbol fit 32 bits */
+#define MANY (1 << 18) /* bytes that are counted by pairs, whose table is as large */
 #define NARROW 64    /* symbols from the first to the last of a table that the lanes look up in registers */
 
 /* Of a symbol: ceil(2^(32 + bits) / frequency), with which x / frequency is exact for every x that is coded; its
@@ -77,6 +78,7 @@ EACH_CPU static void push_rounds(const uint8_t *restrict symbols, size_t count, 
 }
 
 #ifdef VECTORS
+#define LESS (1.0f - 0x1p-21f)
 typedef struct { uint32_t shares[NARROW]; float reciprocals[NARROW]; } Narrow;
 
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl")))
@@ -86,7 +88,9 @@ AVX512 INLINE __m512i look_up(const __m512i table[4], __m512i places, __mmask16 
     return _mm512_mask_mov_epi32(low, upper, _mm512_permutex2var_epi32(table[2], places, table[3]));
 }
 
-/* As push_rounds, of symbols from `first` on. The quotient is that of floats, put right by one where it is off. */
+/* As push_rounds, of symbols from `first` on. The quotient q of x by f is that of floats, with a reciprocal that is too
+ * small by more than roundings amount to and by less than makes two of a quotient below 2^20: where it is too small by
+ * one, the rest tells. q 2^b + c + x mod f is x + c + q (2^b - f). */
 AVX512 static void push_rounds_512(const uint8_t *restrict symbols, size_t count, const Narrow *restrict narrow,
                                    int first, int bits, uint32_t *restrict states, uint16_t **end) {
     uint16_t *words = *end;
@@ -97,7 +101,8 @@ AVX512 static void push_rounds_512(const uint8_t *restrict symbols, size_t count
     }
     for (int i = 0; i < 2; i++) x[i] = _mm512_loadu_si512(states + 16 * i);
     const __m512i base = _mm512_set1_epi32(first), top = _mm512_set1_epi32(32), half = _mm512_set1_epi32(0xffff);
-    const __m128i up = _mm_cvtsi32_si128(bits), limit = _mm_cvtsi32_si128(32 - bits);
+    const __m512i whole = _mm512_set1_epi32(1 << bits);
+    const __m128i limit = _mm_cvtsi32_si128(32 - bits);
     for (size_t i = count; i > 0;) {
         i -= LANES;
         for (int part = 1; part >= 0; part--) {
@@ -114,15 +119,12 @@ AVX512 static void push_rounds_512(const uint8_t *restrict symbols, size_t count
             _mm256_mask_storeu_epi16(words, (__mmask16)((1u << moved) - 1),
                                      _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(full, state)));
             state = _mm512_mask_srli_epi32(state, full, state, 16);
-            __m512i quotient = _mm512_cvttps_epi32(_mm512_mul_ps(_mm512_cvtepu32_ps(state), reciprocal));
-            __m512i rest = _mm512_sub_epi32(state, _mm512_mullo_epi32(quotient, frequency));
-            const __mmask16 over = _mm512_cmplt_epi32_mask(rest, _mm512_setzero_si512());
-            quotient = _mm512_mask_sub_epi32(quotient, over, quotient, _mm512_set1_epi32(1));
-            rest = _mm512_mask_add_epi32(rest, over, rest, frequency);
+            const __m512i quotient = _mm512_cvttps_epi32(_mm512_mul_ps(_mm512_cvtepu32_ps(state), reciprocal));
+            const __m512i rest = _mm512_sub_epi32(state, _mm512_mullo_epi32(quotient, frequency));
+            const __m512i others = _mm512_sub_epi32(whole, frequency);
             const __mmask16 under = _mm512_cmpge_epu32_mask(rest, frequency);
-            quotient = _mm512_mask_add_epi32(quotient, under, quotient, _mm512_set1_epi32(1));
-            rest = _mm512_mask_sub_epi32(rest, under, rest, frequency);
-            x[part] = _mm512_add_epi32(_mm512_sll_epi32(quotient, up), _mm512_add_epi32(begin, rest));
+            state = _mm512_add_epi32(_mm512_add_epi32(state, begin), _mm512_mullo_epi32(quotient, others));
+            x[part] = _mm512_mask_add_epi32(state, under, state, others);
         }
     }
     for (int i = 0; i < 2; i++) _mm512_storeu_si512(states + 16 * i, x[i]);
@@ -148,7 +150,7 @@ void rans_encode(const void *symbols, int wide, size_t count, const Share *share
             for (int i = 0; i < NARROW; i++) {
                 const Share *share = shares + (first + i <= last ? first + i : last);
                 narrow.shares[i] = share->frequency << 16 | share->begin;
-                narrow.reciprocals[i] = share->frequency ? 1.0f / (float)share->frequency : 0.0f;
+                narrow.reciprocals[i] = share->frequency ? LESS / (float)share->frequency : 0.0f;
             }
             push_rounds_512(whole, rounds, &narrow, first, bits, states, &words);
         } else
@@ -344,13 +346,35 @@ void ans_decode(const uint32_t *words, int64_t *left, uint64_t *state, const uin
 
 /* ---- planes -------------------------------------------------------------------------------------------- */
 
+/* The same by pairs of bytes, each of which is half the work; what is left over is for the caller. */
+EACH_CPU static size_t pair_counts(const uint8_t *restrict values, size_t count, int64_t *restrict counts) {
+    uint32_t pairs[1 << 16];
+    size_t i = 0;
+    memset(pairs, 0, sizeof pairs);
+    for (; i + 8 <= count; i += 8) {
+        uint64_t eight;
+        memcpy(&eight, values + i, 8);
+        for (int pair = 0; pair < 4; pair++) pairs[eight >> (16 * pair) & 65535]++;
+    }
+    for (int high = 0; high < 256; high++) {
+        const uint32_t *row = pairs + 256 * high;
+        uint64_t sum = 0;
+        for (int low = 0; low < 256; low++) {
+            sum += row[low];
+            counts[low] += row[low];
+        }
+        counts[high] += (int64_t)sum;
+    }
+    return i;
+}
+
 /* How often each byte occurs: in four tables, since neighbours are often alike. */
 void byte_counts(const uint8_t *restrict values, size_t count, int64_t *restrict counts) {
     uint32_t tables[4][256];
     memset(counts, 0, 256 * sizeof *counts);
     while (count) {
         const size_t run = count < (size_t)1 << 30 ? count : (size_t)1 << 30;
-        size_t i = 0;
+        size_t i = run < MANY ? 0 : pair_counts(values, run, counts);
         memset(tables, 0, sizeof tables);
         for (; i + 8 <= run; i += 8) {
             uint64_t eight;

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
@@ -26,6 +25,7 @@ from compressor.files import archive, safetensors
 from compressor.files.archive import ArchivedFile, chunk_shape, chunks_of, rows_of
 from compressor.files.archive_regions import Regions, regions_of
 from compressor.files.archive_writing import ArchiveWriter
+from compressor.files.entropy.checksum import crc32
 from compressor.files.entropy.chunk import encode_chunk
 from compressor.files.entropy.elements import Form, delta_form, likely_form, possible
 from compressor.files.input_file import InputFile
@@ -375,7 +375,7 @@ def _chunk(stored: StoredTensor, base: StoredTensor | None, number: int, form: F
 
     other = _read(base, place, shape)
     chunk = encode_delta(data, other, form, possible(spec.dtype)[0], effort)
-    return _Coded(spec.name, chunk, change, zlib.crc32(other.data))
+    return _Coded(spec.name, chunk, change, crc32(other))
 
 
 def _read(stored: StoredTensor, offset: int, shape: tuple[int, int]) -> Array:

@@ -34,8 +34,8 @@ class AnsReader:
             self.left -= 1
             self.state = self.state << _WORD | int(self.words[self.left])
 
-    def take(self, table: Table, count: int) -> Array:
-        """The next `count` symbols of a table."""
+    def take(self, table: Table, count: int, scratch: str = "") -> Array:
+        """The next `count` symbols of a table; in no memory called `scratch`."""
         if len(table.symbols) == 1:
             return np.full(count, table.symbols[0])
         begins, coarse = _begins(table)

@@ -22,13 +22,12 @@ of extra bits (order 8).
 
 from __future__ import annotations
 
-import zlib
-
 from compressor.core import kernels
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
 from compressor.files.entropy.account import Account
 from compressor.files.entropy.bitio import BitReader, BitWriter
+from compressor.files.entropy.checksum import crc32
 from compressor.files.entropy.chunk import decode_chunk, encode_chunk
 from compressor.files.entropy.damage import Damaged
 from compressor.files.entropy.elements import Form
@@ -57,7 +56,7 @@ _DOUBTFUL = 0.5  # bits of a difference for each of the number's own, from which
 def encode_delta(data: Array, base: Array, form: Form, whole: Form, effort: Effort) -> bytes:
     """Some rows of a tensor, uint8 [rows, bytes], as a chunk beside those of the base; `whole` is the form that the
     tensor has without one."""
-    check = zlib.crc32(data.data).to_bytes(4, "little")
+    check = crc32(data).to_bytes(4, "little")
     if data.reshape(-1)[:_SAMPLE].tobytes() == base.reshape(-1)[:_SAMPLE].tobytes() and np.array_equal(data, base):
         return check + bytes([_SAME])
     found = check + bytes([_DIFFERENT]) + _encoded(_numbers(data, form), _numbers(base, form), form, effort)
@@ -85,7 +84,7 @@ def decode_delta(
         found = _decoded(rest, _numbers(base, form), form, account).view(np.uint8).reshape(base.shape)
     else:
         raise Damaged("it is coded against its base in a way that is not known")
-    if zlib.crc32(found.data) != int.from_bytes(chunk[:4], "little"):
+    if crc32(found) != int.from_bytes(chunk[:4], "little"):
         raise Damaged("its checksum does not match")
     return found
 

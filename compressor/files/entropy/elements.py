@@ -100,8 +100,8 @@ def write_elements(out: Output, data: Array, form: Form) -> None:
         _write_floats(out, data.view(f"<u{form.width // 8}"), form)
 
 
-def read_elements(source: Input, shape: tuple[int, int], form: Form) -> Array:
-    """Undo `write_elements`: uint8 [rows, bytes] of this shape. Raises Damaged."""
+def read_elements(source: Input, shape: tuple[int, int], form: Form, out: Array | None = None) -> Array:
+    """Undo `write_elements`: uint8 [rows, bytes] of this shape, perhaps in `out`. Raises Damaged."""
     rows, nbytes = shape
     if form.kind == "codes":
         columns = -(-nbytes * 8 // form.width)
@@ -113,11 +113,11 @@ def read_elements(source: Input, shape: tuple[int, int], form: Form) -> Array:
         return packed[:, :nbytes]
     size = form.width // 8
     if form.kind == "bytes":
-        out = np.empty(shape, np.uint8)
+        found = np.empty(shape, np.uint8)
         for place in range(size):
-            out[:, place::size] = read_plane(source, (rows, nbytes // size), 256)
-        return out
-    return _read_floats(source, (rows, nbytes // size), form).view(np.uint8)
+            found[:, place::size] = read_plane(source, (rows, nbytes // size), 256)
+        return found
+    return _read_floats(source, (rows, nbytes // size), form, out).view(np.uint8)
 
 
 def _unpacked(data: Array, width: int) -> Array:
@@ -142,24 +142,24 @@ def _write_floats(out: Output, bits: Array, form: Form) -> None:
         out.bodies.append(palette.tobytes())
         write_symbols(out, np.searchsorted(palette, bits).astype(np.uint8), max(len(palette), 2))
         return
-    there = bits != 0
-    kept = np.count_nonzero(there)
+    kept = np.count_nonzero(bits)
     zeros = 1 - kept / max(bits.size, 1)
     sparse = zeros > 0 and zeros * (form.width - form.exponent) > _binary(zeros)
     out.head.bits(bool(sparse), 1)
     if sparse:
+        there = bits != 0
         write_positions(out, there)
         bits = bits[there].reshape(1, -1)
     lead = _lead(bits, form, out.effort)
     out.head.bits(lead, 4)
     low = form.width - 1 - form.exponent - lead  # bits that stay under the symbol, without the sign
-    symbols, pieces = _split(np.ascontiguousarray(bits), low, form.exponent + lead)
+    symbols, pieces = _split(np.ascontiguousarray(bits), low, form.exponent + lead, out.work)
     write_plane(out, symbols, 1 << (form.exponent + lead), "level")
     for (_, width), piece in zip(_pieces(low + 1), pieces, strict=True):
         write_plane(out, piece, 1 << width, plain=True)
 
 
-def _read_floats(source: Input, shape: tuple[int, int], form: Form) -> Array:
+def _read_floats(source: Input, shape: tuple[int, int], form: Form, into: Array | None) -> Array:
     kind = np.dtype(f"<u{form.width // 8}")
     if source.head.bits(1):
         count = source.head.bits(8) + 1
@@ -174,9 +174,10 @@ def _read_floats(source: Input, shape: tuple[int, int], form: Form) -> Array:
     low = form.width - 1 - form.exponent - lead
     if low < 0 or form.exponent + lead > _WIDEST:
         raise Damaged("its symbols are wider than its floats")
-    symbols = read_plane(source, inner, 1 << (form.exponent + lead))
-    pieces = [read_plane(source, inner, 1 << width) for _, width in _pieces(low + 1)]
-    bits = _joined(symbols, pieces, low, kind)
+    symbols = read_plane(source, inner, 1 << (form.exponent + lead), scratch="floats.symbols")
+    pieces = [read_plane(source, inner, 1 << width, scratch=f"floats.{place}") for place, width in _pieces(low + 1)]
+    plain = there is None and into is not None and into.ctypes.data % kind.itemsize == 0
+    bits = _joined(symbols, pieces, low, kind, into.view(kind) if plain and into is not None else None)
     if there is None:
         return bits
     out = np.zeros(shape, kind)
@@ -184,11 +185,11 @@ def _read_floats(source: Input, shape: tuple[int, int], form: Form) -> Array:
     return out
 
 
-def _split(bits: Array, low: int, width: int) -> tuple[Array, Array]:
+def _split(bits: Array, low: int, width: int, work: Workspace) -> tuple[Array, Array]:
     """Patterns [rows, columns] as symbols of `width` bits above the `low` lowest, uint8 or uint16, and these lowest
     with the sign on top of them as bytes, the lowest first [bytes, rows, columns]."""
-    symbols: Array = np.empty(bits.shape, np.uint8 if width <= 8 else np.uint16)
-    planes: Array = np.empty((low // 8 + 1, *bits.shape), np.uint8)
+    symbols = work.array("floats.symbols", bits.shape, "|u1" if width <= 8 else "=u2")
+    planes = work.array("floats.planes", (low // 8 + 1, *bits.shape), "|u1")
     if kernels.split_floats(bits, low, symbols, planes):
         return symbols, planes
     np.copyto(symbols, np.right_shift(bits, low) & bits.dtype.type((1 << width) - 1), casting="unsafe")
@@ -200,9 +201,11 @@ def _split(bits: Array, low: int, width: int) -> tuple[Array, Array]:
     return symbols, planes
 
 
-def _joined(symbols: Array, pieces: list[Array], low: int, kind: numpy.dtype[Any]) -> Array:
+def _joined(
+    symbols: Array, pieces: list[Array], low: int, kind: numpy.dtype[Any], out: Array | None = None
+) -> Array:
     """Undo `_split`: patterns of this type."""
-    out: Array = np.empty(symbols.shape, kind)
+    out = np.empty(symbols.shape, kind) if out is None else out
     planes = pieces[0] if len(pieces) == 1 else np.stack(pieces)
     if kernels.join_floats(symbols, planes, low, out):
         return out

@@ -47,12 +47,16 @@ _STEPS = {"spread": (0.75, 1.5), "level": (0.5, 1.0)}  # octaves of a class
 
 @dataclass
 class Output:
-    """A chunk while it is coded: the bits of its head, and its bodies."""
+    """A chunk while it is coded: the bits of its head, and its bodies. `work` has what of it is not given away."""
 
     effort: Effort
+    work: Workspace
     head: BitWriter = field(default_factory=BitWriter)
     bodies: list[bytes | memoryview] = field(default_factory=list)
-    ans: RansWriter = field(default_factory=RansWriter)
+    ans: RansWriter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ans = RansWriter(self.work)
 
 
 @dataclass
@@ -63,6 +67,7 @@ class Input:
     head: BitReader
     rest: memoryview  # the bodies that are left
     words: AnsReader | RansReader
+    work: Workspace
     account: Account | None = None  # of what is read, where that is wanted
 
     def body(self, size: int) -> memoryview:
@@ -218,14 +223,16 @@ def _read_tables(source: Input, count: int, alphabet: int) -> list[Table]:
     return read_tables(source.head, count, alphabet, bits)
 
 
-def read_plane(source: Input, shape: tuple[int, int], alphabet: int, role: Role = "values") -> Array:
-    """The next plane, which tells its `role`. Raises Damaged."""
+def read_plane(
+    source: Input, shape: tuple[int, int], alphabet: int, role: Role = "values", scratch: str = ""
+) -> Array:
+    """The next plane, which tells its `role`; where `scratch` is named, perhaps in such memory. Raises Damaged."""
     head = source.head
     width = (alphabet - 1).bit_length()
     rows, columns = shape
     coder = head.bits(2)
     if coder == _ANS:
-        return _from_ans(source, shape, alphabet, role)
+        return _from_ans(source, shape, alphabet, role, scratch)
     if coder == _ZSTD and source.version == 1:
         raw = source.body(head.number(16))
         out = _from_zstd(raw, rows * columns).reshape(shape)
@@ -239,7 +246,7 @@ def read_plane(source: Input, shape: tuple[int, int], alphabet: int, role: Role 
     return out
 
 
-def _from_ans(source: Input, shape: tuple[int, int], alphabet: int, role: Role) -> Array:
+def _from_ans(source: Input, shape: tuple[int, int], alphabet: int, role: Role, scratch: str) -> Array:
     head = source.head
     width = (alphabet - 1).bit_length()
     rows, columns = shape
@@ -256,7 +263,7 @@ def _from_ans(source: Input, shape: tuple[int, int], alphabet: int, role: Role) 
     tables = _read_tables(source, model.contexts, alphabet)
     dtype = np.uint8 if alphabet <= 256 else np.uint16
     if len(tables) == 1:
-        out = _take(source, tables[0], rows * columns).astype(dtype, copy=False)
+        out = _take(source, tables[0], rows * columns, scratch).astype(dtype, copy=False)
     elif not neighbours:
         out = np.zeros(rows * columns, dtype)
         _fill(source, out, model.classes(shape).reshape(-1), tables)
@@ -286,10 +293,10 @@ def _fill(source: Input, out: Array, contexts: Array, tables: list[Table]) -> No
             start += count
 
 
-def _take(source: Input, table: Table, count: int) -> Array:
+def _take(source: Input, table: Table, count: int, scratch: str = "") -> Array:
     if count and not len(table.symbols):
         raise Damaged("it uses a context without a table")
-    return source.words.take(table, count) if count else np.zeros(0, np.int64)
+    return source.words.take(table, count, scratch) if count else np.zeros(0, np.int64)
 
 
 # ---- raw and zstd --------------------------------------------------------------------------------------

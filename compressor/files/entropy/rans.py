@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from compressor.core import kernels
 from compressor.core.lazy import np
-from compressor.core.workspace import Array
+from compressor.core.workspace import Array, Workspace
 from compressor.files.entropy.damage import Damaged
 from compressor.files.entropy.tables import Table
 
@@ -43,7 +43,9 @@ class Run(NamedTuple):
 class RansWriter:
     """Collects runs of symbols, each with its table, and codes them all at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, work: Workspace | None = None) -> None:
+        """What `to_bytes` gives may be in the memory of `work`."""
+        self.work = work or Workspace()
         self.runs: list[Run] = []
         self.count = 0
         self.expected = 0.0  # bits that it will take, about
@@ -66,7 +68,7 @@ class RansWriter:
         if not self.runs:
             return np.zeros(0, np.uint8), np.zeros(0, np.uint8)
         states = np.full(1 << self.lanes, _LEAST, np.uint32)
-        words = np.empty(self.count, np.uint16)
+        words = self.work.array("rans.words", (self.count,), "=u2")
         end = self.count
         for run in reversed(self.runs):
             end -= _push(run, states, words, end)
@@ -76,27 +78,31 @@ class RansWriter:
 class RansReader:
     """Decodes what a `RansWriter` coded."""
 
-    def __init__(self, raw: memoryview, lanes: int) -> None:
+    def __init__(self, raw: memoryview, lanes: int, work: Workspace | None = None) -> None:
         """`lanes` as a power of two. Raises Damaged."""
-        self.at = 0
+        self.at, self.work = 0, work or Workspace()
         self.states: Array | None = None
         self.words: Array = np.zeros(0, np.uint16)
         if not len(raw):
             return
         if lanes > MOST_LANES or len(raw) < 4 << lanes or len(raw) % 2:
             raise Damaged("its coded symbols are too short")
-        found = np.array(np.frombuffer(raw, np.uint8))  # copied: the words lie at any address
+        found = self.work.array("rans.words", (len(raw),), "|u1")
+        np.copyto(found, np.frombuffer(raw, np.uint8))  # they lie at any address
         self.states = found[: 4 << lanes].view("<u4").astype(np.uint32, copy=False)
         self.words = found[4 << lanes :].view("<u2").astype(np.uint16, copy=False)
         if self.states.min() < _LEAST:
             raise Damaged("a state of its coder is out of range")
 
-    def take(self, table: Table, count: int) -> Array:
-        """The next `count` symbols of a table, uint8, or uint16 where it has more than 256. Raises Damaged."""
+    def take(self, table: Table, count: int, scratch: str = "") -> Array:
+        """The next `count` symbols of a table, uint8, or uint16 where it has more than 256; in memory called
+        `scratch`, if that has a name. Raises Damaged."""
         narrow = np.uint8 if len(table.levels) <= 256 else np.uint16
         if len(table.symbols) == 1:
             return np.full(count, table.symbols[0], narrow)
-        out: Array = np.empty(count, narrow)
+        out: Array = (
+            self.work.array(scratch, (count,), np.dtype(narrow).str) if scratch else np.empty(count, narrow)
+        )
         if not count:
             return out
         taken = -1 if self.states is None else _pull(Run(out, table, self.at), self.states, self.words)
