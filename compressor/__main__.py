@@ -37,6 +37,7 @@ def main() -> None:
     sys.setswitchinterval(0.05)
     code = run(sys.argv[1:])
     ignore()
+    gc.freeze()  # nor at the end, where it would take a tenth of a second
     if little is not None:
         little.leave(code)
     sys.exit(code)

@@ -32,6 +32,7 @@ class Output:
     wants each to be finished before the next is begun, so that no more than one lies here."""
 
     sends: ClassVar[bool] = False
+    fills: ClassVar[bool] = True  # whether every byte of a container file is written here
 
     def __init__(
         self,
@@ -52,6 +53,7 @@ class Output:
         self.root, self.folder, self.spread = self.staging.path, self.staging.folder, False
         self.folders: set[str] = set()
         self.idle: list[tuple[tuple[str, int], int]] = []
+        self.reserved: set[int] = set()
         self.lock = Lock()
         self.direct = self._unbuffered()
         try:
@@ -94,6 +96,10 @@ class Output:
             if self.direct is None or layout.size < _LARGE or len(run) < unbuffered.LEAST:
                 self._write(name, run.data, offset)
             else:
+                if self.fills and file not in self.reserved:
+                    with self._descriptor(name, 0) as fd:
+                        unbuffered.reserve(fd, layout.size)
+                    self.reserved.add(file)
                 self.direct.write(name, run, offset)
 
     def write_columns(self, file: int, offset: int, stride: int, data: Array) -> None:

@@ -101,6 +101,8 @@ class PartOutput(Output):
     """A part under construction. `layouts` are those of the whole output's container files, of which it writes the
     numbers `own`."""
 
+    fills = False
+
     def __init__(
         self, target: str, layouts: Sequence[tuple[str, FileLayout]], own: Iterable[int], *, replace: bool
     ) -> None:

@@ -7,15 +7,21 @@ what others had cached) and a lock that makes the writers of one file wait for e
 Unbuffered writes need places, lengths and addresses that are whole pages. The pages that a run begins and ends
 in belong to other runs too: those are written through the cache, the rest from where it lies if that is at whole
 pages too, else from a copy. Where a file system knows no unbuffered writes, all is buffered.
+
+A write that takes places of the disk, or makes the file longer, keeps other writers of the file waiting until it is
+done; so all of it is taken at once before (`reserve`). That also finds a full disk before anything is computed.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
 from collections import deque
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 from compressor.core.lazy import np
 from compressor.core.workspace import Array
@@ -27,6 +33,26 @@ _PAGE = mmap.PAGESIZE
 _PIECE = max(1 << 22, _PAGE)
 
 Write = Callable[[str, memoryview, int, int], None]  # name, data, offset, flags for opening
+
+
+def reserve(fd: int, size: int) -> None:
+    """Take the places of so many bytes for a file, where its system can. OSError when there are too few."""
+    call = _fallocate()
+    if call is not None and call(fd, 0, 0, size):
+        number = ctypes.get_errno()
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OSError(number, os.strerror(number))
+
+
+@cache
+def _fallocate() -> Any:
+    """Linux's own: `os.posix_fallocate` writes to every page where the file system cannot."""
+    try:
+        found = ctypes.CDLL(None, use_errno=True).fallocate
+    except (OSError, AttributeError):
+        return None
+    found.argtypes, found.restype = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64), ctypes.c_int
+    return found
 
 
 class Direct:

@@ -72,6 +72,8 @@ if TYPE_CHECKING:
     from compressor.workflows.model_card import CardFacts
 
 _LARGE = 128 << 20  # bytes of a model that are worth the start of processes
+_TASKS = 40  # of each process, if they have several chunks, so that all end at about the same time
+_CHUNK = 8 << 20  # bytes of a chunk, about
 
 
 @dataclass(frozen=True, slots=True)
@@ -497,7 +499,7 @@ def make_final_plan(transformed: Transformed) -> Planned:
         importlib.import_module("numpy")
         worker = _worker(request, plan)
         with _engine(opened, worker) as executor, _naming(order.source):
-            window, chunks = _tasks_of(executor, opened)
+            window, chunks = _tasks_of(executor, opened, plan)
             runner = Runner(worker, executor, window, book=_book(opened), chunks_each=chunks)
             runner.surveying = _surveying(options)
             request = replace(request, sizes_known=runner.count())
@@ -590,9 +592,13 @@ def _book(opened: Opened) -> SurveyBook | None:
     return book_of(options, (opened.checkpoint, *opened.teachers.values()))
 
 
-def _tasks_of(executor: Executor, opened: Opened) -> tuple[int, int]:
-    """How many tasks are to be under way, and how many chunks they are to have: of an engine that says so."""
-    return 2 * getattr(executor, "workers", opened.workers) + 2, getattr(executor, "chunks", 1)
+def _tasks_of(executor: Executor, opened: Opened, plan: Plan) -> tuple[int, int]:
+    """How many tasks are to be under way, and how many chunks they are to have: what an engine says, but in
+    processes so few that each worker has some dozens of tasks."""
+    chunks = getattr(executor, "chunks", 1)
+    if isinstance(executor, forked.ForkedExecutor):
+        chunks = min(max(plan.size_before // (_TASKS * opened.workers * _CHUNK), 1), chunks)
+    return 2 * getattr(executor, "workers", opened.workers) + 2, chunks
 
 
 @contextmanager
@@ -754,7 +760,7 @@ def _runner(planned: Planned, worker: Worker, stack: ExitStack, share: Share | N
     """Who carries the plan out that `worker` knows, until the stack is left."""
     opened, stored = planned.opened, worker.checkpoint.stored
     executor = stack.enter_context(local(1) if stored else _engine(opened, worker))
-    window, chunks = _tasks_of(executor, opened)
+    window, chunks = _tasks_of(executor, opened, worker.plan)
     runner = Runner(worker, executor, window, surveyed=dict(planned.surveyed), share=share, chunks_each=chunks)
     runner.book = _book(opened)
     total = sum(job.spec.nbytes for job in worker.plan.jobs)

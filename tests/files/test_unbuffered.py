@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +57,36 @@ class Recorder:
             assert os.pwrite(fd, data, offset) == len(data)
         finally:
             os.close(fd)
+
+
+def test_places_are_taken_once_and_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "a").open("wb") as file:
+        direct.reserve(file.fileno(), 1 << 20)
+        if direct._fallocate() is not None:
+            assert os.fstat(file.fileno()).st_blocks * 512 >= 1 << 20
+    for number, fails in ((errno.ENOSPC, True), (errno.EOPNOTSUPP, False)):
+
+        def refuse(*_: int, number: int = number) -> int:
+            ctypes.set_errno(number)
+            return -1
+
+        monkeypatch.setattr(direct, "_fallocate", lambda refuse=refuse: refuse)
+        with pytest.raises(OSError, match="No space left") if fails else nullcontext():
+            direct.reserve(0, 1)
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_what_is_written_whole_is_reserved(
+    unbuffered: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, part: bool
+) -> None:
+    """A part has holes where the others write."""
+    seen: list[int] = []
+    monkeypatch.setattr(direct, "reserve", lambda fd, size: seen.append(size))
+    model = make_folder(tmp_path / "in")
+    more = {"part": "1/2"} if part else {}
+    api.prune(model, tmp_path / "out", threshold=0.1, workers=1, **more)  # type: ignore[arg-type]
+    shards = sorted(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors"))
+    assert sorted(seen) == ([] if part else shards)
 
 
 def noise(size: int) -> Array:

@@ -49,7 +49,10 @@ def forked(workers: int, shared: Sequence[Any]) -> Iterator[Executor]:
 
 
 class ForkedExecutor(Executor):
-    """Runs tasks in `workers` processes, and one. `shared`: objects that tasks may hold without being sent."""
+    """Runs tasks in `workers` processes, and one. `shared`: objects that tasks may hold without being sent.
+    `chunks`: how many a task had better have, of a large model: to send one costs a tenth of treating a chunk."""
+
+    chunks = 6
 
     def __init__(self, workers: int, shared: Sequence[Any]) -> None:
         self._count = workers + 1
