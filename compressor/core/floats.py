@@ -1,9 +1,9 @@
 """Between stored bytes and the numbers that methods compute with.
 
 Methods see float32, or float64 where the source is float64. Widening is exact for every dtype; narrowing
-rounds to nearest, ties to even. Throughput is why bfloat16 goes through ml_dtypes (vectorised both ways,
-and it releases the interpreter lock) and float16 and FP8 through tables (NumPy's own float16 cast is
-several times slower).
+rounds to nearest, ties to even. Throughput is why bfloat16 goes through kernels or, where there are none, through
+ml_dtypes (vectorised both ways, and it releases the interpreter lock), and float16 and FP8 through tables
+(NumPy's own float16 cast is several times slower).
 """
 
 from __future__ import annotations
@@ -16,24 +16,38 @@ from compressor.core.lazy import ml_dtypes, np
 from compressor.core.tensor import DTYPES
 from compressor.core.workspace import Array, Workspace
 
+# The types of ml_dtypes by the dtypes that they store. It takes longer to import than NumPy, and most runs do
+# without.
+_TYPES = {
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",  # read only: scales of others, and what `inspect` shows
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+}
+# The largest number of a dtype, its smallest positive one and the step after 1
+_LIMITS = {
+    "BF16": (2.0**128 - 2.0**120, 2.0**-133, 2.0**-7),
+    "F8_E4M3": (448.0, 2.0**-9, 2.0**-3),
+    "F8_E5M2": (57344.0, 2.0**-16, 2.0**-2),
+    "F8_E8M0": (2.0**127, 2.0**-127, 1.0),
+    "F8_E4M3FNUZ": (240.0, 2.0**-10, 2.0**-3),
+    "F8_E5M2FNUZ": (57344.0, 2.0**-17, 2.0**-2),
+    "F16": (65504.0, 2.0**-24, 2.0**-10),
+    "F32": (2.0**128 - 2.0**104, 2.0**-149, 2.0**-23),
+    "F64": (2.0**1023 * (2.0 - 2.0**-52), 5e-324, 2.0**-52),
+}
 
-@cache
-def _types() -> dict[str, Any]:
-    """The NumPy or ml_dtypes scalar types of floats that are stored as bit patterns."""
-    return {
-        "BF16": ml_dtypes.bfloat16,
-        "F8_E4M3": ml_dtypes.float8_e4m3fn,
-        "F8_E5M2": ml_dtypes.float8_e5m2,
-        "F8_E8M0": ml_dtypes.float8_e8m0fnu,  # read only: scales of others, and what `inspect` shows
-        "F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz,
-        "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
-        "F16": np.float16,
-    }
+
+def _type(dtype: str) -> Any:
+    """The NumPy or ml_dtypes scalar type of a float that is stored as a bit pattern."""
+    return np.float16 if dtype == "F16" else getattr(ml_dtypes, _TYPES[dtype])
 
 
 def is_float(dtype: str) -> bool:
     """Whether `widen` takes a dtype: scales of others may be of any that it does."""
-    return dtype in ("F32", "F64") or dtype in _types()
+    return dtype in _LIMITS
 
 
 @cache
@@ -41,7 +55,7 @@ def _table(dtype: str) -> Array:
     codes = np.arange(1 << DTYPES[dtype].bits, dtype=DTYPES[dtype].storage)
     if dtype == "F16":
         codes = np.arange(1 << 16, dtype=np.uint16)
-    table: Array = codes.view(_types()[dtype]).astype(np.float32)
+    table: Array = codes.view(_type(dtype)).astype(np.float32)
     table.setflags(write=False)
     return table
 
@@ -81,7 +95,11 @@ def narrow(values: Array, dtype: str, out: Array) -> None:
     What exceeds the range becomes an infinity or NaN, as the casts of every framework do: who writes the
     result looks for it (the runner refuses it by name) rather than store a saturated number silently.
     """
-    target = out if dtype in ("F32", "F64") else out.view(_types()[dtype])
+    plain = dtype == "BF16" and values.dtype == np.float32 and values.shape == out.shape
+    # by a kernel, if there is one, that gives the numbers too
+    if plain and kernels.settle_bf16(values, out, np.empty(values.shape, np.float32)) is not None:
+        return
+    target = out if dtype in ("F32", "F64") else out.view(_type(dtype))
     with np.errstate(over="ignore", invalid="ignore"):
         np.copyto(target, values, casting="unsafe")
 
@@ -122,25 +140,16 @@ def add_base(numbers: Array, base: Array, dtype: str) -> None:
     np.clip(numbers, -largest(dtype), largest(dtype), out=numbers)
 
 
-def _info(dtype: str) -> Any:
-    if dtype in ("F32", "F64"):
-        return np.finfo(DTYPES[dtype].compute)
-    return ml_dtypes.finfo(_types()[dtype])  # type: ignore[no-untyped-call]  # ml_dtypes leaves it untyped
-
-
-@cache
 def largest(dtype: str) -> float:
     """The largest finite number of a float dtype."""
-    return float(_info(dtype).max)
+    return _LIMITS[dtype][0]
 
 
-@cache
 def smallest(dtype: str) -> float:
     """The smallest positive number of a float dtype, a subnormal."""
-    return float(_info(dtype).smallest_subnormal)
+    return _LIMITS[dtype][1]
 
 
-@cache
 def epsilon(dtype: str) -> float:
     """Half a unit in the last place, relative: what one rounding to `dtype` can cost a normal number."""
-    return float(_info(dtype).eps) / 2
+    return _LIMITS[dtype][2] / 2

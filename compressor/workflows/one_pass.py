@@ -123,7 +123,8 @@ def _files_of_cuts(recipe: Recipe) -> tuple[str, ...]:
 class Opened:
     """An order whose files are open: `order.recipe` knows its statistics and no word of archives. `undivided` is
     the checkpoint with fused experts as the file has them; `teachers` are by path; `statistics` of layer inputs by
-    the number of the cut or stage that goes by them; `base` is what an archive is coded against."""
+    the number of the cut or stage that goes by them; `base` is what an archive is coded against; `known`, where the
+    checkpoint's files were looked at, the identity of them."""
 
     order: Order
     container: Container
@@ -134,6 +135,7 @@ class Opened:
     statistics: Mapping[int, Statistics]
     workers: int
     base: Source | None = None
+    known: Identity | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,8 +325,10 @@ def open_inputs(order: Order) -> Opened:
         raise UsageError("--max-shard-size: a .gguf in an object store is one file", remedy="Leave it out")
     if container != "gguf" and checkpoint.source.kind == "gguf":
         checkpoint = _from_gguf(checkpoint, container)
+    seen, known = checkpoint.source, None
     if changes and container != "npy" and not options.dry_run:  # else nothing records it
         checkpoint = replace(checkpoint, identity=_identity(order, checkpoint))
+        known = checkpoint.identity if order.origin is None else None
     recipe, archived = archive_store(recipe, options.store, container)
     if archived and options.loader is not None:
         raise UsageError(f"--for {options.loader}: it loads no archives", remedy="Leave --store archive out")
@@ -367,6 +371,7 @@ def open_inputs(order: Order) -> Opened:
         statistics,
         available_workers() if options.workers is None else options.workers,
         base,
+        known if checkpoint.source is seen else None,
     )
 
 
@@ -691,7 +696,7 @@ def _write_part(planned: Planned, plan: Plan, share: Share) -> Report:
     order, options = opened.order, opened.order.options
     changed = [one.changed_by() for one in request.statistics.values()]
     more = [order.verb, *changed, *([options.effort] if opened.archived else ())]
-    inputs, times = inputs_of((opened.checkpoint, *opened.teachers.values()), more)
+    inputs, times = inputs_of((opened.checkpoint, *opened.teachers.values()), more, opened.known)
     target = part_path(order.output, share)
     with ExitStack() as stack, _naming(order.source):
         worker = _worker(request, plan)

@@ -69,7 +69,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        size = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(size)
+        if len(body) < size:  # who sent it was stopped
+            self.close_connection = True
+            return
         self.files.change(self, self.command, unquote(urlsplit(self.path).path), body)
 
     do_PUT = do_DELETE = do_POST  # noqa: N815 - as the base class calls them

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,10 +23,15 @@ from support.layer_inputs import correlated
 from compressor import api
 from compressor.calibration.statistics import write_statistics
 from compressor.core.errors import CompressorError, GateFailed, InputError, OutputError, UsageError
-from compressor.engine.execution import cut, runner, units
+from compressor.engine.execution import cut, parts, runner, units
 from compressor.engine.execution.units import Share
+from compressor.engine.plan import planner
+from compressor.engine.plan.plan import Plan
+from compressor.engine.plan.request import PlanRequest
+from compressor.files.identity import identity_of
 from compressor.files.sealed_json import sealed
 from compressor.recipe.gates import Gates
+from compressor.workflows import one_pass
 
 N = 3
 SHAPES = {
@@ -132,6 +138,24 @@ def test_parts_make_the_bytes_of_one_run(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.faults  # each part tries several sizes
 @pytest.mark.usefixtures("fine")
+def test_what_an_input_is_known_by_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads some hundred megabytes of a large model; and so is the plan's fingerprint."""
+    seen: list[str] = []
+    for module in (one_pass, parts):
+        monkeypatch.setattr(module, "identity_of", lambda source: seen.append("identity") or identity_of(source))
+    plain = planner.with_fingerprint
+
+    def with_fingerprint(plan: Plan, request: PlanRequest) -> Plan:
+        found = plain(plan, request)
+        assert vars(found)["fingerprint"] == replace(found).fingerprint
+        seen.append("fingerprint")
+        return found
+
+    monkeypatch.setattr(one_pass, "with_fingerprint", with_fingerprint)
+    api.quantize(make_model(tmp_path), tmp_path / "out", bits=4, part="1/2")
+    assert sorted(seen) == ["fingerprint", "identity"]
+
+
 def test_parts_of_an_archive_under_a_budget(tmp_path: Path) -> None:
     check_parts(tmp_path, "file", "out.safetensors", {"target_bits": 5.0, "store": "archive"})
 

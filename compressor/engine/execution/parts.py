@@ -18,16 +18,19 @@ from compressor.engine.execution.shards import change_of, said_of
 from compressor.engine.execution.units import Batch, Unit
 from compressor.engine.execution.worker import Worker
 from compressor.engine.plan.plan import Job, Plan
-from compressor.files.identity import identity_of
+from compressor.files.identity import Identity, identity_of
 from compressor.files.part_folder import Extent, Part, PartFile, PartOutput, damaged, joined
 
 
-def inputs_of(checkpoints: Iterable[Checkpoint], more: Sequence[str]) -> tuple[str, str]:
+def inputs_of(
+    checkpoints: Iterable[Checkpoint], more: Sequence[str], first: Identity | None = None
+) -> tuple[str, str]:
     """What the inputs of a run are known by: a hash of their weights, or of samples of them, and of what `more` the
-    bytes of its output depend on beside the plan; and a hash of their files' sizes and times."""
+    bytes of its output depend on beside the plan; and a hash of their files' sizes and times. `first`: the identity
+    of the first one's source, where somebody took it."""
     known, files = list(more), list[Any]()
-    for one in checkpoints:
-        known += identity_of(one.source)
+    for number, one in enumerate(checkpoints):
+        known += first if first is not None and number == 0 else identity_of(one.source)
         # by name, size and time: numbers of files are a disk's own
         files.append([(file.path.rpartition("/")[2], *file.identity[1:]) for file in one.source.opened])
     return sha256(repr(known).encode()).hexdigest(), sha256(repr(files).encode()).hexdigest()

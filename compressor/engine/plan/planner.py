@@ -129,7 +129,9 @@ def with_fingerprint(plan: Plan, request: PlanRequest) -> Plan:
         files = tuple(fingerprinted(file, fingerprint) for file in plan.files)
     else:
         files, _ = lay_out(request, plan.jobs, plan.stages, fingerprint=fingerprint)
-    return replace(plan, files=files)
+    found = replace(plan, files=files)
+    vars(found)["fingerprint"] = fingerprint  # headers are none of what it is of, but for their lengths
+    return found
 
 
 def stores_packed(stage: Stage, container: Container) -> bool:

@@ -1,6 +1,7 @@
 """Files in object stores, and wherever else fsspec reads: `s3://bucket/folder`, `gs://…`.
 
-Each is read through fsspec's own file of it, which for S3 asks for the very version that was seen first.
+Each is read through fsspec's own file of it, which for S3 asks for the very version that was seen first. So does
+what is asked of Google's store, past its file, which would ask for whichever is the newest.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from compressor.files.tree import Tree
 _TAGS = ("VersionId", "ETag", "etag", "generation", "md5Hash", "content_md5", "mtime", "LastModified", "created")
 _CHANGED = "Run again when nothing writes to it"
 _IDLE = 16
+_PASSING = (408, 425, 429, 500, 502, 503, 504)
 
 
 def tag_of(info: Mapping[str, Any]) -> str:
@@ -42,6 +44,7 @@ class ObjectFile:
     path: str
     size: int
     tag: str
+    generation: str = ""  # what Google's store calls it
     idle: deque[Any] = field(default_factory=lambda: deque(maxlen=_IDLE), compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -65,17 +68,31 @@ class ObjectFile:
         """Fill a buffer from an offset. InputError if that cannot be, or the file was changed."""
 
         def fetch() -> None:
+            file = None
             with failing(self.path):
-                file = self._opened()
-                file.seek(offset)
-                found = file.read(len(buffer))
+                if self.generation:
+                    found = self._of_generation(offset, offset + len(buffer))
+                else:
+                    file = self._opened()
+                    file.seek(offset)
+                    found = file.read(len(buffer))
             if len(found) != len(buffer):
                 raise Passing(f"{len(found)} bytes came where {len(buffer)} were asked for")
             buffer[:] = found
-            self.idle.append(file)
+            if file is not None:
+                self.idle.append(file)
 
         if len(buffer):
             tried(fetch, self.path)
+
+    def _of_generation(self, start: int, stop: int) -> bytes:
+        """Bytes of the very object that was seen first."""
+        store, name = filesystem(self.url)
+        try:
+            found: bytes = store.cat_file(name, start=start, end=stop, generation=self.generation)
+        except FileNotFoundError as error:
+            raise self._changed() from error
+        return found
 
     def _opened(self) -> Any:
         try:
@@ -90,6 +107,20 @@ class ObjectFile:
 
     def _changed(self) -> InputError:
         return InputError("was changed while it was read", file=self.path, remedy=_CHANGED)
+
+
+def refuses(error: Exception) -> bool:
+    """Whether a store says that somebody may not do this."""
+    if isinstance(error, PermissionError) or getattr(error, "code", None) in (401, 403):
+        return True
+    return type(error) is OSError and error.errno is None  # what gcsfs makes of 403
+
+
+def passes(error: Exception) -> bool:
+    """Whether the next attempt may succeed: nobody was reached, or who was is busy."""
+    if isinstance(error, OSError) or getattr(error, "code", None) in _PASSING:
+        return True
+    return type(error).__module__.startswith("aiohttp.")  # as a connection that was closed
 
 
 class failing:  # noqa: N801 - it is used like a function
@@ -109,12 +140,12 @@ class failing:  # noqa: N801 - it is used like a function
     def _meaning(self, error: Exception) -> Exception:
         if isinstance(error, FileNotFoundError):
             return InputError("is not there", file=self.path, remedy="Look at the address again")
-        if isinstance(error, PermissionError):
+        if refuses(error):
             remedy = "Log in as the store's own tools do, or ask for access"
             return InputError("may not be read", file=self.path, remedy=remedy)
         if isinstance(error, OSError) and error.errno == errno.EBUSY:  # what s3fs says of another version
             return InputError("was changed while it was read", file=self.path, remedy=_CHANGED)
-        if isinstance(error, OSError):
+        if passes(error):
             return Passing(f"the store cannot be reached ({type(error).__name__})")
         said = printable(str(error).partition("\n")[0], 200)
         return InputError(f"cannot be read: {type(error).__name__}: {said}", file=self.path)
@@ -162,5 +193,6 @@ def _seen(store: Any, path: str, address: str, shown: str) -> InputFile:
             return store.info(path)  # a listing may know less
 
     info = tried(look, shown)
-    known = ObjectFile(address, shown, info["size"], tag_of(info))
+    generation = info.get("generation") if address.partition("://")[0].lower() in ("gs", "gcs") else None
+    known = ObjectFile(address, shown, info["size"], tag_of(info), str(generation or ""))
     return InputFile(known.path, known.size, identity(known.size, known.tag), origin=Ranged(known))

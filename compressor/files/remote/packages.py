@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import Any
 
@@ -33,6 +34,12 @@ def filesystem(url: str) -> tuple[Any, str]:
     except ImportError as error:
         raise _missing(url, "fsspec", _EXTRA) from error
     scheme = url.partition("://")[0].lower()
+    if _FOR.get(scheme) == "gcsfs":
+        # What it does for zonal buckets alone takes gRPC, whose threads no worker survives that is forked, and a
+        # right to ask for a bucket's layout
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        logging = import_module("logging")
+        logging.getLogger("gcsfs").addHandler(logging.NullHandler())  # what fails is said once, by us
     try:
         found: tuple[Any, str] = core.url_to_fs(url)
     except ImportError as error:

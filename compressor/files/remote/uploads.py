@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 from compressor.core.errors import InputError, OutputError
 from compressor.core.text import printable, without_secrets
 from compressor.files.ours import PART_RECORD, is_part_record, says_so
-from compressor.files.remote.objects import tag_of
+from compressor.files.remote.objects import passes, refuses, tag_of
 from compressor.files.remote.packages import filesystem
 from compressor.files.remote.trying import Passing, tried
 from compressor.files.tree import Tree
@@ -80,15 +80,15 @@ def sent(call: Callable[[], T], path: str) -> T:
             return call()
         except (Passing, OutputError):
             raise
-        except PermissionError as error:
-            remedy = "Log in as the store's own tools do, or ask for access"
-            raise OutputError("may not be written", file=path, remedy=remedy) from error
         except FileNotFoundError as error:
             remedy = "Create its bucket first"
             raise OutputError("cannot be written: its bucket is not there", file=path, remedy=remedy) from error
-        except OSError as error:
-            raise Passing(f"the store cannot be reached ({type(error).__name__})") from error
         except Exception as error:
+            if refuses(error):
+                remedy = "Log in as the store's own tools do, or ask for access"
+                raise OutputError("may not be written", file=path, remedy=remedy) from error
+            if passes(error):
+                raise Passing(f"the store cannot be reached ({type(error).__name__})") from error
             said = printable(str(error).partition("\n")[0], 200)
             raise OutputError(f"cannot be written: {type(error).__name__}: {said}", file=path) from error
 
@@ -144,7 +144,7 @@ class ObjectUploads:
         size = os.path.getsize(path)
 
         def send() -> str:
-            block = max(_BLOCK, -(-size // _PARTS))
+            block = max(_BLOCK, -(-size // _PARTS // _PIECE) * _PIECE)  # Google's takes multiples of 256 KiB
             target = self.store.open(f"{self.hidden}/{name}", "wb", block_size=block)
             with open(path, "rb") as source, target:
                 while piece := source.read(_PIECE):

@@ -68,12 +68,19 @@ def test_failures_that_pass_and_others(store: Any, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(type(store), "open", open_sometimes)
     api.quantize("memory://bucket/tiny", tmp_path / "away", bits=4)
-    for error, said in ((PermissionError("no"), "may not be read"), (RuntimeError("odd"), "RuntimeError: odd")):
+    refused = RuntimeError("odd")
+    refused.code = 401  # type: ignore[attr-defined]  # as gcsfs says it
+    for error, said in (
+        (PermissionError("no"), "may not be read"),
+        (OSError("Forbidden: bucket"), "may not be read"),
+        (refused, "may not be read"),
+        (RuntimeError("odd"), "RuntimeError: odd"),
+    ):
 
-        def refused(self: Any, *args: Any, error: Exception = error, **keywords: Any) -> Any:
+        def fails(self: Any, *args: Any, error: Exception = error, **keywords: Any) -> Any:
             raise error
 
-        monkeypatch.setattr(type(store), "open", refused)
+        monkeypatch.setattr(type(store), "open", fails)
         with pytest.raises(InputError, match=said):
             open_source("memory://bucket/tiny")
 
