@@ -32,6 +32,7 @@ from compressor.workflows import compare as comparing
 from compressor.workflows import inspect as inspecting
 from compressor.workflows import keywords as words
 from compressor.workflows import merge as merging
+from compressor.workflows import sequential
 from compressor.workflows import survey as surveying
 from compressor.workflows import written as looking
 from compressor.workflows.budget.run import run_tune
@@ -259,7 +260,8 @@ def calibrate(model: Path | None, output: Path, **keywords: Unpack[words.Calibra
 
     Of `inputs` (.npy, float32 [samples, ...]) that run through the model in NumPy, of recorded `activations`, or
     of a `text` that runs through a language model with torch (extra `calibrate`). They are means [in], means of
-    squares [in], and with `gram=True` means of products [in, in].
+    squares [in], and with `gram=True` means of products [in, in]. With a `recipe` or `stages` blocks of the
+    language model are given what the blocks before them leave once they are compressed so.
 
     Raises UsageError, InputError where model and inputs do not match, OutputError.
 
@@ -269,7 +271,12 @@ def calibrate(model: Path | None, output: Path, **keywords: Unpack[words.Calibra
     'fc1'
     """
     check_keywords("calibrate", keywords, words.CalibrateKeywords)
-    return calibration.calibrate(model, os.fspath(output), calibration.Calibration(**keywords))
+    options = calibration.Calibration(**keywords)
+    recipe = sequential.recipe_of_blocks(options)
+    if recipe is None or model is None:
+        return calibration.calibrate(model, os.fspath(output), options)
+    compress = sequential.block_by_block(os.fspath(model), os.fspath(output), recipe)
+    return calibration.calibrate(model, os.fspath(output), options, compress, sequential.note_of(recipe))
 
 
 def survey(verb: str, source: Path, output: Path, **keywords: Any) -> SurveyReport:

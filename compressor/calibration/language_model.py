@@ -3,13 +3,17 @@
 The model's own forward runs once, on all samples; each of its blocks reads its weights when it is its turn, passes
 the samples on in portions, and lets go of them. What is kept are the hidden states of all samples, twice: as a
 block gets them and as it leaves them.
+
+Where each block is compressed before the next one runs, the samples go through it twice: with its own weights, to
+see what its layers are given, and with those that the compression leaves. Layers are then given what they will be
+given in the compressed model, as GPTQ (arXiv 2210.17323) and SparseGPT (arXiv 2301.00774) do it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 from compressor.calibration.meta_model import ELSEWHERE, MetaModel, foreign, libraries, quiet
@@ -17,7 +21,7 @@ from compressor.calibration.result import Add, Task
 from compressor.calibration.statistics import influence_of
 from compressor.calibration.tokenizers import tokenizer_of
 from compressor.calibration.tokens import read_windows
-from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint, Tensor
 from compressor.core.errors import InputError, UsageError
 from compressor.core.layer_inputs import Gather, Layer
 from compressor.core.tensor_names import layer_of
@@ -26,15 +30,26 @@ from compressor.core.text import printable
 SAMPLES, LENGTH = 128, 512
 _TOKENS = 2048  # that a block works on at a time, about
 
+# From the names of a block's tensors and the statistics of its layers: the tensors that a compression leaves.
+Compress = Callable[[Sequence[str], Mapping[str, Layer]], AbstractContextManager[Mapping[str, Tensor]]]
+
 
 class _Enough(Exception):
     """What follows needs no numbers."""
 
 
 def through_model(
-    task: Task, checkpoint: Checkpoint, text: str, *, samples: int | None, length: int | None, seed: int
+    task: Task,
+    checkpoint: Checkpoint,
+    text: str,
+    *,
+    samples: int | None,
+    length: int | None,
+    seed: int,
+    compress: Compress | None = None,
 ) -> None:
-    """Run a text through the model in a folder, and gather what enters its linear layers."""
+    """Run a text through the model in a folder, and gather what enters its linear layers; with `compress` each
+    block is passed on to the next one as that leaves it."""
     libraries()
     with quiet():
         meta = MetaModel(checkpoint)
@@ -47,7 +62,7 @@ def through_model(
             task.note(note)
         name = printable(os.path.basename(text), 100)
         task.source = f"{len(windows.ids)} samples of {windows.length} tokens of {name} (seed {seed})"
-        _Run(task, meta).run(windows.ids)
+        _Run(task, meta, compress).run(windows.ids)
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Any:
@@ -60,8 +75,8 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
 class _Run:
     """One pass of all samples through the model."""
 
-    def __init__(self, task: Task, meta: MetaModel) -> None:
-        self.task, self.meta, self.torch = task, meta, meta.torch
+    def __init__(self, task: Task, meta: MetaModel, compress: Compress | None = None) -> None:
+        self.task, self.meta, self.torch, self.compress = task, meta, meta.torch, compress
         self.layers: dict[str, str] = {}  # a linear module's name → the layer's, for those that the checkpoint has
         self.widths: dict[str, int] = {}
         for name, module in meta.model.named_modules():
@@ -146,32 +161,60 @@ class _Run:
             self.meta.fill(prefix, block)
             watcher = _Watcher(self, prefix, block)
             influence = Gather(1, name=self.influences[number])
+
+            def seen(given: Any, left: Any) -> None:
+                turned = self.torch.cosine_similarity(given.float(), left.float(), dim=-1)
+                influence.add((1 - turned).clamp(min=0).unsqueeze(-1).numpy())
+                watcher.settle()
+
             if self.buffer is None or self.buffer.shape != hidden.shape:
                 self.buffer = self.torch.empty_like(hidden, memory_format=self.torch.contiguous_format)
-            count = hidden.shape[0]
-            step = max(1, _TOKENS // max(1, hidden.shape[1]))
-            result: Any = None
-            for start in range(0, count, step):
-                stop = min(start + step, count)
-                given = [_part(value, start, stop, count) for value in (args, kwargs)]
-                result = forward(*given[0], **given[1])
-                first = result[0] if isinstance(result, tuple) else result
-                if first.shape != hidden[start:stop].shape:
-                    raise InputError("has blocks that change the shape of what they pass on", file=self.meta.path)
-                turned = self.torch.cosine_similarity(hidden[start:stop].float(), first.float(), dim=-1)
-                influence.add((1 - turned).clamp(min=0).unsqueeze(-1).numpy())
-                self.buffer[start:stop] = first
-                watcher.settle()
-                part = (self.before[number + 1] - self.before[number]) * stop // count
-                self.task.progress(4 * (self.before[number] + part), 4 * self.total)
+            first, last = self.before[number], self.before[number + 1]
+            halves = [first, last] if self.compress is None else [first, (first + last) // 2, last]
+            result = self._portions(forward, args, kwargs, halves[:2], seen, kept=self.compress is None)
             self.meta.drop(prefix, block)
-            for layer, found in watcher.finish():
-                self._write(add, layer, found)
+            found = dict(watcher.finish())
+            for layer, statistics in found.items():
+                self._write(add, layer, statistics)
             if self.influences[number]:
                 self._write(add, self.influences[number], influence.layer)
+            if self.compress is not None:
+                names = [self.meta.stored(name) for name, _ in block.named_parameters(prefix)]
+                with self.compress([name for name in names if name is not None], found) as tensors:
+                    self.meta.fill(prefix, block, tensors)
+                result = self._portions(forward, args, kwargs, halves[1:], lambda given, left: None, kept=True)
+                self.meta.drop(prefix, block)
             return (self.buffer, *result[1:]) if isinstance(result, tuple) else self.buffer
 
         return run
+
+    def _portions(
+        self,
+        forward: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        halves: Sequence[int],
+        seen: Callable[[Any, Any], None],
+        *,
+        kept: bool,
+    ) -> Any:
+        """All samples through a block whose weights are there, in portions; `seen` is given what enters and what
+        leaves it, which is `kept` in the buffer or not. What it gave of the last portion."""
+        hidden = args[0] if args else kwargs["hidden_states"]
+        count, result = hidden.shape[0], None
+        step = max(1, _TOKENS // max(1, hidden.shape[1]))
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            given = [_part(value, start, stop, count) for value in (args, kwargs)]
+            result = forward(*given[0], **given[1])
+            first = result[0] if isinstance(result, tuple) else result
+            if first.shape != hidden[start:stop].shape:
+                raise InputError("has blocks that change the shape of what they pass on", file=self.meta.path)
+            seen(hidden[start:stop], first)
+            if kept:
+                self.buffer[start:stop] = first
+            self.task.progress(4 * (halves[0] + (halves[1] - halves[0]) * stop // count), 4 * self.total)
+        return result
 
 
 class _Watcher:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from compressor.architectures.heads import is_head
-from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint, Tensor
 from compressor.checkpoint.rows import Rows, read_whole
 from compressor.core.errors import CompressorError, InputError, UsageError
 from compressor.core.lazy import np
@@ -144,9 +144,9 @@ class MetaModel:
                 return called
         return None
 
-    def numbers(self, name: str, shape: Sequence[int]) -> Any:
-        """A parameter's numbers from the checkpoint, in float32. InputError where it lacks them, where they are of
-        another shape, or not finite."""
+    def numbers(self, name: str, shape: Sequence[int], instead: Mapping[str, Tensor] | None = None) -> Any:
+        """A parameter's numbers from the checkpoint, or from what stands there `instead`, in float32. InputError
+        where it lacks them, where they are of another shape, or not finite."""
         called = self.stored(name)
         if called is None:
             raise InputError(
@@ -155,7 +155,7 @@ class MetaModel:
                 tensor=name,
                 remedy=self.elsewhere,
             )
-        tensor = self.checkpoint.tensors[called]
+        tensor = (instead or {}).get(called) or self.checkpoint.tensors[called]
         if tensor.spec.shape != tuple(shape) or not tensor.spec.is_float:
             raise InputError(
                 f"is {tensor.spec.dtype} {list(tensor.spec.shape)}, where config.json asks for {list(shape)}",
@@ -174,10 +174,11 @@ class MetaModel:
         parameter = self.torch.nn.Parameter(tensor, requires_grad=False)
         self.model.get_submodule(parent)._parameters[leaf] = parameter
 
-    def fill(self, prefix: str, module: Any) -> None:
-        """Read the numbers of a module from the checkpoint into it."""
+    def fill(self, prefix: str, module: Any, instead: Mapping[str, Tensor] | None = None) -> None:
+        """Read the numbers of a module from the checkpoint into it; `instead` are tensors that stand for those of
+        the same names."""
         for name, parameter in module.named_parameters(prefix):
-            self.put(name, self.numbers(name, parameter.shape))
+            self.put(name, self.numbers(name, parameter.shape, instead))
         for name, buffer in module.named_buffers(prefix):
             self._put_buffer(name, buffer)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from compressor.calibration.fingerprint import fingerprint
 from compressor.calibration.result import CalibrationReport, Task, gathered, report_of
@@ -18,6 +19,10 @@ from compressor.checkpoint.gguf.to_file import becomes_file, layers_of_file
 from compressor.core.errors import InputError, UsageError
 from compressor.files.destination import check_apart
 from compressor.files.writing import check_output
+from compressor.recipe.model import Recipe
+
+if TYPE_CHECKING:
+    from compressor.calibration.language_model import Compress
 
 Path = str | os.PathLike[str]
 _OWN = {  # options that only some ways have
@@ -26,6 +31,8 @@ _OWN = {  # options that only some ways have
     "samples": ("inputs", "text"),
     "length": ("text",),
     "seed": ("inputs", "text"),
+    "recipe": ("text",),
+    "stages": ("text",),
 }
 
 
@@ -37,6 +44,9 @@ class Calibration:
     through a language model with torch. `network` describes the model where its tensors do not tell; `divide` the
     inputs by this; `samples`, chosen by `seed`, of the inputs, or windows of `length` tokens (128 of 512); `gram`:
     XᵀX for all layers or for none, by default for layers up to 8192 wide; `progress(done, total)` in samples.
+
+    A block of a language model is given what the blocks before it leave once they are compressed by `recipe`, which
+    is one of one pass, a TOML file or a ready one's name, or by `stages` as texts.
     """
 
     inputs: Path | None = None
@@ -48,6 +58,8 @@ class Calibration:
     length: int | None = None
     seed: int | None = None
     gram: bool | None = None
+    recipe: Recipe | Path | None = None
+    stages: Sequence[str] = ()
     force: bool = False
     progress: Callable[[int, int], None] | None = None
 
@@ -61,16 +73,18 @@ class Calibration:
                 remedy="docs/statistics.md says which suits what model",
             )
         for key, owners in _OWN.items():
-            if getattr(self, key) is not None and ways[0] not in owners:
+            if getattr(self, key) not in (None, ()) and ways[0] not in owners:
                 raise UsageError(
                     f"--{key} is for {' and '.join(f'--{one}' for one in owners)}, not for --{ways[0]}"
                 )
         return ways[0]
 
 
-def calibrate(model: Path | None, output: str, options: Calibration) -> CalibrationReport:
-    """Write the statistics of a model's layer inputs to a .safetensors. Raises UsageError, InputError, OutputError:
-    nothing is written then."""
+def calibrate(
+    model: Path | None, output: str, options: Calibration, compress: Compress | None = None, note: str = ""
+) -> CalibrationReport:
+    """Write the statistics of a model's layer inputs to a .safetensors; `compress` leaves of each block what the
+    next one is given, which a `note` tells. Raises UsageError, InputError, OutputError: nothing is written then."""
     way = options.way
     if model is None and way != "activations":
         raise UsageError(
@@ -81,6 +95,8 @@ def calibrate(model: Path | None, output: str, options: Calibration) -> Calibrat
     _check_output(output, beside, (".safetensors", ".gguf"), force=options.force)
     checkpoint = None if model is None else open_checkpoint(model)
     task = Task(output, options.gram, force=options.force)
+    if note:
+        task.note(note)
     if options.progress is not None:
         task.progress = options.progress
     try:
@@ -88,14 +104,21 @@ def calibrate(model: Path | None, output: str, options: Calibration) -> Calibrat
             task.model, task.weights = fingerprint(checkpoint)
             if task.imatrix and becomes_file(checkpoint):
                 task.weights_of_file = layers_of_file(checkpoint)
-        _gather(task, checkpoint, source, way, options)
+        _gather(task, checkpoint, source, way, options, compress)
     except InputError as error:
         error.file = error.file or source
         raise
     return task.report()
 
 
-def _gather(task: Task, checkpoint: Checkpoint | None, source: str, way: str, options: Calibration) -> None:
+def _gather(
+    task: Task,
+    checkpoint: Checkpoint | None,
+    source: str,
+    way: str,
+    options: Calibration,
+    compress: Compress | None,
+) -> None:
     """Run what there is through the model, in the way that is asked for."""
     seed = options.seed or 0
     if way == "activations":
@@ -110,7 +133,8 @@ def _gather(task: Task, checkpoint: Checkpoint | None, source: str, way: str, op
     elif checkpoint is not None:
         from compressor.calibration.language_model import through_model
 
-        through_model(task, checkpoint, source, samples=options.samples, length=options.length, seed=seed)
+        asked = {"samples": options.samples, "length": options.length}
+        through_model(task, checkpoint, source, **asked, seed=seed, compress=compress)
 
 
 def merge_statistics(paths: Sequence[Path], output: Path, *, force: bool = False) -> CalibrationReport:

@@ -55,6 +55,18 @@ from compressor.core.errors import UsageError
     default=None,
     help="The gram of every layer, or only its diagonal; by default the former for layers up to 8192 wide.",
 )
+@click.option(
+    "--recipe",
+    metavar="FILE|NAME",
+    help="Compress each block so before the next one runs, for what later layers are given then [--text].",
+)
+@click.option(
+    "--stage",
+    "stages",
+    multiple=True,
+    metavar="KIND:KEY=VALUE,...",
+    help="The same, by stages; repeatable [--text].",
+)
 @click.option("--force", is_flag=True, help="Replace the output if it exists, whole and at the end.")
 @options.output_format
 @options.top
@@ -66,7 +78,8 @@ def command(paths: tuple[str, ...], output: str, **values: Any) -> int:
     """Gather statistics of the inputs of a model's linear layers, which methods with --stats go by.
 
     Three ways: --inputs for small networks, --text for Hugging Face language models, --activations for anything
-    else. With --merge, files of statistics of several samples become one.
+    else. With --merge, files of statistics of several samples become one. With --recipe or --stage blocks are given
+    what they will be given in the compressed model: `pipeline` with the same and these statistics makes that.
     """
     from compressor import api
     from compressor.cli.report import progress, render
@@ -75,7 +88,7 @@ def command(paths: tuple[str, ...], output: str, **values: Any) -> int:
     style, rows, hush, merge = (values.pop(key) for key in ("style", "top", "quiet", "merge"))
     wide, verbose = values.pop("wide"), values.pop("verbose")
     force = values.pop("force")
-    given = [key for key, value in values.items() if value is not None]
+    given = [{"stages": "stage"}.get(key, key) for key, value in values.items() if value not in (None, ())]
     with warnings.catch_warnings(), progress.bar(enabled=not hush, verbose=verbose) as advance:
         warnings.simplefilter("ignore")  # torch's and transformers', of what is theirs
         if merge and given:

@@ -6,7 +6,7 @@ The options of methods are those of their dataclasses; a test holds the two toge
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import Parameter, Signature
 from typing import Any, Literal, TypedDict
@@ -265,6 +265,8 @@ class CalibrateKeywords(TypedDict, total=False):
     length: int | None
     seed: int | None
     gram: bool | None
+    recipe: Recipe | Path | None
+    stages: Sequence[str]
     force: bool
     progress: Progress | None
 

@@ -15,13 +15,14 @@ from safetensors.numpy import load_file, save_file
 
 import compressor
 from compressor.calibration.statistics import open_statistics
-from compressor.core.errors import InputError, UsageError
+from compressor.core.errors import CompressorError, InputError, UsageError
 from compressor.core.tensor_names import layer_of
 
 pytestmark = pytest.mark.interop
 torch = pytest.importorskip("torch", reason="needs torch: make test-interop")
 transformers = pytest.importorskip("transformers", reason="needs transformers: make test-interop")
 
+from support import console
 from support.networks import NETWORKS, network, samples
 
 UNKNOWN = "[UNK]"
@@ -248,6 +249,103 @@ def test_only_the_diagonal(tmp_path: Path) -> None:
     report = compressor.calibrate(folder, out, text=tmp_path / "text.txt", length=16, gram=False)
     assert not any(layer.gram for layer in report.layers)
     assert not open_statistics(out).grams
+
+
+# ---- blocks that are compressed on the way ---------------------------------------------------------------------
+
+ROUNDED = "quantize:bits=3,method=gptq,group_size=16"
+HALVED = "prune:method=sparsegpt,sparsity=0.5"
+FIRST = {
+    "LlamaForCausalLM": "model.layers.{}.self_attn.q_proj",
+    "BertModel": "encoder.layer.{}.attention.self.query",
+}
+
+
+SOME = f"{ROUNDED},include=*.layer*.1.*[tyj]*[!m].weight"
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [(ROUNDED,), ("quantize:scheme=nvfp4,method=gptq",), (SOME,)],
+    ids=["int", "nvfp4", "one"],
+)
+@pytest.mark.parametrize("kind", FIRST)
+def test_blocks_get_what_the_compressed_blocks_before_them_give(
+    kind: str, stages: tuple[str, ...], tmp_path: Path
+) -> None:
+    """What enters a block is what enters that of the model which the same recipe makes with these statistics."""
+    decoder = kind == "LlamaForCausalLM"
+    config = transformers.LlamaConfig(**DECODER) if decoder else transformers.BertConfig(**ENCODER)
+    folder = save_model(tmp_path / "model", kind, config, special=not decoder)
+    (tmp_path / "text.txt").write_text(TEXT)
+    given = {"text": tmp_path / "text.txt", "samples": 40, "length": 32}
+    plain, through, after = (tmp_path / f"{name}.safetensors" for name in ("plain", "through", "after"))
+    compressor.calibrate(folder, plain, **given)
+    report = compressor.calibrate(folder, through, stages=stages, **given)
+    assert any("once compressed" in note for note in report.notes)
+    compressor.pipeline(folder, tmp_path / "small", stages=stages, stats=through)
+    compressor.restore(tmp_path / "small", tmp_path / "dense")
+    compressor.calibrate(tmp_path / "dense", after, **given)
+    one, seen, made = (open_statistics(path) for path in (plain, through, after))
+    for block in range(3):
+        layer = FIRST[kind].format(block)
+        mine = seen.read(layer, gram=True).gram
+        np.testing.assert_array_equal(mine, made.read(layer, gram=True).gram)
+        assert (mine == one.read(layer, gram=True).gram).all() == (block < (2 if "include" in stages[0] else 1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["model", "text.txt", "plain.safetensors", "through.safetensors", "after.safetensors", "small", "dense"]
+    )
+
+
+UNFIT = {
+    HALVED: "prune sparsegpt gains nothing by that",
+    "quantize:scheme=uniform,bits=3,method=gptq,scope=model": "quantize uniform looks at the whole model first",
+    "quantize:bits=4,method=awq,group_size=16": "quantize int scales the model before anything is rounded",
+    "prune:structure=neurons,fraction=0.5": "has more than one pass, a structured cut or a training",
+    "quantize:bits=8,method=absmax": "no stage of the recipe goes by statistics",
+    f"{ROUNDED},stats=other.safetensors": "quantize int names statistics of its own",
+    "distill:method=blend,teacher=other.safetensors,alpha=0.5": "distill blend has a teacher",
+}
+
+
+@pytest.mark.parametrize("stage", UNFIT)
+def test_what_is_not_done_block_by_block_is_refused(stage: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=UNFIT[stage]):
+        compressor.calibrate(
+            tmp_path / "none", tmp_path / "s.safetensors", text=tmp_path / "no.txt", stages=[stage]
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_recipe_statistics_are_those_of_the_model(tmp_path: Path) -> None:
+    """Leave --recipe and --stage out: the statistics are then those of the model as it is"""
+    folder = save_model(tmp_path / "model", "LlamaForCausalLM", transformers.LlamaConfig(**DECODER))
+    (tmp_path / "text.txt").write_text(TEXT)
+    said = [
+        "calibrate",
+        folder,
+        "-o",
+        tmp_path / "s.safetensors",
+        "--text",
+        tmp_path / "text.txt",
+        "--length",
+        "32",
+    ]
+    refused = console.compressor(*said, "--stage", "quantize:bits=8,method=absmax")
+    assert refused.code == 2
+    assert "Leave --recipe and --stage out" in refused.err
+    assert console.compressor(*said, "--samples", "40").code == 0
+    check(open_statistics(tmp_path / "s.safetensors"), hooked(folder, windows_of(False, 32, 40)))
+
+
+def test_a_block_that_cannot_be_compressed_leaves_nothing(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model", "LlamaForCausalLM", transformers.LlamaConfig(**DECODER))
+    (tmp_path / "text.txt").write_text(TEXT)
+    given = {"text": tmp_path / "text.txt", "length": 16, "samples": 4}
+    for stage in ("quantize:bits=3,method=gptq,group_size=31", f"{ROUNDED},include=nothing.*"):
+        with pytest.raises(CompressorError):
+            compressor.calibrate(folder, tmp_path / "s.safetensors", stages=[stage], **given)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "text.txt"]
 
 
 # ---- what is refused -------------------------------------------------------------------------------------

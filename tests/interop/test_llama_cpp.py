@@ -617,3 +617,50 @@ def test_the_sample_folder(tmp_path: Path) -> None:
     file = tmp_path / "tiny.gguf"
     api.restore(SAMPLES / "tiny-llama", file, no_tokenizer=True)
     assert file.stat().st_size > 0
+
+
+def test_the_smallest_file_at_which_a_measure_holds(tmp_path: Path) -> None:
+    """`tune` from a GGUF file to another: what it measured holds, and llama.cpp computes what its blocks say."""
+    kind, more, tokens = MODELS["llama"]
+    folder, file, tuned, dense = (tmp_path / name for name in ("model", "whole.gguf", "tuned.gguf", "dense.gguf"))
+    folder.mkdir()
+    model = model_of(kind, more)
+    model.save_pretrained(folder)
+    tokenizer = with_tokenizer(folder, tokens)
+    api.restore(folder, file)
+    (tmp_path / "text.txt").write_text(PAGE * 4)
+    report = api.tune(file, tuned, text=tmp_path / "text.txt", length=64, max_kld=0.02, evaluations=8)
+    assert report.allocation is not None
+    assert len(report.allocation.tried) > 1
+    assert tuned.stat().st_size < 0.7 * file.stat().st_size  # the embedding and the head stay as they are
+    loss = api.compare(file, tuned, text=tmp_path / "text.txt", length=64).loss
+    assert loss is not None
+    assert loss.outputs.kld is not None
+    assert loss.outputs.kld <= 0.02
+    _check_as_its_blocks_say(tuned, dense, prompts_for(model, tokenizer))
+
+
+@pytest.mark.parametrize("target", [{"target_bits": 5.0}, {"target_size": 340_000}])
+def test_budgets_of_a_file_are_met_from_below(tmp_path: Path, target: dict[str, Any]) -> None:
+    kind, more, tokens = MODELS["llama"]
+    folder, file, small, dense = (tmp_path / name for name in ("model", "whole.gguf", "small.gguf", "dense.gguf"))
+    folder.mkdir()
+    model = model_of(kind, more)
+    model.save_pretrained(folder)
+    tokenizer = with_tokenizer(folder, tokens)
+    api.restore(folder, file)
+    report = api.quantize(file, small, **target)
+    if "target_size" in target:
+        assert 0.98 * target["target_size"] <= small.stat().st_size <= target["target_size"]
+    else:
+        assert 4.5 <= report.allocation.point.bits <= target["target_bits"]
+    _check_as_its_blocks_say(small, dense, prompts_for(model, tokenizer))
+
+
+def _check_as_its_blocks_say(coded: Path, dense: Path, prompts: list[list[int]]) -> None:
+    """llama.cpp loads a file, and computes what it does of the numbers that the file restores to."""
+    api.restore(coded, dense)
+    one, other = answers({"path": str(coded), "prompts": prompts}, {"path": str(dense), "prompts": prompts})
+    for ours, theirs in zip(one["logprobs"], other["logprobs"], strict=True):
+        apart = np.array([ours[token] - theirs[token] for token in theirs])
+        assert np.abs(apart).mean() <= 0.05

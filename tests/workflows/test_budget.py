@@ -707,7 +707,7 @@ def test_what_the_budget_chose_to_leave_is_not_called_excluded(model: Path, tmp_
     kept = _kept(report)
     assert kept["layer.0.weight"] == "excluded by layer.0.*"
     dense = [row.name for row in report.allocation.chosen if row.choice == "dense"]
-    assert {kept[name] for name in dense} == {"dense is what the budget chose"}
+    assert {kept[name] for name in dense} == {"the budget chose to leave it as it is"}
     assert report.plan.stages[-1]["exclude"] == ["layer.0.*", *dense]
 
 

@@ -47,7 +47,7 @@ from compressor.workflows.budget.takers import Takers
 from compressor.workflows.budget.way_on import SURE, Asked, least, way_on
 
 _STORES = ("auto", "packed", "archive")
-_CHOSEN_DENSE = LeftAlone("dense is what the budget chose", asked=True)
+_CHOSEN_DENSE = LeftAlone("the budget chose to leave it as it is", asked=True)
 _AS_ASKED = 1e-4  # of bits a weight, so that a codebook or a global scale beside codes of whole bits is no obstacle
 _ROUNDS = 4  # in which sizes of headers settle; after that larger strides are taken
 
