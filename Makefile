@@ -18,7 +18,7 @@ help:
 	@echo "make test-faults       the long fault injection: killed runs, failing disks, mutated files"
 	@echo "make test-interop      load the results in compressed-tensors and transformers (installs torch)"
 	@echo "make test-vllm         vLLM on the CPU: the log-probabilities of quantized folders (installs vLLM, 2 GB)"
-	@echo "make loaders           every family of models in every scheme through its loaders: docs/loaders.md (half an hour)"
+	@echo "make loaders           every family of models in every scheme through its loaders: docs/loaders.md (a quarter of an hour, without vLLM)"
 	@echo "make bench             throughput and memory beside cp, NumPy, torch, HQQ, scikit-learn (writes 2.4 GB to bench-data)"
 
 # A stamp for each set of packages: it is renewed when what is to be installed changes.

@@ -54,7 +54,7 @@ def with_random_weights(model: Any) -> Any:
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.ndim > 1 and name != "A_log":
                     parameter.normal_(std=0.05 if table else 0.12)
-                elif not torch.isfinite(parameter).all():
+                elif not torch.isfinite(parameter).all() or 0 < parameter.abs().max() < 1e-3:  # a layer scale
                     parameter.fill_(0.5)
     return model
 
