@@ -621,13 +621,8 @@ def test_the_sample_folder(tmp_path: Path) -> None:
 
 def test_the_smallest_file_at_which_a_measure_holds(tmp_path: Path) -> None:
     """`tune` from a GGUF file to another: what it measured holds, and llama.cpp computes what its blocks say."""
-    kind, more, tokens = MODELS["llama"]
-    folder, file, tuned, dense = (tmp_path / name for name in ("model", "whole.gguf", "tuned.gguf", "dense.gguf"))
-    folder.mkdir()
-    model = model_of(kind, more)
-    model.save_pretrained(folder)
-    tokenizer = with_tokenizer(folder, tokens)
-    api.restore(folder, file)
+    file, prompts = _llama(tmp_path)
+    tuned, dense = tmp_path / "tuned.gguf", tmp_path / "dense.gguf"
     (tmp_path / "text.txt").write_text(PAGE * 4)
     report = api.tune(file, tuned, text=tmp_path / "text.txt", length=64, max_kld=0.02, evaluations=8)
     assert report.allocation is not None
@@ -637,24 +632,31 @@ def test_the_smallest_file_at_which_a_measure_holds(tmp_path: Path) -> None:
     assert loss is not None
     assert loss.outputs.kld is not None
     assert loss.outputs.kld <= 0.02
-    _check_as_its_blocks_say(tuned, dense, prompts_for(model, tokenizer))
+    _check_as_its_blocks_say(tuned, dense, prompts)
 
 
 @pytest.mark.parametrize("target", [{"target_bits": 5.0}, {"target_size": 340_000}])
 def test_budgets_of_a_file_are_met_from_below(tmp_path: Path, target: dict[str, Any]) -> None:
-    kind, more, tokens = MODELS["llama"]
-    folder, file, small, dense = (tmp_path / name for name in ("model", "whole.gguf", "small.gguf", "dense.gguf"))
-    folder.mkdir()
-    model = model_of(kind, more)
-    model.save_pretrained(folder)
-    tokenizer = with_tokenizer(folder, tokens)
-    api.restore(folder, file)
+    file, prompts = _llama(tmp_path)
+    small, dense = tmp_path / "small.gguf", tmp_path / "dense.gguf"
     report = api.quantize(file, small, **target)
     if "target_size" in target:
         assert 0.98 * target["target_size"] <= small.stat().st_size <= target["target_size"]
     else:
         assert 4.5 <= report.allocation.point.bits <= target["target_bits"]
-    _check_as_its_blocks_say(small, dense, prompts_for(model, tokenizer))
+    _check_as_its_blocks_say(small, dense, prompts)
+
+
+def _llama(tmp_path: Path) -> tuple[Path, list[list[int]]]:
+    """A model as a GGUF file of numbers, and prompts for it."""
+    kind, more, tokens = MODELS["llama"]
+    folder, file = tmp_path / "model", tmp_path / "whole.gguf"
+    folder.mkdir()
+    model = model_of(kind, more)
+    model.save_pretrained(folder)
+    tokenizer = with_tokenizer(folder, tokens)
+    api.restore(folder, file)
+    return file, prompts_for(model, tokenizer)
 
 
 def _check_as_its_blocks_say(coded: Path, dense: Path, prompts: list[list[int]]) -> None:
